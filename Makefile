@@ -1,0 +1,29 @@
+# make train, make test, make check: each sets up .venv first, and only when the requirements changed.
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= config.json
+ARGS   ?=
+
+BIN   = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: train test check clean
+
+train: $(READY)
+	$(BIN)/python train.py -c $(CONFIG) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(READY): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
