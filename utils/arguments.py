@@ -1,0 +1,210 @@
+"""Checks the arguments that a config gives a component against the component's own signature."""
+
+import collections.abc
+import difflib
+import functools
+import inspect
+import json
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+PLAIN = (int, float, bool, str, type(None))
+
+
+class NotJson:
+    """Stands for a type that no JSON value has: a tensor, a function, a module."""
+
+
+def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a class's constructor or of a function, with resolved annotations.
+
+    Where a constructor takes **kwargs, the named parameters of the classes above it are among them.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for function in _constructors(component):
+        signature = inspect.signature(function)
+        for name, parameter in signature.parameters.items():
+            if name not in ("self", "cls") and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(name, parameter.replace(annotation=_resolve(function, parameter.annotation)))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def takes_any_keyword(component: Callable[..., Any]) -> bool:
+    """Whether unknown names reach the component, which then has to refuse them itself."""
+    return all(
+        any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+        for function in _constructors(component)
+    )
+
+
+def problems(
+    component: Callable[..., Any],
+    known: Mapping[str, inspect.Parameter],
+    args: Mapping[str, Any],
+    *,
+    filled: tuple[str, ...] = (),
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with the arguments, as (path below "args", message).
+
+    known: the parameters that a config may give. filled: required ones that may be left out all the same.
+    """
+    for name, value in args.items():
+        if name in known:
+            yield from _type_problems(known[name], value)
+        elif not takes_any_keyword(component):
+            yield (name,), f"{component.__name__} has no argument {name!r}; {_alternatives(name, known)}"
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in args and name not in filled:
+            kind = json_type(parameter.annotation)
+            how = f": {describe(parameter.annotation)}" if parameter.annotation is not parameter.empty else ""
+            if kind is NotJson:
+                how += ", which JSON cannot give; register a component of your own that makes it"
+            yield (), f'{component.__name__} needs the argument "{name}"{how}'
+
+
+def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    kind = json_type(parameter.annotation)
+    if kind is NotJson:
+        yield (parameter.name,), f"takes {describe(parameter.annotation)}, which JSON cannot give"
+        return
+    if parameter.default is None and value is None:
+        return
+    for path, message in type_problems(kind, value):
+        yield (parameter.name, *path), message
+
+
+def type_problems(kind: Any, value: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """What pydantic says of a value against a type, one problem a place."""
+    try:
+        TypeAdapter(kind, config=STRICT).validate_json(json.dumps(value))
+    except ValidationError as error:
+        found: dict[tuple[str | int, ...], list[str]] = {}
+        for item in error.errors(include_url=False):
+            path = _inside(value, item["loc"])
+            found.setdefault(path, []).append(item["msg"].removeprefix("Input "))
+        return [(path, f"{_either(messages)}, got {_short(_at(value, path))}") for path, messages in found.items()]
+    except PydanticSchemaGenerationError:
+        return []
+    return []
+
+
+def json_type(annotation: Any) -> Any:
+    """The part of an annotation that JSON can have: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
+    if annotation in (inspect.Parameter.empty, Any, object):
+        return Any
+    if annotation in PLAIN or annotation is None or typing.get_origin(annotation) is Literal:
+        return annotation
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return str
+    if annotation in (list, tuple, dict):
+        return annotation
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
+    if _union(annotation):
+        kinds = [kind for kind in map(json_type, inner) if kind is not NotJson]
+        useful = any(kind is not type(None) for kind in kinds)
+        return functools.reduce(operator.or_, kinds) if useful else NotJson
+    if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
+        return _container(origin, inner)
+    return NotJson
+
+
+def _container(origin: Any, inner: tuple[Any, ...]) -> Any:
+    kinds = tuple(item if item is Ellipsis else json_type(item) for item in inner)
+    if NotJson in kinds:
+        return NotJson
+    if origin in (collections.abc.Sequence, collections.abc.Iterable):
+        return list[kinds[0]]  # type: ignore[valid-type]
+    return origin[kinds]
+
+
+def describe(annotation: Any) -> str:
+    """An annotation as a reader writes it."""
+    if annotation in (inspect.Parameter.empty, Any):
+        return "anything"
+    if typing.get_origin(annotation) is Annotated:
+        base, *limits = typing.get_args(annotation)
+        return " ".join([describe(base), *filter(None, map(_limit, limits))])
+    if _union(annotation):
+        return " or ".join(describe(kind) for kind in typing.get_args(annotation))
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _limit(limit: Any) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [limit, *getattr(limit, "metadata", [])]
+    return " ".join(
+        f"{sign} {getattr(item, name)}" for item in limits for name, sign in signs.items() if hasattr(item, name)
+    )
+
+
+def _union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (Union, types.UnionType)
+
+
+def _constructors(component: Callable[..., Any]) -> list[Callable[..., Any]]:
+    if not inspect.isclass(component):
+        return [component]
+    if "__new__" in vars(component):  # torchmetrics picks the class by the argument "task"
+        return [component.__new__]
+    return [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)] or [lambda: None]
+
+
+def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
+    """An annotation written as a string becomes the type; one that only a type checker can resolve, Any."""
+    if not isinstance(annotation, str):
+        return annotation
+    names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
+    try:
+        return eval(annotation, names)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return Any
+
+
+def _alternatives(name: str, known: Mapping[str, inspect.Parameter]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"it takes: {', '.join(known) or 'none'}"
+
+
+def _inside(value: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of pydantic's path that stands in the value; the rest names members of a union."""
+    inside: list[str | int] = []
+    for part in path:
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, dict) and part in value):
+            value = value[part]
+            inside.append(part)
+    return tuple(inside)
+
+
+def _at(value: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _either(messages: list[str]) -> str:
+    unique = list(dict.fromkeys(messages))
+    return " or ".join([unique[0], *(message.removeprefix("should be ") for message in unique[1:])])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

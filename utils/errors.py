@@ -1,0 +1,29 @@
+"""The errors a user can mend. Each becomes one message on stderr, never a traceback."""
+
+
+class UserError(Exception):
+    """A mistake in the config, the arguments or a file. The message says what, where and what to do; status 2."""
+
+
+class ConfigError(UserError):
+    """The config or an override is wrong."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder is missing, damaged or does not fit."""
+
+
+class DataError(UserError):
+    """A data set is missing, empty or not what the config says."""
+
+
+class TrainingError(Exception):
+    """The run cannot go on (a loss that is not finite, a disk that cannot be written); status 1."""
+
+
+class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to stop, and saved)
+    """A signal asked the run to stop; status 128 + signal."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
