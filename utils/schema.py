@@ -1,0 +1,134 @@
+"""The keys of a config, their types, ranges and defaults. An editor and the README show the docstrings here."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+MONITOR = r"^(min|max) \S+$"
+NAME = r"^\w[\w.+-]*$"
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Component(Section):
+    """A component by name, with the arguments of its constructor. A bare string is short for ``{"type": NAME}``."""
+
+    type: str
+    """Its name, as ``python train.py --list`` prints it."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """The arguments of its constructor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+
+class MetricConfig(Component):
+    """A metric, by name."""
+
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    """The name under which it is logged; null: its type."""
+
+
+class SchedulerConfig(Component):
+    """A learning rate schedule of ``torch.optim.lr_scheduler``, or your own."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+    """Whether the schedule moves after each epoch or after each optimizer step."""
+
+
+class TrainerConfig(Section):
+    """How long to train, what to watch and what to keep."""
+
+    type: str = "Trainer"
+    """The trainer class."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of your own trainer class."""
+    epochs: PositiveInt = 10
+    """Number of epochs of the whole run."""
+    steps_per_epoch: PositiveInt | None = None
+    """Optimizer steps in an epoch; null: one pass over the training data."""
+    accumulate_steps: PositiveInt = 1
+    """Batches whose gradients make one optimizer step."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Largest norm of all gradients together; null: no clipping."""
+    monitor: Annotated[str, Field(pattern=MONITOR)] | None = None
+    """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
+    early_stop: PositiveInt | None = None
+    """Stop after so many epochs in which the monitored value did not improve; null: never."""
+    save_dir: str = "saved"
+    """Folder of all runs; a run is saved in save_dir/name/time."""
+    save_period: PositiveInt = 1
+    """Epochs between two checkpoints. The best and the last epoch are always saved."""
+    save_every_steps: PositiveInt | None = None
+    """Optimizer steps between two checkpoints within an epoch; null: none."""
+    keep_last: PositiveInt | None = 3
+    """Number of newest checkpoints to keep, beside the best; null: all."""
+    log_every_steps: PositiveInt = 50
+    """Optimizer steps between two points of the training curves."""
+    tensorboard: bool = True
+    """Write TensorBoard's event file."""
+    verbosity: Literal[0, 1, 2] = 2
+    """Console: 0 warnings only, 1 a line an epoch, 2 also a progress bar (lines in a file) within it."""
+
+
+class RuntimeConfig(Section):
+    """Where and in which arithmetic to compute."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|[a-z]+(:\d+)?)$")] = "auto"
+    """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps" ..."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward pass; weights stay in fp32. fp16 scales the loss."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, often faster after that."""
+
+
+class Config(Section):
+    """One experiment."""
+
+    schema_path: str | None = Field(default=None, alias="$schema")
+    """The JSON schema that lets an editor complete and check this file."""
+    name: Annotated[str, Field(pattern=NAME, max_length=100)]
+    """Name of the experiment and of its folder under trainer.save_dir."""
+    seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
+    """All randomness follows from this number: initial weights, order, augmentation, dropout."""
+    data_loader: Component
+    """The data set."""
+    model: Component
+    """The network."""
+    loss: Component
+    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn."""
+    metrics: list[MetricConfig] = Field(default_factory=list)
+    """What is measured: functions of model/metric.py, or classes of torchmetrics."""
+    optimizer: Component
+    """An optimizer of torch.optim, or your own."""
+    lr_scheduler: SchedulerConfig | None = None
+    """The learning rate's schedule; null: constant."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The training loop."""
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    """The device and its arithmetic."""
+
+
+# what victoresque/pytorch-template's users type, and what it is called here
+FORMER_NAMES = {
+    "arch": '"model"',
+    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
+    "save_freq": '"save_period"',
+    "len_epoch": '"steps_per_epoch", under "trainer"',
+    "data_loader_args": '"data_loader": {"args": ...}',
+    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
+    "tensorboardX": '"tensorboard"',
+    "visualization": '"tensorboard", under "trainer"',
+    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
+    "top_acc": '"accuracy"',
+    "MnistModel": '"LeNet"',
+    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
+}
