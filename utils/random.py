@@ -1,0 +1,99 @@
+"""Randomness as a function of numbers, so that a resumed run draws what the uninterrupted one drew.
+
+Three kinds: values computed from (seed, epoch, sample index) and drawn from no stream; the global generators, whose
+state goes into checkpoints; and a scope in which the global generators are seeded anew and put back afterwards.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def mix(*parts: int | str) -> int:
+    """A 63-bit number from any integers and words: equal parts give equal numbers, any change another one."""
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def permutation(count: int, *key: int | str) -> torch.Tensor:
+    """The numbers 0 to count - 1 in an order that depends on the key alone, int64 of shape (count,)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)))
+
+
+def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Tensor:
+    """Random numbers in [0, 1) for each sample, float64 of shape (draws, B), computed from its index and the key.
+
+    indices: int64 of shape (B,). The generator is SplitMix64 in counter form (Steele, Lea and Flood 2014).
+    """
+    counter = indices.numpy().astype(np.uint64) * np.uint64(draws)
+    state = np.stack([counter + np.uint64(draw) for draw in range(draws)])  # (draws, B)
+    state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(mix(*key))
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    values: npt.NDArray[np.float64] = (state >> np.uint64(11)) * 2.0**-53
+    return torch.from_numpy(values)
+
+
+def seed_generators(*key: int | str) -> None:
+    """Seed Python's, NumPy's and torch's global generators, those of accelerators included."""
+    seed = mix(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator_states() -> dict[str, Any]:
+    """The global generators' states as tensors and plain values, which ``torch.load(weights_only=True)`` accepts."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states = {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+        states["accelerator"] = torch.get_device_module(accelerator).get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Put back what ``generator_states`` gave."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator and "accelerator" in states:
+        torch.get_device_module(accelerator).set_rng_state(states["accelerator"])
+
+
+@contextmanager
+def isolated(*key: int | str) -> Iterator[None]:
+    """Inside, the global generators start from the key; afterwards they go on as if nothing had been drawn."""
+    before = generator_states()
+    seed_generators(*key)
+    try:
+        yield
+    finally:
+        restore_generators(before)
+
+
+def seed_sample(*key: int | str) -> None:
+    """Seed the generators that transforms of one sample draw from. Cheap: accelerators are left alone."""
+    seed = mix(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
