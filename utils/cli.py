@@ -1,0 +1,44 @@
+"""What train.py and test.py share on the command line: overrides, and errors as exit statuses."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.config import OVERRIDE
+from utils.errors import Stopped, TrainingError, UserError
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of both commands."""
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    made.add_argument("-d", "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps ... (runtime.device)")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any key of the config, as in trainer.epochs=5")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is an override."""
+    options = made.parse_intermixed_args(argv)
+    if isinstance(options.resume, str) and OVERRIDE.match(options.resume) and not Path(options.resume).exists():
+        options.overrides.insert(0, options.resume)
+        options.resume = ""
+    if options.device:
+        options.overrides.append(f"runtime.device={options.device}")
+    return options
+
+
+def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else."""
+    try:
+        command(argv)
+    except (UserError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved before is whole", file=sys.stderr)
+        return 130
+    return 0
