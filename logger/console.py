@@ -1,0 +1,101 @@
+"""What a person sees while a run goes on: a bar in a terminal, plain lines in a file, and the same in train.log."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+
+class _Lines(logging.Handler):
+    """Prints above the progress bar, if there is one. Warnings go to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
+
+
+class Console:
+    """verbosity 0: warnings only; 1: a line an epoch; 2: also what happens within it."""
+
+    def __init__(self, verbosity: int) -> None:
+        self.verbosity = verbosity
+        self.logger = logging.getLogger("run")
+        self.logger.propagate = False
+        self.logger.setLevel(logging.INFO)
+        self._log_file: logging.Handler | None = None
+        self._lines = _Lines(logging.WARNING if verbosity == 0 else logging.INFO)
+
+    def open(self, path: Path | None) -> None:
+        """Begin to print, and to write what is printed to a file too."""
+        self.logger.handlers = [self._lines]
+        if path is not None:
+            self._log_file = logging.FileHandler(path, encoding="utf-8")
+            self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            self._log_file.setLevel(self._lines.level)
+            self.logger.addHandler(self._log_file)
+
+    def close(self) -> None:
+        self.logger.handlers = []
+        if self._log_file is not None:
+            self._log_file.close()
+            self._log_file = None
+
+    def info(self, message: str) -> None:
+        self.logger.info(message)
+
+    def detail(self, message: str) -> None:
+        """For verbosity 2."""
+        if self.verbosity >= 2:
+            self.logger.info(message)
+
+    def warn(self, message: str) -> None:
+        self.logger.warning("warning: %s", message)
+
+    def progress(self, title: str, total: int, done: int = 0) -> "Progress":
+        return Progress(title, total, done, self) if self.verbosity >= 2 else Progress(title, total, done, None)
+
+
+class Progress:
+    """The progress of an epoch: a bar where the output is a terminal, lines where it is not."""
+
+    INTERVAL = 0.1  # seconds between two drawings of the bar, so that the device is hardly ever waited for
+
+    def __init__(self, title: str, total: int, done: int, console: Console | None) -> None:
+        self.title, self.total, self.done, self.console = title, total, done, console
+        self._next = 0.0
+        self._bar: tqdm | None = None
+        if console and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=total, initial=done, desc=title, unit=" steps", leave=False, file=sys.stdout, dynamic_ncols=True
+            )
+
+    def advance(self, loss: Tensor) -> None:
+        """One step more; the loss is read only when the bar is drawn."""
+        self.done += 1
+        if self._bar is not None and time.monotonic() >= self._next:
+            self._bar.set_postfix_str(f"loss {float(loss):.4g}", refresh=False)
+            self._bar.update(self.done - self._bar.n)
+            self._next = time.monotonic() + self.INTERVAL
+
+    def line(self, text: str) -> None:
+        """A line for the file, where there is no bar."""
+        if self.console and self._bar is None:
+            self.console.detail(f"{self.title}  step {self.done}/{self.total}  {text}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def show(values: Mapping[str, float]) -> str:
+    """Named numbers on one line, to four figures."""
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
