@@ -1,0 +1,289 @@
+"""The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.batches import Batches, Window
+from base.data import describe_batch
+from base.experiment import Experiment, Outputs, Training
+from base.metric import StepResult
+from base.progress import Progress
+from base.report import Report
+from utils.errors import ConfigError, Stopped, TrainingError, UserError
+from utils.random import generator_states, isolated, restore_generators
+from utils.registry import user_frame
+from utils.schema import TrainerConfig
+
+Group = list[tuple[Window, Any]]
+"""The batches of one optimizer step."""
+
+
+class BaseTrainer(ABC):
+    """Trains, validates and tests. A subclass gives ``train_step`` and ``eval_step``."""
+
+    training: Training
+    outputs: Outputs
+    report: Report
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        self.experiment = experiment
+        self.settings = settings
+        self.model = experiment.model
+        self.criterion = experiment.criterion
+        self.runtime = experiment.runtime
+        self.console = experiment.console
+        self.train_metrics = experiment.make_metrics()
+        self.progress = Progress()
+        self._unchecked: list[tuple[Tensor, list[Window]]] = []
+        self._saved: dict[str, Any] = {}
+        self._fits = False
+
+    @abstractmethod
+    def train_step(self, batch: Any, weight: float) -> StepResult:
+        """Forward and backward pass of one batch; gradients are added up. weight: its share of the optimizer step."""
+
+    @abstractmethod
+    def eval_step(self, batch: Any) -> StepResult:
+        """Forward pass of one batch, without gradients."""
+
+    # ------------------------------------------------------------------ the loop
+
+    def begin(self, training: Training, outputs: Outputs) -> None:
+        """Take what training needs; before ``load_state_dict`` and ``train``."""
+        self.training, self.outputs = training, outputs
+        every = self.settings.log_every_steps
+        self.report = Report(self.console, outputs.writers, epochs=self.settings.epochs, log_every_steps=every)
+
+    def train(self) -> None:
+        """Train to the end, from wherever the run stands.
+
+        Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the end was not saved.
+        """
+        try:
+            while not self.finished():
+                self.train_epoch()
+                self.end_epoch(self.validate())
+        except Stopped:
+            self.save()
+            raise
+        finally:
+            for batches in filter(None, (self.training.batches, self.training.validation)):
+                batches.close()
+            self.outputs.checkpointer.wait()
+            self.outputs.writers.close()
+        if self.outputs.checkpointer.failure:
+            raise TrainingError(f"the run ended, but {self.outputs.checkpointer.failure}")
+
+    def finished(self) -> bool:
+        return self.stopped_early() or self.progress.epochs >= self.settings.epochs
+
+    def stopped_early(self) -> bool:
+        patience = self.settings.early_stop
+        return patience is not None and self.progress.stale_epochs >= patience
+
+    def train_epoch(self) -> None:
+        """The optimizer steps that are left of this epoch."""
+        self.model.train()
+        self.report.begin_epoch(self.progress, self.steps_per_epoch())
+        try:
+            for group in self.groups():
+                self.experiment.signals.check()
+                loss = self.take_step(group)
+                self.report.step(loss, sum(window.size for window, _ in group))
+                if self.progress.steps % self.settings.log_every_steps == 0:
+                    self.log_window(loss)
+                if self.settings.save_every_steps and self.progress.steps % self.settings.save_every_steps == 0:
+                    self.save()
+        finally:
+            self.report.end_training()
+        self.progress.trained = True
+
+    def groups(self) -> Iterator[Group]:
+        """The batches of each optimizer step that is left of this epoch."""
+        progress, size = self.progress, self.settings.accumulate_steps
+        if progress.trained:
+            return
+        windows: Iterable[Window] = self.training.batches.windows(progress.position)
+        if self.settings.steps_per_epoch is None:
+            passes = progress.passes
+            windows = itertools.takewhile(lambda window: window.passes == passes, windows)
+        else:
+            left = self.settings.steps_per_epoch - progress.epoch_steps
+            windows = itertools.islice(windows, left * size)
+        windows, to_load = itertools.tee(windows)
+        pairs = zip(windows, self.training.batches.load(to_load), strict=True)
+        while group := list(itertools.islice(pairs, size)):
+            yield group
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a short last group counts."""
+        if self.settings.steps_per_epoch is not None:
+            return self.settings.steps_per_epoch
+        return -(-len(self.training.batches) // self.settings.accumulate_steps)
+
+    def take_step(self, group: Group) -> Tensor:
+        """One optimizer step. Returns its loss, of shape ()."""
+        samples = sum(window.size for window, _ in group)
+        shares = [window.size / samples for window, _ in group]
+        weights = [1.0] * len(group) if self.experiment.sum_loss else shares
+        results: list[StepResult] = []
+
+        def evaluate() -> Tensor:
+            results[:] = [
+                self.train_step(self.runtime.to_device(batch), weight)
+                for (_, batch), weight in zip(group, weights, strict=True)
+            ]
+            return _weighted_loss(results, weights)
+
+        with self._first_batch_fits(group[0][1]):
+            moved = self.runtime.optimizer_step(
+                self.training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
+            )
+            for result, (window, _), share in zip(results, group, shares, strict=True):
+                self.train_metrics.update(result, samples=window.size, share=share)
+        if moved:
+            self.training.schedule.after_step()
+        self.progress.steps += 1
+        self.progress.epoch_steps += 1
+        self.progress.move(self.training.batches.after(group[-1][0]))
+        loss = _weighted_loss(results, weights)
+        self._unchecked.append((loss, [window for window, _ in group]))
+        return loss
+
+    def log_window(self, loss: Tensor) -> None:
+        """A point of the curves within the epoch."""
+        self.check_finite()
+        means = self.train_metrics.close_window()
+        self.report.window(self.progress.steps, loss, means, self.training.schedule.rates())
+
+    def validate(self) -> dict[str, float]:
+        """The loss and the metrics on the held-out samples; empty if there are none."""
+        if self.training.validation is None:
+            return {}
+        return self.evaluate(self.training.validation)
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """The loss and the metrics over all samples of some batches, each counted once."""
+        metrics = self.experiment.make_metrics()
+        self.model.eval()
+        # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
+        with isolated(self.experiment.seed, "evaluation"), torch.inference_mode():
+            for window, batch in batches.one_pass():
+                self.experiment.signals.check()
+                with self._first_batch_fits(batch):
+                    result = self.eval_step(self.runtime.to_device(batch))
+                    metrics.update(result, samples=window.size, share=window.size / batches.num_samples)
+        return metrics.compute()
+
+    def end_epoch(self, validation: dict[str, float]) -> None:
+        """Judge the epoch, move the schedule, log and save."""
+        progress, schedule = self.progress, self.training.schedule
+        self.check_finite()
+        progress.epochs += 1
+        values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
+        monitored = self.monitored(values)
+        lower_is_better = (self.settings.monitor or "").startswith("min")
+        best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
+        rates = schedule.rates()
+        schedule.after_epoch(monitored)
+        self.report.epoch(progress, values, rates, best=best)
+        self.train_metrics.reset()
+        progress.epoch_steps, progress.trained = 0, False
+        if best or self.finished() or progress.epochs % self.settings.save_period == 0:
+            self.save()
+
+    def monitored(self, values: dict[str, float]) -> float | None:
+        """The value that ``trainer.monitor`` names; None if it names none."""
+        if self.settings.monitor is None:
+            return None
+        name = self.settings.monitor.split()[1]
+        if name not in values:
+            raise ConfigError(f"trainer.monitor: there is no {name}; there are: {', '.join(values)}")
+        return values[name]
+
+    # ------------------------------------------------------------------ what may go wrong
+
+    @contextmanager
+    def _first_batch_fits(self, batch: Any) -> Iterator[None]:
+        """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if self._fits:
+                raise
+            raise UserError(
+                f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
+                f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
+            ) from error
+        self._fits = True
+
+    def check_finite(self) -> None:
+        """Raise TrainingError if a loss since the last check was not finite."""
+        finite, unchecked = self.train_metrics.finite(), self._unchecked
+        self._unchecked = []
+        if finite:
+            return
+        first = self.progress.steps - len(unchecked) + 1
+        for step, (loss, windows) in enumerate(unchecked, start=first):
+            if not torch.isfinite(loss):
+                indices = torch.cat([self.training.batches.sample_indices(window) for window in windows])
+                samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
+                raise TrainingError(
+                    f"the loss is {float(loss)} at step {step} (in epoch {self.progress.epochs + 1}, "
+                    f"with the samples {samples}).\n"
+                    "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and look "
+                    "for values in these samples that are not finite.\n"
+                    f"The checkpoints in {self.outputs.checkpointer.folder} are from before that step."
+                )
+
+    # ------------------------------------------------------------------ state
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the newest one is of this very moment."""
+        moment = self.progress.state_dict()
+        if moment != self._saved:
+            self.check_finite()
+            self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
+            self._saved = moment
+
+    def save_now(self) -> None:
+        """Write a checkpoint and wait until it is on disk."""
+        self.save()
+        self.outputs.checkpointer.wait()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part, by name: tensors and plain values."""
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        return {**state, "random": generator_states(), "writers": self.outputs.writers.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: parts, random generators, and what was logged or saved after it is taken back."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        restore_generators(state["random"])
+        self.outputs.writers.resume(state["writers"], step=self.progress.steps)
+        self.outputs.checkpointer.resume(self.progress.steps, best_step=self.progress.best_step)
+        self._saved = self.progress.state_dict()
+
+    def parts(self) -> dict[str, Any]:
+        """Every part that has a state, under the name it has in a checkpoint. A subclass may add its own."""
+        return {
+            "model": self.model,
+            "optimizer": self.training.optimizer,
+            "schedule": self.training.schedule,
+            "runtime": self.runtime,
+            "metrics": self.train_metrics,
+            "progress": self.progress,
+        }
+
+
+def _weighted_loss(results: list[StepResult], weights: list[float]) -> Tensor:
+    """The loss of an optimizer step, as one large batch would have had it."""
+    losses = [result.loss.detach() for result in results]
+    return losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(weights)

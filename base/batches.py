@@ -1,0 +1,142 @@
+"""Which samples make which batch: a function of (seed, pass, position), with nothing to remember but the position."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from base.data import SampleRandom, Source
+from utils.random import mix, permutation
+from utils.signals import ignore_in_worker
+
+
+class Position(NamedTuple):
+    """How far the training data are used: whole passes, and samples of the pass that is under way."""
+
+    passes: int = 0
+    samples: int = 0
+
+
+class Window(NamedTuple):
+    """One batch: the samples from start to stop in the order of a pass."""
+
+    passes: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+class Batches:
+    """The batches of a data set or of a part of it.
+
+    indices: the samples that take part, int64 of shape (N,); None: all. shuffle: an order of its own for each pass.
+    num_workers: processes that prepare batches; 0 prepares them in this one.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        indices: Tensor | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        self.source, self.batch_size, self.indices = source, batch_size, indices
+        self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
+        self.num_samples = len(source) if indices is None else len(indices)
+        self._order: tuple[int, Tensor] | None = None
+        self._workers: tuple[_Requests, DataLoader[Any]] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one pass; a short last one counts."""
+        return -(-self.num_samples // self.batch_size)
+
+    def windows(self, position: Position = Position(0, 0)) -> Iterator[Window]:  # noqa: B008  (immutable)
+        """The batches from a position on, without end."""
+        passes, start = position
+        while True:
+            stop = min(start + self.batch_size, self.num_samples)
+            yield Window(passes, start, stop)
+            passes, start = (passes, stop) if stop < self.num_samples else (passes + 1, 0)
+
+    def after(self, window: Window) -> Position:
+        """The position when a batch is used."""
+        return (
+            Position(window.passes, window.stop) if window.stop < self.num_samples else Position(window.passes + 1, 0)
+        )
+
+    def sample_indices(self, window: Window) -> Tensor:
+        """Which samples of the data set a batch holds, int64 of shape (B,)."""
+        if not self.shuffle:
+            chosen = torch.arange(window.start, window.stop)
+            return chosen if self.indices is None else self.indices[chosen]
+        if self._order is None or self._order[0] != window.passes:
+            order = permutation(self.num_samples, self.seed, "order", window.passes)
+            self._order = window.passes, order if self.indices is None else self.indices[order]
+        return self._order[1][window.start : window.stop]
+
+    def load(self, windows: Iterable[Window]) -> Iterator[Any]:
+        """The batches themselves, in the order of the windows."""
+        requests = ((window.passes, self.sample_indices(window)) for window in windows)
+        fetch = _Fetch(self.source, self.seed)
+        if self.num_workers == 0:
+            yield from map(fetch.__getitem__, requests)
+            return
+        if self._workers is None:  # started once and kept from epoch to epoch
+            self._workers = self._start_workers(fetch)
+        sampler, loader = self._workers
+        sampler.requests = requests
+        yield from loader
+
+    def one_pass(self) -> Iterator[tuple[Window, Any]]:
+        """Every sample once, with the number of samples in each batch."""
+        windows = list(itertools.islice(self.windows(), len(self)))
+        return zip(windows, self.load(windows), strict=True)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._workers = None
+
+    def _start_workers(self, fetch: "_Fetch") -> "tuple[_Requests, DataLoader[Any]]":
+        sampler = _Requests()
+        loader: DataLoader[Any] = DataLoader(
+            fetch,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=True,
+            pin_memory=torch.accelerator.is_available(),
+            worker_init_fn=ignore_in_worker,
+            # a generator of its own: the loader draws from it, and must not draw from the model's
+            generator=torch.Generator().manual_seed(mix(self.seed, "workers")),
+        )
+        return sampler, loader
+
+
+class _Fetch(Dataset[Any]):
+    """Batches by request, (pass, indices), in this process or in a worker."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, request: tuple[int, Tensor]) -> Any:
+        passes, indices = request
+        return self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", passes)))
+
+
+class _Requests(torch.utils.data.Sampler[Any]):
+    """Hands the requests of one epoch to the workers."""
+
+    def __init__(self) -> None:
+        self.requests: Iterable[tuple[int, Tensor]] = ()
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return iter(self.requests)

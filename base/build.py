@@ -1,0 +1,207 @@
+"""From a checked config to the objects of a run, for training and testing alike."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer
+from base.batches import Batches
+from base.experiment import Experiment, Outputs, Training
+from base.metric import Metrics
+from base.schedule import Schedule
+from logger.console import Console
+from logger.writers import EventWriter, JsonlWriter, Writer, Writers
+from utils.checkpoint import Checkpointer
+from utils.config import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH, LoadedConfig
+from utils.errors import UserError
+from utils.located_json import KeyPath
+from utils.random import seed_generators
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, user_frame
+from utils.run_folder import RunFolder
+from utils.runtime import Runtime
+from utils.schema import Component
+from utils.signals import SignalWatch
+
+# optimizers with one fused kernel for all weights, and where; the results differ by rounding alone
+FUSED = {"SGD", "Adam", "AdamW"}
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+
+
+def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatch) -> Experiment:
+    """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
+    config = loaded.config
+    runtime = Runtime(config.runtime)
+    data: BaseDataLoader = _build(loaded, "data_loader", config.data_loader)
+    seed_generators(config.seed, "model")
+    model: nn.Module = _build(loaded, "model", config.model)
+    runtime.prepare(model)
+    criterion, sum_loss = _loss(loaded, runtime)
+    make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
+    make_metrics()  # so that a mistake shows now
+    return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
+
+
+def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
+    settings = loaded.config.trainer
+    trainer = REGISTRIES["trainer"].get(settings.type)
+    assert trainer is not None
+    built = _call(
+        loaded, ("trainer",), settings.type, functools.partial(trainer, experiment, settings, **settings.args)
+    )
+    assert isinstance(built, BaseTrainer)
+    return built
+
+
+def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
+    """What only training needs. Reads the training data; writes nothing."""
+    config, settings, data = loaded.config, loaded.config.trainer, experiment.data
+    at, name = ("data_loader", "args"), config.data_loader.type
+    batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed))
+    validation: Batches | None = _call(loaded, at, name, data.validation)
+    if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
+        raise loaded.error(
+            ("trainer", "monitor"),
+            f'"{settings.monitor}" needs validation data, and data_loader.args.validation_split is 0; '
+            'set it, or monitor a training value, as in "min loss"',
+        )
+    optimizer = _optimizer(loaded, experiment)
+    schedule = _schedule(loaded, optimizer, batches)
+    seed_generators(config.seed, "training")
+    return Training(batches, validation, optimizer, schedule)
+
+
+def build_outputs(loaded: LoadedConfig, folder: RunFolder, console: Console) -> Outputs:
+    """The writers and the checkpoints of a run folder."""
+    settings = loaded.config.trainer
+    kinds: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
+    if settings.tensorboard:
+        kinds["events"] = EventWriter(folder.path)
+    writers = Writers(kinds)
+    checkpointer = Checkpointer(
+        folder.checkpoints, keep_last=settings.keep_last, warn=console.warn, before_commit=writers.sync
+    )
+    return Outputs(writers, checkpointer)
+
+
+def _build(loaded: LoadedConfig, kind: str, component: Component, *passed: Any) -> Any:
+    make = REGISTRIES[kind].get(component.type)
+    assert make is not None, "the config was checked"
+    return _call(loaded, (kind, "args"), component.type, functools.partial(make, *passed, **component.args))
+
+
+def _call(loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any]) -> Any:
+    """Build something; what goes wrong is told at its place in the config and, in the user's own code, at its line."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:
+        raise loaded.error(
+            path, f"{name} cannot be built from these arguments: {error}\n{user_frame(error)}"
+        ) from error
+
+
+def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
+    """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction"."""
+    component = loaded.config.loss
+    function = LOSSES.get(component.type)
+    assert function is not None
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    if inspect.isclass(function):
+        module: nn.Module = _build(loaded, "loss", component)
+        criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
+    else:
+        criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        raise loaded.error(
+            ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
+        )
+    return criterion, reduction == "sum"
+
+
+def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
+    functions, library = {}, {}
+    for index, metric in enumerate(loaded.config.metrics):
+        name, make = metric.name or metric.type, METRICS.get(metric.type)
+        assert make is not None
+        if inspect.isclass(make):
+            library[name] = _call(loaded, ("metrics", index), metric.type, functools.partial(make, **metric.args))
+        else:
+            functions[name] = functools.partial(make, **metric.args)
+    return Metrics(functions, library, device=runtime.device, dtype=runtime.sum_dtype, sum_loss=sum_loss)
+
+
+def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
+    component = loaded.config.optimizer
+    parameters = [p for p in experiment.model.parameters() if p.requires_grad]
+    if not parameters:
+        raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
+    args = dict(component.args)
+    if component.type in FUSED and not args.keys() & {"fused", "foreach", "differentiable"}:
+        args["fused"] = experiment.runtime.device.type in FUSED_DEVICES
+    make = OPTIMIZERS.get(component.type)
+    assert make is not None
+    built = _call(loaded, ("optimizer", "args"), component.type, functools.partial(make, parameters, **args))
+    assert isinstance(built, Optimizer)
+    return built
+
+
+def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> Schedule:
+    config, component = loaded.config, loaded.config.lr_scheduler
+    steps = config.trainer.steps_per_epoch or -(-len(batches) // config.trainer.accumulate_steps)
+    if component is None:
+        return Schedule(optimizer, None, per_step=False, length=0)
+    per_step = component.interval == "step"
+    length = config.trainer.epochs * (steps if per_step else 1)
+
+    def make(optimizer: Optimizer) -> LRScheduler:
+        return _scheduler(loaded, component, optimizer, length, ("lr_scheduler",))
+
+    return Schedule(optimizer, make, per_step=per_step, length=length)
+
+
+def _scheduler(
+    loaded: LoadedConfig, component: Component, optimizer: Optimizer, length: int, path: KeyPath
+) -> LRScheduler:
+    make, args = SCHEDULERS.get(component.type), dict(component.args)
+    assert make is not None
+    name = FROM_RUN_LENGTH.get(component.type)
+    if name and args.get(name) is None and not (name == "total_steps" and "epochs" in args):
+        args[name] = length
+    if component.type == "OneCycleLR":
+        given = args.get("total_steps") or args.get("epochs", 0) * args.get("steps_per_epoch", 0)
+        if given != length:
+            raise loaded.error(
+                (*path, "args"),
+                f"OneCycleLR is laid out over {given} steps, the run has {length}; leave its length out",
+            )
+    if component.type in COMPOUND_SCHEDULERS:
+        args["schedulers"] = [
+            _scheduler(loaded, Component.model_validate(inner), optimizer, length, (*path, "args", "schedulers", index))
+            for index, inner in enumerate(args["schedulers"])
+        ]
+    if component.type != "ChainedScheduler":
+        args["optimizer"] = optimizer
+    built: LRScheduler = _call(loaded, (*path, "args"), component.type, functools.partial(make, **args))
+    return built
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], source: Path) -> None:
+    """Load a checkpoint's weights. Raises UserError that names what does not fit; nothing is skipped."""
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reasons = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
+        raise UserError(f"the weights of {source} do not fit this model:\n{reasons}") from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

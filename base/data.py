@@ -1,0 +1,102 @@
+"""Where batches come from: tensors in memory, a batch at a time, or any map-style data set, a sample at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from utils.random import generator_states, restore_generators, seed_sample, uniform
+
+
+@dataclass
+class SampleRandom:
+    """Random numbers for the samples of a batch, a function of (seed, pass, index): the same wherever they are drawn."""
+
+    indices: Tensor
+    """Indices of the samples in the data set, int64 of shape (B,)."""
+    key: tuple[int | str, ...]
+    drawn: int = field(default=0, init=False)
+
+    def uniform(self, draws: int = 1) -> Tensor:
+        """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
+        self.drawn += 1
+        return uniform(self.indices, *self.key, self.drawn, draws=draws)
+
+    def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
+        """Fresh integers in [low, high), int64 of shape (draws, B)."""
+        return (self.uniform(draws) * (high - low)).long() + low
+
+
+class Source(Protocol):
+    """A data set that gives whole batches."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
+        """The samples of these indices, int64 of shape (B,), as one batch."""
+        ...
+
+
+class TensorSource:
+    """A data set in memory, in the type it is stored in; a batch is indexed, augmented and transformed at once.
+
+    inputs: (N, ...); targets: (N, ...). augment: gets a batch as stored and the random numbers of its samples.
+    transform: gets a batch as stored and gives what the model sees, as in scaling bytes to floats.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        augment: Callable[[Tensor, SampleRandom], Tensor] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
+        self.inputs, self.targets = inputs, targets
+        self.augment, self.transform = augment, transform
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.inputs[indices], self.targets[indices]
+        if self.augment is not None:
+            inputs = self.augment(inputs, random)
+        return (inputs if self.transform is None else self.transform(inputs)), targets
+
+
+class SampleSource:
+    """Any map-style data set. Each sample's transforms find the global generators seeded from (seed, pass, index)."""
+
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
+        before = generator_states()  # without workers, the model's dropout draws from the same generators
+        samples = []
+        for index in indices.tolist():
+            seed_sample(*random.key, index)
+            samples.append(self.dataset[index])
+        restore_generators(before)
+        return self.collate(samples)
+
+
+def as_source(data: Source | Dataset[Any]) -> Source:
+    return SampleSource(data) if isinstance(data, Dataset) else data
+
+
+def describe_batch(batch: Any) -> str:
+    """The shapes and types in a batch, for a message."""
+    if isinstance(batch, torch.Tensor):
+        return f"{tuple(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
+    if isinstance(batch, (list, tuple)):
+        return ", ".join(map(describe_batch, batch))
+    return type(batch).__name__

@@ -1,0 +1,53 @@
+"""The parts of a run, built and ready; what a trainer gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from base.base_data_loader import BaseDataLoader
+from base.batches import Batches
+from base.metric import Metrics
+from base.schedule import Schedule
+from logger.console import Console
+from logger.writers import Writers
+from utils.checkpoint import Checkpointer
+from utils.runtime import Runtime
+from utils.signals import SignalWatch
+
+
+@dataclass
+class Experiment:
+    """What training and testing have in common."""
+
+    seed: int
+    runtime: Runtime
+    data: BaseDataLoader
+    model: nn.Module
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    """The loss, (outputs, targets) -> shape ()."""
+    sum_loss: bool
+    """Whether the loss is a sum over the samples and not their mean."""
+    make_metrics: Callable[[], Metrics]
+    """New sums for one phase."""
+    console: Console
+    signals: SignalWatch
+
+
+@dataclass
+class Training:
+    """What only training needs."""
+
+    batches: Batches
+    validation: Batches | None
+    optimizer: Optimizer
+    schedule: Schedule
+
+
+@dataclass
+class Outputs:
+    """Where a training run leaves what it found."""
+
+    writers: Writers
+    checkpointer: Checkpointer

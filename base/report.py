@@ -1,0 +1,62 @@
+"""What a run says of itself while it trains: to the console, to metrics.jsonl and to TensorBoard."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from base.progress import Progress
+from logger.console import Console, number, show
+from logger.writers import Writers
+
+
+class Report:
+    """The console and the writers of one run, fed once a step, once a window and once an epoch."""
+
+    def __init__(self, console: Console, writers: Writers, *, epochs: int, log_every_steps: int) -> None:
+        self.console, self.writers = console, writers
+        self.epochs, self.log_every_steps = epochs, log_every_steps
+
+    def begin_epoch(self, progress: Progress, steps: int) -> None:
+        """The training of an epoch of so many optimizer steps begins, or goes on."""
+        self._samples, self._start, self._seconds = 0, time.perf_counter(), 0.0
+        self._bar = self.console.progress(f"epoch {progress.epochs + 1}/{self.epochs}", steps, progress.epoch_steps)
+
+    def step(self, loss: Tensor, samples: int) -> None:
+        self._samples += samples
+        self._bar.advance(loss)
+
+    def window(self, step: int, loss: Tensor, means: Mapping[str, float], rates: Sequence[float]) -> None:
+        """A point of the curves within an epoch: the means since the point before. loss: of this very step."""
+        self._bar.line(f"loss {number(float(loss))}")
+        self.writers.scalars(step, {f"{name}/step": value for name, value in means.items()} | _tags(rates))
+
+    def end_training(self) -> None:
+        """The training of an epoch ends, or is interrupted; its validation follows."""
+        self._bar.close()
+        self._seconds = time.perf_counter() - self._start
+
+    def epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
+        """The epoch's line in metrics.jsonl and the console, and its points in TensorBoard."""
+        speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
+        place = {"epoch": progress.epochs, "step": progress.steps}
+        self.writers.epoch({**place, **values, "lr": rates[0], **speed, "seconds": self._seconds})
+        scalars = {_chart(name): value for name, value in values.items()} | speed
+        if progress.steps % self.log_every_steps:  # else the window of this step has them
+            scalars |= _tags(rates)
+        self.writers.scalars(progress.steps, scalars)
+        self.console.info(
+            f"epoch {progress.epochs}/{self.epochs}  step {progress.steps}  {show(values)}  lr {rates[0]:.3g}  "
+            f"{self._seconds:.1f} s  {speed['samples_per_second']:,.0f} samples/s{'  best' if best else ''}"
+        )
+
+
+def _chart(name: str) -> str:
+    """The tag of an epoch's value: training and validation stand in one group of charts."""
+    return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
+
+
+def _tags(rates: Sequence[float]) -> dict[str, float]:
+    if len(rates) == 1:
+        return {"learning_rate": rates[0]}
+    return {f"learning_rate/group_{index}": rate for index, rate in enumerate(rates)}

@@ -1,0 +1,80 @@
+"""The learning rate's schedule: when it moves, and what it is laid out over."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+LaidOut = Callable[[Optimizer], LRScheduler]
+
+
+class Schedule:
+    """A torch scheduler that moves after each optimizer step or after each epoch; None stays constant.
+
+    make: builds the scheduler on the optimizer. length: what it is laid out over, in units of its interval.
+    """
+
+    def __init__(self, optimizer: Optimizer, make: LaidOut | None, *, per_step: bool, length: int) -> None:
+        self.optimizer, self.make = optimizer, make
+        self.per_step, self.length = per_step, length
+        self.moves = 0
+        self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
+        self.scheduler = make(optimizer) if make else None
+
+    def after_step(self) -> None:
+        if self.scheduler and self.per_step:
+            self._move(None)
+
+    def after_epoch(self, monitored: float | None) -> None:
+        if self.scheduler and not self.per_step:
+            self._move(monitored)
+
+    def rates(self) -> list[float]:
+        """The learning rate of each parameter group."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = self.scheduler.state_dict() if self.scheduler else None
+        return {"scheduler": scheduler, "moves": self.moves, "length": self.length}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a state, after the optimizer did. Where the run is now of another length, the schedule is laid
+        out anew over it, as if it had been from the start; True if that changed what it was.
+        """
+        if self.scheduler is None or state["scheduler"] is None:
+            return False
+        if state["length"] == self.length or isinstance(self.scheduler, ReduceLROnPlateau):
+            self.moves = state["moves"]
+            self.scheduler.load_state_dict(state["scheduler"])
+            return False
+        before = self.rates()
+        self._replay(state["moves"])
+        return self.rates() != before
+
+    def _move(self, monitored: float | None) -> None:
+        assert self.scheduler is not None
+        self.moves += 1
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            assert monitored is not None
+            self.scheduler.step(monitored)
+        else:
+            self.scheduler.step()
+
+    def _replay(self, moves: int) -> None:
+        assert self.make is not None
+        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+            group.pop("initial_lr", None)
+            group.update(initial)
+        self.scheduler = self.make(self.optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # no optimizer step goes before these
+            for _ in range(moves):
+                self.scheduler.step()
+        self.moves = moves
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group without its parameters: learning rate, momentum and so on."""
+    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}

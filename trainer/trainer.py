@@ -1,0 +1,27 @@
+"""The mathematics of a step. This is the file to edit."""
+
+from typing import Any
+
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
+from utils.registry import TRAINERS
+
+
+@TRAINERS.register
+class Trainer(BaseTrainer):
+    """One model, one loss, batches of (inputs, targets)."""
+
+    def train_step(self, batch: Any, weight: float) -> StepResult:
+        inputs, targets = batch
+        with self.runtime.autocast():
+            outputs = self.model(inputs)  # (B, ...) -> (B, num_outputs)
+            loss = self.criterion(outputs, targets)  # ()
+        self.runtime.backward(loss, weight)
+        return StepResult(loss, outputs, targets)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        with self.runtime.autocast():
+            outputs = self.model(inputs)
+            loss = self.criterion(outputs, targets)
+        return StepResult(loss, outputs, targets)
