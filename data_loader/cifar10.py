@@ -1,0 +1,113 @@
+"""CIFAR10: 60,000 photographs of ten classes, 32x32 (Krizhevsky 2009)."""
+
+from typing import Any
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from base.base_data_loader import BaseDataLoader
+from base.data import SampleRandom, TensorSource
+from utils.errors import DataError
+from utils.paths import project_path
+from utils.registry import DATA_LOADERS
+from utils.schema import Fraction
+
+
+@DATA_LOADERS.register
+class CIFAR10Loader(BaseDataLoader):
+    """CIFAR10, kept in memory as bytes. torchvision downloads it, checks its md5 sums and reads it.
+
+    data_dir: folder of the data set, relative to the project's folder.
+    download: fetch it if it is not there.
+    crop: in training, shift each image by up to this many pixels in each direction; what comes in is black.
+    flip: in training, mirror each image with probability 1/2.
+    mean, std: per channel, of images in [0, 1]; the default scales to [-1, 1].
+    """
+
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+    def __init__(
+        self,
+        *,
+        batch_size: PositiveInt,
+        data_dir: str = "data",
+        download: bool = True,
+        crop: NonNegativeInt = 0,
+        flip: bool = False,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        eval_batch_size: PositiveInt | None = None,
+        validation_split: Fraction | NonNegativeInt = 0.1,
+        shuffle: bool = True,
+        num_workers: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            validation_split=validation_split,
+            shuffle=shuffle,
+            num_workers=num_workers,
+        )
+        self.data_dir, self.download = project_path(data_dir), download
+        self.crop, self.flip = crop, flip
+        if min(std) <= 0:
+            raise ValueError(f'"std" must be greater than 0, got {list(std)}')
+        # bytes to what the model sees in one multiplication and one addition per pixel, shape (3, 1, 1)
+        self.scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
+        self.shift = -torch.tensor(mean).view(3, 1, 1) / torch.tensor(std).view(3, 1, 1)
+        self._read: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        use = self.augment if augment and (self.crop or self.flip) else None
+        return TensorSource(*self.read(train=True), augment=use, transform=self.normalize)
+
+    def test_data(self) -> TensorSource:
+        return TensorSource(*self.read(train=False), transform=self.normalize)
+
+    def read(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Images, uint8 of shape (N, 3, 32, 32), and labels, int64 of shape (N,). Raises DataError."""
+        if train not in self._read:
+            from torchvision.datasets import CIFAR10
+
+            try:
+                data: Any = CIFAR10(str(self.data_dir), train=train, download=self.download)
+            except (RuntimeError, OSError) as error:
+                raise DataError(
+                    f"CIFAR10 cannot be read from {self.data_dir}: {error}\n"
+                    'Set data_loader.args.data_dir to the folder that holds "cifar-10-batches-py", or let it download.'
+                ) from error
+            # (N, 32, 32, 3) in memory, so that batches are in channels_last as convolutions like them
+            images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+            self._read[train] = images, torch.tensor(data.targets)
+        return self._read[train]
+
+    def augment(self, images: Tensor, random: SampleRandom) -> Tensor:
+        """Random crop and flip of a batch, uint8 of shape (B, 3, H, W) to the same."""
+        if self.crop:
+            images = random_crop(images, self.crop, random)
+        if self.flip:
+            images = random_flip(images, random)
+        return images
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 in [0, 255] to float32, by default in [-1, 1]."""
+        return images.float().mul_(self.scale).add_(self.shift)
+
+
+def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
+    """Shift each image of (B, C, H, W) by up to ``padding`` pixels in both directions; zeros come in."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
+    top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
+    rows = (top[:, None] + torch.arange(height))[:, :, None]  # (B, H, 1)
+    columns = (left[:, None] + torch.arange(width))[:, None, :]  # (B, 1, W)
+    channels_last = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]  # (B, H, W, C)
+    return channels_last.permute(0, 3, 1, 2)
+
+
+def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2."""
+    mirrored = random.uniform()[0] < 0.5  # (B,)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)

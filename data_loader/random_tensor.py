@@ -1,0 +1,73 @@
+"""Random tensors: data without a download, for trying out a model or the machine."""
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from base.base_data_loader import BaseDataLoader
+from base.data import TensorSource
+from utils.registry import DATA_LOADERS
+from utils.schema import Fraction
+
+
+@DATA_LOADERS.register
+class RandomTensorLoader(BaseDataLoader):
+    """Inputs drawn from N(0, 1) with one kind of target; give exactly one of the three.
+
+    target_shape: targets drawn from N(0, 1), of this shape a sample.
+    num_classes: targets drawn evenly from 0 to num_classes - 1.
+    linear: targets are the sum of the inputs, each times its coefficient, of shape (1,) a sample.
+
+    num_samples, num_test_samples: samples of training (with validation) and test data.
+    input_shape: shape of one input, as in [1000] or [3, 32, 32].
+    seed: of the data; it is not the seed of the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: PositiveInt,
+        num_samples: PositiveInt,
+        input_shape: list[PositiveInt],
+        target_shape: list[PositiveInt] | None = None,
+        num_classes: PositiveInt | None = None,
+        linear: list[float] | None = None,
+        num_test_samples: PositiveInt = 1000,
+        seed: NonNegativeInt = 0,
+        eval_batch_size: PositiveInt | None = None,
+        validation_split: Fraction | NonNegativeInt = 0,
+        shuffle: bool = True,
+        num_workers: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            validation_split=validation_split,
+            shuffle=shuffle,
+            num_workers=num_workers,
+        )
+        if [target_shape, num_classes, linear].count(None) != 2:
+            raise ValueError('exactly one of "target_shape", "num_classes" and "linear" says what the targets are')
+        if linear is not None and len(linear) != torch.Size(input_shape).numel():
+            raise ValueError(f'"linear" has {len(linear)} coefficients for inputs of shape {input_shape}')
+        self.input_shape, self.target_shape = input_shape, target_shape
+        self.num_classes, self.linear = num_classes, linear
+        self.num_samples, self.num_test_samples, self.seed = num_samples, num_test_samples, seed
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return self._draw(self.num_samples, self.seed)
+
+    def test_data(self) -> TensorSource:
+        return self._draw(self.num_test_samples, self.seed + 2**31)  # other draws than any training set's
+
+    def _draw(self, count: int, seed: int) -> TensorSource:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(count, *self.input_shape, generator=generator)  # (N, *input_shape)
+        return TensorSource(inputs, self._targets(inputs, generator))
+
+    def _targets(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        if self.linear is not None:
+            return inputs.flatten(1) @ torch.tensor(self.linear, dtype=inputs.dtype)[:, None]  # (N, D) @ (D, 1) -> (N, 1)
+        if self.num_classes is not None:
+            return torch.randint(self.num_classes, (len(inputs),), generator=generator)  # (N,)
+        return torch.randn(len(inputs), *(self.target_shape or ()), generator=generator)

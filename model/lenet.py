@@ -1,0 +1,45 @@
+"""LeNet as in the PyTorch tutorials: two convolutions, two poolings, three linear layers (LeCun et al. 1998)."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from base.base_model import BaseModel
+from utils.registry import MODELS
+from utils.schema import Fraction
+
+
+@MODELS.register
+class LeNet(BaseModel):
+    """Classifies 32x32 images; for the tutorials, in_channels 1 with kernel_size 3, or 3 with 5.
+
+    dropout: probability with which a feature of the two hidden linear layers is left out in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Literal[1, 3] = 3,
+        kernel_size: Literal[3, 5] = 5,
+        num_classes: PositiveInt = 10,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 6, kernel_size)
+        self.conv2 = nn.Conv2d(6, 16, kernel_size)
+        side = {3: 6, 5: 5}[kernel_size]  # 32 -> 30 -> 15 -> 13 -> 6, or 32 -> 28 -> 14 -> 10 -> 5
+        self.fc1 = nn.Linear(16 * side * side, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, num_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # pooling before the ReLU: the same values as the other way round, for a quarter of the ReLU's work
+        x = F.max_pool2d(self.conv1(x), 2).relu()  # (B, in_channels, 32, 32) -> (B, 6, 14 or 15, ...)
+        x = F.max_pool2d(self.conv2(x), 2).relu()  # -> (B, 16, side, side)
+        x = self.dropout(self.fc1(x.flatten(1)).relu())  # -> (B, 120)
+        x = self.dropout(self.fc2(x).relu())  # -> (B, 84)
+        outputs: Tensor = self.fc3(x)  # (B, num_classes)
+        return outputs

@@ -1,0 +1,32 @@
+"""Losses: functions of (outputs, targets) that give a tensor of shape (). The losses of torch.nn may be named too.
+
+A loss is a mean over the samples unless its argument ``reduction`` is "sum".
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from utils.registry import LOSSES
+
+Reduction = Literal["mean", "sum"]
+
+
+@LOSSES.register
+def cross_entropy(
+    outputs: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Of logits, (B, C), against class indices, int64 of shape (B,)."""
+    return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing, reduction=reduction)
+
+
+@LOSSES.register
+def mse_loss(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """Squared error over all elements of outputs and targets of the same shape."""
+    return F.mse_loss(outputs, targets, reduction=reduction)

@@ -1,0 +1,36 @@
+"""A fully connected ReLU net with one hidden layer."""
+
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from base.base_model import BaseModel
+from utils.registry import MODELS
+
+
+@MODELS.register
+class TwoLayerNet(BaseModel):
+    """y = W2 relu(W1 x).
+
+    init_std: draw the weights from N(0, init_std ** 2); None: torch's own initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: PositiveInt,
+        hidden_features: PositiveInt,
+        out_features: PositiveInt,
+        bias: bool = True,
+        init_std: PositiveFloat | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features, bias=bias)
+        self.fc2 = nn.Linear(hidden_features, out_features, bias=bias)
+        if init_std is not None:
+            nn.init.normal_(self.fc1.weight, std=init_std)
+            nn.init.normal_(self.fc2.weight, std=init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x.flatten(1)).relu()  # (B, ...) -> (B, in_features) -> (B, hidden_features)
+        outputs: Tensor = self.fc2(hidden)  # (B, out_features)
+        return outputs
