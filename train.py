@@ -1,0 +1,177 @@
+"""Train a model as a config says, or go on with a run.
+
+python train.py -c config.json trainer.epochs=5
+python train.py -r                     # go on with the newest run
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from base.base_trainer import BaseTrainer
+from base.build import (
+    build_experiment,
+    build_outputs,
+    build_trainer,
+    build_training,
+    count_parameters,
+    load_weights,
+)
+from logger.console import Console, number
+from utils import checkpoint, cli
+from utils.config import LoadedConfig, load_config, to_json
+from utils.errors import CheckpointError, Stopped, UserError
+from utils.paths import PROJECT, shown
+from utils.registry import import_components
+from utils.run_folder import RunFolder, environment
+from utils.signals import SignalWatch
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with."""
+
+    run_dir: Path
+    epochs: int
+    steps: int
+    last: dict[str, float]
+    """The last epoch's values, as in metrics.jsonl."""
+    best: float | None
+    """The best monitored value; None if nothing is monitored."""
+
+
+def main(argv: Sequence[str] | None = None) -> Result:
+    """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting."""
+    made = cli.parser("Train a model as a config says, or go on with a run.")
+    made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
+    made.add_argument(
+        "-r", "--resume", nargs="?", const="", metavar="RUN", help="a run folder or checkpoint; default: the newest run"
+    )
+    made.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="begin a new run with these weights")
+    made.add_argument("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
+    made.add_argument("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
+    options = cli.parse(made, argv)
+    shorts = {"optimizer.args.lr": options.lr, "data_loader.args.batch_size": options.bs}
+    overrides = [*options.overrides, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    import_components()
+    with SignalWatch() as signals:
+        if options.resume is None:
+            loaded = load_config(options.config or PROJECT / "config.json", overrides)
+            return train(loaded, init_from=options.init_from, signals=signals)
+        if options.init_from:
+            raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
+        folder, file = _find_run(options.resume, options.config, overrides)
+        return resume(folder, overrides, file=file, signals=signals)
+
+
+def train(loaded: LoadedConfig, *, init_from: Path | None = None, signals: SignalWatch | None = None) -> Result:
+    """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
+    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals or SignalWatch())
+    if init_from is not None:
+        source = RunFolder.checkpoint_of(init_from)
+        load_weights(experiment.model, checkpoint.read(source), source)
+    training = build_training(loaded, experiment)
+    trainer = build_trainer(loaded, experiment)
+    folder = RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name)
+    with folder.locked(), _reporting(experiment.console, folder):
+        trainer.begin(training, build_outputs(loaded, folder, experiment.console))
+        if init_from is not None:  # a run that is killed early must find these weights again
+            trainer.save_now()
+        return _train_on(loaded, trainer, folder)
+
+
+def resume(
+    folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None, signals: SignalWatch | None = None
+) -> Result:
+    """Go on with a run in its folder: from its newest sound checkpoint, or from one of its checkpoint files."""
+    loaded = load_config(folder.config, overrides)
+    _same_place(loaded, folder)
+    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals or SignalWatch())
+    training = build_training(loaded, experiment)
+    trainer = build_trainer(loaded, experiment)
+    with folder.locked(), _reporting(experiment.console, folder):
+        trainer.begin(training, build_outputs(loaded, folder, experiment.console))
+        warn = experiment.console.warn
+        state = checkpoint.read(file) if file else checkpoint.newest_sound(folder.checkpoints, warn)
+        if state is not None:
+            trainer.load_state_dict(state)
+        else:  # killed before its first checkpoint: everything follows from the config, so begin again
+            trainer.outputs.writers.resume({}, step=0)
+        return _train_on(loaded, trainer, folder)
+
+
+def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
+    """Train from where the trainer stands to the end, in a folder that is ours."""
+    text = to_json(loaded.config)
+    folder.write_config(text)
+    folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
+    trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
+    for line in _announcement(loaded, trainer, folder):
+        trainer.console.info(line)
+    trainer.train()
+    progress = trainer.progress
+    for line in _farewell(loaded, trainer, folder):
+        trainer.console.info(line)
+    return Result(folder.path, progress.epochs, progress.steps, folder.last_epoch(), progress.best)
+
+
+@contextmanager
+def _reporting(console: Console, folder: RunFolder) -> Iterator[None]:
+    """What is printed goes to train.log too; a run that was stopped says how to go on."""
+    console.open(folder.log)
+    try:
+        yield
+    except Stopped:
+        console.warn(f"stopped and saved. To go on:\npython train.py -r {shown(folder.path)}")
+        raise
+    finally:
+        console.close()
+
+
+def _announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
+    config, training, progress = loaded.config, trainer.training, trainer.progress
+    held_out = f", {training.validation.num_samples:,} for validation" if training.validation else ""
+    yield f"{config.name}: {config.model.type}, {count_parameters(trainer.model):,} parameters"
+    yield f"{config.data_loader.type}: {training.batches.num_samples:,} samples for training{held_out}"
+    yield f"{trainer.runtime.device}, {config.runtime.precision}; run folder {shown(folder.path)}"
+    if progress.steps:
+        yield f"going on after step {progress.steps}, in epoch {min(progress.epochs + 1, config.trainer.epochs)}"
+
+
+def _farewell(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
+    settings, progress = loaded.config.trainer, trainer.progress
+    if trainer.stopped_early():
+        yield f"stopped early: no better {settings.monitor} for {progress.stale_epochs} epochs"
+    if progress.best is not None:
+        yield f"best: {settings.monitor} = {number(progress.best)} in epoch {progress.best_epoch}"
+    yield f"done after {progress.epochs} epochs, {progress.steps} steps. What comes next:"
+    yield f"  python test.py -r {shown(folder.path)}"
+    if settings.tensorboard:
+        yield f"  tensorboard --logdir {shown(folder.path.parent.parent)}"
+
+
+def _find_run(resume: str, config: Path | None, overrides: Sequence[str]) -> tuple[RunFolder, Path | None]:
+    if not resume:
+        asked = load_config(config or PROJECT / "config.json", overrides).config
+        return RunFolder.newest(asked.trainer.save_dir, asked.name), None
+    if config is not None:
+        raise UserError(
+            "-r RUN goes on with the run's own config; for a new run with its weights: -c ... --init-from RUN"
+        )
+    return RunFolder.of(Path(resume))
+
+
+def _same_place(loaded: LoadedConfig, folder: RunFolder) -> None:
+    """A resumed run stays in its folder, so its name cannot change."""
+    before = load_config(folder.config).config
+    if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
+        raise CheckpointError(
+            "a run goes on in its own folder: name and trainer.save_dir cannot change. "
+            f"For a new run with its weights: --init-from {shown(folder.path)}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
