@@ -147,6 +147,7 @@ class BaseTrainer(ABC):
             )
             for result, (window, _), share in zip(results, group, shares, strict=True):
                 self.train_metrics.update(result, samples=window.size, share=share)
+        self.progress.rates = self.training.schedule.rates()
         if moved:
             self.training.schedule.after_step()
         self.progress.steps += 1
@@ -159,8 +160,7 @@ class BaseTrainer(ABC):
     def log_window(self, loss: Tensor) -> None:
         """A point of the curves within the epoch."""
         self.check_finite()
-        means = self.train_metrics.close_window()
-        self.report.window(self.progress.steps, loss, means, self.training.schedule.rates())
+        self.report.window(self.progress, loss, self.train_metrics.close_window())
 
     def validate(self) -> dict[str, float]:
         """The loss and the metrics on the held-out samples; empty if there are none."""
@@ -183,16 +183,15 @@ class BaseTrainer(ABC):
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Judge the epoch, move the schedule, log and save."""
-        progress, schedule = self.progress, self.training.schedule
+        progress = self.progress
         self.check_finite()
         progress.epochs += 1
         values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
         monitored = self.monitored(values)
         lower_is_better = (self.settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
-        rates = schedule.rates()
-        schedule.after_epoch(monitored)
-        self.report.epoch(progress, values, rates, best=best)
+        self.training.schedule.after_epoch(monitored)
+        self.report.epoch(progress, values, best=best)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % self.settings.save_period == 0:

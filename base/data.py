@@ -13,7 +13,7 @@ from utils.random import generator_states, restore_generators, seed_sample, unif
 
 @dataclass
 class SampleRandom:
-    """Random numbers for the samples of a batch, a function of (seed, pass, index): the same wherever they are drawn."""
+    """Random numbers for the samples of a batch: a function of (seed, pass, index), wherever they are drawn."""
 
     indices: Tensor
     """Indices of the samples in the data set, int64 of shape (B,)."""

@@ -26,29 +26,28 @@ class Report:
         self._samples += samples
         self._bar.advance(loss)
 
-    def window(self, step: int, loss: Tensor, means: Mapping[str, float], rates: Sequence[float]) -> None:
+    def window(self, progress: Progress, loss: Tensor, means: Mapping[str, float]) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step."""
         self._bar.line(f"loss {number(float(loss))}")
-        self.writers.scalars(step, {f"{name}/step": value for name, value in means.items()} | _tags(rates))
+        points = {f"{name}/step": value for name, value in means.items()}
+        self.writers.scalars(progress.steps, points | _tags(progress.rates))
 
     def end_training(self) -> None:
         """The training of an epoch ends, or is interrupted; its validation follows."""
         self._bar.close()
         self._seconds = time.perf_counter() - self._start
 
-    def epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
+    def epoch(self, progress: Progress, values: Mapping[str, float], *, best: bool) -> None:
         """The epoch's line in metrics.jsonl and the console, and its points in TensorBoard."""
         speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
         place = {"epoch": progress.epochs, "step": progress.steps}
-        self.writers.epoch({**place, **values, "lr": rates[0], **speed, "seconds": self._seconds})
+        self.writers.epoch({**place, **values, "lr": progress.rates[0], **speed, "seconds": self._seconds})
         scalars = {_chart(name): value for name, value in values.items()} | speed
         if progress.steps % self.log_every_steps:  # else the window of this step has them
-            scalars |= _tags(rates)
+            scalars |= _tags(progress.rates)
         self.writers.scalars(progress.steps, scalars)
-        self.console.info(
-            f"epoch {progress.epochs}/{self.epochs}  step {progress.steps}  {show(values)}  lr {rates[0]:.3g}  "
-            f"{self._seconds:.1f} s  {speed['samples_per_second']:,.0f} samples/s{'  best' if best else ''}"
-        )
+        pace = f"{self._seconds:.1f} s  {speed['samples_per_second']:,.0f} samples/s"
+        self.console.info(f"epoch {progress.epochs}/{self.epochs}  {show(values)}  {pace}{'  best' if best else ''}")
 
 
 def _chart(name: str) -> str:

@@ -54,9 +54,9 @@ class CIFAR10Loader(BaseDataLoader):
         self.crop, self.flip = crop, flip
         if min(std) <= 0:
             raise ValueError(f'"std" must be greater than 0, got {list(std)}')
-        # bytes to what the model sees in one multiplication and one addition per pixel, shape (3, 1, 1)
-        self.scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
-        self.shift = -torch.tensor(mean).view(3, 1, 1) / torch.tensor(std).view(3, 1, 1)
+        # bytes to what the model sees in one multiplication and one addition, per channel
+        self.scale = 1 / (255 * torch.tensor(std))  # (3,)
+        self.shift = -torch.tensor(mean) / torch.tensor(std)  # (3,)
         self._read: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def training_data(self, *, augment: bool) -> TensorSource:
@@ -67,7 +67,7 @@ class CIFAR10Loader(BaseDataLoader):
         return TensorSource(*self.read(train=False), transform=self.normalize)
 
     def read(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Images, uint8 of shape (N, 3, 32, 32), and labels, int64 of shape (N,). Raises DataError."""
+        """Images, uint8 of shape (N, 32, 32, 3), and labels, int64 of shape (N,). Raises DataError."""
         if train not in self._read:
             from torchvision.datasets import CIFAR10
 
@@ -78,13 +78,12 @@ class CIFAR10Loader(BaseDataLoader):
                     f"CIFAR10 cannot be read from {self.data_dir}: {error}\n"
                     'Set data_loader.args.data_dir to the folder that holds "cifar-10-batches-py", or let it download.'
                 ) from error
-            # (N, 32, 32, 3) in memory, so that batches are in channels_last as convolutions like them
-            images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+            images = torch.from_numpy(data.data).contiguous()  # torchvision gives a transposed view
             self._read[train] = images, torch.tensor(data.targets)
         return self._read[train]
 
     def augment(self, images: Tensor, random: SampleRandom) -> Tensor:
-        """Random crop and flip of a batch, uint8 of shape (B, 3, H, W) to the same."""
+        """Random crop and flip of a batch, uint8 of shape (B, H, W, 3) to the same."""
         if self.crop:
             images = random_crop(images, self.crop, random)
         if self.flip:
@@ -92,22 +91,24 @@ class CIFAR10Loader(BaseDataLoader):
         return images
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 in [0, 255] to float32, by default in [-1, 1]."""
-        return images.float().mul_(self.scale).add_(self.shift)
+        """uint8 of shape (B, H, W, 3) to float32 of shape (B, 3, H, W), by default in [-1, 1].
+
+        In memory the channels stay last, which convolutions are faster on.
+        """
+        return images.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
 
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
-    """Shift each image of (B, C, H, W) by up to ``padding`` pixels in both directions; zeros come in."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
+    """Shift each image of (B, H, W, C) by up to ``padding`` pixels in both directions; zeros come in."""
+    count, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))  # (B, H + 2p, W + 2p, C)
     top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
     rows = (top[:, None] + torch.arange(height))[:, :, None]  # (B, H, 1)
     columns = (left[:, None] + torch.arange(width))[:, None, :]  # (B, 1, W)
-    channels_last = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]  # (B, H, W, C)
-    return channels_last.permute(0, 3, 1, 2)
+    return padded[torch.arange(count)[:, None, None], rows, columns]  # (B, H, W, C)
 
 
 def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
-    """Mirror each image of (B, C, H, W) left to right with probability 1/2."""
+    """Mirror each image of (B, H, W, C) left to right with probability 1/2."""
     mirrored = random.uniform()[0] < 0.5  # (B,)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)

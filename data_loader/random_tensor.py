@@ -67,7 +67,9 @@ class RandomTensorLoader(BaseDataLoader):
 
     def _targets(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.linear is not None:
-            return inputs.flatten(1) @ torch.tensor(self.linear, dtype=inputs.dtype)[:, None]  # (N, D) @ (D, 1) -> (N, 1)
+            return (
+                inputs.flatten(1) @ torch.tensor(self.linear, dtype=inputs.dtype)[:, None]
+            )  # (N, D) @ (D, 1) -> (N, 1)
         if self.num_classes is not None:
             return torch.randint(self.num_classes, (len(inputs),), generator=generator)  # (N,)
         return torch.randn(len(inputs), *(self.target_shape or ()), generator=generator)

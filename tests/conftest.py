@@ -1,0 +1,107 @@
+"""What the tests share: small data made here, runs in a temporary folder, nothing from the network."""
+
+import importlib.util
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from tests.helpers import ROOT, Json
+from utils.registry import import_components
+
+CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
+
+import_components()
+
+
+def load_script(name: str) -> ModuleType:
+    """A script of the project's folder as a module; test.py would be taken for Python's own package of that name."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums in one order, whatever the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR10's official layout with 100 training and 40 test images, each class in a colour of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    random = np.random.default_rng(0)
+    for name, count in [*((f"data_batch_{i}", 20) for i in range(1, 6)), ("test_batch", 40)]:
+        labels = [i % 10 for i in range(count)]
+        noise = random.integers(0, 60, (count, 3072))
+        data = (noise + 19 * np.array(labels)[:, None]).astype(np.uint8)
+        with (batches / name).open("wb") as file:
+            pickle.dump({"data": data, "labels": labels, "batch_label": name, "filenames": [""] * count}, file)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    with (batches / "batches.meta").open("wb") as file:
+        pickle.dump({"label_names": names, "num_cases_per_batch": 20, "num_vis": 3072}, file)
+    return folder
+
+
+@pytest.fixture
+def own_cifar10(monkeypatch: pytest.MonkeyPatch, cifar10_folder: Path) -> Path:
+    """The small CIFAR10, whose md5 sums are not the real ones."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_, **__: True)
+    return cifar10_folder
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """A small classification on random tensors that trains in a blink; the arguments replace its keys."""
+
+    def write(**keys: Any) -> Path:
+        config: Json = {
+            "name": "small",
+            "data_loader": {
+                "type": "RandomTensorLoader",
+                "args": {
+                    "num_samples": 50,
+                    "num_test_samples": 20,
+                    "input_shape": [6],
+                    "num_classes": 3,
+                    "batch_size": 8,
+                    "validation_split": 10,
+                },
+            },
+            "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3}},
+            "loss": "cross_entropy",
+            "metrics": ["accuracy"],
+            "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+            "trainer": {"epochs": 2, "save_dir": str(tmp_path / "saved"), "verbosity": 1, "log_every_steps": 2},
+            "runtime": {"device": "cpu"},
+        }
+        for key, value in keys.items():
+            config[key] = {**config[key], **value} if isinstance(value, dict) and "type" not in value else value
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config, indent=2))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def fit(write_config: Callable[..., Path]) -> Callable[..., train.Result]:
+    """Train the small config with some keys replaced; overrides come after them."""
+
+    def run(*overrides: str, **keys: Any) -> train.Result:
+        return train.main(["-c", str(write_config(**keys)), *overrides])
+
+    return run

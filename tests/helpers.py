@@ -1,0 +1,43 @@
+"""What several tests look at."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+Json = dict[str, Any]
+TIMES = ("samples_per_second", "seconds")
+
+
+def lines(run: Path) -> list[Json]:
+    """metrics.jsonl without the figures of time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars as (step, value), without those of time."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag not in TIMES]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def state(run: Path, name: str = "last.pth") -> Json:
+    return checkpoint.read(run / "checkpoints" / name)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two states are equal to the bit."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)

@@ -1,0 +1,126 @@
+"""The commands as a user types them: what they print, what they leave, and their exit status."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.conftest import load_script
+from tests.helpers import ROOT, lines
+from utils import cli
+
+Fit = Callable[..., train.Result]
+Write = Callable[..., Path]
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path) -> None:
+    write_config()
+    done = run("train.py", "-c", "config.json", "--lr", "0.05", "trainer.epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout, "control characters in a file"
+    assert "epoch 1/1" in done.stdout
+    (folder,) = (tmp_path / "saved" / "small").iterdir()
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "events"))) == [
+        "checkpoints",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "train.log",
+    ]
+    assert json.loads((folder / "config.json").read_text())["optimizer"]["args"]["lr"] == 0.05
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["command"].endswith(["train.py", "-c config.json --lr 0.05 trainer.epochs=1"][1])
+    assert environment["device"] == "cpu"
+    assert "torch" in environment["packages"]
+
+    tested = run("test.py", "-r", f"saved/small/{folder.name}", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    found = json.loads((folder / "test" / "metrics.json").read_text())
+    assert found["samples"] == 20
+    assert found["checkpoint"] == "last.pth"
+    assert "accuracy" in tested.stdout
+    assert len(list((tmp_path / "saved" / "small").iterdir())) == 1, "testing made a new run folder"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("train.py", ["trainer.epoch=3"], 'did you mean "epochs"'),
+        ("train.py", ["-c", "nothing.json"], "nothing.json"),
+        ("train.py", ["-r", "nothing"], "no such run"),
+        ("train.py", ["--resum"], "unrecognized arguments"),
+        ("test.py", ["-r", "nothing"], "no such run"),
+        ("test.py", [], "required"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(script: str, arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = run(script, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_mistake_leaves_no_run_folder(write_config: Write, tmp_path: Path) -> None:
+    for wrong in ("data_loader.args.num_samples=0", "model.args.in_features=-1", "trainer.monitor=min val_f1"):
+        assert cli.run(train.main, ["-c", str(write_config()), wrong]) == 2
+    assert not (tmp_path / "saved").exists()
+
+
+def test_testing_takes_the_best_checkpoint_or_the_one_named(fit: Fit) -> None:
+    test = load_script("test")
+    result = fit("trainer.epochs=6", "trainer.monitor=max val_loss", "--lr=0.5", "trainer.keep_last=null")
+    best = max(lines(result.run_dir), key=lambda record: record["val_loss"])
+    assert best["epoch"] < 6
+    values = {}
+    for name in ("", "checkpoints/best.pth", f"checkpoints/step-{best['step']:08d}.pth", "checkpoints/last.pth"):
+        values[name] = test.main(["-r", str(result.run_dir / name)])
+    first, second, third, last = values.values()
+    assert first == second == third != last
+    found = json.loads((result.run_dir / "test" / "metrics.json").read_text())
+    assert {key: found[key] for key in last} == last
+
+
+def test_testing_a_run_reads_no_training_data(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = fit()
+    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.training_data", None)
+    assert load_script("test").main(["-r", str(result.run_dir)])["accuracy"] >= 0
+
+
+def test_overrides_before_and_after_options(write_config: Write) -> None:
+    config = str(write_config())
+    for arguments in (["trainer.epochs=1", "-c", config, "--bs", "40"], ["-c", config, "--bs=40", "trainer.epochs=1"]):
+        assert train.main(arguments).steps == 1
+
+
+@pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_new_project_has_everything_but_the_runs(tmp_path: Path, status: int) -> None:
+    script = load_script("new_project")
+    target = tmp_path / "mine"
+    if status:
+        target.mkdir()
+        assert script.main([str(target)]) == 2
+        assert list(target.iterdir()) == []
+        return
+    assert script.main([str(target)]) == 0
+    names = {path.name for path in target.iterdir()}
+    assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
+    assert names.isdisjoint({".git", ".venv", "data", "new_project.py"})
+    assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
+    assert not list(target.rglob("__pycache__"))
+    command = [sys.executable, "train.py", "trainer.epochs=1"]
+    assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
+    assert list(target.glob("saved/*/*/metrics.jsonl"))
+    shutil.rmtree(target)

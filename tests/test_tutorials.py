@@ -1,0 +1,117 @@
+"""The systems of the tutorials give the numbers that the tutorials print."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import train
+from base.base_trainer import BaseTrainer
+from base.build import build_experiment, build_trainer, build_training
+from base.data import TensorSource
+from logger.console import Console
+from model.lenet import LeNet
+from tests.helpers import ROOT, lines, state
+from utils.config import load_config
+from utils.signals import SignalWatch
+
+Array = npt.NDArray[np.float64]
+
+
+def run(name: str, save_dir: Path, *overrides: str) -> train.Result:
+    config = ROOT / "configs" / f"{name}.json"
+    return train.main(["-c", str(config), f"trainer.save_dir={save_dir}", "runtime.device=cpu", *overrides])
+
+
+def numpy_losses(x: Array, y: Array, w1: Array, w2: Array, *, rate: float, steps: int) -> list[float]:
+    """Gradient descent on the sum of squared errors of y = relu(x w1) w2, gradients derived by hand."""
+    losses = []
+    for _ in range(steps):
+        h = x @ w1  # (64, 100)
+        h_relu = np.maximum(h, 0)
+        predicted = h_relu @ w2  # (64, 10)
+        losses.append(float(((predicted - y) ** 2).sum()))
+        grad = 2 * (predicted - y)
+        grad_w2 = h_relu.T @ grad
+        grad_h = grad @ w2.T
+        grad_h[h < 0] = 0
+        grad_w1 = x.T @ grad_h
+        w1, w2 = w1 - rate * grad_w1, w2 - rate * grad_w2
+    return losses
+
+
+def float64_trainer() -> tuple[BaseTrainer, TensorSource]:
+    """The two-layer net of the config, in double precision."""
+    loaded = load_config(ROOT / "configs/two_layer_net.json", ["runtime.device=cpu"])
+    experiment = build_experiment(loaded, Console(0), SignalWatch())
+    experiment.model.double()
+    trainer = build_trainer(loaded, experiment)
+    trainer.training = build_training(loaded, experiment)
+    source = trainer.training.batches.source
+    assert isinstance(source, TensorSource)
+    source.inputs, source.targets = source.inputs.double(), source.targets.double()
+    return trainer, source
+
+
+def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
+    trainer, source = float64_trainer()
+    w1, w2 = (parameter.detach().numpy().T.copy() for parameter in trainer.model.parameters())
+    losses = []
+    for _ in range(5):
+        losses += [float(trainer.take_step(group)) for group in trainer.groups()]
+        trainer.progress.epoch_steps = 0
+    expected = numpy_losses(source.inputs.numpy(), source.targets.numpy(), w1, w2, rate=1e-6, steps=500)
+    assert len(losses) == 500
+    np.testing.assert_allclose(losses, expected, rtol=1e-7)
+
+
+def test_two_layer_net_falls_as_published(tmp_path: Path) -> None:
+    """The published run's losses after 100, 200 ... 500 steps; other random numbers, so within a factor of ten."""
+    trainer, _ = float64_trainer()
+    losses = []
+    for _ in range(5):
+        losses += [float(trainer.take_step(group)) for group in trainer.groups()]
+        trainer.progress.epoch_steps = 0
+    assert 1e7 < losses[0] < 1e8
+    for step, published in {100: 239, 200: 0.456, 300: 2.1e-3}.items():
+        assert published / 30 < losses[step - 1] < published * 30, step
+    result = run("two_layer_net", tmp_path)
+    fallen = [record["loss"] for record in lines(result.run_dir)]
+    assert all(later < earlier / 5 for earlier, later in itertools.pairwise(fallen[:4]))
+    assert fallen[-1] < 1e-2
+
+
+def test_linear_regression_finds_the_coefficients(tmp_path: Path) -> None:
+    result = run("linear_regression", tmp_path)
+    weights = state(result.run_dir)["model"]["linear.weight"]
+    assert weights.flatten().tolist() == pytest.approx([3, 1, -2], abs=1e-2)
+
+
+def test_lenet_overfits_random_targets(tmp_path: Path) -> None:
+    result = run("lenet_random", tmp_path)
+    assert result.last["loss"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "parameters", "first", "features"),
+    [(1, 3, 81_194, (6, 1, 3, 3), 16 * 6 * 6), (3, 5, 62_006, (6, 3, 5, 5), 16 * 5 * 5)],
+)
+def test_lenet_has_the_tutorials_parameters(
+    channels: int, kernel: int, parameters: int, first: tuple[int, ...], features: int
+) -> None:
+    model = LeNet(in_channels=channels, kernel_size=kernel)  # type: ignore[arg-type]
+    assert model.num_parameters() == parameters
+    assert len(list(model.parameters())) == 10
+    assert next(model.parameters()).shape == first
+    assert model.fc1.in_features == features
+    assert model(torch.randn(2, channels, 32, 32)).shape == (2, 10)
+
+
+def test_the_tutorials_recipe_learns_small_cifar10(own_cifar10: Path, tmp_path: Path) -> None:
+    """Classes that differ in brightness are learnt; at a larger rate, since there are so few steps."""
+    overrides = [f"data_loader.args.data_dir={own_cifar10}", "trainer.epochs=30", "--lr=0.01", "trainer.verbosity=0"]
+    result = run("cifar10_tutorial", tmp_path, *overrides)
+    assert max(record["accuracy"] for record in lines(result.run_dir)) > 0.5
