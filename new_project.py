@@ -1,6 +1,6 @@
 """Begin a project of your own: a folder with everything but the runs, the data, the git history and this script.
 
-    python new_project.py ../my_project
+python new_project.py ../my_project
 """
 
 import argparse

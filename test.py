@@ -1,6 +1,6 @@
 """Test the model of a run: its best checkpoint, or the one that is named.
 
-    python test.py -r saved/two_layer_net/20260101-120000
+python test.py -r saved/two_layer_net/20260101-120000
 """
 
 import json
@@ -36,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     report = folder.path / "test"
     report.mkdir(exist_ok=True)
     progress = state["progress"]
-    found = {"checkpoint": source.name, "epoch": progress["epochs"], "step": progress["steps"], "samples": test.num_samples}
+    found = {
+        "checkpoint": source.name,
+        "epoch": progress["epochs"],
+        "step": progress["steps"],
+        "samples": test.num_samples,
+    }
     replace_text(report / "metrics.json", json.dumps({**found, **values}, indent=2) + "\n")
     print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
     print(f"written to {shown(report / 'metrics.json')}")

@@ -136,6 +136,8 @@ def _announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield f"{config.name}: {config.model.type}, {count_parameters(trainer.model):,} parameters"
     yield f"{config.data_loader.type}: {training.batches.num_samples:,} samples for training{held_out}"
     yield f"{trainer.runtime.device}, {config.runtime.precision}; run folder {shown(folder.path)}"
+    if training.validation:
+        yield "each epoch: training / validation"
     if progress.steps:
         yield f"going on after step {progress.steps}, in epoch {min(progress.epochs + 1, config.trainer.epochs)}"
 

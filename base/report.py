@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from base.progress import Progress
-from logger.console import Console, number, show
+from logger.console import Console, number
 from logger.writers import Writers
 
 
@@ -16,6 +16,7 @@ class Report:
     def __init__(self, console: Console, writers: Writers, *, epochs: int, log_every_steps: int) -> None:
         self.console, self.writers = console, writers
         self.epochs, self.log_every_steps = epochs, log_every_steps
+        self._loss: Tensor | None = None
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
         """The training of an epoch of so many optimizer steps begins, or goes on."""
@@ -23,6 +24,8 @@ class Report:
         self._bar = self.console.progress(f"epoch {progress.epochs + 1}/{self.epochs}", steps, progress.epoch_steps)
 
     def step(self, loss: Tensor, samples: int) -> None:
+        """An optimizer step, its loss of shape () and its number of samples."""
+        self._loss = loss
         self._samples += samples
         self._bar.advance(loss)
 
@@ -46,8 +49,18 @@ class Report:
         if progress.steps % self.log_every_steps:  # else the window of this step has them
             scalars |= _tags(progress.rates)
         self.writers.scalars(progress.steps, scalars)
-        pace = f"{self._seconds:.1f} s  {speed['samples_per_second']:,.0f} samples/s"
-        self.console.info(f"epoch {progress.epochs}/{self.epochs}  {show(values)}  {pace}{'  best' if best else ''}")
+        title = f"epoch {progress.epochs:>{len(str(self.epochs))}}/{self.epochs}"
+        self.console.info(f"{title}  {self._pairs(values)}  {self._seconds:.1f} s{'  best' if best else ''}")
+
+    def _pairs(self, values: Mapping[str, float]) -> str:
+        """Each value of training beside the validation's. Without validation, the last step's loss says where it is."""
+        shown = []
+        for name in (name for name in values if not name.startswith("val_")):
+            other = f" / {number(values[f'val_{name}'])}" if f"val_{name}" in values else ""
+            if name == "loss" and not other and self._loss is not None:
+                other = f" (last step {number(float(self._loss))})"
+            shown.append(f"{name} {number(values[name])}{other}")
+        return "  ".join(shown)
 
 
 def _chart(name: str) -> str:

@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -92,10 +91,6 @@ class Progress:
             self._bar.close()
 
 
-def show(values: Mapping[str, float]) -> str:
-    """Named numbers on one line, to four figures."""
-    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
-
-
 def number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
+    """To four figures, zeros at the end included, so that columns stay where they are."""
+    return f"{value:#.4g}".removesuffix(".")

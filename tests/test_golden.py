@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
 
 def processor() -> str:
-    """The processor's name and a digest of its abilities, on which the order of additions in torch's kernels depends."""
+    """The processor's name and a digest of its abilities; the order of additions in torch's kernels depends on them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

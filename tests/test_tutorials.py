@@ -43,41 +43,44 @@ def numpy_losses(x: Array, y: Array, w1: Array, w2: Array, *, rate: float, steps
     return losses
 
 
-def float64_trainer() -> tuple[BaseTrainer, TensorSource]:
-    """The two-layer net of the config, in double precision."""
+def two_layer_net(dtype: torch.dtype) -> tuple[BaseTrainer, TensorSource]:
+    """The two-layer net of the config."""
     loaded = load_config(ROOT / "configs/two_layer_net.json", ["runtime.device=cpu"])
     experiment = build_experiment(loaded, Console(0), SignalWatch())
-    experiment.model.double()
+    experiment.model.to(dtype)
     trainer = build_trainer(loaded, experiment)
     trainer.training = build_training(loaded, experiment)
     source = trainer.training.batches.source
     assert isinstance(source, TensorSource)
-    source.inputs, source.targets = source.inputs.double(), source.targets.double()
+    source.inputs, source.targets = source.inputs.to(dtype), source.targets.to(dtype)
     return trainer, source
 
 
-def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
-    trainer, source = float64_trainer()
-    w1, w2 = (parameter.detach().numpy().T.copy() for parameter in trainer.model.parameters())
+def five_epochs(trainer: BaseTrainer) -> list[float]:
+    """The loss of each of 5 x 100 steps."""
     losses = []
     for _ in range(5):
         losses += [float(trainer.take_step(group)) for group in trainer.groups()]
         trainer.progress.epoch_steps = 0
+    return losses
+
+
+def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
+    trainer, source = two_layer_net(torch.float64)
+    w1, w2 = (parameter.detach().numpy().T.copy() for parameter in trainer.model.parameters())
+    losses = five_epochs(trainer)
     expected = numpy_losses(source.inputs.numpy(), source.targets.numpy(), w1, w2, rate=1e-6, steps=500)
     assert len(losses) == 500
     np.testing.assert_allclose(losses, expected, rtol=1e-7)
 
 
 def test_two_layer_net_falls_as_published(tmp_path: Path) -> None:
-    """The published run's losses after 100, 200 ... 500 steps; other random numbers, so within a factor of ten."""
-    trainer, _ = float64_trainer()
-    losses = []
-    for _ in range(5):
-        losses += [float(trainer.take_step(group)) for group in trainer.groups()]
-        trainer.progress.epoch_steps = 0
-    assert 1e7 < losses[0] < 1e8
-    for step, published in {100: 239, 200: 0.456, 300: 2.1e-3}.items():
-        assert published / 30 < losses[step - 1] < published * 30, step
+    """The published run's losses after 100, 200 ... 500 steps, to a factor of three: the random numbers are others."""
+    trainer, _ = two_layer_net(torch.float32)
+    losses = five_epochs(trainer)
+    assert losses[0] == pytest.approx(2.7e7, rel=0.1)
+    for step, published in {100: 239, 200: 0.456, 300: 2.1e-3, 400: 9.3e-5, 500: 2.4e-5}.items():
+        assert published / 3 < losses[step - 1] < published * 3, step
     result = run("two_layer_net", tmp_path)
     fallen = [record["loss"] for record in lines(result.run_dir)]
     assert all(later < earlier / 5 for earlier, later in itertools.pairwise(fallen[:4]))
