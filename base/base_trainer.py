@@ -1,6 +1,7 @@
 """The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from base.batches import Batches, Window
-from base.data import describe_batch
+from base.data import as_tensor, describe_batch
 from base.experiment import Experiment, Outputs, Training
-from base.metric import StepResult
+from base.metric import StepResult, keep
 from base.progress import Progress
 from base.report import Report
 from utils.errors import ConfigError, Stopped, TrainingError, UserError
@@ -40,7 +41,7 @@ class BaseTrainer(ABC):
         self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.progress = Progress()
-        self._unchecked: list[tuple[Tensor, list[Window]]] = []
+        self._unchecked: list[tuple[Tensor | float, list[Window]]] = []
         self._saved: dict[str, Any] = {}
         self._fits = False
 
@@ -127,8 +128,8 @@ class BaseTrainer(ABC):
             return self.settings.steps_per_epoch
         return -(-len(self.training.batches) // self.settings.accumulate_steps)
 
-    def take_step(self, group: Group) -> Tensor:
-        """One optimizer step. Returns its loss, of shape ()."""
+    def take_step(self, group: Group) -> Tensor | float:
+        """One optimizer step. Returns its loss, as ``keep`` gives it."""
         samples = sum(window.size for window, _ in group)
         shares = [window.size / samples for window, _ in group]
         weights = [1.0] * len(group) if self.experiment.sum_loss else shares
@@ -153,11 +154,11 @@ class BaseTrainer(ABC):
         self.progress.steps += 1
         self.progress.epoch_steps += 1
         self.progress.move(self.training.batches.after(group[-1][0]))
-        loss = _weighted_loss(results, weights)
+        loss = keep(_weighted_loss(results, weights))
         self._unchecked.append((loss, [window for window, _ in group]))
         return loss
 
-    def log_window(self, loss: Tensor) -> None:
+    def log_window(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
         self.check_finite()
         self.report.window(self.progress, loss, self.train_metrics.close_window())
@@ -230,8 +231,8 @@ class BaseTrainer(ABC):
             return
         first = self.progress.steps - len(unchecked) + 1
         for step, (loss, windows) in enumerate(unchecked, start=first):
-            if not torch.isfinite(loss):
-                indices = torch.cat([self.training.batches.sample_indices(window) for window in windows])
+            if not math.isfinite(loss):
+                indices = torch.cat([as_tensor(self.training.batches.sample_indices(window)) for window in windows])
                 samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {step} (in epoch {self.progress.epochs + 1}, "

@@ -73,10 +73,10 @@ class Batches:
             Position(window.passes, window.stop) if window.stop < self.num_samples else Position(window.passes + 1, 0)
         )
 
-    def sample_indices(self, window: Window) -> Tensor:
-        """Which samples of the data set a batch holds, int64 of shape (B,)."""
+    def sample_indices(self, window: Window) -> Tensor | slice:
+        """Which samples of the data set a batch holds, int64 of shape (B,), or a range, which costs no copy."""
         if not self.shuffle:
-            chosen = torch.arange(window.start, window.stop)
+            chosen = slice(window.start, window.stop)
             return chosen if self.indices is None else self.indices[chosen]
         if self._order is None or self._order[0] != window.passes:
             order = permutation(self.num_samples, self.seed, "order", window.passes)
@@ -127,7 +127,7 @@ class _Fetch(Dataset[Any]):
     def __init__(self, source: Source, seed: int) -> None:
         self.source, self.seed = source, seed
 
-    def __getitem__(self, request: tuple[int, Tensor]) -> Any:
+    def __getitem__(self, request: tuple[int, Tensor | slice]) -> Any:
         passes, indices = request
         return self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", passes)))
 
@@ -136,7 +136,7 @@ class _Requests(torch.utils.data.Sampler[Any]):
     """Hands the requests of one epoch to the workers."""
 
     def __init__(self) -> None:
-        self.requests: Iterable[tuple[int, Tensor]] = ()
+        self.requests: Iterable[tuple[int, Tensor | slice]] = ()
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, Tensor | slice]]:
         return iter(self.requests)

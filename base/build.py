@@ -135,7 +135,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
             library[name] = _call(loaded, ("metrics", index), metric.type, functools.partial(make, **metric.args))
         else:
             functions[name] = functools.partial(make, **metric.args)
-    return Metrics(functions, library, device=runtime.device, dtype=runtime.sum_dtype, sum_loss=sum_loss)
+    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss)
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:

@@ -15,15 +15,15 @@ from utils.random import generator_states, restore_generators, seed_sample, unif
 class SampleRandom:
     """Random numbers for the samples of a batch: a function of (seed, pass, index), wherever they are drawn."""
 
-    indices: Tensor
-    """Indices of the samples in the data set, int64 of shape (B,)."""
+    indices: Tensor | slice
+    """Indices of the samples in the data set, int64 of shape (B,), or a range of them."""
     key: tuple[int | str, ...]
     drawn: int = field(default=0, init=False)
 
     def uniform(self, draws: int = 1) -> Tensor:
         """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
         self.drawn += 1
-        return uniform(self.indices, *self.key, self.drawn, draws=draws)
+        return uniform(as_tensor(self.indices), *self.key, self.drawn, draws=draws)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """Fresh integers in [low, high), int64 of shape (draws, B)."""
@@ -35,8 +35,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
-        """The samples of these indices, int64 of shape (B,), as one batch."""
+    def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
+        """The samples of these indices, int64 of shape (B,) or a range, as one batch."""
         ...
 
 
@@ -63,7 +63,7 @@ class TensorSource:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, indices: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
         inputs, targets = self.inputs[indices], self.targets[indices]
         if self.augment is not None:
             inputs = self.augment(inputs, random)
@@ -79,14 +79,19 @@ class SampleSource:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
+    def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
         before = generator_states()  # without workers, the model's dropout draws from the same generators
         samples = []
-        for index in indices.tolist():
+        for index in as_tensor(indices).tolist():
             seed_sample(*random.key, index)
             samples.append(self.dataset[index])
         restore_generators(before)
         return self.collate(samples)
+
+
+def as_tensor(indices: Tensor | slice) -> Tensor:
+    """Indices as int64 of shape (B,)."""
+    return torch.arange(indices.start, indices.stop) if isinstance(indices, slice) else indices
 
 
 def as_source(data: Source | Dataset[Any]) -> Source:

@@ -1,5 +1,6 @@
-"""Means over samples and other metrics of a phase, summed on the device and read only when they are logged."""
+"""Means over samples and other metrics of a phase, left on the device and read only when they are logged."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,25 +26,39 @@ class StepResult(NamedTuple):
     """Of shape (B, ...)."""
 
 
-class Mean:
-    """A weighted mean. What is added since the last reading (the window) is summed on the device."""
+def keep(value: Tensor) -> "Tensor | float":
+    """A value of shape () to look at later: a number on the CPU, where reading costs nothing and tensors that stay
+    would split up the memory that each step reuses; elsewhere a tensor, since reading would wait for the device.
+    """
+    return value.item() if value.is_cpu else value.detach()
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.window_sum = torch.zeros((), device=device, dtype=dtype)
-        self.window_weight = 0.0
+
+class Mean:
+    """A weighted mean, summed in double and in the order of adding, whenever it is read or saved."""
+
+    REMEMBERED = 1000
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Tensor, float]] = []
+        self.window_sum, self.window_weight = 0.0, 0.0
         self.sum, self.weight = 0.0, 0.0
 
-    def add(self, value: Tensor, *, factor: float = 1.0, weight: float = 1.0) -> None:
-        """Add factor * value, which counts for as many as weight."""
-        self.window_sum.add_(value, alpha=factor)
+    def add(self, value: "Tensor | float", *, factor: float = 1.0, weight: float = 1.0) -> None:
+        """Add factor * value, which counts for as many as weight. value: what ``keep`` gave."""
         self.window_weight += weight
+        if not isinstance(value, Tensor):
+            self.window_sum += factor * value
+            return
+        self._pending.append((value, factor))
+        if len(self._pending) == self.REMEMBERED:
+            self._add_up()
 
     def close_window(self) -> float:
         """The mean since the last call; from now on it is part of the whole."""
-        total, weight = float(self.window_sum), self.window_weight
+        self._add_up()
+        total, weight = self.window_sum, self.window_weight
         self.sum, self.weight = self.sum + total, self.weight + weight
-        self.window_sum.zero_()
-        self.window_weight = 0.0
+        self.window_sum = self.window_weight = 0.0
         return total / weight if weight else float("nan")
 
     def compute(self) -> float:
@@ -51,17 +66,30 @@ class Mean:
         self.close_window()
         return self.sum / self.weight if self.weight else float("nan")
 
+    def finite(self) -> bool:
+        """Whether everything that was added to this window is finite."""
+        self._add_up()
+        return math.isfinite(self.window_sum)
+
     def reset(self) -> None:
-        self.window_sum.zero_()
-        self.window_weight = self.sum = self.weight = 0.0
+        self._pending = []
+        self.window_sum = self.window_weight = self.sum = self.weight = 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        self._add_up()
         return {"window": [self.window_sum, self.window_weight], "whole": [self.sum, self.weight]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        window_sum, self.window_weight = state["window"]
-        self.window_sum.copy_(window_sum)
+        self.reset()
+        self.window_sum, self.window_weight = state["window"]
         self.sum, self.weight = state["whole"]
+
+    def _add_up(self) -> None:
+        if self._pending:
+            values = torch.stack([value for value, _ in self._pending]).tolist()
+            for value, (_, factor) in zip(values, self._pending, strict=True):
+                self.window_sum += factor * value
+            self._pending = []
 
 
 class LibraryMetric:
@@ -110,22 +138,23 @@ class Metrics:
         library: Mapping[str, "Metric"],
         *,
         device: torch.device,
-        dtype: torch.dtype,
         sum_loss: bool = False,
     ) -> None:
         self.functions = dict(functions)
         self.sum_loss = sum_loss
-        self.means = {name: Mean(device, dtype) for name in ("loss", *functions)}
+        self.means = {name: Mean() for name in ("loss", *functions)}
         self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set."""
         loss, outputs, targets = result
+        if self.sum_loss:
+            self.means["loss"].add(keep(loss), weight=share)
+        else:
+            self.means["loss"].add(keep(loss), factor=samples, weight=samples)
+        if not self.functions and not self.library:
+            return
         with torch.no_grad():
-            if self.sum_loss:
-                self.means["loss"].add(loss.detach(), weight=share)
-            else:
-                self.means["loss"].add(loss.detach(), factor=samples, weight=samples)
             for name, function in self.functions.items():
                 values = function(outputs, targets)
                 if values.shape != (samples,):
@@ -133,7 +162,7 @@ class Metrics:
                         f'metrics: "{name}" gave shape {tuple(values.shape)} for {samples} samples; '
                         f"a metric function gives one number a sample, shape ({samples},)"
                     )
-                self.means[name].add(values.sum(), weight=samples)
+                self.means[name].add(keep(values.sum()), weight=samples)
             for metric in self.library.values():
                 metric.metric.update(outputs, targets)
 
@@ -151,7 +180,7 @@ class Metrics:
 
     def finite(self) -> bool:
         """Whether every loss of the window was finite."""
-        return bool(torch.isfinite(self.means["loss"].window_sum))
+        return self.means["loss"].finite()
 
     def state_dict(self) -> dict[str, Any]:
         return {name: metric.state_dict() for name, metric in self._all().items()}

@@ -16,20 +16,20 @@ class Report:
     def __init__(self, console: Console, writers: Writers, *, epochs: int, log_every_steps: int) -> None:
         self.console, self.writers = console, writers
         self.epochs, self.log_every_steps = epochs, log_every_steps
-        self._loss: Tensor | None = None
+        self._loss: Tensor | float | None = None
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
         """The training of an epoch of so many optimizer steps begins, or goes on."""
         self._samples, self._start, self._seconds = 0, time.perf_counter(), 0.0
         self._bar = self.console.progress(f"epoch {progress.epochs + 1}/{self.epochs}", steps, progress.epoch_steps)
 
-    def step(self, loss: Tensor, samples: int) -> None:
-        """An optimizer step, its loss of shape () and its number of samples."""
+    def step(self, loss: Tensor | float, samples: int) -> None:
+        """An optimizer step, its loss and its number of samples."""
         self._loss = loss
         self._samples += samples
         self._bar.advance(loss)
 
-    def window(self, progress: Progress, loss: Tensor, means: Mapping[str, float]) -> None:
+    def window(self, progress: Progress, loss: Tensor | float, means: Mapping[str, float]) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step."""
         self._bar.line(f"loss {number(float(loss))}")
         points = {f"{name}/step": value for name, value in means.items()}

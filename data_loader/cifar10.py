@@ -54,9 +54,9 @@ class CIFAR10Loader(BaseDataLoader):
         self.crop, self.flip = crop, flip
         if min(std) <= 0:
             raise ValueError(f'"std" must be greater than 0, got {list(std)}')
-        # bytes to what the model sees in one multiplication and one addition, per channel
-        self.scale = 1 / (255 * torch.tensor(std))  # (3,)
-        self.shift = -torch.tensor(mean) / torch.tensor(std)  # (3,)
+        # for a row of 32 pixels with 3 channels each: arithmetic on rows of 96 is far faster than on threes
+        self.scale = (1 / (255 * torch.tensor(std))).repeat(32)  # (96,)
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).repeat(32)  # (96,)
         self._read: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def training_data(self, *, augment: bool) -> TensorSource:
@@ -95,7 +95,8 @@ class CIFAR10Loader(BaseDataLoader):
 
         In memory the channels stay last, which convolutions are faster on.
         """
-        return images.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+        rows = torch.addcmul(self.shift, images.flatten(2).float(), self.scale)  # (B, H, W * 3)
+        return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:

@@ -73,7 +73,7 @@ class Progress:
                 total=total, initial=done, desc=title, unit=" steps", leave=False, file=sys.stdout, dynamic_ncols=True
             )
 
-    def advance(self, loss: Tensor) -> None:
+    def advance(self, loss: Tensor | float) -> None:
         """One step more; the loss is read only when the bar is drawn."""
         self.done += 1
         if self._bar is not None and time.monotonic() >= self._next:

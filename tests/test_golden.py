@@ -45,7 +45,7 @@ def losses(fit: Callable[..., train.Result], monkeypatch: pytest.MonkeyPatch, da
     seen: list[float] = []
     original = BaseTrainer.take_step
 
-    def recorded(self: BaseTrainer, group: Any) -> torch.Tensor:
+    def recorded(self: BaseTrainer, group: Any) -> Any:
         loss = original(self, group)
         seen.append(float(loss))
         return loss

@@ -18,7 +18,7 @@ TARGETS = torch.randint(5, (103,), generator=GENERATOR)
 
 def metrics(*, sum_loss: bool = False, library: dict[str, Any] | None = None) -> Metrics:
     functions = {"accuracy": metric.accuracy, "top": lambda o, t: metric.top_k_accuracy(o, t, k=2)}
-    return Metrics(functions, library or {}, device=torch.device("cpu"), dtype=torch.float64, sum_loss=sum_loss)
+    return Metrics(functions, library or {}, device=torch.device("cpu"), sum_loss=sum_loss)
 
 
 def feed(made: Metrics, start: int = 0, stop: int = 103, size: int = 10, reduction: str = "mean") -> None:
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_is_seen() -> None:
 
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:
-    made = Metrics({"wrong": lambda o, t: o.mean()}, {}, device=torch.device("cpu"), dtype=torch.float64)
+    made = Metrics({"wrong": lambda o, t: o.mean()}, {}, device=torch.device("cpu"))
     with pytest.raises(ConfigError, match=r'"wrong" gave shape \(\) for 2 samples'):
         made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
 

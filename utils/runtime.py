@@ -36,8 +36,6 @@ class Runtime:
         self.settings = settings
         self.device = pick_device(settings.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        # sums of many small numbers: double where the device has it
-        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
 
     def prepare(self, model: nn.Module) -> None:
         """Move a model to the device, in the memory format and the compiled form that it runs in."""
@@ -71,13 +69,13 @@ class Runtime:
         self, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Tensor], *, clip_grad_norm: float | None
     ) -> bool:
         """One optimizer step on the gradients that ``evaluate`` leaves. False if fp16 overflowed and it was skipped."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = evaluate()
             self.scaler.unscale_(optimizer)
             if clip_grad_norm is not None:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
             return loss
 
@@ -85,6 +83,9 @@ class Runtime:
             optimizer.step(closure)  # type: ignore[no-untyped-call]
             return True
         closure()
+        if not self.scaler.is_enabled():
+            optimizer.step()
+            return True
         scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
