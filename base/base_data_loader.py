@@ -19,7 +19,7 @@ class BaseDataLoader(ABC):
     """A data set and its batches.
 
     A subclass gives ``training_data`` and ``test_data``: any map-style data set of torch, or a ``TensorSource`` where
-    the data fit in memory, which is 25 to 50 times as fast for small images. Nothing is read before it is asked for.
+    the data fit in memory, which is many times as fast for small images. Nothing is read before it is asked for.
 
     batch_size: samples of a training batch.
     eval_batch_size: samples of a validation or test batch; None: batch_size.
