@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
     with SignalWatch() as signals:
-        loaded = load_config(folder.config, options.overrides)
+        loaded = load_config(folder.config, options.overrides, trial=False)  # no optimizer here
         experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals)
         state = checkpoint.read(source)
         load_weights(experiment.model, state, source)

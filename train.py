@@ -105,7 +105,7 @@ def resume(
 
 def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
     """Train from where the trainer stands to the end, in a folder that is ours."""
-    text = to_json(loaded.config)
+    text = to_json(loaded.config, folder=folder.path)
     folder.write_config(text)
     folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
     trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
@@ -158,7 +158,7 @@ def _farewell(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> 
 
 def _find_run(resume: str, config: Path | None, overrides: Sequence[str]) -> tuple[RunFolder, Path | None]:
     if not resume:
-        asked = load_config(config or PROJECT / "config.json", overrides).config
+        asked = load_config(config or PROJECT / "config.json", overrides, trial=False).config
         return RunFolder.newest(asked.trainer.save_dir, asked.name), None
     if config is not None:
         raise UserError(
@@ -169,7 +169,7 @@ def _find_run(resume: str, config: Path | None, overrides: Sequence[str]) -> tup
 
 def _same_place(loaded: LoadedConfig, folder: RunFolder) -> None:
     """A resumed run stays in its folder, so its name cannot change."""
-    before = load_config(folder.config).config
+    before = load_config(folder.config, trial=False).config
     if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
         raise CheckpointError(
             "a run goes on in its own folder: name and trainer.save_dir cannot change. "

@@ -19,13 +19,14 @@ from base.schedule import Schedule
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
 from utils.checkpoint import Checkpointer
-from utils.config import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH, LoadedConfig
+from utils.config import LoadedConfig
 from utils.errors import UserError
 from utils.located_json import KeyPath
 from utils.random import seed_generators
-from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, user_frame
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, said, user_line
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
+from utils.schedulers import contradiction, make_scheduler
 from utils.schema import Component
 from utils.signals import SignalWatch
 
@@ -38,9 +39,9 @@ def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatc
     """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
     config = loaded.config
     runtime = Runtime(config.runtime)
-    data: BaseDataLoader = _build(loaded, "data_loader", config.data_loader)
+    data: BaseDataLoader = _build(loaded, "data_loader", config.data_loader, BaseDataLoader)
     seed_generators(config.seed, "model")
-    model: nn.Module = _build(loaded, "model", config.model)
+    model: nn.Module = _build(loaded, "model", config.model, nn.Module)
     runtime.prepare(model)
     criterion, sum_loss = _loss(loaded, runtime)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
@@ -52,10 +53,8 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
     trainer = REGISTRIES["trainer"].get(settings.type)
     assert trainer is not None
-    built = _call(
-        loaded, ("trainer",), settings.type, functools.partial(trainer, experiment, settings, **settings.args)
-    )
-    assert isinstance(built, BaseTrainer)
+    make = functools.partial(trainer, experiment, settings, **settings.args)
+    built: BaseTrainer = _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
     return built
 
 
@@ -63,8 +62,8 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     """What only training needs. Reads the training data; writes nothing."""
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
-    batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed))
-    validation: Batches | None = _call(loaded, at, name, data.validation)
+    batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
+    validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
         raise loaded.error(
             ("trainer", "monitor"),
@@ -90,22 +89,28 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, console: Console) -> 
     return Outputs(writers, checkpointer)
 
 
-def _build(loaded: LoadedConfig, kind: str, component: Component, *passed: Any) -> Any:
+def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type) -> Any:
     make = REGISTRIES[kind].get(component.type)
     assert make is not None, "the config was checked"
-    return _call(loaded, (kind, "args"), component.type, functools.partial(make, *passed, **component.args))
+    return _call(loaded, (kind, "args"), component.type, functools.partial(make, **component.args), expected)
 
 
-def _call(loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any]) -> Any:
+def _call(
+    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type | tuple[type, ...]
+) -> Any:
     """Build something; what goes wrong is told at its place in the config and, in the user's own code, at its line."""
     try:
-        return make()
+        built = make()
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(
-            path, f"{name} cannot be built from these arguments: {error}\n{user_frame(error)}"
-        ) from error
+        reason, line = said(error).removeprefix("ValueError: "), user_line(error)
+        raise loaded.error(path, "\n".join(filter(None, [f"{name} cannot be built: {reason}", line]))) from error
+    if not isinstance(built, expected):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise loaded.error(path, f"{name} should give a {names}, and gives {type(built).__name__}")
+    return built
 
 
 def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
@@ -115,7 +120,7 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
     assert function is not None
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
-        module: nn.Module = _build(loaded, "loss", component)
+        module: nn.Module = _build(loaded, "loss", component, nn.Module)
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")
@@ -132,7 +137,9 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         name, make = metric.name or metric.type, METRICS.get(metric.type)
         assert make is not None
         if inspect.isclass(make):
-            library[name] = _call(loaded, ("metrics", index), metric.type, functools.partial(make, **metric.args))
+            library[name] = _call(
+                loaded, ("metrics", index), metric.type, functools.partial(make, **metric.args), object
+            )
         else:
             functions[name] = functools.partial(make, **metric.args)
     return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss)
@@ -148,8 +155,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
         args["fused"] = experiment.runtime.device.type in FUSED_DEVICES
     make = OPTIMIZERS.get(component.type)
     assert make is not None
-    built = _call(loaded, ("optimizer", "args"), component.type, functools.partial(make, parameters, **args))
-    assert isinstance(built, Optimizer)
+    build = functools.partial(make, parameters, **args)
+    built: Optimizer = _call(loaded, ("optimizer", "args"), component.type, build, Optimizer)
     return built
 
 
@@ -160,37 +167,16 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
         return Schedule(optimizer, None, per_step=False, length=0)
     per_step = component.interval == "step"
     length = config.trainer.epochs * (steps if per_step else 1)
+    if problem := contradiction(component.model_dump(), length):
+        raise loaded.error(problem.path, problem.message)
+
+    def build(path: KeyPath, name: str, make: Callable[[], Any]) -> Any:
+        return _call(loaded, (*path, "args"), name, make, LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
-        return _scheduler(loaded, component, optimizer, length, ("lr_scheduler",))
+        return make_scheduler(component.model_dump(), optimizer, length, build, ("lr_scheduler",))
 
     return Schedule(optimizer, make, per_step=per_step, length=length)
-
-
-def _scheduler(
-    loaded: LoadedConfig, component: Component, optimizer: Optimizer, length: int, path: KeyPath
-) -> LRScheduler:
-    make, args = SCHEDULERS.get(component.type), dict(component.args)
-    assert make is not None
-    name = FROM_RUN_LENGTH.get(component.type)
-    if name and args.get(name) is None and not (name == "total_steps" and "epochs" in args):
-        args[name] = length
-    if component.type == "OneCycleLR":
-        given = args.get("total_steps") or args.get("epochs", 0) * args.get("steps_per_epoch", 0)
-        if given != length:
-            raise loaded.error(
-                (*path, "args"),
-                f"OneCycleLR is laid out over {given} steps, the run has {length}; leave its length out",
-            )
-    if component.type in COMPOUND_SCHEDULERS:
-        args["schedulers"] = [
-            _scheduler(loaded, Component.model_validate(inner), optimizer, length, (*path, "args", "schedulers", index))
-            for index, inner in enumerate(args["schedulers"])
-        ]
-    if component.type != "ChainedScheduler":
-        args["optimizer"] = optimizer
-    built: LRScheduler = _call(loaded, (*path, "args"), component.type, functools.partial(make, **args))
-    return built
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], source: Path) -> None:

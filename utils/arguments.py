@@ -1,7 +1,6 @@
 """Checks the arguments that a config gives a component against the component's own signature."""
 
 import collections.abc
-import difflib
 import functools
 import inspect
 import json
@@ -15,8 +14,21 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from utils.suggest import closest, hint
+
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (int, float, bool, str, type(None))
+NOT_JSON = ", which JSON cannot give; register a component of your own that makes it"
+# what pydantic says, in the words of JSON
+WORDS = {
+    "Input ": "",
+    "valid array": "list",
+    "valid list": "list",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+    "dictionary": "object",
+    "'": '"',
+}
 
 
 class NotJson:
@@ -48,34 +60,43 @@ def takes_any_keyword(component: Callable[..., Any]) -> bool:
 
 
 def problems(
-    component: Callable[..., Any],
+    component: str,
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
     *,
     filled: tuple[str, ...] = (),
+    takes_any: bool = False,
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with the arguments, as (path below "args", message).
+    """What is wrong with the arguments of a component, as (path below "args", message).
 
     known: the parameters that a config may give. filled: required ones that may be left out all the same.
+    takes_any: it refuses unknown names itself.
     """
+    meant = set(filled)
     for name, value in args.items():
         if name in known:
             yield from _type_problems(known[name], value)
-        elif not takes_any_keyword(component):
-            yield (name,), f"{component.__name__} has no argument {name!r}; {_alternatives(name, known)}"
+        elif not takes_any:
+            yield (name,), f'{component} has no argument "{name}"; {_alternatives(name, known)}'
+            meant.add(closest(name, known) or "")
     for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in args and name not in filled:
+        if parameter.default is parameter.empty and name not in args and name not in meant:
             kind = json_type(parameter.annotation)
             how = f": {describe(parameter.annotation)}" if parameter.annotation is not parameter.empty else ""
             if kind is NotJson:
-                how += ", which JSON cannot give; register a component of your own that makes it"
-            yield (), f'{component.__name__} needs the argument "{name}"{how}'
+                how += NOT_JSON
+            yield (), f'{component} needs the argument "{name}"{how}'
+
+
+def accepts_null(parameter: inspect.Parameter) -> bool:
+    """Whether a config may give null for an argument."""
+    return not any(_type_problems(parameter, None))
 
 
 def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     kind = json_type(parameter.annotation)
     if kind is NotJson:
-        yield (parameter.name,), f"takes {describe(parameter.annotation)}, which JSON cannot give"
+        yield (parameter.name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
         return
     if parameter.default is None and value is None:
         return
@@ -91,11 +112,18 @@ def type_problems(kind: Any, value: Any) -> list[tuple[tuple[str | int, ...], st
         found: dict[tuple[str | int, ...], list[str]] = {}
         for item in error.errors(include_url=False):
             path = _inside(value, item["loc"])
-            found.setdefault(path, []).append(item["msg"].removeprefix("Input "))
-        return [(path, f"{_either(messages)}, got {_short(_at(value, path))}") for path, messages in found.items()]
+            found.setdefault(path, []).append(in_json_words(item["msg"]))
+        return [(path, f"{_either(messages)}, got {shortened(_at(value, path))}") for path, messages in found.items()]
     except PydanticSchemaGenerationError:
         return []
     return []
+
+
+def in_json_words(message: str) -> str:
+    """pydantic's message as one about JSON."""
+    for word, ours in WORDS.items():
+        message = message.replace(word, ours)
+    return message
 
 
 def json_type(annotation: Any) -> Any:
@@ -140,6 +168,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(kind) for kind in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
@@ -177,10 +207,7 @@ def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
 
 
 def _alternatives(name: str, known: Mapping[str, inspect.Parameter]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    return f"it takes: {', '.join(known) or 'none'}"
+    return hint(name, known).replace("there are:", "it takes:")
 
 
 def _inside(value: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
@@ -205,6 +232,7 @@ def _either(messages: list[str]) -> str:
     return " or ".join([unique[0], *(message.removeprefix("should be ") for message in unique[1:])])
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

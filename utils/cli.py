@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.config import OVERRIDE
 from utils.errors import Stopped, TrainingError, UserError
+from utils.overrides import OVERRIDE
 
 
 def parser(description: str) -> argparse.ArgumentParser:

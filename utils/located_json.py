@@ -26,22 +26,33 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands: a file and a position in it, or an override of the command line."""
+    """Where something stands: an offset in the text of a file, or an override of the command line (no text)."""
 
     source: str
-    line: int = 0
-    column: int = 0
-    text: str = ""
+    text: str = field(default="", repr=False)
+    at: int = 0
+
+    @property
+    def line(self) -> int:
+        """Counted from 1; 0 for an override. Found when asked for: most places are never shown."""
+        return self.text.count("\n", 0, self.at) + 1 if self.text else 0
+
+    @property
+    def column(self) -> int:
+        return self.at - self.text.rfind("\n", 0, self.at)
 
     def show(self, message: str) -> str:
-        if not self.line:
+        """The message, with the line and a caret below the place."""
+        if not self.text:
             return f"{self.source}: {message}"
-        number = f"{self.line:>5} | "
-        # long lines (a file without line breaks) are cut around the column; a tab is one column wide here
-        start = max(0, self.column - 60)
-        shown = self.text[start : start + 90].replace("\t", " ").rstrip()
-        caret = " " * (len(number) + self.column - 1 - start) + "^"
-        return f"{self.source}:{self.line}:{self.column}: {message}\n{number}{shown}\n{caret}"
+        line, column, start = self.line, self.column, self.text.rfind("\n", 0, self.at) + 1
+        number = f"{line:>5} | "
+        # a long line (of a file without line breaks) is cut around the column; a tab is one column wide here
+        cut = max(start, self.at - 60)
+        end = self.text.find("\n", cut)
+        shown = self.text[cut : min(end if end >= 0 else len(self.text), cut + 90)].rstrip()
+        shown = "".join(character if character.isprintable() else " " for character in shown)
+        return f"{self.source}:{line}:{column}: {message}\n{number}{shown}\n{' ' * (len(number) + self.at - cut)}^"
 
 
 @dataclass
@@ -59,6 +70,20 @@ class Document:
             path, places = path[:-1], self.values
         return places.get(path) or self.values[()]
 
+    def graft(self, other: "Document", path: KeyPath) -> None:
+        """What stands at and below a path is now that of another document."""
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for old in [old for old in mine if old[: len(path)] == path]:
+                del mine[old]
+            mine.update({new: place for new, place in theirs.items() if new[: len(path)] == path})
+
+    def replace(self, path: KeyPath, place: Place) -> None:
+        """Whatever stood at and below a path now stands at one place."""
+        for places in (self.keys, self.values):
+            for old in [old for old in places if old[: len(path)] == path]:
+                del places[old]
+            places[path] = place
+
 
 def parse(text: str, source: str) -> Document:
     """Read JSON. Raises ConfigError with file, line, column and reason at the first thing that is not JSON."""
@@ -66,18 +91,45 @@ def parse(text: str, source: str) -> Document:
 
 
 def read(path: Path, source: str) -> Document:
-    """Read a JSON file. Raises ConfigError if it cannot be read or is not JSON."""
+    """Read a JSON file that holds one object. Raises ConfigError if it cannot be read or is something else."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{source}: the config cannot be read: {reason}") from error
+    text = _text(data, source)
+    document = parse(text, source)
+    if not isinstance(document.value, dict):
+        raise ConfigError(document.values[()].show("a config is a JSON object: { ... }; is this the wrong file?"))
+    return document
+
+
+def _text(data: bytes, source: str) -> str:
+    """The text of a file; what is none is told by its first bytes."""
+    kinds = {
+        b"PK\x03\x04": "this is a zip archive, as checkpoints are; a run and its config are resumed by -r",
+        b"\xff\xfe": "this is UTF-16; save it as UTF-8",
+        b"\xfe\xff": "this is UTF-16; save it as UTF-8",
+    }
+    for start, message in kinds.items():
+        if data.startswith(start):
+            raise ConfigError(f"{source}:1:1: {message}")
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{source}: {len(data):,} bytes are no config; is this the wrong file?")
+        raise ConfigError(f"{source}:1:1: more than {MAX_BYTES:,} bytes are no config; is this the wrong file?")
     try:
-        return parse(data.decode("utf-8-sig"), source)
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{source}:{line}: not a text file in UTF-8 (byte {data[error.start]:#04x})") from error
+        line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+        found = f"byte {data[error.start]:#04x}"
+        raise ConfigError(
+            f"{source}:{line}:{column}: this is no text in UTF-8 ({found}); is it the wrong file?"
+        ) from error
+    first = text.lstrip()[:1]
+    if first not in ("", "{", "/", "[", '"'):
+        place = Place(source, text, len(text) - len(text.lstrip()))
+        raise ConfigError(place.show("a config is JSON and begins with {; is this the wrong file?"))
+    return text
 
 
 class _Parser:
@@ -89,10 +141,12 @@ class _Parser:
     def document(self) -> Document:
         self.skip()
         if self.at == len(self.text):
-            raise ConfigError(f"{self.source}:1:1: the file is empty; a config is a JSON object: {{ ... }}")
+            raise ConfigError(f"{self.source}:1:1: there is nothing here; a config is a JSON object: {{ ... }}")
         self.result.value = self.value(())
         self.skip()
         if self.at < len(self.text):
+            if self.text[self.at] == "{":
+                raise self.error("a config is one JSON object, and this is a second one; is this the wrong file?")
             raise self.error("nothing may follow the end of the config; is a bracket closed too early?")
         return self.result
 
@@ -118,10 +172,10 @@ class _Parser:
                 raise self.error('a key in double quotes is expected, as in "name": ...')
             key = self.string()
             if key in seen:
-                raise self.error(f'the key "{key}" stands here a second time; the first is in line {seen[key]}', start)
-            place = self.place(start)
-            seen[key] = place.line
-            self.result.keys[*path, key] = place
+                first = self.place(seen[key]).line
+                raise self.error(f'the key "{key}" stands here a second time; the first is in line {first}', start)
+            seen[key] = start
+            self.result.keys[*path, key] = self.place(start)
             self.skip()
             if self.text[self.at : self.at + 1] != ":":
                 raise self.error(f'a colon is expected after the key "{key}"')
@@ -140,6 +194,8 @@ class _Parser:
         if self.text[self.at : self.at + 1] == end:
             self.at += 1
             return
+        if self.at == len(self.text):
+            raise self.error(f'this "{self.text[opened]}" is never closed by a "{end}"', opened)
         while True:
             yield
             self.skip()
@@ -198,10 +254,7 @@ class _Parser:
             raise self.error("JSON has no comments: remove it")
 
     def place(self, at: int) -> Place:
-        start = self.text.rfind("\n", 0, at) + 1
-        end = self.text.find("\n", at)
-        line = self.text[start : end if end >= 0 else len(self.text)]
-        return Place(self.source, self.text.count("\n", 0, at) + 1, at - start + 1, line)
+        return Place(self.source, self.text, at)
 
     def error(self, message: str, at: int | None = None) -> ConfigError:
         return ConfigError(self.place(self.at if at is None else at).show(message))

@@ -6,19 +6,24 @@
 A config's ``"type"`` is looked up here and nowhere else, so that it can never import or run arbitrary code.
 """
 
-import difflib
 import importlib
 import inspect
+import linecache
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.arguments import parameters
+from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.paths import PROJECT
+from utils.suggest import closest
 
 T = TypeVar("T", bound=Callable[..., Any])
+
+# folders whose lines explain nothing to a user whose own code went wrong
+MACHINERY = {"utils", "logger", "base"}
 
 
 class Registry:
@@ -26,7 +31,8 @@ class Registry:
 
     library: a module whose public names count as registered too when ``accepts`` is true of them. It is imported
     when a name is not found among our own, since torchmetrics alone takes 0.7 s.
-    passed: names of the arguments that the project passes itself, so that a config never gives them.
+    passed: names of the arguments that the project passes itself, or that a config must never give.
+    options: what the library's components take beside their own arguments, through **kwargs.
     called_with: how many leading arguments of a function are given at each call, as outputs and targets of a loss.
     """
 
@@ -37,12 +43,14 @@ class Registry:
         library: str | None = None,
         accepts: Callable[[Any], bool] = inspect.isclass,
         passed: tuple[str, ...] = (),
+        options: Mapping[str, Any] | None = None,
         called_with: int = 0,
     ) -> None:
         self.kind = kind
         self.library = library
         self._accepts = accepts
         self.passed = passed
+        self.options = options or {}
         self.called_with = called_with
         self._own: dict[str, Callable[..., Any]] = {}
 
@@ -50,7 +58,7 @@ class Registry:
         """Add a class or function under its own name. Raises UserError if another one has it."""
         name = component.__name__
         taken = self._own.get(name)
-        if taken is not None and taken.__module__ != component.__module__:
+        if taken is not None and (taken.__module__ != component.__module__ or _first_import(component.__module__)):
             raise UserError(
                 f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
@@ -72,20 +80,31 @@ class Registry:
 
     def suggest(self, name: str) -> str:
         """How to go on from a name that is not there."""
-        close = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
+        close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
-            return f'did you mean "{close[0]}"?'
-        return f"there are: {', '.join(self._own or self.names())}"
+            return f'did you mean "{close}"?'
+        rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
+        return f"there are: {', '.join(self._own or self.names())}{rest}"
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """What a config may give to a registered component, by name."""
-        component = self._own.get(name) or self._from_library(name)
+        component = self.get(name)
         if component is None:
             return {}
-        found = list(parameters(component).items())
-        if not inspect.isclass(component):
-            found = found[self.called_with :]
-        return {key: parameter for key, parameter in found if key not in self.passed}
+        found = parameters(component)
+        if name not in self._own:
+            found |= {
+                key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
+                for key, default in self.options.items()
+            }
+        names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
+        return {key: found[key] for key in names if key not in self.passed}
+
+    def takes_any(self, name: str) -> bool:
+        """Whether a component takes any argument and has to refuse unknown ones itself."""
+        component = self.get(name)
+        closed = bool(self.options) and name not in self._own
+        return component is not None and not closed and takes_any_keyword(component)
 
     def _from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
@@ -107,17 +126,49 @@ def _is_scheduler(item: Any) -> bool:
 
 
 def _is_loss(item: Any) -> bool:
-    return inspect.isclass(item) and item.__name__.endswith("Loss")
+    from torch.nn.modules.loss import _Loss
+
+    return inspect.isclass(item) and issubclass(item, _Loss) and item is not _Loss and _takes_two(item.forward)
 
 
 def _is_metric(item: Any) -> bool:
-    return inspect.isclass(item) and item.__module__.startswith("torchmetrics") and hasattr(item, "update")
+    from torchmetrics import Metric
 
+    # wrappers take other metrics, aggregations take no targets, and text is none of a model's outputs
+    left_out = {"metric", "wrappers", "aggregation", "text"}
+    usable = inspect.isclass(item) and issubclass(item, Metric) and item.__module__.split(".")[1] not in left_out
+    return usable and _takes_two(item.update)
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a method can be called with outputs and targets alone."""
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _first_import(module: str) -> bool:
+    """Whether a module is being imported, and not reloaded or typed into a notebook, where names are defined anew."""
+    # CPython's own mark, which the import statement uses to tell circular imports
+    return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
+
+
+# what torchmetrics.Metric takes out of **kwargs, of what JSON can give
+METRIC_OPTIONS = {
+    "compute_on_cpu": False,
+    "dist_sync_on_step": False,
+    "sync_on_compute": True,
+    "compute_with_cache": True,
+}
 
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
-LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, called_with=2)
-METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, called_with=2)
+# torch's old names of "reduction" are left out
+OLD_REDUCTION = ("size_average", "reduce")
+LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
+METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
 OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
 SCHEDULERS = Registry("scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer",))
 TRAINERS = Registry("trainer", passed=("experiment", "settings"))
@@ -155,21 +206,39 @@ def import_components(folders: tuple[str, ...] = ("data_loader", "model", "train
                     importlib.import_module(f"{folder}.{path.stem}")
                 except UserError:
                     raise
-                except Exception as error:
-                    raise UserError(f"{_relative(path)} does not import\n{user_frame(error)}") from error
+                except (Exception, SystemExit) as error:
+                    raise UserError(f"{_relative(path)} does not import: {said(error)}\n{user_frame(error)}") from error
 
 
-def user_frame(error: BaseException, *, root: Path = PROJECT) -> str:
-    """One line for an error in a user's code: the last file and line of this project on its way, and what it says."""
-    message = f"{type(error).__name__}: {error}"
+def said(error: BaseException) -> str:
+    """What an error says, with its kind, in one paragraph."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def user_frame(error: BaseException) -> str:
+    """The line of the user's code where an error came from, or what it says where it came from no such line."""
+    return user_line(error) or f"  {said(error)}"
+
+
+def user_line(error: BaseException, *, root: Path = PROJECT) -> str:
+    """File, number and text of the last line of the user's code on the way of an error; empty if there was none."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"  {_relative(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    inside = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(root) and ".venv" not in Path(frame.filename).parts
-    ]
-    return f"  {_relative(inside[-1].filename)}:{inside[-1].lineno}: {message}" if inside else f"  {message}"
+        return _code_line(error.filename, error.lineno or 1)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename), root)]
+    return _code_line(frames[-1].filename, frames[-1].lineno or 1) if frames else ""
+
+
+def _is_users(path: Path, root: Path) -> bool:
+    """Whether a file is the user's: in the project, and not of its machinery."""
+    if not path.is_relative_to(root) or ".venv" in path.parts:
+        return False
+    parts = path.relative_to(root).parts
+    return len(parts) > 1 and parts[0] not in MACHINERY
+
+
+def _code_line(path: str, line: int) -> str:
+    return f"  {_relative(path)}:{line}: {linecache.getline(path, line).strip()}".rstrip(": ")
 
 
 def _relative(path: str | Path) -> str:

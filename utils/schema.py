@@ -1,8 +1,10 @@
 """The keys of a config, their types, ranges and defaults. An editor and the README show the docstrings here."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic.fields import FieldInfo
 
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
@@ -116,6 +118,30 @@ class Config(Section):
     """The device and its arithmetic."""
 
 
+def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The keys of a section as a config writes them."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """What describes the object at a path of the config; None where it is not the schema that does."""
+    if not path:
+        return Config
+    field = keys_of(Config).get(str(path[0]))
+    inside = path[0] == "metrics" if len(path) == 2 else len(path) == 1
+    if field is None or not inside:
+        return None
+    return next((kind for kind in _members(field.annotation) if issubclass(kind, BaseModel)), None)
+
+
+def _members(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation is made of."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _members(inner)
+
+
 # what victoresque/pytorch-template's users type, and what it is called here
 FORMER_NAMES = {
     "arch": '"model"',
@@ -127,6 +153,7 @@ FORMER_NAMES = {
     "tensorboardX": '"tensorboard"',
     "visualization": '"tensorboard", under "trainer"',
     "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "off": "null",
     "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
     "top_acc": '"accuracy"',
     "MnistModel": '"LeNet"',

@@ -1,0 +1,138 @@
+"""``"extends"``: what a config inherits, and in which file a mistake stands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.configs import message, sound
+from utils.config import load_config, to_json
+from utils.schema import Config
+
+Extend = Callable[..., Config]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def file(name: str, /, **keys: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(keys, indent=1))
+        return path
+
+    return file
+
+
+@pytest.fixture
+def extend(write: Callable[..., Path]) -> Extend:
+    """The sound config as base.json, and a config in a folder beside it that extends it with some keys."""
+
+    def load(**keys: Any) -> Config:
+        write("base.json", **sound())
+        return load_config(write("more/child.json", extends="../base.json", **keys)).config
+
+    return load
+
+
+def test_objects_are_merged_and_lists_replaced(extend: Extend) -> None:
+    config = extend(
+        name="wide",
+        model={"args": {"hidden_features": 50}},
+        metrics=["accuracy"],
+        optimizer={"type": "SGD", "args": {"lr": 0.5}},
+        data_loader="RandomTensorLoader",
+        loss={"args": {"label_smoothing": 0.1}},
+    )
+    base = Config.model_validate(sound())
+    assert config.name == "wide"
+    assert config.model.args == {**base.model.args, "hidden_features": 50}
+    assert [metric.type for metric in config.metrics] == ["accuracy"]
+    assert config.optimizer.args == {"lr": 0.5, "momentum": 0.9}
+    assert config.data_loader == base.data_loader
+    assert (config.loss.type, config.loss.args) == ("cross_entropy", {"label_smoothing": 0.1})
+    assert config.trainer == base.trainer
+
+
+def test_another_type_starts_anew(extend: Extend) -> None:
+    config = extend(
+        optimizer={"type": "Adam"}, lr_scheduler={"type": "StepLR", "args": {"step_size": 1}}, loss="MSELoss"
+    )
+    assert config.optimizer.args == {}
+    assert config.lr_scheduler is not None
+    assert (config.lr_scheduler.args, config.lr_scheduler.interval) == ({"step_size": 1}, "epoch")
+    assert config.loss.type == "MSELoss"
+
+
+def test_another_trainer_keeps_the_settings(write: Callable[..., Path]) -> None:
+    base = sound()
+    base["trainer"]["args"] = {"of": "Trainer"}
+    write("base.json", **base)
+    text = message(write("child.json", extends="base.json", trainer={"type": "Mine"}))
+    assert text.startswith(str(text.split(":")[0]))
+    assert 'there is no trainer "Mine"' in text
+    assert '"of"' not in text
+
+
+def test_null_takes_away(extend: Extend) -> None:
+    config = extend(
+        lr_scheduler=None,
+        metrics=None,
+        optimizer={"args": {"momentum": None}},
+        trainer={"monitor": None, "epochs": None},
+        data_loader={"args": {"validation_split": None, "eval_batch_size": None}},
+    )
+    assert config.lr_scheduler is None
+    assert config.metrics == []
+    assert config.optimizer.args == {"lr": 0.01}
+    assert (config.trainer.monitor, config.trainer.epochs) == (None, 10)
+    assert "validation_split" not in config.data_loader.args
+
+
+def test_null_for_what_must_be_there_is_a_mistake_of_the_child(write: Callable[..., Path]) -> None:
+    write("base.json", **sound())
+    text = message(write("child.json", extends="base.json", optimizer=None, model={"args": {"in_features": None}}))
+    assert "child.json:3:15: optimizer: should be a component" in text
+    assert "child.json:6:19: model.args.in_features: should be an integer, got null" in text
+
+
+def test_messages_name_the_file_in_which_the_mistake_stands(write: Callable[..., Path]) -> None:
+    base = sound()
+    base["optimizer"]["args"]["momentun"] = 0.9
+    write("base.json", **base)
+    path = write("child.json", extends="base.json", optimizer={"args": {"lr": -1}}, metrics=["acuracy"])
+    lines = [line for line in message(path, "seed=-1").splitlines() if ": " in line and "|" not in line]
+    files = {line.split(": ")[1]: Path(line.split(":")[0]).name for line in lines}
+    assert files["optimizer.args.momentun"] == "base.json"
+    assert files["optimizer.args.lr"] == "child.json"
+    assert files["metrics.0"] == "child.json"
+    assert files["seed"] == "override seed=-1"
+
+
+def test_a_chain_and_what_the_run_folder_gets(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("base.json", **sound())
+    write("more/middle.json", extends="../base.json", seed=1, trainer={"epochs": 3})
+    path = write("last.json", **{"$schema": "x", "extends": "more/middle.json", "trainer": {"save_period": 2}})
+    config = load_config(path, ["name=chain"]).config
+    assert (config.seed, config.trainer.epochs, config.trainer.save_period) == (1, 3, 2)
+    written = tmp_path / "written.json"
+    written.write_text(to_json(config))
+    assert "extends" not in json.loads(written.read_text())
+    assert load_config(written).config.trainer == config.trainer
+
+
+def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> None:
+    write("a.json", extends="b.json")
+    path = write("b.json", extends="a.json", name="b")
+    assert "a.json:2:13: extends: these configs extend each other in a circle" in message(path)
+    assert "circle" in message(write("self.json", extends="self.json"))
+    assert "c.json:2:13: extends: there is no file" in message(write("c.json", extends="no.json"))
+    assert "c.json:2:13: extends: there is no file" in message(write("c.json", extends="."))
+    (path.parent / "broken.json").write_text("{")
+    assert "broken.json:1:1" in message(write("d.json", extends="broken.json"))
+
+
+def test_extends_stands_at_the_top_only(write: Callable[..., Path]) -> None:
+    write("base.json", **sound())
+    assert 'unknown key "extends"' in message(write("child.json", extends="base.json", trainer={"extends": "x.json"}))

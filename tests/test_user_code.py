@@ -1,0 +1,105 @@
+"""Mistakes in a user's own code are told with the user's line, and with no frame of ours.
+
+Each test copies the project, puts a file into it and runs a command, as a user would.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from utils.paths import PROJECT
+
+FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs")
+Say = Callable[..., str]
+
+MODEL = """\
+from torch import nn
+
+from utils.registry import MODELS
+
+
+@MODELS.register
+class Mine(nn.Module):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        raise ValueError("no width is good enough")
+"""
+
+
+@pytest.fixture
+def say(tmp_path: Path) -> Say:
+    """What train.py says in a project with one more file; its status must be 2, without a traceback."""
+    for folder in FOLDERS:
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*PROJECT.glob("*.py"), PROJECT / "config.json"):
+        shutil.copy(file, tmp_path)
+
+    def run(name: str, text: str, *arguments: str) -> str:
+        (tmp_path / name).write_text(text)
+        command = [sys.executable, "train.py", "trainer.epochs=1", "trainer.steps_per_epoch=1", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not list((tmp_path / "saved").glob("*/*")), "a run folder was made"
+        return ended.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1 +\n", "model/mine.py does not import: SyntaxError: invalid syntax\n  model/mine.py:1: x = 1 +"),
+        (
+            "import torch\n\nimport nothing\n",
+            "ModuleNotFoundError: No module named 'nothing'\n  model/mine.py:3: import",
+        ),
+        (
+            "raise SystemExit(3)\n",
+            "model/mine.py does not import: SystemExit: 3\n  model/mine.py:1: raise SystemExit(3)",
+        ),
+        (
+            MODEL.replace("Mine", "LeNet"),
+            "two models are called LeNet:\n  model/lenet.py:14\n  model/mine.py:6\nRename",
+        ),
+        (MODEL + MODEL, "two models are called Mine"),
+    ],
+    ids=["syntax", "import", "exit", "name taken", "name twice in a file"],
+)
+def test_a_file_that_does_not_import(say: Say, text: str, expected: str) -> None:
+    assert expected in say("model/mine.py", text)
+
+
+def test_a_constructor_that_raises(say: Say) -> None:
+    said = say("model/mine.py", MODEL, "model=Mine")
+    assert (
+        "override model=Mine: model.args: Mine cannot be built: no width is good enough\n  model/mine.py:10: " in said
+    )
+    assert "base/" not in said
+
+
+def test_an_argument_of_a_users_class_is_checked_like_any_other(say: Say) -> None:
+    said = say("model/mine.py", MODEL, 'model={"type": "Mine", "args": {"widht": "a"}}')
+    assert 'Mine has no argument "widht"; did you mean "width"?' in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "override", "expected"),
+    [
+        ("model/mine.py", "from utils.registry import MODELS\n\n@MODELS.register\nclass Mine: ...\n",
+         "model=Mine", "Mine should give a Module, and gives Mine"),
+        ("trainer/mine.py", "from utils.registry import TRAINERS\n\n@TRAINERS.register\ndef mine(*_): return 1\n",
+         "trainer.type=mine", "mine should give a BaseTrainer, and gives int"),
+        ("trainer/mine.py", "from base.base_trainer import BaseTrainer\nfrom utils.registry import TRAINERS\n\n"
+         "@TRAINERS.register\nclass Mine(BaseTrainer): ...\n",
+         "trainer.type=Mine", "Can't instantiate abstract class Mine"),
+        ("data_loader/mine.py", "from utils.registry import DATA_LOADERS\n\n@DATA_LOADERS.register\n"
+         "def mine(): return [1]\n", "data_loader=mine", "mine should give a BaseDataLoader, and gives list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_component(say: Say, name: str, text: str, override: str, expected: str) -> None:
+    assert expected in say(name, text, override)

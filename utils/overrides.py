@@ -1,0 +1,67 @@
+"""KEY=VALUE of the command line, set in a config before it is checked, so that it is checked exactly like the file."""
+
+import json
+import re
+from typing import Any
+
+from utils.errors import ConfigError
+from utils.located_json import Document, KeyPath, Place, parse
+from utils.problem import dotted
+from utils.registry import REGISTRIES
+
+OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Set one key of a document; VALUE is JSON, or else a plain string. Raises ConfigError.
+
+    A component's name alone becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
+    """
+    if not OVERRIDE.match(override):
+        raise ConfigError(f"{override!r} is no override; they look like trainer.epochs=5")
+    if not override.isprintable():
+        raise ConfigError(f"override {override!r}: holds a character that is none")
+    key, _, text = override.partition("=")
+    source = f"override {override}"
+    parent, path = _parent(document.value, key.split("."), source)
+    parent[path[-1]] = _value(text, source)
+    document.replace(path, Place(source))
+
+
+def _value(text: str, source: str) -> Any:
+    try:
+        return parse(text, source).value
+    except ConfigError as error:
+        if text[:1] in ("{", "[", '"'):  # meant as JSON
+            taken = "" if '"' in text else "\nDid the shell take the quotes? Put KEY=VALUE between single ones."
+            raise ConfigError(f"{error}{taken}") from error
+        return text
+
+
+def _parent(root: Any, path: list[str], source: str) -> tuple[Any, KeyPath]:
+    """The object or list that holds a path's last key, and the path as keys and places in lists."""
+    value, way = root, list[str | int]()
+    for depth, part in enumerate(path):
+        if isinstance(value, list):
+            key: Any = _index(value, part, dotted(tuple(way)), source)
+        else:
+            key = part
+        way.append(key)
+        if depth == len(path) - 1:
+            break
+        inner = value[key] if isinstance(value, list) else value.get(key)
+        if isinstance(inner, str) and path[0] in REGISTRIES:
+            inner = {"type": inner}
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, (dict, list)):
+            raise ConfigError(f"{source}: {dotted(tuple(way))} has no keys; it is {json.dumps(inner)[:60]}")
+        value[key] = inner
+        value = inner
+    return value, tuple(way)
+
+
+def _index(value: list[Any], part: str, at: str, source: str) -> int:
+    if part.isdecimal() and int(part) < len(value):
+        return int(part)
+    raise ConfigError(f'{source}: {at} has {len(value)} elements, numbered from 0; "{part}" is none of them')
