@@ -4,12 +4,14 @@ python train.py -c config.json trainer.epochs=5
 python train.py -r                     # go on with the newest run
 """
 
+import argparse
 import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from base.base_trainer import BaseTrainer
 from base.build import (
@@ -44,7 +46,10 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
-    """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting."""
+    """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting.
+
+    --check and --list look and exit, as --help does.
+    """
     made = cli.parser("Train a model as a config says, or go on with a run.")
     made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     made.add_argument(
@@ -53,10 +58,14 @@ def main(argv: Sequence[str] | None = None) -> Result:
     made.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="begin a new run with these weights")
     made.add_argument("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     made.add_argument("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
+    made.add_argument("--check", action="store_true", help="look at everything a run needs, train nothing, and say so")
+    made.add_argument("--list", nargs="?", const="", metavar="NAME", help="what a config may name, or all about one")
     options = cli.parse(made, argv)
     shorts = {"optimizer.args.lr": options.lr, "data_loader.args.batch_size": options.bs}
     overrides = [*options.overrides, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
     import_components()
+    if options.list is not None or options.check:
+        _look(options, overrides)
     with SignalWatch() as signals:
         if options.resume is None:
             loaded = load_config(options.config or PROJECT / "config.json", overrides)
@@ -65,6 +74,20 @@ def main(argv: Sequence[str] | None = None) -> Result:
             raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
         folder, file = _find_run(options.resume, options.config, overrides)
         return resume(folder, overrides, file=file, signals=signals)
+
+
+def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
+    """--list and --check. What only looks is imported only here."""
+    if options.list is not None:
+        from inspection.catalogue import listing
+
+        print(listing(options.list))
+        raise SystemExit(0)
+    from inspection.preflight import preflight
+
+    if options.resume is not None:
+        raise UserError("--check looks at a config before a new run; give it with -c")
+    raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", overrides)))
 
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None, signals: SignalWatch | None = None) -> Result:

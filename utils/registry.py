@@ -136,8 +136,9 @@ def _is_metric(item: Any) -> bool:
 
     # wrappers take other metrics, aggregations take no targets, and text is none of a model's outputs
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    usable = inspect.isclass(item) and issubclass(item, Metric) and item.__module__.split(".")[1] not in left_out
-    return usable and _takes_two(item.update)
+    if not inspect.isclass(item) or not issubclass(item, Metric) or item.__name__.startswith("_"):
+        return False
+    return item.__module__.split(".")[1] not in left_out and _takes_two(item.update)
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -170,7 +171,9 @@ OLD_REDUCTION = ("size_average", "reduce")
 LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
 OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
-SCHEDULERS = Registry("scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer",))
+SCHEDULERS = Registry(
+    "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
+)
 TRAINERS = Registry("trainer", passed=("experiment", "settings"))
 
 # the config's key for each kind

@@ -1,0 +1,58 @@
+"""What docstrings say: of a component in one paragraph, and of each of its arguments."""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+# "lr (float, optional): learning rate" of torch, "mean, std: per channel" of ours
+_ARGUMENT = re.compile(r"^(?P<indent>\s*)(?P<names>\w+(?:, \w+)*)(?: ?\([^:]*\))?\s*: (?P<text>\S.*)$")
+_ROLE = re.compile(r":\w+:`[~!]?([^`<]*?)(?: <[^`]*>)?`")
+_DEFAULT = re.compile(r"\s*\(?[Dd]efaults?(?: to|:)\s.*$")
+
+
+def paragraph(component: Callable[..., Any]) -> str:
+    """The first paragraph of a docstring as one line; empty if there is none."""
+    return _plain(inspect.cleandoc(_own_doc(component)).split("\n\n")[0])
+
+
+def whole(component: Callable[..., Any]) -> str:
+    """The docstring as it stands."""
+    return inspect.cleandoc(_own_doc(component))
+
+
+def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str, str]:
+    """What the docstrings of a component, and of the classes that it extends, say of its arguments."""
+    found: dict[str, str] = {}
+    for kind in inspect.getmro(component) if inspect.isclass(component) else (component,):
+        for doc in (_own_doc(kind), _own_doc(getattr(kind, "__init__", None))):
+            for name, text in _entries(inspect.cleandoc(doc).splitlines()):
+                if name in names:
+                    found.setdefault(name, text)
+    return found
+
+
+def _own_doc(item: Any) -> str:
+    """Its docstring, without one that it inherits."""
+    return (vars(item).get("__doc__") if inspect.isclass(item) else getattr(item, "__doc__", None)) or ""
+
+
+def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Each argument that is described, with its text: what stands deeper below it belongs to it."""
+    for number, line in enumerate(lines):
+        match = _ARGUMENT.match(line)
+        if not match:
+            continue
+        text = [match["text"]]
+        for more in lines[number + 1 :]:
+            if len(more) - len(more.lstrip()) <= len(match["indent"]) or not more.strip():
+                break
+            text.append(more.strip())
+        for name in match["names"].split(", "):
+            yield name, _DEFAULT.sub("", _plain(" ".join(text)))
+
+
+def _plain(text: str) -> str:
+    """Text without the marks of Sphinx, in one line."""
+    text = _ROLE.sub(r"\1", text).replace("``", "`").replace("`_", "").replace("`", "").replace("\\", "")
+    return " ".join(text.split())

@@ -1,0 +1,76 @@
+"""A model layer by layer, as one batch goes through it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Trace:
+    """What the model was called with, what it gave, and what each layer gave."""
+
+    arguments: tuple[Any, ...] | None = None
+    keywords: dict[str, Any] = field(default_factory=dict)
+    outputs: Any = None
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Name, kind, shape of the output and number of parameters, in the order of the calls."""
+
+
+@contextmanager
+def traced(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Inside, what the model is called with and gives is written into the trace."""
+    handles = [model.register_forward_pre_hook(_arguments(trace), with_kwargs=True)]
+    handles += [model.register_forward_hook(_outputs(trace))]
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None:
+            handles.append(module.register_forward_hook(_layer(trace, name or "(the model)")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _arguments(trace: Trace) -> Any:
+    def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if trace.arguments is None:
+            trace.arguments, trace.keywords = arguments, keywords
+
+    return hook
+
+
+def _outputs(trace: Trace) -> Any:
+    def hook(_: nn.Module, __: Any, outputs: Any) -> None:
+        trace.outputs = outputs
+
+    return hook
+
+
+def _layer(trace: Trace, name: str) -> Any:
+    def hook(module: nn.Module, _: Any, outputs: Any) -> None:
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        trace.rows.append((name, type(module).__name__, shape(outputs), f"{own:,}" if own else ""))
+
+    return hook
+
+
+def shape(value: Any) -> str:
+    """The shapes in a nest of tensors."""
+    tensors = [str(tuple(tensor.shape)) for _, tensor in named_tensors(value)]
+    return ", ".join(tensors) or type(value).__name__
+
+
+def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nest of lists, tuples and dicts; of a pair, the first are inputs and the second targets."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from named_tensors(item, f"{name}.{key}".strip("."))
+    elif isinstance(value, (list, tuple)):
+        pair = ("inputs", "targets") if not name and len(value) == 2 else ()
+        for index, item in enumerate(value):
+            yield from named_tensors(item, pair[index] if pair else f"{name}.{index}".strip("."))
