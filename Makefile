@@ -1,4 +1,4 @@
-# make train, make test, make check: each sets up .venv first, and only when the requirements changed.
+# make train, make test, make check, make schema: each sets up .venv first, and only when the requirements changed.
 PYTHON ?= python3
 VENV   ?= .venv
 CONFIG ?= config.json
@@ -7,7 +7,7 @@ ARGS   ?=
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test check clean
+.PHONY: train test check schema clean
 
 train: $(READY)
 	$(BIN)/python train.py -c $(CONFIG) $(ARGS)
@@ -19,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# config.schema.json, by which an editor completes and checks configs, and docs/config.md
+schema: $(READY)
+	$(BIN)/python -m inspection
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ from base.batches import Batches
 from base.data import Source, as_source
 from utils.errors import DataError
 from utils.random import permutation
-from utils.schema import Fraction
+from utils.schema import Fraction, Workers
 
 
 class BaseDataLoader(ABC):
@@ -38,7 +38,7 @@ class BaseDataLoader(ABC):
         eval_batch_size: PositiveInt | None = None,
         validation_split: Fraction | NonNegativeInt = 0,
         shuffle: bool = True,
-        num_workers: NonNegativeInt = 0,
+        num_workers: Workers = 0,
     ) -> None:
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size

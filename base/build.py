@@ -20,7 +20,7 @@ from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
 from utils.checkpoint import Checkpointer
 from utils.config import LoadedConfig
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 from utils.located_json import KeyPath
 from utils.random import seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, said, user_line
@@ -101,6 +101,8 @@ def _call(
     """Build something; what goes wrong is told at its place in the config and, in the user's own code, at its line."""
     try:
         built = make()
+    except DataError as error:
+        raise DataError(str(loaded.error(path, str(error)))) from error
     except UserError:
         raise
     except Exception as error:

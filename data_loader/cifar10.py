@@ -1,9 +1,9 @@
 """CIFAR10: 60,000 photographs of ten classes, 32x32 (Krizhevsky 2009)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -12,7 +12,7 @@ from base.data import SampleRandom, TensorSource
 from utils.errors import DataError
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS
-from utils.schema import Fraction
+from utils.schema import Fraction, Workers
 
 
 @DATA_LOADERS.register
@@ -34,14 +34,14 @@ class CIFAR10Loader(BaseDataLoader):
         batch_size: PositiveInt,
         data_dir: str = "data",
         download: bool = True,
-        crop: NonNegativeInt = 0,
+        crop: Annotated[int, Field(ge=0, le=32)] = 0,
         flip: bool = False,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         eval_batch_size: PositiveInt | None = None,
         validation_split: Fraction | NonNegativeInt = 0.1,
         shuffle: bool = True,
-        num_workers: NonNegativeInt = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

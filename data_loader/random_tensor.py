@@ -7,7 +7,7 @@ from torch import Tensor
 from base.base_data_loader import BaseDataLoader
 from base.data import TensorSource
 from utils.registry import DATA_LOADERS
-from utils.schema import Fraction
+from utils.schema import Fraction, Workers
 
 
 @DATA_LOADERS.register
@@ -37,7 +37,7 @@ class RandomTensorLoader(BaseDataLoader):
         eval_batch_size: PositiveInt | None = None,
         validation_split: Fraction | NonNegativeInt = 0,
         shuffle: bool = True,
-        num_workers: NonNegativeInt = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(ge=0, le=256)]  # more would only bring the machine down
 
 
 class Section(BaseModel):

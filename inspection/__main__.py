@@ -1,0 +1,32 @@
+"""``make schema``: write config.schema.json and docs/config.md anew."""
+
+from inspection.config_table import config_table
+from inspection.json_schema import config_schema, dumps
+from utils.paths import PROJECT, shown
+from utils.registry import import_components
+
+HEAD = """\
+# The keys of a config
+
+Written by `make schema` from utils/schema.py; do not edit. A component is `{"type": NAME, "args": {...}}` or its name
+alone; `python train.py --list` shows them all. A config that `extends` another one says only what differs: objects are
+merged, lists are replaced, null takes an inherited key away, and a component of another type starts anew.
+
+"""
+
+
+def texts() -> dict[str, str]:
+    """What is written, by path from the project's folder."""
+    import_components()
+    return {
+        "config.schema.json": dumps(config_schema()),
+        "docs/config.md": f"{HEAD}{config_table()}\n",
+    }
+
+
+if __name__ == "__main__":
+    for name, text in texts().items():
+        path = PROJECT / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"{shown(path)}: {len(text):,} characters")

@@ -1,0 +1,57 @@
+"""docs/config.md: every key of a config as a table, from the schema."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from utils.arguments import describe
+from utils.schema import Config, keys_of, section_at
+
+HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
+
+
+def config_table() -> str:
+    """Every key, its type, default and meaning, as Markdown."""
+    rows = list(_rows(Config, ""))
+    rows[1:1] = ["| `extends` | str | | Path of a config that gives all keys that are not given here. |"]
+    return "\n".join([HEAD, *rows])
+
+
+def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for key, field in keys_of(section).items():
+        below = section_at((key,)) or section_at((key, 0)) if not prefix else None
+        meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
+        yield f"| `{prefix}{key}` | {_type(field, below)} | {_default(field, below)} | {meaning} |"
+        if below and key in ("metrics", "lr_scheduler", "trainer", "runtime"):
+            yield from _rows(below, f"{key}.")
+
+
+def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
+    if "dict" in str(field.annotation):
+        return "object"
+    if below is None:
+        limited = describe(field.annotation)
+        limits = " ".join(_limit(limit) for limit in field.metadata)
+        return f"{limited} {limits}".strip().replace("|", "\\|")
+    if below.__name__.endswith(("TrainerConfig", "RuntimeConfig")):
+        return "object"
+    component = "list of components" if "list" in str(field.annotation) else "component"
+    return f"{component} or null" if "None" in str(field.annotation) else component
+
+
+def _limit(limit: Any) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    return " ".join(f"{sign} {getattr(limit, name)}" for name, sign in signs.items() if hasattr(limit, name))
+
+
+def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:
+    if field.is_required():
+        return "must be given"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is PydanticUndefined or isinstance(default, BaseModel):
+        return ""
+    return f"`{json.dumps(default)}`"
