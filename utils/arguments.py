@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import PydanticCustomError
 
 from utils.suggest import closest, hint
 
@@ -130,8 +131,10 @@ def json_type(annotation: Any) -> Any:
     """The part of an annotation that JSON can have: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
-    if annotation in PLAIN or annotation is None or typing.get_origin(annotation) is Literal:
+    if annotation in PLAIN or annotation is None:
         return annotation
+    if typing.get_origin(annotation) is Literal:
+        return _literal(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str
     if annotation in (list, tuple, dict):
@@ -146,6 +149,18 @@ def json_type(annotation: Any) -> Any:
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
         return _container(origin, inner)
     return NotJson
+
+
+def _literal(annotation: Any) -> Any:
+    """A Literal that takes its values alone: to pydantic, true is 1 and 3.0 is 3."""
+    allowed = typing.get_args(annotation)
+
+    def same_type(value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise PydanticCustomError("literal_error", "Input should be {one}", {"one": describe(annotation)})
+        return value
+
+    return Annotated[annotation, BeforeValidator(same_type)]
 
 
 def _container(origin: Any, inner: tuple[Any, ...]) -> Any:

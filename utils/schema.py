@@ -77,7 +77,7 @@ class TrainerConfig(Section):
     """Optimizer steps between two points of the training curves."""
     tensorboard: bool = True
     """Write TensorBoard's event file."""
-    verbosity: Literal[0, 1, 2] = 2
+    verbosity: Annotated[int, Field(ge=0, le=2)] = 2  # Literal[0, 1, 2] would take true for 1
     """Console: 0 warnings only, 1 a line an epoch, 2 also a progress bar (lines in a file) within it."""
 
 
