@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
     """--list and --check. What only looks is imported only here."""
+    alone = not (overrides or options.config or options.check)
+    if options.resume is not None or options.init_from or (options.list is not None and not alone):
+        raise UserError("--list goes alone; --check takes -c, -d and KEY=VALUE, as a new run without --init-from")
     if options.list is not None:
         from inspection.catalogue import listing
 
@@ -85,8 +88,6 @@ def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
         raise SystemExit(0)
     from inspection.preflight import preflight
 
-    if options.resume is not None:
-        raise UserError("--check looks at a config before a new run; give it with -c")
     raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", overrides)))
 
 

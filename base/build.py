@@ -39,11 +39,18 @@ def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatc
     """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
     config = loaded.config
     runtime = Runtime(config.runtime)
-    data: BaseDataLoader = _build(loaded, "data_loader", config.data_loader, BaseDataLoader)
-    seed_generators(config.seed, "model")
-    model: nn.Module = _build(loaded, "model", config.model, nn.Module)
+
+    def make_model() -> nn.Module:
+        seed_generators(config.seed, "model")
+        model: nn.Module = _build(loaded, "model", config.model, nn.Module)
+        return model
+
+    data, model, (criterion, sum_loss) = _together(
+        lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),
+        make_model,
+        lambda: _loss(loaded, runtime),
+    )
     runtime.prepare(model)
-    criterion, sum_loss = _loss(loaded, runtime)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # so that a mistake shows now
     return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
@@ -89,6 +96,19 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, console: Console) -> 
     return Outputs(writers, checkpointer)
 
 
+def _together(*makes: Callable[[], Any]) -> list[Any]:
+    """What each of these makes. The mistakes of several are told at once."""
+    made, errors = [], list[UserError]()
+    for make in makes:
+        try:
+            made.append(make())
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])("\n\n".join(map(str, errors))) from errors[0]
+    return made
+
+
 def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type) -> Any:
     make = REGISTRIES[kind].get(component.type)
     assert make is not None, "the config was checked"
@@ -123,6 +143,8 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
         module: nn.Module = _build(loaded, "loss", component, nn.Module)
+        if next(module.parameters(), None) is not None:
+            raise loaded.error(("loss",), f"{component.type} has weights of its own, which nothing would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")

@@ -44,6 +44,12 @@ def test_it_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernel_size: 3 or 5 = 5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("further", [["seed=1"], ["-c", "config.json"], ["--check"], ["-r"], ["--bs", "3"]])
+def test_nothing_that_it_would_ignore_goes_with_it(further: list[str]) -> None:
+    with pytest.raises(UserError, match="--list goes alone"):
+        train.main(["--list", "LeNet", *further])
+
+
 def test_what_docstrings_say_of_arguments() -> None:
     loader, sgd = DATA_LOADERS.get("CIFAR10Loader"), OPTIMIZERS.get("SGD")
     assert loader is not None

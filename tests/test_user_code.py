@@ -82,6 +82,12 @@ def test_a_constructor_that_raises(say: Say) -> None:
     assert "base/" not in said
 
 
+def test_constructors_that_raise_are_told_at_once(say: Say) -> None:
+    said = say("model/mine.py", MODEL, "model=Mine", "data_loader.args.linear=[1]", "loss.args.reduction=mean")
+    assert "model=Mine: model.args: Mine cannot be built" in said
+    assert "data_loader.args: RandomTensorLoader cannot be built: exactly one of" in said
+
+
 def test_an_argument_of_a_users_class_is_checked_like_any_other(say: Say) -> None:
     said = say("model/mine.py", MODEL, 'model={"type": "Mine", "args": {"widht": "a"}}')
     assert 'Mine has no argument "widht"; did you mean "width"?' in said

@@ -6,6 +6,7 @@ A traceback, a hang, or a message without a place ends in status 1, with the see
 """
 
 import argparse
+import json
 import logging
 import re
 import resource
@@ -24,11 +25,44 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from data_loader.cifar10 import CIFAR10Loader
+from tests.configs import SOUND
 from tests.mutations import mutant
 from utils.config import LoadedConfig, load_config
 from utils.errors import TrainingError, UserError
 from utils.paths import PROJECT
 from utils.registry import import_components
+
+# more kinds of components than the bundled configs name
+RICH = json.dumps(
+    {
+        **json.loads(SOUND),
+        "loss": {"type": "CrossEntropyLoss", "args": {"label_smoothing": 0.1, "reduction": "sum"}},
+        "metrics": [
+            {"type": "accuracy", "name": "acc"},
+            {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}},
+        ],
+        "optimizer": {"type": "AdamW", "args": {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1, "eps": 1e-8}},
+        "lr_scheduler": {
+            "type": "SequentialLR",
+            "args": {
+                "schedulers": [
+                    {"type": "LinearLR", "args": {"start_factor": 0.1, "total_iters": 2}},
+                    {"type": "CosineAnnealingLR", "args": {"eta_min": 1e-4}},
+                ],
+                "milestones": [2],
+            },
+            "interval": "step",
+        },
+        "trainer": {
+            "epochs": 3,
+            "accumulate_steps": 2,
+            "clip_grad_norm": 1.0,
+            "monitor": "max val_acc",
+            "early_stop": 2,
+        },
+        "runtime": {"device": "cpu", "precision": "bf16"},
+    }
+)
 
 SECONDS, MEMORY = 60, 6 * 2**30
 LOCATED = re.compile(r"^(\d+ mistakes in the config:\n\n)?[^\n]*config\.json:\d+:\d+: ")
@@ -94,6 +128,7 @@ def _harmless(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
 def run(count: int, first: int) -> int:
     """Number of configs that ended as none should."""
     texts = [path.read_text() for path in sorted([PROJECT / "config.json", *PROJECT.glob("configs/*.json")])]
+    texts += [SOUND, RICH]
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "config.json"

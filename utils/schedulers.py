@@ -24,7 +24,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
     assert found is not None, "the config was checked"
     name, args = found[0], dict(found[1])
     left_out = FROM_RUN_LENGTH.get(name)
-    if left_out and args.get(left_out) is None and not (name == "OneCycleLR" and "epochs" in args):
+    if left_out and args.get(left_out) is None and args.get("epochs") is None:
         args[left_out] = length
     if name in COMPOUND_SCHEDULERS:
         lengths = _parts(args.get("milestones"), len(args["schedulers"]), length)
@@ -43,7 +43,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
 def contradiction(entry: Any, length: int) -> Problem | None:
     """Where a scheduler's own length does not fit a run of this one, past whose end OneCycleLR would raise."""
     name, args = name_and_args(entry) or ("", {})
-    given = args.get("total_steps") or args.get("epochs", 0) * args.get("steps_per_epoch", 0)
+    given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
     if name != "OneCycleLR" or not given or given == length:
         return None
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
