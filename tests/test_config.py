@@ -1,6 +1,8 @@
 """Loading a config: every mistake is found, all at once, each at its place."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from tests.configs import BUNDLED, SOUND, message, sound
 from utils.config import load_config, to_json
+from utils.paths import PROJECT
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 
@@ -167,7 +170,9 @@ def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_every_optimizer_is_tried_out(said: Callable[..., str], name: str) -> None:
     assert said(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
-    assert "does not take this" in said(sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}})
+    wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
+    assert "does not take this" in said(wrong)
+    assert "2 mistakes" in said(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
 
 
 def needs_nothing(name: str) -> bool:
@@ -184,3 +189,14 @@ def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:
     assert not {"Metric", "MetricCollection", "MeanMetric", "BootStrapper"} & set(METRICS.names())
     assert {"F1Score", "AUROC", "MeanSquaredError"} <= set(METRICS.names())
     assert {"OneCycleLR", "StepLR", "ReduceLROnPlateau"} <= set(SCHEDULERS.names())
+
+
+def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    """torch imports it with the first optimizer, which takes longer than everything else before the message."""
+    (tmp_path / "config.json").write_text(SOUND.replace('"seed"', '"sed"').replace('"momentum"', '"momentun"'))
+    code = (
+        "import sys; from pathlib import Path; from tests.configs import message;"
+        f"assert message(Path({str(tmp_path / 'config.json')!r})); assert 'torch._dynamo' not in sys.modules;"
+        "assert 'torchmetrics' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -30,7 +30,11 @@ class _Refused(Exception):  # noqa: N818  (carries a problem)
 
 
 def trial_problems(config: dict[str, Any], flawed: Set[KeyPath]) -> Iterator[Problem]:
-    """What torch finds wrong with the arguments of its components. flawed: where something is known to be wrong."""
+    """What torch finds wrong with the arguments of its components. flawed: where something is known to be wrong.
+
+    A step of the optimizer is tried only where nothing is: a run needs the 1.3 s for torch's compiler, which the first
+    optimizer of a process imports, and a message about a misspelt key does not.
+    """
     if ("runtime", "device") not in flawed:
         yield from _device(config)
     optimizer = None
@@ -40,11 +44,11 @@ def trial_problems(config: dict[str, Any], flawed: Set[KeyPath]) -> Iterator[Pro
             continue
         try:
             if kind == "optimizer":
-                optimizer = _optimizer(path, *sound)
+                optimizer = _optimizer(path, *sound, step=not flawed)
             elif kind in ("loss", "metrics"):
                 _no_reduction(path, _build(path, sound[0], REGISTRIES[kind].get(sound[0]), sound[1]))
             elif kind == "lr_scheduler":
-                _schedule(config, path, sound, optimizer or _optimizer((), "SGD", {"momentum": 0.9}))
+                _schedule(config, path, sound, optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False))
         except _Refused as refused:
             yield refused.problem
 
@@ -102,22 +106,29 @@ def _to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bo
     return True
 
 
-def _optimizer(path: KeyPath, name: str, args: dict[str, Any]) -> "Optimizer":
+def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> "Optimizer":
     import torch
+
+    registered: Any = OPTIMIZERS.get(name)
+    kind = registered if step else type(name, (registered,), {"add_param_group": _add_group})
+    parameter = torch.nn.Parameter(torch.ones(1, 1))
 
     def make(**args: Any) -> Any:
         optimizer = kind([parameter], **args)
         parameter.grad = torch.ones(1, 1)
         # some refuse arguments only here; SparseAdam wants another gradient, "capturable" another device
-        if name != "SparseAdam" and not torch.accelerator.is_available():
+        if step and name != "SparseAdam" and not torch.accelerator.is_available():
             optimizer.step(lambda: torch.ones(()))
         return optimizer
 
-    kind: Any = OPTIMIZERS.get(name)
-    parameter = torch.nn.Parameter(torch.ones(1, 1))
-    make.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+    make.__signature__ = inspect.signature(registered)  # type: ignore[attr-defined]
     built: Optimizer = _build(path, name, make, args)
     return built
+
+
+def _add_group(optimizer: "Optimizer", group: dict[str, Any]) -> None:
+    """What torch's own does at its end; it is the beginning that imports the compiler."""
+    optimizer.param_groups.append({**optimizer.defaults, **group})
 
 
 def _schedule(
