@@ -154,7 +154,6 @@ FORMER_NAMES = {
     "tensorboardX": '"tensorboard"',
     "visualization": '"tensorboard", under "trainer"',
     "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
-    "off": "null",
     "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
     "top_acc": '"accuracy"',
     "MnistModel": '"LeNet"',
