@@ -20,7 +20,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# config.schema.json, by which an editor completes and checks configs, and docs/config.md
+# config.schema.json, by which an editor completes and checks configs, and the tables of keys in docs/ and README.md
 schema: $(READY)
 	$(BIN)/python -m inspection
 

@@ -1,9 +1,14 @@
-"""``make schema``: write config.schema.json and docs/config.md anew."""
+"""``make schema``: write config.schema.json, docs/config.md and the README's table of keys anew."""
+
+import re
 
 from inspection.config_table import config_table
 from inspection.json_schema import config_schema, dumps
 from utils.paths import PROJECT, shown
 from utils.registry import import_components
+
+# where the table stands in the README; a README without these marks stays as it is
+TABLE = re.compile(r"(<!-- keys: begin -->)\n.*?(<!-- keys: end -->)", re.DOTALL)
 
 HEAD = """\
 # The keys of a config
@@ -18,9 +23,11 @@ merged, lists are replaced, null takes an inherited key away, and a component of
 def texts() -> dict[str, str]:
     """What is written, by path from the project's folder."""
     import_components()
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     return {
         "config.schema.json": dumps(config_schema()),
         "docs/config.md": f"{HEAD}{config_table()}\n",
+        "README.md": TABLE.sub(lambda marks: f"{marks[1]}\n{config_table()}\n{marks[2]}", readme),
     }
 
 

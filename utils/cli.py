@@ -1,6 +1,7 @@
 """What train.py and test.py share on the command line: overrides, and errors as exit statuses."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stopped:
         return 128 + stopped.signal
+    except BrokenPipeError:  # whoever read the output, as in `| head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is whole", file=sys.stderr)
         return 130
