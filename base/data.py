@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from utils.random import generator_states, restore_generators, seed_sample, uniform
+from utils.random import cpu_generator_states, restore_generators, seed_sample, uniform
 
 
 @dataclass
@@ -80,12 +80,14 @@ class SampleSource:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        before = generator_states()  # without workers, the model's dropout draws from the same generators
-        samples = []
-        for index in as_tensor(indices).tolist():
-            seed_sample(*random.key, index)
-            samples.append(self.dataset[index])
-        restore_generators(before)
+        before = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
+        try:
+            samples = []
+            for index in as_tensor(indices).tolist():
+                seed_sample(*random.key, index)
+                samples.append(self.dataset[index])
+        finally:
+            restore_generators(before)
         return self.collate(samples)
 
 

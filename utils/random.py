@@ -50,9 +50,17 @@ def seed_generators(*key: int | str) -> None:
 
 def generator_states() -> dict[str, Any]:
     """The global generators' states as tensors and plain values, which ``torch.load(weights_only=True)`` accepts."""
+    states = cpu_generator_states()
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+        states["accelerator"] = torch.get_device_module(accelerator).get_rng_state()
+    return states
+
+
+def cpu_generator_states() -> dict[str, Any]:
+    """The states without an accelerator's, which a worker process that was forked must not touch."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    states = {
+    return {
         "python": [version, torch.tensor(words), gauss],
         "numpy": [
             str(name),
@@ -63,9 +71,6 @@ def generator_states() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if accelerator := torch.accelerator.current_accelerator(check_available=True):
-        states["accelerator"] = torch.get_device_module(accelerator).get_rng_state()
-    return states
 
 
 def restore_generators(states: dict[str, Any]) -> None:
@@ -75,8 +80,9 @@ def restore_generators(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator and "accelerator" in states:
+    if "accelerator" not in states:
+        return
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
         torch.get_device_module(accelerator).set_rng_state(states["accelerator"])
 
 
