@@ -3,19 +3,27 @@
 python test.py -r saved/two_layer_net/20260101-120000
 """
 
+import contextlib
 import json
 import sys
+
+from utils.signals import SignalWatch, end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take seconds
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from base.build import build_experiment, build_trainer, load_weights
 from logger.console import Console, number
 from utils import checkpoint, cli
 from utils.config import load_config
+from utils.errors import CheckpointError
 from utils.paths import shown
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
-from utils.signals import SignalWatch
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -26,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
-    with SignalWatch() as signals:
-        loaded = load_config(folder.config, options.overrides, trial=False)  # no optimizer here
-        experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals)
-        state = checkpoint.read(source)
-        load_weights(experiment.model, state, source)
-        test = experiment.data.test()
-        values = build_trainer(loaded, experiment).evaluate(test)
+    loaded = load_config(folder.config, options.overrides, trial=False)  # no optimizer here
+    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
+    state = _read(source, folder)
+    load_weights(experiment.model, state, source)
+    test = experiment.data.test()
+    values = build_trainer(loaded, experiment).evaluate(test)
     report = folder.path / "test"
-    report.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):  # where it cannot be made, writing into it says so
+        report.mkdir(exist_ok=True)
     progress = state["progress"]
     found = {
         "checkpoint": source.name,
@@ -42,10 +50,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "step": progress["steps"],
         "samples": test.num_samples,
     }
-    replace_text(report / "metrics.json", json.dumps({**found, **values}, indent=2) + "\n")
     print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
+    replace_text(report / "metrics.json", json.dumps({**found, **values}, indent=2) + "\n")
     print(f"written to {shown(report / 'metrics.json')}")
     return values
+
+
+def _read(source: Path, folder: RunFolder) -> dict[str, Any]:
+    try:
+        return checkpoint.read(source)
+    except CheckpointError as error:
+        others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
+        advice = f"The newest other checkpoint of this run: {shown(others[0])}" if others else "The run has no other."
+        raise CheckpointError(f"{error}\n{advice}") from error
 
 
 def _table(title: str, values: Mapping[str, float]) -> str:

@@ -6,12 +6,19 @@ python train.py -r                     # go on with the newest run
 
 import argparse
 import gc
+import shlex
 import sys
+
+from utils.signals import SignalWatch, end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take seconds
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from base.base_trainer import BaseTrainer
 from base.build import (
@@ -22,6 +29,7 @@ from base.build import (
     count_parameters,
     load_weights,
 )
+from base.experiment import Experiment
 from logger.console import Console, number
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
@@ -29,7 +37,6 @@ from utils.errors import CheckpointError, Stopped, UserError
 from utils.paths import PROJECT, shown
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
-from utils.signals import SignalWatch
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,13 @@ def main(argv: Sequence[str] | None = None) -> Result:
     import_components()
     if options.list is not None or options.check:
         _look(options, overrides)
-    with SignalWatch() as signals:
-        if options.resume is None:
-            loaded = load_config(options.config or PROJECT / "config.json", overrides)
-            return train(loaded, init_from=options.init_from, signals=signals)
-        if options.init_from:
-            raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
-        folder, file = _find_run(options.resume, options.config, overrides)
-        return resume(folder, overrides, file=file, signals=signals)
+    if options.resume is None:
+        loaded = load_config(options.config or PROJECT / "config.json", overrides)
+        return train(loaded, init_from=options.init_from)
+    if options.init_from:
+        raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
+    folder, file = _find_run(options.resume, options.config, overrides)
+    return resume(folder, overrides, file=file)
 
 
 def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
@@ -91,48 +97,81 @@ def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
     raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", overrides)))
 
 
-def train(loaded: LoadedConfig, *, init_from: Path | None = None, signals: SignalWatch | None = None) -> Result:
+def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
-    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals or SignalWatch())
+    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
     if init_from is not None:
         source = RunFolder.checkpoint_of(init_from)
         load_weights(experiment.model, checkpoint.read(source), source)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    folder = RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name)
-    with folder.locked(), _reporting(experiment.console, folder):
-        trainer.begin(training, build_outputs(loaded, folder, experiment.console))
-        if init_from is not None:  # a run that is killed early must find these weights again
-            trainer.save_now()
-        return _train_on(loaded, trainer, folder)
+
+    def prepare(folder: RunFolder) -> None:
+        folder.write_config(to_json(loaded.config, folder=folder.path))
+        if init_from is not None:  # a run that is killed before its first checkpoint must find these weights again
+            checkpoint.write(folder.initial, {"model": experiment.model.state_dict()})
+
+    with experiment.signals:
+        folder = RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
+        with folder.locked(), _reporting(experiment, folder):
+            trainer.begin(training, build_outputs(loaded, folder, experiment.console))
+            return _train_on(loaded, trainer, folder)
 
 
-def resume(
-    folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None, signals: SignalWatch | None = None
-) -> Result:
+def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None) -> Result:
     """Go on with a run in its folder: from its newest sound checkpoint, or from one of its checkpoint files."""
     loaded = load_config(folder.config, overrides)
     _same_place(loaded, folder)
-    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), signals or SignalWatch())
+    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with folder.locked(), _reporting(experiment.console, folder):
+    with experiment.signals, folder.locked(), _reporting(experiment, folder):
         trainer.begin(training, build_outputs(loaded, folder, experiment.console))
-        warn = experiment.console.warn
-        state = checkpoint.read(file) if file else checkpoint.newest_sound(folder.checkpoints, warn)
-        if state is not None:
-            trainer.load_state_dict(state)
-        else:  # killed before its first checkpoint: everything follows from the config, so begin again
-            trainer.outputs.writers.resume({}, step=0)
+        found = _find_state(folder, file, experiment.console)
+        if found is not None:
+            source, state = found
+            trainer.load_state_dict(state, source)
+        else:
+            _begin_again(loaded, trainer, folder)
         return _train_on(loaded, trainer, folder)
+
+
+def _find_state(folder: RunFolder, file: Path | None, console: Console) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its state; None if there is none yet."""
+    try:
+        return (file, checkpoint.read(file)) if file else checkpoint.newest_sound(folder.checkpoints, console.warn)
+    except CheckpointError as error:
+        advice = f"To go on from the newest sound checkpoint:\n{_command(folder)}"
+        if file is None:
+            advice = f"To begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
+        raise CheckpointError(f"{error}\n{advice}") from error
+
+
+def _begin_again(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> None:
+    """A run that was killed before its first checkpoint: everything follows from its config and its first weights.
+
+    Raises CheckpointError if its log shows that there were checkpoints, which are gone.
+    """
+    logged = folder.last_epoch().get("epoch", 0)
+    # the second save that is due waits for the first one
+    if logged > 2 * loaded.config.trainer.save_period:
+        raise CheckpointError(
+            f"there is no checkpoint in {folder.checkpoints}, though this run came to epoch {logged}. Put one back, or "
+            f"begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
+        )
+    if folder.initial.exists():
+        load_weights(trainer.model, checkpoint.read(folder.initial), folder.initial)
+    trainer.console.warn("the run has no checkpoint yet; it begins again")
+    trainer.outputs.writers.resume({}, step=0)
 
 
 def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
     """Train from where the trainer stands to the end, in a folder that is ours."""
     text = to_json(loaded.config, folder=folder.path)
-    folder.write_config(text)
+    if trainer.progress.steps == 0 or folder.config.read_text(encoding="utf-8") != text:
+        folder.write_config(text)
+        trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
     folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
-    trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
     for line in _announcement(loaded, trainer, folder):
         trainer.console.info(line)
     gc.freeze()  # what the imports made stays; looking through it again would cost the training 0.1 s each time
@@ -144,16 +183,23 @@ def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> 
 
 
 @contextmanager
-def _reporting(console: Console, folder: RunFolder) -> Iterator[None]:
+def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
     """What is printed goes to train.log too; a run that was stopped says how to go on."""
+    console = experiment.console
     console.open(folder.log)
+    experiment.signals.advice = f"To go on:\n{_command(folder)}\n"
     try:
         yield
     except Stopped:
-        console.warn(f"stopped and saved. To go on:\npython train.py -r {shown(folder.path)}")
+        console.warn(f"stopped and saved. To go on:\n{_command(folder)}")
         raise
     finally:
         console.close()
+
+
+def _command(folder: RunFolder) -> str:
+    """The command that goes on with a run, from where the user stands."""
+    return f"python {shlex.quote(shown(PROJECT / 'train.py'))} -r {shlex.quote(shown(folder.path))}"
 
 
 def _announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult, keep
 from base.progress import Progress
 from base.report import Report
-from utils.errors import ConfigError, Stopped, TrainingError, UserError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
 from utils.random import generator_states, isolated, restore_generators
 from utils.registry import user_frame
 from utils.schema import TrainerConfig
@@ -70,15 +71,16 @@ class BaseTrainer(ABC):
             while not self.finished():
                 self.train_epoch()
                 self.end_epoch(self.validate())
-        except Stopped:
+        except Stopped as stopped:
             self.save()
+            if not self.outputs.checkpointer.wait():
+                raise TrainingError(f"{stopped}, but {self.outputs.checkpointer.failure}") from stopped
             raise
         finally:
             for batches in filter(None, (self.training.batches, self.training.validation)):
                 batches.close()
-            self.outputs.checkpointer.wait()
-            self.outputs.writers.close()
-        if self.outputs.checkpointer.failure:
+            saved = self.outputs.checkpointer.wait()
+        if not saved:
             raise TrainingError(f"the run ended, but {self.outputs.checkpointer.failure}")
 
     def finished(self) -> bool:
@@ -245,12 +247,13 @@ class BaseTrainer(ABC):
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
-        """Write a checkpoint, unless the newest one is of this very moment."""
+        """Write a checkpoint, unless the newest one is of this very moment and stands."""
         moment = self.progress.state_dict()
-        if moment != self._saved:
-            self.check_finite()
-            self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
-            self._saved = moment
+        if moment == self._saved and self.outputs.checkpointer.wait():
+            return
+        self.check_finite()
+        self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
+        self._saved = moment
 
     def save_now(self) -> None:
         """Write a checkpoint and wait until it is on disk."""
@@ -262,13 +265,17 @@ class BaseTrainer(ABC):
         state = {name: part.state_dict() for name, part in self.parts().items()}
         return {**state, "random": generator_states(), "writers": self.outputs.writers.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state: parts, random generators, and what was logged or saved after it is taken back."""
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        restore_generators(state["random"])
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Go on from a checkpoint: parts, random generators, and what was logged or saved after it is taken back."""
+        loads = {name: part.load_state_dict for name, part in self.parts().items()}
+        for name, load in {**loads, "random": restore_generators}.items():
+            try:
+                load(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
+        # in this order: while later checkpoints are there to go on from, their logs must be too
+        self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
         self.outputs.writers.resume(state["writers"], step=self.progress.steps)
-        self.outputs.checkpointer.resume(self.progress.steps, best_step=self.progress.best_step)
         self._saved = self.progress.state_dict()
 
     def parts(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines in a file, and the same in train.log."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -8,14 +9,29 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.files import LogFile
+
 
 class _Lines(logging.Handler):
     """Prints above the progress bar, if there is one. Warnings go to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()
+        with contextlib.suppress(OSError):  # a closed pipe or a full disk behind it is no reason to stop a run
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+
+
+class _Kept(logging.Handler):
+    """Writes to a file what is printed. A full disk does not stop it, nor does it stop the run."""
+
+    def __init__(self, path: Path, level: int) -> None:
+        super().__init__(level)
+        self.file = LogFile(path)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.file.append(f"{self.format(record)}\n".encode())
 
 
 class Console:
@@ -26,23 +42,16 @@ class Console:
         self.logger = logging.getLogger("run")
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO)
-        self._log_file: logging.Handler | None = None
         self._lines = _Lines(logging.WARNING if verbosity == 0 else logging.INFO)
 
     def open(self, path: Path | None) -> None:
         """Begin to print, and to write what is printed to a file too."""
         self.logger.handlers = [self._lines]
         if path is not None:
-            self._log_file = logging.FileHandler(path, encoding="utf-8")
-            self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-            self._log_file.setLevel(self._lines.level)
-            self.logger.addHandler(self._log_file)
+            self.logger.addHandler(_Kept(path, self._lines.level))
 
     def close(self) -> None:
         self.logger.handlers = []
-        if self._log_file is not None:
-            self._log_file.close()
-            self._log_file = None
 
     def info(self, message: str) -> None:
         self.logger.info(message)

@@ -1,13 +1,23 @@
 """What a run leaves to look at: metrics.jsonl and TensorBoard's event file, both cut back exactly on resume."""
 
+import io
 import json
 import math
-import os
+import re
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from utils.errors import CheckpointError
+from utils.files import LogFile
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+# the names of event files: the time of their making in seconds, and the machine
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 
 
 class Writer(Protocol):
@@ -19,14 +29,13 @@ class Writer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def resume(self, state: Mapping[str, Any], *, step: int) -> None: ...
     def sync(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class JsonlWriter:
     """One JSON object a line, one line an epoch. A value that is not finite becomes null, since JSON has none."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.file = LogFile(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -36,91 +45,94 @@ class JsonlWriter:
 
     def epoch(self, record: Mapping[str, float]) -> None:
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        self.file.append((json.dumps(clean) + "\n").encode())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
+        return {"bytes": self.file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        _cut(self.path, int(state.get("bytes", 0)))
+        self.file.cut(_length(state))
 
     def sync(self) -> None:
-        _sync(self.path)
-
-    def close(self) -> None:
-        pass
+        self.file.sync()
 
 
 class EventWriter:
-    """TensorBoard's event file. After a resume the old file is cut and a new one begins with a mark of the step, at
+    """TensorBoard's event files. After a resume the old file is cut and a new one begins with a mark of the step, at
     which a TensorBoard that is open on the folder drops what it had read beyond it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file: BinaryIO | None = None
+        self._file: LogFile | None = None
         self._first_step = 0
+        self._resumed: dict[str, Any] = {}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         from torch.utils.tensorboard.summary import scalar
 
-        for tag, value in values.items():
-            self._write(step, summary=scalar(tag, value))  # type: ignore[no-untyped-call]
+        self._write([_event(step, summary=scalar(tag, value)) for tag, value in values.items()])  # type: ignore[no-untyped-call]
 
     def text(self, step: int, tag: str, text: str) -> None:
         from torch.utils.tensorboard.summary import text as text_summary
 
-        self._write(step, summary=text_summary(tag, text))  # type: ignore[no-untyped-call]
+        self._write([_event(step, summary=text_summary(tag, text))])  # type: ignore[no-untyped-call]
 
     def epoch(self, record: Mapping[str, float]) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:
-        if self._file is None:
-            return {}
-        self._file.flush()
-        return {"file": Path(self._file.name).name, "bytes": self._file.tell()}
+        if self._file is None:  # nothing was written since the resume
+            return self._resumed
+        return {"file": self._file.path.name, "bytes": self._file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Cut the file that was written then, remove later ones, and go on in a new one from the next step."""
-        self.close()
+        """Cut the file that was written then, empty later ones, and go on in a new one from the next step."""
         kept = str(state.get("file", ""))
-        for path in self.folder.glob("events.out.tfevents.*"):
-            if path.name > kept:
-                path.unlink()
-        if kept:
-            _cut(self.folder / Path(kept).name, int(state["bytes"]))
-        self._first_step = step + 1 if kept else 0
+        # with no file at a later step, TensorBoard was switched off: what there is was written before that
+        for path in self._files() if kept or not step else []:
+            # an empty file, not none: a TensorBoard that reads it now would otherwise wait for it for ever
+            if path.name >= kept:
+                LogFile(path).cut(_length(state) if path.name == kept else 0)
+        self._file, self._resumed = None, dict(state)
+        self._first_step = step + 1 if step else 0
 
     def sync(self) -> None:
         if self._file is not None:
-            _sync(Path(self._file.name))
+            self._file.sync()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.glob("events.out.tfevents.*") if EVENTS.fullmatch(path.name)]
 
-    def _write(self, step: int, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+    def _write(self, events: "list[Event]") -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         if self._file is None:
-            self._open()
-        assert self._file is not None
-        event = Event(wall_time=time.time(), step=step, **content)
-        RecordWriter(self._file).write(event.SerializeToString())
+            self._file = LogFile(self.folder / self._new_name())
+            events = [*_beginning(self._first_step), *events]
+        records = io.BytesIO()
+        for event in events:
+            RecordWriter(records).write(event.SerializeToString())
+        self._file.append(records.getvalue())
 
-    def _open(self) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+    def _new_name(self) -> str:
+        """Names sort in the order of writing, even within one second and after the clock was set back."""
+        stamps = [int(path.name.split(".")[3]) + 1 for path in self._files()]
+        return f"events.out.tfevents.{max([int(time.time()), *stamps]):010d}.{socket.gethostname()}"
 
-        # names sort in the order of writing, even within one second and after the clock was set back
-        stamps = [int(path.name.split(".")[3]) for path in self.folder.glob("events.out.tfevents.*")]
-        stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
-        self._file = (self.folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}").open("ab")
-        self._write(0, file_version="brain.Event:2")
-        self._write(self._first_step, session_log=SessionLog(status=SessionLog.START))
+
+def _event(step: int, **content: Any) -> "Event":
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return Event(wall_time=time.time(), step=step, **content)
+
+
+def _beginning(first_step: int) -> "list[Event]":
+    """What a file begins with: its format, and from which step on it replaces what was written before it."""
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    start = SessionLog(status=SessionLog.START)
+    return [_event(0, file_version="brain.Event:2"), _event(first_step, session_log=start)]
 
 
 class Writers:
@@ -149,20 +161,14 @@ class Writers:
             writer.resume(state.get(name, {}), step=step)
 
     def sync(self) -> None:
+        """Bring everything on disk. Raises OSError if that fails."""
         for writer in self.writers.values():
             writer.sync()
 
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
 
-
-def _cut(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
-
-
-def _sync(path: Path) -> None:
-    if path.exists():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def _length(state: Mapping[str, Any]) -> int:
+    """A length in bytes from a checkpoint, which may be anybody's. Raises CheckpointError if it is none."""
+    length = state.get("bytes", 0)
+    if not isinstance(length, int) or length < 0:
+        raise CheckpointError(f"the checkpoint says that a log file had {length!r} bytes")
+    return length

@@ -4,6 +4,7 @@ A file is torch's zip format with a SHA-256 of everything before it as the zip's
 it as it is. torch itself checks nothing: a flipped byte would load in silence.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -11,7 +12,7 @@ import pickle
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError
+from utils.files import point, replacing
 
 FILE = re.compile(r"step-(\d{8,})\.pth")
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
+ASIDE = "set-aside"
 FORMAT = 1
 
 
@@ -33,7 +36,7 @@ def file_name(step: int) -> str:
 def step_files(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
     found = [path for path in folder.glob("step-*.pth") if FILE.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
 def snapshot(state: Any) -> Any:
@@ -70,21 +73,12 @@ class _Hashing(io.BufferedIOBase):
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a temporary file, flush it to disk, rename it. Raises OSError or RuntimeError and leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            hashing = _Hashing(file)
-            torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
-            file.seek(-2, os.SEEK_END)
-            file.write(struct.pack("<H", COMMENT) + MARK + hashing.hash.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a checkpoint, whole or not at all. Raises OSError or RuntimeError and leaves nothing behind."""
+    with replacing(path) as file:
+        hashing = _Hashing(file)
+        torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", COMMENT) + MARK + hashing.hash.hexdigest().encode())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -96,9 +90,9 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, and nothing of it was run; it is not one of ours"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever somebody may have put there
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise CheckpointError(f"{path} is no checkpoint of this project")
     return state
 
@@ -119,21 +113,41 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-def newest_sound(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+def newest_sound(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a folder that is whole; damaged ones are named and passed over. None if there is none.
 
     Raises CheckpointError if there are checkpoints and all of them are damaged.
     """
     damaged: list[str] = []
-    for path in step_files(folder):
+    for path in _candidates(folder):
         try:
-            return read(path)
+            state = read(path)
         except CheckpointError as error:
             damaged.append(str(error))
-            warn(f"{error}; falling back to the one before it")
+            warn(f"{error}; falling back to an older one")
+            continue
+        own = folder / file_name(state["progress"]["steps"])
+        if not own.exists():
+            warn(f"{own} is missing; {path.name} stands for the same checkpoint")
+        return path, state
     if damaged:
         raise CheckpointError(f"no checkpoint in {folder} can be used:\n  " + "\n  ".join(damaged))
     return None
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a folder, newest first. last.pth and best.pth count where the file they stand for is gone."""
+    files = step_files(folder)
+
+    def alone(path: Path) -> bool:
+        return path.is_file() and not any(path.samefile(file) for file in files)
+
+    last, best = folder / "last.pth", folder / "best.pth"
+    if alone(last):
+        yield last
+    yield from files
+    if alone(best):
+        yield best
 
 
 class Checkpointer:
@@ -161,44 +175,45 @@ class Checkpointer:
         """Copy the state and return; it is written while training goes on. Waits for an earlier save first."""
         self.wait()
         copied = snapshot(state)
+        self.failure = None
         self._thread = threading.Thread(target=self._write, args=(step, copied, best_step), name="checkpoint")
         self._thread.start()
 
-    def resume(self, step: int, *, best_step: int | None) -> None:
-        """Go on from the checkpoint of a step: later ones, of a course that is left, are set aside, not removed."""
-        later = [path for path in step_files(self.folder) if path.name > file_name(step)]
+    def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
+        """Go on from a checkpoint, of a step: later ones, of a course that is left, are set aside, not removed."""
+        own = self.folder / file_name(step)
+        point(own, source)  # which may be last.pth, or a copy, where the file itself is gone
+        # newest first: a kill in between leaves a run whose newest checkpoint still has all of its logs
+        later = [path for path in step_files(self.folder) if _step(path) > step]
+        for path in later:
+            self._set_aside(path)
         if later:
-            aside = self.folder / "set-aside"
-            aside.mkdir(exist_ok=True)
-            for path in later:
-                path.replace(aside / path.name)
-            self.warn(f"{len(later)} checkpoints after step {step} are set aside in {aside}")
-        _point(self.folder / "last.pth", self.folder / file_name(step))
+            self.warn(f"{len(later)} checkpoints after step {step} are set aside in {self.folder / ASIDE}")
+        point(self.folder / "last.pth", own)
         if best_step is not None:
-            _point(self.folder / "best.pth", self.folder / file_name(best_step))
+            self._find_best(best_step)
 
-    def wait(self) -> None:
-        """Wait until the last save is on disk, and report it if it failed."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        if self.failure:
-            self.warn(f"{self.failure}; the older checkpoints are whole, and the next save is tried again")
+    def wait(self) -> bool:
+        """Wait until the last save is on disk, and report it if it failed. Whether it stands."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            if self.failure:
+                self.warn(f"{self.failure}; the older checkpoints are whole")
+        return self.failure is None
 
     def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
         path = self.folder / file_name(step)
         try:
+            self.folder.mkdir(exist_ok=True)
             self.before_commit()
             write(path, state)
-            _point(self.folder / "last.pth", path)
+            point(self.folder / "last.pth", path)
             if best_step is not None:
-                _point(self.folder / "best.pth", self.folder / file_name(best_step))
+                point(self.folder / "best.pth", self.folder / file_name(best_step))
             self._prune(best_step)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            self.failure = f"checkpoint {path} could not be written: {error}"
-        else:
-            self.failure = None
+        except Exception as error:  # of whatever kind: a checkpoint that is not there must not pass unseen
+            self.failure = f"checkpoint {path} could not be written: {_reason(error)}"
 
     def _prune(self, best_step: int | None) -> None:
         if self.keep_last is None:
@@ -207,27 +222,31 @@ class Checkpointer:
             if best_step is None or path.name != file_name(best_step):
                 path.unlink(missing_ok=True)
 
+    def _find_best(self, step: int) -> None:
+        """Let best.pth stand for the best checkpoint again, or for none where that one was not kept."""
+        name, own = self.folder / "best.pth", self.folder / file_name(step)
+        if not own.exists() and name.exists():
+            with contextlib.suppress(CheckpointError):
+                if read(name)["progress"]["steps"] == step:
+                    point(own, name)
+        if own.exists():
+            point(name, own)
+        elif name.exists():
+            self._set_aside(name)
+            self.warn(f"the best checkpoint so far, of step {step}, is not there; best.pth comes with the next best")
 
-def _point(name: Path, target: Path) -> None:
-    """Make a name stand for a checkpoint, at once: a hard link, so that it outlives the pruning of its target."""
-    if not target.exists() or (name.exists() and name.samefile(target)):
-        return
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(target, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(target.read_bytes())
-    temporary.replace(name)
-    sync_folder(name.parent)
+    def _set_aside(self, path: Path) -> None:
+        aside = self.folder / ASIDE
+        aside.mkdir(exist_ok=True)
+        path.replace(aside / path.name)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder on disk, so that a rename outlives a power cut. Windows cannot and need not."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a write failed. torch wraps what the system said, a full disk say, into an error of its own."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return str(error).partition("\n")[0]

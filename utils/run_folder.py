@@ -1,18 +1,27 @@
 """The folder of one run: made once, found again on resume, owned by one process at a time."""
 
+import contextlib
+import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, TrainingError, UserError
+from utils.files import replacing
 from utils.paths import PROJECT, project_path
+
+NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
+
+# the run folders that this process owns
+_owned: set[Path] = set()
 
 
 class RunFolder:
@@ -24,32 +33,34 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.log = path / "train.log"
         self.checkpoints = path / "checkpoints"
+        self.initial = path / "initial.pth"
+        """The weights that the run began with, if they came from another run."""
 
     @classmethod
-    def create(cls, save_dir: str, name: str) -> "RunFolder":
-        """Make save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... behind it if another run took that second."""
+    def create(
+        cls, save_dir: str, name: str, *, prepare: Callable[["RunFolder"], None] = lambda folder: None
+    ) -> "RunFolder":
+        """Make save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... behind it if another run took that second.
+
+        prepare: writes what a resume needs. The folder has its name only after that, so that a kill at any moment
+        leaves no folder that cannot be resumed. Raises UserError if it cannot be made.
+        """
         parent = project_path(save_dir) / name
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        number = 1
-        while True:
-            path = parent / (stamp if number == 1 else f"{stamp}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            except OSError as error:
-                raise UserError(
-                    f"the run folder {path} cannot be made: {error.strerror}; see trainer.save_dir"
-                ) from error
-            else:
-                (path / "checkpoints").mkdir()
-                return cls(path)
+        unnamed = parent / f".{stamp}-{os.getpid()}.tmp"
+        try:
+            (unnamed / "checkpoints").mkdir(parents=True)
+            prepare(cls(unnamed))
+            return cls(_rename(unnamed, parent / stamp))
+        except (OSError, RuntimeError, TrainingError) as error:
+            shutil.rmtree(unnamed, ignore_errors=True)
+            raise UserError(f"no run folder can be made in {parent}: {error}; see trainer.save_dir") from error
 
     @classmethod
     def newest(cls, save_dir: str, name: str) -> "RunFolder":
         """The newest run under save_dir/name. Raises CheckpointError if there is none."""
         parent = project_path(save_dir) / name
-        runs = [path for path in parent.glob("*") if (path / "config.json").is_file()]
+        runs = [path for path in parent.glob("*") if NAME.fullmatch(path.name) and (path / "config.json").is_file()]
         if not runs:
             raise CheckpointError(f"there is no run to resume under {parent}; start one without -r")
         return cls(max(runs, key=_order))
@@ -63,6 +74,7 @@ class RunFolder:
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
             raise CheckpointError(f"{path} is no {what}: there is no config.json in {folder}")
+        _refuse_links(folder)
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
@@ -81,18 +93,32 @@ class RunFolder:
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             return dict(json.loads(lines[-1])) if lines else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Own this folder until the process ends, however it ends. Raises UserError if another process owns it."""
-        with (self.path / ".lock").open("a") as file:
+        """Own this folder until the process ends, however it ends. Raises UserError if somebody else owns it."""
+        own = self.path.resolve()
+        try:
+            # not once more in this process: closing the file again would give the lock away
+            if own in _owned or not _lock_file(file := (own / ".lock").open("a")):
+                raise UserError(f"{self.path} is in use: another process trains this run now")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
+        _owned.add(own)
+        with file:
             try:
-                _lock_file(file)
-            except OSError as error:
-                raise UserError(f"{self.path} is in use: another process trains this run now") from error
-            yield
+                self._clear_up()
+                yield
+            finally:
+                _owned.discard(own)
+
+    def _clear_up(self) -> None:
+        """Remove what a process that was killed had not written to its end."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
 
     def write_config(self, text: str) -> None:
         """Replace config.json, whole or not at all."""
@@ -105,7 +131,8 @@ class RunFolder:
         except (OSError, ValueError):
             before = None
         if isinstance(before, dict):
-            record = {**before, "resumed": [*before.get("resumed", []), record]}
+            resumed = before.get("resumed", [])
+            record = {**before, "resumed": [*(resumed if isinstance(resumed, list) else []), record]}
         replace_text(self.environment, json.dumps(record, indent=2) + "\n")
 
 
@@ -147,22 +174,48 @@ def _git(*arguments: str) -> str | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file, whole or not at all. Raises TrainingError."""
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _lock_file(file: IO[str]) -> None:
-    """Lock an open file; the system lets go when the process ends, so that no stale lock is left."""
-    if sys.platform == "win32":
-        import msvcrt
+def _rename(folder: Path, name: Path) -> Path:
+    """Give a folder this name, or the first of name-2, name-3 ... that is free."""
+    for number in itertools.count(1):
+        path = name if number == 1 else name.with_name(f"{name.name}-{number}")
+        try:
+            return folder.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    raise AssertionError
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _refuse_links(folder: Path) -> None:
+    """A run folder from somebody else must not lead what is written into it to another place."""
+    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/*")):
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a symbolic link; put in its place what it stands for")
+
+
+def _lock_file(file: IO[str]) -> bool:
+    """Lock an open file, if nobody has. The system lets go when the process ends, so that no stale lock is left.
+
+    A POSIX lock, which worker processes do not inherit: they live on for some seconds when their parent is killed.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return False
+    return True

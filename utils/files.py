@@ -1,0 +1,110 @@
+"""Files that a kill at any moment leaves whole: as they were, or as they were to be."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file beside this path, which takes its name when it is on the disk. Raises OSError, leaving nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def point(name: Path, target: Path) -> None:
+    """Make a name stand for a file, at once: a hard link, so that it outlives the removal of the other name."""
+    if not target.exists() or (name.exists() and name.samefile(target)):
+        return
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(target, temporary)
+    except OSError:  # a file system without hard links
+        with replacing(name) as file:
+            file.write(target.read_bytes())
+    else:
+        temporary.replace(name)
+        sync_folder(name.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder on disk, so that a rename outlives a power cut. Windows cannot and need not."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class LogFile:
+    """A file that only grows, and can be cut back to a length it had.
+
+    What the disk does not take stays in memory and is tried again with what comes next, so that a full disk neither
+    ends the training nor leaves half a line behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written: int | None = None
+        self._waiting = bytearray()
+        self._lock = threading.Lock()  # the thread that writes checkpoints calls sync
+
+    def append(self, data: bytes) -> None:
+        with self._lock:
+            self._waiting += data
+            with contextlib.suppress(OSError):  # the next checkpoint tries again, and tells
+                self._write()
+
+    def length(self) -> int:
+        """Bytes of all that was appended, on the disk or not."""
+        with self._lock:
+            return self._on_disk() + len(self._waiting)
+
+    def cut(self, length: int) -> None:
+        """Take back what was appended after the file had this length."""
+        self._waiting.clear()
+        self._written = None
+        if self._on_disk() > length:
+            os.truncate(self.path, length)
+            self._written = length
+
+    def sync(self) -> None:
+        """Bring everything on disk. Raises OSError if that fails."""
+        with self._lock:
+            self._write()
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    os.fsync(file.fileno())
+                sync_folder(self.path.parent)
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        with self.path.open("ab") as file:
+            start = min(self._on_disk(), file.tell())
+            file.truncate(start)  # what a write that failed has left
+            file.write(self._waiting)
+        self._written = start + len(self._waiting)
+        self._waiting.clear()
+
+    def _on_disk(self) -> int:
+        if self._written is None:
+            self._written = self.path.stat().st_size if self.path.exists() else 0
+        return self._written
