@@ -105,7 +105,6 @@ class BaseTrainer(ABC):
                     self.save()
         finally:
             self.report.end_training()
-        self.progress.trained = True
 
     def groups(self) -> Iterator[Group]:
         """The batches of each optimizer step that is left of this epoch."""
@@ -118,7 +117,7 @@ class BaseTrainer(ABC):
             windows = itertools.takewhile(lambda window: window.passes == passes, windows)
         else:
             left = self.settings.steps_per_epoch - progress.epoch_steps
-            windows = itertools.islice(windows, left * size)
+            windows = itertools.islice(windows, max(0, left) * size)
         windows, to_load = itertools.tee(windows)
         pairs = zip(windows, self.training.batches.load(to_load), strict=True)
         while group := list(itertools.islice(pairs, size)):
@@ -153,9 +152,8 @@ class BaseTrainer(ABC):
         self.progress.rates = self.training.schedule.rates()
         if moved:
             self.training.schedule.after_step()
-        self.progress.steps += 1
-        self.progress.epoch_steps += 1
-        self.progress.move(self.training.batches.after(group[-1][0]))
+        position = self.training.batches.after(group[-1][0])
+        self.progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
         loss = keep(_weighted_loss(results, weights))
         self._unchecked.append((loss, [window for window, _ in group]))
         return loss

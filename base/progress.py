@@ -36,8 +36,13 @@ class Progress:
     def position(self) -> Position:
         return Position(self.passes, self.samples)
 
-    def move(self, position: Position) -> None:
+    def step(self, position: Position, *, steps_per_epoch: int | None) -> None:
+        """Count an optimizer step that used the data up to this position. steps_per_epoch: None: one pass an epoch."""
+        self.steps += 1
+        self.epoch_steps += 1
         self.passes, self.samples = position
+        # said here and not when the epoch's loop is left: a checkpoint of the last step must know that it is the last
+        self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
     def judge(self, value: float, *, lower_is_better: bool) -> bool:
         """Whether this epoch's monitored value is the best so far. A value that is not a number never is."""
