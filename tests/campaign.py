@@ -1,0 +1,182 @@
+"""Kills runs and lets them go on, until they end; what they end with is compared to a run that was left alone."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.helpers import ROOT, Json, curves, lines, same, state
+
+WAIT = 300.0  # seconds; only a process that hangs comes to it
+
+
+def config(save_dir: Path, *, loader: str, name: str, workers: int = 2) -> Json:
+    """Everything that a resume could get wrong: 5 steps an epoch, the last of one short batch, about 8 epochs."""
+    data = {"batch_size": 8, "validation_split": 16, "num_workers": workers, "eval_batch_size": 16}
+    watch = {"monitor": "min val_loss", "early_stop": 4}
+    often = {"epochs": 12, "accumulate_steps": 3, "save_every_steps": 2, "log_every_steps": 1, "keep_last": 2}
+    return {
+        "name": name,
+        "data_loader": {"type": loader, "args": data},
+        "model": {"type": "LeNet", "args": {"dropout": 0.3}},
+        "loss": "cross_entropy",
+        "metrics": ["accuracy"],
+        "optimizer": {"type": "AdamW", "args": {"lr": 0.001}},
+        "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}, "interval": "step"},
+        "trainer": {**often, **watch, "save_dir": str(save_dir), "verbosity": 1},
+        "runtime": {"device": "cpu"},
+    }
+
+
+@contextmanager
+def process(*arguments: str, save_dir: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """train.py with these arguments, ended at the latest when the block is left."""
+    started = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.killable", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RUNS": str(save_dir), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    """Look again and again until the condition holds, or the process has ended."""
+    end = time.monotonic() + WAIT
+    while running.poll() is None and not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+def logged(folder: Path) -> Callable[[], bool]:
+    """Whether the event files below a folder are no longer as they are now: a run has begun, or has gone on."""
+
+    def look() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_size) for path in folder.rglob("*tfevents*"))
+
+    before = look()
+    return lambda: look() != before
+
+
+def passed(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+@dataclass
+class Campaign:
+    """Kills of one run. Moments are drawn from the seed."""
+
+    folder: Path
+    loader: str
+    seed: int
+    workers: tuple[int, ...] = (2,)
+    left_out: str = ""
+    kills: int = 0
+    moments: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def alone(self) -> Path:
+        """The run that nobody disturbs."""
+        return self._start("alone")
+
+    def killed(self, at_least: int) -> Path:
+        """A run that is killed so often, and then goes on to its end."""
+        arguments = ["-c", str(self._config("killed"))]
+        while self.kills < at_least and not self._killed_once(arguments):
+            if (run := self._run("killed")) is not None:
+                arguments = ["-r", str(run)]
+        if (run := self._run("killed")) is None:
+            return self._start("killed")
+        self._finish(["-r", str(run), *self._other_workers()])
+        return run
+
+    def _killed_once(self, arguments: list[str]) -> bool:
+        """Whether the run came to its end before the kill."""
+        environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
+        kind = self.random.choice(["start", "work", "work", "file"])
+        if kind == "file":
+            environment["KILL_AT"] = str(self.random.randint(1, 120))
+        again = self._other_workers() if arguments[0] == "-r" else []
+        changed = logged(self.folder)
+        with process(*arguments, *again, save_dir=self.folder, **environment) as running:
+            if kind == "start":
+                wait_for(passed(self.random.uniform(0, 3)), running)
+            elif kind == "work":
+                wait_for(changed, running)
+                wait_for(passed(self.random.uniform(0, 0.6)), running)
+            else:
+                wait_for(passed(WAIT), running)
+            running.kill()
+            output = running.communicate(timeout=WAIT)[0]
+        if running.returncode == 0:
+            return True
+        assert running.returncode == -9, output
+        self.kills += 1
+        self.moments.append(kind)
+        return False
+
+    def _other_workers(self) -> list[str]:
+        return [f"data_loader.args.num_workers={self.random.choice(self.workers)}"]
+
+    def _config(self, name: str) -> Path:
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name)))
+        return path
+
+    def _run(self, name: str) -> Path | None:
+        runs = sorted((self.folder / name).glob("[0-9]*"))
+        assert len(runs) <= 1, f"a killed run was not found again: {runs}"
+        return runs[0] if runs else None
+
+    def _start(self, name: str) -> Path:
+        self._finish(["-c", str(self._config(name))])
+        run = self._run(name)
+        assert run is not None
+        return run
+
+    def _finish(self, arguments: list[str]) -> None:
+        environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
+        with process(*arguments, save_dir=self.folder, **environment) as running:
+            output = running.communicate(timeout=WAIT)[0]
+        assert running.returncode == 0, output
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """What two runs ended with that is not equal to the bit, figures of time aside."""
+    found = []
+    for name in ("last.pth", "best.pth"):
+        one, other = state(left, name), state(right, name)
+        found += [f"{name}: {part}" for part in one if part != "writers" and not same(one[part], other[part])]
+    if lines(left) != lines(right):
+        found.append("metrics.jsonl")
+    if curves(left) != curves(right) or records(left) != records(right):
+        found.append("TensorBoard")
+    return found
+
+
+def records(run: Path) -> list[tuple[str, int, float]]:
+    """What stands in the event files, in the order of writing, with nothing that a reader would have to sort out."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return [
+        (value.tag, event.step, float(make_ndarray(value.tensor)))
+        for path in sorted(run.glob("events.out.tfevents.*"))
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag not in ("samples_per_second", "config/text_summary")
+    ]
