@@ -127,8 +127,11 @@ def newest_sound(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[
             warn(f"{error}; falling back to an older one")
             continue
         own = folder / file_name(state["progress"]["steps"])
-        if not own.exists():
-            warn(f"{own} is missing; {path.name} stands for the same checkpoint")
+        if not (own.exists() and own.samefile(path)):
+            try:
+                verify(own)
+            except CheckpointError as error:
+                warn(f"{error}; {path.name} stands for the same checkpoint")
         return path, state
     if damaged:
         raise CheckpointError(f"no checkpoint in {folder} can be used:\n  " + "\n  ".join(damaged))

@@ -1,0 +1,138 @@
+"""Damage to a checkpoint is found before a weight of it is used, named, and passed over where that is possible."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.campaign import differences
+from tests.conftest import load_script
+from tests.helpers import lines
+from utils import checkpoint
+from utils.errors import CheckpointError
+
+Fit = Callable[..., train.Result]
+OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.keep_last=null")
+
+
+@pytest.fixture
+def file(fit: Fit) -> Path:
+    return fit("trainer.epochs=1").run_dir / "checkpoints" / "last.pth"
+
+
+def test_every_single_byte_that_is_flipped_is_found(file: Path) -> None:
+    whole, choose = file.read_bytes(), random.Random(0)
+    # the first and last bytes too: the zip's head, its comment and the length of that
+    places = [*range(20), *range(len(whole) - 100, len(whole)), *(choose.randrange(len(whole)) for _ in range(880))]
+    assert len(places) == 1000
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << choose.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.read(file)
+    file.write_bytes(whole)
+    checkpoint.read(file)
+
+
+def test_every_truncation_is_found(file: Path) -> None:
+    whole, choose = file.read_bytes(), random.Random(0)
+    for length in [0, 1, 72, 73, 74, len(whole) - 1, *(choose.randrange(len(whole)) for _ in range(94))]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.read(file)
+    file.write_bytes(whole + b"\0")
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(file)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 16
+    path.write_bytes(data)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [empty, flip, remove])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("step-00000010.pth",),
+        ("last.pth",),
+        ("best.pth",),
+        ("step-00000010.pth", "last.pth"),
+        ("step-00000010.pth", "last.pth", "step-00000009.pth"),
+        ("step-00000010.pth", "last.pth", "best.pth"),
+    ],
+)
+def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+    fit: Fit, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], spoil: Callable[[Path], None]
+) -> None:
+    whole = fit(*OFTEN, "trainer.epochs=3")
+    run = fit(*OFTEN, name="spoiled").run_dir
+    for name in names:
+        path = run / "checkpoints" / name
+        if path.exists():
+            alone = path.read_bytes()
+            path.unlink()  # the other names of the same file stay whole
+            path.write_bytes(alone)
+            spoil(path)
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.epochs=3"])
+    said = capsys.readouterr().err
+    if spoil is not remove and "best.pth" not in names:
+        assert f"{names[-1]} is damaged" in said
+    assert differences(whole.run_dir, run) == []
+
+
+def test_nothing_begins_again_in_silence_where_checkpoints_are_gone(fit: Fit) -> None:
+    run = fit("trainer.epochs=4").run_dir
+    before = lines(run)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match="came to epoch 4"):
+        train.main(["-r", str(run)])
+    assert lines(run) == before
+
+
+def test_where_all_are_damaged_each_is_named_with_a_way_out(fit: Fit) -> None:
+    run = fit().run_dir
+    files = sorted((run / "checkpoints").glob("step-*"))
+    for path in files:
+        flip(path)
+    with pytest.raises(CheckpointError, match=r"To begin anew: python train.py -c") as caught:
+        train.main(["-r", str(run)])
+    assert all(path.name in str(caught.value) for path in files)
+
+
+def test_a_damaged_file_that_is_asked_for_is_refused_with_a_way_out(fit: Fit) -> None:
+    run = fit(*OFTEN).run_dir
+    best = run / "checkpoints" / "best.pth"
+    flip(best)
+    with pytest.raises(CheckpointError, match=rf"best.pth is damaged(.|\n)*-r {run}"):
+        train.main(["-r", str(best)])
+    with pytest.raises(CheckpointError, match=r"best.pth is damaged"):
+        fit("--init-from", str(run))
+    with pytest.raises(CheckpointError, match=r"best.pth is damaged(.|\n)*The newest other checkpoint"):
+        load_script("test").main(["-r", str(run)])
+
+
+def test_going_back_to_a_file_takes_the_best_back_too(fit: Fit) -> None:
+    run = fit("trainer.monitor=min loss", "trainer.save_every_steps=3", "trainer.epochs=6", "--lr=0.5").run_dir
+    kept = sorted((run / "checkpoints").glob("step-*"))
+    best = checkpoint.read(kept[0])["progress"]["best_step"]
+    train.main(["-r", str(kept[0]), "trainer.epochs=6", "--lr=1e-30"])
+    found = checkpoint.read(run / "checkpoints" / "last.pth")["progress"]
+    if found["best_step"] != best:
+        assert checkpoint.read(run / "checkpoints" / "best.pth")["progress"]["steps"] == found["best_step"]
+    else:
+        assert not (run / "checkpoints" / "best.pth").exists(), "it was of the course that was left"

@@ -1,0 +1,140 @@
+"""A disk that is full or read-only, and a folder that goes away: reported, survived where it can be, never hidden."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import train
+from base.base_trainer import BaseTrainer
+from tests.campaign import differences
+from tests.conftest import load_script
+from utils import checkpoint
+from utils.errors import Stopped, TrainingError, UserError
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=2", "trainer.log_every_steps=1", "trainer.epochs=4")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any]]) -> None:
+    """Do something just before an optimizer step."""
+    original = BaseTrainer.take_step
+
+    def take_step(self: BaseTrainer, group: Any) -> Tensor:
+        if action := actions.pop(self.progress.steps + 1, None):
+            action()
+        return original(self, group)
+
+    monkeypatch.setattr(BaseTrainer, "take_step", take_step)
+
+
+def fill(folder: Path) -> None:
+    """Take what is left of a file system, to the last byte."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError:
+            pass
+
+
+def test_a_full_disk_is_survived_and_what_was_logged_meanwhile_comes_later(
+    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(*OFTEN)
+    at_step(monkeypatch, {4: lambda: fill(small_disk), 15: (small_disk / "filler").unlink})
+    run = fit(*OFTEN, f"trainer.save_dir={small_disk}").run_dir
+    said = capsys.readouterr().err
+    assert "step-00000006.pth could not be written: [Errno 28] No space left on device" in said
+    assert "the older checkpoints are whole" in said
+    assert differences(whole.run_dir, run) == []
+    assert "epoch 2/4" in (run / "train.log").read_text()
+
+
+def test_a_run_that_cannot_save_at_its_end_says_so_and_where(
+    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(*OFTEN)
+    at_step(monkeypatch, {8: lambda: fill(small_disk)})
+    with pytest.raises(TrainingError, match=r"the run ended, but checkpoint .*step-00000020.pth could not be written"):
+        fit(*OFTEN, f"trainer.save_dir={small_disk}")
+    run = RunFolder.newest(str(small_disk), "small").path
+    for path in checkpoint.step_files(run / "checkpoints"):
+        checkpoint.verify(path)
+    monkeypatch.undo()
+    with pytest.raises(TrainingError, match=r"environment.json cannot be written: No space left"):
+        train.main(["-r", str(run)])
+    (small_disk / "filler").unlink()
+    train.main(["-r", str(run)])
+    assert differences(whole.run_dir, run) == []
+
+
+def test_a_stop_that_could_not_save_is_not_called_saved(
+    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        fill(small_disk)
+        raise Stopped(15)
+
+    at_step(monkeypatch, {4: stop})
+    with pytest.raises(TrainingError, match=r"stopped by signal 15, but checkpoint .*step-00000003.pth could not be"):
+        fit(*OFTEN, f"trainer.save_dir={small_disk}")
+
+
+def test_no_room_for_a_run_folder_is_the_users_to_mend(fit: Fit, small_disk: Path) -> None:
+    fill(small_disk)
+    with pytest.raises(UserError, match=r"no run folder can be made .*trainer.save_dir"):
+        fit(f"trainer.save_dir={small_disk}")
+    assert [path.name for path in small_disk.rglob("*") if path.name not in ("filler", "small")] == []
+
+
+def test_a_read_only_folder(fit: Fit, small_disk: Path) -> None:
+    run = fit(f"trainer.save_dir={small_disk}").run_dir
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+        train.main(["-r", str(run), "trainer.epochs=9"])
+    with pytest.raises(UserError, match="no run folder can be made"):
+        fit(f"trainer.save_dir={small_disk}")
+    with pytest.raises(TrainingError, match=r"metrics.json cannot be written"):
+        load_script("test").main(["-r", str(run)])
+
+
+def test_a_folder_that_is_removed_while_the_run_goes_on(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_step(monkeypatch, {4: lambda: shutil.rmtree(tmp_path / "saved")})
+    with pytest.raises(TrainingError, match="the run ended, but checkpoint"):
+        fit(*OFTEN)
+    assert "step-00000004.pth could not be written" in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_removed_while_the_run_goes_on_are_written_again(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove() -> None:
+        shutil.rmtree(next((save_dir / "other").glob("*/checkpoints")))
+
+    whole = fit(*OFTEN)
+    save_dir = whole.run_dir.parent.parent
+    at_step(monkeypatch, {9: remove})
+    other = fit(*OFTEN, name="other")
+    assert [part for part in differences(whole.run_dir, other.run_dir) if not part.startswith("best")] == []
