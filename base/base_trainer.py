@@ -76,6 +76,12 @@ class BaseTrainer(ABC):
             if not self.outputs.checkpointer.wait():
                 raise TrainingError(f"{stopped}, but {self.outputs.checkpointer.failure}") from stopped
             raise
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a process that prepares batches has ended, for want of memory perhaps: {error}"
+            ) from error
         finally:
             for batches in filter(None, (self.training.batches, self.training.validation)):
                 batches.close()
