@@ -7,6 +7,7 @@ something is wrong where a part of the state was left out on purpose.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -18,6 +19,7 @@ from tests.campaign import Campaign, differences
 
 LOADERS = {"tensors": "SmallTensors", "samples": "SmallSamples"}
 PARTS = ("random", "optimizer", "schedule", "metrics")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 KILLS_A_RUN = 10
 
 
@@ -25,25 +27,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="for each kind of data (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--signals", choices=SIGNALS, nargs="+", default=["SIGKILL"], help="drawn for each kill (default: SIGKILL)"
+    )
     parser.add_argument("--data", choices=LOADERS, nargs="+", default=[*LOADERS])
     options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for data in options.data:
-            failed += campaign(Path(folder) / data, data, kills=options.kills, seed=options.seed)
+            failed += campaign(Path(folder) / data, data, kills=options.kills, seed=options.seed, names=options.signals)
         for part in PARTS:
             failed += not control(Path(folder) / part, part, seed=options.seed)
     return int(failed > 0)
 
 
-def campaign(folder: Path, data: str, *, kills: int, seed: int) -> int:
+def campaign(folder: Path, data: str, *, kills: int, seed: int, names: list[str]) -> int:
     """The number of runs that did not end as the one that was left alone."""
+    signals = tuple(signal.Signals[name] for name in names)
     first = Campaign(_made(folder / "alone"), LOADERS[data], seed)
     alone, wrong, done = first.alone(), 0, Counter[str]()
     runs = 0
     while done.total() < kills:
         runs += 1
-        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, workers=(0, 1, 2))
+        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, workers=(0, 1, 2), signals=signals)
         found = differences(alone, one.killed(min(KILLS_A_RUN, kills - done.total())))
         done.update(one.moments)
         wrong += bool(found)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ def process(*arguments: str, save_dir: Path, **variables: str) -> Iterator[subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     with started:
         try:
@@ -83,6 +85,7 @@ class Campaign:
     seed: int
     workers: tuple[int, ...] = (2,)
     left_out: str = ""
+    signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     kills: int = 0
     moments: list[str] = field(default_factory=list)
 
@@ -108,6 +111,7 @@ class Campaign:
         """Whether the run came to its end before the kill."""
         environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
         kind = self.random.choice(["start", "work", "work", "file"])
+        number = self.random.choice(self.signals) if kind != "file" else signal.SIGKILL
         if kind == "file":
             environment["KILL_AT"] = str(self.random.randint(1, 120))
         again = self._other_workers() if arguments[0] == "-r" else []
@@ -120,13 +124,13 @@ class Campaign:
                 wait_for(passed(self.random.uniform(0, 0.6)), running)
             else:
                 wait_for(passed(WAIT), running)
-            running.kill()
+            running.send_signal(number)
             output = running.communicate(timeout=WAIT)[0]
         if running.returncode == 0:
             return True
-        assert running.returncode == -9, output
+        check_end(running.returncode, output, number)
         self.kills += 1
-        self.moments.append(kind)
+        self.moments.append(f"{kind} {number.name}")
         return False
 
     def _other_workers(self) -> list[str]:
@@ -153,6 +157,17 @@ class Campaign:
         with process(*arguments, save_dir=self.folder, **environment) as running:
             output = running.communicate(timeout=WAIT)[0]
         assert running.returncode == 0, output
+
+
+def check_end(status: int, output: str, number: signal.Signals) -> None:
+    """What a process shows that was ended by a signal: no traceback, and how to go on if the run had begun."""
+    assert "Traceback" not in output, output
+    if number == signal.SIGKILL:
+        assert status == -number, output
+        return
+    assert status == 128 + number, output
+    if "run folder" in output:
+        assert output.splitlines()[-1].startswith("python train.py -r "), output
 
 
 def differences(left: Path, right: Path) -> list[str]:

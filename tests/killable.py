@@ -1,6 +1,7 @@
 """train.py as a process of its own, with two small data sets, that can kill itself where a test says so.
 
 KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is opened, renamed, linked, cut or removed.
+PAUSE_AT=STEP: at this optimizer step make the file RUNS/paused, and wait as long as it is there.
 LEAVE_OUT=PART: forget this part of each checkpoint that is loaded, as a careless project would.
 """
 
@@ -14,6 +15,7 @@ if __name__ == "__main__":
 
 import runpy
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,21 @@ def kill_at(count: int, folder: str) -> None:
     sys.addaudithook(watch)
 
 
+def pause_at(step: int, folder: str) -> None:
+    """Wait in an optimizer step for as long as a file is there."""
+    original = BaseTrainer.take_step
+
+    def take_step(self: BaseTrainer, group: Any) -> Tensor:
+        marker = Path(folder) / "paused"
+        if self.progress.steps + 1 == step:
+            marker.touch()
+            while marker.exists():
+                time.sleep(0.01)
+        return original(self, group)
+
+    BaseTrainer.take_step = take_step  # type: ignore[method-assign]
+
+
 def leave_out(part: str) -> None:
     """From now on this part of a checkpoint is not loaded: it stays as it is at the start of a run."""
     original = BaseTrainer.load_state_dict
@@ -110,6 +127,8 @@ def leave_out(part: str) -> None:
 if __name__ == "__main__":
     if "LEAVE_OUT" in os.environ:
         leave_out(os.environ["LEAVE_OUT"])
+    if "PAUSE_AT" in os.environ:
+        pause_at(int(os.environ["PAUSE_AT"]), os.environ["RUNS"])
     if "KILL_AT" in os.environ:
         kill_at(int(os.environ["KILL_AT"]), os.environ["RUNS"])
     sys.argv[0] = str(ROOT / "train.py")
