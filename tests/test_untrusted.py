@@ -1,0 +1,185 @@
+"""Nothing that somebody else gave you runs as code or leads writes out of the run's folder."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from tests.conftest import load_script
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError, DataError
+
+Fit = Callable[..., train.Result]
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def sign(path: Path) -> None:
+    """What anybody can do: put the right checksum on a file that torch.save has written."""
+    data = path.read_bytes()[:-2]
+    mark = checkpoint.MARK + hashlib.sha256(data).hexdigest().encode()
+    path.write_bytes(data + struct.pack("<H", len(mark)) + mark)
+
+
+def armed(run: Path, how: str, trace: Path) -> Path:
+    """Replace a run's checkpoints by one that carries a payload."""
+    path = run / "checkpoints" / "last.pth"
+    state = checkpoint.read(path)
+    for other in path.parent.iterdir():
+        other.unlink()
+    path = path.with_name("step-00000010.pth")
+    if how == "bare pickle":
+        path.write_bytes(pickle.dumps(Payload(trace)))
+        return path
+    torch.save({**state, "extra": Payload(trace)}, path)
+    if how == "signed":
+        sign(path)
+    return path
+
+
+@pytest.mark.parametrize("how", ["bare pickle", "unsigned", "signed"])
+def test_a_checkpoint_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, how: str) -> None:
+    trace = tmp_path / "it ran"
+    run = fit().run_dir
+    path = armed(run, how, trace)
+    says = "nothing of it was run" if how == "signed" else "not written by this project"
+    for command in (
+        lambda: train.main(["-r", str(run)]),
+        lambda: train.main(["-r", str(path)]),
+        lambda: fit("--init-from", str(path)),
+        lambda: load_script("test").main(["-r", str(path)]),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            command()
+    assert not trace.exists()
+    if how == "signed":  # the payload is live, and what refuses it is not the checksum
+        checkpoint.verify(path)
+        torch.load(path, weights_only=False)
+        assert trace.exists()
+
+
+def test_a_zip_that_is_signed_but_no_checkpoint_is_refused(fit: Fit) -> None:
+    path = fit().run_dir / "checkpoints" / "last.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"not a pickle")
+    sign(path)
+    with pytest.raises(CheckpointError, match=r"last.pth cannot be read"):
+        checkpoint.read(path)
+    torch.save({"weights": 1}, path)
+    sign(path)
+    with pytest.raises(CheckpointError, match="no checkpoint of this project"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"file": "../../precious", "bytes": 0},
+        {"file": "/precious", "bytes": 0},
+        {"file": "config.json", "bytes": 0},
+        {"file": "events.out.tfevents.9999999999.x", "bytes": 0},
+    ],
+)
+def test_a_checkpoint_cannot_cut_a_file_that_is_no_log(fit: Fit, tmp_path: Path, state: dict[str, Any]) -> None:
+    run = fit().run_dir
+    for path in (tmp_path / "precious", run.parent / "precious"):
+        path.write_text("precious")
+    forge(run, lambda found: found["writers"].update(events=state))
+    train.main(["-r", str(run)])
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (run.parent / "precious").read_text() == "precious"
+    assert json.loads((run / "config.json").read_text())["name"] == "small"
+
+
+def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the state in a run's newest checkpoint, checksum and all."""
+    path = checkpoint.step_files(run / "checkpoints")[0]
+    state = checkpoint.read(path)
+    change(state)
+    (path.parent / "last.pth").unlink()
+    checkpoint.write(path, state)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state["writers"]["metrics"].update(bytes=-5), "had -5 bytes"),
+        (lambda state: state.pop("optimizer"), "the optimizer in .* does not fit"),
+        (lambda state: state.update(model={"x": torch.zeros(1)}), "the model in .* does not fit"),
+        (lambda state: state.update(random={"python": 3}), "the random in .* does not fit"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_sense_is_refused(
+    fit: Fit, change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    run = fit().run_dir
+    forge(run, change)
+    with pytest.raises(CheckpointError, match=says):
+        train.main(["-r", str(run)])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "config.json", ".lock", "checkpoints/last.pth"])
+def test_a_link_in_a_run_folder_leads_nothing_out_of_it(fit: Fit, tmp_path: Path, name: str) -> None:
+    run = fit().run_dir
+    precious = tmp_path / "precious"
+    shutil.copy(run / name, precious)
+    before = precious.read_bytes()
+    (run / name).unlink()
+    (run / name).symlink_to(precious)
+    for command in (train.main, load_script("test").main):
+        with pytest.raises(CheckpointError, match="is a symbolic link"):
+            command(["-r", str(run)])
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", ".hidden", "a/b", "a\\b", "", "x\n"])
+def test_a_name_cannot_leave_the_save_folder(fit: Fit, name: str) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        fit(name=name)
+
+
+def test_a_run_goes_on_in_its_folder_whatever_its_config_says(fit: Fit, tmp_path: Path) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    config = json.loads((run / "config.json").read_text())
+    config["trainer"] |= {"save_dir": str(tmp_path / "elsewhere"), "epochs": 2}
+    (run / "config.json").write_text(json.dumps(config))
+    assert train.main(["-r", str(run)]).run_dir == run
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("download", ["false", "true"])
+def test_no_config_skips_the_check_of_cifar10_whose_files_are_pickles(
+    cifar10_folder: Path, tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch, download: str
+) -> None:
+    trace = tmp_path / "it ran"
+    folder = tmp_path / "data"
+    shutil.copytree(cifar10_folder, folder)
+    for path in (folder / "cifar-10-batches-py").iterdir():
+        path.write_bytes(pickle.dumps(Payload(trace)))
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("no network in a test")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    data = {"data_dir": str(folder), "batch_size": 4, "download": download == "true"}
+    model = {"type": "LeNet", "args": {}}
+    with pytest.raises(DataError, match="CIFAR10 cannot be read"):
+        fit(data_loader={"type": "CIFAR10Loader", "args": data}, model=model)
+    assert not trace.exists()
