@@ -86,6 +86,7 @@ class Campaign:
     workers: tuple[int, ...] = (2,)
     left_out: str = ""
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+    kinds: tuple[str, ...] = ("start", "work", "work", "file")
     kills: int = 0
     moments: list[str] = field(default_factory=list)
 
@@ -110,7 +111,7 @@ class Campaign:
     def _killed_once(self, arguments: list[str]) -> bool:
         """Whether the run came to its end before the kill."""
         environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
-        kind = self.random.choice(["start", "work", "work", "file"])
+        kind = self.random.choice(self.kinds)
         number = self.random.choice(self.signals) if kind != "file" else signal.SIGKILL
         if kind == "file":
             environment["KILL_AT"] = str(self.random.randint(1, 120))

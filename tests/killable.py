@@ -103,7 +103,7 @@ def pause_at(step: int, folder: str) -> None:
     """Wait in an optimizer step for as long as a file is there."""
     original = BaseTrainer.take_step
 
-    def take_step(self: BaseTrainer, group: Any) -> Tensor:
+    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
         marker = Path(folder) / "paused"
         if self.progress.steps + 1 == step:
             marker.touch()

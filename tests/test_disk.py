@@ -39,7 +39,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any
     """Do something just before an optimizer step."""
     original = BaseTrainer.take_step
 
-    def take_step(self: BaseTrainer, group: Any) -> Tensor:
+    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
         if action := actions.pop(self.progress.steps + 1, None):
             action()
         return original(self, group)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.campaign import Campaign, check_end, config, differences, logged, passed, process, wait_for
 from tests.helpers import ROOT
+from utils import checkpoint
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -76,8 +77,9 @@ def test_a_second_sigint_stops_at_once(small: Path, tmp_path: Path) -> None:
     check_end(running.returncode, output, signal.SIGINT)
     assert "stopped at once" in output
     [run] = runs(tmp_path)
-    assert (run / "checkpoints" / "step-00000006.pth").exists()
-    assert not (run / "checkpoints" / "step-00000007.pth").exists()
+    newest = checkpoint.step_files(run / "checkpoints")[0]
+    assert newest.name < "step-00000007.pth"
+    checkpoint.verify(newest)
 
 
 def test_a_data_worker_that_is_killed_is_one_clear_message(small: Path, tmp_path: Path) -> None:

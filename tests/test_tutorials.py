@@ -61,7 +61,7 @@ def five_epochs(trainer: BaseTrainer) -> list[float]:
     losses = []
     for _ in range(5):
         losses += [float(trainer.take_step(group)) for group in trainer.groups()]
-        trainer.progress.epoch_steps = 0
+        trainer.progress.epoch_steps, trainer.progress.trained = 0, False
     return losses
 
 
