@@ -127,7 +127,7 @@ class Campaign:
                 wait_for(passed(WAIT), running)
             running.send_signal(number)
             output = running.communicate(timeout=WAIT)[0]
-        if running.returncode == 0:
+        if running.returncode == 0 or "done after" in output:  # a signal to a process that is just leaving
             return True
         check_end(running.returncode, output, number)
         self.kills += 1
