@@ -63,7 +63,7 @@ class RunFolder:
         runs = [path for path in parent.glob("*") if NAME.fullmatch(path.name) and (path / "config.json").is_file()]
         if not runs:
             raise CheckpointError(f"there is no run to resume under {parent}; start one without -r")
-        return cls(max(runs, key=_order))
+        return cls.of(max(runs, key=_order))[0]
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:

@@ -1,8 +1,10 @@
 """SIGINT and SIGTERM: before the training they end the process; while it runs they wait for the end of a step."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -10,6 +12,7 @@ from typing import Any, NoReturn
 from utils.errors import Stopped
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
+END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def end_at_once() -> None:
@@ -56,9 +59,10 @@ class SignalWatch:
         if self.received is None or number != signal.SIGINT:
             self.received = self.received or number
             return
+        before = self._before[number]
+        signal.signal(number, before)  # a third one must not come in here again
         with contextlib.suppress(OSError):  # not print: this may have interrupted a print
             os.write(2, f"\nstopped at once; what was saved before is whole\n{self.advice}".encode())
-        before = self._before[number]
         if callable(before):
             before(number, frame)
         raise KeyboardInterrupt
@@ -68,3 +72,5 @@ def ignore_in_worker(_: int = 0) -> None:
     """For data worker processes: the terminal's Ctrl-C reaches them too, but the main process ends them."""
     for number in WATCHED:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # if that is killed, they would live on for seconds and complain
+        ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
