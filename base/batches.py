@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -11,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from base.data import SampleRandom, Source
 from utils.random import mix, permutation
 from utils.signals import ignore_in_worker
+
+Request = tuple[int, Tensor | slice | npt.NDArray[np.int64]]
+"""The pass and the samples of a batch."""
 
 
 class Position(NamedTuple):
@@ -85,7 +90,7 @@ class Batches:
 
     def load(self, windows: Iterable[Window]) -> Iterator[Any]:
         """The batches themselves, in the order of the windows."""
-        requests = ((window.passes, self.sample_indices(window)) for window in windows)
+        requests: Iterator[Request] = ((window.passes, self.sample_indices(window)) for window in windows)
         fetch = _Fetch(self.source, self.seed)
         if self.num_workers == 0:
             yield from map(fetch.__getitem__, requests)
@@ -127,8 +132,10 @@ class _Fetch(Dataset[Any]):
     def __init__(self, source: Source, seed: int) -> None:
         self.source, self.seed = source, seed
 
-    def __getitem__(self, request: tuple[int, Tensor | slice]) -> Any:
+    def __getitem__(self, request: Request) -> Any:
         passes, indices = request
+        if isinstance(indices, np.ndarray):
+            indices = torch.from_numpy(indices)
         return self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", passes)))
 
 
@@ -136,7 +143,9 @@ class _Requests(torch.utils.data.Sampler[Any]):
     """Hands the requests of one epoch to the workers."""
 
     def __init__(self) -> None:
-        self.requests: Iterable[tuple[int, Tensor | slice]] = ()
+        self.requests: Iterable[Request] = ()
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor | slice]]:
-        return iter(self.requests)
+    def __iter__(self) -> Iterator[Request]:
+        # as bytes: for a tensor a worker would ask this process back, which complains if the worker is gone by then
+        for passes, indices in self.requests:
+            yield passes, indices.numpy() if isinstance(indices, Tensor) else indices

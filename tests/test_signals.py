@@ -73,6 +73,7 @@ def test_a_second_sigint_stops_at_once(small: Path, tmp_path: Path) -> None:
         running.send_signal(signal.SIGTERM)  # is nothing new
         while running.poll() is None:
             running.send_signal(signal.SIGINT)
+            wait_for(passed(0.1), running)
         output = running.communicate()[0]
     check_end(running.returncode, output, signal.SIGINT)
     assert "stopped at once" in output

@@ -59,10 +59,11 @@ class SignalWatch:
         if self.received is None or number != signal.SIGINT:
             self.received = self.received or number
             return
-        before = self._before[number]
-        signal.signal(number, before)  # a third one must not come in here again
+        signal.signal(number, signal.SIG_IGN)  # a third one must not come in between
         with contextlib.suppress(OSError):  # not print: this may have interrupted a print
             os.write(2, f"\nstopped at once; what was saved before is whole\n{self.advice}".encode())
+        before = self._before[number]
+        signal.signal(number, before)
         if callable(before):
             before(number, frame)
         raise KeyboardInterrupt
