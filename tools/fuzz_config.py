@@ -92,7 +92,6 @@ def _first_step(self: BaseTrainer) -> None:
         self.take_step(group)
         break
     self.training.batches.close()
-    self.outputs.writers.close()
 
 
 def _small_cifar10(self: CIFAR10Loader, *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
