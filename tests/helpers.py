@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from base.base_trainer import BaseTrainer
 from utils import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,3 +42,13 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def leave_out(part: str) -> None:
+    """From now on this part of a checkpoint is not loaded: it stays as it is at the start of a run."""
+    original = BaseTrainer.load_state_dict
+
+    def load(self: BaseTrainer, state: dict[str, Any], source: Path) -> None:
+        original(self, {**state, part: self.state_dict()[part]}, source)
+
+    BaseTrainer.load_state_dict = load  # type: ignore[method-assign]

@@ -10,7 +10,9 @@ import pytest
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
-from tests.killable import leave_out
+from tests.helpers import leave_out
+from tests.small_data import SmallTensors
+from utils.registry import DATA_LOADERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -35,6 +37,7 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
 def test_the_comparison_sees_a_part_that_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
+    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
     whole = train.main(["-c", str(path)])

@@ -1,0 +1,62 @@
+"""The same few images as tensors in memory and as a map-style data set, both with random transforms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.base_data_loader import BaseDataLoader
+from base.data import SampleRandom, Source, TensorSource
+from data_loader.cifar10 import random_crop, random_flip
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    """Noise, uint8 of shape (N, 3, 32, 32), and labels that cannot be learned from it: early stopping comes soon."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return pixels, torch.randint(0, 10, (count,), generator=generator)
+
+
+class SmallTensors(BaseDataLoader):
+    """Images in memory, cropped and flipped a batch at a time."""
+
+    def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
+        return TensorSource(*images(120), augment=_crop_and_flip if augment else None, transform=_scale)
+
+    def test_data(self) -> Source | Dataset[Any]:
+        return TensorSource(*images(20), transform=_scale)
+
+
+class SmallSamples(BaseDataLoader):
+    """The same images one at a time, with torchvision's transforms."""
+
+    def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
+        return _Transformed(120, augment=augment)
+
+    def test_data(self) -> Source | Dataset[Any]:
+        return _Transformed(20, augment=False)
+
+
+class _Transformed(Dataset[Any]):
+    def __init__(self, count: int, *, augment: bool) -> None:
+        from torchvision.transforms import v2
+
+        self.images, self.labels = images(count)
+        random = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)]
+        self.transform = v2.Compose([*(random if augment else []), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def _crop_and_flip(batch: Tensor, random: SampleRandom) -> Tensor:
+    images = batch.permute(0, 2, 3, 1).contiguous()  # (B, C, H, W) -> (B, H, W, C)
+    return random_flip(random_crop(images, 4, random), random).permute(0, 3, 1, 2)
+
+
+def _scale(batch: Tensor) -> Tensor:
+    return batch / 255
