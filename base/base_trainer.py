@@ -4,7 +4,6 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from base.batches import Batches, Window
 from base.data import as_tensor, describe_batch
 from base.experiment import Experiment, Outputs, Training
-from base.metric import StepResult, keep
+from base.metric import StepResult
 from base.progress import Progress
 from base.report import Report
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
@@ -22,6 +21,7 @@ from utils.random import generator_states, isolated, restore_generators
 from utils.registry import user_frame
 from utils.schema import TrainerConfig
 
+MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 Group = list[tuple[Window, Any]]
 """The batches of one optimizer step."""
 
@@ -147,20 +147,26 @@ class BaseTrainer(ABC):
                 self.train_step(self.runtime.to_device(batch), weight)
                 for (_, batch), weight in zip(group, weights, strict=True)
             ]
-            return _weighted_loss(results, weights)
+            loss: Tensor = _weighted([result.loss for result in results], weights)
+            return loss
 
-        with self._first_batch_fits(group[0][1]):
+        try:
             moved = self.runtime.optimizer_step(
                 self.training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
-            for result, (window, _), share in zip(results, group, shares, strict=True):
+            losses = [
                 self.train_metrics.update(result, samples=window.size, share=share)
+                for result, (window, _), share in zip(results, group, shares, strict=True)
+            ]
+        except MISFITS as error:
+            raise error if self._fits else _misfit(error, group[0][1]) from error
+        self._fits = True
         self.progress.rates = self.training.schedule.rates()
         if moved:
             self.training.schedule.after_step()
         position = self.training.batches.after(group[-1][0])
         self.progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
-        loss = keep(_weighted_loss(results, weights))
+        loss: Tensor | float = _weighted(losses, weights)
         self._unchecked.append((loss, [window for window, _ in group]))
         return loss
 
@@ -183,9 +189,12 @@ class BaseTrainer(ABC):
         with isolated(self.experiment.seed, "evaluation"), torch.inference_mode():
             for window, batch in batches.one_pass():
                 self.experiment.signals.check()
-                with self._first_batch_fits(batch):
+                try:
                     result = self.eval_step(self.runtime.to_device(batch))
                     metrics.update(result, samples=window.size, share=window.size / batches.num_samples)
+                except MISFITS as error:
+                    raise error if self._fits else _misfit(error, batch) from error
+                self._fits = True
         return metrics.compute()
 
     def end_epoch(self, validation: dict[str, float]) -> None:
@@ -214,20 +223,6 @@ class BaseTrainer(ABC):
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
-
-    @contextmanager
-    def _first_batch_fits(self, batch: Any) -> Iterator[None]:
-        """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
-        try:
-            yield
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if self._fits:
-                raise
-            raise UserError(
-                f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
-                f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
-            ) from error
-        self._fits = True
 
     def check_finite(self) -> None:
         """Raise TrainingError if a loss since the last check was not finite."""
@@ -294,7 +289,14 @@ class BaseTrainer(ABC):
         }
 
 
-def _weighted_loss(results: list[StepResult], weights: list[float]) -> Tensor:
-    """The loss of an optimizer step, as one large batch would have had it."""
-    losses = [result.loss.detach() for result in results]
-    return losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(weights)
+def _weighted(losses: list[Any], weights: list[float]) -> Any:
+    """The loss of an optimizer step, as one large batch would have had it, from its batches' tensors or numbers."""
+    return losses[0] if len(losses) == 1 else sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+
+
+def _misfit(error: Exception, batch: Any) -> UserError:
+    """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
+    return UserError(
+        f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
+        f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
+    )

@@ -145,15 +145,22 @@ class Metrics:
         self.means = {name: Mean() for name in ("loss", *functions)}
         self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
 
-    def update(self, result: StepResult, *, samples: int, share: float) -> None:
-        """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set."""
+    def update(self, result: StepResult, *, samples: int, share: float) -> "Tensor | float":
+        """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set.
+
+        Returns the batch's loss, as ``keep`` gives it.
+        """
         loss, outputs, targets = result
+        kept = keep(loss)
         if self.sum_loss:
-            self.means["loss"].add(keep(loss), weight=share)
+            self.means["loss"].add(kept, weight=share)
         else:
-            self.means["loss"].add(keep(loss), factor=samples, weight=samples)
-        if not self.functions and not self.library:
-            return
+            self.means["loss"].add(kept, factor=samples, weight=samples)
+        if self.functions or self.library:
+            self._measure(outputs, targets, samples)
+        return kept
+
+    def _measure(self, outputs: Tensor, targets: Tensor, samples: int) -> None:
         with torch.no_grad():
             for name, function in self.functions.items():
                 values = function(outputs, targets)

@@ -95,7 +95,8 @@ class CIFAR10Loader(BaseDataLoader):
 
         In memory the channels stay last, which convolutions are faster on.
         """
-        rows = torch.addcmul(self.shift, images.flatten(2).float(), self.scale)  # (B, H, W * 3)
+        rows = images.flatten(2).float()  # (B, H, W * 3)
+        torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place: no second array to allocate
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
