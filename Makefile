@@ -7,7 +7,7 @@ ARGS   ?=
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test check schema clean
+.PHONY: train test check schema bench clean
 
 train: $(READY)
 	$(BIN)/python train.py -c $(CONFIG) $(ARGS)
@@ -23,6 +23,10 @@ check: $(READY)
 # config.schema.json, by which an editor completes and checks configs, and the tables of keys in docs/ and README.md
 schema: $(READY)
 	$(BIN)/python -m inspection
+
+# how fast training is beside loops written by hand: make bench ARGS="--data-dir data"
+bench: $(READY)
+	$(BIN)/python -m bench $(ARGS)
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
