@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,15 @@ from utils.registry import user_frame
 from utils.schema import TrainerConfig
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
-Group = list[tuple[Window, Any]]
-"""The batches of one optimizer step."""
+
+
+class Group(NamedTuple):
+    """The batches of one optimizer step."""
+
+    windows: list[Window]
+    batches: list[Any]
+    samples: int
+    """In all batches together."""
 
 
 class BaseTrainer(ABC):
@@ -104,7 +111,7 @@ class BaseTrainer(ABC):
             for group in self.groups():
                 self.experiment.signals.check()
                 loss = self.take_step(group)
-                self.report.step(loss, sum(window.size for window, _ in group))
+                self.report.step(loss, group.samples)
                 if self.progress.steps % self.settings.log_every_steps == 0:
                     self.log_window(loss)
                 if self.settings.save_every_steps and self.progress.steps % self.settings.save_every_steps == 0:
@@ -127,7 +134,8 @@ class BaseTrainer(ABC):
         windows, to_load = itertools.tee(windows)
         pairs = zip(windows, self.training.batches.load(to_load), strict=True)
         while group := list(itertools.islice(pairs, size)):
-            yield group
+            chosen, batches = map(list, zip(*group, strict=True))
+            yield Group(chosen, batches, sum(window.size for window in chosen))
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; a short last group counts."""
@@ -137,15 +145,14 @@ class BaseTrainer(ABC):
 
     def take_step(self, group: Group) -> Tensor | float:
         """One optimizer step. Returns its loss, as ``keep`` gives it."""
-        samples = sum(window.size for window, _ in group)
-        shares = [window.size / samples for window, _ in group]
-        weights = [1.0] * len(group) if self.experiment.sum_loss else shares
+        shares = [window.size / group.samples for window in group.windows]
+        weights = [1.0] * len(shares) if self.experiment.sum_loss else shares
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
             results[:] = [
                 self.train_step(self.runtime.to_device(batch), weight)
-                for (_, batch), weight in zip(group, weights, strict=True)
+                for batch, weight in zip(group.batches, weights, strict=True)
             ]
             loss: Tensor = _weighted([result.loss for result in results], weights)
             return loss
@@ -156,18 +163,18 @@ class BaseTrainer(ABC):
             )
             losses = [
                 self.train_metrics.update(result, samples=window.size, share=share)
-                for result, (window, _), share in zip(results, group, shares, strict=True)
+                for result, window, share in zip(results, group.windows, shares, strict=True)
             ]
         except MISFITS as error:
-            raise error if self._fits else _misfit(error, group[0][1]) from error
+            raise error if self._fits else _misfit(error, group.batches[0]) from error
         self._fits = True
         self.progress.rates = self.training.schedule.rates()
         if moved:
             self.training.schedule.after_step()
-        position = self.training.batches.after(group[-1][0])
+        position = self.training.batches.after(group.windows[-1])
         self.progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
         loss: Tensor | float = _weighted(losses, weights)
-        self._unchecked.append((loss, [window for window, _ in group]))
+        self._unchecked.append((loss, group.windows))
         return loss
 
     def log_window(self, loss: Tensor | float) -> None:

@@ -11,6 +11,7 @@ from utils.errors import ConfigError
 from utils.schema import RuntimeConfig
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NOTHING = nullcontext()
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,7 +36,9 @@ class Runtime:
     def __init__(self, settings: RuntimeConfig) -> None:
         self.settings = settings
         self.device = pick_device(settings.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.dtype = PRECISIONS.get(settings.precision)
+        self.scaled = settings.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
 
     def prepare(self, model: nn.Module) -> None:
         """Move a model to the device, in the memory format and the compiled form that it runs in."""
@@ -46,11 +49,12 @@ class Runtime:
             model.compile()  # in place: the names in checkpoints stay as they are
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS.get(self.settings.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return NOTHING if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def to_device(self, batch: Any) -> Any:
         """A batch (a tensor, or any nest of lists, tuples and dicts of them) on the device."""
+        if self.device.type == "cpu":
+            return batch  # where it was loaded
         if isinstance(batch, Tensor):
             return batch if batch.device == self.device else batch.to(self.device, non_blocking=True)
         if isinstance(batch, dict):
@@ -61,7 +65,8 @@ class Runtime:
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradient of weight * loss. weight: this batch's share of its optimizer step."""
-        loss = self.scaler.scale(loss)
+        if self.scaled:
+            loss = self.scaler.scale(loss)
         # as the incoming gradient, the weight costs no operation of its own
         loss.backward(None if weight == 1.0 else loss.new_tensor(weight))  # type: ignore[no-untyped-call]
 
@@ -73,7 +78,8 @@ class Runtime:
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = evaluate()
-            self.scaler.unscale_(optimizer)
+            if self.scaled:
+                self.scaler.unscale_(optimizer)
             if clip_grad_norm is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
@@ -83,7 +89,7 @@ class Runtime:
             optimizer.step(closure)  # type: ignore[no-untyped-call]
             return True
         closure()
-        if not self.scaler.is_enabled():
+        if not self.scaled:
             optimizer.step()
             return True
         scale = self.scaler.get_scale()
@@ -95,5 +101,5 @@ class Runtime:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state and self.scaler.is_enabled():
+        if state and self.scaled:
             self.scaler.load_state_dict(state)
