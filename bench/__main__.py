@@ -67,11 +67,17 @@ ROWS = [
 UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB"}
 
 
+def last_line(command: Sequence[str]) -> dict[str, float]:
+    """Run a process and give the JSON that it printed last. Raises CalledProcessError if it fails."""
+    done = subprocess.run(command, cwd=BENCH.parent, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def run(command: Sequence[str], clock: str) -> dict[str, float]:
-    """The figures of one run in a process of its own. Raises CalledProcessError if it fails."""
+    """The figures of one run."""
     start = time.time()
-    done = subprocess.run(command, cwd=BENCH.parent, check=True, capture_output=True, text=True)
-    marks = json.loads(done.stdout.splitlines()[-1])
+    marks = last_line(command)
     loop = marks["loop" if clock == "wall" else "cpu"]
     return {
         "loop": loop,
@@ -79,6 +85,27 @@ def run(command: Sequence[str], clock: str) -> dict[str, float]:
         "start": marks["first_step"] - start,
         "peak": marks["peak"],
     }
+
+
+def places(command: Sequence[str], folder: str, data_dir: str) -> list[str]:
+    """The overrides that say where a run of ours finds its data and leaves its files."""
+    data = [f"data_loader.args.data_dir={data_dir}"] if command[1] != "config.json" else []
+    return [f"trainer.save_dir={folder}", "runtime.device=cpu", *data]
+
+
+def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """Microseconds of a step of ours, by part, from one run of each job."""
+    lines: list[str] = []
+    for row in rows:
+        if row.figure not in ("loop", "step"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            full = ["bench/parts.py", *row.ours, *places(row.ours, folder, options.data_dir)]
+            parts = last_line([*shlex.split(options.launcher), *full])
+        if not lines:
+            lines = [f"| us a step | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
+        lines.append(f"| {row.title} | {' | '.join(f'{value:.0f}' for value in parts.values())} |")
+    return "\n".join(lines)
 
 
 def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str, ...], list[dict[str, float]]]:
@@ -93,8 +120,7 @@ def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str,
                 if command[0] == "by hand":
                     full = ["bench/hand_written.py", command[1], folder, options.data_dir]
                 else:
-                    data = [f"data_loader.args.data_dir={options.data_dir}"] if command[1] != "config.json" else []
-                    full = ["bench/ours.py", *command, f"trainer.save_dir={folder}", "runtime.device=cpu", *data]
+                    full = ["bench/ours.py", *command, *places(command, folder, options.data_dir)]
                 figures.setdefault(command, []).append(run([*launcher, *full], options.clock))
     return figures
 
@@ -147,7 +173,8 @@ def main() -> None:
     options.data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else ""
     rows = [row for row in ROWS if options.rows in row.title and (options.data_dir or not row.needs_cifar10)]
     print(machine() + f", {options.clock} clock, {options.repeats} runs of each side in turns\n")
-    print(table(rows, measure(rows, options)))
+    print(table(rows, measure(rows, options)), flush=True)
+    print("\n" + parts_table(rows, options))
 
 
 if __name__ == "__main__":
