@@ -194,7 +194,7 @@ def main(job: str, folder: Path, data_dir: str) -> None:
     elif job == "start two-layer":
         two_layer(folder, epochs=1, steps=1)
     elif job == "start lenet":
-        lenet(folder, data_dir, batch=64, held_out=5000, limit=64, log_every=50)
+        lenet(folder, data_dir, batch=64, held_out=5000, limit=20 * 64, log_every=50)
 
 
 if __name__ == "__main__":
