@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from base.batches import Batches, Window
-from base.data import as_tensor, describe_batch
+from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
+from base.misfit import MISFITS, misfit
 from base.progress import Progress
 from base.report import Report
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators
-from utils.registry import user_frame
 from utils.schema import TrainerConfig
-
-MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 class Group(NamedTuple):
@@ -166,7 +164,7 @@ class BaseTrainer(ABC):
                 for result, window, share in zip(results, group.windows, shares, strict=True)
             ]
         except MISFITS as error:
-            raise error if self._fits else _misfit(error, group.batches[0]) from error
+            raise error if self._fits else misfit(error, group.batches[0]) from error
         self._fits = True
         self.progress.rates = self.training.schedule.rates()
         if moved:
@@ -200,7 +198,7 @@ class BaseTrainer(ABC):
                     result = self.eval_step(self.runtime.to_device(batch))
                     metrics.update(result, samples=window.size, share=window.size / batches.num_samples)
                 except MISFITS as error:
-                    raise error if self._fits else _misfit(error, batch) from error
+                    raise error if self._fits else misfit(error, batch) from error
                 self._fits = True
         return metrics.compute()
 
@@ -299,11 +297,3 @@ class BaseTrainer(ABC):
 def _weighted(losses: list[Any], weights: list[float]) -> Any:
     """The loss of an optimizer step, as one large batch would have had it, from its batches' tensors or numbers."""
     return losses[0] if len(losses) == 1 else sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-
-
-def _misfit(error: Exception, batch: Any) -> UserError:
-    """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
-    return UserError(
-        f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
-        f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
-    )
