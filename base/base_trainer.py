@@ -259,11 +259,6 @@ class BaseTrainer(ABC):
         self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
         self._saved = moment
 
-    def save_now(self) -> None:
-        """Write a checkpoint and wait until it is on disk."""
-        self.save()
-        self.outputs.checkpointer.wait()
-
     def state_dict(self) -> dict[str, Any]:
         """The state of every part, by name: tensors and plain values."""
         state = {name: part.state_dict() for name, part in self.parts().items()}

@@ -79,7 +79,7 @@ class Batches:
         )
 
     def sample_indices(self, window: Window) -> Tensor | slice:
-        """Which samples of the data set a batch holds, int64 of shape (B,), or a range, which costs no copy."""
+        """Which samples of the data set a batch holds, int64 of shape (B,), or a range, which is copied faster."""
         if not self.shuffle:
             chosen = slice(window.start, window.stop)
             return chosen if self.indices is None else self.indices[chosen]

@@ -92,8 +92,11 @@ class SampleSource:
 
 
 def _take(data: Tensor, indices: Tensor | slice) -> Tensor:
-    """Some samples of (N, ...). ``index_select`` copies whole samples: images of 32x32 in an eighth of the time."""
-    return data[indices] if isinstance(indices, slice) else data.index_select(0, indices)
+    """A copy of some samples of (N, ...), so that whatever is done to a batch leaves the data as they are.
+
+    ``index_select`` copies whole samples: images of 32x32 in an eighth of the time that ``[]`` takes.
+    """
+    return data[indices].clone() if isinstance(indices, slice) else data.index_select(0, indices)
 
 
 def as_tensor(indices: Tensor | slice) -> Tensor:

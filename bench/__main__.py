@@ -18,7 +18,11 @@ from pathlib import Path
 from statistics import median
 
 BENCH = Path(__file__).resolve().parent
-CIFAR10 = ("-c", "configs/cifar10_lenet.json", "trainer.epochs=1", 'metrics=["accuracy"]')
+# what the loops by hand do, said in full: the config itself may change
+CIFAR10 = (
+    *("-c", "configs/cifar10_lenet.json", "trainer.epochs=1", 'metrics=["accuracy"]'),
+    *("data_loader.args.batch_size=64", "data_loader.args.flip=false"),
+)
 BATCH_4 = (
     *(*CIFAR10, "data_loader.args.batch_size=4", "data_loader.args.validation_split=0", "trainer.steps_per_epoch=3000"),
     *("trainer.log_every_steps=500", "trainer.monitor=min loss"),

@@ -86,6 +86,16 @@ def test_a_pass_holds_every_sample_once() -> None:
         assert sorted(targets.tolist()) == list(range(23))
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool) -> None:
+    source = TensorSource(torch.arange(23.0), torch.arange(23))
+    for inputs, targets in passes(Batches(source, batch_size=5, shuffle=shuffle), 1):
+        inputs.zero_()
+        targets.zero_()
+    assert torch.equal(source.inputs, torch.arange(23.0))
+    assert torch.equal(source.targets, torch.arange(23))
+
+
 def test_augmentation_does_not_depend_on_the_batch() -> None:
     small, large = (Batches(numbers(), batch_size=size, seed=1) for size in (2, 23))
     assert torch.equal(torch.cat([inputs for inputs, _ in passes(small, 1)]), passes(large, 1)[0][0])
