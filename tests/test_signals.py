@@ -45,6 +45,20 @@ def test_during_the_imports(small: Path, tmp_path: Path, number: signal.Signals,
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_before_anything_began_the_last_line_is_the_command_again(number: signal.Signals) -> None:
+    code = f"""
+import os, sys
+from utils.signals import end_at_once
+sys.argv = ["train.py", "-r", "a run"]
+end_at_once()
+os.kill(os.getpid(), {int(number)})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    assert done.stderr.splitlines()[-1] == "python train.py -r 'a run'"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_to_all_processes_of_a_run_and_then_the_command_that_it_prints(
     small: Path, tmp_path: Path, number: signal.Signals, alone: Path
 ) -> None:

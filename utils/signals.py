@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process, with status 128 + signal and without a traceback.
+    """From now on a signal ends the process, with status 128 + signal and the command that starts it again.
 
     For a script's first line: its imports take seconds, and nothing that could be lost has begun.
     """
@@ -25,6 +26,9 @@ def end_at_once() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
+    again = shlex.join(["python", *sys.argv])
+    with contextlib.suppress(OSError):  # not print: this may have interrupted a print
+        os.write(2, f"stopped before anything began. To start again:\n{again}\n".encode())
     os._exit(128 + number)
 
 
@@ -64,6 +68,8 @@ class SignalWatch:
             os.write(2, f"\nstopped at once; what was saved before is whole\n{self.advice}".encode())
         before = self._before[number]
         signal.signal(number, before)
+        if before is _end:
+            os._exit(128 + number)
         if callable(before):
             before(number, frame)
         raise KeyboardInterrupt
