@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
 from base.build import (
     build_experiment,
     build_outputs,
     build_trainer,
     build_training,
-    count_parameters,
     load_weights,
 )
 from base.experiment import Experiment

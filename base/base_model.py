@@ -3,9 +3,14 @@
 from torch import nn
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters of any module."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 class BaseModel(nn.Module):
-    """Any ``nn.Module`` with a ``forward`` will do; this one adds what the console shows."""
+    """Any ``nn.Module`` with a ``forward`` will do in its place."""
 
     def num_parameters(self) -> int:
         """Number of trainable parameters."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return count_parameters(self)

@@ -136,10 +136,8 @@ class BaseTrainer(ABC):
             yield Group(chosen, batches, sum(window.size for window in chosen))
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a short last group counts."""
-        if self.settings.steps_per_epoch is not None:
-            return self.settings.steps_per_epoch
-        return -(-len(self.training.batches) // self.settings.accumulate_steps)
+        """Optimizer steps in an epoch."""
+        return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
     def take_step(self, group: Group) -> Tensor | float:
         """One optimizer step. Returns its loss, as ``keep`` gives it."""

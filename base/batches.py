@@ -64,6 +64,10 @@ class Batches:
         """Batches in one pass; a short last one counts."""
         return -(-self.num_samples // self.batch_size)
 
+    def optimizer_steps(self, accumulate_steps: int) -> int:
+        """Optimizer steps in one pass; a short last group of batches counts."""
+        return -(-len(self) // accumulate_steps)
+
     def windows(self, position: Position = Position(0, 0)) -> Iterator[Window]:  # noqa: B008  (immutable)
         """The batches from a position on, without end."""
         passes, start = position

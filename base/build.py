@@ -186,7 +186,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> Schedule:
     config, component = loaded.config, loaded.config.lr_scheduler
-    steps = config.trainer.steps_per_epoch or -(-len(batches) // config.trainer.accumulate_steps)
+    steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
         return Schedule(optimizer, None, per_step=False, length=0)
     per_step = component.interval == "step"
@@ -210,8 +210,3 @@ def load_weights(model: nn.Module, state: dict[str, Any], source: Path) -> None:
     except RuntimeError as error:
         reasons = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
         raise UserError(f"the weights of {source} do not fit this model:\n{reasons}") from error
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

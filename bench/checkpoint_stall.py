@@ -54,11 +54,12 @@ def measure(folder: Path, width: int, repeats: int) -> None:
     keeper = checkpoint.Checkpointer(folder, keep_last=1, warn=print)
     usual = statistics.median(timed(step) for _ in range(20))
     stalls, extras, copies, blocking = [], [], [], []
+    held: list[Any] = []  # copies that stay, so that each one goes into fresh memory, as a checkpoint's does
     for count in range(1, repeats + 1):
         stalls.append(timed(lambda: keeper.save(count, state(), best_step=None)))  # noqa: B023
         extras.append(beside(step, usual))
         keeper.wait()
-        copies.append(timed(lambda: checkpoint.snapshot(state())))
+        copies.append(timed(lambda: held.append(checkpoint.snapshot(state()))))
         blocking.append(timed(lambda: checkpoint.write(folder / "blocking.pth", state())))
     size = (folder / "blocking.pth").stat().st_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
