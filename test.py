@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from base.build import build_experiment, build_trainer, load_weights
+from base.view import View
 from logger.console import Console, number
 from utils import checkpoint, cli
 from utils.config import load_config
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     state = _read(source, folder)
     load_weights(experiment.model, state, source)
     test = experiment.data.test()
-    values = build_trainer(loaded, experiment).evaluate(test)
+    values = build_trainer(loaded, experiment).evaluate(test, View())
     report = folder.path / "test"
     with contextlib.suppress(OSError):  # where it cannot be made, writing into it says so
         report.mkdir(exist_ok=True)

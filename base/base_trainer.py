@@ -14,9 +14,10 @@ from base.batches import Batches, Window
 from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
-from base.misfit import MISFITS, misfit
+from base.misfit import MISFITS, misfit, not_finite
 from base.progress import Progress
 from base.report import Report
+from base.view import View
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators
 from utils.schema import TrainerConfig
@@ -73,9 +74,11 @@ class BaseTrainer(ABC):
         Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the end was not saved.
         """
         try:
+            self.outputs.view.begin(self)
             while not self.finished():
                 self.train_epoch()
                 self.end_epoch(self.validate())
+            self.outputs.view.end(self)
         except Stopped as stopped:
             self.save()
             if not self.outputs.checkpointer.wait():
@@ -177,16 +180,18 @@ class BaseTrainer(ABC):
         """A point of the curves within the epoch."""
         self.check_finite()
         self.report.window(self.progress, loss, self.train_metrics.close_window())
+        self.outputs.view.window(self)
 
     def validate(self) -> dict[str, float]:
         """The loss and the metrics on the held-out samples; empty if there are none."""
         if self.training.validation is None:
             return {}
-        return self.evaluate(self.training.validation)
+        return self.evaluate(self.training.validation, self.outputs.view)
 
-    def evaluate(self, batches: Batches) -> dict[str, float]:
+    def evaluate(self, batches: Batches, view: View) -> dict[str, float]:
         """The loss and the metrics over all samples of some batches, each counted once."""
         metrics = self.experiment.make_metrics()
+        view.begin_evaluation(batches.num_samples)
         self.model.eval()
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
         with isolated(self.experiment.seed, "evaluation"), torch.inference_mode():
@@ -198,6 +203,7 @@ class BaseTrainer(ABC):
                 except MISFITS as error:
                     raise error if self._fits else misfit(error, batch) from error
                 self._fits = True
+                view.evaluated(window, batch, result)
         return metrics.compute()
 
     def end_epoch(self, validation: dict[str, float]) -> None:
@@ -211,6 +217,7 @@ class BaseTrainer(ABC):
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
         self.training.schedule.after_epoch(monitored)
         self.report.epoch(progress, values, best=best)
+        self.outputs.view.epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % self.settings.save_period == 0:
@@ -237,14 +244,7 @@ class BaseTrainer(ABC):
         for step, (loss, windows) in enumerate(unchecked, start=first):
             if not math.isfinite(loss):
                 indices = torch.cat([as_tensor(self.training.batches.sample_indices(window)) for window in windows])
-                samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
-                raise TrainingError(
-                    f"the loss is {float(loss)} at step {step} (in epoch {self.progress.epochs + 1}, "
-                    f"with the samples {samples}).\n"
-                    "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and look "
-                    "for values in these samples that are not finite.\n"
-                    f"The checkpoints in {self.outputs.checkpointer.folder} are from before that step."
-                )
+                raise not_finite(float(loss), step, self.progress.epochs + 1, indices, self.outputs.checkpointer.folder)
 
     # ------------------------------------------------------------------ state
 

@@ -16,6 +16,7 @@ from base.batches import Batches
 from base.experiment import Experiment, Outputs, Training
 from base.metric import Metrics
 from base.schedule import Schedule
+from base.view import View
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
 from utils.checkpoint import Checkpointer
@@ -93,7 +94,7 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, console: Console) -> 
     checkpointer = Checkpointer(
         folder.checkpoints, keep_last=settings.keep_last, warn=console.warn, before_commit=writers.sync
     )
-    return Outputs(writers, checkpointer)
+    return Outputs(writers, checkpointer, View())
 
 
 def _together(*makes: Callable[[], Any]) -> list[Any]:

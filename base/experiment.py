@@ -10,6 +10,7 @@ from base.base_data_loader import BaseDataLoader
 from base.batches import Batches
 from base.metric import Metrics
 from base.schedule import Schedule
+from base.view import View
 from logger.console import Console
 from logger.writers import Writers
 from utils.checkpoint import Checkpointer
@@ -51,3 +52,4 @@ class Outputs:
 
     writers: Writers
     checkpointer: Checkpointer
+    view: View

@@ -57,11 +57,11 @@ def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
     """End the run when this method of the trainer is called for the n-th time."""
     original, left = getattr(BaseTrainer, method), [calls]
 
-    def killed(self: BaseTrainer, argument: Any) -> Any:
+    def killed(self: BaseTrainer, *arguments: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             raise Killed
-        return original(self, argument)
+        return original(self, *arguments)
 
     patch.setattr(BaseTrainer, method, killed)
 

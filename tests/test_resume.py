@@ -104,11 +104,11 @@ def test_a_signal_saves_and_the_run_goes_on(
     whole = fit(*BUSY)
     original, calls = getattr(BaseTrainer, method), []
 
-    def interrupted(self: BaseTrainer, argument: Any) -> Any:
+    def interrupted(self: BaseTrainer, *arguments: Any) -> Any:
         calls.append(method)
         if len(calls) == 2:
             os.kill(os.getpid(), number)
-        return original(self, argument)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(BaseTrainer, method, interrupted)
