@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,24 @@ def test_a_pass_holds_every_sample_once() -> None:
         assert sorted(targets.tolist()) == list(range(23))
 
 
+@pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool) -> None:
+def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, transform: Any) -> None:
+    source = TensorSource(torch.arange(23.0), torch.arange(23), transform=transform)
+    with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
+        for _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+            inputs.zero_()
+            targets.zero_()
+        assert torch.equal(source.inputs, torch.arange(23.0))
+        assert torch.equal(source.targets, torch.arange(23))
+
+
+def test_evaluation_leaves_the_data_as_they_are() -> None:
     source = TensorSource(torch.arange(23.0), torch.arange(23))
-    for inputs, targets in passes(Batches(source, batch_size=5, shuffle=shuffle), 1):
-        inputs.zero_()
-        targets.zero_()
+    with torch.inference_mode():
+        for _, (inputs, _) in Batches(source, batch_size=5).one_pass():
+            inputs.zero_()
     assert torch.equal(source.inputs, torch.arange(23.0))
-    assert torch.equal(source.targets, torch.arange(23))
 
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:

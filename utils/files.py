@@ -63,6 +63,7 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._written: int | None = None
+        self._handle: int | None = None  # kept open: to open a file takes longer than to write a line
         self._waiting = bytearray()
         self._lock = threading.Lock()  # the thread that writes checkpoints calls sync
 
@@ -79,6 +80,7 @@ class LogFile:
 
     def cut(self, length: int) -> None:
         """Take back what was appended after the file had this length."""
+        self.close()
         self._waiting.clear()
         self._written = None
         if self._on_disk() > length:
@@ -94,15 +96,31 @@ class LogFile:
                     os.fsync(file.fileno())
                 sync_folder(self.path.parent)
 
+    def close(self) -> None:
+        """Let go of the file; what is appended later opens it again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    __del__ = close  # a run ends in many ways
+
     def _write(self) -> None:
         if not self._waiting:
             return
-        with self.path.open("ab") as file:
-            start = min(self._on_disk(), file.tell())
-            file.truncate(start)  # what a write that failed has left
-            file.write(self._waiting)
-        self._written = start + len(self._waiting)
-        self._waiting.clear()
+        if self._handle is None:
+            self._handle = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666
+            )
+            self._written = min(self._on_disk(), os.fstat(self._handle).st_size)
+            os.ftruncate(self._handle, self._written)  # what a write that failed has left
+        try:
+            while self._waiting:
+                count = os.write(self._handle, self._waiting)
+                self._written = self._on_disk() + count
+                del self._waiting[:count]
+        except OSError:
+            self.close()
+            raise
 
     def _on_disk(self) -> int:
         if self._written is None:

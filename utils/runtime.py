@@ -30,6 +30,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """What ``optimizer.zero_grad()`` does, which spends 12 us on a mark for the profiler."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:  # one that does more
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 class Runtime:
     """Runs the arithmetic of a step on one device. Its state is the scale of the loss in fp16."""
 
@@ -76,7 +86,7 @@ class Runtime:
         """One optimizer step on the gradients that ``evaluate`` leaves. False if fp16 overflowed and it was skipped."""
 
         def closure() -> Tensor:
-            optimizer.zero_grad()
+            drop_gradients(optimizer)
             loss = evaluate()
             if self.scaled:
                 self.scaler.unscale_(optimizer)
