@@ -26,8 +26,7 @@ from utils.schema import TrainerConfig
 class Group(NamedTuple):
     """The batches of one optimizer step."""
 
-    windows: list[Window]
-    batches: list[Any]
+    batches: list[tuple[Window, Any]]
     samples: int
     """In all batches together."""
 
@@ -93,6 +92,7 @@ class BaseTrainer(ABC):
         finally:
             for batches in filter(None, (self.training.batches, self.training.validation)):
                 batches.close()
+            self.outputs.writers.flush()
             saved = self.outputs.checkpointer.wait()
         if not saved:
             raise TrainingError(f"the run ended, but {self.outputs.checkpointer.failure}")
@@ -132,11 +132,9 @@ class BaseTrainer(ABC):
         else:
             left = self.settings.steps_per_epoch - progress.epoch_steps
             windows = itertools.islice(windows, max(0, left) * size)
-        windows, to_load = itertools.tee(windows)
-        pairs = zip(windows, self.training.batches.load(to_load), strict=True)
-        while group := list(itertools.islice(pairs, size)):
-            chosen, batches = map(list, zip(*group, strict=True))
-            yield Group(chosen, batches, sum(window.size for window in chosen))
+        batches = self.training.batches.load(windows)
+        while group := list(itertools.islice(batches, size)):
+            yield Group(group, sum([window.size for window, _ in group]))
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -144,36 +142,37 @@ class BaseTrainer(ABC):
 
     def take_step(self, group: Group) -> Tensor | float:
         """One optimizer step. Returns its loss, as ``keep`` gives it."""
-        shares = [window.size / group.samples for window in group.windows]
+        batches, samples = group
+        shares = [window.size / samples for window, _ in batches]
         weights = [1.0] * len(shares) if self.experiment.sum_loss else shares
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
             results[:] = [
                 self.train_step(self.runtime.to_device(batch), weight)
-                for batch, weight in zip(group.batches, weights, strict=True)
+                for (_, batch), weight in zip(batches, weights, strict=True)
             ]
             loss: Tensor = _weighted([result.loss for result in results], weights)
             return loss
 
+        training, progress = self.training, self.progress
         try:
             moved = self.runtime.optimizer_step(
-                self.training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
+                training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
             losses = [
                 self.train_metrics.update(result, samples=window.size, share=share)
-                for result, window, share in zip(results, group.windows, shares, strict=True)
+                for result, (window, _), share in zip(results, batches, shares, strict=True)
             ]
         except MISFITS as error:
-            raise error if self._fits else misfit(error, group.batches[0]) from error
+            raise error if self._fits else misfit(error, batches[0][1]) from error
         self._fits = True
-        self.progress.rates = self.training.schedule.rates()
+        progress.rates = training.schedule.rates()
         if moved:
-            self.training.schedule.after_step()
-        position = self.training.batches.after(group.windows[-1])
-        self.progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
+            training.schedule.after_step()
+        progress.step(training.batches.after(batches[-1][0]), steps_per_epoch=self.settings.steps_per_epoch)
         loss: Tensor | float = _weighted(losses, weights)
-        self._unchecked.append((loss, group.windows))
+        self._unchecked.append((loss, [window for window, _ in batches]))
         return loss
 
     def log_window(self, loss: Tensor | float) -> None:

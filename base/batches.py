@@ -92,23 +92,23 @@ class Batches:
             self._order = window.passes, order if self.indices is None else self.indices[order]
         return self._order[1][window.start : window.stop]
 
-    def load(self, windows: Iterable[Window]) -> Iterator[Any]:
-        """The batches themselves, in the order of the windows."""
-        requests: Iterator[Request] = ((window.passes, self.sample_indices(window)) for window in windows)
-        fetch = _Fetch(self.source, self.seed)
+    def load(self, windows: Iterable[Window]) -> Iterator[tuple[Window, Any]]:
+        """Each window and its batch, in the order of the windows."""
         if self.num_workers == 0:
-            yield from map(fetch.__getitem__, requests)
+            for window in windows:
+                indices = self.sample_indices(window)
+                yield window, self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
             return
         if self._workers is None:  # started once and kept from epoch to epoch
-            self._workers = self._start_workers(fetch)
+            self._workers = self._start_workers(_Fetch(self.source, self.seed))
         sampler, loader = self._workers
-        sampler.requests = requests
-        yield from loader
+        windows, ahead = itertools.tee(windows)  # the workers' requests go ahead of what they give
+        sampler.requests = ((window.passes, self.sample_indices(window)) for window in ahead)
+        yield from zip(windows, loader, strict=True)
 
     def one_pass(self) -> Iterator[tuple[Window, Any]]:
-        """Every sample once, with the number of samples in each batch."""
-        windows = list(itertools.islice(self.windows(), len(self)))
-        return zip(windows, self.load(windows), strict=True)
+        """Every sample once, each batch with its window."""
+        return self.load(itertools.islice(self.windows(), len(self)))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -131,7 +131,7 @@ class Batches:
 
 
 class _Fetch(Dataset[Any]):
-    """Batches by request, (pass, indices), in this process or in a worker."""
+    """Batches by request, (pass, indices), in a worker."""
 
     def __init__(self, source: Source, seed: int) -> None:
         self.source, self.seed = source, seed

@@ -12,7 +12,7 @@ from utils.errors import DataError
 from utils.random import cpu_generator_states, restore_generators, seed_sample, uniform
 
 
-@dataclass
+@dataclass(slots=True)
 class SampleRandom:
     """Random numbers for the samples of a batch: a function of (seed, pass, index), wherever they are drawn."""
 
@@ -60,32 +60,31 @@ class TensorSource:
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs, self.targets = inputs, targets
         self.augment, self.transform = augment, transform
+        self._plain = augment is None and transform is None
         self._versions = inputs._version, targets._version
+        self._shared: tuple[slice, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if (self.inputs._version, self.targets._version) != self._versions:
-            raise DataError(
-                "the batch before was changed in place, by the model's first layer or by the loss perhaps, and it was no "
-                "copy: the data themselves have changed. Begin the model with x = x.clone(), or do not work in place"
-            )
-        if isinstance(indices, slice) and self._hands_out_views():
-            return self.inputs[indices], self.targets[indices]
+        if self._plain and isinstance(indices, slice) and _may_share():
+            return self._range(indices)
         inputs, targets = _take(self.inputs, indices), _take(self.targets, indices)
         if self.augment is not None:
             inputs = self.augment(inputs, random)
         return (inputs if self.transform is None else self.transform(inputs)), targets
 
-    def _hands_out_views(self) -> bool:
-        """Whether a range is given as it lies in memory: to copy 64 rows of 1,000 takes a tenth of a small net's step.
-
-        Not in inference mode, where nothing counts who writes into them, and not to another process, which would get
-        all of the data.
-        """
-        plain = self.augment is None and self.transform is None
-        return plain and not torch.is_inference_mode_enabled() and get_worker_info() is None
+    def _range(self, indices: slice) -> tuple[Tensor, Tensor]:
+        """A range as it lies in memory; the same tensors again where the same range is asked for again."""
+        if (self.inputs._version, self.targets._version) != self._versions:
+            raise DataError(
+                "the batch before was changed in place, by the model's first layer or by the loss perhaps, and it was "
+                "no copy: the data themselves have changed. Begin the model with x = x.clone(), or leave x as it is"
+            )
+        if self._shared is None or self._shared[0] != indices or self._shared[1].requires_grad:
+            self._shared = indices, self.inputs[indices], self.targets[indices]
+        return self._shared[1:]
 
 
 class SampleSource:
@@ -107,6 +106,15 @@ class SampleSource:
         finally:
             restore_generators(before)
         return self.collate(samples)
+
+
+def _may_share() -> bool:
+    """Whether a range may be given as it lies in memory: to copy 64 rows of 1,000 takes a tenth of a small net's step.
+
+    Not in inference mode, where nothing counts who writes into it, and not to another process, which would get all of
+    the data.
+    """
+    return not torch.is_inference_mode_enabled() and get_worker_info() is None
 
 
 def _take(data: Tensor, indices: Tensor | slice) -> Tensor:

@@ -1,5 +1,6 @@
 """The machine: device, arithmetic, compilation. The training step asks it and never looks at what it runs on."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -46,6 +47,7 @@ class Runtime:
     def __init__(self, settings: RuntimeConfig) -> None:
         self.settings = settings
         self.device = pick_device(settings.device)
+        self._on_cpu = self.device.type == "cpu"
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
@@ -63,7 +65,7 @@ class Runtime:
 
     def to_device(self, batch: Any) -> Any:
         """A batch (a tensor, or any nest of lists, tuples and dicts of them) on the device."""
-        if self.device.type == "cpu":
+        if self._on_cpu:
             return batch  # where it was loaded
         if isinstance(batch, Tensor):
             return batch if batch.device == self.device else batch.to(self.device, non_blocking=True)
@@ -84,21 +86,11 @@ class Runtime:
         self, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Tensor], *, clip_grad_norm: float | None
     ) -> bool:
         """One optimizer step on the gradients that ``evaluate`` leaves. False if fp16 overflowed and it was skipped."""
-
-        def closure() -> Tensor:
-            drop_gradients(optimizer)
-            loss = evaluate()
-            if self.scaled:
-                self.scaler.unscale_(optimizer)
-            if clip_grad_norm is not None:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
-            return loss
-
         if isinstance(optimizer, torch.optim.LBFGS):  # evaluates several times a step
+            closure = functools.partial(self._gradients, optimizer, evaluate, clip_grad_norm)
             optimizer.step(closure)  # type: ignore[no-untyped-call]
             return True
-        closure()
+        self._gradients(optimizer, evaluate, clip_grad_norm)
         if not self.scaled:
             optimizer.step()
             return True
@@ -106,6 +98,19 @@ class Runtime:
         self.scaler.step(optimizer)
         self.scaler.update()
         return self.scaler.get_scale() >= scale
+
+    def _gradients(
+        self, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Tensor], clip_grad_norm: float | None
+    ) -> Tensor:
+        """The gradients of one evaluation, clipped; and its loss."""
+        drop_gradients(optimizer)
+        loss = evaluate()
+        if self.scaled:
+            self.scaler.unscale_(optimizer)
+        if clip_grad_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()
