@@ -1,0 +1,47 @@
+"""Memory: what a run holds depends neither on its epochs nor on how much it evaluates."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
+from train import Result
+from trainer.trainer import Trainer
+
+Fit = Callable[..., Result]
+
+
+def test_a_run_holds_no_more_after_many_epochs_than_after_few(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    end_epoch = BaseTrainer.end_epoch
+
+    def counted(self: BaseTrainer, validation: dict[str, float]) -> None:
+        end_epoch(self, validation)
+        self.outputs.checkpointer.wait()
+        gc.collect()
+        held.append(len(gc.get_objects()))
+
+    monkeypatch.setattr(BaseTrainer, "end_epoch", counted)
+    fit("trainer.epochs=12", "trainer.keep_last=2", "trainer.monitor=min val_loss")
+    assert max(held[4:]) - min(held[4:]) < 8, held  # one object an epoch would show
+
+
+def test_evaluation_lets_go_of_each_batchs_outputs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    eval_step = Trainer.eval_step
+
+    def watched(self: Trainer, batch: Any) -> StepResult:
+        alive.append(sum(ref() is not None for ref in outputs))
+        result = eval_step(self, batch)
+        outputs.append(weakref.ref(result.outputs))
+        return result
+
+    monkeypatch.setattr(Trainer, "eval_step", watched)
+    fit("trainer.epochs=1", "data_loader.args.eval_batch_size=1")
+    assert len(alive) == 10
+    assert max(alive) <= 1
