@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from base.base_model import count_parameters
+from base.announcement import announcement, command, farewell
 from base.base_trainer import BaseTrainer
 from base.build import (
     build_experiment,
@@ -30,7 +30,7 @@ from base.build import (
     load_weights,
 )
 from base.experiment import Experiment
-from logger.console import Console, number
+from logger.console import Console
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import CheckpointError, Stopped, UserError
@@ -141,7 +141,7 @@ def _find_state(folder: RunFolder, file: Path | None, console: Console) -> tuple
     try:
         return (file, checkpoint.read(file)) if file else checkpoint.newest_sound(folder.checkpoints, console.warn)
     except CheckpointError as error:
-        advice = f"To go on from the newest sound checkpoint:\n{_command(folder)}"
+        advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
         if file is None:
             advice = f"To begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
         raise CheckpointError(f"{error}\n{advice}") from error
@@ -172,12 +172,13 @@ def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> 
         folder.write_config(text)
         trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
     folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
-    for line in _announcement(loaded, trainer, folder):
+    for line in announcement(loaded, trainer, folder):
         trainer.console.info(line)
     gc.freeze()  # what the imports made stays; looking through it again would cost the training 0.1 s each time
     trainer.train()
+    trainer.console.clear()
     progress = trainer.progress
-    for line in _farewell(loaded, trainer, folder):
+    for line in farewell(loaded, trainer, folder):
         trainer.console.info(line)
     return Result(folder.path, progress.epochs, progress.steps, folder.last_epoch(), progress.best)
 
@@ -187,43 +188,14 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
     """What is printed goes to train.log too; a run that was stopped says how to go on."""
     console = experiment.console
     console.open(folder.log)
-    experiment.signals.advice = f"To go on:\n{_command(folder)}\n"
+    experiment.signals.advice = f"To go on:\n{command(folder)}\n"
     try:
         yield
     except Stopped:
-        console.warn(f"stopped and saved. To go on:\n{_command(folder)}")
+        console.warn(f"stopped and saved. To go on:\n{command(folder)}")
         raise
     finally:
         console.close()
-
-
-def _command(folder: RunFolder) -> str:
-    """The command that goes on with a run, from where the user stands."""
-    return f"python {shlex.quote(shown(PROJECT / 'train.py'))} -r {shlex.quote(shown(folder.path))}"
-
-
-def _announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
-    config, training, progress = loaded.config, trainer.training, trainer.progress
-    held_out = f", {training.validation.num_samples:,} for validation" if training.validation else ""
-    yield f"{config.name}: {config.model.type}, {count_parameters(trainer.model):,} parameters"
-    yield f"{config.data_loader.type}: {training.batches.num_samples:,} samples for training{held_out}"
-    yield f"{trainer.runtime.device}, {config.runtime.precision}; run folder {shown(folder.path)}"
-    if training.validation:
-        yield "each epoch: training / validation"
-    if progress.steps:
-        yield f"going on after step {progress.steps}, in epoch {min(progress.epochs + 1, config.trainer.epochs)}"
-
-
-def _farewell(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
-    settings, progress = loaded.config.trainer, trainer.progress
-    if trainer.stopped_early():
-        yield f"stopped early: no better {settings.monitor} for {progress.stale_epochs} epochs"
-    if progress.best is not None:
-        yield f"best: {settings.monitor} = {number(progress.best)} in epoch {progress.best_epoch}"
-    yield f"done after {progress.epochs} epochs, {progress.steps} steps. What comes next:"
-    yield f"  python test.py -r {shown(folder.path)}"
-    if settings.tensorboard:
-        yield f"  tensorboard --logdir {shown(folder.path.parent.parent)}"
 
 
 def _find_run(resume: str, config: Path | None, overrides: Sequence[str]) -> tuple[RunFolder, Path | None]:

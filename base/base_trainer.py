@@ -64,8 +64,7 @@ class BaseTrainer(ABC):
     def begin(self, training: Training, outputs: Outputs) -> None:
         """Take what training needs; before ``load_state_dict`` and ``train``."""
         self.training, self.outputs = training, outputs
-        every = self.settings.log_every_steps
-        self.report = Report(self.console, outputs.writers, epochs=self.settings.epochs, log_every_steps=every)
+        self.report = Report(self.console, outputs.writers, self.settings)
 
     def train(self) -> None:
         """Train to the end, from wherever the run stands.
@@ -194,7 +193,7 @@ class BaseTrainer(ABC):
         self.model.eval()
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
         with isolated(self.experiment.seed, "evaluation"), torch.inference_mode():
-            for window, batch in batches.one_pass():
+            for window, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 try:
                     result = self.eval_step(self.runtime.to_device(batch))

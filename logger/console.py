@@ -1,15 +1,33 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines in a file, and the same in train.log."""
+"""What a person sees while a run goes on: a bar in a terminal, plain lines in a file, and the lines in train.log."""
 
 import contextlib
 import logging
+import os
+import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO, TypeVar
 
-from torch import Tensor
 from tqdm import tqdm
 
+from logger.bar import INTERVAL, Bar, duration
 from utils.files import LogFile
+
+Item = TypeVar("Item")
+STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
+_STYLED = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def styled(text: str, style: str) -> str:
+    """A text in a style, which is taken off again wherever plain text is wanted."""
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Whether nothing but text may be written: to a file or a pipe, or where the user or the terminal asks for it."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
 class _Lines(logging.Handler):
@@ -17,8 +35,9 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        text = self.format(record)
         with contextlib.suppress(OSError):  # a closed pipe or a full disk behind it is no reason to stop a run
-            tqdm.write(self.format(record), file=stream)
+            tqdm.write(_STYLED.sub("", text) if is_plain(stream) else text, file=stream)
             stream.flush()
 
 
@@ -31,11 +50,13 @@ class _Kept(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.file.append(f"{self.format(record)}\n".encode())
+        self.file.append(_STYLED.sub("", f"{self.format(record)}\n").encode())
 
 
 class Console:
     """verbosity 0: warnings only; 1: a line an epoch; 2: also what happens within it."""
+
+    DELAY = 0.3  # seconds that an evaluation may take before it shows how far it is
 
     def __init__(self, verbosity: int) -> None:
         self.verbosity = verbosity
@@ -43,6 +64,7 @@ class Console:
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO)
         self._lines = _Lines(logging.WARNING if verbosity == 0 else logging.INFO)
+        self._bar: Bar | None = None
 
     def open(self, path: Path | None) -> None:
         """Begin to print, and to write what is printed to a file too."""
@@ -51,53 +73,59 @@ class Console:
             self.logger.addHandler(_Kept(path, self._lines.level))
 
     def close(self) -> None:
+        self.clear()
         self.logger.handlers = []
 
     def info(self, message: str) -> None:
         self.logger.info(message)
 
-    def detail(self, message: str) -> None:
-        """For verbosity 2."""
-        if self.verbosity >= 2:
-            self.logger.info(message)
-
     def warn(self, message: str) -> None:
-        self.logger.warning("warning: %s", message)
+        self.logger.warning("%s %s", styled("warning:", "warning"), message)
 
-    def progress(self, title: str, total: int, done: int = 0) -> "Progress":
-        return Progress(title, total, done, self) if self.verbosity >= 2 else Progress(title, total, done, None)
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; 80 in a file."""
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        return 80
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is a bar."""
+        return self.verbosity >= 2 and not is_plain(sys.stdout)
 
-class Progress:
-    """The progress of an epoch: a bar where the output is a terminal, lines where it is not."""
+    @property
+    def lists(self) -> bool:
+        """Whether there are lines within an epoch, in the bar's place."""
+        return self.verbosity >= 2 and is_plain(sys.stdout)
 
-    INTERVAL = 0.1  # seconds between two drawings of the bar, so that the device is hardly ever waited for
+    def draw(self, done: int, total: int, forms: Iterable[tuple[str, str]]) -> None:
+        """Show how far something is. forms: what stands left and right of the bar, from the longest to the shortest."""
+        if self.draws:
+            self._bar = self._bar or Bar(sys.stdout)
+            self._bar.draw(done, total, forms, width=self.width)
 
-    def __init__(self, title: str, total: int, done: int, console: Console | None) -> None:
-        self.title, self.total, self.done, self.console = title, total, done, console
-        self._next = 0.0
-        self._bar: tqdm | None = None
-        if console and sys.stdout.isatty():
-            self._bar = tqdm(
-                total=total, initial=done, desc=title, unit=" steps", leave=False, file=sys.stdout, dynamic_ncols=True
-            )
-
-    def advance(self, loss: Tensor | float) -> None:
-        """One step more; the loss is read only when the bar is drawn."""
-        self.done += 1
-        if self._bar is not None and time.monotonic() >= self._next:
-            self._bar.set_postfix_str(f"loss {float(loss):.4g}", refresh=False)
-            self._bar.update(self.done - self._bar.n)
-            self._next = time.monotonic() + self.INTERVAL
-
-    def line(self, text: str) -> None:
-        """A line for the file, where there is no bar."""
-        if self.console and self._bar is None:
-            self.console.detail(f"{self.title}  step {self.done}/{self.total}  {text}")
-
-    def close(self) -> None:
+    def clear(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
+
+    def followed(self, title: str, items: Iterable[Item], total: int) -> Iterable[Item]:
+        """The items themselves. If they take long, a bar goes along with them."""
+        return self._followed(title, items, total) if self.draws else items
+
+    def _followed(self, title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+        start = time.monotonic()
+        due = start + self.DELAY
+        for done, item in enumerate(items):
+            if (now := time.monotonic()) >= due:
+                left = f"left {duration((now - start) * (total - done) / done)}" if done else ""
+                self.draw(done, total, [(title, left), (title, "")])
+                due = now + INTERVAL
+            yield item
+        if due > start + self.DELAY:
+            self.clear()
 
 
 def number(value: float) -> str:

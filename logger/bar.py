@@ -1,0 +1,64 @@
+"""The line at the bottom of a terminal that says how far things are, and how numbers and times are written there."""
+
+from collections.abc import Iterable
+from typing import TextIO
+
+from tqdm import tqdm
+
+INTERVAL = 0.2  # seconds between two drawings, so that the device is hardly ever waited for
+FREE = 2  # columns at the end of the line: the ^C that a terminal echoes must not make another line
+SHORTEST, LONGEST = 6, 30  # columns of the bar itself
+
+
+class _Drawn(tqdm):  # type: ignore[misc]
+    monitor_interval = 0  # no thread that looks after a bar which draws itself only when it is told to
+
+
+class Bar:
+    """A bar between two texts, which never takes more than one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._bar = _Drawn(total=1, leave=False, file=stream, bar_format=" ")
+
+    def draw(self, done: int, total: int, forms: Iterable[tuple[str, str]], *, width: int) -> None:
+        """Draw it so far. forms: texts to the left and to the right; the first that fits is taken, or the last."""
+        room = 0
+        for left, right in forms:
+            room = width - FREE - len(f"{left} 100% || {right}")
+            if room >= SHORTEST:
+                break
+        middle = f"|{{bar:{min(room, LONGEST)}}}| " if room >= SHORTEST else ""
+        self._bar.bar_format = f"{_literal(left)} {{percentage:3.0f}}% {middle}{_literal(right)}"
+        self._bar.ncols = max(1, width - FREE)
+        self._bar.total = max(1, total)
+        self._bar.n = min(done, self._bar.total)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def duration(seconds: float, *, digits: int = 0) -> str:
+    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". digits: of the seconds of less than a minute."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.{digits}f} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def rounded(value: float) -> str:
+    """A positive number in at most five columns: "12.3k"."""
+    for unit in ("", "k", "M", "G"):
+        if value < 999.5 or unit == "G":
+            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{digits}f}{unit}"
+        value /= 1000
+    raise AssertionError
