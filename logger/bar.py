@@ -42,11 +42,13 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def duration(seconds: float, *, digits: int = 0) -> str:
-    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". digits: of the seconds of less than a minute."""
+def duration(seconds: float, *, fine: bool = False) -> str:
+    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
     whole = round(seconds)
+    if fine and seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
     if whole < 60:
-        return f"{seconds:.{digits}f} s"
+        return f"{seconds:.{int(fine)}f} s"
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02}"
     if whole < 86400:

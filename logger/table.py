@@ -55,7 +55,7 @@ class EpochTable:
             yield from self._header()
         self._rows += 1
         start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
-        end = f"{duration(seconds, digits=1):>{TIME}}" + (f" {styled('best', 'good')}" if best else "")
+        end = f"{duration(seconds, fine=True):>{TIME}}" + (f" {styled('best', 'good')}" if best else "")
         for groups in layout:
             cells = [group.line([_cell(values[group.name][head]) for head in group.heads]) for group in groups]
             yield f"{start}{''.join(cells)}{end}".rstrip()

@@ -85,9 +85,11 @@ def test_a_duration_takes_six_columns(seconds: float, text: str) -> None:
     assert len(text) <= 6
 
 
-def test_seconds_have_as_many_digits_as_asked() -> None:
-    assert duration(3.14, digits=1) == "3.1 s"
-    assert duration(59.96, digits=1) == "1:00"
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0312, "31 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (3.14, "3.1 s"), (59.96, "1:00")]
+)
+def test_the_time_of_an_epoch_is_finer(seconds: float, text: str) -> None:
+    assert duration(seconds, fine=True) == text
 
 
 @pytest.mark.parametrize(
