@@ -64,7 +64,8 @@ class BaseTrainer(ABC):
     def begin(self, training: Training, outputs: Outputs) -> None:
         """Take what training needs; before ``load_state_dict`` and ``train``."""
         self.training, self.outputs = training, outputs
-        self.report = Report(self.console, outputs.writers, self.settings)
+        held_out = training.validation.num_samples if training.validation else 0
+        self.report = Report(self.console, outputs.writers, self.settings, validation_samples=held_out)
 
     def train(self) -> None:
         """Train to the end, from wherever the run stands.

@@ -4,16 +4,17 @@
 class Pace:
     """Seconds of the steps and of what lies between two epochs. A resumed run's steps of before do not count.
 
-    now: seconds on any clock that only goes forward.
+    now: seconds on any clock that only goes forward. validation_samples: of one validation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, validation_samples: int = 0) -> None:
+        self.validation_samples = validation_samples
         self.steps = self.samples = 0
         """Of this epoch."""
         self._start, self._begun = 0.0, (0, 0)
         self._before = (0.0, 0)
         self._ended: float | None = None
-        self._between = 0.0
+        self._between: float | None = None
         self._speed: float | None = None
 
     def begin(self, now: float) -> None:
@@ -49,5 +50,7 @@ class Pace:
         if count == 0:
             return None
         step = (self._before[0] + now - self._start) / count
-        epoch = steps * step
-        return epoch, epoch + self._between + epochs * (steps_per_epoch * step + self._between)
+        between = self._between
+        if between is None:  # not seen yet; for one sample, forward alone takes about a third of forward and backward
+            between = self.validation_samples * step * self.steps / self.samples / 3
+        return steps * step, (steps + epochs * steps_per_epoch) * step + (1 + epochs) * between

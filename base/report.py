@@ -18,9 +18,9 @@ from utils.schema import TrainerConfig
 class Report:
     """The console and the writers of one run, fed once a step, once a window and once an epoch."""
 
-    def __init__(self, console: Console, writers: Writers, settings: TrainerConfig) -> None:
+    def __init__(self, console: Console, writers: Writers, settings: TrainerConfig, *, validation_samples: int) -> None:
         self.console, self.writers, self.settings = console, writers, settings
-        self.pace, self.table = Pace(), EpochTable(settings.epochs)
+        self.pace, self.table = Pace(validation_samples), EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
         self._warm = False
 

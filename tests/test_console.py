@@ -116,10 +116,12 @@ def test_time_left_comes_from_the_steps_that_were_seen() -> None:
     assert pace.left(1010, steps=20, epochs=2, steps_per_epoch=100) == (10, 10 + 2 * 50)
 
 
-def test_validation_counts_for_the_run_once_it_was_seen() -> None:
-    pace = Pace()
+def test_validation_counts_for_the_run_as_a_third_of_training_until_it_was_seen() -> None:
+    pace = Pace(validation_samples=120)
     pace.begin(0)
     steps(pace, 100)
+    left = pace.left(50, steps=0, epochs=1, steps_per_epoch=100)  # 0.05 seconds a sample of training
+    assert left == pytest.approx((0, 50 + 2 * 120 * 0.05 / 3))
     pace.end(50)
     pace.begin(57)  # 7 seconds of validation and saving
     assert pace.left(57, steps=100, epochs=1, steps_per_epoch=100) == (50, 50 + 7 + 57)
