@@ -7,7 +7,7 @@ from logger.bar import duration
 from logger.console import number, styled
 
 CELL = 9  # columns of a number, as in 1.234e-05
-TIME, MARK = 7, 5  # as in "  1h05m" and " best"
+TIME, MARK = 6, 4  # as in "3.1 s" and "best"
 HEADER_EVERY = 30  # rows, so that it is on the screen
 
 
@@ -55,7 +55,8 @@ class EpochTable:
             yield from self._header()
         self._rows += 1
         start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
-        end = f"{duration(seconds, fine=True):>{TIME}}" + (f" {styled('best', 'good')}" if best else "")
+        gap = " " * layout[0][0].gap
+        end = f"{gap}{duration(seconds, fine=True):>{TIME}}" + (f"{gap}{styled('best', 'good')}" if best else "")
         for groups in layout:
             cells = [group.line([_cell(values[group.name][head]) for head in group.heads]) for group in groups]
             yield f"{start}{''.join(cells)}{end}".rstrip()
@@ -67,8 +68,8 @@ class EpochTable:
 
     def _lay_out(self, values: Mapping[str, Mapping[str, float]], width: int) -> list[list[_Group]]:
         """Which values stand in which line: all in one if there is room, with two spaces between them if possible."""
-        room = width - 1 - self.first - TIME - MARK
         for gap in (2, 1):
+            room = width - 1 - self.first - TIME - MARK - 2 * gap
             groups = [_group(name, tuple(numbers), gap, room) for name, numbers in values.items()]
             if sum(group.width for group in groups) <= room:
                 break
@@ -80,7 +81,7 @@ class EpochTable:
         return lines
 
     def _header(self) -> Iterator[str]:
-        start, end = f"{'epoch':>{self.first}}", f"{'time':>{TIME}}"
+        start, end = f"{'epoch':>{self.first}}", f"{'time':>{self._layout[0][0].gap + TIME}}"
         for groups in self._layout:
             above = "".join(group.names() for group in groups).rstrip()
             if above:

@@ -50,8 +50,8 @@ def test_three_values_of_training_and_validation_stand_in_one_line_of_80_columns
 
 def test_values_without_validation_have_one_column_each() -> None:
     assert table(2, epochs=5, valid=False) == [
-        "epoch       loss   accuracy   time",
-        "  1/5      1.235     0.4567  1h02m best",
+        "epoch       loss   accuracy    time",
+        "  1/5      1.235     0.4567   1h02m  best",
     ]
 
 
