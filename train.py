@@ -172,6 +172,8 @@ def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> 
         folder.write_config(text)
         trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
     folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
+    for warning in loaded.warnings():
+        trainer.console.warn(warning)
     for line in announcement(loaded, trainer, folder):
         trainer.console.info(line)
     gc.freeze()  # what the imports made stays; looking through it again would cost the training 0.1 s each time

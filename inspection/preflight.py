@@ -38,6 +38,8 @@ def preflight(loaded: LoadedConfig) -> int:
     trainer = build_trainer(loaded, experiment)
     config = loaded.config
     print(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
+    for warning in loaded.warnings():
+        print(f"warning: {warning}\n")
     findings, trace = [], Trace()
     for finding in _Check(config, experiment, training, trainer).findings(trace):
         findings.append(finding)

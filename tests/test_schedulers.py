@@ -1,13 +1,16 @@
 """Schedulers from a config: what is left out follows from the length of the run."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
-from utils.schedulers import contradiction, make_scheduler
+import train
+from utils.errors import ConfigError
+from utils.schedulers import SETS_RATE, contradiction, make_scheduler
 
 
 def made(entry: Any, length: int) -> Any:
@@ -56,3 +59,33 @@ def test_the_parts_of_a_sequence_last_until_the_next_milestone() -> None:
 def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) -> None:
     problem = contradiction({"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}, 8)
     assert (problem and problem.path[-1]) == key
+
+
+def test_a_rate_that_the_scheduler_overrules_is_told_of(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a file it is common; on the command line something is expected of it."""
+    scheduler = {"type": "OneCycleLR", "args": {"max_lr": 0.05}, "interval": "step"}
+    path = write_config(lr_scheduler=scheduler)
+    says = "optimizer.args.lr: has no effect: OneCycleLR sets the learning rate itself, from lr_scheduler.args.max_lr"
+    train.main(["-c", str(path)])
+    assert f"{says}\n" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"override optimizer.args.lr=0.3: {says}"):
+        train.main(["-c", str(path), "--lr=0.3"])
+    train.main(["-c", str(path), "--lr=0.3", "lr_scheduler=null"])
+    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer={"type": "SGD"}))])
+    train.main(["-c", str(write_config(lr_scheduler="CosineAnnealingLR")), "--lr=0.3"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
+)
+def test_those_schedulers_do_overrule_it(name: str, args: dict[str, float]) -> None:
+    rates = []
+    for lr in (0.1, 0.2):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=0.9)
+        make_scheduler({"type": name, "args": args}, optimizer, 12, lambda path, name, make: make(), ())
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1]
+    assert name in SETS_RATE

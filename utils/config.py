@@ -16,6 +16,7 @@ from utils.overrides import apply_override
 from utils.paths import PROJECT
 from utils.problem import Problem, config_error
 from utils.registry import REGISTRIES
+from utils.schedulers import overruled
 from utils.schema import Config
 from utils.schema_problems import schema_problems
 from utils.suggest import hint
@@ -34,6 +35,11 @@ class LoadedConfig:
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """A mistake that showed only later, when the part at this path was built."""
         return config_error(self.document, [Problem(path, message)])
+
+    def warnings(self) -> list[str]:
+        """What a file may say, since it is common, though nothing comes of it."""
+        problem = _overruled(self.document)
+        return [str(config_error(self.document, [problem]))] if problem else []
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), *, trial: bool = True) -> LoadedConfig:
@@ -57,6 +63,10 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, trial: bool = True
         problems += trial_problems(document.value, {problem.path for problem in problems})
     if config and not any(problem.path[:1] == ("metrics",) for problem in problems):
         problems += _run_problems(config)
+    without_effect = _overruled(document)
+    # who gives it on the command line expects something of it
+    if without_effect and document.place(without_effect.path).line == 0 and not problems:
+        problems.append(without_effect)
     if problems or config is None:
         raise config_error(document, problems)
     return LoadedConfig(config, document)
@@ -76,6 +86,10 @@ def _not_another_file(document: Document) -> None:
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         message = f"a config has {wanted}; there is none of them here. Is this the wrong file?"
         raise ConfigError(document.values[()].show(message))
+
+
+def _overruled(document: Document) -> Problem | None:
+    return overruled(document.value.get("optimizer"), document.value.get("lr_scheduler"))
 
 
 def _run_problems(config: Config) -> Iterator[Problem]:

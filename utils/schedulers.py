@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+# schedulers that never look at the optimizer's rate, and the argument that says theirs
+SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
+
 Build = Callable[[KeyPath, str, Callable[[], Any]], Any]
 """Calls a constructor of a name, and tells at a path of the config what goes wrong."""
 
@@ -49,6 +52,16 @@ def contradiction(entry: Any, length: int) -> Problem | None:
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
     message = f'OneCycleLR is laid out over {given} steps; the run has {length} of its "interval". Leave it out'
     return Problem(("lr_scheduler", "args", key), message)
+
+
+def overruled(optimizer: Any, scheduler: Any) -> Problem | None:
+    """Where a learning rate is given that the scheduler sets aside."""
+    name, _ = name_and_args(scheduler) or ("", {})
+    _, args = name_and_args(optimizer) or ("", {})
+    if name not in SETS_RATE or "lr" not in args:
+        return None
+    message = f"has no effect: {name} sets the learning rate itself, from lr_scheduler.args.{SETS_RATE[name]}"
+    return Problem(("optimizer", "args", "lr"), message)
 
 
 def _parts(milestones: Any, count: int, length: int) -> list[int]:
