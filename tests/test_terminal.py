@@ -1,7 +1,9 @@
 """What a run shows in a terminal, in a file, and where neither bar nor colour is wanted."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import json
 import os
 import pty
@@ -246,3 +248,32 @@ def test_testing_leaves_no_bar_behind(fit: Fit, monkeypatch: pytest.MonkeyPatch)
     assert "evaluating" not in "".join(shown.screen())
     found = json.loads((result.run_dir / "test" / "metrics.json").read_text())
     assert found["samples"] == 20
+
+
+class Gone(io.StringIO):
+    """A terminal that somebody closed."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr("base.report.INTERVAL", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    result = fit("trainer.verbosity=2")
+    assert result.epochs == 2
+    assert log(result.run_dir)[-1] == f"  look      tensorboard --logdir {result.run_dir.parent.parent}"
+
+
+def test_an_error_takes_the_bar_away(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message is printed after that, at the start of a line."""
+    monkeypatch.setattr(BaseTrainer, "validate", lambda self: 1 / 0)
+    with terminal(monkeypatch) as shown, pytest.raises(ZeroDivisionError):
+        fit("trainer.verbosity=2")
+    assert any("%" in line for line in shown.drawn())
+    assert shown.screen()[-1] == ""
