@@ -24,7 +24,8 @@ import train
 from base.base_trainer import BaseTrainer
 from tests.conftest import load_script
 from tests.helpers import lines as records
-from utils.errors import Stopped
+from utils import cli
+from utils.errors import DataError, Stopped
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -270,10 +271,12 @@ def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pyte
     assert log(result.run_dir)[-1] == f"  look      tensorboard --logdir {result.run_dir.parent.parent}"
 
 
-def test_an_error_takes_the_bar_away(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its message is printed after that, at the start of a line."""
-    monkeypatch.setattr(BaseTrainer, "validate", lambda self: 1 / 0)
-    with terminal(monkeypatch) as shown, pytest.raises(ZeroDivisionError):
-        fit("trainer.verbosity=2")
-    assert any("%" in line for line in shown.drawn())
-    assert shown.screen()[-1] == ""
+def test_an_error_takes_the_bar_away(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: BaseTrainer) -> None:
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr(BaseTrainer, "validate", fail)
+    with terminal(monkeypatch) as shown:
+        assert cli.run(train.main, ["-c", str(write_config()), "trainer.verbosity=2"]) == 2
+    assert any("100% |" in line for line in shown.drawn())
+    assert shown.screen()[-2:] == ["error: the disk is gone", ""]
