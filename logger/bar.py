@@ -18,7 +18,8 @@ class Bar:
     """A bar between two texts, which never takes more than one line."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._bar = _Drawn(total=1, leave=False, file=stream, bar_format=" ")
+        # a size, since tqdm draws nothing in a terminal that does not know its own
+        self._bar = _Drawn(total=1, leave=False, file=stream, bar_format=" ", ncols=80, nrows=24)
 
     def draw(self, done: int, total: int, forms: Iterable[tuple[str, str]], *, width: int) -> None:
         """Draw it so far. forms: texts to the left and to the right; the first that fits is taken, or the last."""

@@ -39,7 +39,7 @@ class Terminal:
     def __init__(self, columns: int) -> None:
         self.columns, self.written = columns, ""
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
         self.stream = os.fdopen(slave, "w", encoding="utf-8")
         self._chunks: list[bytes] = []
         self._reader = threading.Thread(target=self._read)
@@ -170,6 +170,13 @@ def test_nothing_is_wider_than_the_terminal(
     )
     assert max(map(len, drawn[first + 1 : last])) < columns
     assert max(len(line) for line in drawn if "%" in line) <= columns - 2, "no room for the echo of ^C"
+
+
+def test_a_terminal_that_does_not_know_its_size_has_80_columns(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch, columns=0) as shown:
+        fit("trainer.verbosity=2", metrics=METRICS)
+    bars = [line for line in shown.drawn() if "%" in line]
+    assert 60 < max(map(len, bars)) <= 78
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
