@@ -14,6 +14,8 @@ from logger.table import EpochTable
 from logger.writers import Writers
 from utils.schema import TrainerConfig
 
+LINES = 1.0  # seconds at least between two lines within an epoch, in a file
+
 
 class Report:
     """The console and the writers of one run, fed once a step, once a window and once an epoch."""
@@ -22,7 +24,7 @@ class Report:
         self.console, self.writers, self.settings = console, writers, settings
         self.pace, self.table = Pace(validation_samples), EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
-        self._warm = False
+        self._warm, self._next_line = False, 0.0
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
         """The training of an epoch of so many optimizer steps begins, or goes on."""
@@ -41,8 +43,9 @@ class Report:
 
     def window(self, progress: Progress, loss: Tensor | float, means: Mapping[str, float]) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step."""
-        if self.console.lists:
-            self.console.info(self._line(time.perf_counter()))
+        if self.console.lists and (now := time.perf_counter()) >= self._next_line:
+            self._next_line = now + LINES
+            self.console.info(self._line(now))
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()}
         self.writers.scalars(progress.steps, points | _tags(progress.rates))

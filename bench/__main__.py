@@ -1,7 +1,7 @@
 """How fast is training, and what would the best loop written by hand take? Prints one table: ``make bench``.
 
 Each row is a job. Both sides run in turns, each time in a process of its own; shown are the medians, in brackets the
-smallest and the largest, and the ratio of the medians.
+smallest and the largest, and the ratio of the medians. Lightning, ignite and accelerate have rows where installed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -68,6 +69,7 @@ ROWS = [
     Row("start, LeNet on CIFAR10", "start", (*CIFAR10, "trainer.steps_per_epoch=20"), "start lenet", "+ 0.5"),
     Row("peak memory, LeNet on CIFAR10", "peak", CIFAR10, "lenet", "+ 100"),
 ]
+PEERS = ("lightning", "ignite", "accelerate")
 UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB"}
 
 
@@ -112,17 +114,36 @@ def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def peers(row: Row) -> list[tuple[str, ...]]:
+    """The other frameworks that are installed and have this job."""
+    has_job = row.figure == "loop" and row.ours != CROP_FLIP
+    return [(name, row.by_hand) for name in PEERS if has_job and find_spec(name)]
+
+
+def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, float]]]) -> str:
+    """The other frameworks beside the loops by hand, in Markdown; empty if none is installed."""
+    lines = ["\n", "| job | framework | s | ratio to by hand |", "|---|---|---|---|"]
+    for row in rows:
+        by_hand = median(run["loop"] for run in figures["by hand", row.by_hand])
+        for peer in peers(row):
+            taken = [run["loop"] for run in figures[peer]]
+            lines.append(f"| {row.title} | {peer[0]} | {cell(taken)} | {median(taken) / by_hand:.2f} |")
+    return "\n".join(lines) if len(lines) > 3 else ""
+
+
 def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str, ...], list[dict[str, float]]]:
     """Every command that the rows need, in turns, as often as asked."""
     figures: dict[tuple[str, ...], list[dict[str, float]]] = {}
     launcher = tuple(shlex.split(options.launcher))
-    commands = dict.fromkeys(command for row in rows for command in (row.ours, ("by hand", row.by_hand)))
+    commands = dict.fromkeys(command for row in rows for command in (row.ours, ("by hand", row.by_hand), *peers(row)))
     for repeat in range(options.repeats):
         for number, command in enumerate(commands, start=1):
             print(f"round {repeat + 1}/{options.repeats}, run {number}/{len(commands)}", file=sys.stderr)
             with tempfile.TemporaryDirectory() as folder:
                 if command[0] == "by hand":
                     full = ["bench/hand_written.py", command[1], folder, options.data_dir]
+                elif command[0] in PEERS:
+                    full = ["bench/peers.py", *command, folder, options.data_dir]
                 else:
                     full = ["bench/ours.py", *command, *places(command, folder, options.data_dir)]
                 figures.setdefault(command, []).append(run([*launcher, *full], options.clock))
@@ -177,7 +198,8 @@ def main() -> None:
     options.data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else ""
     rows = [row for row in ROWS if options.rows in row.title and (options.data_dir or not row.needs_cifar10)]
     print(machine() + f", {options.clock} clock, {options.repeats} runs of each side in turns\n")
-    print(table(rows, measure(rows, options)), flush=True)
+    figures = measure(rows, options)
+    print(table(rows, figures) + peers_table(rows, figures), flush=True)
     print("\n" + parts_table(rows, options))
 
 
