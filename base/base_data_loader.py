@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -80,6 +81,24 @@ class BaseDataLoader(ABC):
         if not len(source):
             raise DataError(f"{type(self).__name__}: the test data are empty")
         return self._evaluation(source, None)
+
+    def pictures(self, inputs: Tensor) -> Tensor | None:
+        """Some inputs of the model, (B, C, H, W) on the CPU, as pictures to look at: uint8 of shape (B, H, W, 3), or
+        (B, H, W, 1) in grey. None if they are none.
+
+        Floats are stretched so that the smallest of these inputs is black and the largest white; of two channels, or
+        more than three, the mean is shown. A data set that knows how it was normalised undoes that instead.
+        """
+        if inputs.dim() != 4 or inputs.is_complex():
+            return None
+        pixels = inputs.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
+        if pixels.dtype != torch.uint8 and pixels.numel():
+            pixels = pixels.float().nan_to_num(0.0, 0.0, 0.0)
+            low, high = pixels.aminmax()
+            pixels = (pixels - low) * (255 / (high - low).clamp(min=1e-12))
+        if pixels.shape[3] not in (1, 3):
+            pixels = pixels.float().mean(3, keepdim=True)
+        return pixels.round().to(torch.uint8) if pixels.is_floating_point() else pixels
 
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)

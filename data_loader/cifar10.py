@@ -99,6 +99,11 @@ class CIFAR10Loader(BaseDataLoader):
         torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place: no second array to allocate
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """Undoes ``normalize``: float32 of shape (B, 3, H, W) to uint8 of shape (B, H, W, 3), exactly."""
+        pixels = (inputs.permute(0, 2, 3, 1) - self.shift[:3]) / self.scale[:3]
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
     """Shift each image of (B, H, W, C) by up to ``padding`` pixels in both directions; zeros come in."""

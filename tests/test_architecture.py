@@ -7,9 +7,10 @@ import pytest
 
 from tests.helpers import ROOT
 
-# inspection only looks and reports: whatever a run goes through must not import it
+# rooms only look and report: whatever a run goes through must not import them
 FLOORS = ["utils", "logger", "base", "component", "room", "root"]
-FLOOR_OF = {"data_loader": "component", "model": "component", "trainer": "component", "inspection": "room"}
+COMPONENTS, ROOMS = ("data_loader", "model", "trainer"), ("inspection", "report")
+FLOOR_OF = dict.fromkeys(COMPONENTS, "component") | dict.fromkeys(ROOMS, "room")
 SOURCES = [
     path
     for path in sorted(ROOT.rglob("*.py"))
@@ -52,3 +53,9 @@ def test_files_and_functions_are_small(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 40, f"{node.name} has more than 40 lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_report_draws(path: Path) -> None:
+    """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
+    assert folder_of(path) == "report" or "matplotlib" not in imported(path)
