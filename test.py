@@ -1,10 +1,10 @@
-"""Test the model of a run: its best checkpoint, or the one that is named.
+"""Test the model of a run: its best checkpoint, or the one that is named. Or compare runs.
 
 python test.py -r saved/two_layer_net/20260101-120000
+python test.py --compare saved/lenet/*
 """
 
-import contextlib
-import json
+import argparse
 import sys
 
 from utils.signals import SignalWatch, end_at_once
@@ -17,21 +17,43 @@ from pathlib import Path
 from typing import Any
 
 from base.build import build_experiment, build_trainer, load_weights
-from base.view import View
 from logger.console import Console, number
+from report.comparison import compare
+from report.evaluation import EvaluationReport
 from utils import checkpoint, cli
 from utils.config import load_config
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, UserError
+from utils.overrides import OVERRIDE
 from utils.paths import shown
 from utils.registry import import_components
-from utils.run_folder import RunFolder, replace_text
+from utils.run_folder import RunFolder
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """The command line as a function: the loss and the metrics on the test data."""
-    made = cli.parser("Test the model of a run on the test data.")
-    made.add_argument("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
+    """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
+    made = cli.parser("Test the model of a run on the test data, or compare runs.")
+    which = made.add_mutually_exclusive_group(required=True)
+    which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
+    which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    made.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="for the report (default: RUN/test) or the comparison (the runs' own)",
+    )
     options = cli.parse(made, argv)
+    return _test(options) if options.compare is None else _compare(options)
+
+
+def _compare(options: argparse.Namespace) -> dict[str, float]:
+    overrides = [name for name in options.compare if OVERRIDE.match(name) and not Path(name).exists()]
+    if overrides or options.overrides:
+        raise UserError(f"--compare takes run folders; {' '.join([*overrides, *options.overrides])} is none")
+    compare(list(map(Path, options.compare)), options.out)
+    return {}
+
+
+def _test(options: argparse.Namespace) -> dict[str, float]:
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
@@ -39,21 +61,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
     state = _read(source, folder)
     load_weights(experiment.model, state, source)
-    test = experiment.data.test()
-    values = build_trainer(loaded, experiment).evaluate(test, View())
-    report = folder.path / "test"
-    with contextlib.suppress(OSError):  # where it cannot be made, writing into it says so
-        report.mkdir(exist_ok=True)
-    progress = state["progress"]
-    found = {
+    test, progress = experiment.data.test(), state["progress"]
+    about = {
         "checkpoint": source.name,
         "epoch": progress["epochs"],
         "step": progress["steps"],
         "samples": test.num_samples,
     }
-    print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
-    replace_text(report / "metrics.json", json.dumps({**found, **values}, indent=2) + "\n")
-    print(f"written to {shown(report / 'metrics.json')}")
+    report = EvaluationReport(options.out or folder.path / "test", experiment)
+    with report.opened():
+        values = build_trainer(loaded, experiment).evaluate(test, report)
+        print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
+        name = f"{loaded.config.name}/{folder.path.resolve().name}"
+        report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
+    print(f"report: {shown(report.folder / 'report.md')}")
     return values
 
 

@@ -10,9 +10,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from logger.console import number
 from report.classification import Classification, Counts, Mistake
 from report.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, plain
-from report.regression import Regression
+from report.regression import Doubles, Regression
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -58,12 +59,12 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     return figure
 
 
-def _write_counts(axes: Axes, counts: Counts, share: "np.typing.NDArray[np.float64]", *, size: float) -> None:
+def _write_counts(axes: Axes, counts: Counts, share: Doubles, *, size: float) -> None:
     for row, column in np.argwhere(counts):
         count = int(counts[row, column])
-        number = str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+        text = str(count) if count < 10_000 else f"{count / 1000:.0f}k"
         colour = "black" if share[row, column] > 0.3 else "white"
-        axes.text(column, row, number, ha="center", va="center", fontsize=size, color=colour)
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 @drawn
@@ -74,7 +75,7 @@ def mistakes_grid(mistakes: Sequence[Mistake], names: Sequence[str], *, columns:
         return None
     columns = max(4, min(columns, len(shown)))
     rows = math.ceil(len(shown) / columns)
-    figure = new_figure(columns * 1.5, rows * 2.0 + 0.7)
+    figure = new_figure(columns * 1.5, rows * 2.0 + 0.45)
     axes = figure.add_subplot()  # one for all: each costs 10 ms
     for place, mistake in enumerate(shown):
         left, top = place % columns * 1.5, place // columns * 2.0
@@ -132,16 +133,17 @@ def scatter(found: Regression) -> Figure:
     axes = figure.add_subplot()
     predicted, true = found.pairs
     if len(true):
-        low, high = (float(end) for end in (found.pairs.min(), found.pairs.max()))
-        room = (high - low) * 0.04 or max(abs(high) * 0.04, 1e-6)
-        ends = (low - room, high + room)
-        axes.plot(ends, ends, color=GREY, linestyle="--", label="predicted = true")
+        across, up, both = _ends(true), _ends(predicted), _ends(found.pairs)
+        axes.plot(both, both, color=GREY, linestyle="--", label="predicted = true")
         axes.plot(true, predicted, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
-        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        if 0.2 < (up[1] - up[0]) / (across[1] - across[0]) < 5:
+            axes.set(xlim=both, ylim=both, aspect="equal")
+        else:  # on equal axes, one of the two would be a line
+            axes.set(xlim=across, ylim=up)
         axes.legend(loc="upper left")
     values = found.residuals()
     axes.set(xlabel="true value (in units of the target)", ylabel="predicted value (in units of the target)")
-    axes.set_title(f"R² {values.r2:.4g}, root mean squared error {values.rmse:.4g}\n{_of(found)}")
+    axes.set_title(f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}\n{_of(found)}")
     plain(axes)
     return figure
 
@@ -167,8 +169,8 @@ def residuals(found: Regression) -> Figure:
 
 
 @drawn
-def curves(charts: dict[str, Sequence[Curve]], *, x: str = "epoch", title: str = "") -> Figure:
-    """One chart below the other, by what its y axis is called, with one line a run."""
+def curves(charts: dict[str, Sequence[Curve]], *, x: str = "epoch") -> Figure:
+    """One chart below the other, by what its y axis is called and, in further lines, its title; one line a run."""
     figure = new_figure(8.5, 0.5 + 3.2 * len(charts))
     for row, (name, lines) in enumerate(charts.items(), start=1):
         axes = figure.add_subplot(len(charts), 1, row)
@@ -178,20 +180,39 @@ def curves(charts: dict[str, Sequence[Curve]], *, x: str = "epoch", title: str =
             marker = "o" if len(values) <= 25 else None
             axes.plot(
                 line.steps, values, style, color=COLOURS[place % len(COLOURS)], marker=marker, ms=3,
-                label=labels([line.name], longest=40)[0],
+                linewidth=1.4 + 0.8 * max(0, min(len(lines), 4) - 1 - place),  # where two are the same, both are seen
+                label="\n".join(labels([part], longest=32)[0] for part in line.name.split("\n")),
             )  # fmt: skip
-        axes.set(xlabel=x, ylabel=labels([name], longest=40)[0])
+        label, *above = name.split("\n")
+        axes.set(xlabel=x, ylabel=labels([label], longest=40)[0])
+        axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plain(axes)
+        _scale(axes, [value for line in lines for value in line.values if value is not None])
         if lines:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic scale where a value is a thousand times another: on a linear one, most of a curve were flat."""
+    if values and min(values) > 0 and max(values) > 1000 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(True)
+    else:
+        plain(axes)
+
+
+def _ends(values: Doubles) -> tuple[float, float]:
+    """From where to where an axis goes, with a little room."""
+    low, high = float(values.min()), float(values.max())
+    room = (high - low) * 0.04 or max(abs(high) * 0.04, 1e-6)
+    return low - room, high + room
+
+
 def _opacity(points: int) -> float:
-    return max(0.15, min(0.8, 200 / max(points, 1)))
+    return max(0.2, min(0.8, 400 / max(points, 1)))
 
 
 def _of(found: Regression) -> str:

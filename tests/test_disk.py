@@ -107,15 +107,18 @@ def test_no_room_for_a_run_folder_is_the_users_to_mend(fit: Fit, small_disk: Pat
     assert [path.name for path in small_disk.rglob("*") if path.name not in ("filler", "small")] == []
 
 
-def test_a_read_only_folder(fit: Fit, small_disk: Path) -> None:
+def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     run = fit(f"trainer.save_dir={small_disk}").run_dir
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         train.main(["-r", str(run), "trainer.epochs=9"])
     with pytest.raises(UserError, match="no run folder can be made"):
         fit(f"trainer.save_dir={small_disk}")
-    with pytest.raises(TrainingError, match=r"metrics.json cannot be written"):
+    with pytest.raises(UserError, match=r"test cannot be made: Read-only file system; for another folder: --out"):
         load_script("test").main(["-r", str(run)])
+    values = load_script("test").main(["-r", str(run), "--out", str(tmp_path / "report")])
+    assert values["loss"] > 0
+    assert (tmp_path / "report" / "metrics.json").exists()
 
 
 def test_a_folder_that_is_removed_while_the_run_goes_on(

@@ -97,13 +97,16 @@ class RunFolder:
             return {}
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Own this folder until the process ends, however it ends. Raises UserError if somebody else owns it."""
+    def locked(self, doing: str = "trains this run") -> Iterator[None]:
+        """Own this folder until the process ends, however it ends. Raises UserError if somebody else owns it.
+
+        doing: what its owner does, for that message.
+        """
         own = self.path.resolve()
         try:
             # not once more in this process: closing the file again would give the lock away
             if own in _owned or not _lock_file(file := (own / ".lock").open("a")):
-                raise UserError(f"{self.path} is in use: another process trains this run now")
+                raise UserError(f"{self.path} is in use: another process {doing} now")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
         _owned.add(own)
@@ -175,9 +178,14 @@ def _git(*arguments: str) -> str | None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all. Raises TrainingError."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises TrainingError."""
     try:
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -196,7 +204,7 @@ def _rename(folder: Path, name: Path) -> Path:
 
 def _refuse_links(folder: Path) -> None:
     """A run folder from somebody else must not lead what is written into it to another place."""
-    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/*")):
+    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/*"), folder.glob("test/*")):
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link; put in its place what it stands for")
 

@@ -1,0 +1,167 @@
+"""Reads what runs have left, whatever state they are in: nothing is built, nothing of a run's code is needed."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from utils.errors import CheckpointError
+from utils.run_folder import NAME
+
+# where a run stands and what it says of itself differ from run to run, and are no experiment
+NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
+
+
+@dataclass
+class Run:
+    """One run folder, as far as it can be read."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    """By dotted key, as in optimizer.args.lr."""
+    records: list[dict[str, float]] = field(default_factory=list)
+    """The lines of metrics.jsonl; what is not finite is left out of them."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    damage: str = ""
+    """What of it cannot be read; empty if it is sound."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.get('name', self.path.resolve().parent.name)}/{self.path.resolve().name}"
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """The data and the loss. Values of runs that have other ones cannot be ranked together."""
+        return str(self.config.get("data_loader.type", "-")), str(self.config.get("loss.type", "-"))
+
+    @property
+    def monitor(self) -> str | None:
+        asked = self.config.get("trainer.monitor")
+        return asked if isinstance(asked, str) and re.fullmatch(r"(min|max) \S+", asked) else None
+
+    @property
+    def when(self) -> str:
+        """When it began, as in 2026-11-22 00:37:12; empty if nothing says so."""
+        if NAME.fullmatch(self.path.resolve().name):
+            return str(datetime.strptime(self.path.resolve().name[:15], "%Y%m%d-%H%M%S"))
+        return str(self.environment.get("time", ""))[:19].replace("T", " ")
+
+    @property
+    def commit(self) -> str:
+        """The first letters of the commit, with + where files were changed; empty without git."""
+        commit = self.environment.get("git_commit")
+        return f"{commit[:7]}{'+' if self.environment.get('git_dirty') else ''}" if isinstance(commit, str) else ""
+
+    @property
+    def epochs(self) -> int:
+        return int(self.records[-1].get("epoch", 0)) if self.records else 0
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all epochs."""
+        return sum(record.get("seconds", 0.0) for record in self.records)
+
+    def values(self, name: str) -> list[float | None]:
+        return [record.get(name) for record in self.records]
+
+    def best(self, monitor: str) -> tuple[float, int] | None:
+        """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
+        direction, name = monitor.split()
+        there = [(record[name], int(record.get("epoch", 0))) for record in self.records if name in record]
+        sign = 1 if direction == "min" else -1
+        return min(there, key=lambda pair: sign * pair[0]) if there else None
+
+    def state(self) -> str:
+        """What became of it: done, unfinished, damaged or without a checkpoint."""
+        if self.damage:
+            return "damaged"
+        if not any(self.path.glob("checkpoints/*.pth")):
+            return "no checkpoint"
+        asked, patience, monitor = (self.config.get(f"trainer.{key}") for key in ("epochs", "early_stop", "monitor"))
+        best = self.best(monitor) if self.monitor and isinstance(monitor, str) else None
+        early = isinstance(patience, int) and best is not None and self.epochs - best[1] >= patience
+        return "done" if early or not isinstance(asked, int) or self.epochs >= asked else "unfinished"
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
+    """The runs that these paths name, and the paths that name none: a run folder, or a folder that holds some.
+
+    Raises CheckpointError for a path where nothing is.
+    """
+    runs, others = dict[Path, Run](), list[Path]()
+    for path in paths:
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such run folder")
+        folders = [path] if (path / "config.json").is_file() else sorted(path.glob("*/")) if path.is_dir() else []
+        folders = [folder for folder in folders if (folder / "config.json").is_file()]
+        if not folders:
+            others.append(path)
+        for folder in folders:
+            if folder.resolve() not in runs:
+                runs[folder.resolve()] = _read(folder)
+    return list(runs.values()), others
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The keys of the config in which some runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
+    return [key for key in keys if len({shown_value(run.config.get(key)) for run in runs}) > 1]
+
+
+def shown_value(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(path: Path) -> Run:
+    run, problems = Run(path), list[str]()
+    config = _object(path / "config.json")
+    if config is None:
+        problems.append("config.json cannot be read")
+    run.config = dict(_flat(config or {}))
+    run.environment = _object(path / "environment.json") or {}
+    try:
+        text = (path / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, ValueError):
+        text = ""
+        problems.append("metrics.jsonl cannot be read")
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        record = _record(line)
+        if record is not None:
+            run.records.append(record)
+        elif line.endswith("\n"):  # else it is being written now
+            problems.append(f"metrics.jsonl, line {number} is no record of an epoch")
+    run.damage = "; ".join(problems[:2])
+    return run
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _record(line: str) -> dict[str, float] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or type(value.get("epoch")) is not int:
+        return None
+    return {name: item for name, item in value.items() if type(item) in (int, float) and math.isfinite(item)}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys. A component that has no arguments is one value, its type."""
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from _flat(item, f"{prefix}{key}.")
+        elif item != {}:
+            yield prefix + key, item
