@@ -68,7 +68,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
         "step": progress["steps"],
         "samples": test.num_samples,
     }
-    report = EvaluationReport(options.out or folder.path / "test", experiment)
+    report = EvaluationReport(_free(options.out) if options.out else folder.path / "test", experiment)
     with report.opened():
         values = build_trainer(loaded, experiment).evaluate(test, report)
         print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
@@ -76,6 +76,13 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
         report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
     print(f"report: {shown(report.folder / 'report.md')}")
     return values
+
+
+def _free(folder: Path) -> Path:
+    """A folder for a report alone: what an earlier one left is replaced, and nobody else's files must be."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.md").is_file():
+        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
+    return folder
 
 
 def _read(source: Path, folder: RunFolder) -> dict[str, Any]:

@@ -92,13 +92,13 @@ class BaseDataLoader(ABC):
         if inputs.dim() != 4 or inputs.is_complex():
             return None
         pixels = inputs.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
-        if pixels.dtype != torch.uint8 and pixels.numel():
-            pixels = pixels.float().nan_to_num(0.0, 0.0, 0.0)
-            low, high = pixels.aminmax()
-            pixels = (pixels - low) * (255 / (high - low).clamp(min=1e-12))
         if pixels.shape[3] not in (1, 3):
             pixels = pixels.float().mean(3, keepdim=True)
-        return pixels.round().to(torch.uint8) if pixels.is_floating_point() else pixels
+        if pixels.dtype == torch.uint8 or not pixels.numel():
+            return pixels.to(torch.uint8)
+        pixels = pixels.float().nan_to_num(0.0, 0.0, 0.0)
+        low, high = pixels.aminmax()
+        return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)

@@ -16,7 +16,7 @@ from logger.console import number
 from report.drawing import png
 from report.figures import Curve, curves
 from report.predictions import harmless
-from report.runs import Run, differing, find_runs, shown_value
+from report.runs import UNKNOWN, Run, differing, find_runs, shown_value
 from utils.errors import CheckpointError, UserError
 from utils.paths import shown
 from utils.run_folder import replace_bytes, replace_text
@@ -38,7 +38,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        return ", ".join(self.task)
+        return "unknown task" if UNKNOWN in self.task else ", ".join(self.task)
 
     @property
     def commit(self) -> str:
@@ -63,12 +63,9 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         names = ", ".join(map(str, others or paths))
         raise CheckpointError(f"there is no run to compare: no config.json in {names}")
     groups = _groups(runs)
-    print("\n\n".join("\n".join(_table(group)) for group in groups))
-    for run in runs:
-        if run.damage:
-            print(f"damaged: {shown(run.path)}: {run.damage}")
-    for path in others:
-        print(f"no run: {shown(path)}")
+    notes = [f"damaged: {shown(run.path)}: {run.damage}" for run in runs if run.damage]
+    notes += [f"no run: {shown(path)}" for path in others]
+    print("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +78,9 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:
-    """By task, the task with the most runs first."""
-    groups = []
-    for task, _ in Counter(run.task for run in runs).most_common():
+    """By task, the task with the most runs first, what cannot be read last."""
+    groups, tasks = [], Counter(run.task for run in runs)
+    for task in sorted(tasks, key=lambda task: (UNKNOWN in task, -tasks[task])):
         members = [run for run in runs if run.task == task]
         asked = Counter(run.monitor for run in members if run.monitor)
         held_out = any("val_loss" in record for run in members for record in run.records)
@@ -99,7 +96,7 @@ def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
     return best is None, value, run.name
 
 
-def _table(group: Group) -> Iterator[str]:
+def _table(group: Group) -> list[str]:
     """Lines of 80 columns, or of as many as the terminal has. What finds no place is in the CSV."""
     width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
     columns = list(_columns(group))
@@ -112,17 +109,17 @@ def _table(group: Group) -> Iterator[str]:
         else:
             left_out.append(column[0])
     count = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
-    yield f"{group.title}: {count}, by {group.monitor}{f', commit {group.commit}' if group.commit else ''}"
+    lines = [f"{group.title}: {count}, by {group.monitor}{f', commit {group.commit}' if group.commit else ''}"]
     for row in zip(*kept, strict=True):
         cells = [
             cell.ljust(max(map(len, column))) if column[0] in ("run", "state") else cell.rjust(max(map(len, column)))
             for cell, column in zip(row, kept, strict=True)
         ]
-        yield f"  {'  '.join(cells)}".rstrip()
+        lines.append(f"  {'  '.join(cells)}".rstrip())
     if left_out:
-        yield textwrap.fill(
-            f"further in {TABLE}: {', '.join(left_out)}", width, initial_indent="  ", subsequent_indent="    "
-        )
+        further = f"further in {TABLE}: {', '.join(left_out)}"
+        lines += textwrap.wrap(further, width, initial_indent="  ", subsequent_indent="    ")
+    return lines
 
 
 def _columns(group: Group) -> Iterator[list[str]]:

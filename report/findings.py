@@ -38,6 +38,7 @@ class Findings(View):
         self.loss = _name(experiment.criterion)
         self._begun = False
         self._expected = 0
+        self._names: list[str] = []
         self._given = False
 
     def begin_evaluation(self, samples: int) -> None:
@@ -65,9 +66,10 @@ class Findings(View):
 
     def class_names(self) -> list[str]:
         """The names of the data set's classes where it has them for all, else the numbers."""
-        count = self.classification.classes if self.classification else 0
-        names = self.data.class_names
-        return list(map(str, names if names is not None and len(names) == count else range(count)))
+        if self.classification is not None and len(self._names) != self.classification.classes:
+            names, count = self.data.class_names, self.classification.classes
+            self._names = list(map(str, names if names is not None and len(names) == count else range(count)))
+        return self._names
 
     def _recognise(self, result: StepResult) -> None:
         self._begun = True

@@ -1,8 +1,6 @@
 """predictions.csv, written while the evaluation goes on; it takes the place of an older one only when it is whole."""
 
 import contextlib
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +103,5 @@ def harmless(text: str) -> str:
 
 def _field(text: str) -> str:
     """A text as a field of CSV."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([harmless(text)])
-    return line.getvalue()
+    text = harmless(text)
+    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text

@@ -15,6 +15,8 @@ from utils.run_folder import NAME
 # where a run stands and what it says of itself differ from run to run, and are no experiment
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 
+UNKNOWN = "unknown"
+
 
 @dataclass
 class Run:
@@ -36,7 +38,7 @@ class Run:
     @property
     def task(self) -> tuple[str, str]:
         """The data and the loss. Values of runs that have other ones cannot be ranked together."""
-        return str(self.config.get("data_loader.type", "-")), str(self.config.get("loss.type", "-"))
+        return str(self.config.get("data_loader.type", UNKNOWN)), str(self.config.get("loss.type", UNKNOWN))
 
     @property
     def monitor(self) -> str | None:
@@ -88,7 +90,7 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
-    """The runs that these paths name, and the paths that name none: a run folder, or a folder that holds some.
+    """The runs that these paths name, and the paths that name none. A run folder, or one above it, as saved/lenet/.
 
     Raises CheckpointError for a path where nothing is.
     """
@@ -96,8 +98,10 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     for path in paths:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such run folder")
-        folders = [path] if (path / "config.json").is_file() else sorted(path.glob("*/")) if path.is_dir() else []
-        folders = [folder for folder in folders if (folder / "config.json").is_file()]
+        folders = [path] if (path / "config.json").is_file() else []
+        if not folders and path.is_dir():
+            below = sorted([*path.glob("*/"), *path.glob("*/*/")])
+            folders = [folder for folder in below if (folder / "config.json").is_file()]
         if not folders:
             others.append(path)
         for folder in folders:
