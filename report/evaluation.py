@@ -113,6 +113,7 @@ class EvaluationReport(Findings):
         events = EventWriter(self.folder)
         events.resume({}, step=0)
         events.scalars(step, {f"{name}/test": value for name, value in found.items()})
+        events.flush()
         try:
             events.sync()
         except OSError as error:

@@ -3,15 +3,18 @@
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.batches import Window
+from base.data import describe_batch
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.view import View
-from report.classification import Classification, Show, are_probabilities, as_probabilities
+from report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
 from report.regression import Regression
+from utils.errors import DataError
 
 MOST_CLASSES = 1000
 """More than these have no confusion matrix: it takes the square of their number."""
@@ -85,11 +88,17 @@ class Findings(View):
 
 
 def shows(data: BaseDataLoader, batch: Any) -> Show:
-    """Gives pictures of rows of a batch, (inputs, targets)."""
+    """Gives pictures of rows of a batch, (inputs, targets). Raises DataError if the loader gives something else."""
 
-    def show(rows: Any) -> Tensor | None:
+    def show(rows: Counts) -> Tensor | None:
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-        return data.pictures(inputs.detach().cpu()[rows]) if isinstance(inputs, Tensor) else None
+        if not isinstance(inputs, Tensor):
+            return None
+        pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
+        if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
+            said = describe_batch(pictures)
+            raise DataError(f"{type(data).__name__}.pictures gives {said}; it should be (B, H, W, 1 or 3) uint8")
+        return pictures
 
     return show
 

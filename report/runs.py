@@ -101,7 +101,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
         folders = [path] if (path / "config.json").is_file() else []
         if not folders and path.is_dir():
             below = sorted([*path.glob("*/"), *path.glob("*/*/")])
-            folders = [folder for folder in below if (folder / "config.json").is_file()]
+            # with a dot: a run that is being made, or was killed then
+            folders = [folder for folder in below if (folder / "config.json").is_file() and folder.name[0] != "."]
         if not folders:
             others.append(path)
         for folder in folders:

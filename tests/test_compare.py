@@ -163,6 +163,7 @@ def test_a_folder_above_them_names_its_runs_and_each_counts_once(
 ) -> None:
     run = make("20260101-000001", [0.1])
     make("renamed", [0.2])
+    make(".20260101-000003-77.tmp", [0.3])
     printed = compared(capsys, tmp_path / "saved", run, run.parent)
     assert printed[0].startswith("Photos, cross_entropy: 2 runs")
     assert "when" in printed[1]
