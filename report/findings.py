@@ -84,7 +84,7 @@ class Findings(View):
                 self.classification = Classification(outputs.shape[1])
                 self._given = are_probabilities(outputs)
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
-            self.regression = Regression(self._expected, outputs[0].numel()) if outputs.numel() else None
+            self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 
 
 def shows(data: BaseDataLoader, batch: Any) -> Show:

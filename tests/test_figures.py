@@ -11,7 +11,7 @@ from report import drawing, figures
 from report.classification import Classification, Mistake
 from report.regression import Doubles, Regression
 
-NAMES = ["plain", "a/b/c", "$x_1$", "two\nlines", "long " * 20, "\\frac", "100%", "고양이", "", "_"]
+NAMES = ["plain", "a/b/c", "$x_1$", "two\nlines", "long " * 20, "$\\frac$", "100%", "고양이", "", "_"]
 
 
 def size(figure: Figure) -> tuple[int, int]:

@@ -124,6 +124,7 @@ def test_a_target_that_is_no_class_is_left_out() -> None:
     kept[::3] = -100
     found, expected = classified(outputs, kept, 64), classified(outputs[kept >= 0], targets[kept >= 0], 64)
     assert found.samples == expected.samples == 200
+    assert all(kept[mistake.sample] == mistake.true for mistake in found.mistakes)
     assert np.array_equal(found.confusion, expected.confusion)
 
 
@@ -161,6 +162,13 @@ def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
     assert np.array_equal(found.pairs[1], true.double().flatten().numpy()[::every][:kept])
 
 
+def test_the_sample_of_a_regression_has_all_of_a_samples_numbers() -> None:
+    found = Regression(Regression.KEPT, 2)
+    true = torch.tensor([1.0, 2.0]).expand(Regression.KEPT, 2)
+    found.add(true, true)
+    assert set(found.pairs[1]) == {1, 2}
+
+
 def test_numbers_that_are_not_finite_are_left_out() -> None:
     found = Regression(4, 1)
     found.add(torch.tensor([1.0, float("nan"), 3.0, 4.0]), torch.tensor([1.0, 2.0, float("inf"), 5.0]))
@@ -187,6 +195,7 @@ LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
         (SCORES, LABELS[:, None], cross_entropy, None),
         (SCORES, SCORES[:, :1], mse_loss, None),
         (LABELS, LABELS, mse_loss, None),
+        (LABELS.float().sum(), SCORES.sum(), mse_loss, None),
     ],
 )
 def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, task: str | None) -> None:
@@ -195,8 +204,8 @@ def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, tas
     with torch.inference_mode():
         for start in (0, 3):
             part = slice(start, start + 3)
-            result = StepResult(torch.tensor(0.0), outputs[part], targets[part])
-            findings.evaluated(Window(0, start, start + 3), (torch.rand(3, 3, 8, 8), targets[part]), result)
+            result = StepResult(torch.tensor(0.0), *(item[part] if item.dim() else item for item in (outputs, targets)))
+            findings.evaluated(Window(0, start, start + 3), (torch.rand(3, 3, 8, 8), LABELS[part]), result)
     assert (findings.classification is not None) == (task == "classification")
     assert (findings.regression is not None) == (task == "regression")
     if findings.classification:
