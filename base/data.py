@@ -1,13 +1,14 @@
-"""Where batches come from: tensors in memory, a batch at a time, or any map-style data set, a sample at a time."""
+"""Where batches come from: tensors or arrays on disk, a batch at a time; any map-style data set, a sample at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from base.array_file import ArrayFile
 from utils.errors import DataError
 from utils.random import cpu_generator_states, restore_generators, seed_sample, uniform
 
@@ -44,14 +45,15 @@ class Source(Protocol):
 class TensorSource:
     """A data set in memory, in the type it is stored in; a batch is indexed, augmented and transformed at once.
 
-    inputs: (N, ...); targets: (N, ...). augment: gets a batch as stored and the random numbers of its samples.
+    inputs: (N, ...); targets: (N, ...); an ``ArrayFile`` stays on the disk, and batches are read from it.
+    augment: gets a batch as stored and the random numbers of its samples.
     transform: gets a batch as stored and gives what the model sees, as in scaling bytes to floats.
     """
 
     def __init__(
         self,
-        inputs: Tensor,
-        targets: Tensor,
+        inputs: Tensor | ArrayFile,
+        targets: Tensor | ArrayFile,
         *,
         augment: Callable[[Tensor, SampleRandom], Tensor] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
@@ -60,8 +62,9 @@ class TensorSource:
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs, self.targets = inputs, targets
         self.augment, self.transform = augment, transform
-        self._plain = augment is None and transform is None
-        self._versions = inputs._version, targets._version
+        in_memory = isinstance(inputs, Tensor) and isinstance(targets, Tensor)
+        self._plain = in_memory and augment is None and transform is None
+        self._versions = _version(inputs), _version(targets)
         self._shared: tuple[slice, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -77,13 +80,14 @@ class TensorSource:
 
     def _range(self, indices: slice) -> tuple[Tensor, Tensor]:
         """A range as it lies in memory; the same tensors again where the same range is asked for again."""
-        if (self.inputs._version, self.targets._version) != self._versions:
+        inputs, targets = cast("tuple[Tensor, Tensor]", (self.inputs, self.targets))
+        if (inputs._version, targets._version) != self._versions:
             raise DataError(
                 "the batch before was changed in place, by the model's first layer or by the loss perhaps, and it was "
                 "no copy: the data themselves have changed. Begin the model with x = x.clone(), or leave x as it is"
             )
         if self._shared is None or self._shared[0] != indices or self._shared[1].requires_grad:
-            self._shared = indices, self.inputs[indices], self.targets[indices]
+            self._shared = indices, inputs[indices], targets[indices]
         return self._shared[1:]
 
 
@@ -117,11 +121,18 @@ def _may_share() -> bool:
     return not torch.is_inference_mode_enabled() and get_worker_info() is None
 
 
-def _take(data: Tensor, indices: Tensor | slice) -> Tensor:
+def _version(data: Tensor | ArrayFile) -> int:
+    """How often a tensor was changed in place."""
+    return data._version if isinstance(data, Tensor) else 0
+
+
+def _take(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
     """A copy of some samples of (N, ...), so that whatever is done to a batch leaves the data as they are.
 
     ``index_select`` copies whole samples: images of 32x32 in an eighth of the time that ``[]`` takes.
     """
+    if isinstance(data, ArrayFile):
+        return data.rows(indices)
     return data[indices].clone() if isinstance(indices, slice) else data.index_select(0, indices)
 
 

@@ -14,6 +14,7 @@ import torch
 
 import train
 from tests.helpers import ROOT, Json
+from tests.small_data import write_images
 from utils.registry import import_components
 
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
@@ -39,8 +40,12 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR10's official layout with 100 training and 40 test images, each class in a colour of its own."""
+    """CIFAR10's official layout with 100 training and 40 test images, each class in a colour of its own.
+
+    Beside it lie images of the same classes as files, a folder a class.
+    """
     folder = tmp_path_factory.mktemp("data")
+    write_images(folder, {f"{part}/class {label}": 8 for part in ("train", "test") for label in range(10)})
     batches = folder / "cifar-10-batches-py"
     batches.mkdir()
     random = np.random.default_rng(0)

@@ -1,14 +1,18 @@
-"""The same few images as tensors in memory and as a map-style data set, both with random transforms."""
+"""The same few images as tensors in memory, as a map-style data set, both with random transforms, and as files."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import BaseDataLoader
 from base.data import SampleRandom, Source, TensorSource
-from data_loader.cifar10 import random_crop, random_flip
+from base.image_data import random_crop, random_flip
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -51,6 +55,16 @@ class _Transformed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.transform(self.images[index]), self.labels[index]
+
+
+def write_images(folder: Path, counts: Mapping[str, int]) -> None:
+    """So many images of noise in each folder below this one, none of a size or shape of another."""
+    random = np.random.default_rng(0)
+    for below, count in counts.items():
+        (folder / below).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (36 + number, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / below / f"{number}.png")
 
 
 def _crop_and_flip(batch: Tensor, random: SampleRandom) -> Tensor:

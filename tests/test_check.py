@@ -223,7 +223,7 @@ def test_bundled_configs_pass(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cifar10: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [f"trainer.save_dir={tmp_path}"]
-    if "CIFAR10" in path.read_text():
+    if "data_dir" in path.read_text():
         overrides.append(f"data_loader.args.data_dir={own_cifar10}")
     with pytest.raises(SystemExit) as ended:
         train.main(["--check", "-c", str(path), *overrides])

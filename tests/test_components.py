@@ -20,10 +20,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 
 
 def prepare(path: Path, data: Path) -> BaseTrainer:
-    """Everything of a config, built, with small CIFAR10 in place of the real one."""
+    """Everything of a config, built, with small data in place of the real ones."""
     raw = load_config(path).config
     overrides = ["runtime.device=cpu"]
-    if raw.data_loader.type == "CIFAR10Loader":
+    if "data_dir" in DATA_LOADERS.parameters(raw.data_loader.type):
         overrides.append(f"data_loader.args.data_dir={data}")
     loaded = load_config(path, overrides)
     experiment = build_experiment(loaded, Console(0), SignalWatch())
@@ -61,7 +61,7 @@ def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Pat
 def test_every_config_trains_for_some_steps(path: Path, own_cifar10: Path, tmp_path: Path) -> None:
     raw = load_config(path).config
     overrides = [f"trainer.save_dir={tmp_path}", "trainer.epochs=2", "trainer.steps_per_epoch=3", "runtime.device=cpu"]
-    if raw.data_loader.type == "CIFAR10Loader":
+    if "data_dir" in DATA_LOADERS.parameters(raw.data_loader.type):
         overrides.append(f"data_loader.args.data_dir={own_cifar10}")
     result = train.main(["-c", str(path), *overrides])
     assert result.steps == 6
@@ -76,7 +76,7 @@ def test_what_we_register_says_what_it_is(kind: str) -> None:
 
 def test_each_kind_has_what_the_tutorials_need() -> None:
     expected: dict[str, Any] = {
-        "data loaders": (DATA_LOADERS, {"RandomTensorLoader", "CIFAR10Loader"}),
+        "data loaders": (DATA_LOADERS, {"RandomTensorLoader", "CIFAR10Loader", "ImageFolderLoader"}),
         "models": (MODELS, {"TwoLayerNet", "LeNet", "LinearRegression"}),
         "losses": (LOSSES, {"cross_entropy", "mse_loss"}),
         "metrics": (METRICS, {"accuracy", "top_k_accuracy", "mean_squared_error"}),

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torchvision.transforms import v2
 from base.base_data_loader import BaseDataLoader
 from base.batches import Batches, Position, Window
 from base.data import SampleRandom, SampleSource, TensorSource
-from data_loader.cifar10 import CIFAR10Loader, random_crop, random_flip
+from base.image_data import random_crop, random_flip
+from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from utils.errors import DataError
 
@@ -91,21 +93,23 @@ def test_a_pass_holds_every_sample_once() -> None:
 @pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, transform: Any) -> None:
-    source = TensorSource(torch.arange(23.0), torch.arange(23), transform=transform)
+    stored, labels = torch.arange(23.0), torch.arange(23)
+    source = TensorSource(stored, labels, transform=transform)
     with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
         for _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
             inputs.zero_()
             targets.zero_()
-        assert torch.equal(source.inputs, torch.arange(23.0))
-        assert torch.equal(source.targets, torch.arange(23))
+        assert torch.equal(stored, torch.arange(23.0))
+        assert torch.equal(labels, torch.arange(23))
 
 
 def test_evaluation_leaves_the_data_as_they_are() -> None:
-    source = TensorSource(torch.arange(23.0), torch.arange(23))
+    stored = torch.arange(23.0)
+    source = TensorSource(stored, torch.arange(23))
     with torch.inference_mode():
         for _, (inputs, _) in Batches(source, batch_size=5).one_pass():
             inputs.zero_()
-    assert torch.equal(source.inputs, torch.arange(23.0))
+    assert torch.equal(stored, torch.arange(23.0))
 
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:
@@ -158,8 +162,9 @@ def test_a_split_that_leaves_nothing_is_refused(split: int) -> None:
 def test_random_targets() -> None:
     def draw(**what: Any) -> tuple[Tensor, Tensor]:
         loader = RandomTensorLoader(batch_size=4, num_samples=100, input_shape=[3], **what)
-        source = loader.training_data(augment=True)
-        return source.inputs, source.targets
+        batches = Batches(loader.training_data(augment=True), batch_size=100)
+        _, batch = next(batches.one_pass())
+        return tuple(batch)
 
     _, classes = draw(num_classes=4)
     assert classes.dtype == torch.int64
@@ -176,6 +181,7 @@ def test_random_targets() -> None:
 def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: Path) -> None:
     loader = CIFAR10Loader(batch_size=20, data_dir=str(own_cifar10), crop=4, flip=True, validation_split=20)
     stored, labels = loader.read(train=True)
+    assert isinstance(stored, Tensor)
     assert stored.dtype == torch.uint8
     assert stored.shape == (100, 32, 32, 3)
     training, validation = loader.training(seed=0), loader.validation()
@@ -196,9 +202,10 @@ def test_cifar10_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
         loader.training(seed=0)
 
 
-def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_folder: Path) -> None:
+def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_folder: Path, tmp_path: Path) -> None:
     """torchvision's md5 check is on, and no argument of the loader switches it off."""
-    loader = CIFAR10Loader(batch_size=20, data_dir=str(cifar10_folder), download=False)
+    shutil.copytree(cifar10_folder / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
+    loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
     with pytest.raises(DataError, match="corrupted"):
         loader.training(seed=0)
 

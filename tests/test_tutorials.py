@@ -52,6 +52,8 @@ def two_layer_net(dtype: torch.dtype) -> tuple[BaseTrainer, TensorSource]:
     trainer.training = build_training(loaded, experiment)
     source = trainer.training.batches.source
     assert isinstance(source, TensorSource)
+    assert isinstance(source.inputs, torch.Tensor)
+    assert isinstance(source.targets, torch.Tensor)
     source.inputs, source.targets = source.inputs.to(dtype), source.targets.to(dtype)
     return trainer, source
 
@@ -69,6 +71,8 @@ def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
     trainer, source = two_layer_net(torch.float64)
     w1, w2 = (parameter.detach().numpy().T.copy() for parameter in trainer.model.parameters())
     losses = five_epochs(trainer)
+    assert isinstance(source.inputs, torch.Tensor)
+    assert isinstance(source.targets, torch.Tensor)
     expected = numpy_losses(source.inputs.numpy(), source.targets.numpy(), w1, w2, rate=1e-6, steps=500)
     assert len(losses) == 500
     np.testing.assert_allclose(losses, expected, rtol=1e-7)

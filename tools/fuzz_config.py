@@ -24,7 +24,10 @@ import torch
 
 import train
 from base.base_trainer import BaseTrainer
+from base.image_cache import Images
+from base.image_data import ImageLoader
 from data_loader.cifar10 import CIFAR10Loader
+from data_loader.image_folder import ImageFolderLoader
 from tests.configs import SOUND
 from tests.mutations import mutant
 from utils.config import LoadedConfig, load_config
@@ -94,8 +97,10 @@ def _first_step(self: BaseTrainer) -> None:
     self.training.batches.close()
 
 
-def _small_cifar10(self: CIFAR10Loader, *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64) % 10
+def _small_images(self: ImageLoader, *_: object, **__: object) -> Images:
+    """In place of reading files."""
+    size = min(self.size, 64)
+    return Images(torch.zeros(64, size, size, 3, dtype=torch.uint8), torch.arange(64) % 10)
 
 
 def outcome(path: Path, folder: Path) -> str:
@@ -162,7 +167,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     import_components()
     BaseTrainer.train = _first_step  # type: ignore[method-assign]
-    CIFAR10Loader.read = _small_cifar10  # type: ignore[method-assign]
+    CIFAR10Loader.read = ImageFolderLoader.read = _small_images  # type: ignore[method-assign]
     return 1 if run(options.count, options.first) else 0
 
 

@@ -2,10 +2,19 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
+
+Stamp = tuple[int, int, int]
+"""Size, time of the last change of the content, and of the last change of anything, in nanoseconds."""
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What differs when a file was changed, exchanged or renamed, even where its old time was put back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager
@@ -51,6 +60,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock_file(file: IO[str]) -> bool:
+    """Lock an open file, or close it if somebody else has.
+
+    The system lets go when the process ends, so that no stale lock is left. It is a POSIX lock, which worker processes
+    do not inherit: they live on for some seconds when their parent is killed.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return False
+    return True
 
 
 class LogFile:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from utils.errors import CheckpointError, TrainingError, UserError
-from utils.files import replacing
+from utils.files import lock_file, replacing
 from utils.paths import PROJECT, project_path
 
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
@@ -105,7 +105,7 @@ class RunFolder:
         own = self.path.resolve()
         try:
             # not once more in this process: closing the file again would give the lock away
-            if own in _owned or not _lock_file(file := (own / ".lock").open("a")):
+            if own in _owned or not lock_file(file := (own / ".lock").open("a")):
                 raise UserError(f"{self.path} is in use: another process {doing} now")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
@@ -207,23 +207,3 @@ def _refuse_links(folder: Path) -> None:
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/*"), folder.glob("test/*")):
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link; put in its place what it stands for")
-
-
-def _lock_file(file: IO[str]) -> bool:
-    """Lock an open file, if nobody has. The system lets go when the process ends, so that no stale lock is left.
-
-    A POSIX lock, which worker processes do not inherit: they live on for some seconds when their parent is killed.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return False
-    return True

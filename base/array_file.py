@@ -1,0 +1,142 @@
+"""An array on disk of which only the rows that are asked for are read: for data that are larger than memory."""
+
+import hashlib
+import os
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+from utils.files import Stamp, stamp
+
+CHUNK = 2**22  # bytes that are read before they are hashed, while the processor's cache still has them
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """The array in a file of ``np.save``; takes the place of a tensor in a ``TensorSource``.
+
+    Reads by position and maps nothing: the memory that counts as ours stays that of a batch, and a file that shrinks is
+    an error, not a crash. The disk hears of all rows of a batch at once, which it reads several times as fast as one
+    after the other. Workers get its name, not its data.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+    """Bytes before the first row."""
+    row_bytes: int
+    stamp: Stamp
+    """The file when it was opened first; another one of the same name is refused."""
+    _handle: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    @classmethod
+    def open(cls, path: Path, *, row_shape: tuple[int, ...] | None = None) -> "ArrayFile":
+        """row_shape: what a row must be, if it is known. Raises DataError if there is no such array in the file."""
+        try:
+            with path.open("rb") as file:
+                shape, fortran, dtype = _header(file)
+                offset, found = file.tell(), stamp(os.fstat(file.fileno()))
+            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is no array of numbers that np.save wrote: {error}") from error
+        row_bytes = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
+        if not shape or (fortran and len(shape) > 1):
+            raise DataError(f"{path} has no rows that lie one after the other: np.save(path, np.ascontiguousarray(a))")
+        if row_shape is not None and shape[1:] != row_shape:
+            raise DataError(f"{path} holds rows of shape {shape[1:]}, not {row_shape}")
+        if found[0] < offset + shape[0] * row_bytes:
+            raise DataError(f"{path} is cut short: {found[0]:,} bytes of {offset + shape[0] * row_bytes:,}")
+        array = cls(path, shape, kind, offset, row_bytes, found)
+        array._open()  # at once: another file of this name cannot come in between
+        return array
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handle": []}  # a worker process opens the file itself
+
+    def rows(self, indices: Tensor | slice) -> Tensor:
+        """Some rows in memory. indices: int64 of shape (B,), or a range."""
+        if isinstance(indices, slice):
+            start, stop, _ = indices.indices(len(self))
+            data, content = self._empty(max(0, stop - start))
+            self._fill(content.reshape(-1), self.offset + start * self.row_bytes)
+            return data
+        numbers = indices.tolist()
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
+            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {min(numbers)} to {max(numbers)}")
+        starts, handle = [self.offset + number * self.row_bytes for number in numbers], self._open()
+        if hasattr(os, "posix_fadvise"):
+            for start in starts:
+                os.posix_fadvise(handle, start, self.row_bytes, os.POSIX_FADV_WILLNEED)
+        data, content = self._empty(len(numbers))
+        for row, start in zip(content, starts, strict=True):
+            self._fill(row, start)
+        return data
+
+    def read(self) -> tuple[Tensor, str]:
+        """All of it in memory, and the SHA-256 of its bytes."""
+        (data, content), digest = self._empty(len(self)), hashlib.sha256()
+        everything = content.reshape(-1)
+        for start in range(0, len(everything), CHUNK):
+            chunk = everything[start : start + CHUNK]
+            self._fill(chunk, self.offset + start)
+            digest.update(chunk.data)
+        return data, digest.hexdigest()
+
+    def _empty(self, count: int) -> tuple[Tensor, npt.NDArray[np.uint8]]:
+        """Rows to be filled, and their bytes, of shape (count, row_bytes)."""
+        data = torch.empty(count, *self.shape[1:], dtype=self.dtype)
+        return data, data.view(torch.uint8).view(count, self.row_bytes).numpy()
+
+    def _fill(self, data: npt.NDArray[np.uint8], position: int) -> None:
+        """Read the bytes from a position on, of shape (n,)."""
+        handle, done = self._open(), 0
+        while done < len(data):
+            if not (count := _read_at(handle, data[done:] if done else data, position + done)):
+                raise DataError(f"{self.path} was cut short while it was read")
+            done += count
+
+    def _open(self) -> int:
+        """The file's handle in this process."""
+        if not self._handle:
+            try:
+                handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            except OSError as error:
+                raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+            self._handle.append(handle)
+            weakref.finalize(self, os.close, handle)
+            if stamp(os.fstat(handle)) != self.stamp:
+                raise DataError(f"{self.path} was replaced while it was in use; start again")
+            if hasattr(os, "posix_fadvise"):  # reading ahead of a random row only brings what nobody asked for
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+        return self._handle[0]
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of the array that begins here. Raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _read_at(handle: int, data: npt.NDArray[np.uint8], position: int) -> int:
+    """Number of bytes read."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [data.data], position)
+    os.lseek(handle, position, os.SEEK_SET)  # no process is forked where this is needed, so nobody else moves it
+    read = os.read(handle, data.nbytes)
+    data[: len(read)] = np.frombuffer(read, np.uint8)
+    return len(read)

@@ -1,0 +1,88 @@
+"""Images of your own: a folder a class, files of any size and kind."""
+
+import functools
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from base.batches import Batches
+from base.data import TensorSource
+from base.image_cache import ImageCache, Images, fingerprint, look
+from base.image_data import ImageLoader
+from base.image_folders import check_classes, is_image, training_classes
+from utils.errors import DataError
+from utils.paths import project_path
+from utils.registry import DATA_LOADERS
+from utils.schema import Fraction
+
+
+@DATA_LOADERS.register
+class ImageFolderLoader(ImageLoader):
+    """Images in data_dir/train/CLASS and data_dir/test/CLASS, of any sizes and kinds.
+
+    torchvision finds and Pillow decodes them, once: upright, the shorter side scaled to size, the middle of the longer
+    one, as one array that later runs read. It is made anew when a file is added, removed, renamed or changed.
+
+    data_dir: folder of the data set, relative to the project's folder.
+    size: edge of the images in pixels, as the model sees them.
+    cache_dir: folder for the arrays, which may be removed at any time; None: data_dir/cache.
+    validation_split: as for every data set; None: data_dir/val is the validation data if it is there, else a tenth of
+        data_dir/train.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        size: PositiveInt,
+        cache_dir: str | None = None,
+        validation_split: Fraction | NonNegativeInt | None = None,
+        **images: Any,
+    ) -> None:
+        self.size = size
+        self.data_dir = project_path(data_dir)
+        self.cache_dir = project_path(cache_dir) / self.data_dir.name if cache_dir else self.data_dir / "cache"
+        self.own_validation = validation_split is None and (self.data_dir / "val").is_dir()
+        split = validation_split if validation_split is not None else 0 if self.own_validation else 0.1
+        super().__init__(validation_split=split, **images)
+        self._read: dict[str, Images] = {}
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return training_classes(self.data_dir)
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return self.source(self.read("train"), augment=augment)
+
+    def validation(self) -> Batches | None:
+        if not self.own_validation:
+            return super().validation()
+        return self._evaluation(self.source(self.read("val"), augment=False), None)
+
+    def test_data(self) -> TensorSource:
+        return self.source(self.read("test"), augment=False)
+
+    def read(self, part: str) -> Images:
+        """The images of data_dir/part, decoded if no array holds them as they are now. Raises DataError."""
+        if part not in self._read:
+            root = self.data_dir / part
+            check_classes(root, self.class_names)
+            made_from = fingerprint("images", self.size, self.class_names, files=look(root, wanted=is_image))
+            cache = ImageCache(self.cache_dir, f"{part}-{self.size}", made_from)
+            self._read[part] = cache.load(in_memory=self.in_memory) or self._decode(part, cache)
+        return self._read[part]
+
+    def _decode(self, part: str, cache: ImageCache) -> Images:
+        from base.image_decoding import decode
+
+        root = self.data_dir / part
+        try:
+            cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train"))
+        except OSError as error:
+            raise DataError(
+                f"the images of {root} are decoded into {cache.pixels}, which cannot be written: {error.strerror}; "
+                'set "cache_dir" to a folder that can'
+            ) from error
+        if (images := cache.load(in_memory=self.in_memory)) is None:
+            raise DataError(f"{cache.pixels} is not what was written into it; is the disk sound, or another run at it?")
+        return images
