@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 CONFIG ?= config.json
 ARGS   ?=
+NPROC  ?= 1
 
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
 .PHONY: train test check schema bench clean
 
+# make train NPROC=2: two processes of this machine share each batch
+LAUNCH = $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc-per-node $(NPROC),$(BIN)/python)
+
 train: $(READY)
-	$(BIN)/python train.py -c $(CONFIG) $(ARGS)
+	$(LAUNCH) train.py -c $(CONFIG) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -57,7 +57,8 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
-    loaded = load_config(folder.config, options.overrides, trial=False)  # no optimizer here
+    # no optimizer here, and no weights that are in parts
+    loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], trial=False)
     experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
     state = _read(source, folder)
     load_weights(experiment.model, state, source)

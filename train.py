@@ -35,6 +35,7 @@ from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import CheckpointError, Stopped, UserError
 from utils.paths import PROJECT, shown
+from utils.processes import Processes, launch, processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
 
@@ -70,20 +71,26 @@ def main(argv: Sequence[str] | None = None) -> Result:
     options = cli.parse(made, argv)
     shorts = {"optimizer.args.lr": options.lr, "data_loader.args.batch_size": options.bs}
     overrides = [*options.overrides, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    team = processes()
     import_components()
     if options.list is not None or options.check:
         _look(options, overrides)
-    if options.resume is None:
-        loaded = load_config(options.config or PROJECT / "config.json", overrides)
-        return train(loaded, init_from=options.init_from)
-    if options.init_from:
+    if options.resume is not None and options.init_from:
         raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
-    folder, file = _find_run(options.resume, options.config, overrides)
-    return resume(folder, overrides, file=file)
+    if options.resume:
+        folder, file = _find_run(options.resume, options.config)
+        return resume(folder, overrides, file=file)
+    newest = options.resume is not None
+    loaded = load_config(options.config or PROJECT / "config.json", overrides, trial=not newest)
+    team.connect(loaded.config.runtime.timeout)
+    found = team.from_main(lambda: _run_of_launch(loaded, newest=newest))
+    return resume(found, overrides) if found else train(loaded, init_from=options.init_from)
 
 
 def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
     """--list and --check. What only looks is imported only here."""
+    if processes().launched:
+        raise UserError("--check and --list look with a process of their own; give them without torchrun")
     alone = not (overrides or options.config or options.check)
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list goes alone; --check takes -c, -d and KEY=VALUE, as a new run without --init-from")
@@ -99,22 +106,28 @@ def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
-    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
+    team = processes()
+    experiment = build_experiment(loaded, _console(loaded, team), SignalWatch(team))
     if init_from is not None:
         source = RunFolder.checkpoint_of(init_from)
         load_weights(experiment.model, checkpoint.read(source), source)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
 
+    weights = experiment.model.state_dict() if init_from is not None else {}  # of all processes, before one writes
+
     def prepare(folder: RunFolder) -> None:
         folder.write_config(to_json(loaded.config, folder=folder.path))
         if init_from is not None:  # a run that is killed before its first checkpoint must find these weights again
-            checkpoint.write(folder.initial, {"model": experiment.model.state_dict()})
+            checkpoint.write(folder.initial, {"model": weights})
+
+    def create() -> RunFolder:
+        return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
 
     with experiment.signals:
-        folder = RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
-        with folder.locked(), _reporting(experiment, folder):
-            trainer.begin(training, build_outputs(loaded, folder, experiment.console))
+        folder = team.from_main(create)
+        with folder.owned(team), _reporting(experiment, folder):
+            trainer.begin(training, build_outputs(loaded, folder, experiment))
             return _train_on(loaded, trainer, folder)
 
 
@@ -122,18 +135,23 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     """Go on with a run in its folder: from its newest sound checkpoint, or from one of its checkpoint files."""
     loaded = load_config(folder.config, overrides)
     _same_place(loaded, folder)
-    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
+    team = processes()
+    experiment = build_experiment(loaded, _console(loaded, team), SignalWatch(team))
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with experiment.signals, folder.locked(), _reporting(experiment, folder):
-        trainer.begin(training, build_outputs(loaded, folder, experiment.console))
-        found = _find_state(folder, file, experiment.console)
-        if found is not None:
-            source, state = found
-            trainer.load_state_dict(state, source)
+    with experiment.signals, folder.owned(team), _reporting(experiment, folder):
+        trainer.begin(training, build_outputs(loaded, folder, experiment))
+        found = _find_state(folder, file, experiment.console) if team.main else None
+        source = team.from_main(lambda: found[0] if found else None)
+        if source is not None:
+            trainer.load_state_dict(found[1] if found else checkpoint.read(source), source)
         else:
             _begin_again(loaded, trainer, folder)
         return _train_on(loaded, trainer, folder)
+
+
+def _console(loaded: LoadedConfig, team: Processes) -> Console:
+    return Console(loaded.config.trainer.verbosity, silent=not team.main)
 
 
 def _find_state(folder: RunFolder, file: Path | None, console: Console) -> tuple[Path, dict[str, Any]] | None:
@@ -167,11 +185,12 @@ def _begin_again(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) 
 
 def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
     """Train from where the trainer stands to the end, in a folder that is ours."""
-    text = to_json(loaded.config, folder=folder.path)
-    if trainer.progress.steps == 0 or folder.config.read_text(encoding="utf-8") != text:
-        folder.write_config(text)
-        trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
-    folder.write_environment(environment(str(trainer.runtime.device), loaded.config.seed))
+    team, text = trainer.runtime.processes, to_json(loaded.config, folder=folder.path)
+    if team.main:
+        if trainer.progress.steps == 0 or folder.config.read_text(encoding="utf-8") != text:
+            folder.write_config(text)
+            trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
+        folder.write_environment(environment(str(trainer.runtime.device), team.count, loaded.config.seed))
     for warning in loaded.warnings():
         trainer.console.warn(warning)
     for line in announcement(loaded, trainer, folder):
@@ -200,10 +219,24 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
         console.close()
 
 
-def _find_run(resume: str, config: Path | None, overrides: Sequence[str]) -> tuple[RunFolder, Path | None]:
-    if not resume:
-        asked = load_config(config or PROJECT / "config.json", overrides, trial=False).config
-        return RunFolder.newest(asked.trainer.save_dir, asked.name), None
+def _run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
+    """The run to go on with; None if a new one begins.
+
+    A launcher that starts its processes again, or a job that was started again under the same run id, goes on with the
+    run that it began. newest: else with the newest run of this name.
+    """
+    config = loaded.config
+    job, restarted = launch()
+    own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
+    if own is not None:
+        text = to_json(config, folder=own.path)
+        unfinished = own.last_epoch().get("epoch", 0) < config.trainer.epochs
+        if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
+            return own
+    return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
+
+
+def _find_run(resume: str, config: Path | None) -> tuple[RunFolder, Path | None]:
     if config is not None:
         raise UserError(
             "-r RUN goes on with the run's own config; for a new run with its weights: -c ... --init-from RUN"

@@ -1,5 +1,6 @@
 """What a run says before it begins and after it ended."""
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from base.base_trainer import BaseTrainer
 from logger.console import number, styled
 from utils.config import LoadedConfig
 from utils.paths import PROJECT, shown
+from utils.processes import processes
 from utils.run_folder import RunFolder
 
 
@@ -26,7 +28,9 @@ def announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) 
         patience = config.trainer.early_stop
         stop = f"; stops after {patience} epochs without a better one" if patience else ""
         yield _row("best", f"{config.trainer.monitor}{stop}")
-    yield _row("device", f"{trainer.runtime.device}, {config.runtime.precision}")
+    team = trainer.runtime.processes
+    spread = f", {team.count} processes ({config.runtime.strategy})" if team.launched else ""
+    yield _row("device", f"{trainer.runtime.device}, {config.runtime.precision}{spread}")
     yield _row("run", shown(folder.path))
     if progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
@@ -51,7 +55,8 @@ def farewell(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> I
 
 def command(folder: RunFolder) -> str:
     """The command that goes on with a run, from where the user stands."""
-    return f"python {shlex.quote(shown(PROJECT / 'train.py'))} -r {shlex.quote(shown(folder.path))}"
+    start = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 1)}" if processes().launched else "python"
+    return f"{start} {shlex.quote(shown(PROJECT / 'train.py'))} -r {shlex.quote(shown(folder.path))}"
 
 
 def _row(name: str, text: str) -> str:

@@ -1,11 +1,10 @@
 """The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
 
-import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,22 +12,15 @@ from torch import Tensor
 from base.batches import Batches, Window
 from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
+from base.groups import Group, grouped, weighted
 from base.metric import StepResult
 from base.misfit import MISFITS, misfit, not_finite
 from base.progress import Progress
 from base.report import Report
 from base.view import View
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
-from utils.random import generator_states, isolated, restore_generators
+from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
-
-
-class Group(NamedTuple):
-    """The batches of one optimizer step."""
-
-    batches: list[tuple[Window, Any]]
-    samples: int
-    """In all batches together."""
 
 
 class BaseTrainer(ABC):
@@ -64,8 +56,11 @@ class BaseTrainer(ABC):
     def begin(self, training: Training, outputs: Outputs) -> None:
         """Take what training needs; before ``load_state_dict`` and ``train``."""
         self.training, self.outputs = training, outputs
+        self.model = self.runtime.trained(self.experiment.model)
         held_out = training.validation.num_samples if training.validation else 0
-        self.report = Report(self.console, outputs.writers, self.settings, validation_samples=held_out)
+        self.report = Report(
+            self.console, outputs.writers, self.settings, self.runtime.processes, validation_samples=held_out
+        )
 
     def train(self) -> None:
         """Train to the end, from wherever the run stands.
@@ -122,37 +117,25 @@ class BaseTrainer(ABC):
 
     def groups(self) -> Iterator[Group]:
         """The batches of each optimizer step that is left of this epoch."""
-        progress, size = self.progress, self.settings.accumulate_steps
-        if progress.trained:
-            return
-        windows: Iterable[Window] = self.training.batches.windows(progress.position)
-        if self.settings.steps_per_epoch is None:
-            passes = progress.passes
-            windows = itertools.takewhile(lambda window: window.passes == passes, windows)
-        else:
-            left = self.settings.steps_per_epoch - progress.epoch_steps
-            windows = itertools.islice(windows, max(0, left) * size)
-        batches = self.training.batches.load(windows)
-        while group := list(itertools.islice(batches, size)):
-            yield Group(group, sum([window.size for window, _ in group]))
+        return grouped(self.training.batches, self.progress, self.settings)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
     def take_step(self, group: Group) -> Tensor | float:
-        """One optimizer step. Returns its loss, as ``keep`` gives it."""
-        batches, samples = group
-        shares = [window.size / samples for window, _ in batches]
+        """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
+        batches, samples, sizes = group
+        shares = [size / samples for size in sizes]
         weights = [1.0] * len(shares) if self.experiment.sum_loss else shares
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
             results[:] = [
                 self.train_step(self.runtime.to_device(batch), weight)
-                for (_, batch), weight in zip(batches, weights, strict=True)
+                for (_, batch), weight in zip(self.runtime.exchanging(batches), weights, strict=True)
             ]
-            loss: Tensor = _weighted([result.loss for result in results], weights)
+            loss: Tensor = weighted([result.loss for result in results], weights)
             return loss
 
         training, progress = self.training, self.progress
@@ -161,8 +144,8 @@ class BaseTrainer(ABC):
                 training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
             losses = [
-                self.train_metrics.update(result, samples=window.size, share=share)
-                for result, (window, _), share in zip(results, batches, shares, strict=True)
+                self.train_metrics.update(result, samples=size, share=share)
+                for result, size, share in zip(results, sizes, shares, strict=True)
             ]
         except MISFITS as error:
             raise error if self._fits else misfit(error, batches[0][1]) from error
@@ -171,7 +154,7 @@ class BaseTrainer(ABC):
         if moved:
             training.schedule.after_step()
         progress.step(training.batches.after(batches[-1][0]), steps_per_epoch=self.settings.steps_per_epoch)
-        loss: Tensor | float = _weighted(losses, weights)
+        loss: Tensor | float = weighted(losses, weights)
         self._unchecked.append((loss, [window for window, _ in batches]))
         return loss
 
@@ -193,12 +176,14 @@ class BaseTrainer(ABC):
         view.begin_evaluation(batches.num_samples)
         self.model.eval()
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
-        with isolated(self.experiment.seed, "evaluation"), torch.inference_mode():
+        key = self.runtime.processes.key
+        with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
             for window, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 try:
                     result = self.eval_step(self.runtime.to_device(batch))
-                    metrics.update(result, samples=window.size, share=window.size / batches.num_samples)
+                    size = batches.part(window).size
+                    metrics.update(result, samples=size, share=size / batches.num_samples)
                 except MISFITS as error:
                     raise error if self._fits else misfit(error, batch) from error
                 self._fits = True
@@ -240,17 +225,18 @@ class BaseTrainer(ABC):
         if finite:
             return
         first = self.progress.steps - len(unchecked) + 1
-        for step, (loss, windows) in enumerate(unchecked, start=first):
+        losses = self.runtime.processes.sums([float(loss) for loss, _ in unchecked])
+        for step, (loss, (_, windows)) in enumerate(zip(losses, unchecked, strict=True), start=first):
             if not math.isfinite(loss):
                 indices = torch.cat([as_tensor(self.training.batches.sample_indices(window)) for window in windows])
-                raise not_finite(float(loss), step, self.progress.epochs + 1, indices, self.outputs.checkpointer.folder)
+                raise not_finite(loss, step, self.progress.epochs + 1, indices, self.outputs.checkpointer.folder)
 
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest one is of this very moment and stands."""
         moment = self.progress.state_dict()
-        if moment == self._saved and self.outputs.checkpointer.wait():
+        if moment == self._saved and self.runtime.processes.from_main(self.outputs.checkpointer.wait):
             return
         self.check_finite()
         self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
@@ -259,12 +245,13 @@ class BaseTrainer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The state of every part, by name: tensors and plain values."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        return {**state, "random": generator_states(), "writers": self.outputs.writers.state_dict()}
+        random = self.runtime.processes.gather(generator_states())
+        return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Go on from a checkpoint: parts, random generators, and what was logged or saved after it is taken back."""
         loads = {name: part.load_state_dict for name, part in self.parts().items()}
-        for name, load in {**loads, "random": restore_generators}.items():
+        for name, load in {**loads, "random": self._restore_random}.items():
             try:
                 load(state[name])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -274,18 +261,21 @@ class BaseTrainer(ABC):
         self.outputs.writers.resume(state["writers"], step=self.progress.steps)
         self._saved = self.progress.state_dict()
 
+    def _restore_random(self, states: list[Any]) -> None:
+        """Each process goes on with its own generators; one that had none begins new ones."""
+        rank = self.runtime.processes.rank
+        if rank < len(states):
+            restore_generators(states[rank])
+        else:
+            seed_generators(self.experiment.seed, "joined", rank, self.progress.steps)
+
     def parts(self) -> dict[str, Any]:
         """Every part that has a state, under the name it has in a checkpoint. A subclass may add its own."""
         return {
-            "model": self.model,
+            "model": self.experiment.model,
             "optimizer": self.training.optimizer,
             "schedule": self.training.schedule,
             "runtime": self.runtime,
             "metrics": self.train_metrics,
             "progress": self.progress,
         }
-
-
-def _weighted(losses: list[Any], weights: list[float]) -> Any:
-    """The loss of an optimizer step, as one large batch would have had it, from its batches' tensors or numbers."""
-    return losses[0] if len(losses) == 1 else sum(weight * loss for weight, loss in zip(weights, losses, strict=True))

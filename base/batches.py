@@ -57,12 +57,24 @@ class Batches:
         self.source, self.batch_size, self.indices = source, batch_size, indices
         self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
         self.num_samples = len(source) if indices is None else len(indices)
+        self.rank, self.count = 0, 1
         self._order: tuple[int, Tensor] | None = None
         self._workers: tuple[_Requests, DataLoader[Any]] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass; a short last one counts."""
         return -(-self.num_samples // self.batch_size)
+
+    def divide(self, rank: int, count: int) -> None:
+        """From now on load only the part of each batch that is the rank-th of count processes'."""
+        self.rank, self.count = rank, count
+
+    def part(self, window: Window) -> Window:
+        """The samples of a batch that are this process's; none, where a batch has fewer samples than processes."""
+        if self.count == 1:
+            return window
+        start = window.start + window.size * self.rank // self.count
+        return Window(window.passes, start, window.start + window.size * (self.rank + 1) // self.count)
 
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a short last group of batches counts."""
@@ -93,18 +105,26 @@ class Batches:
         return self._order[1][window.start : window.stop]
 
     def load(self, windows: Iterable[Window]) -> Iterator[tuple[Window, Any]]:
-        """Each window and its batch, in the order of the windows."""
+        """Each window and its batch, or this process's part of that, in the order of the windows.
+
+        A process that has no part of a batch gets all of it, since it must go through the model with the others; it
+        counts for nothing.
+        """
         if self.num_workers == 0:
             for window in windows:
-                indices = self.sample_indices(window)
+                indices = self.sample_indices(self._loaded(window))
                 yield window, self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
             return
         if self._workers is None:  # started once and kept from epoch to epoch
             self._workers = self._start_workers(_Fetch(self.source, self.seed))
         sampler, loader = self._workers
         windows, ahead = itertools.tee(windows)  # the workers' requests go ahead of what they give
-        sampler.requests = ((window.passes, self.sample_indices(window)) for window in ahead)
+        sampler.requests = ((window.passes, self.sample_indices(self._loaded(window))) for window in ahead)
         yield from zip(windows, loader, strict=True)
+
+    def _loaded(self, window: Window) -> Window:
+        part = self.part(window)
+        return part if part.size else window
 
     def one_pass(self) -> Iterator[tuple[Window, Any]]:
         """Every sample once, each batch with its window."""

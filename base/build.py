@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,10 +20,12 @@ from base.schedule import Schedule
 from base.view import View
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
-from utils.checkpoint import Checkpointer
-from utils.config import LoadedConfig
+from utils.checkpoint import Checkpointer, NoCheckpoints
+from utils.config import LoadedConfig, to_json
 from utils.errors import DataError, UserError
 from utils.located_json import KeyPath
+from utils.paths import code_version
+from utils.processes import Processes
 from utils.random import seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, said, user_line
 from utils.run_folder import RunFolder
@@ -30,10 +33,6 @@ from utils.runtime import Runtime
 from utils.schedulers import contradiction, make_scheduler
 from utils.schema import Component
 from utils.signals import SignalWatch
-
-# optimizers with one fused kernel for all weights, and where; the results differ by rounding alone
-FUSED = {"SGD", "Adam", "AdamW"}
-FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatch) -> Experiment:
@@ -46,6 +45,7 @@ def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatc
         model: nn.Module = _build(loaded, "model", config.model, nn.Module)
         return model
 
+    _same_everywhere(loaded, runtime.processes)
     data, model, (criterion, sum_loss) = _together(
         lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),
         make_model,
@@ -55,6 +55,25 @@ def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatc
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # so that a mistake shows now
     return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
+
+
+def _same_everywhere(loaded: LoadedConfig, processes: Processes) -> None:
+    """Raise UserError if the processes of a run do not have the same config and code, or more than there is to do."""
+    batch = loaded.config.data_loader.args.get("batch_size")
+    if isinstance(batch, int) and batch < processes.count:
+        message = f"{batch} samples cannot be shared by {processes.count} processes; batch_size is that of all together"
+        raise loaded.error(("data_loader", "args", "batch_size"), message)
+    if processes.count == 1:
+        return
+    own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
+    everyone = processes.all(own)
+    for what in own:
+        others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
+        if others:
+            raise UserError(
+                f"process 0 and process {', '.join(others)} do not have the same {what}; "
+                "start all with the same command, on copies of the same files"
+            )
 
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
@@ -70,8 +89,12 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     """What only training needs. Reads the training data; writes nothing."""
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
-    batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
-    validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
+    processes = experiment.runtime.processes
+    with processes.one_after_the_other():
+        batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
+        validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
+    for part in filter(None, (batches, validation)):
+        part.divide(processes.rank, processes.count)
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
         raise loaded.error(
             ("trainer", "monitor"),
@@ -80,13 +103,15 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         )
     optimizer = _optimizer(loaded, experiment)
     schedule = _schedule(loaded, optimizer, batches)
-    seed_generators(config.seed, "training")
+    seed_generators(config.seed, "training", *processes.key)
     return Training(batches, validation, optimizer, schedule)
 
 
-def build_outputs(loaded: LoadedConfig, folder: RunFolder, console: Console) -> Outputs:
-    """The writers and the checkpoints of a run folder."""
-    settings = loaded.config.trainer
+def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
+    """The writers and the checkpoints of a run folder; for any but the main process, such as write nothing."""
+    settings, console = loaded.config.trainer, experiment.console
+    if not experiment.runtime.processes.main:
+        return Outputs(Writers({}), NoCheckpoints(folder.checkpoints, keep_last=None, warn=console.warn), View())
     kinds: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
     if settings.tensorboard:
         kinds["events"] = EventWriter(folder.path)
@@ -167,7 +192,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
             )
         else:
             functions[name] = functools.partial(make, **metric.args)
-    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss)
+    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, processes=runtime.processes)
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
@@ -176,12 +201,14 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
     if not parameters:
         raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
     args = dict(component.args)
-    if component.type in FUSED and not args.keys() & {"fused", "foreach", "differentiable"}:
-        args["fused"] = experiment.runtime.device.type in FUSED_DEVICES
+    fused = experiment.runtime.fuses(component.type)
+    if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
+        args["fused"] = fused
     make = OPTIMIZERS.get(component.type)
     assert make is not None
     build = functools.partial(make, parameters, **args)
     built: Optimizer = _call(loaded, ("optimizer", "args"), component.type, build, Optimizer)
+    experiment.runtime.prepare_optimizer(built)
     return built
 
 

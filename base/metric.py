@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import ConfigError
+from utils.processes import Processes
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -53,17 +54,20 @@ class Mean:
         if len(self._pending) == self.REMEMBERED:
             self._add_up()
 
-    def close_window(self) -> float:
-        """The mean since the last call; from now on it is part of the whole."""
+    def take_window(self) -> tuple[float, float]:
+        """The sum and the weight since the last call, of this process."""
         self._add_up()
-        total, weight = self.window_sum, self.window_weight
-        self.sum, self.weight = self.sum + total, self.weight + weight
+        taken = self.window_sum, self.window_weight
         self.window_sum = self.window_weight = 0.0
+        return taken
+
+    def close_window(self, total: float, weight: float) -> float:
+        """The mean of a window, of all processes; from now on it is part of the whole."""
+        self.sum, self.weight = self.sum + total, self.weight + weight
         return total / weight if weight else float("nan")
 
     def compute(self) -> float:
-        """The mean of all that was added since the reset."""
-        self.close_window()
+        """The mean of all windows since the reset."""
         return self.sum / self.weight if self.weight else float("nan")
 
     def finite(self) -> bool:
@@ -83,6 +87,11 @@ class Mean:
         self.reset()
         self.window_sum, self.window_weight = state["window"]
         self.sum, self.weight = state["whole"]
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Take over what another process had added to the window; the whole is the same in all."""
+        self.window_sum += state["window"][0]
+        self.window_weight += state["window"][1]
 
     def _add_up(self) -> None:
         if self._pending:
@@ -122,6 +131,28 @@ class LibraryMetric:
             setattr(self.metric, name, moved)
         self.metric._update_count = state["updates"]
 
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Take over what another process had measured. Raises ValueError where that cannot be told from its state."""
+        if not state["updates"]:
+            return
+        from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
+
+        joins: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+            dim_zero_sum: torch.add,
+            dim_zero_max: torch.maximum,
+            dim_zero_min: torch.minimum,
+            dim_zero_cat: lambda own, other: torch.cat([own, other]),
+        }
+        for name, value in state["values"].items():
+            own, join = getattr(self.metric, name), joins.get(self.metric._reductions[name])
+            if isinstance(own, list):
+                own.extend(item.to(self.metric.device) for item in value)
+            elif join is None:
+                raise ValueError(f"{self.name} cannot go on in the middle of an epoch with another number of processes")
+            else:
+                setattr(self.metric, name, join(own, value.to(self.metric.device)))
+        self.metric._update_count += state["updates"]
+
 
 class Metrics:
     """The loss and the metrics of one phase (training, validation or test).
@@ -130,6 +161,7 @@ class Metrics:
     library: torchmetrics' metrics by name.
     sum_loss: the loss is a sum over the samples, not a mean. It is then logged as the sum over an optimizer step's
         samples in training, over the data set in evaluation.
+    processes: each adds its own part of the samples; they are put together when they are read.
     """
 
     def __init__(
@@ -139,7 +171,9 @@ class Metrics:
         *,
         device: torch.device,
         sum_loss: bool = False,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.functions = dict(functions)
         self.sum_loss = sum_loss
         self.means = {name: Mean() for name in ("loss", *functions)}
@@ -147,10 +181,13 @@ class Metrics:
 
     def update(self, result: StepResult, *, samples: int, share: float) -> "Tensor | float":
         """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set.
+        samples: 0 for a batch that counts for nothing, since other processes have all of its samples.
 
         Returns the batch's loss, as ``keep`` gives it.
         """
         loss, outputs, targets = result
+        if not samples:
+            return 0.0
         kept = keep(loss)
         if self.sum_loss:
             self.means["loss"].add(kept, weight=share)
@@ -175,10 +212,13 @@ class Metrics:
 
     def close_window(self) -> dict[str, float]:
         """The means since the last call; torchmetrics' are known only at the end."""
-        return {name: mean.close_window() for name, mean in self.means.items()}
+        own = [number for mean in self.means.values() for number in mean.take_window()]
+        totals = iter(self.processes.sums(own))
+        return {name: mean.close_window(next(totals), next(totals)) for name, mean in self.means.items()}
 
     def compute(self) -> dict[str, float]:
         """Every value over all that was added since the reset."""
+        self.close_window()
         return {name: metric.compute() for name, metric in self._all().items()}
 
     def reset(self) -> None:
@@ -186,16 +226,30 @@ class Metrics:
             metric.reset()
 
     def finite(self) -> bool:
-        """Whether every loss of the window was finite."""
-        return self.means["loss"].finite()
+        """Whether every loss of the window was finite, in all processes."""
+        return not any(self.processes.sums([not self.means["loss"].finite()]))
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: metric.state_dict() for name, metric in self._all().items()}
+        """The state of each process. All must ask; the main one gets it."""
+        return {"processes": self.processes.gather({name: part.state_dict() for name, part in self._all().items()})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        saved = state["processes"]
+        rank, same = self.processes.rank, len(saved) == self.processes.count
         for name, metric in self._all().items():
-            if name in state:  # a metric that was added on resume begins here
-                metric.load_state_dict(state[name])
+            parts = [part[name] for part in saved if name in part]  # a metric that was added on resume begins here
+            if not parts:
+                continue
+            metric.load_state_dict(parts[rank] if same else parts[0])
+            if not same:
+                self._share_out(metric, parts)
+
+    def _share_out(self, metric: "Mean | LibraryMetric", parts: list[Any]) -> None:
+        """Where there were other numbers of processes, the main one takes what all of them had."""
+        for other in parts[1:]:
+            metric.merge(other)
+        if self.processes.rank:
+            metric.take_window() if isinstance(metric, Mean) else metric.reset()
 
     def _all(self) -> "dict[str, Mean | LibraryMetric]":
         return {**self.means, **self.library}

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from base.data import describe_batch
 from utils.errors import TrainingError, UserError
+from utils.processes import joined
 from utils.registry import user_frame
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
-def misfit(error: Exception, batch: Any) -> UserError:
+def misfit(error: Exception, batch: Any) -> Exception:
     """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
-    return UserError(
+    return joined().lost(error) or UserError(
         f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
         f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
     )

@@ -12,6 +12,7 @@ from logger.bar import INTERVAL, duration, rounded
 from logger.console import Console, number
 from logger.table import EpochTable
 from logger.writers import Writers
+from utils.processes import Processes
 from utils.schema import TrainerConfig
 
 LINES = 1.0  # seconds at least between two lines within an epoch, in a file
@@ -20,8 +21,16 @@ LINES = 1.0  # seconds at least between two lines within an epoch, in a file
 class Report:
     """The console and the writers of one run, fed once a step, once a window and once an epoch."""
 
-    def __init__(self, console: Console, writers: Writers, settings: TrainerConfig, *, validation_samples: int) -> None:
-        self.console, self.writers, self.settings = console, writers, settings
+    def __init__(
+        self,
+        console: Console,
+        writers: Writers,
+        settings: TrainerConfig,
+        processes: Processes,
+        *,
+        validation_samples: int,
+    ) -> None:
+        self.console, self.writers, self.settings, self.processes = console, writers, settings, processes
         self.pace, self.table = Pace(validation_samples), EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
         self._warm, self._next_line = False, 0.0
@@ -34,7 +43,7 @@ class Report:
         self._draw(self._start)
 
     def step(self, loss: Tensor | float, samples: int) -> None:
-        """An optimizer step, its loss and its number of samples."""
+        """An optimizer step, this process's part of its loss, and its number of samples."""
         self._loss = loss
         self.pace.steps += 1
         self.pace.samples += samples
@@ -42,7 +51,9 @@ class Report:
             self._draw(now)
 
     def window(self, progress: Progress, loss: Tensor | float, means: Mapping[str, float]) -> None:
-        """A point of the curves within an epoch: the means since the point before. loss: of this very step."""
+        """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
+        if self.processes.count > 1:  # what is shown next is the loss of all; between two points it is an estimate
+            self._loss = self._total(loss) / self.processes.count
         if self.console.lists and (now := time.perf_counter()) >= self._next_line:
             self._next_line = now + LINES
             self.console.info(self._line(now))
@@ -79,8 +90,12 @@ class Report:
             elif name.removeprefix("val_") not in shown:
                 shown[name] = {"": value}
         if len(shown) == len(values) and self._loss is not None:
-            shown = {"loss": shown["loss"], "last step": {"": float(self._loss)}, **shown}
+            shown = {"loss": shown["loss"], "last step": {"": self._total(self._loss)}, **shown}
         return shown
+
+    def _total(self, part: Tensor | float) -> float:
+        """The loss of a step, of all processes."""
+        return self.processes.sums([float(part)])[0]
 
     def _draw(self, now: float) -> None:
         if self.pace.steps and not self._warm:
@@ -113,7 +128,7 @@ class Report:
     def _parts(self, now: float) -> tuple[str, str, str, str, str]:
         """Loss, best value with and without its name, speed with and without its unit; empty where there is none."""
         best, speed = self._progress.best, self.pace.samples_per_second(now)
-        loss = "" if self._loss is None else f"loss {number(float(self._loss))}"
+        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.processes.count)}"
         name = (self.settings.monitor or " ").split(" ", 1)[1]
         bests = ("", "") if best is None else (f"best {name} {number(best)}", f"best {number(best)}")
         speeds = ("", "") if speed is None else (f"{rounded(speed)} samples/s", f"{rounded(speed)}/s")

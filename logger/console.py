@@ -54,12 +54,12 @@ class _Kept(logging.Handler):
 
 
 class Console:
-    """verbosity 0: warnings only; 1: a line an epoch; 2: also what happens within it."""
+    """verbosity 0: warnings only; 1: a line an epoch; 2: also what happens within it. silent: nothing at all."""
 
     DELAY = 0.3  # seconds that an evaluation may take before it shows how far it is
 
-    def __init__(self, verbosity: int) -> None:
-        self.verbosity = verbosity
+    def __init__(self, verbosity: int, *, silent: bool = False) -> None:
+        self.verbosity, self.silent = 0 if silent else verbosity, silent
         self.logger = logging.getLogger("run")
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO)
@@ -68,8 +68,8 @@ class Console:
 
     def open(self, path: Path | None) -> None:
         """Begin to print, and to write what is printed to a file too."""
-        self.logger.handlers = [self._lines]
-        if path is not None:
+        self.logger.handlers = [logging.NullHandler() if self.silent else self._lines]
+        if path is not None and not self.silent:
             self.logger.addHandler(_Kept(path, self._lines.level))
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is opened, renamed, linked, cut or removed.
 PAUSE_AT=STEP: at this optimizer step make the file RUNS/paused, and wait as long as it is there.
+DO_AT=STEP:RANK:WHAT: at this optimizer step, in this process of several, unless a launcher has started it again: "kill"
+or "stop" itself (SIGKILL, SIGTERM), "fail", "hang" or "spoil" a weight so that the loss is not a number.
 LEAVE_OUT=PART: forget this part of each checkpoint that is loaded, as a careless project would.
 """
 
@@ -58,6 +60,26 @@ def pause_at(step: int, folder: str) -> None:
     BaseTrainer.take_step = take_step  # type: ignore[method-assign]
 
 
+def do_at(step: int, rank: str, what: str) -> None:
+    """Come to grief in an optimizer step."""
+    original = BaseTrainer.take_step
+
+    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
+        if self.progress.steps + 1 == step and os.environ.get("RANK", "0") == rank:
+            if what in ("kill", "stop"):
+                os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
+            if what == "fail":
+                raise ZeroDivisionError("something of the user's went wrong")
+            if what == "hang":
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that the launcher need not wait for it
+                time.sleep(1000)
+            if what == "spoil":
+                group.batches[0][1][0].fill_(float("nan"))
+        return original(self, group)
+
+    BaseTrainer.take_step = take_step  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     DATA_LOADERS.register(SmallTensors)
     DATA_LOADERS.register(SmallSamples)
@@ -65,6 +87,9 @@ if __name__ == "__main__":
         leave_out(os.environ["LEAVE_OUT"])
     if "PAUSE_AT" in os.environ:
         pause_at(int(os.environ["PAUSE_AT"]), os.environ["RUNS"])
+    if "DO_AT" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        at, rank, what = os.environ["DO_AT"].split(":")
+        do_at(int(at), rank, what)
     if "KILL_AT" in os.environ:
         kill_at(int(os.environ["KILL_AT"]), os.environ["RUNS"])
     sys.argv[0] = str(ROOT / "train.py")

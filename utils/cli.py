@@ -2,13 +2,16 @@
 
 import argparse
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import Stopped, TrainingError, UserError
 from utils.overrides import OVERRIDE
+from utils.processes import joined
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -31,12 +34,20 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else."""
+    """Run a command and give its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else.
+
+    Of several processes that fail, one after the other, only the first says why.
+    """
+    status = _status(command, argv)  # only now it is known who else there is
+    return joined().leave(status)
+
+
+def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:
     try:
         command(argv)
+        joined().finish()
     except (UserError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:  # whoever read the output, as in `| head`, has gone
@@ -45,4 +56,20 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is whole", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not joined().launched:
+            raise
+        return _fail(error, 1)
     return 0
+
+
+def _fail(error: Exception, status: int) -> int:
+    """Say what went wrong, unless another process was the first to fail; give the status of the first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends all at once when the first one has ended
+    lost = joined().lost(error)
+    first, status = joined().first_to_fail(1 if lost else status)
+    if first and (lost or isinstance(error, (UserError, TrainingError))):
+        print(f"error: {lost or error}", file=sys.stderr)
+    elif first:
+        traceback.print_exception(error)
+    return status

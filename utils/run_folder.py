@@ -17,6 +17,7 @@ from typing import Any
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import lock_file, replacing
 from utils.paths import PROJECT, project_path
+from utils.processes import Processes, launch
 
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
 
@@ -33,6 +34,8 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.log = path / "train.log"
         self.checkpoints = path / "checkpoints"
+        self.job = path / ".job"
+        """What the launcher called the job that trains this run, for its restarts to find it."""
         self.initial = path / "initial.pth"
         """The weights that the run began with, if they came from another run."""
 
@@ -64,6 +67,16 @@ class RunFolder:
         if not runs:
             raise CheckpointError(f"there is no run to resume under {parent}; start one without -r")
         return cls.of(max(runs, key=_order))[0]
+
+    @classmethod
+    def of_job(cls, save_dir: str, name: str, job: str) -> "RunFolder | None":
+        """The newest run under save_dir/name that a launcher's job of this name has begun or gone on with."""
+        parent = project_path(save_dir) / name
+        runs = [
+            cls(path) for path in parent.glob("*") if NAME.fullmatch(path.name) and (path / "config.json").is_file()
+        ]
+        own = [run for run in runs if run._marks().partition("\n")[0] == job]
+        return max(own, key=lambda run: _order(run.path), default=None)
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
@@ -117,6 +130,29 @@ class RunFolder:
             finally:
                 _owned.discard(own)
 
+    @contextlib.contextmanager
+    def owned(self, team: Processes) -> Iterator[None]:
+        """The main process of these owns the folder, and all see it. Raises UserError if one does not."""
+        with self.locked() if team.main else contextlib.nullcontext():
+            if team.launched:
+                mark = team.from_main(self._mark)
+                blind = [str(rank) for rank, found in enumerate(team.all(self._marks())) if found != mark]
+                if blind:
+                    raise UserError(
+                        f"process {', '.join(blind)} of {team.count} does not see the run folder {self.path}; "
+                        "trainer.save_dir must be in a file system that all machines share"
+                    )
+            yield
+
+    def _mark(self) -> str:
+        """Note which job trains this run now, in words that only this folder has."""
+        text = f"{launch()[0] or ''}\n{os.urandom(8).hex()}\n"
+        replace_text(self.job, text)
+        return text
+
+    def _marks(self) -> str:
+        return self.job.read_text(encoding="utf-8") if self.job.is_file() else ""
+
     def _clear_up(self) -> None:
         """Remove what a process that was killed had not written to its end."""
         for folder in (self.path, self.checkpoints):
@@ -139,7 +175,7 @@ class RunFolder:
         replace_text(self.environment, json.dumps(record, indent=2) + "\n")
 
 
-def environment(device: str, seed: int) -> dict[str, Any]:
+def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
     """What a run depends on beside its config: command, code, versions, machine."""
     import platform
     from importlib.metadata import version
@@ -156,6 +192,7 @@ def environment(device: str, seed: int) -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "platform": platform.platform(),
         "device": device,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "seed": seed,
     }

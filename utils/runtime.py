@@ -1,18 +1,22 @@
 """The machine: device, arithmetic, compilation. The training step asks it and never looks at what it runs on."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
+from utils.processes import processes
 from utils.schema import RuntimeConfig
 
+T = TypeVar("T")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOTHING = nullcontext()
+# optimizers with one fused kernel for all weights, and where; the results differ by rounding alone
+FUSED = {"SGD", "Adam", "AdamW"}
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,13 +45,46 @@ def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
+def _fitting(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to load, with the kernels that were chosen here, and in the memory format of the parameters here.
+
+    A fused kernel goes through memory as it lies: a momentum in another format would be added to other weights.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(state["state"]) > len(parameters):
+        return state  # torch says what is wrong with it
+
+    def laid_out(value: Any, like: Tensor) -> Any:
+        alike = not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride()
+        return value if alike else torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+
+    groups = [
+        saved | {key: own[key] for key in ("fused", "foreach") if key in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    states = {
+        index: {name: laid_out(value, parameters[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {"state": states, "param_groups": groups}
+
+
 class Runtime:
     """Runs the arithmetic of a step on one device. Its state is the scale of the loss in fp16."""
 
     def __init__(self, settings: RuntimeConfig) -> None:
         self.settings = settings
-        self.device = pick_device(settings.device)
+        self.processes = processes()
+        self.processes.connect(settings.timeout)
+        self.device = self.processes.device(pick_device(settings.device))
         self._on_cpu = self.device.type == "cpu"
+        self.sharded = settings.strategy == "fsdp"
+        if self.sharded and not self.processes.launched:
+            raise ConfigError(
+                'runtime.strategy: "fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
+                "in a single one, runtime.strategy=ddp gives the same"
+            )
+        self._exchange: Callable[[bool], None] | None = None
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
@@ -55,10 +92,39 @@ class Runtime:
     def prepare(self, model: nn.Module) -> None:
         """Move a model to the device, in the memory format and the compiled form that it runs in."""
         model.to(self.device)
-        if any(parameter.dim() == 4 for parameter in model.parameters()):
+        if self.sharded:
+            from utils.parallel import shard
+
+            self._exchange = shard(model, self.device)
+        elif any(parameter.dim() == 4 for parameter in model.parameters()):
             model.to(memory_format=torch.channels_last)  # convolutions are faster in it
         if self.settings.compile:
             model.compile()  # in place: the names in checkpoints stay as they are
+
+    def trained(self, model: nn.Module) -> nn.Module:
+        """The model as the training calls it: with several processes, so that their gradients are added up."""
+        if self.processes.count == 1 or self.sharded:
+            return model
+        from utils.parallel import replicate
+
+        unused = self.settings.unused_parameters
+        replicated, self._exchange = replicate(model, self.device, unused_parameters=unused)
+        return replicated
+
+    def fuses(self, optimizer: str) -> bool | None:
+        """Whether an optimizer of this name has a fused kernel here; None if it never has one."""
+        if optimizer not in FUSED:
+            return None
+        return self.device.type in FUSED_DEVICES and not (self.sharded and optimizer == "SGD")
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the state of an optimizer fit any machine and be that of the whole model, however it is spread."""
+        if self.sharded:
+            from utils.parallel import whole_optimizer_state
+
+            whole_optimizer_state(optimizer)
+        else:
+            optimizer.register_load_state_dict_pre_hook(_fitting)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return NOTHING if self.dtype is None else torch.autocast(self.device.type, self.dtype)
@@ -75,8 +141,18 @@ class Runtime:
             return type(batch)(map(self.to_device, batch))
         return batch
 
+    def exchanging(self, batches: Sequence[T]) -> Iterable[T]:
+        """These batches of an optimizer step. With the last one the processes add up their gradients."""
+        return batches if self._exchange is None else self._exchange_with_last(batches, self._exchange)
+
+    def _exchange_with_last(self, batches: Sequence[T], exchange: Callable[[bool], None]) -> Iterator[T]:
+        for number, batch in enumerate(batches, start=1):
+            exchange(number == len(batches))
+            yield batch
+
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradient of weight * loss. weight: this batch's share of its optimizer step."""
+        weight *= self.processes.count  # torch gives the mean of the processes' gradients, and this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
         # as the incoming gradient, the weight costs no operation of its own
@@ -86,9 +162,8 @@ class Runtime:
         self, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Tensor], *, clip_grad_norm: float | None
     ) -> bool:
         """One optimizer step on the gradients that ``evaluate`` leaves. False if fp16 overflowed and it was skipped."""
-        if isinstance(optimizer, torch.optim.LBFGS):  # evaluates several times a step
-            closure = functools.partial(self._gradients, optimizer, evaluate, clip_grad_norm)
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        if isinstance(optimizer, torch.optim.LBFGS):  # evaluates several times a step, and looks at the loss
+            optimizer.step(lambda: self._total(self._gradients(optimizer, evaluate, clip_grad_norm)))  # type: ignore[no-untyped-call]
             return True
         self._gradients(optimizer, evaluate, clip_grad_norm)
         if not self.scaled:
@@ -111,6 +186,9 @@ class Runtime:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         return loss
+
+    def _total(self, loss: Tensor) -> Tensor:
+        return loss if self.processes.count == 1 else loss.new_tensor(self.processes.sums([loss.item()])[0])
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()

@@ -90,6 +90,12 @@ class RuntimeConfig(Section):
     """Arithmetic of forward and backward pass; weights stay in fp32. fp16 scales the loss."""
     compile: bool = False
     """Compile the model with torch.compile: slow to start, often faster after that."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a part of it."""
+    unused_parameters: bool = False
+    """With "ddp": look at each step for parameters that took no part in the loss, which costs time."""
+    timeout: PositiveFloat = 600.0
+    """Seconds that a process waits for another one before the run gives up."""
 
 
 class Config(Section):

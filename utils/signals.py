@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from utils.errors import Stopped
+from utils.processes import Processes
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -27,8 +28,9 @@ def end_at_once() -> None:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     again = shlex.join(["python", *sys.argv])
-    with contextlib.suppress(OSError):  # not print: this may have interrupted a print
-        os.write(2, f"stopped before anything began. To start again:\n{again}\n".encode())
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # not print: this may have interrupted a print
+            os.write(2, f"stopped before anything began. To start again:\n{again}\n".encode())
     os._exit(128 + number)
 
 
@@ -38,7 +40,8 @@ class SignalWatch:
     advice: what a second SIGINT leaves on the screen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes | None = None) -> None:
+        self.processes = processes or Processes()
         self.received: int | None = None
         self.advice = ""
         self._before: dict[int, Any] = {}
@@ -55,12 +58,14 @@ class SignalWatch:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise Stopped if a signal came."""
-        if self.received is not None:
-            raise Stopped(self.received)
+        """Raise Stopped if a signal came, to whichever process."""
+        received = self.processes.signal(self.received)
+        if received is not None:
+            raise Stopped(received)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None or number != signal.SIGINT:
+        # a launcher passes on a Ctrl-C that the terminal sent to all; and it kills whoever takes too long
+        if self.received is None or number != signal.SIGINT or self.processes.launched:
             self.received = self.received or number
             return
         signal.signal(number, signal.SIG_IGN)  # a third one must not come in between

@@ -1,0 +1,141 @@
+"""How a model is spread over processes: torch's DistributedDataParallel, or its fully_shard (FSDP2)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.errors import UserError
+
+Exchange = Callable[[bool], None]
+"""Told before each backward pass whether the gradients are added up over the processes with it."""
+
+OWN_GROUP = 1_000_000
+"""Parameters from which on a module is gathered by itself, so that not all weights are in memory at once."""
+
+
+class _Replicated(DistributedDataParallel):
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        try:
+            return super().forward(*inputs, **named)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            raise UserError(
+                "some parameters of the model took no part in the loss of the step before, and the other processes "
+                "wait for their gradients. Leave them out of the model, or set runtime.unused_parameters=true"
+            ) from error
+
+
+def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool) -> tuple[nn.Module, Exchange]:
+    """The whole model in each process; gradients are added up while the backward pass goes on."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return model, lambda last: None
+    devices = None if device.type == "cpu" else [device]
+    # the buffers (running means of BatchNorm, say) follow those of the main process before each forward pass
+    replicated = _Replicated(
+        model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
+    )
+
+    def exchange(last: bool) -> None:
+        replicated.require_backward_grad_sync = last  # what no_sync() does, without a scope
+
+    return replicated, exchange
+
+
+def shard(model: nn.Module, device: torch.device) -> Exchange:
+    """Keep only this process's part of each parameter, in place. The model's state_dict stays that of the whole."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in _groups(model):
+        fully_shard(module, mesh=mesh)
+    assert isinstance(model, FSDPModule)
+    model.register_forward_pre_hook(_same_buffers)
+    model.register_state_dict_post_hook(_give_whole)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(_take_part)  # type: ignore[no-untyped-call]
+    return model.set_requires_gradient_sync
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the state_dict of an optimizer over sharded parameters be that of the whole model."""
+
+    def take_part(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if len(state["state"]) > len(parameters):
+            return state  # torch says what is wrong with it
+        parts = {
+            index: {name: _like(value, parameters[index]) for name, value in values.items()}
+            for index, values in state["state"].items()
+        }
+        kernels = [
+            {key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups
+        ]
+        groups = [saved | own for saved, own in zip(state["param_groups"], kernels, strict=True)]
+        return {"state": parts, "param_groups": groups}
+
+    optimizer.register_state_dict_post_hook(lambda _, state: _whole(state))
+    optimizer.register_load_state_dict_pre_hook(take_part)
+
+
+def _groups(model: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered by themselves, inner ones first, the model last."""
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> int:
+        """Parameters that are gathered with the module around this one."""
+        left = sum(p.numel() for p in module.parameters(recurse=False)) + sum(map(visit, module.children()))
+        if left < OWN_GROUP or module is model or type(module).forward is nn.Module.forward:
+            return left
+        found.append(module)
+        return 0
+
+    visit(model)
+    return [*found, model]
+
+
+def _same_buffers(model: nn.Module, _: Any) -> None:
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def _give_whole(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in state:
+        state[name] = _whole(state[name])
+
+
+def _take_part(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in state:
+        if name in own:
+            state[name] = _like(state[name], own[name])
+
+
+def _whole(state: Any) -> Any:
+    """Sharded tensors put together on the CPU. Only the main process keeps them; the others give empty ones."""
+    if isinstance(state, DTensor):
+        with torch.no_grad():
+            full = state.full_tensor()
+        return full.cpu() if dist.get_rank() == 0 else full.new_empty(0, device="cpu")
+    if isinstance(state, dict):
+        return {key: _whole(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_whole, state))
+    return state
+
+
+def _like(value: Any, sharded: Any) -> Any:
+    """A whole tensor as this process's part of it, if it belongs to a sharded parameter of this shape."""
+    if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+        return value
+    if value.shape != sharded.shape:
+        return value
+    moved = value.to(sharded.device)
+    # each process has read all of it: nothing is sent
+    return distribute_tensor(moved, sharded.device_mesh, sharded.placements, src_data_rank=None)
