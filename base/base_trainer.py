@@ -1,5 +1,6 @@
 """The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.batches import Batches, Window
+from base.batches import Batches, Position, Window
 from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
-from base.groups import Group, grouped, weighted
+from base.groups import Group, grouped
 from base.metric import StepResult
 from base.misfit import MISFITS, misfit, not_finite
 from base.progress import Progress
@@ -39,7 +40,7 @@ class BaseTrainer(ABC):
         self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.progress = Progress()
-        self._unchecked: list[tuple[Tensor | float, list[Window]]] = []
+        self._unchecked: list[tuple[Tensor | float, Window, int]] = []
         self._saved: dict[str, Any] = {}
         self._fits = False
 
@@ -125,38 +126,39 @@ class BaseTrainer(ABC):
 
     def take_step(self, group: Group) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
-        batches, samples, sizes = group
-        shares = [size / samples for size in sizes]
-        weights = [1.0] * len(shares) if self.experiment.sum_loss else shares
+        batches, samples = group
+        training, progress, sum_loss = self.training, self.progress, self.experiment.sum_loss
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
-            results[:] = [
-                self.train_step(self.runtime.to_device(batch), weight)
-                for (_, batch), weight in zip(self.runtime.exchanging(batches), weights, strict=True)
-            ]
-            loss: Tensor = weighted([result.loss for result in results], weights)
-            return loss
+            results.clear()
+            total = None
+            for _, size, batch in self.runtime.exchanging(batches):
+                weight = 1.0 if sum_loss else size / samples
+                result = self.train_step(self.runtime.to_device(batch), weight)
+                results.append(result)
+                part = result.loss if weight == 1.0 else weight * result.loss
+                total = part if total is None else total + part
+            assert total is not None
+            return total
 
-        training, progress = self.training, self.progress
         try:
             moved = self.runtime.optimizer_step(
                 training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
-            losses = [
-                self.train_metrics.update(result, samples=size, share=share)
-                for result, size, share in zip(results, sizes, shares, strict=True)
-            ]
+            loss: Any = None
+            for result, (_, size, _) in zip(results, batches, strict=True):
+                share = size / samples
+                kept = self.train_metrics.update(result, samples=size, share=share)
+                part = kept if sum_loss or share == 1.0 else share * kept
+                loss = part if loss is None else loss + part
         except MISFITS as error:
-            raise error if self._fits else misfit(error, batches[0][1]) from error
+            raise error if self._fits else misfit(error, batches[0][2]) from error
         self._fits = True
-        progress.rates = training.schedule.rates()
-        if moved:
-            training.schedule.after_step()
+        progress.rates = training.schedule.after_step(moved=moved)
         progress.step(training.batches.after(batches[-1][0]), steps_per_epoch=self.settings.steps_per_epoch)
-        loss: Tensor | float = weighted(losses, weights)
-        self._unchecked.append((loss, [window for window, _ in batches]))
-        return loss
+        self._unchecked.append((loss, batches[0][0], len(batches)))
+        return loss  # type: ignore[no-any-return]
 
     def log_window(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
@@ -178,11 +180,10 @@ class BaseTrainer(ABC):
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
         key = self.runtime.processes.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            for window, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+            for window, size, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 try:
                     result = self.eval_step(self.runtime.to_device(batch))
-                    size = batches.part(window).size
                     metrics.update(result, samples=size, share=size / batches.num_samples)
                 except MISFITS as error:
                     raise error if self._fits else misfit(error, batch) from error
@@ -225,10 +226,12 @@ class BaseTrainer(ABC):
         if finite:
             return
         first = self.progress.steps - len(unchecked) + 1
-        losses = self.runtime.processes.sums([float(loss) for loss, _ in unchecked])
-        for step, (loss, (_, windows)) in enumerate(zip(losses, unchecked, strict=True), start=first):
+        losses = self.runtime.processes.sums([float(loss) for loss, _, _ in unchecked])
+        batches = self.training.batches
+        for step, (loss, (_, window, count)) in enumerate(zip(losses, unchecked, strict=True), start=first):
             if not math.isfinite(loss):
-                indices = torch.cat([as_tensor(self.training.batches.sample_indices(window)) for window in windows])
+                windows = itertools.islice(batches.windows(Position(window.passes, window.start)), count)
+                indices = torch.cat([as_tensor(batches.sample_indices(window)) for window in windows])
                 raise not_finite(loss, step, self.progress.epochs + 1, indices, self.outputs.checkpointer.folder)
 
     # ------------------------------------------------------------------ state

@@ -16,6 +16,8 @@ from utils.signals import ignore_in_worker
 
 Request = tuple[int, Tensor | slice | npt.NDArray[np.int64]]
 """The pass and the samples of a batch."""
+Loaded = tuple["Window", int, Any]
+"""A window, how many of its samples are this process's, and its batch."""
 
 
 class Position(NamedTuple):
@@ -71,8 +73,6 @@ class Batches:
 
     def part(self, window: Window) -> Window:
         """The samples of a batch that are this process's; none, where a batch has fewer samples than processes."""
-        if self.count == 1:
-            return window
         start = window.start + window.size * self.rank // self.count
         return Window(window.passes, start, window.start + window.size * (self.rank + 1) // self.count)
 
@@ -104,30 +104,35 @@ class Batches:
             self._order = window.passes, order if self.indices is None else self.indices[order]
         return self._order[1][window.start : window.stop]
 
-    def load(self, windows: Iterable[Window]) -> Iterator[tuple[Window, Any]]:
-        """Each window and its batch, or this process's part of that, in the order of the windows.
+    def load(self, windows: Iterable[Window]) -> Iterator[Loaded]:
+        """The batches of these windows, or this process's part of each, in their order.
 
         A process that has no part of a batch gets all of it, since it must go through the model with the others; it
         counts for nothing.
         """
         if self.num_workers == 0:
             for window in windows:
-                indices = self.sample_indices(self._loaded(window))
-                yield window, self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
+                size, indices = self._share(window)
+                random = SampleRandom(indices, (self.seed, "sample", window.passes))
+                yield window, size, self.source.batch(indices, random)
             return
         if self._workers is None:  # started once and kept from epoch to epoch
             self._workers = self._start_workers(_Fetch(self.source, self.seed))
         sampler, loader = self._workers
         windows, ahead = itertools.tee(windows)  # the workers' requests go ahead of what they give
-        sampler.requests = ((window.passes, self.sample_indices(self._loaded(window))) for window in ahead)
-        yield from zip(windows, loader, strict=True)
+        sampler.requests = ((window.passes, self._share(window)[1]) for window in ahead)
+        for window, batch in zip(windows, loader, strict=True):
+            yield window, self.part(window).size, batch
 
-    def _loaded(self, window: Window) -> Window:
+    def _share(self, window: Window) -> tuple[int, Tensor | slice]:
+        """How many samples of a batch are this process's, and which ones to load for it."""
+        if self.count == 1:
+            return window.stop - window.start, self.sample_indices(window)
         part = self.part(window)
-        return part if part.size else window
+        return part.size, self.sample_indices(part if part.size else window)
 
-    def one_pass(self) -> Iterator[tuple[Window, Any]]:
-        """Every sample once, each batch with its window."""
+    def one_pass(self) -> Iterator[Loaded]:
+        """Every sample once."""
         return self.load(itertools.islice(self.windows(), len(self)))
 
     def close(self) -> None:

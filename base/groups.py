@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from base.batches import Batches, Window
+from base.batches import Batches, Loaded, Window
 from base.progress import Progress
 from utils.schema import TrainerConfig
 
@@ -12,11 +12,9 @@ from utils.schema import TrainerConfig
 class Group(NamedTuple):
     """The batches of one optimizer step."""
 
-    batches: list[tuple[Window, Any]]
+    batches: list[Loaded]
     samples: int
-    """In all batches together."""
-    sizes: list[int]
-    """Samples of each batch that are this process's."""
+    """In all batches together, of all processes."""
 
 
 def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> Iterator[Group]:
@@ -33,12 +31,4 @@ def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> It
         windows = itertools.islice(windows, max(0, left) * size)
     loaded = batches.load(windows)
     while group := list(itertools.islice(loaded, size)):
-        sizes = [batches.part(window).size for window, _ in group]
-        yield Group(group, sum([window.size for window, _ in group]), sizes)
-
-
-def weighted(losses: list[Any], weights: list[float]) -> Any:
-    """The loss of an optimizer step, as one large batch would have had it, from its batches' tensors or numbers."""
-    if weights == [1.0]:
-        return losses[0]
-    return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        yield Group(group, sum([window.stop - window.start for window, _, _ in group]))

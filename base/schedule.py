@@ -23,9 +23,12 @@ class Schedule:
         self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
         self.scheduler = make(optimizer) if make else None
 
-    def after_step(self) -> None:
-        if self.scheduler and self.per_step:
+    def after_step(self, *, moved: bool) -> list[float]:
+        """The rates that the optimizer's step used. moved: whether it took one, which moves the schedule on."""
+        rates = self.rates()
+        if moved and self.scheduler and self.per_step:
             self._move(None)
+        return rates
 
     def after_epoch(self, monitored: float | None) -> None:
         if self.scheduler and not self.per_step:

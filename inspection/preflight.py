@@ -90,7 +90,7 @@ class _Check:
     def _first_batch(self) -> Any:
         start = time.perf_counter()
         batches = self.training.batches.one_pass()
-        _, batch = next(batches)
+        _, _, batch = next(batches)
         self.fetching = [time.perf_counter() - start]
         for _ in islice(batches, TIMED_STEPS):
             self.fetching.append(time.perf_counter() - start - sum(self.fetching))
@@ -163,7 +163,7 @@ class _Check:
         if batches is None:
             return 0.0
         start = time.perf_counter()
-        _, batch = next(batches.one_pass())
+        _, _, batch = next(batches.one_pass())
         with torch.no_grad():
             self.model.eval()
             self.trainer.eval_step(self.runtime.to_device(batch))

@@ -62,7 +62,7 @@ def test_batches_are_those_of_the_data_in_memory(tmp_path: Path, shuffle: bool, 
         for source, count in zip(sources, (0, workers), strict=True)
     )
     windows = list(itertools.islice(memory.windows(), 12))
-    for (_, (inputs, targets)), (_, (others, other_targets)) in zip(
+    for (_, _, (inputs, targets)), (_, _, (others, other_targets)) in zip(
         memory.load(windows), disk.load(windows), strict=True
     ):
         assert torch.equal(inputs, others)
@@ -134,7 +134,7 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_no_other_data(tmp_path:
     saved(tmp_path, np.ones((10, 4), np.uint8))
     with pytest.raises(DataError, match="replaced while it was in use"):
         next(Batches(worker, batch_size=2).load([Window(0, 0, 2)]))
-    _, (inputs, _) = next(Batches(source, batch_size=2).load([Window(0, 0, 2)]))
+    _, _, (inputs, _) = next(Batches(source, batch_size=2).load([Window(0, 0, 2)]))
     assert not inputs.any(), "this process has the old file open"
     shrinking = ArrayFile.open(path)
     with path.open("r+b") as file:

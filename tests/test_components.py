@@ -35,7 +35,7 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Path) -> None:
     trainer = prepare(path, own_cifar10)
-    window, batch = next(iter(trainer.training.batches.one_pass()))
+    window, _, batch = next(iter(trainer.training.batches.one_pass()))
     result = trainer.train_step(batch, 1.0)
     assert result.loss.shape == ()
     assert torch.isfinite(result.loss)
@@ -49,7 +49,7 @@ def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Pat
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Path) -> None:
     trainer = prepare(path, own_cifar10)
-    _, (inputs, _) = next(iter(trainer.training.batches.one_pass()))
+    _, _, (inputs, _) = next(iter(trainer.training.batches.one_pass()))
     trainer.model.eval()
     inputs = inputs.clone().requires_grad_()
     trainer.model(inputs)[0].sum().backward()

@@ -54,7 +54,7 @@ def numbers(count: int = 23) -> TensorSource:
 
 def passes(batches: Batches, count: int) -> list[Any]:
     windows = list(itertools.islice(batches.windows(), count * len(batches)))
-    return [batch for _, batch in batches.load(windows)]
+    return [batch for _, _, batch in batches.load(windows)]
 
 
 def equal(left: list[Any], right: list[Any]) -> bool:
@@ -77,12 +77,12 @@ def test_batches_are_the_same_for_any_number_of_workers(source: Any) -> None:
 def test_batches_are_the_same_from_any_position(source: Any, start: int) -> None:
     batches = Batches(source, batch_size=4, shuffle=True, seed=3)
     windows = list(itertools.islice(batches.windows(), 12))
-    whole = [batch for _, batch in batches.load(windows)]
+    whole = [batch for _, _, batch in batches.load(windows)]
     position = batches.after(windows[start - 1]) if start else Position()
     again = Batches(source, batch_size=4, shuffle=True, seed=3)
     later = list(itertools.islice(again.windows(position), 12 - start))
     assert later == windows[start:]
-    assert equal([batch for _, batch in again.load(later)], whole[start:])
+    assert equal([batch for _, _, batch in again.load(later)], whole[start:])
 
 
 def test_a_pass_holds_every_sample_once() -> None:
@@ -96,7 +96,7 @@ def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, tran
     stored, labels = torch.arange(23.0), torch.arange(23)
     source = TensorSource(stored, labels, transform=transform)
     with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
-        for _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+        for _, _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
             inputs.zero_()
             targets.zero_()
         assert torch.equal(stored, torch.arange(23.0))
@@ -107,7 +107,7 @@ def test_evaluation_leaves_the_data_as_they_are() -> None:
     stored = torch.arange(23.0)
     source = TensorSource(stored, torch.arange(23))
     with torch.inference_mode():
-        for _, (inputs, _) in Batches(source, batch_size=5).one_pass():
+        for _, _, (inputs, _) in Batches(source, batch_size=5).one_pass():
             inputs.zero_()
     assert torch.equal(stored, torch.arange(23.0))
 
@@ -163,7 +163,7 @@ def test_random_targets() -> None:
     def draw(**what: Any) -> tuple[Tensor, Tensor]:
         loader = RandomTensorLoader(batch_size=4, num_samples=100, input_shape=[3], **what)
         batches = Batches(loader.training_data(augment=True), batch_size=100)
-        _, batch = next(batches.one_pass())
+        _, _, batch = next(batches.one_pass())
         return tuple(batch)
 
     _, classes = draw(num_classes=4)
@@ -187,11 +187,11 @@ def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: P
     training, validation = loader.training(seed=0), loader.validation()
     assert validation is not None
     assert validation.indices is not None
-    _, (images, targets) = next(validation.load([Window(0, 0, 20)]))
+    _, _, (images, targets) = next(validation.load([Window(0, 0, 20)]))
     torch.testing.assert_close(images, stored[validation.indices].permute(0, 3, 1, 2).float() / 127.5 - 1)
     assert torch.equal(targets, labels[validation.indices])
     assert images.is_contiguous(memory_format=torch.channels_last)
-    _, (augmented, _) = next(training.load([Window(0, 0, 20)]))
+    _, _, (augmented, _) = next(training.load([Window(0, 0, 20)]))
     assert not torch.equal(augmented, loader.normalize(stored[training.sample_indices(Window(0, 0, 20))]))
     assert -1 <= augmented.min() < augmented.max() <= 1
 
