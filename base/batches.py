@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from base.data import SampleRandom, Source
 from utils.random import mix, permutation
-from utils.signals import ignore_in_worker
+from utils.signals import end_workers_at_exit, ignore_in_worker
 
 Request = tuple[int, Tensor | slice | npt.NDArray[np.int64]]
 """The pass and the samples of a batch."""
@@ -140,6 +140,7 @@ class Batches:
         self._workers = None
 
     def _start_workers(self, fetch: "_Fetch") -> "tuple[_Requests, DataLoader[Any]]":
+        end_workers_at_exit()
         sampler = _Requests()
         loader: DataLoader[Any] = DataLoader(
             fetch,

@@ -143,3 +143,15 @@ def test_a_lock_goes_with_its_process_and_not_with_its_workers(tmp_path: Path) -
         os.write(writing, b"x")
     for handle in (reading, writing):
         os.close(handle)
+
+
+def test_workers_that_are_left_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    code = (
+        "import torch; from base.batches import Batches; from base.data import TensorSource\n"
+        "left = Batches(TensorSource(torch.zeros(9), torch.zeros(9)), batch_size=1, num_workers=1).one_pass()\n"
+        "print(next(left)[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -1,7 +1,10 @@
 """SIGINT and SIGTERM: before the training they end the process; while it runs they wait for the end of a step."""
 
+import atexit
 import contextlib
 import ctypes
+import functools
+import multiprocessing
 import os
 import shlex
 import signal
@@ -86,3 +89,15 @@ def ignore_in_worker(_: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # if that is killed, they would live on for seconds and complain
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
+
+
+@functools.cache
+def end_workers_at_exit() -> None:
+    """At the exit of this process multiprocessing asks workers that are left to end, and waits; ours do not hear."""
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
