@@ -29,8 +29,9 @@ from base.build import (
     build_training,
     load_weights,
 )
-from base.experiment import Experiment
+from base.experiment import Experiment, Outputs
 from logger.console import Console
+from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import CheckpointError, Stopped, UserError
@@ -127,7 +128,7 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     with experiment.signals:
         folder = team.from_main(create)
         with folder.owned(team), _reporting(experiment, folder):
-            trainer.begin(training, build_outputs(loaded, folder, experiment))
+            trainer.begin(training, _outputs(loaded, folder, experiment))
             return _train_on(loaded, trainer, folder)
 
 
@@ -140,7 +141,7 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(team), _reporting(experiment, folder):
-        trainer.begin(training, build_outputs(loaded, folder, experiment))
+        trainer.begin(training, _outputs(loaded, folder, experiment))
         found = _find_state(folder, file, experiment.console) if team.main else None
         source = team.from_main(lambda: found[0] if found else None)
         if source is not None:
@@ -152,6 +153,16 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
 
 def _console(loaded: LoadedConfig, team: Processes) -> Console:
     return Console(loaded.config.trainer.verbosity, silent=not team.main)
+
+
+def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
+    """Where the run leaves what it found. What TensorBoard shows beside the curves is imported only where it is on."""
+    outputs = build_outputs(loaded, folder, experiment)
+    if isinstance(events := outputs.writers.writers.get("events"), EventWriter):
+        from board.board import Board
+
+        outputs.view = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
+    return outputs
 
 
 def _find_state(folder: RunFolder, file: Path | None, console: Console) -> tuple[Path, dict[str, Any]] | None:
@@ -189,7 +200,6 @@ def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> 
     if team.main:
         if trainer.progress.steps == 0 or folder.config.read_text(encoding="utf-8") != text:
             folder.write_config(text)
-            trainer.outputs.writers.text(trainer.progress.steps, "config", f"```json\n{text}```")
         folder.write_environment(environment(str(trainer.runtime.device), team.count, loaded.config.seed))
     for warning in loaded.warnings():
         trainer.console.warn(warning)

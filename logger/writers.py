@@ -1,5 +1,6 @@
 """What a run leaves to look at: metrics.jsonl and TensorBoard's event file, both cut back exactly on resume."""
 
+import contextlib
 import io
 import json
 import math
@@ -11,20 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.errors import CheckpointError
-from utils.files import LogFile
+from utils.files import LogFile, replacing
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 # the names of event files: the time of their making in seconds, and the machine
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
+VERSION = "brain.Event:2"
+# sorts before all others, so that no resume cuts it
+DESCRIPTION = "events.out.tfevents.0000000000.description"
 
 
 class Writer(Protocol):
     """Takes what is logged. Its state is how much of it stands on disk, so that a resume can cut off the rest."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def text(self, step: int, tag: str, text: str) -> None: ...
     def epoch(self, record: Mapping[str, float]) -> None: ...
     def flush(self) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -39,9 +42,6 @@ class JsonlWriter:
         self.file = LogFile(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def text(self, step: int, tag: str, text: str) -> None:
         pass
 
     def epoch(self, record: Mapping[str, float]) -> None:
@@ -82,28 +82,29 @@ class EventWriter:
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._add(_event(step, summary=Summary(value=points)))
 
-    def text(self, step: int, tag: str, text: str) -> None:
-        from torch.utils.tensorboard.summary import text as text_summary
+    def event(self, step: int, **content: Any) -> None:
+        """Whatever else TensorBoard shows. content: a field of its Event, as ``summary``."""
+        self._add(_event(step, **content))
 
-        self._add(_event(step, summary=text_summary(tag, text)))  # type: ignore[no-untyped-call]
+    def describe(self, *contents: Mapping[str, Any]) -> None:
+        """What holds for the run as a whole, as its hyperparameters: in a file of its own that takes the place of what
+        was said before, since TensorBoard keeps the first that it reads of them. A full disk does not stop the run.
+        """
+        with contextlib.suppress(OSError), replacing(self.folder / DESCRIPTION) as file:
+            file.write(_records([_event(0, file_version=VERSION), *(_event(0, **content) for content in contents)]))
 
     def epoch(self, record: Mapping[str, float]) -> None:
         pass
 
     def flush(self) -> None:
         """Write what waits."""
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         self._flushed = time.monotonic()
         if not self._waiting:
             return
         if self._file is None:
             self._file = LogFile(self.folder / self._new_name())
             self._waiting[:0] = _beginning(self._first_step)
-        records = io.BytesIO()
-        for event in self._waiting:
-            RecordWriter(records).write(event.SerializeToString())
-        self._file.append(records.getvalue())
+        self._file.append(_records(self._waiting))
         self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,12 +149,22 @@ def _event(step: int, **content: Any) -> "Event":
     return Event(wall_time=time.time(), step=step, **content)
 
 
+def _records(events: "list[Event]") -> bytes:
+    """Events as they stand in a file, each with its length and checksums."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    records = io.BytesIO()
+    for event in events:
+        RecordWriter(records).write(event.SerializeToString())
+    return records.getvalue()
+
+
 def _beginning(first_step: int) -> "list[Event]":
     """What a file begins with: its format, and from which step on it replaces what was written before it."""
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     start = SessionLog(status=SessionLog.START)
-    return [_event(0, file_version="brain.Event:2"), _event(first_step, session_log=start)]
+    return [_event(0, file_version=VERSION), _event(first_step, session_log=start)]
 
 
 class Writers:
@@ -165,10 +176,6 @@ class Writers:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for writer in self.writers.values():
             writer.scalars(step, values)
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        for writer in self.writers.values():
-            writer.text(step, tag, text)
 
     def epoch(self, record: Mapping[str, float]) -> None:
         for writer in self.writers.values():

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers import ROOT, Json, curves, lines, same, state
+from tests.helpers import ROOT, TIMES, Json, curves, lines, same, state
 
 WAIT = 300.0  # seconds; only a process that hangs comes to it
 
@@ -184,15 +184,18 @@ def differences(left: Path, right: Path) -> list[str]:
     return found
 
 
-def records(run: Path) -> list[tuple[str, int, float]]:
-    """What stands in the event files, in the order of writing, with nothing that a reader would have to sort out."""
+def records(run: Path) -> list[tuple[str, int, object]]:
+    """What stands in the event files, in the order of writing, with nothing that a reader would have to sort out.
+
+    Pictures and histograms too, to the bit; not the figures of time and memory, nor the config, which has the name.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
     return [
-        (value.tag, event.step, float(make_ndarray(value.tensor)))
+        (value.tag, event.step, make_ndarray(value.tensor).tolist())
         for path in sorted(run.glob("events.out.tfevents.*"))
         for event in EventFileLoader(str(path)).Load()
         for value in event.summary.value
-        if value.tag not in ("samples_per_second", "config/text_summary")
+        if value.tag not in (*TIMES, "config") and not value.tag.startswith("_hparams_/")
     ]

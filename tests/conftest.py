@@ -90,7 +90,13 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
             "loss": "cross_entropy",
             "metrics": ["accuracy"],
             "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
-            "trainer": {"epochs": 2, "save_dir": str(tmp_path / "saved"), "verbosity": 1, "log_every_steps": 2},
+            "trainer": {
+                "epochs": 2,
+                "save_dir": str(tmp_path / "saved"),
+                "verbosity": 1,
+                "log_every_steps": 2,
+                "pictures_every": 0,  # half a second each time
+            },
             "runtime": {"device": "cpu"},
         }
         for key, value in keys.items():

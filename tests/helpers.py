@@ -12,7 +12,8 @@ from utils import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
-TIMES = ("samples_per_second", "seconds")
+TIMES = ("samples_per_second", "seconds", "memory/process_MB")
+"""Figures of time and memory, which no two runs have in common."""
 
 
 def lines(run: Path) -> list[Json]:

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import ROOT
 
 # rooms only look and report: whatever a run goes through must not import them
-FLOORS = ["utils", "logger", "base", "component", "room", "root"]
+FLOORS = ["utils", "logger", "base", "component", "room", "board", "root"]
 COMPONENTS, ROOMS = ("data_loader", "model", "trainer"), ("inspection", "report")
 FLOOR_OF = dict.fromkeys(COMPONENTS, "component") | dict.fromkeys(ROOMS, "room")
 SOURCES = [

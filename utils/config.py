@@ -98,6 +98,10 @@ def _run_problems(config: Config) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in [*names[:index], *LOGGED] or name.startswith("val_"):
             yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another one with "name"')
+    if (steps := config.trainer.profile_steps) and steps[0] > steps[1]:
+        yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
+    if steps and not config.trainer.tensorboard:
+        yield Problem(("trainer", "profile_steps"), 'it goes with TensorBoard; set "tensorboard" to true')
     if config.trainer.monitor:
         _, _, watched = config.trainer.monitor.partition(" ")
         logged = ["loss", *names]

@@ -88,6 +88,7 @@ class Runtime:
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping; None where nothing is clipped
 
     def prepare(self, model: nn.Module) -> None:
         """Move a model to the device, in the memory format and the compiled form that it runs in."""
@@ -184,7 +185,7 @@ class Runtime:
             self.scaler.unscale_(optimizer)
         if clip_grad_norm is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         return loss
 
     def _total(self, loss: Tensor) -> Tensor:
