@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from inspection.layers import named_tensors
 
+MOST = 5000
+"""Nodes; a browser draws no more, as of a loop over a long sequence."""
+
 
 class Recorder(TorchFunctionMode):
     """Inside ``recording``, each function of torch that the model calls becomes a node of the graph."""
@@ -41,6 +44,8 @@ class Recorder(TorchFunctionMode):
 
     def add(self, name: str, kind: str, inputs: Sequence[str], outputs: Sequence[Tensor]) -> None:
         """A node that gives these tensors. Equal names are numbered."""
+        if len(self.nodes) == MOST:
+            return
         count = self._taken[name] = self._taken.get(name, 0) + 1
         name = name if count == 1 else f"{name}_{count}"
         shapes = [
