@@ -1,0 +1,213 @@
+"""TensorBoard's pages in a real browser, over three runs: what the board writes is what a user sees.
+
+Needs Chromium and its driver (Debian: apt-get install chromium chromium-driver); nothing is fetched from the network.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.support.ui import WebDriverWait
+
+import train
+from tests.helpers import ROOT, Json
+from tests.small_data import SmallTensors
+from utils.registry import DATA_LOADERS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+WAIT = 30.0  # seconds; only what is not there comes to it
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1400,1000",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed (apt-get install chromium-driver)"
+)
+
+# elements of a page, those in the shadow trees of its components too
+EVERYWHERE = """
+const found = [];
+const look = (root) => {
+  found.push(...root.querySelectorAll(arguments[0]));
+  root.querySelectorAll('*').forEach((element) => element.shadowRoot && look(element.shadowRoot));
+};
+look(document);
+"""
+COUNT = EVERYWHERE + "return found.filter((element) => element.getClientRects().length).length;"
+LOADED = EVERYWHERE + "return found.filter((image) => image.complete && image.naturalWidth > 50).length;"
+TEXT = EVERYWHERE + "return found.map((element) => element.textContent).join(' ');"
+WORDS = "span, div, text, title, td, th, h3, code, p, vaadin-grid-cell-content"
+
+
+class Page:
+    """What a browser shows of a TensorBoard."""
+
+    def __init__(self, browser: Chrome, address: str) -> None:
+        self.browser, self.address = browser, address
+
+    def open(self, name: str) -> None:
+        self.browser.get("about:blank")  # another fragment alone would not load the page anew
+        self.browser.get(f"{self.address}#{name}")
+
+    def until(self, condition: Callable[[], Any], missing: str) -> None:
+        WebDriverWait(self.browser, WAIT, poll_frequency=0.2).until(lambda _: condition(), missing)
+
+    def has(self, *words: str) -> None:
+        """Wait until all these words stand there."""
+        self.until(lambda: not self.lacks(words), f"one of {words} is not on {self.browser.current_url}")
+
+    def shows(self, selector: str, at_least: int) -> None:
+        """Wait until so many elements are visible."""
+        missing = f"fewer than {at_least} {selector} on {self.browser.current_url}"
+        self.until(lambda: self.browser.execute_script(COUNT, selector) >= at_least, missing)
+
+    def lacks(self, words: Sequence[str]) -> list[str]:
+        text = self.browser.execute_script(TEXT, WORDS)
+        return [word for word in words if word not in text]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A classification of images with two learning rates, one of them resumed, and a regression."""
+    folder = tmp_path_factory.mktemp("browser")
+    images: Json = {
+        "data_loader": {"type": "SmallTensors", "args": {"batch_size": 16, "validation_split": 40}},
+        "model": {"type": "LeNet", "args": {}},
+        "loss": "cross_entropy",
+        "metrics": ["accuracy"],
+    }
+    sizes = {"num_samples": 200, "batch_size": 20, "validation_split": 100}
+    line: Json = {
+        "data_loader": {"type": "RandomTensorLoader", "args": {**sizes, "input_shape": [3], "linear": [3, 1, -2]}},
+        "model": {"type": "LinearRegression", "args": {"in_features": 3}},
+        "loss": "mse_loss",
+    }
+    trainer = {"epochs": 2, "monitor": "min val_loss", "log_every_steps": 2, "verbosity": 0}
+
+    def fit(name: str, rate: float, *overrides: str, **config: Any) -> Path:
+        own = {"name": name, "optimizer": {"type": "SGD", "args": {"lr": rate}}}
+        config |= {**own, "trainer": {**trainer, "save_dir": str(folder / "saved")}, "runtime": {"device": "cpu"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        return train.main(["-c", str(folder / "config.json"), *overrides]).run_dir
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
+        patch.setattr(SmallTensors, "class_names", tuple(f"class/{label}" for label in range(10)))
+        resumed = fit("images", 0.01, "trainer.epochs=1", **images)
+        train.main(["-r", str(resumed), "trainer.epochs=2"])
+        fit("images", 0.05, **images)
+        fit("line", 0.1, **line)
+        yield folder / "saved"
+
+
+@pytest.fixture(scope="module")
+def page(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A browser on a TensorBoard that has read all three runs."""
+    options = ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(saved), "--host", "127.0.0.1", "--port", "0"]
+    environment = {**os.environ, "TENSORBOARD_PROXY_URL": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
+            address = next(found[0] for found in addresses if found)
+            with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
+                made = Page(browser, address)
+                made.until(lambda: everything_is_read(address), "TensorBoard did not read the runs")
+                yield made
+        finally:
+            server.terminate()
+
+
+def fetch(address: str, path: str) -> Any:
+    with urlopen(f"{address}data/{path}", timeout=WAIT) as answer:
+        return json.load(answer)
+
+
+def everything_is_read(address: str) -> bool:
+    """Whether the server has the runs with the last that was written to each."""
+    pictures = [tag for tags in fetch(address, "plugin/images/tags").values() for tag in tags]
+    return len(fetch(address, "runs")) == 3 and sum(tag.startswith("evaluation/") for tag in pictures) == 5
+
+
+def test_scalars(page: Page) -> None:
+    page.open("scalars&tagFilter=^(loss|gradient_norm|learning_rate|samples_per_second|memory|best)")
+    page.has("loss/train", "loss/valid", "gradient_norm", "learning_rate", "samples_per_second", "memory/process_MB")
+    page.shows("path.line", at_least=8)
+    page.open("timeseries")
+    page.has("accuracy/train", "accuracy/valid", "accuracy/step")
+    page.shows("line-chart canvas", at_least=3)
+
+
+def test_images(page: Page) -> None:
+    page.open("images")
+    page.has("images/training", "evaluation/confusion_matrix", "evaluation/mistakes", "evaluation/predicted_over_true")
+    page.until(lambda: page.browser.execute_script(LOADED, "img") >= 7, "the pictures did not load")
+
+
+def test_graph(page: Page) -> None:
+    page.open("graphs")
+    page.has("inputs", "conv1", "max_pool2d", "fc3", "outputs")
+    page.shows("g.node", at_least=10)
+
+
+@pytest.mark.parametrize(("name", "drawn"), [("histograms", "path.outline"), ("distributions", "path.area")])
+def test_weights_and_gradients(page: Page, name: str, drawn: str) -> None:
+    page.open(f"{name}&tagFilter=conv1")
+    page.has("weights/conv1.weight", "gradients/conv1.weight")
+    page.shows(drawn, at_least=8)
+
+
+def test_text(page: Page) -> None:
+    page.open("text")
+    page.has("62,006 parameters", "Conv2d", '"type": "SmallTensors"', '"epochs": 2')
+
+
+def test_custom_scalars(page: Page) -> None:
+    page.open("custom_scalars")
+    page.has("overview", "every few steps", "the machine", "gradient norm (before clipping)")
+    page.shows("tf-custom-scalar-multi-line-chart-card", at_least=4)
+    page.shows("path.line", at_least=8)
+
+
+def test_precision_recall_curves(page: Page) -> None:
+    page.open("pr_curves")
+    page.has("precision_recall/class/0", "precision_recall/class/1")
+    page.shows("path.line", at_least=2)
+
+
+def test_hyperparameters(page: Page, saved: Path) -> None:
+    """Three runs in one table, whose values are sound and by which they can be sorted."""
+    page.open("hparams")
+    page.has("optimizer.lr", "model.type", "best/accuracy", "best/loss", "line/", "images/")
+    asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "sliceSize": 10, "startIndex": 0}
+    columns = [{"metric": {"tag": "best/loss", "group": ""}, "order": "ORDER_DESC"}, {"hparam": "optimizer.lr"}]
+    asked["colParams"] = columns
+    body = json.dumps(asked).encode()
+    address = f"{page.address}data/plugin/hparams/session_groups"
+    with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=WAIT) as answer:
+        groups = json.load(answer)["sessionGroups"]
+    best = [next(m["value"] for m in group["metricValues"] if m["name"]["tag"] == "best/loss") for group in groups]
+    assert len(best) == 3
+    assert best == sorted(best, reverse=True)
+    for group in groups:
+        records = [json.loads(line) for line in (saved / group["name"] / "metrics.jsonl").read_text().splitlines()]
+        values = {m["name"]["tag"]: m["value"] for m in group["metricValues"]}
+        assert values["best/loss"] == pytest.approx(min(record["val_loss"] for record in records))
+        assert values["loss/valid"] == pytest.approx(records[-1]["val_loss"])
+        assert group["hparams"]["trainer.epochs"] == 2
