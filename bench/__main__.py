@@ -94,9 +94,9 @@ def run(command: Sequence[str], clock: str) -> dict[str, float]:
 
 
 def places(command: Sequence[str], folder: str, data_dir: str) -> list[str]:
-    """The overrides that say where a run of ours finds its data and leaves its files."""
+    """The overrides that say where a run of ours finds its data and leaves its files. No pictures at its end."""
     data = [f"data_loader.args.data_dir={data_dir}"] if command[1] != "config.json" else []
-    return [f"trainer.save_dir={folder}", "runtime.device=cpu", *data]
+    return [f"trainer.save_dir={folder}", "trainer.pictures_every=0", "runtime.device=cpu", *data]
 
 
 def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:

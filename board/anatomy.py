@@ -1,6 +1,5 @@
 """What a model is made of: its layers as a table, and its graph. Two samples go through it, and leave no trace."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,10 +16,13 @@ from utils.random import isolated
 
 
 def first_batch(trainer: BaseTrainer, samples: int) -> Any:
-    """The first samples of the training, as the model gets them."""
-    batches = copy.copy(trainer.training.batches)
-    batches.num_workers = 0  # workers that run would take this for the batch that they are asked for next
-    return next(batches.load([Window(0, 0, min(samples, batches.num_samples))]))
+    """The first samples of the training, as the model gets them.
+
+    By the workers, where there are any: a data set that opens a file in this process might not survive their start.
+    """
+    batches = trainer.training.batches
+    [(_, batch)] = batches.load([Window(0, 0, min(samples, batches.num_samples))])
+    return batch
 
 
 def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:

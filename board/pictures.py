@@ -15,8 +15,6 @@ from report.findings import Findings
 
 GRID = 32
 """Training images that are shown."""
-SIDE = 64
-"""Small images are enlarged by a whole number, to about so many pixels."""
 MOST_CURVES = 20
 """More classes than these share one precision-recall curve."""
 
@@ -57,12 +55,9 @@ def evaluation(findings: Findings) -> Iterator[Summary]:
 
 
 def _grid(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pictures of (B, H, W, C) side by side on white, in rows of eight."""
+    """Pictures of (B, H, W, C) side by side on white, in rows of eight. TensorBoard enlarges what is small."""
     count, height, width, channels = pictures.shape
-    factor = max(1, SIDE // max(height, width))
-    pictures = pictures.repeat(factor, 1).repeat(factor, 2)
-    columns = min(8, count)
-    tall, wide = height * factor + 2, width * factor + 2
+    columns, tall, wide = min(8, count), height + 2, width + 2
     whole = np.full((math.ceil(count / columns) * tall, columns * wide, channels), 255, np.uint8)
     for place, picture in enumerate(pictures):
         top, left = place // columns * tall, place % columns * wide
