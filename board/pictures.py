@@ -15,6 +15,8 @@ from report.findings import Findings
 
 GRID = 32
 """Training images that are shown."""
+MISTAKES = 12
+"""In rows of four, so that their names can be read at the width that TensorBoard gives a picture."""
 MOST_CURVES = 20
 """More classes than these share one precision-recall curve."""
 
@@ -48,7 +50,7 @@ def evaluation(findings: Findings) -> Iterator[Summary]:
     if (found := findings.classification) is not None and found.samples:
         names = findings.class_names()
         yield image("evaluation/confusion_matrix", drawing.png(figures.confusion_matrix(found.confusion, names)))
-        if (mistakes := figures.mistakes_grid(found.mistakes, names)) is not None:
+        if (mistakes := figures.mistakes_grid(found.mistakes[:MISTAKES], names, columns=4)) is not None:
             yield image("evaluation/mistakes", drawing.png(mistakes))
     if findings.regression is not None and findings.regression.numbers:
         yield image("evaluation/predicted_over_true", drawing.png(figures.scatter(findings.regression)))
