@@ -30,13 +30,20 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
 
     batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
     """
-    trace, recorder = Trace(), Recorder(trainer.model)
+    model = trainer.experiment.model
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
+    trace, recorder = Trace(), Recorder(model)
     try:
-        with untouched(trainer), traced(trainer.model, trace), recording(trainer.model, recorder):
+        with untouched(trainer), traced(model, trace), recording(model, recorder):
             trainer.eval_step(trainer.runtime.to_device(_two(batch)))
     except Exception as error:  # of the user's own code, which gets a batch here that it may not be made for
-        return f"{_size(trainer.model)}\n\nThere is neither a table of layers nor a graph: {error}", None
-    return f"{_size(trainer.model)}\n\n{_table(trace.rows)}", recorder.graph().SerializeToString()
+        return f"{_size(model)}\n\nThere is neither a table of layers nor a graph: {error}", None
+    return f"{_size(model)}\n\n{_table(trace.rows)}", recorder.graph().SerializeToString()
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def untouched(trainer: BaseTrainer) -> Iterator[None]:
 
     No inference mode: what a model keeps for later, as a table of positions, must serve in training too.
     """
-    model = trainer.model
+    model = trainer.experiment.model
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with ExitStack() as stack:

@@ -42,8 +42,8 @@ class Board(View):
         ]
         self.events.describe(*self._about)
         if trainer.progress.steps == 0:
-            self._write(0, pictures.training(trainer.experiment.data, batch))
-            self._write(0, measures.weights(trainer.model))
+            self._draw(trainer, pictures.training(trainer.experiment.data, batch))
+            self._write(0, measures.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:
             from board.profile import StepProfile
 
@@ -52,9 +52,9 @@ class Board(View):
 
     def window(self, trainer: BaseTrainer) -> None:
         progress = trainer.progress
-        self.events.scalars(progress.steps, {"gradient_norm": measures.gradient_norm(trainer)})
+        self.events.scalars(progress.steps, measures.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
-            self._write(progress.steps, measures.gradients(trainer.model))
+            self._write(progress.steps, measures.gradients(trainer.experiment.model))
 
     def begin_evaluation(self, samples: int) -> None:
         self.findings.begin_evaluation(samples)
@@ -68,18 +68,24 @@ class Board(View):
         if settings.monitor and progress.best_epoch == progress.epochs:
             scalars |= overview.best(values)
         self.events.scalars(progress.steps, scalars)
-        self._write(progress.steps, measures.weights(trainer.model))
+        self._write(progress.steps, measures.weights(trainer.experiment.model))
         self._write(progress.steps, pictures.precision_recall(self.findings))
         every = settings.pictures_every
         if every != 0 and (trainer.finished() or (every and progress.epochs % every == 0)):
-            self._write(progress.steps, pictures.evaluation(self.findings))
+            self._draw(trainer, pictures.evaluation(self.findings))
 
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
             self._profile.end()
             if not self._profile.path.exists():
-                trainer.console.warn(f"trainer.profile_steps: no step from {self._profile.first} on was taken")
+                trainer.console.warn("trainer.profile_steps: these steps were not taken, or the disk is full")
         self.events.describe(*self._about, {"summary": summaries.finished(time.time())})
+
+    def _draw(self, trainer: BaseTrainer, made: "Iterable[Summary]") -> None:
+        try:
+            self._write(trainer.progress.steps, made)
+        except Exception as error:  # a library that is missing, a broken font: no reason to lose an epoch
+            trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
 
     def _write(self, step: int, made: "Iterable[Summary]") -> None:
         for summary in made:

@@ -14,11 +14,18 @@ from board.summaries import histogram
 MEGABYTE = 2**20
 
 
-def gradient_norm(trainer: BaseTrainer) -> float:
-    """Of all gradients of the last step together, as the clipping found them."""
-    if trainer.runtime.gradient_norm is not None:
-        return float(trainer.runtime.gradient_norm)
-    return float(nn.utils.get_total_norm(values for _, values in _gradients(trainer.model)))
+def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
+    """Of all gradients of the last step together, as the clipping found them.
+
+    Empty where this process has only a part of them: the other processes are not there to add theirs.
+    """
+    norm = trainer.runtime.gradient_norm
+    if norm is None:
+        values = [values for _, values in _gradients(trainer.experiment.model)]
+        if any(_is_part(value) for value in values):
+            return {}
+        norm = nn.utils.get_total_norm(values)
+    return {} if _is_part(norm) else {"gradient_norm": float(norm)}
 
 
 def weights(model: nn.Module) -> Iterator[Summary]:
@@ -53,6 +60,11 @@ def _resident() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _is_part(values: Tensor) -> bool:
+    """Whether other processes have the rest of a tensor: a DTensor, whose import would take 0.2 s."""
+    return hasattr(values, "to_local")
 
 
 def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

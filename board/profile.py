@@ -54,7 +54,10 @@ class StepProfile:
             self._step = None
         if self._profile is not None:
             self._profile.stop()
-            self._profile.export_chrome_trace(str(self.path))
+            try:
+                self._profile.export_chrome_trace(str(self.path))
+            except OSError:  # a full disk; the run's end tells
+                self.path.unlink(missing_ok=True)
             self._profile = None
 
 

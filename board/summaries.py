@@ -23,8 +23,12 @@ BUCKETS = 30
 
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
-    """Of any floats, on any device; what is not finite is left out. None if nothing is left."""
-    values = values.detach().float().flatten()
+    """Of any floats, on any device; what is not finite is left out. None if nothing is left.
+
+    Of a tensor that is spread over several processes, the part that this one has.
+    """
+    values = getattr(values, "to_local", lambda: values)().detach()
+    values = (torch.view_as_real(values) if values.is_complex() else values.float()).flatten()
     values = values[values.isfinite()]
     if not values.numel():
         return None

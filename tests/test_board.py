@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import train
 from base.metric import StepResult
 from board.graph import MOST, Recorder, recording
+from board.summaries import histogram
 from data_loader.random_tensor import RandomTensorLoader
 from model.lenet import LeNet
 from tests.helpers import ROOT, Json, curves, same, state
@@ -263,6 +264,49 @@ def test_what_cannot_be_watched_still_trains(fit: Fit, monkeypatch: pytest.Monke
     monkeypatch.setitem(MODELS._own, "Unwatchable", Unwatchable)
     run = fit("data_loader.args.eval_batch_size=10", model={"type": "Unwatchable", "args": {}}).run_dir
     assert "too few samples for me" in written(run, "model")
+
+
+def test_pictures_that_cannot_be_drawn_stop_no_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the font is broken")
+
+    monkeypatch.setattr("report.figures.confusion_matrix", broken)
+    assert fit("trainer.pictures_every=null").epochs == 2
+    assert "could not be drawn: the font is broken" in capsys.readouterr().err
+
+
+def test_a_profile_that_the_disk_does_not_take_stops_no_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Any, path: str) -> None:
+        Path(path).write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", full)
+    run = fit("trainer.profile_steps=[2,3]").run_dir
+    assert not list(run.glob("*trace*"))
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would not take part in what the model exchanges, and it would wait for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.distributed.is_initialized", lambda: True)
+        patch.setattr("torch.distributed.get_world_size", lambda: 2)
+        run = fit().run_dir
+    assert "several processes" in written(run, "model")
+    assert not read(run).Tags()["graph"]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.complex64])
+def test_histograms_of_all_kinds_of_numbers(kind: torch.dtype) -> None:
+    values = torch.tensor([0.0, 1.0, 2.0, float("nan"), float("inf")], dtype=kind)
+    counts = make_ndarray(histogram("x", values).value[0].tensor)[:, 2]  # type: ignore[union-attr]
+    assert counts.sum() == (8 if values.is_complex() else 3)
+    assert make_ndarray(histogram("x", values[:1]).value[0].tensor)[:, 2].sum() in (1, 2)  # type: ignore[union-attr]
+    assert histogram("x", values.real[3:]) is None
 
 
 def test_batches_need_not_be_pairs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
