@@ -1,5 +1,6 @@
-"""What a model is made of: its layers as a table, and its graph. Two samples go through it, and leave no trace."""
+"""What a model is made of, and what it makes of training samples. They go through it, and leave no trace."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +13,11 @@ from base.base_trainer import BaseTrainer
 from base.batches import Window
 from board.graph import Recorder, recording
 from inspection.layers import Trace, traced
+from report.findings import Findings
 from utils.random import isolated
+
+SAMPLES = 1000
+"""Training samples that are looked at, where there are none for validation."""
 
 
 def first_batch(trainer: BaseTrainer, samples: int) -> Any:
@@ -25,17 +30,19 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
     return batch
 
 
+def several_processes() -> bool:
+    """Whether the model may wait for other processes when it is called."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
+
+
 def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     """The table as Markdown, and the graph as TensorBoard reads it; None if the model does not let itself be watched.
 
     batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
     """
     model = trainer.experiment.model
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
+    if several_processes():
         return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace, recorder = Trace(), Recorder(model)
     try:
@@ -44,6 +51,19 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     except Exception as error:  # of the user's own code, which gets a batch here that it may not be made for
         return f"{_size(model)}\n\nThere is neither a table of layers nor a graph: {error}", None
     return f"{_size(model)}\n\n{_table(trace.rows)}", recorder.graph().SerializeToString()
+
+
+def found_in_training(trainer: BaseTrainer) -> Findings:
+    """What the model makes of the first training samples, where there are none for validation."""
+    findings, batches = Findings(trainer.experiment), trainer.training.batches
+    if several_processes():
+        return findings
+    windows = list(itertools.islice(batches.windows(), min(len(batches), -(-SAMPLES // batches.batch_size))))
+    findings.begin_evaluation(sum(window.size for window in windows))
+    with untouched(trainer):
+        for window, batch in batches.load(windows):
+            findings.evaluated(window, batch, trainer.eval_step(trainer.runtime.to_device(batch)))
+    return findings
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What TensorBoard shows of a run beside the curves that the loop itself writes. docs/tensorboard.md lists it all."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
@@ -72,7 +72,7 @@ class Board(View):
         self._write(progress.steps, pictures.precision_recall(self.findings))
         every = settings.pictures_every
         if every != 0 and (trainer.finished() or (every and progress.epochs % every == 0)):
-            self._draw(trainer, pictures.evaluation(self.findings))
+            self._draw(trainer, self._found(trainer))
 
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
@@ -80,6 +80,12 @@ class Board(View):
             if not self._profile.path.exists():
                 trainer.console.warn("trainer.profile_steps: these steps were not taken, or the disk is full")
         self.events.describe(*self._about, {"summary": summaries.finished(time.time())})
+
+    def _found(self, trainer: BaseTrainer) -> "Iterator[Summary]":
+        if trainer.training.validation is not None:
+            yield from pictures.evaluation(self.findings)
+        else:
+            yield from pictures.evaluation(anatomy.found_in_training(trainer), "training")
 
     def _draw(self, trainer: BaseTrainer, made: "Iterable[Summary]") -> None:
         try:

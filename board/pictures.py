@@ -41,7 +41,7 @@ def precision_recall(findings: Findings) -> Iterator[Summary]:
         yield pr_curve(f"precision_recall/{name}", true, false)
 
 
-def evaluation(findings: Findings) -> Iterator[Summary]:
+def evaluation(findings: Findings, phase: str = "evaluation") -> Iterator[Summary]:
     """What the model gets wrong: confusion matrix and worst mistakes, or predicted over true values."""
     if findings.classification is None and findings.regression is None:
         return
@@ -49,11 +49,11 @@ def evaluation(findings: Findings) -> Iterator[Summary]:
 
     if (found := findings.classification) is not None and found.samples:
         names = findings.class_names()
-        yield image("evaluation/confusion_matrix", drawing.png(figures.confusion_matrix(found.confusion, names)))
+        yield image(f"{phase}/confusion_matrix", drawing.png(figures.confusion_matrix(found.confusion, names)))
         if (mistakes := figures.mistakes_grid(found.mistakes[:MISTAKES], names, columns=4)) is not None:
-            yield image("evaluation/mistakes", drawing.png(mistakes))
+            yield image(f"{phase}/mistakes", drawing.png(mistakes))
     if findings.regression is not None and findings.regression.numbers:
-        yield image("evaluation/predicted_over_true", drawing.png(figures.scatter(findings.regression)))
+        yield image(f"{phase}/predicted_over_true", drawing.png(figures.scatter(findings.regression)))
 
 
 def _grid(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -142,6 +142,15 @@ def test_a_regression_shows_predicted_over_true_values_and_no_classes(fit: Fit) 
     assert not [tag for tag in found if tag.startswith(("images", "evaluation/c", "evaluation/m", "precision"))]
 
 
+def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> None:
+    none = ("data_loader.args.validation_split=0", "trainer.pictures_every=1", "data_loader.args.num_workers=1")
+    assert "training/predicted_over_true" in tags(fit(*none, **LINE).run_dir)
+    looked = fit(*none, **IMAGES).run_dir
+    assert {"training/confusion_matrix", "training/mistakes"} <= tags(looked)
+    alone = fit(*none[::2], "trainer.tensorboard=false", **IMAGES).run_dir
+    assert same(state(looked)["model"], state(alone)["model"])
+
+
 def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fit) -> None:
     def steps(*settings: str) -> list[int]:
         found = read(fit("trainer.epochs=5", *settings).run_dir)
