@@ -10,7 +10,7 @@ from tensorboard.compat.proto.node_def_pb2 import NodeDef
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.versions_pb2 import VersionDef
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 from inspection.layers import named_tensors
 
@@ -38,7 +38,8 @@ class Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         outputs = [tensor for _, tensor in named_tensors(result)]
         if self._scopes and outputs:
-            name = (resolve_name(func) or str(func)).removesuffix(".__get__").rpartition(".")[2].strip("_")
+            # of an attribute, as x.T, func is the getter
+            name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
             self.add(self._scopes[-1] + name, name, self.sources([args, kwargs]), outputs)
         return result
 
