@@ -26,14 +26,8 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
     By the workers, where there are any: a data set that opens a file in this process might not survive their start.
     """
     batches = trainer.training.batches
-    [(_, batch)] = batches.load([Window(0, 0, min(samples, batches.num_samples))])
+    [(_, _, batch)] = batches.load([Window(0, 0, min(samples, batches.num_samples))])
     return batch
-
-
-def several_processes() -> bool:
-    """Whether the model may wait for other processes when it is called."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return there and torch.distributed.get_world_size() > 1
 
 
 def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
@@ -42,7 +36,7 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
     """
     model = trainer.experiment.model
-    if several_processes():
+    if trainer.runtime.processes.count > 1:  # the model would wait for the others
         return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace, recorder = Trace(), Recorder(model)
     try:
@@ -56,12 +50,12 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
 def found_in_training(trainer: BaseTrainer) -> Findings:
     """What the model makes of the first training samples, where there are none for validation."""
     findings, batches = Findings(trainer.experiment), trainer.training.batches
-    if several_processes():
+    if trainer.runtime.processes.count > 1:
         return findings
     windows = list(itertools.islice(batches.windows(), min(len(batches), -(-SAMPLES // batches.batch_size))))
     findings.begin_evaluation(sum(window.size for window in windows))
     with untouched(trainer):
-        for window, batch in batches.load(windows):
+        for window, _, batch in batches.load(windows):
             findings.evaluated(window, batch, trainer.eval_step(trainer.runtime.to_device(batch)))
     return findings
 

@@ -21,7 +21,9 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 import train
+from base.base_trainer import BaseTrainer
 from base.metric import StepResult
+from board.board import Board
 from board.graph import MOST, Recorder, recording
 from board.summaries import histogram
 from data_loader.random_tensor import RandomTensorLoader
@@ -301,10 +303,15 @@ def test_a_profile_that_the_disk_does_not_take_stops_no_run(
 
 def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others would not take part in what the model exchanges, and it would wait for ever."""
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.distributed.is_initialized", lambda: True)
-        patch.setattr("torch.distributed.get_world_size", lambda: 2)
-        run = fit().run_dir
+    begin = Board.begin
+
+    def begun_by_two(self: Board, trainer: BaseTrainer) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.runtime.processes, "count", 2)
+            begin(self, trainer)
+
+    monkeypatch.setattr(Board, "begin", begun_by_two)
+    run = fit().run_dir
     assert "several processes" in written(run, "model")
     assert not read(run).Tags()["graph"]
 
