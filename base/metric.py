@@ -1,7 +1,7 @@
 """Means over samples and other metrics of a phase, left on the device and read only when they are logged."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -54,26 +54,23 @@ class Mean:
         if len(self._pending) == self.REMEMBERED:
             self._add_up()
 
-    def take_window(self) -> tuple[float, float]:
-        """The sum and the weight since the last call, of this process."""
+    def window(self) -> tuple[float, float]:
+        """The sum and the weight since the last window was closed, of this process."""
         self._add_up()
-        taken = self.window_sum, self.window_weight
-        self.window_sum = self.window_weight = 0.0
-        return taken
+        return self.window_sum, self.window_weight
+
+    def drop_window(self) -> None:
+        self._pending, self.window_sum, self.window_weight = [], 0.0, 0.0
 
     def close_window(self, total: float, weight: float) -> float:
         """The mean of a window, of all processes; from now on it is part of the whole."""
+        self.drop_window()
         self.sum, self.weight = self.sum + total, self.weight + weight
         return total / weight if weight else float("nan")
 
     def compute(self) -> float:
         """The mean of all windows since the reset."""
         return self.sum / self.weight if self.weight else float("nan")
-
-    def finite(self) -> bool:
-        """Whether everything that was added to this window is finite."""
-        self._add_up()
-        return math.isfinite(self.window_sum)
 
     def reset(self) -> None:
         self._pending = []
@@ -178,6 +175,7 @@ class Metrics:
         self.sum_loss = sum_loss
         self.means = {name: Mean() for name in ("loss", *functions)}
         self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
+        self._totals: Sequence[float] | None = None
 
     def update(self, result: StepResult, *, samples: int, share: float) -> "Tensor | float":
         """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set.
@@ -186,6 +184,7 @@ class Metrics:
         Returns the batch's loss, as ``keep`` gives it.
         """
         loss, outputs, targets = result
+        self._totals = None
         if not samples:
             return 0.0
         kept = keep(loss)
@@ -212,8 +211,8 @@ class Metrics:
 
     def close_window(self) -> dict[str, float]:
         """The means since the last call; torchmetrics' are known only at the end."""
-        own = [number for mean in self.means.values() for number in mean.take_window()]
-        totals = iter(self.processes.sums(own))
+        totals = iter(self._window())
+        self._totals = None
         return {name: mean.close_window(next(totals), next(totals)) for name, mean in self.means.items()}
 
     def compute(self) -> dict[str, float]:
@@ -222,12 +221,20 @@ class Metrics:
         return {name: metric.compute() for name, metric in self._all().items()}
 
     def reset(self) -> None:
+        self._totals = None
         for metric in self._all().values():
             metric.reset()
 
     def finite(self) -> bool:
         """Whether every loss of the window was finite, in all processes."""
-        return not any(self.processes.sums([not self.means["loss"].finite()]))
+        return math.isfinite(self._window()[0])  # one that is not leaves no finite sum
+
+    def _window(self) -> Sequence[float]:
+        """The sum and the weight of each mean's window, the loss's first, of all processes: asked for once."""
+        if self._totals is None:
+            own = [number for mean in self.means.values() for number in mean.window()]
+            self._totals = self.processes.sums(own)
+        return self._totals
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each process. All must ask; the main one gets it."""
@@ -235,6 +242,7 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         saved = state["processes"]
+        self._totals = None
         rank, same = self.processes.rank, len(saved) == self.processes.count
         for name, metric in self._all().items():
             parts = [part[name] for part in saved if name in part]  # a metric that was added on resume begins here
@@ -249,7 +257,7 @@ class Metrics:
         for other in parts[1:]:
             metric.merge(other)
         if self.processes.rank:
-            metric.take_window() if isinstance(metric, Mean) else metric.reset()
+            metric.drop_window() if isinstance(metric, Mean) else metric.reset()
 
     def _all(self) -> "dict[str, Mean | LibraryMetric]":
         return {**self.means, **self.library}

@@ -27,7 +27,7 @@ class TorchProcesses(Processes):
     """The processes that a launcher started. They meet at its key-value store; ``connect`` makes the group."""
 
     launched = True
-    AGREE_SECONDS, AGREE_CALLS = 0.1, 16
+    AGREE_SECONDS, AGREE_CALLS = 0.1, 64
 
     def __init__(self) -> None:
         self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
@@ -35,6 +35,7 @@ class TorchProcesses(Processes):
         self.timeout = 0.0
         self._calls = self._left = 1
         self._agreed = time.monotonic()
+        self._asked: Any = None
         seconds = JOIN_SECONDS  # the config, which says it for what follows, is not read yet
         with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
             wait = timedelta(seconds=seconds)
@@ -103,15 +104,24 @@ class TorchProcesses(Processes):
         self._left -= 1
         if self._left > 0:  # to ask at every step would cost small models a twentieth of their time
             return None
+        agreed = self._answer() if self._asked else [0, -1]
         now = time.monotonic()
         fitting = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
         calls = max(1, min(fitting, 2 * self._calls, self.AGREE_CALLS))
-        agreed = torch.tensor([received or 0, -calls])
+        self._calls = self._left = -agreed[1]
+        self._agreed = now
+        asked = torch.tensor([received or 0, -calls])
+        with self._talking():  # the answer comes while training goes on, and is read at the next call that asks
+            work = dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        self._asked = work, asked
+        return agreed[0] or None
+
+    def _answer(self) -> list[int]:
+        """The greatest of what the processes asked with: the signal, and minus the calls until the next time."""
+        work, asked = self._asked
         with self._talking():
-            dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.control)
-        self._calls = self._left = -int(agreed[1])
-        self._agreed = time.monotonic()
-        return int(agreed[0]) or None
+            work.wait()
+        return list(map(int, asked.tolist()))
 
     @contextmanager
     def one_after_the_other(self) -> Iterator[None]:
