@@ -148,12 +148,17 @@ class TorchProcesses(Processes):
             return error
         text = str(error)
         if not isinstance(error, RuntimeError) or not (
-            isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection"))
+            isinstance(error, dist.DistError)
+            or any(word in text for word in ("gloo", "NCCL", "Connection", "pair closure"))
         ):
             return None
         silent = self._silent()
         names = ", ".join(map(str, silent)) if silent else "one"
-        what = f"hung or was stopped for more than {self.timeout:g} s" if "imed out" in text else "has ended"
+        what = (
+            f"hung or was stopped for more than {self.timeout:g} s"
+            if "imed out" in text or "timeout" in text
+            else "has ended"
+        )
         return LostError(
             f"process {names} of {self.count} {what}, and this run cannot go on without it.\n"
             "Under torchrun --max-restarts 3 a run goes on by itself; else start it again with -r. "
