@@ -9,9 +9,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.batches import Batches
+from base.batches import IN_MEMORY, Batches
 from base.data import Source, as_source
 from utils.errors import DataError
+from utils.orders import Computed, HeldOut, Kept
 from utils.random import permutation
 from utils.schema import Fraction, Workers
 
@@ -100,10 +101,10 @@ class BaseDataLoader(ABC):
         low, high = pixels.aminmax()
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
-    def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
+    def _evaluation(self, source: Source, indices: Tensor | Computed | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
-    def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
+    def _split(self, count: int) -> tuple[Tensor | Computed | None, Tensor | Computed | None]:
         """Indices of the samples to train on and of those held out; None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
@@ -116,6 +117,9 @@ class BaseDataLoader(ABC):
             raise DataError(
                 f"data_loader.args.validation_split: {self.validation_split} of {count} training samples leaves none"
             )
+        if count > IN_MEMORY:
+            chosen = HeldOut(count, held_out, "validation")
+            return Kept(chosen), chosen
         order = permutation(count, "validation")
         # in the order of the file, so that reading them is sequential
         return order[held_out:].sort().values, order[:held_out].sort().values

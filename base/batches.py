@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from base.data import SampleRandom, Source
+from utils.orders import Computed, Permutation
 from utils.random import mix, permutation
 from utils.signals import end_workers_at_exit, ignore_in_worker
+
+IN_MEMORY = 2**25
+"""Samples up to which an order is kept in memory: 256 MB in each process."""
 
 Request = tuple[int, Tensor | slice | npt.NDArray[np.int64]]
 """The pass and the samples of a batch."""
@@ -51,7 +55,7 @@ class Batches:
         source: Source,
         *,
         batch_size: int,
-        indices: Tensor | None = None,
+        indices: Tensor | Computed | None = None,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -60,7 +64,7 @@ class Batches:
         self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
         self.num_samples = len(source) if indices is None else len(indices)
         self.rank, self.count = 0, 1
-        self._order: tuple[int, Tensor] | None = None
+        self._order: tuple[int, Tensor | Computed] | None = None
         self._workers: tuple[_Requests, DataLoader[Any]] | None = None
 
     def __len__(self) -> int:
@@ -100,9 +104,17 @@ class Batches:
             chosen = slice(window.start, window.stop)
             return chosen if self.indices is None else self.indices[chosen]
         if self._order is None or self._order[0] != window.passes:
-            order = permutation(self.num_samples, self.seed, "order", window.passes)
-            self._order = window.passes, order if self.indices is None else self.indices[order]
-        return self._order[1][window.start : window.stop]
+            self._order = window.passes, self._order_of(window.passes)
+        order, places = self._order[1], slice(window.start, window.stop)
+        return order[places] if self.indices is None or isinstance(order, Tensor) else self.indices[order[places]]
+
+    def _order_of(self, passes: int) -> Tensor | Computed:
+        """The samples of a pass or, where they are so many that it is computed, their places among the indices."""
+        key = (self.seed, "order", passes)
+        if self.num_samples > IN_MEMORY:
+            return Permutation(self.num_samples, *key)
+        order = permutation(self.num_samples, *key)
+        return order if self.indices is None else self.indices[order]
 
     def load(self, windows: Iterable[Window]) -> Iterator[Loaded]:
         """The batches of these windows, or this process's part of each, in their order.

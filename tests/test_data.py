@@ -144,11 +144,11 @@ def test_validation_is_a_part_of_the_training_data(split: float, held_out: int) 
     training, validation = loader.training(seed=5), loader.validation()
     assert validation is not None
     assert (training.num_samples, validation.num_samples, loader.test().num_samples) == (50 - held_out, held_out, 9)
-    assert training.indices is not None
-    assert validation.indices is not None
+    assert isinstance(training.indices, Tensor)
+    assert isinstance(validation.indices, Tensor)
     assert set(training.indices.tolist()).isdisjoint(validation.indices.tolist())
     other = loader.training(seed=6)
-    assert other.indices is not None
+    assert isinstance(other.indices, Tensor)
     assert torch.equal(training.indices, other.indices), "the split must not depend on the run"
 
 
@@ -186,7 +186,7 @@ def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: P
     assert stored.shape == (100, 32, 32, 3)
     training, validation = loader.training(seed=0), loader.validation()
     assert validation is not None
-    assert validation.indices is not None
+    assert isinstance(validation.indices, Tensor)
     _, _, (images, targets) = next(validation.load([Window(0, 0, 20)]))
     torch.testing.assert_close(images, stored[validation.indices].permute(0, 3, 1, 2).float() / 127.5 - 1)
     assert torch.equal(targets, labels[validation.indices])

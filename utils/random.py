@@ -28,16 +28,20 @@ def permutation(count: int, *key: int | str) -> torch.Tensor:
 def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Tensor:
     """Random numbers in [0, 1) for each sample, float64 of shape (draws, B), computed from its index and the key.
 
-    indices: int64 of shape (B,). The generator is SplitMix64 in counter form (Steele, Lea and Flood 2014).
+    indices: int64 of shape (B,).
     """
     counter = indices.numpy().astype(np.uint64) * np.uint64(draws)
-    state = np.stack([counter + np.uint64(draw) for draw in range(draws)])  # (draws, B)
-    state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(mix(*key))
+    state = scrambled(np.stack([counter + np.uint64(draw) for draw in range(draws)]), mix(*key))  # (draws, B)
+    return torch.from_numpy((state >> np.uint64(11)) * 2.0**-53)
+
+
+def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    """64 bits that follow from each number and the key, as if drawn: SplitMix64 (Steele, Lea and Flood 2014)."""
+    state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    values: npt.NDArray[np.float64] = (state >> np.uint64(11)) * 2.0**-53
-    return torch.from_numpy(values)
+    return state
 
 
 def seed_generators(*key: int | str) -> None:
