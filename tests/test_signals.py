@@ -155,3 +155,17 @@ def test_workers_that_are_left_do_not_hold_up_the_end(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker looks for its parent itself")
+def test_a_worker_that_begins_after_its_parent_was_killed_ends(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing, os\nfrom utils.signals import ignore_in_worker\n"
+        "def work():\n    os.getppid = lambda: 1\n    ignore_in_worker()\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work)\nworker.start()\nworker.join()\n"
+        "print(worker.exitcode)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -89,6 +89,10 @@ def ignore_in_worker(_: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # if that is killed, they would live on for seconds and complain
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        alone = parent is not None and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver"
+        if alone:  # it was killed before that: nobody would ever end this worker
+            os._exit(1)
 
 
 @functools.cache
