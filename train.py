@@ -109,13 +109,14 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
     team = processes()
     experiment = build_experiment(loaded, _console(loaded, team), SignalWatch(team))
+    weights: dict[str, Any] = {}
     if init_from is not None:
         source = RunFolder.checkpoint_of(init_from)
-        load_weights(experiment.model, checkpoint.read(source), source)
+        state = checkpoint.read(source)
+        load_weights(experiment.model, state, source)
+        weights = state["model"]
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-
-    weights = experiment.model.state_dict() if init_from is not None else {}  # of all processes, before one writes
 
     def prepare(folder: RunFolder) -> None:
         folder.write_config(to_json(loaded.config, folder=folder.path))
@@ -142,10 +143,9 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(team), _reporting(experiment, folder):
         trainer.begin(training, _outputs(loaded, folder, experiment))
-        found = _find_state(folder, file, experiment.console) if team.main else None
-        source = team.from_main(lambda: found[0] if found else None)
-        if source is not None:
-            trainer.load_state_dict(found[1] if found else checkpoint.read(source), source)
+        found = _find_state(folder, file, trainer)
+        if found:
+            trainer.load_state_dict(found[1], found[0])
         else:
             _begin_again(loaded, trainer, folder)
         return _train_on(loaded, trainer, folder)
@@ -165,10 +165,13 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     return outputs
 
 
-def _find_state(folder: RunFolder, file: Path | None, console: Console) -> tuple[Path, dict[str, Any]] | None:
+def _find_state(folder: RunFolder, file: Path | None, trainer: BaseTrainer) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its state; None if there is none yet."""
+    team, place = trainer.runtime.processes, trainer.runtime.place(trainer.experiment.model, trainer.training.optimizer)
     try:
-        return (file, checkpoint.read(file)) if file else checkpoint.newest_sound(folder.checkpoints, console.warn)
+        if file:
+            return file, checkpoint.read_together(file, team, place)
+        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, team, place)
     except CheckpointError as error:
         advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
         if file is None:

@@ -20,7 +20,7 @@ from base.schedule import Schedule
 from base.view import View
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
-from utils.checkpoint import Checkpointer, NoCheckpoints
+from utils.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.errors import DataError, UserError
 from utils.located_json import KeyPath
@@ -38,7 +38,7 @@ from utils.signals import SignalWatch
 def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatch) -> Experiment:
     """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
     config = loaded.config
-    runtime = Runtime(config.runtime)
+    runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
     def make_model() -> nn.Module:
         seed_generators(config.seed, "model")
@@ -109,17 +109,21 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """The writers and the checkpoints of a run folder; for any but the main process, such as write nothing."""
-    settings, console = loaded.config.trainer, experiment.console
-    if not experiment.runtime.processes.main:
-        return Outputs(Writers({}), NoCheckpoints(folder.checkpoints, keep_last=None, warn=console.warn), View())
-    kinds: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
-    if settings.tensorboard:
+    settings, console, main = loaded.config.trainer, experiment.console, experiment.runtime.processes.main
+    kinds: dict[str, Writer] = {}
+    if main:
+        kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
+    if main and settings.tensorboard:
         kinds["events"] = EventWriter(folder.path)
     writers = Writers(kinds)
-    checkpointer = Checkpointer(
-        folder.checkpoints, keep_last=settings.keep_last, warn=console.warn, before_commit=writers.sync
-    )
-    return Outputs(writers, checkpointer, View())
+    how: dict[str, Any] = {"keep_last": settings.keep_last, "warn": console.warn, "before_commit": writers.sync}
+    if settings.checkpoint == "sharded":
+        from utils.sharded import ShardedCheckpointer  # which imports what takes seconds
+
+        parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
+        how |= {"processes": experiment.runtime.processes, "shared": parameters}
+        return Outputs(writers, ShardedCheckpointer(folder.checkpoints, **how), View())
+    return Outputs(writers, (Checkpointer if main else NoCheckpoints)(folder.checkpoints, **how), View())
 
 
 def _together(*makes: Callable[[], Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from base.schedule import Schedule
 from base.view import View
 from logger.console import Console
 from logger.writers import Writers
-from utils.checkpoint import Checkpointer
+from utils.checkpointer import Checkpointer
 from utils.runtime import Runtime
 from utils.signals import SignalWatch
 

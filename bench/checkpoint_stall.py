@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from utils import checkpoint
+from utils.checkpointer import Checkpointer
 
 WIDTHS = {1: 500, 10: 1580, 100: 5000}
 """Width of four square layers, by millions of parameters."""
@@ -51,7 +52,7 @@ def measure(folder: Path, width: int, repeats: int) -> None:
     def state() -> dict[str, Any]:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
-    keeper = checkpoint.Checkpointer(folder, keep_last=1, warn=print)
+    keeper = Checkpointer(folder, keep_last=1, warn=print)
     usual = statistics.median(timed(step) for _ in range(20))
     stalls, extras, copies, blocking = [], [], [], []
     held: list[Any] = []  # copies that stay, so that each one goes into fresh memory, as a checkpoint's does

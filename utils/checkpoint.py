@@ -1,17 +1,16 @@
 """Checkpoints: written beside the training, whole or not at all, and checked byte for byte before they are used.
 
 A file is torch's zip format with a SHA-256 of everything before it as the zip's comment, so that ``torch.load`` reads
-it as it is. torch itself checks nothing: a flipped byte would load in silence.
+it as it is. torch itself checks nothing: a flipped byte would load in silence. The large tensors may lie in a folder
+beside the file, written by all processes: utils/sharded.py.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import pickle
 import re
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,12 +19,17 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError
-from utils.files import point, replacing
+from utils.files import replacing
+from utils.processes import Processes
+
+Place = Callable[[tuple[Any, ...], Tensor], Tensor]
+"""Where a tensor is read to, by its keys in the state and a tensor on device "meta" that shows its shape, type and
+strides. Given back itself, it is not read."""
 
 FILE = re.compile(r"step-(\d{8,})\.pth")
+DATA = re.compile(r"(step-\d{8,})(-\d+)?")
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
-ASIDE = "set-aside"
 FORMAT = 1
 
 
@@ -36,7 +40,11 @@ def file_name(step: int) -> str:
 def step_files(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
     found = [path for path in folder.glob("step-*.pth") if FILE.fullmatch(path.name)]
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def snapshot(state: Any) -> Any:
@@ -81,8 +89,11 @@ def write(path: Path, state: dict[str, Any]) -> None:
         file.write(struct.pack("<H", COMMENT) + MARK + hashing.hash.hexdigest().encode())
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, foreign or carries code."""
+def read(path: Path, place: Place | None = None) -> dict[str, Any]:
+    """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, foreign or carries code.
+
+    place: for the large tensors of a sharded one, of which a process may want only its part; None reads all to the CPU.
+    """
     verify(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +105,11 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise CheckpointError(f"{path} is no checkpoint of this project")
-    return state
+    if "sharded" not in state:
+        return state
+    from utils.sharded import filled  # which imports what takes seconds
+
+    return filled(path, state, place)
 
 
 def verify(path: Path) -> None:
@@ -113,15 +128,30 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-def newest_sound(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def read_together(path: Path, processes: Processes, place: Place | None = None) -> dict[str, Any]:
+    """What ``read`` gives, to each of these processes. If one of them cannot read its part, none of them does."""
+    state, problem = dict[str, Any](), ""
+    try:
+        state = read(path, place)
+    except CheckpointError as error:
+        problem = str(error)
+    problems = list(filter(None, processes.all(problem)))
+    if problems:
+        raise CheckpointError(problems[0])
+    return state
+
+
+def newest_sound(
+    folder: Path, warn: Callable[[str], None], processes: Processes, place: Place | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a folder that is whole; damaged ones are named and passed over. None if there is none.
 
-    Raises CheckpointError if there are checkpoints and all of them are damaged.
+    All processes must ask. Raises CheckpointError if there are checkpoints and all of them are damaged.
     """
     damaged: list[str] = []
-    for path in _candidates(folder):
+    for path in processes.from_main(lambda: list(_candidates(folder))):
         try:
-            state = read(path)
+            state = read_together(path, processes, place)
         except CheckpointError as error:
             damaged.append(str(error))
             warn(f"{error}; falling back to an older one")
@@ -151,115 +181,3 @@ def _candidates(folder: Path) -> Iterator[Path]:
     yield from files
     if alone(best):
         yield best
-
-
-class Checkpointer:
-    """Keeps the newest checkpoints of a run and its best one; writes them in a thread of its own.
-
-    keep_last: how many of the newest stay; None keeps all. The best one and the newest are never removed.
-    before_commit: called in the thread before a checkpoint counts, to bring on disk what it refers to.
-    warn: told of a save that failed; the run goes on and tries again at the next.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int | None,
-        warn: Callable[[str], None],
-        before_commit: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.folder, self.keep_last = folder, keep_last
-        self.warn, self.before_commit = warn, before_commit
-        self.failure: str | None = None
-        self._thread: threading.Thread | None = None
-
-    def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        """Copy the state and return; it is written while training goes on. Waits for an earlier save first."""
-        self.wait()
-        copied = snapshot(state)
-        self.failure = None
-        self._thread = threading.Thread(target=self._write, args=(step, copied, best_step), name="checkpoint")
-        self._thread.start()
-
-    def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        """Go on from a checkpoint, of a step: later ones, of a course that is left, are set aside, not removed."""
-        own = self.folder / file_name(step)
-        point(own, source)  # which may be last.pth, or a copy, where the file itself is gone
-        # newest first: a kill in between leaves a run whose newest checkpoint still has all of its logs
-        later = [path for path in step_files(self.folder) if _step(path) > step]
-        for path in later:
-            self._set_aside(path)
-        if later:
-            self.warn(f"{len(later)} checkpoints after step {step} are set aside in {self.folder / ASIDE}")
-        point(self.folder / "last.pth", own)
-        if best_step is not None:
-            self._find_best(best_step)
-
-    def wait(self) -> bool:
-        """Wait until the last save is on disk, and report it if it failed. Whether it stands."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            if self.failure:
-                self.warn(f"{self.failure}; the older checkpoints are whole")
-        return self.failure is None
-
-    def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
-        path = self.folder / file_name(step)
-        try:
-            self.folder.mkdir(exist_ok=True)
-            self.before_commit()
-            write(path, state)
-            point(self.folder / "last.pth", path)
-            if best_step is not None:
-                point(self.folder / "best.pth", self.folder / file_name(best_step))
-            self._prune(best_step)
-        except Exception as error:  # of whatever kind: a checkpoint that is not there must not pass unseen
-            self.failure = f"checkpoint {path} could not be written: {_reason(error)}"
-
-    def _prune(self, best_step: int | None) -> None:
-        if self.keep_last is None:
-            return
-        for path in step_files(self.folder)[self.keep_last :]:
-            if best_step is None or path.name != file_name(best_step):
-                path.unlink(missing_ok=True)
-
-    def _find_best(self, step: int) -> None:
-        """Let best.pth stand for the best checkpoint again, or for none where that one was not kept."""
-        name, own = self.folder / "best.pth", self.folder / file_name(step)
-        if not own.exists() and name.exists():
-            with contextlib.suppress(CheckpointError):
-                if read(name)["progress"]["steps"] == step:
-                    point(own, name)
-        if own.exists():
-            point(name, own)
-        elif name.exists():
-            self._set_aside(name)
-            self.warn(f"the best checkpoint so far, of step {step}, is not there; best.pth comes with the next best")
-
-    def _set_aside(self, path: Path) -> None:
-        aside = self.folder / ASIDE
-        aside.mkdir(exist_ok=True)
-        path.replace(aside / path.name)
-
-
-class NoCheckpoints(Checkpointer):
-    """For a process that leaves the writing to another one."""
-
-    def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        pass
-
-    def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        pass
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
-
-
-def _reason(error: BaseException) -> str:
-    """Why a write failed. torch wraps what the system said, a full disk say, into an error of its own."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return str(error).partition("\n")[0]

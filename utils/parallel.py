@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.checkpoint import Place
 from utils.errors import UserError
 
 Exchange = Callable[[bool], None]
@@ -52,8 +53,11 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     return replicated, exchange
 
 
-def shard(model: nn.Module, device: torch.device) -> Exchange:
-    """Keep only this process's part of each parameter, in place. The model's state_dict stays that of the whole."""
+def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Exchange:
+    """Keep only this process's part of each parameter, in place.
+
+    whole_state: whether the model's state_dict stays that of the whole. Either kind can be loaded.
+    """
     if device.type == "cpu":
         _give_memory_back()
     for tensor in (*model.parameters(), *model.buffers()):
@@ -63,7 +67,8 @@ def shard(model: nn.Module, device: torch.device) -> Exchange:
         fully_shard(module, mesh=mesh)
     assert isinstance(model, FSDPModule)
     model.register_forward_pre_hook(_same_buffers)
-    model.register_state_dict_post_hook(_give_whole)  # type: ignore[no-untyped-call]
+    if whole_state:
+        model.register_state_dict_post_hook(_give_whole)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_take_part)  # type: ignore[no-untyped-call]
     return model.set_requires_gradient_sync
 
@@ -77,8 +82,8 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the state_dict of an optimizer over sharded parameters be that of the whole model."""
+def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
+    """Let an optimizer over sharded parameters load the state of the whole model; and give it, if ``whole``."""
 
     def take_part(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -94,8 +99,27 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
         groups = [saved | own for saved, own in zip(state["param_groups"], kernels, strict=True)]
         return {"state": parts, "param_groups": groups}
 
-    optimizer.register_state_dict_post_hook(lambda _, state: _whole(state))
+    if whole:
+        optimizer.register_state_dict_post_hook(lambda _, state: _whole(state))
     optimizer.register_load_state_dict_pre_hook(take_part)
+
+
+def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
+    """Room for a state that is read: of what belongs to a sharded parameter, this process's part."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def place(keys: tuple[Any, ...], shape: Tensor) -> Tensor:
+        like = None
+        if keys[0] == "model":
+            like = weights.get(keys[1])
+        elif keys[:2] == ("optimizer", "state") and keys[2] in range(len(parameters)):
+            like = parameters[keys[2]]
+        if isinstance(like, DTensor) and like.shape == shape.shape:
+            return torch.empty_like(like, dtype=shape.dtype, requires_grad=False)
+        return torch.empty_like(shape, device="cpu")
+
+    return place
 
 
 def _groups(model: nn.Module) -> list[nn.Module]:

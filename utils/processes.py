@@ -26,6 +26,8 @@ class Processes:
     launched = False
     rank = 0
     count = 1
+    timeout = 0.0
+    """Seconds that one waits for another, once they are connected."""
 
     def connect(self, seconds: float) -> None:
         """Before anything else here but ``first_to_fail``. seconds: how long to wait for another process."""

@@ -20,6 +20,7 @@ from utils.paths import PROJECT, project_path
 from utils.processes import Processes, launch
 
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
+DATA = re.compile(r"^(step-\d{8,})(-\d+)?$")
 
 # the run folders that this process owns
 _owned: set[Path] = set()
@@ -80,9 +81,12 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
-        """The run that a path names: its folder, or a checkpoint file in it, which is then given too."""
+        """The run that a path names: its folder, or a checkpoint in it, whose file is then given too."""
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such run folder or checkpoint")
+        beside = path.with_name(DATA.sub(r"\1.pth", path.name))  # of the data of a sharded checkpoint
+        if path.is_dir() and beside.is_file():
+            path = beside
         folder = path if path.is_dir() else path.resolve().parent.parent
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
@@ -241,6 +245,6 @@ def _rename(folder: Path, name: Path) -> Path:
 
 def _refuse_links(folder: Path) -> None:
     """A run folder from somebody else must not lead what is written into it to another place."""
-    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/*"), folder.glob("test/*")):
+    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link; put in its place what it stands for")

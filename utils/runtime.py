@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import Place
 from utils.errors import ConfigError
 from utils.processes import processes
 from utils.schema import RuntimeConfig
@@ -72,8 +73,9 @@ def _fitting(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[st
 class Runtime:
     """Runs the arithmetic of a step on one device. Its state is the scale of the loss in fp16."""
 
-    def __init__(self, settings: RuntimeConfig) -> None:
-        self.settings = settings
+    def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
+        """whole_states: with "fsdp", whether a state is that of the whole model, or this process's part of it."""
+        self.settings, self.whole_states = settings, whole_states
         self.processes = processes()
         self.processes.connect(settings.timeout)
         self.device = self.processes.device(pick_device(settings.device))
@@ -96,7 +98,7 @@ class Runtime:
         if self.sharded:
             from utils.parallel import shard
 
-            self._exchange = shard(model, self.device)
+            self._exchange = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
             model.to(memory_format=torch.channels_last)  # convolutions are faster in it
         if self.settings.compile:
@@ -121,11 +123,19 @@ class Runtime:
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the state of an optimizer fit any machine and be that of the whole model, however it is spread."""
         if self.sharded:
-            from utils.parallel import whole_optimizer_state
+            from utils.parallel import portable_state
 
-            whole_optimizer_state(optimizer)
+            portable_state(optimizer, whole=self.whole_states)
         else:
             optimizer.register_load_state_dict_pre_hook(_fitting)
+
+    def place(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place | None:
+        """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
+        if not self.sharded:
+            return None
+        from utils.parallel import placed
+
+        return placed(model, optimizer)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return NOTHING if self.dtype is None else torch.autocast(self.device.type, self.dtype)

@@ -73,6 +73,8 @@ class TrainerConfig(Section):
     """Optimizer steps between two checkpoints within an epoch; null: none."""
     keep_last: PositiveInt | None = 3
     """Number of newest checkpoints to keep, beside the best; null: all."""
+    checkpoint: Literal["full", "sharded"] = "full"
+    """"full": one file, by the main process; "sharded": weights and optimizer state in a folder beside it, by all."""
     log_every_steps: PositiveInt = 50
     """Optimizer steps between two points of the training curves."""
     tensorboard: bool = True
