@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT, Json, lines, same, state
+from utils.checkpoint import step_files
 
 # 97 samples to train on in batches of 8: no number of processes divides them, and the last batch is a single one
 IMAGES: Json = {
@@ -109,8 +110,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     team = Team(tmp_path_factory.mktemp("team"))
     fsdp = ["runtime.strategy=fsdp"]
     names = ["images", "sums", "restless", "idle", "lbfgs"]
-    one = team(1, [{"config": config} for config in (IMAGES, SUMS, RESTLESS, IDLE, LBFGS)])
-    found = dict(zip((f"{name} 1" for name in names), one, strict=True))
+    alone: list[Json] = [{"config": config} for config in (IMAGES, SUMS, RESTLESS, IDLE, LBFGS)]
+    one = team(1, [*alone, {"config": IMAGES, "run": ["trainer.checkpoint=sharded"]}])
+    found = dict(zip((f"{name} 1" for name in names), one, strict=False))
 
     def on(run: Any, *more: str) -> Json:
         return {"run": list(more), "of": run if isinstance(run, int) else str(run), "step": STEP}
@@ -119,20 +121,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     jobs += [{"config": IMAGES, "run": fsdp}, {"config": SUMS, "run": fsdp}, {"config": RESTLESS, "run": fsdp}]
     jobs += [{"config": IDLE, "run": ["runtime.unused_parameters=true"]}, {"config": IDLE}, {"config": LBFGS}]
     jobs += [on(2), on(5), on(one[0]), on(3, "runtime.strategy=ddp"), on(0, *fsdp)]
+    sharded = ["trainer.checkpoint=sharded"]
+    first = len(jobs)
+    jobs += [{"config": RESTLESS, "run": sharded}, {"config": RESTLESS, "run": [*fsdp, *sharded]}]
+    jobs += [on(first), on(first + 1), on(first + 1, "trainer.checkpoint=full"), on(5, *sharded)]
+    jobs += [{"config": IMAGES, "run": [*fsdp, *sharded]}, on(one[5], *fsdp)]
     two = team(2, jobs)
     kinds = [*(f"{name} 2" for name in names[:3]), *(f"{name} 2 fsdp" for name in names[:3])]
     kinds += ["idle 2", "idle 2 untold", "lbfgs 2", "restless 2 to 2"]
     kinds += ["restless 2 to 2 fsdp", "images 1 to 2", "images 2 fsdp to ddp", "images 2 ddp to fsdp"]
+    kinds += ["restless 2 sharded", "restless 2 fsdp sharded", "restless 2 to 2 sharded"]
+    kinds += ["restless 2 to 2 fsdp sharded", "restless 2 to 2 fsdp sharded to full"]
+    kinds += ["restless 2 to 2 fsdp full to sharded", "images 2 fsdp sharded", "images 1 sharded to 2 fsdp"]
     found |= zip(kinds, two, strict=True)
-    three = team(3, [{"config": IMAGES}, {"config": SUMS}, on(two[0]), on(two[3])])
-    found |= zip(["images 3", "sums 3", "images 2 to 3", "images 2 fsdp to 3 fsdp"], three, strict=True)
+    three = team(3, [{"config": IMAGES}, {"config": SUMS}, on(two[0]), on(two[3]), on(two[-2])])
+    kinds = ["images 3", "sums 3", "images 2 to 3", "images 2 fsdp to 3 fsdp", "images 2 fsdp sharded to 3 fsdp"]
+    found |= zip(kinds, three, strict=True)
     four = team(
         4, [{"config": IMAGES, "run": fsdp}, {"config": SUMS}, on(three[0]), {"config": SUMS, "run": ["--bs=3"]}]
     )
     found |= zip(["images 4 fsdp", "sums 4", "images 3 to 4", "too many"], four, strict=True)
-    found |= zip(
-        ["images 2 to 1", "images 4 fsdp to 1"], team(1, [on(two[0]), on(four[0], "runtime.strategy=ddp")]), strict=True
-    )
+    last = team(1, [on(two[0]), on(four[0], "runtime.strategy=ddp"), on(three[-1], "runtime.strategy=ddp")])
+    found |= zip(["images 2 to 1", "images 4 fsdp to 1", "images 3 fsdp sharded to 1"], last, strict=True)
     return found
 
 
@@ -173,6 +183,10 @@ def differences(left: Any, right: Any, *, rtol: float, at: str = "") -> list[str
         "images 2 fsdp to ddp",
         "images 2 ddp to fsdp",
         "images 2 fsdp to 3 fsdp",
+        "images 2 fsdp sharded",
+        "images 1 sharded to 2 fsdp",
+        "images 2 fsdp sharded to 3 fsdp",
+        "images 3 fsdp sharded to 1",
         "idle 2",
         "lbfgs 2",
     ],
@@ -185,14 +199,26 @@ def test_any_number_of_processes_gives_what_one_gives(runs: dict[str, Any], othe
         assert differences(state(one)[part], state(run)[part], rtol=1e-3, at=part) == []
 
 
-@pytest.mark.parametrize("kind", ["", " fsdp"])
+@pytest.mark.parametrize(
+    "kind",
+    ["", " fsdp", " sharded", " fsdp sharded", " fsdp sharded to full", " fsdp full to sharded"],
+)
 def test_a_resume_under_the_same_number_is_exact_to_the_bit(runs: dict[str, Any], kind: str) -> None:
-    whole, resumed = runs[f"restless 2{kind}"], runs[f"restless 2 to 2{kind}"]
+    whole, resumed = runs["restless 2 fsdp" if "fsdp" in kind else "restless 2"], runs[f"restless 2 to 2{kind}"]
     assert lines(whole) == lines(resumed)
     for part in ("model", "optimizer", "schedule", "progress", "random", "metrics"):
         assert same(state(whole)[part], state(resumed)[part]), part
     assert len(state(whole)["random"]) == 2
     assert not same(state(whole)["random"][0], state(whole)["random"][1])
+
+
+@pytest.mark.parametrize("run", ["restless 2 sharded", "restless 2 fsdp sharded", "restless 2 to 2 fsdp sharded"])
+def test_all_processes_write_about_as_much(runs: dict[str, Any], run: str) -> None:
+    for path in step_files(runs[run] / "checkpoints"):
+        data = path.parent / torch.load(path, weights_only=True)["sharded"]["data"]
+        sizes = {piece.name: piece.stat().st_size for piece in data.glob("*.distcp")}
+        assert sizes.keys() == {"__0_0.distcp", "__1_0.distcp"}
+        assert max(sizes.values()) < 1.5 * min(sizes.values())
 
 
 def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, Any]) -> None:

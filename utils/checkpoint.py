@@ -97,6 +97,12 @@ def read(path: Path, place: Place | None = None) -> dict[str, Any]:
     verify(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and "sharded" in state:
+            from utils.sharded import filled  # which imports what takes seconds
+
+            state = filled(path, state, place)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, and nothing of it was run; it is not one of ours"
@@ -105,11 +111,7 @@ def read(path: Path, place: Place | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise CheckpointError(f"{path} is no checkpoint of this project")
-    if "sharded" not in state:
-        return state
-    from utils.sharded import filled  # which imports what takes seconds
-
-    return filled(path, state, place)
+    return state
 
 
 def verify(path: Path) -> None:

@@ -148,35 +148,31 @@ class ShardedCheckpointer(Checkpointer):
 def filled(path: Path, state: dict[str, Any], place: Place | None = None) -> dict[str, Any]:
     """The state in a sharded checkpoint, of which its file has been read. Only what is needed is read, and checked.
 
-    place: where to; None: whole tensors on the CPU. Raises CheckpointError if something is missing or damaged.
+    place: where to; None: whole tensors on the CPU. Raises CheckpointError if something is missing or damaged, and
+    whatever else somebody's own file may lead to; nothing in it is run.
     """
     quieten()
-    try:
-        index = state.pop("sharded")
-        folders = [parent / index["data"] for parent in (path.parent, path.parent.parent)]  # that of set-aside ones
-        if not DATA.fullmatch(index["data"]) or not all(map(PIECES.fullmatch, index["files"])):
-            raise CheckpointError(f"{path} names files that are none of a checkpoint")
-        data = next((folder for folder in folders if folder.is_dir()), None)
-        if data is None:
-            raise CheckpointError(f"{path} is damaged: the folder {index['data']} with its tensors is not beside it")
-        shapes: dict[str, Tensor] = {}
-        targets: dict[str, Tensor] = {}
+    index = state.pop("sharded")
+    if not DATA.fullmatch(index["data"]) or not all(map(PIECES.fullmatch, index["files"])):
+        raise CheckpointError(f"{path} names files that are none of a checkpoint")
+    folders = [parent / index["data"] for parent in (path.parent, path.parent.parent)]  # the latter: of one set aside
+    data = next((folder for folder in folders if folder.is_dir()), None)
+    if data is None:
+        raise CheckpointError(f"{path} is damaged: the folder {index['data']} with its tensors is not beside it")
+    shapes: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
 
-        def target(keys: Keys, tensor: Tensor) -> Tensor:
-            if tensor.device.type != "meta":
-                return tensor
-            made = place(keys, tensor) if place else torch.empty_like(tensor, device="cpu")
-            if made.device.type != "meta":
-                shapes[_name(keys)], targets[_name(keys)] = tensor, made
-            return made
+    def target(keys: Keys, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return tensor
+        made = place(keys, tensor) if place else torch.empty_like(tensor, device="cpu")
+        if made.device.type != "meta":
+            shapes[_name(keys)], targets[_name(keys)] = tensor, made
+        return made
 
-        whole: dict[str, Any] = _mapped(state, target)
-        read_pieces(data, targets, shapes, index["files"], index["pieces"])
-        return whole
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever somebody may have put there
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    whole: dict[str, Any] = _mapped(state, target)
+    read_pieces(data, targets, shapes, index["files"], index["pieces"])
+    return whole
 
 
 def _share(sizes: dict[str, int], rank: int, count: int) -> set[str]:
