@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,25 +32,28 @@ def main() -> int:
         "--signals", choices=SIGNALS, nargs="+", default=["SIGKILL"], help="drawn for each kill (default: SIGKILL)"
     )
     parser.add_argument("--data", choices=LOADERS, nargs="+", default=[*LOADERS])
+    parser.add_argument("--checkpoint", choices=("full", "sharded"), default="full", help="of the runs (default: full)")
     options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for data in options.data:
-            failed += campaign(Path(folder) / data, data, kills=options.kills, seed=options.seed, names=options.signals)
+            failed += campaign(Path(folder) / data, data, options)
         for part in PARTS:
             failed += not control(Path(folder) / part, part, seed=options.seed)
     return int(failed > 0)
 
 
-def campaign(folder: Path, data: str, *, kills: int, seed: int, names: list[str]) -> int:
-    """The number of runs that did not end as the one that was left alone."""
-    signals = tuple(signal.Signals[name] for name in names)
+def campaign(folder: Path, data: str, options: argparse.Namespace) -> int:
+    """The number of runs that did not end as the one that was left alone, with full checkpoints."""
+    kills, seed = options.kills, options.seed
+    signals = tuple(signal.Signals[name] for name in options.signals)
+    how: dict[str, Any] = {"workers": (0, 1, 2), "signals": signals, "checkpoint": options.checkpoint}
     first = Campaign(_made(folder / "alone"), LOADERS[data], seed)
     alone, wrong, done = first.alone(), 0, Counter[str]()
     runs = 0
     while done.total() < kills:
         runs += 1
-        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, workers=(0, 1, 2), signals=signals)
+        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, **how)
         found = differences(alone, one.killed(min(KILLS_A_RUN, kills - done.total())))
         done.update(one.moments)
         wrong += bool(found)

@@ -17,7 +17,7 @@ from tests.helpers import ROOT, TIMES, Json, curves, lines, same, state
 WAIT = 300.0  # seconds; only a process that hangs comes to it
 
 
-def config(save_dir: Path, *, loader: str, name: str, workers: int = 2) -> Json:
+def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full") -> Json:
     """Everything that a resume could get wrong: 5 steps an epoch, the last of one short batch, about 8 epochs."""
     data = {"batch_size": 8, "validation_split": 16, "num_workers": workers, "eval_batch_size": 16}
     watch = {"monitor": "min val_loss", "early_stop": 4}
@@ -30,7 +30,7 @@ def config(save_dir: Path, *, loader: str, name: str, workers: int = 2) -> Json:
         "metrics": ["accuracy"],
         "optimizer": {"type": "AdamW", "args": {"lr": 0.001}},
         "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}, "interval": "step"},
-        "trainer": {**often, **watch, "save_dir": str(save_dir), "verbosity": 1},
+        "trainer": {**often, **watch, "checkpoint": checkpoint, "save_dir": str(save_dir), "verbosity": 1},
         "runtime": {"device": "cpu"},
     }
 
@@ -85,6 +85,7 @@ class Campaign:
     seed: int
     workers: tuple[int, ...] = (2,)
     left_out: str = ""
+    checkpoint: str = "full"
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     kinds: tuple[str, ...] = ("start", "work", "work", "file")
     kills: int = 0
@@ -139,7 +140,7 @@ class Campaign:
 
     def _config(self, name: str) -> Path:
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name)))
+        path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name, checkpoint=self.checkpoint)))
         return path
 
     def _run(self, name: str) -> Path | None:
