@@ -56,12 +56,13 @@ def fill(folder: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("kind", ["full", "sharded"])
 def test_a_full_disk_is_survived_and_what_was_logged_meanwhile_comes_later(
-    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     whole = fit(*OFTEN)
     at_step(monkeypatch, {4: lambda: fill(small_disk), 15: (small_disk / "filler").unlink})
-    run = fit(*OFTEN, f"trainer.save_dir={small_disk}").run_dir
+    run = fit(*OFTEN, f"trainer.save_dir={small_disk}", f"trainer.checkpoint={kind}").run_dir
     said = capsys.readouterr().err
     assert "step-00000006.pth could not be written: [Errno 28] No space left on device" in said
     assert "the older checkpoints are whole" in said

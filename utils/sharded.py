@@ -59,6 +59,7 @@ class ShardedCheckpointer(Checkpointer):
         self.group: Any = None
         if processes.launched:  # a group of its own, since the thread talks while the training does
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
+        self._written = folder
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         quieten()
