@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from base.base_trainer import BaseTrainer
-from base.batches import _Fetch
+from base.data import TensorSource
 from base.metric import Metrics
 from base.report import Report
 from trainer.trainer import Trainer
@@ -41,7 +41,7 @@ def watch(owner: Any, name: str) -> None:
 def parts(steps: int) -> dict[str, float]:
     """Microseconds of a step, by part; what is left are the loop itself and its counting."""
     shares = {
-        "data": seconds["__getitem__"],
+        "data": seconds["batch"],
         "forward": seconds["train_step"] - seconds["backward"],
         "backward": seconds["backward"],
         "optimizer": seconds["optimizer_step"] - seconds["train_step"],
@@ -54,7 +54,7 @@ def parts(steps: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     for owner, names in [
-        (_Fetch, ["__getitem__"]),
+        (TensorSource, ["batch"]),
         (Trainer, ["train_step"]),
         (Runtime, ["backward", "optimizer_step"]),
         (Metrics, ["update"]),
