@@ -31,6 +31,9 @@ def create(target: Path) -> None:
             shutil.copytree(item, unfinished / item.name, ignore=CACHES)
         else:
             shutil.copy2(item, unfinished / item.name)
+    readme = unfinished / "README.md"
+    told = readme.read_text(encoding="utf-8").split("\n\n")
+    readme.write_text("\n\n".join(part for part in told if "new_project.py" not in part), encoding="utf-8")
     (unfinished / "saved").mkdir()
     (unfinished / "saved" / ".gitkeep").touch()
     unfinished.rename(target)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
-from logger.console import number, styled
+from logger.console import counted, number, styled
 from utils.config import LoadedConfig
 from utils.paths import PROJECT, shown
 from utils.processes import processes
@@ -22,17 +22,19 @@ def announcement(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) 
     yield _row("model", f"{config.model.type}, {count_parameters(trainer.model):,} parameters")
     yield _row("data", f"{config.data_loader.type}, {training.batches.num_samples:,} samples for training{held_out}")
     schedule = f" with {config.lr_scheduler.type}" if config.lr_scheduler else ""
-    length = f"{config.trainer.epochs} epochs of {trainer.steps_per_epoch():,} steps"
+    length = f"{counted(config.trainer.epochs, 'epoch')} of {counted(trainer.steps_per_epoch(), 'step')}"
     yield _row("training", f"{config.optimizer.type}{schedule}, {length}")
     if config.trainer.monitor:
         patience = config.trainer.early_stop
-        stop = f"; stops after {patience} epochs without a better one" if patience else ""
+        stop = f"; stops after {counted(patience, 'epoch')} without a better one" if patience else ""
         yield _row("best", f"{config.trainer.monitor}{stop}")
     team = trainer.runtime.processes
     spread = f", {team.count} processes ({config.runtime.strategy})" if team.launched else ""
     yield _row("device", f"{trainer.runtime.device}, {config.runtime.precision}{spread}")
     yield _row("run", shown(folder.path))
-    if progress.steps:
+    if trainer.finished():
+        yield _row("finished", "all epochs are done; trainer.epochs=N makes the run longer")
+    elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("goes on", f"after step {progress.steps:,}, in epoch {epoch}")
 
@@ -41,8 +43,8 @@ def farewell(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> I
     """What came of it, where it is, and what comes next."""
     settings, progress, run = loaded.config.trainer, trainer.progress, shlex.quote(shown(folder.path))
     if trainer.stopped_early():
-        yield f"stopped early: no better {settings.monitor} for {progress.stale_epochs} epochs"
-    yield f"done after {progress.epochs} epochs, {progress.steps:,} steps"
+        yield f"stopped early: no better {settings.monitor} for {counted(progress.stale_epochs, 'epoch')}"
+    yield f"done after {counted(progress.epochs, 'epoch')}, {counted(progress.steps, 'step')}"
     if progress.best is not None:
         yield _row(
             "best", f"{settings.monitor} = {styled(number(progress.best), 'good')} in epoch {progress.best_epoch}"

@@ -15,7 +15,7 @@ from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.groups import Group, grouped
 from base.metric import StepResult
-from base.misfit import MISFITS, misfit, not_finite
+from base.misfit import MISFITS, misfit, not_finite, other_classes
 from base.progress import Progress
 from base.report import Report
 from base.view import View
@@ -153,12 +153,18 @@ class BaseTrainer(ABC):
                 part = kept if sum_loss or share == 1.0 else share * kept
                 loss = part if loss is None else loss + part
         except MISFITS as error:
-            raise error if self._fits else misfit(error, batches[0][2]) from error
-        self._fits = True
+            raise error if self._fits else misfit(error, batches[0][2], self.experiment.data.class_names) from error
+        if not self._fits:
+            self._begin_well(results[0])
         progress.rates = training.schedule.after_step(moved=moved)
         progress.step(training.batches.after(batches[-1][0]), steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append((loss, batches[0][0], len(batches)))
         return loss  # type: ignore[no-any-return]
+
+    def _begin_well(self, result: StepResult) -> None:
+        self._fits = True
+        if warning := other_classes(result, self.experiment.data.class_names):
+            self.console.warn(warning)
 
     def log_window(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
@@ -186,7 +192,7 @@ class BaseTrainer(ABC):
                     result = self.eval_step(self.runtime.to_device(batch))
                     metrics.update(result, samples=size, share=size / batches.num_samples)
                 except MISFITS as error:
-                    raise error if self._fits else misfit(error, batch) from error
+                    raise error if self._fits else misfit(error, batch, self.experiment.data.class_names) from error
                 self._fits = True
                 view.evaluated(window, batch, result)
         return metrics.compute()

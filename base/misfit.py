@@ -1,11 +1,13 @@
 """What to say when the parts of a config do not fit each other, or the loss is lost."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from base.data import describe_batch
+from base.metric import StepResult
 from utils.errors import TrainingError, UserError
 from utils.processes import joined
 from utils.registry import user_frame
@@ -13,11 +15,25 @@ from utils.registry import user_frame
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
-def misfit(error: Exception, batch: Any) -> Exception:
+def misfit(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
     """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
+    classes = f" The data have {len(class_names)} classes." if class_names else ""
     return joined().lost(error) or UserError(
         f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
-        f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?"
+        f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+    )
+
+
+def other_classes(result: StepResult, class_names: Sequence[str] | None) -> str | None:
+    """What to say where a classifier has more outputs, (B, C), than the data have classes: it learns all the same."""
+    outputs, targets = result.outputs, result.targets
+    if not (class_names and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point() or outputs.shape[1] <= len(class_names):
+        return None
+    return (
+        f"the model has {outputs.shape[1]} outputs, and the data have {len(class_names)} classes: "
+        f"model.args.num_classes={len(class_names)} perhaps"
     )
 
 
@@ -27,6 +43,6 @@ def not_finite(loss: float, step: int, epoch: int, indices: Tensor, checkpoints:
     return TrainingError(
         f"the loss is {loss} at step {step} (in epoch {epoch}, with the samples {samples}).\n"
         "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and look "
-        "for values in these samples that are not finite.\n"
-        f"The checkpoints in {checkpoints} are from before that step."
+        "for values in these samples that are not finite, and at whether the loss takes such targets.\n"
+        + (f"The checkpoints in {checkpoints} are from before that step." if any(checkpoints.glob("step-*")) else "")
     )

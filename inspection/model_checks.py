@@ -125,7 +125,7 @@ def check_memorising(
             model.load_state_dict(before)
     went = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < MEMORISED * start:
-        return Finding("learning", "ok", f"one batch is learned by heart {went}")
+        return Finding("learning", "ok", f"one batch is learned {went}")
     text = f"one batch is not learned by heart {went} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
         return Finding("learning", "note", text, "a model with fewer parameters than the batch has targets")

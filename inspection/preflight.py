@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,10 +15,11 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
 from base.experiment import Experiment, Training
 from base.metric import StepResult
+from base.misfit import other_classes
 from inspection import costs, data_checks, model_checks
 from inspection.finding import Finding, grid, table
 from inspection.layers import Trace, traced
-from logger.console import Console
+from logger.console import Console, counted
 from utils.config import LoadedConfig
 from utils.registry import said, user_line
 from utils.schema import Config
@@ -48,8 +49,13 @@ def preflight(loaded: LoadedConfig) -> int:
     rows = [("layer", "kind", "output", "parameters"), *trace.rows, ("", "", "all", f"{total:,}")]
     print("\n" + "\n".join(grid(rows)))
     failed = sum(finding.verdict == "FAIL" for finding in findings)
-    print(f"\n{failed} of these checks failed" if failed else "\nnothing here would go wrong")
+    print(f"\n{failed} of these checks failed" if failed else f"\n{_nothing_failed(findings)}")
     return 1 if failed else 0
+
+
+def _nothing_failed(findings: Sequence[Finding]) -> str:
+    notes = sum(finding.verdict == "note" for finding in findings)
+    return "nothing here would go wrong" + (f"; worth a look: {counted(notes, 'note')} above" if notes else "")
 
 
 class _Check:
@@ -75,6 +81,8 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
+        if other := other_classes(result, self.experiment.data.class_names):
+            yield Finding("classes", "note", other)
         yield self._first_loss(result)
         yield from self._metrics(result)
         yield model_checks.check_independence(self.model, trace)

@@ -128,6 +128,10 @@ class Console:
             self.clear()
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def number(value: float) -> str:
     """To four figures, zeros at the end included, so that columns stay where they are."""
     return f"{value:#.4g}".removesuffix(".")

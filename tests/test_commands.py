@@ -118,6 +118,7 @@ def test_a_new_project_has_everything_but_the_runs(tmp_path: Path, status: int) 
     names = {path.name for path in target.iterdir()}
     assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
     assert names.isdisjoint({".git", ".venv", "data", "new_project.py"})
+    assert "new_project.py" not in (target / "README.md").read_text()
     assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
     assert not list(target.rglob("__pycache__"))
     command = [sys.executable, "train.py", "trainer.epochs=1"]

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import train
+from base.metric import StepResult
+from base.misfit import other_classes
 from tests.helpers import curves, lines, same, state
 from utils.config import load_config
 from utils.errors import ConfigError, TrainingError, UserError
@@ -259,3 +261,18 @@ def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
     assert load_config(first.run_dir / "config.json").config == load_config(again.run_dir / "config.json").config
     assert lines(first.run_dir) == lines(again.run_dir)
     assert first.run_dir != again.run_dir
+
+
+def test_more_outputs_than_classes_are_told() -> None:
+    result = StepResult(torch.zeros(()), torch.zeros(4, 10), torch.tensor([0, 1, 1, 0]))
+    assert "the model has 10 outputs, and the data have 2 classes" in str(other_classes(result, ("cat", "dog")))
+    assert other_classes(result, None) is None
+    assert other_classes(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
+    assert other_classes(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None
+
+
+def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    assert "1 epoch of 5 steps" in capsys.readouterr().out
+    train.main(["-r", str(run)])
+    assert "all epochs are done; trainer.epochs=N makes the run longer" in capsys.readouterr().out
