@@ -147,10 +147,14 @@ def _columns(group: Group) -> Iterator[list[str]]:
 
 def _key_column(key: str, group: Group) -> list[str]:
     """Under the last word of a key, or as many as tell it from the others."""
+    return [_head(key, group), *(_short(shown_value(run.config.get(key)) or "-", 16) for run in group.runs)]
+
+
+def _head(key: str, group: Group) -> str:
     words = key.split(".")
     ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
-    head = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in group.keys) == 1), key)
-    return [head, *(_short(shown_value(run.config.get(key)) or "-", 16) for run in group.runs)]
+    alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in group.keys) == 1)
+    return next((end for end in alone if end not in ("type", "epochs")), key)  # "epochs" is how far a run came
 
 
 def _last(run: Run, name: str) -> str:
@@ -199,5 +203,5 @@ def _charts(groups: Sequence[Group]) -> Iterator[tuple[str, list[Curve]]]:
 
 
 def _legend(run: Run, group: Group) -> str:
-    keys = [f"{key.rpartition('.')[2]}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:3]]
-    return "\n".join([group.short_name(run), " ".join(keys)]).strip()
+    keys = [f"{_head(key, group)}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:2]]
+    return "\n".join([group.short_name(run), *keys]).strip()

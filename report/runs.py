@@ -112,9 +112,10 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys of the config in which some runs differ."""
+    """The keys of the config in which some runs differ, those with the most values first."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
-    return [key for key in keys if len({shown_value(run.config.get(key)) for run in runs}) > 1]
+    values = {key: len({shown_value(run.config.get(key)) for run in runs}) for key in keys}
+    return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 
 def shown_value(value: Any) -> str:
