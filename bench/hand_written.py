@@ -44,6 +44,13 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / f"epoch-{epoch}.pth")
 
 
+def log(writer: SummaryWriter, epoch: str, step: int, loss: float, rate: float) -> None:
+    """A point of the curves. loss: the mean since the one before."""
+    print(f"epoch {epoch}  step {step}  loss {loss:.4g}")
+    writer.add_scalar("loss/step", loss, step)
+    writer.add_scalar("learning_rate", rate, step)
+
+
 class TwoLayerNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -77,9 +84,8 @@ def two_layer(folder: Path, *, epochs: int, steps: int, log_every: int = 20) -> 
             if step == 1:
                 marks.first_step = time.time()
             if step % log_every == 0:
-                print(f"epoch {epoch + 1}/{epochs}  step {step}  loss {window_loss / log_every:.4g}")
-                writer.add_scalar("loss/step", window_loss / log_every, step)
-                writer.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step)
+                rate = optimizer.param_groups[0]["lr"]
+                log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, rate)
                 epoch_loss, window_loss = epoch_loss + window_loss, 0.0
         writer.add_scalar("loss/train", epoch_loss / steps, step)
         save(folder, model, optimizer, epoch)
@@ -124,7 +130,7 @@ class Photographs:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: Photographs, indices: Tensor) -> tuple[float, float]:
+def evaluate(model: nn.Module, data: Photographs, indices: Tensor, writer: SummaryWriter, step: int) -> None:
     """Mean loss and accuracy."""
     model.eval()
     loss = correct = 0.0
@@ -133,13 +139,13 @@ def evaluate(model: nn.Module, data: Photographs, indices: Tensor) -> tuple[floa
         outputs = model(images)
         loss += F.cross_entropy(outputs, labels, reduction="sum").item()
         correct += (outputs.argmax(1) == labels).sum().item()
-    return loss / len(indices), correct / len(indices)
+    for name, total in [("loss/valid", loss), ("accuracy/valid", correct)]:
+        print(f"step {step}  {name} {total / len(indices):.4g}")
+        writer.add_scalar(name, total / len(indices), step)
 
 
-def lenet(
-    folder: Path, data_dir: str, *, batch: int, epochs: int = 1, held_out: int = 0, limit: int = 50_000, log_every: int
-) -> None:
-    """LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
+def lenet(folder: Path, data_dir: str, *, batch: int, held_out: int = 0, limit: int = 50_000, log_every: int) -> None:
+    """An epoch of LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
     torch.manual_seed(0)
     data = Photographs(data_dir)
     split = torch.randperm(len(data.images))
@@ -147,38 +153,32 @@ def lenet(
     steps = -(-len(train) // batch)
     model = LeNet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.015, momentum=0.9, nesterov=True, fused=True)
-    schedule = OneCycleLR(optimizer, 0.045, total_steps=epochs * steps, div_factor=3, anneal_strategy="linear")
+    schedule = OneCycleLR(optimizer, 0.045, total_steps=steps, div_factor=3, anneal_strategy="linear")
     writer, marks, step = SummaryWriter(folder), Marks(), 0
     marks.begin()
-    for epoch in range(epochs):
-        model.train()
-        epoch_loss = window_loss = correct = 0.0
-        for chosen in torch.split(train[torch.randperm(len(train))], batch):
-            images, labels = data.batch(chosen)
-            optimizer.zero_grad()
-            outputs = model(images)
-            loss = F.cross_entropy(outputs, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            window_loss += loss.item()
-            correct += (outputs.detach().argmax(1) == labels).sum().item()
-            step += 1
-            if step == 1:
-                marks.first_step = time.time()
-            if step % log_every == 0:
-                print(f"epoch {epoch + 1}/{epochs}  step {step}  loss {window_loss / log_every:.4g}")
-                writer.add_scalar("loss/step", window_loss / log_every, step)
-                writer.add_scalar("learning_rate", schedule.get_last_lr()[0], step)
-                epoch_loss, window_loss = epoch_loss + window_loss, 0.0
-        writer.add_scalar("loss/train", epoch_loss / steps, step)
-        writer.add_scalar("accuracy/train", correct / len(train), step)
-        if held_out:
-            valid_loss, accuracy = evaluate(model, data, valid)
-            print(f"epoch {epoch + 1}/{epochs}  val_loss {valid_loss:.4g}  val_accuracy {accuracy:.4g}")
-            writer.add_scalar("loss/valid", valid_loss, step)
-            writer.add_scalar("accuracy/valid", accuracy, step)
-        save(folder, model, optimizer, epoch)
+    model.train()
+    epoch_loss = window_loss = correct = 0.0
+    for chosen in torch.split(train[torch.randperm(len(train))], batch):
+        images, labels = data.batch(chosen)
+        optimizer.zero_grad()
+        outputs = model(images)
+        loss = F.cross_entropy(outputs, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        window_loss += loss.item()
+        correct += (outputs.detach().argmax(1) == labels).sum().item()
+        step += 1
+        if step == 1:
+            marks.first_step = time.time()
+        if step % log_every == 0:
+            log(writer, "1/1", step, window_loss / log_every, float(schedule.get_last_lr()[0]))
+            epoch_loss, window_loss = epoch_loss + window_loss, 0.0
+    writer.add_scalar("loss/train", epoch_loss / steps, step)
+    writer.add_scalar("accuracy/train", correct / len(train), step)
+    if held_out:
+        evaluate(model, data, valid, writer, step)
+    save(folder, model, optimizer, 0)
     writer.close()
     marks.end()
     marks.report(step)

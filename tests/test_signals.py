@@ -29,6 +29,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Campaign(tmp_path_factory.mktemp("alone"), "SmallTensors", seed=0).alone()
 
 
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    """A process of this project that runs some code."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
 def runs(folder: Path) -> list[Path]:
     return sorted((folder / "small").glob("[0-9]*"))
 
@@ -53,7 +59,7 @@ sys.argv = ["train.py", "-r", "a run"]
 end_at_once()
 os.kill(os.getpid(), {int(number)})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python(code)
     assert done.returncode == 128 + number
     assert done.stderr.splitlines()[-1] == "python train.py -r 'a run'"
 
@@ -151,9 +157,7 @@ def test_workers_that_are_left_do_not_hold_up_the_end(tmp_path: Path) -> None:
         "left = Batches(TensorSource(torch.zeros(9), torch.zeros(9)), batch_size=1, num_workers=1).one_pass()\n"
         "print(next(left)[1])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python(code)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
@@ -165,7 +169,5 @@ def test_a_worker_that_begins_after_its_parent_was_killed_ends(tmp_path: Path) -
         "worker = multiprocessing.get_context('fork').Process(target=work)\nworker.start()\nworker.join()\n"
         "print(worker.exitcode)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python(code)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
