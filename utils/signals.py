@@ -33,7 +33,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     again = shlex.join(["python", *sys.argv])
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # not print: this may have interrupted a print
-            os.write(2, f"stopped before anything began. To start again:\n{again}\n".encode())
+            os.write(2, f"stopped; nothing was changed. To start again:\n{again}\n".encode())
     os._exit(128 + number)
 
 
