@@ -1,19 +1,19 @@
 """The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from base.batches import Batches, Position, Window
+from base.batches import Batches, Group
 from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
-from base.groups import Group, grouped
+from base.groups import grouped
 from base.metric import StepResult
 from base.misfit import MISFITS, misfit, not_finite, other_classes
 from base.progress import Progress
@@ -40,7 +40,8 @@ class BaseTrainer(ABC):
         self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.progress = Progress()
-        self._unchecked: list[tuple[Tensor | float, Window, int]] = []
+        self._unchecked: list[Tensor | float] = []
+        self._checked = self.progress
         self._saved: dict[str, Any] = {}
         self._fits = False
 
@@ -103,12 +104,13 @@ class BaseTrainer(ABC):
     def train_epoch(self) -> None:
         """The optimizer steps that are left of this epoch."""
         self.model.train()
+        self._checked = replace(self.progress)
         self.report.begin_epoch(self.progress, self.steps_per_epoch())
         try:
             for group in self.groups():
                 self.experiment.signals.check()
                 loss = self.take_step(group)
-                self.report.step(loss, group.samples)
+                self.report.step(loss, group[1])
                 if self.progress.steps % self.settings.log_every_steps == 0:
                     self.log_window(loss)
                 if self.settings.save_every_steps and self.progress.steps % self.settings.save_every_steps == 0:
@@ -118,7 +120,7 @@ class BaseTrainer(ABC):
 
     def groups(self) -> Iterator[Group]:
         """The batches of each optimizer step that is left of this epoch."""
-        return grouped(self.training.batches, self.progress, self.settings)
+        return self.training.batches.load_groups(grouped(self.training.batches, self.progress, self.settings))
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -126,7 +128,7 @@ class BaseTrainer(ABC):
 
     def take_step(self, group: Group) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
-        batches, samples = group
+        batches, samples, position = group
         training, progress, sum_loss = self.training, self.progress, self.experiment.sum_loss
         results: list[StepResult] = []
 
@@ -148,17 +150,15 @@ class BaseTrainer(ABC):
             )
             loss: Any = None
             for result, (_, size, _) in zip(results, batches, strict=True):
-                share = size / samples
-                kept = self.train_metrics.update(result, samples=size, share=share)
-                part = kept if sum_loss or share == 1.0 else share * kept
+                part = self.train_metrics.update(result, samples=size, share=size / samples)
                 loss = part if loss is None else loss + part
         except MISFITS as error:
             raise error if self._fits else misfit(error, batches[0][2], self.experiment.data.class_names) from error
         if not self._fits:
             self._begin_well(results[0])
-        progress.rates = training.schedule.after_step(moved=moved)
-        progress.step(training.batches.after(batches[-1][0]), steps_per_epoch=self.settings.steps_per_epoch)
-        self._unchecked.append((loss, batches[0][0], len(batches)))
+        training.schedule.after_step(moved=moved)
+        progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
+        self._unchecked.append(loss)
         return loss  # type: ignore[no-any-return]
 
     def _begin_well(self, result: StepResult) -> None:
@@ -169,7 +169,7 @@ class BaseTrainer(ABC):
     def log_window(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
         self.check_finite()
-        self.report.window(self.progress, loss, self.train_metrics.close_window())
+        self.report.window(self.progress, loss, self.train_metrics.close_window(), self.training.schedule.used())
         self.outputs.view.window(self)
 
     def validate(self) -> dict[str, float]:
@@ -206,8 +206,8 @@ class BaseTrainer(ABC):
         monitored = self.monitored(values)
         lower_is_better = (self.settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
+        self.report.epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
-        self.report.epoch(progress, values, best=best)
         self.outputs.view.epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
@@ -227,18 +227,18 @@ class BaseTrainer(ABC):
 
     def check_finite(self) -> None:
         """Raise TrainingError if a loss since the last check was not finite."""
-        finite, unchecked = self.train_metrics.finite(), self._unchecked
-        self._unchecked = []
+        finite, unchecked, before = self.train_metrics.finite(), self._unchecked, self._checked
+        self._unchecked, self._checked = [], replace(self.progress)
         if finite:
             return
-        first = self.progress.steps - len(unchecked) + 1
-        losses = self.runtime.processes.sums([float(loss) for loss, _, _ in unchecked])
+        losses = self.runtime.processes.sums([float(loss) for loss in unchecked])
         batches = self.training.batches
-        for step, (loss, (_, window, count)) in enumerate(zip(losses, unchecked, strict=True), start=first):
+        steps = zip(losses, grouped(batches, before, self.settings), strict=False)  # there may be steps still to come
+        for number, (loss, group) in enumerate(steps, start=1):
             if not math.isfinite(loss):
-                windows = itertools.islice(batches.windows(Position(window.passes, window.start)), count)
-                indices = torch.cat([as_tensor(batches.sample_indices(window)) for window in windows])
-                raise not_finite(loss, step, self.progress.epochs + 1, indices, self.outputs.checkpointer.folder)
+                indices = torch.cat([as_tensor(batches.sample_indices(window)) for window in group])
+                step, epoch = before.steps + number, self.progress.epochs + 1
+                raise not_finite(loss, step, epoch, indices, self.outputs.checkpointer.folder)
 
     # ------------------------------------------------------------------ state
 

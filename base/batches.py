@@ -1,8 +1,8 @@
 """Which samples make which batch: a function of (seed, pass, position), with nothing to remember but the position."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from base.data import SampleRandom, Source
+from base.data import SampleRandom, Source, as_tensor
 from utils.orders import Computed, Permutation
 from utils.random import mix, permutation
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
+T = TypeVar("T")
+AHEAD = 64
+"""Batches that are planned together."""
 IN_MEMORY = 2**25
 """Samples up to which an order is kept in memory: 256 MB in each process."""
 
-Request = tuple[int, Tensor | slice | npt.NDArray[np.int64]]
-"""The pass and the samples of a batch."""
+Request = tuple[Tensor | slice, SampleRandom]
+"""Which samples to load for a batch, and the random numbers that they have in this pass."""
 Loaded = tuple["Window", int, Any]
 """A window, how many of its samples are this process's, and its batch."""
+Group = tuple[list[Loaded], int, "Position"]
+"""The batches of an optimizer step, how many samples they have in all processes together, the position after them."""
 
 
 class Position(NamedTuple):
@@ -117,35 +122,46 @@ class Batches:
         return order if self.indices is None else self.indices[order]
 
     def load(self, windows: Iterable[Window]) -> Iterator[Loaded]:
-        """The batches of these windows, or this process's part of each, in their order.
+        """The batches of these windows, or this process's part of each, in their order."""
+        for (loaded,), _, _ in self.load_groups(zip(windows)):
+            yield loaded
+
+    def load_groups(self, groups: Iterable[Sequence[Window]]) -> Iterator[Group]:
+        """The batches of these windows, or this process's part of each, in their order and in the same groups.
 
         A process that has no part of a batch gets all of it, since it must go through the model with the others; it
         counts for nothing.
         """
-        if self.num_workers == 0:
-            for window in windows:
-                size, indices = self._share(window)
-                random = SampleRandom(indices, (self.seed, "sample", window.passes))
-                yield window, size, self.source.batch(indices, random)
+        if self.num_workers:
+            yield from self._prepared(groups)
             return
-        if self._workers is None:  # started once and kept from epoch to epoch
-            self._workers = self._start_workers(_Fetch(self.source, self.seed))
-        sampler, loader = self._workers
-        windows, ahead = itertools.tee(windows)  # the workers' requests go ahead of what they give
-        sampler.requests = ((window.passes, self._share(window)[1]) for window in ahead)
-        for window, batch in zip(windows, loader, strict=True):
-            yield window, self.part(window).size, batch
-
-    def _share(self, window: Window) -> tuple[int, Tensor | slice]:
-        """How many samples of a batch are this process's, and which ones to load for it."""
-        if self.count == 1:
-            return window.stop - window.start, self.sample_indices(window)
-        part = self.part(window)
-        return part.size, self.sample_indices(part if part.size else window)
+        for requests, samples, after in _planned(map(self._requests, groups)):
+            yield [(window, size, self.source.batch(*request)) for window, size, request in requests], samples, after
 
     def one_pass(self) -> Iterator[Loaded]:
         """Every sample once."""
         return self.load(itertools.islice(self.windows(), len(self)))
+
+    def _requests(self, group: Sequence[Window]) -> tuple[list[tuple[Window, int, Request]], int, Position]:
+        """What to load for a group of batches, and the rest of the group."""
+        return [self._request(window) for window in group], sum([w.size for w in group]), self.after(group[-1])
+
+    def _request(self, window: Window) -> tuple[Window, int, Request]:
+        """How many samples of a batch are this process's, and which ones to load for it."""
+        own = window if self.count == 1 else self.part(window)
+        indices = self.sample_indices(own if own.size else window)
+        return window, own.size, (indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
+
+    def _prepared(self, groups: Iterable[Sequence[Window]]) -> Iterator[Group]:
+        """As ``load_groups``, from the worker processes."""
+        if self._workers is None:  # started once and kept from epoch to epoch
+            self._workers = self._start_workers(_Fetch(self.source))
+        sampler, loader = self._workers
+        plans, ahead = itertools.tee(map(self._requests, groups))  # the workers' requests go ahead of what they give
+        sampler.requests = (request for requests, _, _ in ahead for _, _, request in requests)
+        loaded = iter(loader)
+        for requests, samples, after in plans:
+            yield [(window, size, next(loaded)) for window, size, _ in requests], samples, after
 
     def close(self) -> None:
         """End the worker processes."""
@@ -169,16 +185,14 @@ class Batches:
 
 
 class _Fetch(Dataset[Any]):
-    """Batches by request, (pass, indices), in a worker."""
+    """Batches by request in a worker."""
 
-    def __init__(self, source: Source, seed: int) -> None:
-        self.source, self.seed = source, seed
+    def __init__(self, source: Source) -> None:
+        self.source = source
 
-    def __getitem__(self, request: Request) -> Any:
-        passes, indices = request
-        if isinstance(indices, np.ndarray):
-            indices = torch.from_numpy(indices)
-        return self.source.batch(indices, SampleRandom(indices, (self.seed, "sample", passes)))
+    def __getitem__(self, sent: tuple[npt.NDArray[np.int64], tuple[int | str, ...]]) -> Any:
+        indices = torch.from_numpy(sent[0])
+        return self.source.batch(indices, SampleRandom(indices, sent[1]))
 
 
 class _Requests(torch.utils.data.Sampler[Any]):
@@ -187,7 +201,15 @@ class _Requests(torch.utils.data.Sampler[Any]):
     def __init__(self) -> None:
         self.requests: Iterable[Request] = ()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.int64], tuple[int | str, ...]]]:
         # as bytes: for a tensor a worker would ask this process back, which complains if the worker is gone by then
-        for passes, indices in self.requests:
-            yield passes, indices.numpy() if isinstance(indices, Tensor) else indices
+        for indices, random in self.requests:
+            yield as_tensor(indices).numpy(), random.key
+
+
+def _planned(items: Iterable[T]) -> Iterator[T]:
+    """The same items, made some ahead: one after the other that takes a quarter of the time that it does in between
+    steps, after each of which the processor must fetch the code anew.
+    """
+    items = iter(items)
+    return itertools.chain.from_iterable(iter(lambda: list(itertools.islice(items, AHEAD)), []))

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate
 
 from base.array_file import ArrayFile
 from utils.errors import DataError
@@ -65,13 +65,14 @@ class TensorSource:
         in_memory = isinstance(inputs, Tensor) and isinstance(targets, Tensor)
         self._plain = in_memory and augment is None and transform is None
         self._versions = _version(inputs), _version(targets)
-        self._shared: tuple[slice, Tensor, Tensor] | None = None
+        self._lent: tuple[slice, tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if self._plain and isinstance(indices, slice) and _may_share():
+        # to copy 64 rows of 1,000 takes a tenth of a small net's step; inference mode does not count who writes into it
+        if self._plain and isinstance(indices, slice) and not torch.is_inference_mode_enabled():
             return self._range(indices)
         inputs, targets = _take(self.inputs, indices), _take(self.targets, indices)
         if self.augment is not None:
@@ -86,9 +87,9 @@ class TensorSource:
                 "the batch before was changed in place, by the model's first layer or by the loss perhaps, and it was "
                 "no copy: the data themselves have changed. Begin the model with x = x.clone(), or leave x as it is"
             )
-        if self._shared is None or self._shared[0] != indices or self._shared[1].requires_grad:
-            self._shared = indices, inputs[indices], targets[indices]
-        return self._shared[1:]
+        if self._lent is None or self._lent[0] != indices or self._lent[1][0].requires_grad:
+            self._lent = indices, (inputs[indices], targets[indices])
+        return self._lent[1]
 
 
 class SampleSource:
@@ -110,15 +111,6 @@ class SampleSource:
         finally:
             restore_generators(before)
         return self.collate(samples)
-
-
-def _may_share() -> bool:
-    """Whether a range may be given as it lies in memory: to copy 64 rows of 1,000 takes a tenth of a small net's step.
-
-    Not in inference mode, where nothing counts who writes into it, and not to another process, which would get all of
-    the data.
-    """
-    return not torch.is_inference_mode_enabled() and get_worker_info() is None
 
 
 def _version(data: Tensor | ArrayFile) -> int:

@@ -181,7 +181,7 @@ class Metrics:
         """Add a batch. share: this batch's share of the samples of its optimizer step, or of the data set.
         samples: 0 for a batch that counts for nothing, since other processes have all of its samples.
 
-        Returns the batch's loss, as ``keep`` gives it.
+        Returns the batch's part of the loss of the step, as ``keep`` gives it.
         """
         loss, outputs, targets = result
         self._totals = None
@@ -194,7 +194,7 @@ class Metrics:
             self.means["loss"].add(kept, factor=samples, weight=samples)
         if self.functions or self.library:
             self._measure(outputs, targets, samples)
-        return kept
+        return kept if self.sum_loss or share == 1.0 else share * kept
 
     def _measure(self, outputs: Tensor, targets: Tensor, samples: int) -> None:
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """How far a run is, and how good it was: the few numbers from which everything else of its position follows."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from base.batches import Position
@@ -20,8 +20,6 @@ class Progress:
     """Finished passes over the training data."""
     samples: int = 0
     """Samples of the pass that is under way."""
-    rates: list[float] = field(default_factory=list)
-    """The learning rate of each parameter group in the last step."""
     trained: bool = False
     """The epoch's training steps are done; its validation is not."""
     best: float | None = None

@@ -50,7 +50,9 @@ class Report:
         if (now := time.perf_counter()) >= self._due:
             self._draw(now)
 
-    def window(self, progress: Progress, loss: Tensor | float, means: Mapping[str, float]) -> None:
+    def window(
+        self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
+    ) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
         if self.processes.count > 1:  # what is shown next is the loss of all; between two points it is an estimate
             self._loss = self._total(loss) / self.processes.count
@@ -59,7 +61,7 @@ class Report:
             self.console.info(self._line(now))
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()}
-        self.writers.scalars(progress.steps, points | _tags(progress.rates))
+        self.writers.scalars(progress.steps, points | _tags(rates))
 
     def end_training(self) -> None:
         """The training of an epoch ends, or is interrupted; its validation follows."""
@@ -67,14 +69,14 @@ class Report:
         self.pace.end(now)
         self._seconds = now - self._start
 
-    def epoch(self, progress: Progress, values: Mapping[str, float], *, best: bool) -> None:
+    def epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
         """The epoch's line in metrics.jsonl and the console, and its points in TensorBoard."""
         speed = {"samples_per_second": self.pace.samples / max(self._seconds, 1e-9)}
         place = {"epoch": progress.epochs, "step": progress.steps}
-        self.writers.epoch({**place, **values, "lr": progress.rates[0], **speed, "seconds": self._seconds})
+        self.writers.epoch({**place, **values, "lr": rates[0], **speed, "seconds": self._seconds})
         scalars = {_chart(name): value for name, value in values.items()} | speed
         if progress.steps % self.settings.log_every_steps:  # else the window of this step has them
-            scalars |= _tags(progress.rates)
+            scalars |= _tags(rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
         shown, width = self._side_by_side(values), self.console.width

@@ -22,30 +22,35 @@ class Schedule:
         self.moves = 0
         self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
         self.scheduler = make(optimizer) if make else None
+        self._used: list[float] | None = None
 
-    def after_step(self, *, moved: bool) -> list[float]:
-        """The rates that the optimizer's step used. moved: whether it took one, which moves the schedule on."""
-        rates = self.rates()
-        if moved and self.scheduler and self.per_step:
+    def after_step(self, *, moved: bool) -> None:
+        """moved: whether the optimizer took a step, which moves the schedule on."""
+        self._used = None
+        if moved and self.per_step and self.scheduler:
             self._move(None)
-        return rates
+
+    def used(self) -> list[float]:
+        """The learning rate of each parameter group in the last optimizer step."""
+        return self._used or self.rates()
 
     def after_epoch(self, monitored: float | None) -> None:
         if self.scheduler and not self.per_step:
             self._move(monitored)
 
     def rates(self) -> list[float]:
-        """The learning rate of each parameter group."""
+        """The learning rate of each parameter group in the next optimizer step."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = self.scheduler.state_dict() if self.scheduler else None
-        return {"scheduler": scheduler, "moves": self.moves, "length": self.length}
+        return {"scheduler": scheduler, "moves": self.moves, "length": self.length, "used": self.used()}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Go on from a state, after the optimizer did. Where the run is now of another length, the schedule is laid
         out anew over it, as if it had been from the start; True if that changed what it was.
         """
+        self._used = state["used"]
         if self.scheduler is None or state["scheduler"] is None:
             return False
         if state["length"] == self.length or isinstance(self.scheduler, ReduceLROnPlateau):
@@ -58,6 +63,7 @@ class Schedule:
 
     def _move(self, monitored: float | None) -> None:
         assert self.scheduler is not None
+        self._used = self.rates()
         self.moves += 1
         if isinstance(self.scheduler, ReduceLROnPlateau):
             assert monitored is not None
