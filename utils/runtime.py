@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import Place
 from utils.errors import ConfigError
+from utils.optimizers import drop_gradients, fitting, take_step
 from utils.processes import processes
 from utils.schema import RuntimeConfig
 
@@ -34,40 +35,6 @@ def pick_device(name: str) -> torch.device:
     if index and int(index) >= torch.accelerator.device_count():
         raise ConfigError(f'runtime.device: "{name}" is out of range; there are {torch.accelerator.device_count()}')
     return torch.device(name)
-
-
-def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """What ``optimizer.zero_grad()`` does, which spends 12 us on a mark for the profiler."""
-    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:  # one that does more
-        optimizer.zero_grad()
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-def _fitting(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state to load, with the kernels that were chosen here, and in the memory format of the parameters here.
-
-    A fused kernel goes through memory as it lies: a momentum in another format would be added to other weights.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len(state["state"]) > len(parameters):
-        return state  # torch says what is wrong with it
-
-    def laid_out(value: Any, like: Tensor) -> Any:
-        alike = not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride()
-        return value if alike else torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
-
-    groups = [
-        saved | {key: own[key] for key in ("fused", "foreach") if key in own}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    states = {
-        index: {name: laid_out(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {"state": states, "param_groups": groups}
 
 
 class Runtime:
@@ -127,7 +94,7 @@ class Runtime:
 
             portable_state(optimizer, whole=self.whole_states)
         else:
-            optimizer.register_load_state_dict_pre_hook(_fitting)
+            optimizer.register_load_state_dict_pre_hook(fitting)
 
     def place(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place | None:
         """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
@@ -178,7 +145,7 @@ class Runtime:
             return True
         self._gradients(optimizer, evaluate, clip_grad_norm)
         if not self.scaled:
-            optimizer.step()
+            take_step(optimizer)
             return True
         scale = self.scaler.get_scale()
         self.scaler.step(optimizer)

@@ -1,0 +1,108 @@
+"""A step without torch's mark for the profiler is torch's step, and whoever waits for one still sees it."""
+
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import StepLR
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
+
+from utils.optimizers import take_step
+
+
+def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
+    weight = torch.arange(6.0).requires_grad_()
+    weight.grad = torch.ones(6)
+    return kind([weight], lr=0.1)  # type: ignore[call-arg]
+
+
+def weights(made: Optimizer) -> torch.Tensor:
+    [group] = made.param_groups
+    found: torch.Tensor = group["params"][0].detach().clone()
+    return found
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the marks that are made."""
+    found: list[str] = []
+    original = torch.autograd.profiler.record_function.__init__
+
+    def recorded(self: Any, name: str, args: Any = None) -> None:
+        found.append(name)
+        original(self, name, args)
+
+    monkeypatch.setattr(torch.autograd.profiler.record_function, "__init__", recorded)
+    return found
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_the_step_is_the_optimizers_own(kind: type[Optimizer], marks: list[str]) -> None:
+    one, other = optimizer(kind), optimizer(kind)
+    for _ in range(3):
+        take_step(one)
+    assert marks == []
+    for _ in range(3):
+        other.step()
+    assert len(marks) == 3
+    assert torch.equal(weights(one), weights(other))
+    assert not torch.equal(weights(one), torch.arange(6.0))
+
+
+@pytest.mark.parametrize("when", ["register_step_pre_hook", "register_step_post_hook"])
+def test_hooks_are_called(when: str) -> None:
+    made, seen = optimizer(), []
+    take_step(made)
+    handle = getattr(made, when)(lambda *_: seen.append(1))
+    take_step(made)
+    handle.remove()
+    take_step(made)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_hooks_of_all_optimizers_are_called(register: Any) -> None:
+    made, seen = optimizer(), []
+    handle = register(lambda *_: seen.append(1))
+    take_step(made)
+    handle.remove()
+    take_step(made)
+    assert seen == [1]
+
+
+def test_a_profiler_sees_the_step(marks: list[str]) -> None:
+    made = optimizer()
+    with profile(activities=[ProfilerActivity.CPU]):
+        take_step(made)
+    assert "Optimizer.step#SGD.step" in marks
+
+
+def test_a_schedule_sees_the_first_step(marks: list[str]) -> None:
+    made = optimizer()
+    schedule = StepLR(made, step_size=1)
+    for _ in range(3):  # it warns, which is an error here, if it moves before it saw a step
+        take_step(made)
+        schedule.step()
+    assert len(marks) == 1
+    assert torch.allclose(weights(made), torch.arange(6.0) - 0.111)
+
+
+def test_a_step_that_a_user_put_in_its_place_is_called() -> None:
+    made, seen = optimizer(), []
+    made.step = MethodType(lambda _: seen.append(1), made)  # type: ignore[method-assign]
+    take_step(made)
+    StepLR(made, step_size=1)  # puts its own around it
+    take_step(made)
+    take_step(made)
+    assert seen == [1, 1, 1]
+    assert torch.equal(weights(made), torch.arange(6.0))
+
+
+def test_where_torch_is_another_its_step_is_called(monkeypatch: pytest.MonkeyPatch, marks: list[str]) -> None:
+    made = optimizer()
+    monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
+    take_step(made)
+    assert marks == ["Optimizer.step#SGD.step"]
