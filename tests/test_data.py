@@ -221,7 +221,8 @@ def test_crop_shifts_and_flip_mirrors() -> None:
     ]
     assert all(places), "a cropped image is no part of the padded one"
     many = SampleRandom(torch.arange(1000), (0, "sample", 0))
-    mirrored = random_flip(torch.tensor([0, 1], dtype=torch.uint8).view(2, 1).expand(1000, 1, 2, 1), many)
+    pairs = torch.tensor([0, 1], dtype=torch.uint8).view(1, 1, 2, 1).repeat(1000, 1, 1, 1)
+    mirrored = random_flip(pairs, many)
     assert 0.4 < mirrored[:, 0, 0, 0].float().mean() < 0.6
 
 

@@ -30,9 +30,8 @@ def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Ten
 
     indices: int64 of shape (B,).
     """
-    counter = indices.numpy().astype(np.uint64) * np.uint64(draws)
-    state = scrambled(np.stack([counter + np.uint64(draw) for draw in range(draws)]), mix(*key))  # (draws, B)
-    return torch.from_numpy((state >> np.uint64(11)) * 2.0**-53)
+    counter = indices.numpy().astype(np.uint64) * np.uint64(draws) + np.arange(draws, dtype=np.uint64)[:, None]
+    return torch.from_numpy((scrambled(counter, mix(*key)) >> np.uint64(11)) * 2.0**-53)
 
 
 def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
