@@ -42,7 +42,8 @@ class Board(View):
         ]
         self.events.describe(*self._about)
         if trainer.progress.steps == 0:
-            self._draw(trainer, pictures.training(trainer.experiment.data, batch))
+            if self.config.trainer.pictures_every != 0:
+                self._draw(trainer, pictures.training(trainer.experiment.data, batch))
             self._write(0, measures.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:
             from board.profile import StepProfile

@@ -129,7 +129,7 @@ def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRAINERS._own, "Watching", Watching)
-        run = fit("trainer.type=Watching", **IMAGES).run_dir
+        run = fit("trainer.type=Watching", "trainer.pictures_every=1", **IMAGES).run_dir
     (shown,) = read(run).Images("images/training")
     assert shown.step == 0
     path = tmp_path / "grid.png"
@@ -162,6 +162,7 @@ def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fi
     assert steps("trainer.pictures_every=2") == [10, 20, 25]
     assert steps("trainer.pictures_every=null") == [25]
     assert steps("trainer.pictures_every=0") == []
+    assert not read(fit("trainer.epochs=1", "trainer.pictures_every=0", **IMAGES).run_dir).Tags()["images"]
     early = ("trainer.monitor=max val_loss", "trainer.early_stop=2")
     assert steps("trainer.pictures_every=null", *early) == [15]
 

@@ -80,7 +80,7 @@ class TrainerConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard's event file."""
     pictures_every: NonNegativeInt | None = None
-    """Epochs between pictures of what the validation got wrong, for TensorBoard; null: only at the end; 0: none."""
+    """Epochs between pictures of what the validation got wrong, for TensorBoard; null: at the end; 0: no pictures."""
     profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
     """First and last optimizer step to profile, as in [10, 20]; null: none."""
     verbosity: Annotated[int, Field(ge=0, le=2)] = 2  # Literal[0, 1, 2] would take true for 1
