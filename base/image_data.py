@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
@@ -76,16 +77,19 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
     """Shift each image of (B, H, W, C) by up to ``padding`` pixels in both directions; zeros come in."""
     count, height, width, channels = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))  # (B, H + 2p, W + 2p, C)
-    top, left = random.integers(0, 2 * padding + 1, draws=2)[:, :, None]  # (B, 1), (B, 1)
-    rows = torch.arange(count)[:, None] * padded.shape[1] + top + torch.arange(height)  # (B, H), of all padded rows
-    # a row of a crop is W pixels in a row of memory: one index a row, where one a pixel takes seven times as long
-    runs = padded.flatten().unfold(0, width * channels, channels)  # (number of pixels, W * C): from each pixel on
-    return runs.index_select(0, (rows * padded.shape[2] + left).flatten()).view(images.shape)
+    high, wide = padded.shape[1:3]
+    top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
+    starts = (torch.arange(count) * high + top) * wide + left  # the pixel in which each crop begins, of all images
+    last = count * high * wide - (height - 1) * wide - width  # the last one in which a crop could
+    # the crops from every pixel on, which all lie in one memory: rows of it are copied, where pixels take seven times
+    # as long
+    crops = padded.as_strided((last + 1, height, width * channels), (channels, wide * channels, 1))
+    return crops.index_select(0, starts).view(images.shape)
 
 
 def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
     """Mirror each image of (B, H, W, C) left to right with probability 1/2, in place."""
-    mirrored = (random.uniform()[0] < 0.5).nonzero()[:, 0]  # indices of about half of the images
+    mirrored = np.flatnonzero(random.uniform()[0].numpy() < 0.5)
     # half the work of torch.where on all of them; NumPy copies whole images, index_copy_ takes twice as long
-    images.numpy()[mirrored.numpy()] = images.index_select(0, mirrored).flip(2).numpy()
+    images.numpy()[mirrored] = images.index_select(0, torch.from_numpy(mirrored)).flip(2).numpy()
     return images
