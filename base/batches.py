@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from base.data import SampleRandom, Source, as_tensor
+from base.data import SampleRandom, Source, as_tensor, draw_together
 from utils.orders import Computed, Permutation
 from utils.random import mix, permutation
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
-T = TypeVar("T")
 AHEAD = 64
 """Batches that are planned together."""
 IN_MEMORY = 2**25
@@ -23,6 +22,7 @@ IN_MEMORY = 2**25
 
 Request = tuple[Tensor | slice, SampleRandom]
 """Which samples to load for a batch, and the random numbers that they have in this pass."""
+Planned = tuple["Window", int, Request]
 Loaded = tuple["Window", int, Any]
 """A window, how many of its samples are this process's, and its batch."""
 Group = tuple[list[Loaded], int, "Position"]
@@ -135,18 +135,27 @@ class Batches:
         if self.num_workers:
             yield from self._prepared(groups)
             return
-        for requests, samples, after in _planned(map(self._requests, groups)):
+        for requests, samples, after in self._planned(groups):
             yield [(window, size, self.source.batch(*request)) for window, size, request in requests], samples, after
 
     def one_pass(self) -> Iterator[Loaded]:
         """Every sample once."""
         return self.load(itertools.islice(self.windows(), len(self)))
 
-    def _requests(self, group: Sequence[Window]) -> tuple[list[tuple[Window, int, Request]], int, Position]:
+    def _planned(self, groups: Iterable[Sequence[Window]]) -> Iterator[tuple[list[Planned], int, Position]]:
+        """What ``_requests`` gives, some ahead: one after the other that takes a quarter of the time that it does in
+        between steps, after each of which the processor must fetch the code anew.
+        """
+        groups = iter(groups)
+        while plans := [self._requests(group) for group in itertools.islice(groups, AHEAD)]:
+            draw_together(random for requests, _, _ in plans for _, _, (_, random) in requests)
+            yield from plans
+
+    def _requests(self, group: Sequence[Window]) -> tuple[list[Planned], int, Position]:
         """What to load for a group of batches, and the rest of the group."""
         return [self._request(window) for window in group], sum([w.size for w in group]), self.after(group[-1])
 
-    def _request(self, window: Window) -> tuple[Window, int, Request]:
+    def _request(self, window: Window) -> Planned:
         """How many samples of a batch are this process's, and which ones to load for it."""
         own = window if self.count == 1 else self.part(window)
         indices = self.sample_indices(own if own.size else window)
@@ -205,11 +214,3 @@ class _Requests(torch.utils.data.Sampler[Any]):
         # as bytes: for a tensor a worker would ask this process back, which complains if the worker is gone by then
         for indices, random in self.requests:
             yield as_tensor(indices).numpy(), random.key
-
-
-def _planned(items: Iterable[T]) -> Iterator[T]:
-    """The same items, made some ahead: one after the other that takes a quarter of the time that it does in between
-    steps, after each of which the processor must fetch the code anew.
-    """
-    items = iter(items)
-    return itertools.chain.from_iterable(iter(lambda: list(itertools.islice(items, AHEAD)), []))

@@ -1,6 +1,7 @@
 """Where batches come from: tensors or arrays on disk, a batch at a time; any map-style data set, a sample at a time."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -21,15 +22,47 @@ class SampleRandom:
     """Indices of the samples in the data set, int64 of shape (B,), or a range of them."""
     key: tuple[int | str, ...]
     drawn: int = field(default=0, init=False)
+    together: "tuple[Together, int] | None" = None
+    """Who draws for this batch and others, and the how manieth of them this one is."""
 
     def uniform(self, draws: int = 1) -> Tensor:
         """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
         self.drawn += 1
+        if self.together is not None:
+            others, number = self.together
+            return others.uniform(number, self.drawn, draws)
         return uniform(as_tensor(self.indices), *self.key, self.drawn, draws=draws)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """Fresh integers in [low, high), int64 of shape (draws, B)."""
         return (self.uniform(draws) * (high - low)).long() + low
+
+
+class Together:
+    """Draws for several batches at once what each of them would draw: twenty operations on small arrays take 80 us.
+
+    indices: of each batch, as in ``SampleRandom``.
+    """
+
+    def __init__(self, indices: Sequence[Tensor | slice], key: tuple[int | str, ...]) -> None:
+        self.indices, self.key = [as_tensor(of_batch) for of_batch in indices], key
+        self.drawn: dict[tuple[int, int], Sequence[Tensor]] = {}
+
+    def uniform(self, batch: int, number: int, draws: int) -> Tensor:
+        """The numbers that a batch, counted from 0, draws at its number-th time, float64 of shape (draws, B)."""
+        if (number, draws) not in self.drawn:
+            numbers = uniform(torch.cat(self.indices), *self.key, number, draws=draws)
+            self.drawn[number, draws] = torch.split(numbers, [len(of_batch) for of_batch in self.indices], dim=1)
+        return self.drawn[number, draws][batch]
+
+
+def draw_together(batches: Iterable[SampleRandom]) -> None:
+    """From now on these batches draw together, those of each key that follow each other."""
+    for key, alike in itertools.groupby(batches, key=lambda batch: batch.key):
+        members = list(alike)
+        together = Together([batch.indices for batch in members], key)
+        for number, batch in enumerate(members):
+            batch.together = together, number
 
 
 class Source(Protocol):
