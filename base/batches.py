@@ -15,14 +15,15 @@ from utils.orders import Computed, Permutation
 from utils.random import mix, permutation
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
-AHEAD = 64
-"""Batches that are planned together."""
+AHEAD, AHEAD_SAMPLES = 64, 2**14
+"""So many optimizer steps, or the steps of so many samples, are planned together."""
 IN_MEMORY = 2**25
 """Samples up to which an order is kept in memory: 256 MB in each process."""
 
 Request = tuple[Tensor | slice, SampleRandom]
 """Which samples to load for a batch, and the random numbers that they have in this pass."""
 Planned = tuple["Window", int, Request]
+Plan = tuple[list[Planned], int, "Position"]
 Loaded = tuple["Window", int, Any]
 """A window, how many of its samples are this process's, and its batch."""
 Group = tuple[list[Loaded], int, "Position"]
@@ -142,16 +143,20 @@ class Batches:
         """Every sample once."""
         return self.load(itertools.islice(self.windows(), len(self)))
 
-    def _planned(self, groups: Iterable[Sequence[Window]]) -> Iterator[tuple[list[Planned], int, Position]]:
+    def _planned(self, groups: Iterable[Sequence[Window]]) -> Iterator[Plan]:
         """What ``_requests`` gives, some ahead: one after the other that takes a quarter of the time that it does in
         between steps, after each of which the processor must fetch the code anew.
         """
-        groups = iter(groups)
-        while plans := [self._requests(group) for group in itertools.islice(groups, AHEAD)]:
-            draw_together(random for requests, _, _ in plans for _, _, (_, random) in requests)
-            yield from plans
+        plans, planned = [], 0
+        for group in groups:
+            plans.append(plan := self._requests(group))
+            planned += plan[1]
+            if len(plans) == AHEAD or planned >= AHEAD_SAMPLES:
+                yield from _drawing_together(plans)
+                plans, planned = [], 0
+        yield from _drawing_together(plans)
 
-    def _requests(self, group: Sequence[Window]) -> tuple[list[Planned], int, Position]:
+    def _requests(self, group: Sequence[Window]) -> Plan:
         """What to load for a group of batches, and the rest of the group."""
         return [self._request(window) for window in group], sum([w.size for w in group]), self.after(group[-1])
 
@@ -214,3 +219,8 @@ class _Requests(torch.utils.data.Sampler[Any]):
         # as bytes: for a tensor a worker would ask this process back, which complains if the worker is gone by then
         for indices, random in self.requests:
             yield as_tensor(indices).numpy(), random.key
+
+
+def _drawing_together(plans: list[Plan]) -> list[Plan]:
+    draw_together(random for requests, _, _ in plans for _, _, (_, random) in requests)
+    return plans

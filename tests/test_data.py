@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from base.base_data_loader import BaseDataLoader
 from base.batches import Batches, Position, Window
-from base.data import SampleRandom, SampleSource, TensorSource
+from base.data import SampleRandom, SampleSource, TensorSource, draw_together
 from base.image_data import random_crop, random_flip
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
@@ -208,6 +208,26 @@ def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_fold
     loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
     with pytest.raises(DataError, match="corrupted"):
         loader.training(seed=0)
+
+
+@pytest.mark.parametrize(("batch_size", "planned"), [(4, 64), (500, 33), (20_000, 1)])
+def test_only_so_many_batches_are_planned_ahead(batch_size: int, planned: int) -> None:
+    asked: list[Window] = []
+    batches = Batches(TensorSource(torch.zeros(100_000), torch.zeros(100_000)), batch_size=batch_size)
+    loaded = batches.load(asked.append(window) or window for window in batches.windows())  # type: ignore[func-returns-value]
+    next(loaded)
+    assert len(asked) == planned
+
+
+@pytest.mark.parametrize("passes_before", [0, 1])
+def test_batches_that_draw_together_draw_what_each_would_draw_alone(passes_before: int) -> None:
+    keys = [(0, "sample", passes_before), (0, "sample", 1), (0, "sample", 1)]
+    indices: list[torch.Tensor | slice] = [torch.tensor([4, 7]), slice(0, 5), torch.tensor([9])]
+    alone, together = ([SampleRandom(*both) for both in zip(indices, keys, strict=True)] for _ in range(2))
+    draw_together(together)
+    for one, other in [*zip(alone, together, strict=True)][::-1]:  # in any order
+        assert torch.equal(one.uniform(2), other.uniform(2))
+        assert torch.equal(one.integers(0, 9), other.integers(0, 9))
 
 
 def test_crop_shifts_and_flip_mirrors() -> None:
