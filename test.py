@@ -7,7 +7,7 @@ python test.py --compare saved/lenet/*
 import argparse
 import sys
 
-from utils.signals import SignalWatch, end_at_once
+from utils.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from base.build import build_experiment, build_trainer, load_weights
-from logger.console import Console, number
+from logger.console import number
 from report.comparison import compare
 from report.evaluation import EvaluationReport
 from utils import checkpoint, cli
@@ -59,7 +59,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     source = RunFolder.checkpoint_of(Path(options.resume))
     # no optimizer here, and no weights that are in parts
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], trial=False)
-    experiment = build_experiment(loaded, Console(loaded.config.trainer.verbosity), SignalWatch())
+    experiment = build_experiment(loaded)
     state = _read(source, folder)
     load_weights(experiment.model, state, source)
     test, progress = experiment.data.test(), state["progress"]

@@ -9,7 +9,7 @@ import gc
 import shlex
 import sys
 
-from utils.signals import SignalWatch, end_at_once
+from utils.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
@@ -30,13 +30,12 @@ from base.build import (
     load_weights,
 )
 from base.experiment import Experiment, Outputs
-from logger.console import Console
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import CheckpointError, Stopped, UserError
 from utils.paths import PROJECT, shown
-from utils.processes import Processes, launch, processes
+from utils.processes import launch, processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
 
@@ -107,8 +106,8 @@ def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
-    team = processes()
-    experiment = build_experiment(loaded, _console(loaded, team), SignalWatch(team))
+    experiment = build_experiment(loaded)
+    team = experiment.runtime.processes
     weights: dict[str, Any] = {}
     if init_from is not None:
         source = RunFolder.checkpoint_of(init_from)
@@ -137,11 +136,10 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     """Go on with a run in its folder: from its newest sound checkpoint, or from one of its checkpoint files."""
     loaded = load_config(folder.config, overrides)
     _same_place(loaded, folder)
-    team = processes()
-    experiment = build_experiment(loaded, _console(loaded, team), SignalWatch(team))
+    experiment = build_experiment(loaded)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with experiment.signals, folder.owned(team), _reporting(experiment, folder):
+    with experiment.signals, folder.owned(trainer.runtime.processes), _reporting(experiment, folder):
         trainer.begin(training, _outputs(loaded, folder, experiment))
         found = _find_state(folder, file, trainer)
         if found:
@@ -149,10 +147,6 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
         else:
             _begin_again(loaded, trainer, folder)
         return _train_on(loaded, trainer, folder)
-
-
-def _console(loaded: LoadedConfig, team: Processes) -> Console:
-    return Console(loaded.config.trainer.verbosity, silent=not team.main)
 
 
 def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:

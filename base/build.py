@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,33 +27,37 @@ from utils.located_json import KeyPath
 from utils.paths import code_version
 from utils.processes import Processes
 from utils.random import seed_generators
-from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, said, user_line
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, TRAINERS, said, user_line
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schedulers import contradiction, make_scheduler
 from utils.schema import Component
 from utils.signals import SignalWatch
 
+T = TypeVar("T")
 
-def build_experiment(loaded: LoadedConfig, console: Console, signals: SignalWatch) -> Experiment:
+
+def build_experiment(loaded: LoadedConfig) -> Experiment:
     """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
     config = loaded.config
     runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
     def make_model() -> nn.Module:
         seed_generators(config.seed, "model")
-        model: nn.Module = _build(loaded, "model", config.model, nn.Module)
-        return model
+        return _build(loaded, "model", config.model, nn.Module)
 
-    _same_everywhere(loaded, runtime.processes)
+    processes = runtime.processes
+    _same_everywhere(loaded, processes)
     data, model, (criterion, sum_loss) = _together(
-        lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),
+        lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),  # type: ignore[type-abstract]
         make_model,
         lambda: _loss(loaded, runtime),
     )
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # so that a mistake shows now
+    console = Console(config.trainer.verbosity, silent=not processes.main)
+    signals = SignalWatch(processes)
     return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
 
 
@@ -78,11 +82,8 @@ def _same_everywhere(loaded: LoadedConfig, processes: Processes) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    trainer = REGISTRIES["trainer"].get(settings.type)
-    assert trainer is not None
-    make = functools.partial(trainer, experiment, settings, **settings.args)
-    built: BaseTrainer = _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
-    return built
+    make = functools.partial(TRAINERS[settings.type], experiment, settings, **settings.args)
+    return _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
@@ -91,7 +92,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     at, name = ("data_loader", "args"), config.data_loader.type
     processes = experiment.runtime.processes
     with processes.one_after_the_other():
-        batches: Batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
+        batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
     for part in filter(None, (batches, validation)):
         part.divide(processes.rank, processes.count)
@@ -139,15 +140,14 @@ def _together(*makes: Callable[[], Any]) -> list[Any]:
     return made
 
 
-def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type) -> Any:
-    make = REGISTRIES[kind].get(component.type)
-    assert make is not None, "the config was checked"
-    return _call(loaded, (kind, "args"), component.type, functools.partial(make, **component.args), expected)
+def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type[T]) -> T:
+    make = functools.partial(REGISTRIES[kind][component.type], **component.args)
+    return _call(loaded, (kind, "args"), component.type, make, expected)
 
 
 def _call(
-    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type | tuple[type, ...]
-) -> Any:
+    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
+) -> T:
     """Build something; what goes wrong is told at its place in the config and, in the user's own code, at its line."""
     try:
         built = make()
@@ -167,12 +167,10 @@ def _call(
 
 def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
     """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction"."""
-    component = loaded.config.loss
-    function = LOSSES.get(component.type)
-    assert function is not None
+    component, function = loaded.config.loss, LOSSES[loaded.config.loss.type]
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
-        module: nn.Module = _build(loaded, "loss", component, nn.Module)
+        module = _build(loaded, "loss", component, nn.Module)
         if next(module.parameters(), None) is not None:
             raise loaded.error(("loss",), f"{component.type} has weights of its own, which nothing would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
@@ -186,16 +184,14 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
 
 
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
-    functions, library = {}, {}
+    functions, library = {}, dict[str, Any]()
     for index, metric in enumerate(loaded.config.metrics):
-        name, make = metric.name or metric.type, METRICS.get(metric.type)
-        assert make is not None
-        if inspect.isclass(make):
-            library[name] = _call(
-                loaded, ("metrics", index), metric.type, functools.partial(make, **metric.args), object
-            )
+        name, component = metric.name or metric.type, METRICS[metric.type]
+        make = functools.partial(component, **metric.args)
+        if inspect.isclass(component):
+            library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
         else:
-            functions[name] = functools.partial(make, **metric.args)
+            functions[name] = make
     return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, processes=runtime.processes)
 
 
@@ -208,12 +204,10 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
     fused = experiment.runtime.fuses(component.type)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
-    make = OPTIMIZERS.get(component.type)
-    assert make is not None
-    build = functools.partial(make, parameters, **args)
-    built: Optimizer = _call(loaded, ("optimizer", "args"), component.type, build, Optimizer)
-    experiment.runtime.prepare_optimizer(built)
-    return built
+    make = functools.partial(OPTIMIZERS[component.type], parameters, **args)
+    optimizer = _call(loaded, ("optimizer", "args"), component.type, make, Optimizer)
+    experiment.runtime.prepare_optimizer(optimizer)
+    return optimizer
 
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> Schedule:

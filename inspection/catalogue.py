@@ -33,9 +33,7 @@ def _kind(kind: str, registry: Registry) -> Iterator[str]:
     yield f'{plural}, for "{kind}"\n'
     for name in registry.names():
         yield f"  {_call(registry, name, indent=4)}"
-        component = registry.get(name)
-        said = docstrings.paragraph(component) if component else ""
-        if said:
+        if said := docstrings.paragraph(registry[name]):
             yield textwrap.indent(textwrap.shorten(said, WIDTH, placeholder=" ..."), "      ")
     yield ""
 
@@ -59,8 +57,7 @@ def _json(value: Any) -> str:
 
 
 def _whole(kind: str, registry: Registry, name: str) -> Iterator[str]:
-    component = registry.get(name)
-    assert component is not None
+    component = registry[name]
     yield f'{name}, a {registry.kind} for "{kind}" ({where(component)})\n'
     own = name in registry.own()  # the library's are long, and full of LaTeX
     said = docstrings.whole(component) if own else textwrap.fill(docstrings.paragraph(component), WIDTH)

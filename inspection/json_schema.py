@@ -107,7 +107,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         return {**made, f"trainer.types{suffix}": {"allOf": by_name}}
     if not partial:
         made[f"{kind}.names"] = {
-            "anyOf": [{"const": n, "description": _described(registry, n)} for n in registry.names()]
+            "anyOf": [{"const": n, "description": docstrings.paragraph(registry[n])} for n in registry.names()]
         }
     section = section_at((kind,) if kind != "metrics" else (kind, 0))
     assert section is not None
@@ -123,10 +123,9 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
 
 def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Schema:
     """The "args" of one component."""
-    component, properties, required = registry.get(name), {}, []
-    assert component is not None
+    properties, required = {}, []
     known = registry.parameters(name)
-    texts = docstrings.arguments(component, known)
+    texts = docstrings.arguments(registry[name], known)
     for parameter in known.values():
         schema = _type(parameter)
         if name in COMPOUND_SCHEDULERS and parameter.name == "schedulers":
@@ -194,11 +193,6 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
     field = keys_of(section)[key]
     schema = _draft_7(section.model_json_schema(by_alias=True)["properties"][key])
     return _about(field.description, schema)
-
-
-def _described(registry: Registry, name: str) -> str:
-    component = registry.get(name)
-    return docstrings.paragraph(component) if component else ""
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

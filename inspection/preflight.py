@@ -19,11 +19,10 @@ from base.misfit import other_classes
 from inspection import costs, data_checks, model_checks
 from inspection.finding import Finding, grid, table
 from inspection.layers import Trace, traced
-from logger.console import Console, counted
+from logger.console import counted
 from utils.config import LoadedConfig
 from utils.registry import said, user_line
 from utils.schema import Config
-from utils.signals import SignalWatch
 
 TIMED_STEPS = 10
 CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
@@ -33,8 +32,9 @@ def preflight(loaded: LoadedConfig) -> int:
     """Print what is found; 0 if nothing would go wrong, else 1. Raises UserError for what cannot be read or built."""
     # a compiled model cannot be looked into, and to compile it takes longer than all of this
     runtime = loaded.config.runtime.model_copy(update={"compile": False})
-    loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime}))
-    experiment = build_experiment(loaded, Console(0), SignalWatch())
+    settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
+    loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
+    experiment = build_experiment(loaded)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     config = loaded.config

@@ -9,12 +9,10 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
-from logger.console import Console
 from tests.conftest import CONFIGS
 from tests.helpers import ROOT, lines
 from utils.config import load_config
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS, where
-from utils.signals import SignalWatch
 
 NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 
@@ -26,7 +24,7 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
     if "data_dir" in DATA_LOADERS.parameters(raw.data_loader.type):
         overrides.append(f"data_loader.args.data_dir={data}")
     loaded = load_config(path, overrides)
-    experiment = build_experiment(loaded, Console(0), SignalWatch())
+    experiment = build_experiment(loaded)
     trainer = build_trainer(loaded, experiment)
     trainer.training = build_training(loaded, experiment)
     return trainer

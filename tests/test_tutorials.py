@@ -12,11 +12,9 @@ import train
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
 from base.data import TensorSource
-from logger.console import Console
 from model.lenet import LeNet
 from tests.helpers import ROOT, lines, state
 from utils.config import load_config
-from utils.signals import SignalWatch
 
 Array = npt.NDArray[np.float64]
 
@@ -46,7 +44,7 @@ def numpy_losses(x: Array, y: Array, w1: Array, w2: Array, *, rate: float, steps
 def two_layer_net(dtype: torch.dtype) -> tuple[BaseTrainer, TensorSource]:
     """The two-layer net of the config."""
     loaded = load_config(ROOT / "configs/two_layer_net.json", ["runtime.device=cpu"])
-    experiment = build_experiment(loaded, Console(0), SignalWatch())
+    experiment = build_experiment(loaded)
     experiment.model.to(dtype)
     trainer = build_trainer(loaded, experiment)
     trainer.training = build_training(loaded, experiment)

@@ -68,6 +68,12 @@ class Registry:
     def get(self, name: str) -> Callable[..., Any] | None:
         return self._own.get(name) or self._from_library(name)
 
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """The component of a name that was checked."""
+        component = self.get(name)
+        assert component is not None, f"there is no {self.kind} {name}"
+        return component
+
     def own(self) -> dict[str, Callable[..., Any]]:
         """What this project registers, without the library's."""
         return dict(sorted(self._own.items()))

@@ -37,9 +37,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
         ]
     if name != "ChainedScheduler":
         args["optimizer"] = optimizer
-    make = SCHEDULERS.get(name)
-    assert make is not None
-    built: LRScheduler = build(path, name, functools.partial(make, **args))
+    built: LRScheduler = build(path, name, functools.partial(SCHEDULERS[name], **args))
     return built
 
 

@@ -46,7 +46,7 @@ def trial_problems(config: dict[str, Any], flawed: Set[KeyPath]) -> Iterator[Pro
             if kind == "optimizer":
                 optimizer = _optimizer(path, *sound, step=not flawed)
             elif kind in ("loss", "metrics"):
-                _no_reduction(path, _build(path, sound[0], REGISTRIES[kind].get(sound[0]), sound[1]))
+                _no_reduction(path, _build(path, sound[0], REGISTRIES[kind][sound[0]], sound[1]))
             elif kind == "lr_scheduler":
                 _schedule(config, path, sound, optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False))
         except _Refused as refused:
@@ -109,7 +109,7 @@ def _to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bo
 def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> "Optimizer":
     import torch
 
-    registered: Any = OPTIMIZERS.get(name)
+    registered: Any = OPTIMIZERS[name]
     kind = registered if step else type(name, (registered,), {"add_param_group": _add_group})
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
@@ -141,7 +141,7 @@ def _schedule(
 
     def build(at: KeyPath, name: str, make: Callable[..., Any]) -> Any:
         args = getattr(make, "keywords", {})
-        return _build(at, name, REGISTRIES["lr_scheduler"].get(name), args)
+        return _build(at, name, REGISTRIES["lr_scheduler"][name], args)
 
     scheduler = make_scheduler(entry, optimizer, length or STEPS_OF_UNKNOWN_RUN, build, path)
     move: Any = scheduler.step
