@@ -4,6 +4,7 @@ The standard library's parser keeps the last of two equal keys in silence, accep
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from utils.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)((?:\.\d+)?(?:[eE][-+]?\d+)?)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[^\s,:\[\]{}\"]+")
-_LITERALS = {"true": True, "false": False, "null": None}
+_LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
 MAX_DEPTH = 32
 MAX_DIGITS = 18  # so that every integer fits into 64 bits
 MAX_BYTES = 1_000_000
@@ -79,10 +80,7 @@ class Document:
 
     def replace(self, path: KeyPath, place: Place) -> None:
         """Whatever stood at and below a path now stands at one place."""
-        for places in (self.keys, self.values):
-            for old in [old for old in places if old[: len(path)] == path]:
-                del places[old]
-            places[path] = place
+        self.graft(Document(keys={path: place}, values={path: place}), path)
 
 
 def parse(text: str, source: str) -> Document:
@@ -139,79 +137,66 @@ class _Parser:
         self.result = Document()
 
     def document(self) -> Document:
-        self.skip()
-        if self.at == len(self.text):
+        if not self.next():
             raise ConfigError(f"{self.source}:1:1: there is nothing here; a config is a JSON object: {{ ... }}")
         self.result.value = self.value(())
-        self.skip()
-        if self.at < len(self.text):
-            if self.text[self.at] == "{":
-                raise self.error("a config is one JSON object, and this is a second one; is this the wrong file?")
+        if self.next() == "{":
+            raise self.error("a config is one JSON object, and this is a second one; is this the wrong file?")
+        if self.next():
             raise self.error("nothing may follow the end of the config; is a bracket closed too early?")
         return self.result
 
+    def next(self) -> str:
+        """Go to the next character that is no white space, and give it; empty at the end."""
+        space = _SPACE.match(self.text, self.at)
+        self.at = space.end() if space else self.at
+        if self.text.startswith(("//", "/*", "#"), self.at):
+            raise self.error("JSON has no comments: remove it")
+        return self.text[self.at : self.at + 1]
+
     def value(self, path: KeyPath) -> Any:
-        self.skip()
+        first = self.next()
         self.result.values[path] = self.place(self.at)
         if len(path) > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH} levels")
-        first = self.text[self.at : self.at + 1]
         if first == "{":
             return dict(self.members(path))
         if first == "[":
-            return list(self.items(path))
-        if first == '"':
-            return self.string()
-        return self.scalar()
+            return [self.value((*path, index)) for index, _ in enumerate(self.elements("]"))]
+        return self.string() if first == '"' else self.scalar()
 
     def members(self, path: KeyPath) -> Iterator[tuple[str, Any]]:
-        seen: dict[str, int] = {}
         for _ in self.elements("}"):
             start = self.at
-            if self.text[start : start + 1] != '"':
+            if self.next() != '"':
                 raise self.error('a key in double quotes is expected, as in "name": ...')
             key = self.string()
-            if key in seen:
-                first = self.place(seen[key]).line
-                raise self.error(f'the key "{key}" stands here a second time; the first is in line {first}', start)
-            seen[key] = start
+            if first := self.result.keys.get((*path, key)):
+                raise self.error(f'the key "{key}" stands here a second time; the first is in line {first.line}', start)
             self.result.keys[*path, key] = self.place(start)
-            self.skip()
-            if self.text[self.at : self.at + 1] != ":":
+            if self.next() != ":":
                 raise self.error(f'a colon is expected after the key "{key}"')
             self.at += 1
             yield key, self.value((*path, key))
-
-    def items(self, path: KeyPath) -> Iterator[Any]:
-        for index, _ in enumerate(self.elements("]")):
-            yield self.value((*path, index))
 
     def elements(self, end: str) -> Iterator[None]:
         """Step through what stands between brackets, once for each element; the caller reads the element."""
         opened = self.at
         self.at += 1
-        self.skip()
-        if self.text[self.at : self.at + 1] == end:
-            self.at += 1
-            return
-        if self.at == len(self.text):
-            raise self.error(f'this "{self.text[opened]}" is never closed by a "{end}"', opened)
-        while True:
-            yield
-            self.skip()
-            mark = self.text[self.at : self.at + 1]
-            if mark == end:
-                self.at += 1
-                return
-            if mark == "":
+        while (mark := self.next()) != end:
+            if mark:
+                yield
+                mark = self.next()
+            if not mark:
                 raise self.error(f'this "{self.text[opened]}" is never closed by a "{end}"', opened)
-            if mark != ",":
+            if mark == ",":
+                comma = self.at
+                self.at += 1
+                if self.next() == end:
+                    raise self.error(f'a comma before "{end}"; JSON has no trailing commas: remove it', comma)
+            elif mark != end:
                 raise self.error(f'a comma or a "{end}" is expected here; is a comma missing before it?')
-            comma = self.at
-            self.at += 1
-            self.skip()
-            if self.text[self.at : self.at + 1] == end:
-                raise self.error(f'a comma before "{end}"; JSON has no trailing commas: remove it', comma)
+        self.at += 1
 
     def string(self) -> str:
         start = self.at
@@ -225,33 +210,24 @@ class _Parser:
         return str(value)
 
     def scalar(self) -> Any:
-        number = _NUMBER.match(self.text, self.at)
         word = _WORD.match(self.text, self.at)
         found = word.group() if word else ""
-        if number and number.group() == found:
-            self.at = number.end()
-            return self.number(number)
         if found in _LITERALS:
-            self.at += len(found)
-            return _LITERALS[found]
-        raise self.error(_why_no_value(found))
-
-    def number(self, match: re.Match[str]) -> int | float:
-        text = match.group()
-        if match.group(1) is None and match.group(2) is None:
-            if len(text.lstrip("-")) > MAX_DIGITS:
-                raise self.error(f"an integer of more than {MAX_DIGITS} digits", match.start())
-            return int(text)
-        value = float(text)
-        if value in (float("inf"), float("-inf")):
-            raise self.error(f"the number {text[:40]} is too large", match.start())
+            value = _LITERALS[found]
+        elif number := _NUMBER.fullmatch(found):
+            value = self.number(found, whole=not number.group(1))
+        else:
+            raise self.error(_why_no_value(found))
+        self.at += len(found)
         return value
 
-    def skip(self) -> None:
-        space = _SPACE.match(self.text, self.at)
-        self.at = space.end() if space else self.at
-        if self.text.startswith(("//", "/*", "#"), self.at):
-            raise self.error("JSON has no comments: remove it")
+    def number(self, text: str, *, whole: bool) -> int | float:
+        if whole and len(text.lstrip("-")) > MAX_DIGITS:
+            raise self.error(f"an integer of more than {MAX_DIGITS} digits")
+        value = int(text) if whole else float(text)
+        if math.isinf(value):
+            raise self.error(f"the number {text[:40]} is too large")
+        return value
 
     def place(self, at: int) -> Place:
         return Place(self.source, self.text, at)
