@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from utils.arguments import describe
+from utils.arguments import describe, limited
 from utils.schema import Config, keys_of, section_at
 
 HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
@@ -34,18 +33,12 @@ def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
     if "dict" in str(field.annotation):
         return "object"
     if below is None:
-        limited = describe(field.annotation)
-        limits = " ".join(_limit(limit) for limit in field.metadata)
-        return f"{limited} {limits}".strip().replace("|", "\\|")
+        parts = [describe(field.annotation), *map(limited, field.metadata)]
+        return " ".join(filter(None, parts)).replace("|", "\\|")
     if below.__name__.endswith(("TrainerConfig", "RuntimeConfig")):
         return "object"
     component = "list of components" if "list" in str(field.annotation) else "component"
     return f"{component} or null" if "None" in str(field.annotation) else component
-
-
-def _limit(limit: Any) -> str:
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return " ".join(f"{sign} {getattr(limit, name)}" for name, sign in signs.items() if hasattr(limit, name))
 
 
 def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
+from utils.located_json import KeyPath
 from utils.suggest import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -67,7 +68,7 @@ def problems(
     *,
     filled: tuple[str, ...] = (),
     takes_any: bool = False,
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with the arguments of a component, as (path below "args", message).
 
     known: the parameters that a config may give. filled: required ones that may be left out all the same.
@@ -78,7 +79,8 @@ def problems(
         if name in known:
             yield from _type_problems(known[name], value)
         elif not takes_any:
-            yield (name,), f'{component} has no argument "{name}"; {_alternatives(name, known)}'
+            instead = hint(name, known).replace("there are:", "it takes:")
+            yield (name,), f'{component} has no argument "{name}"; {instead}'
             meant.add(closest(name, known) or "")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in args and name not in meant:
@@ -94,30 +96,24 @@ def accepts_null(parameter: inspect.Parameter) -> bool:
     return not any(_type_problems(parameter, None))
 
 
-def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the value of an argument by its type, one problem a place."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
         yield (parameter.name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
         return
     if parameter.default is None and value is None:
         return
-    for path, message in type_problems(kind, value):
-        yield (parameter.name, *path), message
-
-
-def type_problems(kind: Any, value: Any) -> list[tuple[tuple[str | int, ...], str]]:
-    """What pydantic says of a value against a type, one problem a place."""
     try:
         TypeAdapter(kind, config=STRICT).validate_json(json.dumps(value))
-    except ValidationError as error:
-        found: dict[tuple[str | int, ...], list[str]] = {}
-        for item in error.errors(include_url=False):
-            path = _inside(value, item["loc"])
-            found.setdefault(path, []).append(in_json_words(item["msg"]))
-        return [(path, f"{_either(messages)}, got {shortened(_at(value, path))}") for path, messages in found.items()]
     except PydanticSchemaGenerationError:
-        return []
-    return []
+        return
+    except ValidationError as error:
+        found: dict[KeyPath, list[str]] = {}  # several for a union, one of each member
+        for item in error.errors(include_url=False):
+            found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
+        for path, messages in found.items():
+            yield (parameter.name, *path), f"{_either(messages)}, got {shortened(inside(value, path)[1])}"
 
 
 def in_json_words(message: str) -> str:
@@ -178,7 +174,7 @@ def describe(annotation: Any) -> str:
         return "anything"
     if typing.get_origin(annotation) is Annotated:
         base, *limits = typing.get_args(annotation)
-        return " ".join([describe(base), *filter(None, map(_limit, limits))])
+        return " ".join([describe(base), *filter(None, map(limited, limits))])
     if _union(annotation):
         return " or ".join(describe(kind) for kind in typing.get_args(annotation))
     if annotation is type(None):
@@ -190,7 +186,8 @@ def describe(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
-def _limit(limit: Any) -> str:
+def limited(limit: Any) -> str:
+    """What an annotation's limit says, as "> 0"; empty if it is of another kind."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [limit, *getattr(limit, "metadata", [])]
     return " ".join(
@@ -221,25 +218,15 @@ def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
         return Any
 
 
-def _alternatives(name: str, known: Mapping[str, inspect.Parameter]) -> str:
-    return hint(name, known).replace("there are:", "it takes:")
-
-
-def _inside(value: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """The part of pydantic's path that stands in the value; the rest names members of a union."""
-    inside: list[str | int] = []
+def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
+    """The part of pydantic's path that stands in a value, and what is there; the rest names members of a union."""
+    found: list[str | int] = []
     for part in path:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if in_list or (isinstance(value, dict) and part in value):
             value = value[part]
-            inside.append(part)
-    return tuple(inside)
-
-
-def _at(value: Any, path: tuple[str | int, ...]) -> Any:
-    for part in path:
-        value = value[part]
-    return value
+            found.append(part)
+    return tuple(found), value
 
 
 def _either(messages: list[str]) -> str:

@@ -38,7 +38,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """What a file may say, since it is common, though nothing comes of it."""
-        problem = _overruled(self.document)
+        problem = overruled(self.document.value)
         return [str(config_error(self.document, [problem]))] if problem else []
 
 
@@ -63,7 +63,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, trial: bool = True
         problems += trial_problems(document.value, {problem.path for problem in problems})
     if config and not any(problem.path[:1] == ("metrics",) for problem in problems):
         problems += _run_problems(config)
-    without_effect = _overruled(document)
+    without_effect = overruled(document.value)
     # who gives it on the command line expects something of it
     if without_effect and document.place(without_effect.path).line == 0 and not problems:
         problems.append(without_effect)
@@ -86,10 +86,6 @@ def _not_another_file(document: Document) -> None:
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         message = f"a config has {wanted}; there is none of them here. Is this the wrong file?"
         raise ConfigError(document.values[()].show(message))
-
-
-def _overruled(document: Document) -> Problem | None:
-    return overruled(document.value.get("optimizer"), document.value.get("lr_scheduler"))
 
 
 def _run_problems(config: Config) -> Iterator[Problem]:

@@ -52,10 +52,10 @@ def contradiction(entry: Any, length: int) -> Problem | None:
     return Problem(("lr_scheduler", "args", key), message)
 
 
-def overruled(optimizer: Any, scheduler: Any) -> Problem | None:
+def overruled(config: dict[str, Any]) -> Problem | None:
     """Where a learning rate is given that the scheduler sets aside."""
-    name, _ = name_and_args(scheduler) or ("", {})
-    _, args = name_and_args(optimizer) or ("", {})
+    name, _ = name_and_args(config.get("lr_scheduler")) or ("", {})
+    _, args = name_and_args(config.get("optimizer")) or ("", {})
     if name not in SETS_RATE or "lr" not in args:
         return None
     message = f"has no effect: {name} sets the learning rate itself, from lr_scheduler.args.{SETS_RATE[name]}"

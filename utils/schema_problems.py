@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.arguments import in_json_words, shortened
+from utils.arguments import in_json_words, inside, shortened
 from utils.located_json import KeyPath
 from utils.problem import Problem, dotted
 from utils.registry import REGISTRIES
@@ -25,7 +25,7 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
         if item["type"] == "extra_forbidden":
             yield Problem(path, _unknown_key(str(path[-1]), path[:-1], value if not below else {}), at_key=True)
         elif item["type"] != "missing":
-            yield Problem(path, f"{_why(path, item)}, got {shortened(_at(value, item['loc']))}")
+            yield Problem(path, f"{_why(path, item)}, got {shortened(inside(value, item['loc'])[1])}")
         elif item["loc"] not in meant:
             yield Problem(path[:-1], f'the key "{path[-1]}" is missing')
 
@@ -81,9 +81,3 @@ def _known(path: KeyPath) -> list[str]:
 def _meant(key: str, known: list[str]) -> str | None:
     former = FORMER_NAMES.get(key, "")
     return next((name for name in known if former.startswith(f'"{name}"')), None) or closest(key, known)
-
-
-def _at(value: Any, path: tuple[int | str, ...]) -> Any:
-    for part in path:
-        value = value[part] if isinstance(value, (dict, list)) else value  # type: ignore[index]
-    return value
