@@ -25,9 +25,6 @@ LIBRARIES = ("torch", "torchmetrics", "pydantic")
 PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
 
 
-DEFAULT_TYPES = {"trainer": "Trainer"}
-
-
 def config_schema() -> Schema:
     """The whole schema, JSON Schema draft 7, which all editors know."""
     definitions: Schema = {}
@@ -100,7 +97,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         if args.get("required"):
             then["required"] = ["args"]
         named: Schema = {"properties": {"type": {"const": name}}}
-        if name != DEFAULT_TYPES.get(kind):
+        if name != registry.default:
             named["required"] = ["type"]
         by_name.append({"if": named, "then": then})
     if kind == "trainer":  # its own keys stand beside "type" and "args"

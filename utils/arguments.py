@@ -66,22 +66,22 @@ def problems(
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
     *,
-    filled: tuple[str, ...] = (),
-    takes_any: bool = False,
+    filled: str | None,
+    takes_any: bool,
 ) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with the arguments of a component, as (path below "args", message).
 
-    known: the parameters that a config may give. filled: required ones that may be left out all the same.
+    known: the parameters that a config may give. filled: one that may be left out though it is required.
     takes_any: it refuses unknown names itself.
     """
-    meant = set(filled)
+    meant = {filled}
     for name, value in args.items():
         if name in known:
             yield from _type_problems(known[name], value)
         elif not takes_any:
             instead = hint(name, known).replace("there are:", "it takes:")
             yield (name,), f'{component} has no argument "{name}"; {instead}'
-            meant.add(closest(name, known) or "")
+            meant.add(closest(name, known))
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in args and name not in meant:
             kind = json_type(parameter.annotation)

@@ -41,7 +41,7 @@ def name_and_args(entry: Any, *, default: str | None = None) -> tuple[str, dict[
 
 
 def _one(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
-    found = name_and_args(entry, default="Trainer" if path == ("trainer",) else None)
+    found = name_and_args(entry, default=registry.default)
     if found is None:
         return
     name, args = found
@@ -56,9 +56,8 @@ def _one(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
         known.pop("schedulers", None)
         yield from _inner(name, args.get("schedulers"), (*path, "args", "schedulers"))
         args = {key: value for key, value in args.items() if key != "schedulers"}
-    filled = (FROM_RUN_LENGTH[name],) if name in FROM_RUN_LENGTH else ()
-    open_ = registry.takes_any(name)
-    for where, message in arguments.problems(name, known, args, filled=filled, takes_any=open_):
+    filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
+    for where, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
         yield Problem((*path, "args", *where), message, at_key=where != () and where[0] not in known)
 
 

@@ -58,10 +58,9 @@ def _same_component(base: Document, kind: str, inherited: Any, value: Any) -> tu
     if isinstance(inherited, str):
         inherited = {"type": inherited}
         base.values[kind, "type"] = base.values[kind,]
-    default = "Trainer" if kind == "trainer" else None
     if not isinstance(inherited, dict):
         return inherited, value
-    type_ = inherited.get("type", default)
+    type_ = inherited.get("type", REGISTRIES[kind].default)
     wanted = value if isinstance(value, str) else value.get("type", type_) if isinstance(value, dict) else type_
     if wanted != type_ and kind != "trainer":
         return None, value
@@ -76,8 +75,9 @@ def _can_go(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether null means "not given" here: the key has a default, and null is no value of its own."""
     *parents, key = path
     if len(path) == 3 and parents[1] == "args" and parents[0] in REGISTRIES:
-        kind = str(parents[0])
-        parameter = REGISTRIES[kind].parameters(str(config[kind].get("type", "Trainer"))).get(str(key))
+        registry = REGISTRIES[str(parents[0])]
+        name = config[str(parents[0])].get("type", registry.default)
+        parameter = registry.parameters(str(name)).get(str(key))
         return parameter is None or (parameter.default is not parameter.empty and not accepts_null(parameter))
     section = section_at(tuple(parents))
     field = keys_of(section).get(str(key)) if section else None

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.paths import PROJECT
+from utils.schema import TrainerConfig
 from utils.suggest import closest
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -34,6 +35,7 @@ class Registry:
     passed: names of the arguments that the project passes itself, or that a config must never give.
     options: what the library's components take beside their own arguments, through **kwargs.
     called_with: how many leading arguments of a function are given at each call, as outputs and targets of a loss.
+    default: the component that is taken where a config names none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Registry:
         passed: tuple[str, ...] = (),
         options: Mapping[str, Any] | None = None,
         called_with: int = 0,
+        default: str | None = None,
     ) -> None:
         self.kind = kind
         self.library = library
@@ -52,6 +55,7 @@ class Registry:
         self.passed = passed
         self.options = options or {}
         self.called_with = called_with
+        self.default = default
         self._own: dict[str, Callable[..., Any]] = {}
 
     def register(self, component: T) -> T:
@@ -180,7 +184,7 @@ OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer,
 SCHEDULERS = Registry(
     "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
 )
-TRAINERS = Registry("trainer", passed=("experiment", "settings"))
+TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
 # the config's key for each kind
 REGISTRIES = {
