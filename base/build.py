@@ -27,12 +27,13 @@ from utils.located_json import KeyPath
 from utils.paths import code_version
 from utils.processes import Processes
 from utils.random import seed_generators
-from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, TRAINERS, said, user_line
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schedulers import contradiction, make_scheduler
 from utils.schema import Component
 from utils.signals import SignalWatch
+from utils.user_code import told
 
 T = TypeVar("T")
 
@@ -156,8 +157,7 @@ def _call(
     except UserError:
         raise
     except Exception as error:
-        reason, line = said(error).removeprefix("ValueError: "), user_line(error)
-        raise loaded.error(path, "\n".join(filter(None, [f"{name} cannot be built: {reason}", line]))) from error
+        raise loaded.error(path, f"{name} cannot be built: {told(error).removeprefix('ValueError: ')}") from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)

@@ -10,7 +10,7 @@ from base.data import describe_batch
 from base.metric import StepResult
 from utils.errors import TrainingError, UserError
 from utils.processes import joined
-from utils.registry import user_frame
+from utils.user_code import said, user_line
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 
@@ -18,9 +18,10 @@ MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 def misfit(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
     """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
     classes = f" The data have {len(class_names)} classes." if class_names else ""
+    line = user_line(error) or f"  {said(error)}"
     return joined().lost(error) or UserError(
         f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
-        f"{user_frame(error)}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+        f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
     )
 
 

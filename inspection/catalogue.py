@@ -10,8 +10,9 @@ from inspection import docstrings
 from utils.arguments import NotJson, describe, json_type
 from utils.components import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.registry import REGISTRIES, Registry, where
+from utils.registry import REGISTRIES, Registry
 from utils.suggest import closest
+from utils.user_code import where
 
 WIDTH = 110
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inspection.finding import Finding
 from inspection.layers import named_tensors
-from utils.registry import said, user_line
+from utils.user_code import told
 
 
 def check_batch(batch: Any) -> Iterator[Finding]:
@@ -91,5 +91,4 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
         where = "the batch does not go through the model"
     if training:
         where += "; in evaluation it went well, in training it does not"
-    lines = [said(error), user_line(error).strip(), where]
-    return Finding("forward", "FAIL", "\n".join(filter(None, lines)), cause)
+    return Finding("forward", "FAIL", f"{told(error)}\n{where}", cause)

@@ -21,8 +21,8 @@ from inspection.finding import Finding, grid, table
 from inspection.layers import Trace, traced
 from logger.console import counted
 from utils.config import LoadedConfig
-from utils.registry import said, user_line
 from utils.schema import Config
+from utils.user_code import told
 
 TIMED_STEPS = 10
 CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
@@ -71,8 +71,7 @@ class _Check:
         try:
             self.batch = self._first_batch()
         except Exception as error:  # the user's data set, which may raise anything
-            text = "\n".join(filter(None, [said(error), user_line(error).strip()]))
-            yield Finding("batch", "FAIL", text, "a data set or a transform that does not fit the samples")
+            yield Finding("batch", "FAIL", told(error), "a data set or a transform that does not fit the samples")
             return
         yield from data_checks.check_batch(self.batch)
         try:
@@ -137,8 +136,8 @@ class _Check:
                 metrics.update(result, samples=len(result.outputs), share=1.0)
             values = metrics.compute()
         except Exception as error:
-            text = "\n".join(filter(None, [said(error), user_line(error)]))
-            yield Finding("metrics", "FAIL", text, "a metric that is made for outputs or targets of another shape")
+            cause = "a metric that is made for outputs or targets of another shape"
+            yield Finding("metrics", "FAIL", told(error), cause)
             return
         if len(values) > 1:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")

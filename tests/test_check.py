@@ -173,6 +173,7 @@ def test_a_planted_fault_is_found(check: Check, keys: dict[str, Any], line: str,
     status, report = check(**keys)
     assert line in report
     assert cause in report
+    assert "inspection/" not in report, "a line of the project's own explains nothing"
     assert status == (1 if " FAIL " in report else 0)
 
 

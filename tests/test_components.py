@@ -12,7 +12,8 @@ from base.build import build_experiment, build_trainer, build_training
 from tests.conftest import CONFIGS
 from tests.helpers import ROOT, lines
 from utils.config import load_config
-from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS, where
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
+from utils.user_code import where
 
 NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 

@@ -8,11 +8,8 @@ A config's ``"type"`` is looked up here and nowhere else, so that it can never i
 
 import importlib
 import inspect
-import linecache
 import sys
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.arguments import parameters, takes_any_keyword
@@ -20,11 +17,9 @@ from utils.errors import UserError
 from utils.paths import PROJECT
 from utils.schema import TrainerConfig
 from utils.suggest import closest
+from utils.user_code import in_project, told, where
 
 T = TypeVar("T", bound=Callable[..., Any])
-
-# folders whose lines explain nothing to a user whose own code went wrong
-MACHINERY = {"utils", "logger", "base"}
 
 
 class Registry:
@@ -198,61 +193,16 @@ REGISTRIES = {
 }
 
 
-def where(component: Callable[..., Any]) -> str:
-    """The file and line that define a component, relative to the project's folder."""
-    try:
-        path, line = inspect.getsourcefile(component) or "?", inspect.getsourcelines(component)[1]
-    except (OSError, TypeError):
-        return component.__module__
-    return f"{_relative(path)}:{line}"
-
-
-def import_components(folders: tuple[str, ...] = ("data_loader", "model", "trainer"), root: Path = PROJECT) -> None:
+def import_components() -> None:
     """Import each file of the users' folders, so that what it registers is known.
 
     Raises UserError with the file and line of the user's code if one of them does not import.
     """
-    for folder in folders:
-        for path in sorted((root / folder).glob("*.py")):
-            if not path.name.startswith("_"):
-                try:
-                    importlib.import_module(f"{folder}.{path.stem}")
-                except UserError:
-                    raise
-                except (Exception, SystemExit) as error:
-                    raise UserError(f"{_relative(path)} does not import: {said(error)}\n{user_frame(error)}") from error
-
-
-def said(error: BaseException) -> str:
-    """What an error says, with its kind, in one paragraph."""
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def user_frame(error: BaseException) -> str:
-    """The line of the user's code where an error came from, or what it says where it came from no such line."""
-    return user_line(error) or f"  {said(error)}"
-
-
-def user_line(error: BaseException, *, root: Path = PROJECT) -> str:
-    """File, number and text of the last line of the user's code on the way of an error; empty if there was none."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return _code_line(error.filename, error.lineno or 1)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename), root)]
-    return _code_line(frames[-1].filename, frames[-1].lineno or 1) if frames else ""
-
-
-def _is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's: in the project, and not of its machinery."""
-    if not path.is_relative_to(root) or ".venv" in path.parts:
-        return False
-    parts = path.relative_to(root).parts
-    return len(parts) > 1 and parts[0] not in MACHINERY
-
-
-def _code_line(path: str, line: int) -> str:
-    return f"  {_relative(path)}:{line}: {linecache.getline(path, line).strip()}".rstrip(": ")
-
-
-def _relative(path: str | Path) -> str:
-    return str(Path(path).relative_to(PROJECT)) if Path(path).is_relative_to(PROJECT) else str(path)
+    for folder in ("data_loader", "model", "trainer"):
+        for path in sorted((PROJECT / folder).glob("[!_]*.py")):
+            try:
+                importlib.import_module(f"{folder}.{path.stem}")
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise UserError(f"{in_project(path)} does not import: {told(error)}") from error

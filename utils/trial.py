@@ -13,9 +13,10 @@ from utils.components import components, name_and_args
 from utils.errors import ConfigError
 from utils.located_json import KeyPath
 from utils.problem import Problem
-from utils.registry import OPTIMIZERS, REGISTRIES, Registry, said
+from utils.registry import OPTIMIZERS, REGISTRIES, Registry
 from utils.schedulers import contradiction, make_scheduler
 from utils.schema import TrainerConfig
+from utils.user_code import said
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
