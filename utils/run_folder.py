@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from utils.checkpoint import DATA
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import lock_file, replacing
 from utils.paths import PROJECT, project_path
 from utils.processes import Processes, launch
 
-NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
-DATA = re.compile(r"^(step-\d{8,})(-\d+)?$")
+NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 
 # the run folders that this process owns
 _owned: set[Path] = set()
@@ -64,29 +64,25 @@ class RunFolder:
     def newest(cls, save_dir: str, name: str) -> "RunFolder":
         """The newest run under save_dir/name. Raises CheckpointError if there is none."""
         parent = project_path(save_dir) / name
-        runs = [path for path in parent.glob("*") if NAME.fullmatch(path.name) and (path / "config.json").is_file()]
+        runs = _runs(parent)
         if not runs:
             raise CheckpointError(f"there is no run to resume under {parent}; start one without -r")
-        return cls.of(max(runs, key=_order))[0]
+        return cls.of(runs[-1].path)[0]
 
     @classmethod
     def of_job(cls, save_dir: str, name: str, job: str) -> "RunFolder | None":
         """The newest run under save_dir/name that a launcher's job of this name has begun or gone on with."""
-        parent = project_path(save_dir) / name
-        runs = [
-            cls(path) for path in parent.glob("*") if NAME.fullmatch(path.name) and (path / "config.json").is_file()
-        ]
-        own = [run for run in runs if run._marks().partition("\n")[0] == job]
-        return max(own, key=lambda run: _order(run.path), default=None)
+        runs = _runs(project_path(save_dir) / name)
+        return next((run for run in reversed(runs) if run._marks().partition("\n")[0] == job), None)
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
         """The run that a path names: its folder, or a checkpoint in it, whose file is then given too."""
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such run folder or checkpoint")
-        beside = path.with_name(DATA.sub(r"\1.pth", path.name))  # of the data of a sharded checkpoint
-        if path.is_dir() and beside.is_file():
-            path = beside
+        data = DATA.fullmatch(path.name)  # the folder beside a sharded checkpoint
+        if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
+            path = file
         folder = path if path.is_dir() else path.resolve().parent.parent
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
@@ -202,10 +198,11 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _order(path: Path) -> tuple[str, int]:
-    """Runs in the order in which they were started: by time, then by the number behind it."""
-    stamp, _, number = path.name[:15], path.name[15:16], path.name[16:]
-    return stamp, int(number) if number.isdigit() else 1
+def _runs(parent: Path) -> list[RunFolder]:
+    """The runs in a folder, in the order in which they were started: by time, then by the number behind it."""
+    named = [(match, path) for path in parent.glob("*") if (match := NAME.fullmatch(path.name))]
+    named.sort(key=lambda run: (run[0][1], int(run[0][2] or 1)))
+    return [RunFolder(path) for _, path in named if (path / "config.json").is_file()]
 
 
 def _git(*arguments: str) -> str | None:
