@@ -42,19 +42,11 @@ class ShardedCheckpointer(Checkpointer):
     """Writes with all processes, in a thread of each. They must all make it, and save the same steps.
 
     shared: names of the model's tensors that are equal in all processes: its parameters, but not its buffers.
+    kept: what a Checkpointer takes beside its folder.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int | None,
-        warn: Callable[[str], None],
-        before_commit: Callable[[], None] = lambda: None,
-        processes: Processes,
-        shared: Collection[str],
-    ) -> None:
-        super().__init__(folder, keep_last=keep_last, warn=warn, before_commit=before_commit)
+    def __init__(self, folder: Path, *, processes: Processes, shared: Collection[str], **kept: Any) -> None:
+        super().__init__(folder, **kept)
         self.processes, self.shared = processes, shared
         self.group: Any = None
         if processes.launched:  # a group of its own, since the thread talks while the training does
