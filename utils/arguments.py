@@ -19,7 +19,7 @@ from utils.located_json import KeyPath
 from utils.suggest import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-PLAIN = (int, float, bool, str, type(None))
+PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
 NOT_JSON = ", which JSON cannot give; register a component of your own that makes it"
 # what pydantic says, in the words of JSON
 WORDS = {
@@ -127,14 +127,12 @@ def json_type(annotation: Any) -> Any:
     """The part of an annotation that JSON can have: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
-    if annotation in PLAIN or annotation is None:
+    if annotation in PLAIN:
         return annotation
     if typing.get_origin(annotation) is Literal:
         return _literal(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str
-    if annotation in (list, tuple, dict):
-        return annotation
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])

@@ -1,7 +1,7 @@
 """``"extends": FILE``: a config that says only what differs from another one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from utils.arguments import accepts_null
 from utils.errors import ConfigError
@@ -81,8 +81,4 @@ def _can_go(config: dict[str, Any], path: KeyPath) -> bool:
         return parameter is None or (parameter.default is not parameter.empty and not accepts_null(parameter))
     section = section_at(tuple(parents))
     field = keys_of(section).get(str(key)) if section else None
-    return field is not None and not field.is_required() and type(None) not in _arguments(field.annotation)
-
-
-def _arguments(annotation: Any) -> tuple[Any, ...]:
-    return getattr(annotation, "__args__", ())
+    return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)

@@ -45,10 +45,8 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 
 def seed_generators(*key: int | str) -> None:
     """Seed Python's, NumPy's and torch's global generators, those of accelerators included."""
-    seed = mix(*key)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_sample(*key)
+    torch.manual_seed(mix(*key))
 
 
 def generator_states() -> dict[str, Any]:
