@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError
 from utils.files import LogFile, replacing
@@ -24,32 +24,37 @@ VERSION = "brain.Event:2"
 DESCRIPTION = "events.out.tfevents.0000000000.description"
 
 
-class Writer(Protocol):
+class Writer:
     """Takes what is logged. Its state is how much of it stands on disk, so that a resume can cut off the rest."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def epoch(self, record: Mapping[str, float]) -> None: ...
-    def flush(self) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None: ...
-    def sync(self) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of each of these curves."""
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        """The values of an epoch that has ended."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Take back what was written after this state, of a step."""
+
+    def sync(self) -> None:
+        """Bring everything on disk. Raises OSError if that fails."""
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """One JSON object a line, one line an epoch. A value that is not finite becomes null, since JSON has none."""
 
     def __init__(self, path: Path) -> None:
         self.file = LogFile(path)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
     def epoch(self, record: Mapping[str, float]) -> None:
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
         self.file.append((json.dumps(clean) + "\n").encode())
-
-    def flush(self) -> None:
-        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {"bytes": self.file.length()}
@@ -61,7 +66,7 @@ class JsonlWriter:
         self.file.sync()
 
 
-class EventWriter:
+class EventWriter(Writer):
     """TensorBoard's event files. After a resume the old file is cut and a new one begins with a mark of the step, at
     which a TensorBoard that is open on the folder drops what it had read beyond it.
     """
@@ -93,11 +98,7 @@ class EventWriter:
         with contextlib.suppress(OSError), replacing(self.folder / DESCRIPTION) as file:
             file.write(_records([_event(0, file_version=VERSION), *(_event(0, **content) for content in contents)]))
 
-    def epoch(self, record: Mapping[str, float]) -> None:
-        pass
-
     def flush(self) -> None:
-        """Write what waits."""
         self._flushed = time.monotonic()
         if not self._waiting:
             return
@@ -167,7 +168,7 @@ def _beginning(first_step: int) -> "list[Event]":
     return [_event(0, file_version=VERSION), _event(first_step, session_log=start)]
 
 
-class Writers:
+class Writers(Writer):
     """Several writers as one."""
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
@@ -182,7 +183,6 @@ class Writers:
             writer.epoch(record)
 
     def flush(self) -> None:
-        """Write what waits. A checkpoint's state is taken from flushed writers."""
         for writer in self.writers.values():
             writer.flush()
 
@@ -194,7 +194,6 @@ class Writers:
             writer.resume(state.get(name, {}), step=step)
 
     def sync(self) -> None:
-        """Bring everything on disk. Raises OSError if that fails."""
         for writer in self.writers.values():
             writer.sync()
 
