@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from base.build import build_experiment, build_trainer, load_weights
 from logger.console import number
 from report.comparison import compare
@@ -60,9 +62,8 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     # no optimizer here, and no weights that are in parts
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], trial=False)
     experiment = build_experiment(loaded)
-    state = _read(source, folder)
-    load_weights(experiment.model, state, source)
-    test, progress = experiment.data.test(), state["progress"]
+    progress = _load(source, folder, experiment.model)["progress"]
+    test = experiment.data.test()
     about = {
         "checkpoint": source.name,
         "epoch": progress["epochs"],
@@ -86,9 +87,9 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _read(source: Path, folder: RunFolder) -> dict[str, Any]:
+def _load(source: Path, folder: RunFolder, model: nn.Module) -> dict[str, Any]:
     try:
-        return checkpoint.read(source)
+        return load_weights(model, source)
     except CheckpointError as error:
         others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
         advice = f"The newest other checkpoint of this run: {shown(others[0])}" if others else "The run has no other."

@@ -6,7 +6,6 @@ python train.py -r                     # go on with the newest run
 
 import argparse
 import gc
-import shlex
 import sys
 
 from utils.signals import end_at_once
@@ -18,24 +17,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from base.announcement import announcement, command, farewell
 from base.base_trainer import BaseTrainer
-from base.build import (
-    build_experiment,
-    build_outputs,
-    build_trainer,
-    build_training,
-    load_weights,
-)
+from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
 from base.experiment import Experiment, Outputs
+from base.resuming import check_place, load_state, run_of_launch
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.errors import CheckpointError, Stopped, UserError
-from utils.paths import PROJECT, shown
-from utils.processes import launch, processes
+from utils.errors import Stopped, UserError
+from utils.paths import PROJECT
+from utils.processes import processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
 
@@ -58,6 +52,28 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
     --check and --list look and exit, as --help does.
     """
+    options = _options(argv)
+    team = processes()
+    import_components()
+    if options.list is not None or options.check:
+        _look(options)
+    if options.resume is not None and options.init_from:
+        raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
+    if options.resume:
+        if options.config is not None:
+            raise UserError(
+                "-r RUN goes on with the run's own config; for a new run with its weights: -c ... --init-from RUN"
+            )
+        folder, file = RunFolder.of(Path(options.resume))
+        return resume(folder, options.overrides, file=file)
+    newest = options.resume is not None
+    loaded = load_config(options.config or PROJECT / "config.json", options.overrides, trial=not newest)
+    team.connect(loaded.config.runtime.timeout)
+    found = team.from_main(lambda: run_of_launch(loaded, newest=newest))
+    return resume(found, options.overrides) if found else train(loaded, init_from=options.init_from)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = cli.parser("Train a model as a config says, or go on with a run.")
     made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     made.add_argument(
@@ -68,30 +84,14 @@ def main(argv: Sequence[str] | None = None) -> Result:
     made.add_argument("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
     made.add_argument("--check", action="store_true", help="look at everything a run needs, train nothing, and say so")
     made.add_argument("--list", nargs="?", const="", metavar="NAME", help="what a config may name, or all about one")
-    options = cli.parse(made, argv)
-    shorts = {"optimizer.args.lr": options.lr, "data_loader.args.batch_size": options.bs}
-    overrides = [*options.overrides, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
-    team = processes()
-    import_components()
-    if options.list is not None or options.check:
-        _look(options, overrides)
-    if options.resume is not None and options.init_from:
-        raise UserError("-r goes on with a run, --init-from begins a new one; give one of them")
-    if options.resume:
-        folder, file = _find_run(options.resume, options.config)
-        return resume(folder, overrides, file=file)
-    newest = options.resume is not None
-    loaded = load_config(options.config or PROJECT / "config.json", overrides, trial=not newest)
-    team.connect(loaded.config.runtime.timeout)
-    found = team.from_main(lambda: _run_of_launch(loaded, newest=newest))
-    return resume(found, overrides) if found else train(loaded, init_from=options.init_from)
+    return cli.parse(made, argv)
 
 
-def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
+def _look(options: argparse.Namespace) -> NoReturn:
     """--list and --check. What only looks is imported only here."""
     if processes().launched:
         raise UserError("--check and --list look with a process of their own; give them without torchrun")
-    alone = not (overrides or options.config or options.check)
+    alone = not (options.overrides or options.config or options.check)
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list goes alone; --check takes -c, -d and KEY=VALUE, as a new run without --init-from")
     if options.list is not None:
@@ -101,32 +101,24 @@ def _look(options: argparse.Namespace, overrides: Sequence[str]) -> NoReturn:
         raise SystemExit(0)
     from inspection.preflight import preflight
 
-    raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", overrides)))
+    raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
-    experiment = build_experiment(loaded)
+    config, experiment = loaded.config, build_experiment(loaded)
     team = experiment.runtime.processes
-    weights: dict[str, Any] = {}
-    if init_from is not None:
-        source = RunFolder.checkpoint_of(init_from)
-        state = checkpoint.read(source)
-        load_weights(experiment.model, state, source)
-        weights = state["model"]
+    weights = load_weights(experiment.model, RunFolder.checkpoint_of(init_from))["model"] if init_from else None
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
 
     def prepare(folder: RunFolder) -> None:
-        folder.write_config(to_json(loaded.config, folder=folder.path))
-        if init_from is not None:  # a run that is killed before its first checkpoint must find these weights again
+        folder.write_config(to_json(config, folder=folder.path))
+        if weights is not None:  # a run that is killed before its first checkpoint must find these weights again
             checkpoint.write(folder.initial, {"model": weights})
 
-    def create() -> RunFolder:
-        return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
-
     with experiment.signals:
-        folder = team.from_main(create)
+        folder = team.from_main(lambda: RunFolder.create(config.trainer.save_dir, config.name, prepare=prepare))
         with folder.owned(team), _reporting(experiment, folder):
             trainer.begin(training, _outputs(loaded, folder, experiment))
             return _train_on(loaded, trainer, folder)
@@ -135,17 +127,13 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
 def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None) -> Result:
     """Go on with a run in its folder: from its newest sound checkpoint, or from one of its checkpoint files."""
     loaded = load_config(folder.config, overrides)
-    _same_place(loaded, folder)
+    check_place(loaded, folder)
     experiment = build_experiment(loaded)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(trainer.runtime.processes), _reporting(experiment, folder):
         trainer.begin(training, _outputs(loaded, folder, experiment))
-        found = _find_state(folder, file, trainer)
-        if found:
-            trainer.load_state_dict(found[1], found[0])
-        else:
-            _begin_again(loaded, trainer, folder)
+        load_state(trainer, folder, file)
         return _train_on(loaded, trainer, folder)
 
 
@@ -159,43 +147,11 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     return outputs
 
 
-def _find_state(folder: RunFolder, file: Path | None, trainer: BaseTrainer) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its state; None if there is none yet."""
-    team, place = trainer.runtime.processes, trainer.runtime.place(trainer.experiment.model, trainer.training.optimizer)
-    try:
-        if file:
-            return file, checkpoint.read_together(file, team, place)
-        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, team, place)
-    except CheckpointError as error:
-        advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
-        if file is None:
-            advice = f"To begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
-        raise CheckpointError(f"{error}\n{advice}") from error
-
-
-def _begin_again(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> None:
-    """A run that was killed before its first checkpoint: everything follows from its config and its first weights.
-
-    Raises CheckpointError if its log shows that there were checkpoints, which are gone.
-    """
-    logged = folder.last_epoch().get("epoch", 0)
-    # the second save that is due waits for the first one
-    if logged > 2 * loaded.config.trainer.save_period:
-        raise CheckpointError(
-            f"there is no checkpoint in {folder.checkpoints}, though this run came to epoch {logged}. Put one back, or "
-            f"begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
-        )
-    if folder.initial.exists():
-        load_weights(trainer.model, checkpoint.read(folder.initial), folder.initial)
-    trainer.console.warn("the run has no checkpoint yet; it begins again")
-    trainer.outputs.writers.resume({}, step=0)
-
-
 def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
     """Train from where the trainer stands to the end, in a folder that is ours."""
     team, text = trainer.runtime.processes, to_json(loaded.config, folder=folder.path)
     if team.main:
-        if trainer.progress.steps == 0 or folder.config.read_text(encoding="utf-8") != text:
+        if folder.config.read_text(encoding="utf-8") != text:
             folder.write_config(text)
         folder.write_environment(environment(str(trainer.runtime.device), team.count, loaded.config.seed))
     for warning in loaded.warnings():
@@ -224,41 +180,6 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
         raise
     finally:
         console.close()
-
-
-def _run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
-    """The run to go on with; None if a new one begins.
-
-    A launcher that starts its processes again, or a job that was started again under the same run id, goes on with the
-    run that it began. newest: else with the newest run of this name.
-    """
-    config = loaded.config
-    job, restarted = launch()
-    own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
-    if own is not None:
-        text = to_json(config, folder=own.path)
-        unfinished = own.last_epoch().get("epoch", 0) < config.trainer.epochs
-        if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
-            return own
-    return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
-
-
-def _find_run(resume: str, config: Path | None) -> tuple[RunFolder, Path | None]:
-    if config is not None:
-        raise UserError(
-            "-r RUN goes on with the run's own config; for a new run with its weights: -c ... --init-from RUN"
-        )
-    return RunFolder.of(Path(resume))
-
-
-def _same_place(loaded: LoadedConfig, folder: RunFolder) -> None:
-    """A resumed run stays in its folder, so its name cannot change."""
-    before = load_config(folder.config, trial=False).config
-    if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
-        raise CheckpointError(
-            "a run goes on in its own folder: name and trainer.save_dir cannot change. "
-            f"For a new run with its weights: --init-from {shown(folder.path)}"
-        )
 
 
 if __name__ == "__main__":

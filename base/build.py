@@ -20,6 +20,7 @@ from base.schedule import Schedule
 from base.view import View
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
+from utils import checkpoint
 from utils.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.errors import DataError, UserError
@@ -229,10 +230,12 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     return Schedule(optimizer, make, per_step=per_step, length=length)
 
 
-def load_weights(model: nn.Module, state: dict[str, Any], source: Path) -> None:
-    """Load a checkpoint's weights. Raises UserError that names what does not fit; nothing is skipped."""
+def load_weights(model: nn.Module, source: Path) -> dict[str, Any]:
+    """Load a checkpoint's weights, and give its state. Raises UserError with what does not fit; nothing is skipped."""
+    state = checkpoint.read(source)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         reasons = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
         raise UserError(f"the weights of {source} do not fit this model:\n{reasons}") from error
+    return state

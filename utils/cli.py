@@ -13,6 +13,9 @@ from utils.errors import Stopped, TrainingError, UserError
 from utils.overrides import OVERRIDE
 from utils.processes import joined
 
+# options that stand for a key of the config
+SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of both commands."""
@@ -23,13 +26,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is an override."""
+    """The arguments, in any order, with all overrides; a KEY=VALUE that argparse took for the value of -r is one."""
     options = made.parse_intermixed_args(argv)
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume) and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    if options.device:
-        options.overrides.append(f"runtime.device={options.device}")
+    for short, key in SHORTS.items():
+        if (value := getattr(options, short, None)) is not None:
+            options.overrides.append(f"{key}={value}")
     return options
 
 
