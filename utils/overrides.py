@@ -40,28 +40,26 @@ def _value(text: str, source: str) -> Any:
 
 def _parent(root: Any, path: list[str], source: str) -> tuple[Any, KeyPath]:
     """The object or list that holds a path's last key, and the path as keys and places in lists."""
-    value, way = root, list[str | int]()
-    for depth, part in enumerate(path):
-        if isinstance(value, list):
-            key: Any = _index(value, part, dotted(tuple(way)), source)
-        else:
-            key = part
-        way.append(key)
-        if depth == len(path) - 1:
-            break
+    value, way = root, KeyPath()
+    for part in path[:-1]:
+        key = _key(value, part, way, source)
+        way = (*way, key)
         inner = value[key] if isinstance(value, list) else value.get(key)
         if isinstance(inner, str) and path[0] in REGISTRIES:
             inner = {"type": inner}
         elif inner is None:
             inner = {}
         elif not isinstance(inner, (dict, list)):
-            raise ConfigError(f"{source}: {dotted(tuple(way))} has no keys; it is {json.dumps(inner)[:60]}")
+            raise ConfigError(f"{source}: {dotted(way)} has no keys; it is {json.dumps(inner)[:60]}")
         value[key] = inner
         value = inner
-    return value, tuple(way)
+    return value, (*way, _key(value, path[-1], way, source))
 
 
-def _index(value: list[Any], part: str, at: str, source: str) -> int:
+def _key(value: Any, part: str, way: KeyPath, source: str) -> Any:
+    """A part of a path, of what is found on the way so far: a key of an object, or a place in a list."""
+    if not isinstance(value, list):
+        return part
     if part.isdecimal() and int(part) < len(value):
         return int(part)
-    raise ConfigError(f'{source}: {at} has {len(value)} elements, numbered from 0; "{part}" is none of them')
+    raise ConfigError(f'{source}: {dotted(way)} has {len(value)} elements, numbered from 0; "{part}" is none of them')
