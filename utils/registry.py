@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from torch.nn.modules.loss import _Loss
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.paths import PROJECT
@@ -118,22 +122,13 @@ class Registry:
         return found if callable(found) and self._accepts(found) else None
 
 
-def _is_optimizer(item: Any) -> bool:
-    from torch.optim import Optimizer
-
-    return inspect.isclass(item) and issubclass(item, Optimizer) and item is not Optimizer
-
-
-def _is_scheduler(item: Any) -> bool:
-    from torch.optim.lr_scheduler import LRScheduler
-
-    return inspect.isclass(item) and issubclass(item, LRScheduler) and item is not LRScheduler
+def _extends(base: type) -> Callable[[Any], bool]:
+    """What tells whether something is a class that extends this one."""
+    return lambda item: inspect.isclass(item) and issubclass(item, base) and item is not base
 
 
 def _is_loss(item: Any) -> bool:
-    from torch.nn.modules.loss import _Loss
-
-    return inspect.isclass(item) and issubclass(item, _Loss) and item is not _Loss and _takes_two(item.forward)
+    return _extends(_Loss)(item) and _takes_two(item.forward)
 
 
 def _is_metric(item: Any) -> bool:
@@ -141,7 +136,7 @@ def _is_metric(item: Any) -> bool:
 
     # wrappers take other metrics, aggregations take no targets, and text is none of a model's outputs
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    if not inspect.isclass(item) or not issubclass(item, Metric) or item.__name__.startswith("_"):
+    if not _extends(Metric)(item) or item.__name__.startswith("_"):
         return False
     return item.__module__.split(".")[1] not in left_out and _takes_two(item.update)
 
@@ -175,9 +170,9 @@ MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")
 LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
+OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_extends(Optimizer), passed=("params",))
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
+    "scheduler", library="torch.optim.lr_scheduler", accepts=_extends(LRScheduler), passed=("optimizer", "last_epoch")
 )
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
