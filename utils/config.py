@@ -1,4 +1,18 @@
-"""Reads a config, applies overrides, and checks all of it at once: nothing is read beside it, nothing is written."""
+"""Reads a config, applies overrides, and checks all of it at once: nothing is read beside it, nothing is written.
+
+The way of a config, each step in a file of its own in this folder:
+
+    located_json    the text of a file to values, and the place of each
+    extends         laid over the config that it extends
+    overrides       KEY=VALUE of the command line, set in it
+    schema          keys, types and ranges; schema_problems says what is wrong with them
+    components      names (registry) and arguments (by the signatures: arguments)
+    trial           the ranges that only torch knows
+    config          how the parts fit each other
+
+The first three stop at the first mistake. The others give Problems, each a path and a message, which are shown
+together where they stand.
+"""
 
 import json
 import os
