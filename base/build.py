@@ -28,7 +28,7 @@ from utils.located_json import KeyPath
 from utils.paths import code_version
 from utils.processes import Processes
 from utils.random import seed_generators
-from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, TRAINERS
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schedulers import contradiction, make_scheduler
@@ -221,8 +221,8 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     if problem := contradiction(component.model_dump(), length):
         raise loaded.error(problem.path, problem.message)
 
-    def build(path: KeyPath, name: str, make: Callable[[], Any]) -> Any:
-        return _call(loaded, (*path, "args"), name, make, LRScheduler)
+    def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
+        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **args), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(component.model_dump(), optimizer, length, build, ("lr_scheduler",))

@@ -10,13 +10,16 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCyc
 
 import train
 from utils.errors import ConfigError
+from utils.located_json import KeyPath
+from utils.registry import SCHEDULERS
 from utils.schedulers import SETS_RATE, contradiction, make_scheduler
 
 
-def made(entry: Any, length: int) -> Any:
-    def build(path: Any, name: str, make: Callable[[], Any]) -> Any:
-        return make()
+def build(path: KeyPath, name: str, args: dict[str, Any]) -> Any:
+    return SCHEDULERS[name](**args)
 
+
+def made(entry: Any, length: int) -> Any:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
     return make_scheduler(entry, optimizer, length, build, ("lr_scheduler",))
 
@@ -85,7 +88,7 @@ def test_those_schedulers_do_overrule_it(name: str, args: dict[str, float]) -> N
     rates = []
     for lr in (0.1, 0.2):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=0.9)
-        make_scheduler({"type": name, "args": args}, optimizer, 12, lambda path, name, make: make(), ())
+        make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == rates[1]
     assert name in SETS_RATE

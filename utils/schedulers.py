@@ -1,6 +1,5 @@
 """Learning rate schedulers from a config: what may be left out is taken from the length of the run."""
 
-import functools
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from utils.components import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH, name_and_args
 from utils.located_json import KeyPath
 from utils.problem import Problem
-from utils.registry import SCHEDULERS
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 # schedulers that never look at the optimizer's rate, and the argument that says theirs
 SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 
-Build = Callable[[KeyPath, str, Callable[[], Any]], Any]
-"""Calls a constructor of a name, and tells at a path of the config what goes wrong."""
+Build = Callable[[KeyPath, str, dict[str, Any]], "LRScheduler"]
+"""Makes the scheduler of a name with these arguments, and tells at a path of the config what goes wrong."""
 
 
 def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build, path: KeyPath) -> "LRScheduler":
@@ -37,8 +35,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
         ]
     if name != "ChainedScheduler":
         args["optimizer"] = optimizer
-    built: LRScheduler = build(path, name, functools.partial(SCHEDULERS[name], **args))
-    return built
+    return build(path, name, args)
 
 
 def contradiction(entry: Any, length: int) -> Problem | None:

@@ -6,14 +6,14 @@ Components of the user's are left for the run itself, since their constructors m
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING, Any
 
 from utils.components import components, name_and_args
 from utils.errors import ConfigError
 from utils.located_json import KeyPath
 from utils.problem import Problem
-from utils.registry import OPTIMIZERS, REGISTRIES, Registry
+from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.schedulers import contradiction, make_scheduler
 from utils.schema import TrainerConfig
 from utils.user_code import said
@@ -140,9 +140,8 @@ def _schedule(
     if length and (problem := contradiction(entry, length)):
         raise _Refused(problem)
 
-    def build(at: KeyPath, name: str, make: Callable[..., Any]) -> Any:
-        args = getattr(make, "keywords", {})
-        return _build(at, name, REGISTRIES["lr_scheduler"][name], args)
+    def build(at: KeyPath, name: str, args: dict[str, Any]) -> Any:
+        return _build(at, name, SCHEDULERS[name], args)
 
     scheduler = make_scheduler(entry, optimizer, length or STEPS_OF_UNKNOWN_RUN, build, path)
     move: Any = scheduler.step
