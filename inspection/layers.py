@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,43 +19,31 @@ class Trace:
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Name, kind, shape of the output and number of parameters, in the order of the calls."""
 
+    def take_arguments(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if self.arguments is None:
+            self.arguments, self.keywords = arguments, keywords
+
+    def take_outputs(self, _: nn.Module, __: Any, outputs: Any) -> None:
+        self.outputs = outputs
+
+    def take_layer(self, name: str, module: nn.Module, _: Any, outputs: Any) -> None:
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        self.rows.append((name, type(module).__name__, shape(outputs), f"{own:,}" if own else ""))
+
 
 @contextmanager
 def traced(model: nn.Module, trace: Trace) -> Iterator[None]:
     """Inside, what the model is called with and gives is written into the trace."""
-    handles = [model.register_forward_pre_hook(_arguments(trace), with_kwargs=True)]
-    handles += [model.register_forward_hook(_outputs(trace))]
+    handles = [model.register_forward_pre_hook(trace.take_arguments, with_kwargs=True)]
+    handles += [model.register_forward_hook(trace.take_outputs)]
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
-            handles.append(module.register_forward_hook(_layer(trace, name or "(the model)")))
+            handles.append(module.register_forward_hook(partial(trace.take_layer, name or "(the model)")))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _arguments(trace: Trace) -> Any:
-    def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if trace.arguments is None:
-            trace.arguments, trace.keywords = arguments, keywords
-
-    return hook
-
-
-def _outputs(trace: Trace) -> Any:
-    def hook(_: nn.Module, __: Any, outputs: Any) -> None:
-        trace.outputs = outputs
-
-    return hook
-
-
-def _layer(trace: Trace, name: str) -> Any:
-    def hook(module: nn.Module, _: Any, outputs: Any) -> None:
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        trace.rows.append((name, type(module).__name__, shape(outputs), f"{own:,}" if own else ""))
-
-    return hook
 
 
 def shape(value: Any) -> str:

@@ -83,9 +83,11 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name a config may give, ours first."""
-        library = importlib.import_module(self.library) if self.library else None
+        if not self.library:
+            return sorted(self._own)
+        library = importlib.import_module(self.library)
         public = getattr(library, "__all__", None) or dir(library)
-        return [*sorted(self._own), *sorted(n for n in public if library and self._from_library(n) is not None)]
+        return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
 
     def suggest(self, name: str) -> str:
         """How to go on from a name that is not there."""
