@@ -8,6 +8,13 @@ from pydantic.fields import FieldInfo
 
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
+DEVICE = r"^(auto|[a-z]+(:\d+)?)$"
+# what each of them stands for, to those who write a config
+PATTERNS = {
+    MONITOR: '"min NAME" or "max NAME" of a logged value, as in "min val_loss", or null',
+    NAME: "a plain name: letters, digits, and . _ + - after the first",
+    DEVICE: '"auto", "cpu", "cuda", "cuda:1", "mps" ...',
+}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=0, le=256)]  # more would only bring the machine down
 
@@ -90,7 +97,7 @@ class TrainerConfig(Section):
 class RuntimeConfig(Section):
     """Where and in which arithmetic to compute."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|[a-z]+(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps" ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward pass; weights stay in fp32. fp16 scales the loss."""

@@ -9,7 +9,7 @@ from utils.arguments import in_json_words, inside, shortened
 from utils.located_json import KeyPath
 from utils.problem import Problem, dotted
 from utils.registry import REGISTRIES
-from utils.schema import FORMER_NAMES, Component, Config, keys_of, section_at
+from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, keys_of, section_at
 from utils.suggest import closest
 
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
@@ -31,13 +31,8 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
 
 
 def _why(path: KeyPath, item: Mapping[str, Any]) -> str:
-    pattern = item["type"] == "string_pattern_mismatch"
-    if pattern and path[-1] == "name":
-        return "should be a plain name: letters, digits, and . _ + - after the first"
-    if pattern and path == ("trainer", "monitor"):
-        return 'should be "min NAME" or "max NAME" of a logged value, as in "min val_loss", or null'
-    if pattern and path == ("runtime", "device"):
-        return 'should be "auto", "cpu", "cuda", "cuda:1", "mps" ...'
+    if item["type"] == "string_pattern_mismatch":
+        return f"should be {PATTERNS[item['ctx']['pattern']]}"
     if item["type"] == "model_type":
         return "should be an object: { ... }" if path[0] in ("trainer", "runtime") else COMPONENT
     return in_json_words(item["msg"])
