@@ -69,6 +69,11 @@ def test_what_is_no_json_is_an_error_with_a_place(text: str) -> None:
         ("[" * 100_000, "1:34", "deeper than 32"),
         ("{} {}", "1:4", "second one"),
         ("", "1:1", "nothing here"),
+        ("{", "1:1", 'this "{" is never closed'),
+        ('{"a": [\n', "1:7", 'this "[" is never closed'),
+        ('{"a"\n\n', "1:5", "the text ends here; a colon is expected after"),
+        ('{"a":\n\n', "1:6", "the text ends here; a value is expected"),
+        ('{"a": 1,\n', "1:9", "the text ends here; a key in double quotes is expected"),
     ],
 )
 def test_the_place_and_the_reason(text: str, place: str, message: str) -> None:

@@ -233,7 +233,10 @@ class _Parser:
         return Place(self.source, self.text, at)
 
     def error(self, message: str, at: int | None = None) -> ConfigError:
-        return ConfigError(self.place(self.at if at is None else at).show(message))
+        at, end = self.at if at is None else at, len(self.text.rstrip())
+        if at >= end:  # the caret stands behind the last thing there is, not below an empty line
+            return ConfigError(self.place(end).show(f"the text ends here; {message.replace(' here', '')}"))
+        return ConfigError(self.place(at).show(message))
 
 
 def _why_no_value(found: str) -> str:
