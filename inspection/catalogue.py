@@ -10,7 +10,8 @@ from inspection import docstrings
 from utils.arguments import NotJson, describe, json_type
 from utils.components import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.registry import REGISTRIES, Registry
+from utils.registry import METRICS, REGISTRIES, Registry
+from utils.schema import FORMER_NAMES
 from utils.suggest import closest
 from utils.user_code import where
 
@@ -23,10 +24,16 @@ def listing(name: str = "") -> str:
         return "\n".join(line for kind, registry in REGISTRIES.items() for line in _kind(kind, registry))
     found = [(kind, registry) for kind, registry in REGISTRIES.items() if registry.get(name)]
     if not found:
-        close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])
-        further = f'did you mean "{close}"?' if close else "python train.py --list shows all"
-        raise UserError(f'there is no component "{name}"; {further}')
+        raise UserError(f'there is no component "{name}"; {_further(name)}')
     return "\n\n".join("\n".join(_whole(kind, registry, name)) for kind, registry in found)
+
+
+def _further(name: str) -> str:
+    """How to go on from a name that is not there, whatever kind it was meant to be."""
+    if name in FORMER_NAMES:
+        return f"here it is {FORMER_NAMES[name]}"
+    close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])
+    return METRICS.of_task(name) or (f'did you mean "{close}"?' if close else "python train.py --list shows all")
 
 
 def _kind(kind: str, registry: Registry) -> Iterator[str]:
@@ -59,11 +66,13 @@ def _json(value: Any) -> str:
 
 def _whole(kind: str, registry: Registry, name: str) -> Iterator[str]:
     component = registry[name]
-    yield f'{name}, a {registry.kind} for "{kind}" ({where(component)})\n'
-    own = name in registry.own()  # the library's are long, and full of LaTeX
-    said = docstrings.whole(component) if own else textwrap.fill(docstrings.paragraph(component), WIDTH)
-    yield textwrap.indent(said or "It has no docstring.", "  ")
+    yield f'{name}, {"an" if registry.kind[0] in "aeiou" else "a"} {registry.kind} for "{kind}" ({where(component)})\n'
     known = registry.parameters(name)
+    own = name in registry.own()  # the library's are long, and full of LaTeX
+    said = (
+        docstrings.without_arguments(component, known) if own else textwrap.fill(docstrings.paragraph(component), WIDTH)
+    )
+    yield textwrap.indent(said or "It has no docstring.", "  ")
     texts = docstrings.arguments(component, known)
     yield '\n  "args":' if known else "\n  It takes no arguments."
     for parameter in known.values():

@@ -16,9 +16,17 @@ def paragraph(component: Callable[..., Any]) -> str:
     return _plain(inspect.cleandoc(_own_doc(component)).split("\n\n")[0])
 
 
-def whole(component: Callable[..., Any]) -> str:
-    """The docstring as it stands."""
-    return inspect.cleandoc(_own_doc(component))
+def without_arguments(component: Callable[..., Any], names: Collection[str]) -> str:
+    """The docstring as it stands, but for what it says of arguments of these names."""
+    kept, inside = list[str](), -1
+    for line in inspect.cleandoc(_own_doc(component)).splitlines():
+        indent, match = len(line) - len(line.lstrip()), _ARGUMENT.match(line)
+        if match and set(match["names"].split(", ")) <= set(names):
+            inside = indent
+        elif inside < 0 or (line.strip() and indent <= inside):
+            inside = -1
+            kept.append(line)
+    return "\n".join(kept).strip()
 
 
 def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str, str]:

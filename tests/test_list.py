@@ -1,10 +1,14 @@
 """``train.py --list``: everything that a config may name is in it, with what it takes."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 import train
 from inspection import docstrings
 from inspection.catalogue import listing
+from tests.configs import SOUND, message
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, OPTIMIZERS, REGISTRIES
 
@@ -35,6 +39,33 @@ def test_a_name_that_is_not_there() -> None:
         listing("Lenett")
     with pytest.raises(UserError, match="--list shows all"):
         listing("qqqqqqq")
+    with pytest.raises(UserError, match='"nll_loss"; here it is "cross_entropy" on outputs without'):
+        listing("nll_loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MulticlassAccuracy", '{"type": "Accuracy", "args": {"task": "multiclass", "num_classes": ...}}'),
+        ("MultilabelF1Score", '{"type": "F1Score", "args": {"task": "multilabel", "num_labels": ...}}'),
+        ("BinaryRecall", '{"type": "Recall", "args": {"task": "binary"}}'),
+    ],
+)
+def test_a_metric_of_one_task_is_told_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f'no component "{name}"; here it is {text}')):
+        listing(name)
+    config = tmp_path / "config.json"
+    config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
+    assert f'there is no metric "{name}"; here it is {text}' in message(config)
+    config.write_text(SOUND.replace('"accuracy"', text.replace("...", "3")))
+    assert message(config) == ""
+
+
+def test_what_is_said_of_an_argument_stands_in_one_place() -> None:
+    text = listing("ImageFolderLoader")
+    assert text.count("edge of the images in pixels") == text.count("else a tenth of") == 1
+    assert "It is made anew when a file is added" in text
+    assert listing("SGD").startswith('SGD, an optimizer for "optimizer"')
 
 
 def test_it_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ A config's ``"type"`` is looked up here and nowhere else, so that it can never i
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ from utils.suggest import closest
 from utils.user_code import in_project, told, where
 
 T = TypeVar("T", bound=Callable[..., Any])
+
+# a class of torchmetrics for one task, which the class of the name behind it makes by its argument "task"
+_OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
+_CLASSES = {"binary": "", "multiclass": ', "num_classes": ...', "multilabel": ', "num_labels": ...'}
 
 
 class Registry:
@@ -91,11 +96,21 @@ class Registry:
 
     def suggest(self, name: str) -> str:
         """How to go on from a name that is not there."""
+        if of_task := self.of_task(name):
+            return of_task
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
         return f"there are: {', '.join(self._own or self.names())}{rest}"
+
+    def of_task(self, name: str) -> str:
+        """How a config names a metric of one task, as MulticlassAccuracy; empty if the name is of another kind."""
+        word = _OF_TASK.fullmatch(name)
+        if not word or "task" not in self.parameters(word[2]):
+            return ""
+        task = word[1].lower()
+        return f'here it is {{"type": "{word[2]}", "args": {{"task": "{task}"{_CLASSES[task]}}}}}'
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """What a config may give to a registered component, by name."""
