@@ -1,8 +1,8 @@
-"""``make schema``: write config.schema.json, docs/config.md and the README's table of keys anew."""
+"""``make schema``: write config.schema.json, docs/config.md and the README's table of the keys used most anew."""
 
 import re
 
-from inspection.config_table import config_table
+from inspection.config_table import MOST_USED, config_table
 from inspection.json_schema import config_schema, dumps
 from utils.paths import PROJECT, shown
 from utils.registry import import_components
@@ -27,7 +27,7 @@ def texts() -> dict[str, str]:
     return {
         "config.schema.json": dumps(config_schema()),
         "docs/config.md": f"{HEAD}{config_table()}\n",
-        "README.md": TABLE.sub(lambda marks: f"{marks[1]}\n{config_table()}\n{marks[2]}", readme),
+        "README.md": TABLE.sub(lambda marks: f"{marks[1]}\n{config_table(*MOST_USED)}\n{marks[2]}", readme),
     }
 
 

@@ -1,4 +1,4 @@
-"""docs/config.md: every key of a config as a table, from the schema."""
+"""docs/config.md: every key of a config as a table, from the schema; the README has those that are used most."""
 
 import json
 from collections.abc import Iterator
@@ -13,11 +13,27 @@ from utils.schema import Config, keys_of, section_at
 HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
 
-def config_table() -> str:
-    """Every key, its type, default and meaning, as Markdown."""
+MOST_USED = (
+    "seed",
+    "lr_scheduler.interval",
+    "trainer.epochs",
+    "trainer.accumulate_steps",
+    "trainer.clip_grad_norm",
+    "trainer.monitor",
+    "trainer.early_stop",
+    "trainer.save_every_steps",
+    "runtime.device",
+    "runtime.precision",
+)
+
+
+def config_table(*keys: str) -> str:
+    """Every key, or those that are asked for, with type, default and meaning, as Markdown."""
     rows = list(_rows(Config, ""))
     rows[1:1] = ["| `extends` | str | | Path of a config that gives all keys that are not given here. |"]
-    return "\n".join([HEAD, *rows])
+    return "\n".join(
+        [HEAD, *(row for row in rows if not keys or row.startswith(tuple(f"| `{key}` |" for key in keys)))]
+    )
 
 
 def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,11 +10,13 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
 from inspection.__main__ import texts
+from inspection.config_table import MOST_USED, config_table
 from tests.configs import BUNDLED, SOUND, sound
 from tests.mutations import VALUES, renamed_keys
+from utils.arguments import describe
 from utils.components import component_problems
 from utils.paths import PROJECT
 from utils.registry import METRICS, REGISTRIES
@@ -60,7 +62,23 @@ def test_the_table_of_keys_is_up_to_date() -> None:
     for name in ("docs/config.md", "README.md"):
         assert texts()[name] == (PROJECT / name).read_text(encoding="utf-8"), f"make schema writes {name} anew"
     for key in TrainerConfig.model_fields:
-        assert f"| `trainer.{key}` |" in texts()["README.md"]
+        assert f"| `trainer.{key}` |" in texts()["docs/config.md"]
+    assert len(config_table(*MOST_USED).splitlines()) == 2 + len(MOST_USED), "a key of the README is none"
+    assert "| `trainer.profile_steps` | list of int > 0 or null |" in texts()["docs/config.md"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (list[PositiveInt] | None, "list of int > 0 or null"),
+        (list[int | str], "list of (int or str)"),
+        (Sequence[float], "list of float"),
+        (tuple[int, ...], "list of int"),
+        (tuple[float | None, float], "[float or null, float]"),
+    ],
+)
+def test_a_type_is_written_as_a_reader_writes_it(annotation: Any, text: str) -> None:
+    assert describe(annotation) == text
 
 
 def test_it_is_a_schema(schema: Schema) -> None:

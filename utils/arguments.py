@@ -179,9 +179,19 @@ def describe(annotation: Any) -> str:
         return "null"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
+        return _list(annotation)
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _list(annotation: Any) -> str:
+    """As in "list of int", or "[int, str]" where each place has a type of its own."""
+    kinds = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
+        return f"[{', '.join(map(describe, kinds))}]"
+    return f"list of ({describe(kinds[0])})" if _union(kinds[0]) else f"list of {describe(kinds[0])}"
 
 
 def limited(limit: Any) -> str:
