@@ -8,7 +8,7 @@ from logger.console import number, styled
 
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME, MARK = 6, 4  # as in "3.1 s" and "best"
-HEADER_EVERY = 30  # rows, so that it is on the screen
+HEADER_EVERY = 30  # lines, so that it is on the screen
 
 
 class _Group(NamedTuple):
@@ -40,7 +40,8 @@ class EpochTable:
         self.epochs = epochs
         self.first = max(len("epoch"), 2 * len(str(epochs)) + 1)
         self._layout: list[list[_Group]] = []
-        self._rows = 0
+        self._lines = 0
+        """Rows since the header, and what came between them."""
 
     def row(
         self, epoch: int, values: Mapping[str, Mapping[str, float]], *, seconds: float, best: bool, width: int
@@ -50,10 +51,10 @@ class EpochTable:
         values: numbers by name and head, as {"loss": {"train": 1.9, "valid": 1.7}}.
         """
         layout = self._lay_out(values, width)
-        if layout != self._layout or self._rows % HEADER_EVERY == 0:
-            self._layout, self._rows = layout, 0
+        if layout != self._layout or self._lines >= HEADER_EVERY:
+            self._layout, self._lines = layout, 0
             yield from self._header()
-        self._rows += 1
+        self._lines += 1
         start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
         gap = " " * layout[0][0].gap
         end = f"{gap}{duration(seconds, fine=True):>{TIME}}" + (f"{gap}{styled('best', 'good')}" if best else "")
@@ -63,8 +64,8 @@ class EpochTable:
             start, end = " " * self.first, ""
 
     def interrupted(self) -> None:
-        """Other lines came in between: the next row needs a header again."""
-        self._rows = 0
+        """Another line came in between, and the header is one line further away."""
+        self._lines += 1
 
     def _lay_out(self, values: Mapping[str, Mapping[str, float]], width: int) -> list[list[_Group]]:
         """Which values stand in which line: all in one if there is room, with two spaces between them if possible."""

@@ -61,11 +61,19 @@ def test_the_header_comes_again_when_it_has_left_the_screen_or_the_columns_chang
     for epoch in range(1, 65):
         lines = list(made.row(epoch, {"loss": {"": 1.0}}, seconds=1, best=False, width=80 if epoch < 62 else 79))
         seen += [epoch] * ("epoch" in lines[0])
-        if epoch == 40:
+        for _ in range(10 if epoch == 40 else 0):
             made.interrupted()
-    assert seen == [1, 31, 41]
+    assert seen == [1, 31, 51]
     wider = list(made.row(65, {"loss": {"": 1.0}, "accuracy": {"": 1.0}}, seconds=1, best=False, width=80))
     assert "accuracy" in wider[0]
+
+
+def test_a_line_within_each_epoch_brings_no_header_each_time() -> None:
+    made, headers = EpochTable(100), 0
+    for epoch in range(1, 31):
+        made.interrupted()
+        headers += len(list(made.row(epoch, {"loss": {"": 1.0}}, seconds=1, best=False, width=80))) - 1
+    assert headers == 2
 
 
 @pytest.mark.parametrize(
