@@ -6,13 +6,16 @@ python new_project.py ../my_project
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache", ".hypothesis", ".ready")
-LEFT_OUT = {".git", ".venv", "saved", "data", "new_project.py"}
+LEFT_OUT = {"saved", "data", "new_project.py"}
+# what belongs to the project where git does not say so, beside its packages
+FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", "LICENSE", "Makefile"]
+FOLDERS = [".ci", ".github", "configs", "docs"]
 
 
 def create(target: Path) -> None:
@@ -24,19 +27,38 @@ def create(target: Path) -> None:
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for item in sorted(ROOT.iterdir()):
-        if item.name in LEFT_OUT or item.name in CACHES(str(ROOT), [item.name]) or item.name == unfinished.name:
-            continue
-        if item.is_dir():
-            shutil.copytree(item, unfinished / item.name, ignore=CACHES)
-        else:
-            shutil.copy2(item, unfinished / item.name)
+    for file in files():
+        (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, unfinished / file, follow_symlinks=False)
     readme = unfinished / "README.md"
     told = readme.read_text(encoding="utf-8").split("\n\n")
     readme.write_text("\n\n".join(part for part in told if "new_project.py" not in part), encoding="utf-8")
     (unfinished / "saved").mkdir()
     (unfinished / "saved" / ".gitkeep").touch()
     unfinished.rename(target)
+
+
+def files() -> list[Path]:
+    """What belongs to the project, relative to its folder: what git tracks, and what is new in a folder of these."""
+    found = _listed_by_git("--cached")
+    if Path("train.py") in found:
+        folders = {path.parts[0] for path in found if len(path.parts) > 1}
+        found += [path for path in _listed_by_git("--others", "--exclude-standard") if path.parts[0] in folders]
+    else:
+        packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+        inside = [f"{folder}/**/*" for folder in (*packages, *FOLDERS)]
+        found = [path.relative_to(ROOT) for pattern in (*FILES, *inside) for path in ROOT.glob(pattern)]
+        found = [path for path in found if "__pycache__" not in path.parts]
+    return [path for path in found if path.parts[0] not in LEFT_OUT and (ROOT / path).is_file()]
+
+
+def _listed_by_git(*which: str) -> list[Path]:
+    """Empty where there is no git, or no repository."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z", *which], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [Path(name) for name in done.stdout.split("\0") if name]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

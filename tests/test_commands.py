@@ -105,23 +105,57 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
-@pytest.mark.parametrize("status", [0, 1])
-def test_a_new_project_has_everything_but_the_runs(tmp_path: Path, status: int) -> None:
-    script = load_script("new_project")
-    target = tmp_path / "mine"
-    if status:
-        target.mkdir()
-        assert script.main([str(target)]) == 2
-        assert list(target.iterdir()) == []
-        return
-    assert script.main([str(target)]) == 0
-    names = {path.name for path in target.iterdir()}
-    assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
-    assert names.isdisjoint({".git", ".venv", "data", "new_project.py"})
-    assert "new_project.py" not in (target / "README.md").read_text()
-    assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
-    assert not list(target.rglob("__pycache__"))
-    command = [sys.executable, "train.py", "trainer.epochs=1"]
-    assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
-    assert list(target.glob("saved/*/*/metrics.jsonl"))
-    shutil.rmtree(target)
+class TestANewProject:
+    def test_it_has_everything_but_the_runs_and_trains(self, tmp_path: Path) -> None:
+        target = tmp_path / "mine"
+        assert load_script("new_project").main([str(target)]) == 0
+        names = {path.name for path in target.iterdir()}
+        assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
+        assert names.isdisjoint({".git", ".venv", "data", "new_project.py"})
+        assert "new_project.py" not in (target / "README.md").read_text()
+        assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
+        assert not list(target.rglob("__pycache__"))
+        command = [sys.executable, "train.py", "trainer.epochs=1"]
+        assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
+        assert list(target.glob("saved/*/*/metrics.jsonl"))
+        shutil.rmtree(target)
+
+    def test_a_folder_that_is_there_stays_as_it_is(self, tmp_path: Path) -> None:
+        assert load_script("new_project").main([str(tmp_path)]) == 2
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("git", [True, False])
+    def test_nothing_else_that_lies_there_comes_along(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: bool
+    ) -> None:
+        script = load_script("new_project")
+        root = tmp_path / "project"
+        own = ["train.py", "README.md", "model/__init__.py", "docs/a.md", ".gitignore"]
+        for name in (*own, "new_project.py", "saved/.gitkeep"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("/data/\n__pycache__\n" if name == ".gitignore" else "")
+        if git:
+            for words in (["init", "-q"], ["add", "."]):
+                subprocess.run(["git", *words], cwd=root, check=True)
+        for name in (
+            "scratch/notes.txt",
+            "env/bin/python",
+            "data/x",
+            "a.log",
+            "model/__pycache__/x.pyc",
+            "model/mine.py",
+        ):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        monkeypatch.setattr(script, "ROOT", root)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+        script.create(tmp_path / "mine")
+        copied = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+        assert copied == {*own, "model/mine.py", "saved/.gitkeep"}
+
+    def test_without_git_all_of_it_is_found_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = load_script("new_project")
+        tracked = {path for path in script.files() if path.parts[0] != "saved"}
+        monkeypatch.setenv("PATH", "")
+        assert script._listed_by_git("--cached") == []
+        assert tracked <= set(script.files())
