@@ -28,7 +28,7 @@ from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import Stopped, UserError
-from utils.paths import PROJECT
+from utils.paths import PROJECT, shown
 from utils.processes import processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
@@ -119,7 +119,7 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
 
     with experiment.signals:
         folder = team.from_main(lambda: RunFolder.create(config.trainer.save_dir, config.name, prepare=prepare))
-        with folder.owned(team), _reporting(experiment, folder):
+        with folder.owned(team), _nothing_left(trainer, folder), _reporting(experiment, folder):
             trainer.begin(training, _outputs(loaded, folder, experiment))
             return _train_on(loaded, trainer, folder)
 
@@ -180,6 +180,17 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
         raise
     finally:
         console.close()
+
+
+@contextmanager
+def _nothing_left(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+    """A mistake that ends a new run before its first step leaves no folder of it."""
+    try:
+        yield
+    except UserError as error:
+        if trainer.progress.steps or not trainer.runtime.processes.main or not folder.remove_empty():
+            raise
+        raise type(error)(f"{error}\nNothing was trained; {shown(folder.path)} is removed again.") from error
 
 
 if __name__ == "__main__":

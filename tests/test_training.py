@@ -15,6 +15,7 @@ from tests.helpers import curves, lines, same, state
 from utils.config import load_config
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import OPTIMIZERS, SCHEDULERS
+from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
 
@@ -220,12 +221,34 @@ REGRESSION: dict[str, Any] = {
         ("runtime.device=cuda:7", "no device"),
     ],
 )
-def test_parts_that_do_not_fit_are_the_users_to_mend(fit: Fit, override: str, says: str) -> None:
+def test_parts_that_do_not_fit_are_the_users_to_mend(fit: Fit, tmp_path: Path, override: str, says: str) -> None:
     overrides = override.split(" ") if "validation_split" in override else [override]
     if len(overrides) > 2:
         overrides = [" ".join(overrides[:2]), overrides[2]]
     with pytest.raises(UserError, match=says):
         fit(*overrides)
+    assert not list(tmp_path.glob("saved/small/*")), "a run folder with nothing in it"
+
+
+def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> None:
+    run = fit().run_dir
+    for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]:
+        path.unlink()
+    with pytest.raises(UserError, match="first batch"):
+        train.main(["-r", str(run), "model.args.in_features=5"])
+    assert (run / "config.json").exists()
+
+
+def test_a_folder_that_holds_anything_else_stays(tmp_path: Path) -> None:
+    def left(name: str) -> bool:
+        folder = RunFolder.create(str(tmp_path), "a", prepare=lambda folder: folder.write_config("{}"))
+        (folder.path / name).touch()
+        return not folder.remove_empty() and folder.config.exists()
+
+    assert not left("events.out.tfevents.1.machine")
+    assert left("notes.txt")
+    assert left("metrics.jsonl")
+    assert left("checkpoints/step-00000001.pth")
 
 
 def test_torchmetrics_by_name(fit: Fit) -> None:

@@ -144,6 +144,16 @@ class RunFolder:
                     )
             yield
 
+    def remove_empty(self) -> bool:
+        """Remove the folder if nothing is in it but what every run begins with; else leave it and give False."""
+        begun = {self.config, self.environment, self.log, self.job, self.initial, self.checkpoints}
+        further = [path for path in self.path.iterdir() if path not in begun and path.name != ".lock"]
+        further = [path for path in further if not path.name.startswith("events.out.tfevents.")]
+        if further or any(self.checkpoints.iterdir()):
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return not self.path.exists()
+
     def _mark(self) -> str:
         """Note which job trains this run now, in words that only this folder has."""
         text = f"{launch()[0] or ''}\n{os.urandom(8).hex()}\n"
