@@ -48,7 +48,7 @@ class Board(View):
         if (steps := self.config.trainer.profile_steps) is not None:
             from board.profile import StepProfile
 
-            self._profile = StepProfile(steps, self.events.folder)
+            self._profile = StepProfile(steps, self.events.folder, trainer.console)
             self._profile.begin(trainer)
 
     def window(self, trainer: BaseTrainer) -> None:
@@ -77,9 +77,7 @@ class Board(View):
 
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
-            self._profile.end()
-            if not self._profile.path.exists():
-                trainer.console.warn("trainer.profile_steps: these steps were not taken, or the disk is full")
+            self._profile.end(trainer.progress.steps)
         self.events.describe(*self._about, {"summary": summaries.finished(time.time())})
 
     def _found(self, trainer: BaseTrainer) -> "Iterator[Summary]":

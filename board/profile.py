@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from logger.console import Console
+from utils.paths import shown
+
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
@@ -15,15 +18,22 @@ if TYPE_CHECKING:
 class StepProfile:
     """Records optimizer steps, the first and the last of them included, and writes them into the run's folder."""
 
-    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+    def __init__(self, steps: Sequence[int], folder: Path, console: Console) -> None:
         self.first, self.last = steps
-        self.path = folder / f"steps-{self.first}-{self.last}.pt.trace.json.gz"
+        self.folder, self.console = folder, console
         self._profile: profile | None = None
+        self._recorded: list[int] = []
         self._step: Any = None
         self._handle: Any = None
 
     def begin(self, trainer: "BaseTrainer") -> None:
         """Before the first step of this start. The optimizer says when a step is over, so that the loop need not."""
+        end = trainer.settings.epochs * trainer.steps_per_epoch()
+        if self.first > end:
+            self.console.warn(f"trainer.profile_steps: the run ends with step {end:,}, before step {self.first:,}")
+            return
+        if trainer.progress.steps >= self.last:  # of a run that goes on
+            return
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what it prints of a machine without GPU looks like a failure
         self._handle = trainer.training.optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
@@ -32,33 +42,47 @@ class StepProfile:
 
     def _between(self, following: int) -> None:
         """following: the number of the step that begins now."""
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
-            self._step = None
+        self._end_step()
         if following > self.last:
             self.end()
         elif following >= self.first:
             if self._profile is None:
                 self._profile = profile(activities=_activities(), record_shapes=True)
                 self._profile.start()
+            self._recorded.append(following)
             self._step = record_function(f"ProfilerStep#{following}")
             self._step.__enter__()
 
-    def end(self) -> None:
-        """Write what was recorded, if anything was."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def _end_step(self) -> None:
         if self._step is not None:
             self._step.__exit__(None, None, None)
             self._step = None
+
+    def end(self, taken: int | None = None) -> None:
+        """Write what was recorded. taken: how many steps the run had when it came to its end."""
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        self._end_step()
+        steps = [step for step in self._recorded if taken is None or step <= taken]
         if self._profile is not None:
             self._profile.stop()
-            try:
-                self._profile.export_chrome_trace(str(self.path))
-            except OSError:  # a full disk; the run's end tells
-                self.path.unlink(missing_ok=True)
-            self._profile = None
+        if steps and self._profile is not None:
+            self._write(self._profile, steps[0], steps[-1])
+        else:
+            self.console.warn(f"trainer.profile_steps: the run ended before step {self.first:,}")
+        self._profile = None
+
+    def _write(self, recorded: profile, first: int, last: int) -> None:
+        path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"
+        try:
+            recorded.export_chrome_trace(str(path))
+        except OSError as error:  # a full disk is no reason to stop a run
+            path.unlink(missing_ok=True)
+            self.console.warn(f"trainer.profile_steps: {path} cannot be written: {error.strerror}")
+        else:
+            self.console.info(f"profile of the steps {first} to {last}, for ui.perfetto.dev: {shown(path)}")
 
 
 def _activities() -> list[ProfilerActivity]:

@@ -299,7 +299,7 @@ def test_a_profile_that_the_disk_does_not_take_stops_no_run(
     monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", full)
     run = fit("trainer.profile_steps=[2,3]").run_dir
     assert not list(run.glob("*trace*"))
-    assert "the disk is full" in capsys.readouterr().err
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,9 +384,37 @@ def test_a_profile_holds_the_steps_that_were_asked_for(fit: Fit, capsys: pytest.
     names = {str(event.get("name")) for event in trace["traceEvents"]}
     assert {name for name in names if name.startswith("ProfilerStep")} == {f"ProfilerStep#{step}" for step in (4, 5, 6)}
     assert "aten::addmm" in names
-    late = fit("trainer.profile_steps=[400,600]").run_dir
-    assert not list(late.glob("*.gz"))
-    assert "profile_steps" in capsys.readouterr().err
+    assert f"profile of the steps 4 to 6, for ui.perfetto.dev: {run}/steps-4-6.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "written", "says"),
+    [
+        ("[400,600]", [], "the run ends with step 10, before step 400"),
+        ("[7,600]", ["steps-7-10.pt.trace.json.gz"], "profile of the steps 7 to 10"),
+    ],
+)
+def test_steps_beyond_the_end_of_the_run(
+    fit: Fit, capsys: pytest.CaptureFixture[str], steps: str, written: list[str], says: str
+) -> None:
+    run = fit(f"trainer.profile_steps={steps}").run_dir
+    assert [path.name for path in run.glob("*.gz")] == written
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+
+
+def test_a_run_that_goes_on_profiles_what_is_left_of_the_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.profile_steps=[9,12]").run_dir
+    train.main(["-r", str(run), "trainer.epochs=3"])
+    train.main(["-r", str(run), "trainer.epochs=4"])
+    assert sorted(path.name[:11] for path in run.glob("*.gz")) == ["steps-11-12", "steps-9-10."]
+    assert "profile_steps" not in capsys.readouterr().err
+
+
+def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    early = ["trainer.epochs=9", "trainer.early_stop=1", "trainer.monitor=max val_loss"]
+    assert fit("trainer.profile_steps=[40,42]", *early).epochs < 8
+    assert "the run ended before step 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
