@@ -15,7 +15,7 @@ from base.data import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.groups import grouped
 from base.metric import StepResult
-from base.misfit import MISFITS, misfit, not_finite, other_classes
+from base.misfit import MISFITS, doubts, misfit, not_finite
 from base.progress import Progress
 from base.report import Report
 from base.view import View
@@ -163,7 +163,7 @@ class BaseTrainer(ABC):
 
     def _begin_well(self, result: StepResult) -> None:
         self._fits = True
-        if warning := other_classes(result, self.experiment.data.class_names):
+        for warning in doubts(result, self.criterion, self.experiment.data.class_names):
             self.console.warn(warning)
 
     def log_window(self, loss: Tensor | float) -> None:

@@ -1,6 +1,6 @@
 """What to say when the parts of a config do not fit each other, or the loss is lost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from utils.processes import joined
 from utils.user_code import said, user_line
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
+SUM_TOLERANCE = 0.02  # of probabilities, in bf16 too
 
 
 def misfit(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
@@ -35,6 +36,36 @@ def other_classes(result: StepResult, class_names: Sequence[str] | None) -> str 
     return (
         f"the model has {outputs.shape[1]} outputs, and the data have {len(class_names)} classes: "
         f"model.args.num_classes={len(class_names)} perhaps"
+    )
+
+
+def doubts(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
+    """What is surely a mistake in a first batch that went through all the same."""
+    found = (other_classes(result, class_names), no_probabilities(result, criterion))
+    yield from filter(None, found)
+
+
+def no_probabilities(result: StepResult, criterion: Any) -> str | None:
+    """What to say where cross_entropy takes numbers for probabilities of the classes, (B, C), which are none.
+
+    Rows of zeros alone stay out of it: that is how samples are left out.
+    """
+    outputs, targets = result.outputs, result.targets
+    name = getattr(getattr(criterion, "func", None) or type(criterion), "__name__", "")
+    both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
+    if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
+        return None
+    others = "for numbers to predict there is mse_loss, for classes that do not exclude each other BCEWithLogitsLoss"
+    if outputs.shape[1] == 1:
+        return f"{name} of a single output is always 0; {others}"
+    sums = targets.detach().float().sum(1).flatten()  # (B, ...) -> (B * ...)
+    wrong = (sums - 1).abs() * (sums != 0)
+    if not bool((targets < 0).any() | (wrong > SUM_TOLERANCE).any()):
+        return None
+    return (
+        f"{name} takes targets of the outputs' shape as probabilities of {outputs.shape[1]} classes, and these are "
+        f"none: they lie between {float(targets.min()):.4g} and {float(targets.max()):.4g}, and those of a sample "
+        f"add up to {float(sums[wrong.argmax()]):.4g}. Indices of classes are int64 of shape (B,); {others}"
     )
 
 

@@ -15,7 +15,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
 from base.experiment import Experiment, Training
 from base.metric import StepResult
-from base.misfit import other_classes
+from base.misfit import doubts
 from inspection import costs, data_checks, model_checks
 from inspection.finding import Finding, grid, table
 from inspection.layers import Trace, traced
@@ -80,8 +80,8 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
-        if other := other_classes(result, self.experiment.data.class_names):
-            yield Finding("classes", "note", other)
+        for doubt in doubts(result, self.experiment.criterion, self.experiment.data.class_names):
+            yield Finding("classes", "note", doubt)
         yield self._first_loss(result)
         yield from self._metrics(result)
         yield model_checks.check_independence(self.model, trace)

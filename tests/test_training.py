@@ -1,5 +1,6 @@
 """What the training loop promises: steps, accumulation, clipping, judging, stopping, keeping, arithmetic."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import train
 from base.metric import StepResult
-from base.misfit import other_classes
+from base.misfit import no_probabilities, other_classes
 from tests.helpers import curves, lines, same, state
 from utils.config import load_config
 from utils.errors import ConfigError, TrainingError, UserError
-from utils.registry import OPTIMIZERS, SCHEDULERS
+from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -292,6 +294,36 @@ def test_more_outputs_than_classes_are_told() -> None:
     assert other_classes(result, None) is None
     assert other_classes(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
     assert other_classes(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None
+
+
+def soft(*rows: list[float]) -> StepResult:
+    return StepResult(torch.zeros(()), torch.zeros(len(rows), len(rows[0])), torch.tensor(rows))
+
+
+ENTROPIES = [functools.partial(LOSSES.own()["cross_entropy"], label_smoothing=0.1), nn.CrossEntropyLoss()]
+
+
+@pytest.mark.parametrize("criterion", ENTROPIES)
+def test_targets_that_are_no_probabilities_are_told(criterion: Any) -> None:
+    for rows in ([[0.5, 2.0]], [[1.0, 0.0], [-0.5, 1.5]], [[1.0, 1.0, 0.0]], [[0.0], [1.0]]):
+        assert "mse_loss" in str(no_probabilities(soft(*rows), criterion)), rows
+        assert no_probabilities(soft(*rows), nn.MSELoss()) is None
+    said = str(no_probabilities(soft([0.5, 0.5], [0.5, 2.0]), criterion))
+    assert "of 2 classes, and these are none: they lie between 0.5 and 2, and those of a sample add up to 2.5" in said
+
+
+@pytest.mark.parametrize("criterion", ENTROPIES)
+def test_probabilities_are_no_mistake(criterion: Any) -> None:
+    mixed = torch.rand(64, 1000).softmax(1)
+    for targets in (mixed, mixed.bfloat16(), torch.eye(5), torch.zeros(4, 3), torch.rand(2, 5, 4, 4).softmax(1)):
+        assert no_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
+    indices = StepResult(torch.zeros(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert no_probabilities(indices, criterion) is None
+
+
+def test_numbers_under_cross_entropy_are_told_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
+    assert capsys.readouterr().err.count("cross_entropy takes targets of the outputs' shape as probabilities") == 1
 
 
 def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
