@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from logger.console import number
 from report.drawing import png
 from report.figures import Curve, curves
 from report.predictions import harmless
-from report.runs import UNKNOWN, Run, differing, find_runs, shown_value
+from report.runs import ARGUMENT, HOW_FED, UNKNOWN, WHICH_DATA, Run, Task, differing, find_runs, shown_value
 from utils.errors import CheckpointError, UserError
 from utils.paths import shown
 from utils.run_folder import replace_bytes, replace_text
@@ -29,7 +29,9 @@ MOST_CURVES = 14
 class Group:
     """Runs of one task, which can be ranked: the best first."""
 
-    task: tuple[str, str]
+    task: Task
+    which: str
+    """The arguments by which the data differ from others of the same kind, as in data_dir=photos; empty if none are."""
     monitor: str
     """What they are ranked by: "min NAME" or "max NAME"."""
     runs: list[Run]
@@ -38,7 +40,13 @@ class Group:
 
     @property
     def title(self) -> str:
-        return "unknown task" if UNKNOWN in self.task else ", ".join(self.task)
+        return "unknown task" if UNKNOWN in self.task[:2] else ", ".join(self.task[:2])
+
+    @property
+    def doubtful(self) -> list[str]:
+        """Arguments of the data loader in which the runs differ, and which may stand for other data."""
+        names = [key.removeprefix(ARGUMENT) for key in self.keys if key.startswith(ARGUMENT)]
+        return [name for name in names if name.partition(".")[0] not in HOW_FED | WHICH_DATA]
 
     @property
     def commit(self) -> str:
@@ -80,14 +88,20 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
 def _groups(runs: Sequence[Run]) -> list[Group]:
     """By task, the task with the most runs first, what cannot be read last."""
     groups, tasks = [], Counter(run.task for run in runs)
-    for task in sorted(tasks, key=lambda task: (UNKNOWN in task, -tasks[task])):
+    for task in sorted(tasks, key=lambda task: (UNKNOWN in task[:2], -tasks[task])):
         members = [run for run in runs if run.task == task]
         asked = Counter(run.monitor for run in members if run.monitor)
         held_out = any("val_loss" in record for run in members for record in run.records)
         monitor = asked.most_common(1)[0][0] if asked else "min val_loss" if held_out else "min loss"
         ranked = sorted(members, key=lambda run: _rank(run, monitor))
-        groups.append(Group(task, monitor, ranked, differing(members)))
+        groups.append(Group(task, _which(task, tasks), monitor, ranked, differing(members)))
     return groups
+
+
+def _which(task: Task, tasks: Iterable[Task]) -> str:
+    others = [set(other.which) for other in tasks if other[:2] == task[:2]]
+    told = [pair for pair in task.which if any(pair not in other for other in others)]
+    return ", ".join(f"{name}={_short(value, 40)}" for name, value in told)
 
 
 def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
@@ -110,12 +124,16 @@ def _table(group: Group) -> list[str]:
             left_out.append(column[0])
     count = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
     lines = [f"{group.title}: {count}, by {group.monitor}{f', commit {group.commit}' if group.commit else ''}"]
+    lines += textwrap.wrap(group.which, width, initial_indent="  ", subsequent_indent="    ")
     for row in zip(*kept, strict=True):
         cells = [
             cell.ljust(max(map(len, column))) if column[0] in ("run", "state") else cell.rjust(max(map(len, column)))
             for cell, column in zip(row, kept, strict=True)
         ]
         lines.append(f"  {'  '.join(cells)}".rstrip())
+    if group.doubtful:
+        doubt = f"ranked as if the data were the same, whatever this says: {', '.join(group.doubtful)}"
+        lines += textwrap.wrap(doubt, width, initial_indent="  ", subsequent_indent="    ")
     if left_out:
         further = f"further in {TABLE}: {', '.join(left_out)}"
         lines += textwrap.wrap(further, width, initial_indent="  ", subsequent_indent="    ")
@@ -179,10 +197,11 @@ def _csv(groups: Sequence[Group]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*head, "commit", *(f"last_{name}" for name in metrics), *keys])
     for group in groups:
+        data = f"{group.task.data} ({group.which})" if group.which else group.task.data
         for run in group.runs:
             best = run.best(group.monitor) or ("", "")
             last = run.records[-1] if run.records else {}
-            cells = [run.name, shown(run.path), run.when, *run.task, run.state(), group.monitor, *best]
+            cells = [run.name, shown(run.path), run.when, data, run.task.loss, run.state(), group.monitor, *best]
             cells += [run.epochs, round(run.seconds, 3), run.commit, *(last.get(name, "") for name in metrics)]
             cells += [shown_value(run.config.get(key)) for key in keys]
             writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
@@ -199,7 +218,7 @@ def _charts(groups: Sequence[Group]) -> Iterator[tuple[str, list[Curve]]]:
                 Curve(_legend(run, group), [record["epoch"] for record in run.records], run.values(name))
                 for run in best
             ]
-            yield f"{name}\n{group.title}{those}", lines
+            yield "\n".join(filter(None, [name, group.title, *textwrap.wrap(group.which, 70)])) + those, lines
 
 
 def _legend(run: Run, group: Group) -> str:

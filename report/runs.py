@@ -7,15 +7,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.errors import CheckpointError
+from utils.paths import project_path, shown
 from utils.run_folder import NAME
 
 # where a run stands and what it says of itself differ from run to run, and are no experiment
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 
 UNKNOWN = "unknown"
+
+# arguments of a data loader that say which samples there are, and which are held out
+WHICH_DATA = {
+    "data_dir", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape", "validation_split",
+}  # fmt: skip
+# and those that say how they are read and fed; of any other argument, nobody here knows
+HOW_FED = {
+    "batch_size", "cache_dir", "crop", "download", "eval_batch_size", "flip", "in_memory", "mean", "num_test_samples",
+    "num_workers", "shuffle", "size", "std",
+}  # fmt: skip
+ARGUMENT = "data_loader.args."
+
+
+class Task(NamedTuple):
+    """What runs must have in common to be ranked together."""
+
+    data: str
+    loss: str
+    which: tuple[tuple[str, str], ...] = ()
+    """The arguments that say which data, by name."""
 
 
 @dataclass
@@ -36,9 +57,15 @@ class Run:
         return f"{self.config.get('name', self.path.resolve().parent.name)}/{self.path.resolve().name}"
 
     @property
-    def task(self) -> tuple[str, str]:
+    def task(self) -> Task:
         """The data and the loss. Values of runs that have other ones cannot be ranked together."""
-        return str(self.config.get("data_loader.type", UNKNOWN)), str(self.config.get("loss.type", UNKNOWN))
+        given = {name: self.config.get(f"{ARGUMENT}{name}") for name in sorted(WHICH_DATA)}
+        if isinstance(folder := given["data_dir"], str):
+            given["data_dir"] = shown(project_path(folder))
+        which = tuple((name, shown_value(value)) for name, value in given.items() if value is not None)
+        return Task(
+            str(self.config.get("data_loader.type", UNKNOWN)), str(self.config.get("loss.type", UNKNOWN)), which
+        )
 
     @property
     def monitor(self) -> str | None:

@@ -4,14 +4,18 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from report.runs import HOW_FED, WHICH_DATA
 from tests.conftest import load_script
+from tests.helpers import ROOT
 from utils import cli
 from utils.errors import CheckpointError
+from utils.registry import DATA_LOADERS
 
 test = load_script("test")
 Make = Callable[..., Path]
@@ -135,6 +139,49 @@ def test_another_task_has_a_table_of_its_own(make: Make, capsys: pytest.CaptureF
         "Photos, mse_loss: 1 run, by min val_loss, commit abcdef0",
     ]
     assert [row["loss"] for row in written(one.parent)] == ["cross_entropy", "cross_entropy", "mse_loss"]
+
+
+def photos(**arguments: Any) -> dict[str, Any]:
+    return {"type": "Photos", "args": {"batch_size": 8, **arguments}}
+
+
+def test_other_data_of_the_same_kind_are_another_task(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    one = make("20260101-000001", [0.3, 0.2, 0.1], data_loader=photos(data_dir="cats", validation_split=0.1))
+    for place, data in enumerate(
+        [
+            photos(data_dir=str(ROOT / "cats"), validation_split=0.1, batch_size=16, flip=True),
+            photos(data_dir="dogs", validation_split=0.1),
+            photos(data_dir="cats", validation_split=0.2),
+        ],
+        start=2,
+    ):
+        make(f"20260101-00000{place}", [0.0, 0.0, 0.0], data_loader=data)
+    printed = compared(capsys, one.parent)
+    titles = [(line.partition(",")[2], which) for line, which in pairwise(printed) if "by min" in line]
+    assert titles == [
+        (" cross_entropy: 2 runs, by min val_loss, commit abcdef0", "  data_dir=cats, validation_split=0.1"),
+        (" cross_entropy: 1 run, by min val_loss, commit abcdef0", "  data_dir=dogs, validation_split=0.1"),
+        (" cross_entropy: 1 run, by min val_loss, commit abcdef0", "  data_dir=cats, validation_split=0.2"),
+    ]
+    assert [row["data"] for row in written(one.parent)] == [
+        *["Photos (data_dir=cats, validation_split=0.1)"] * 2,
+        "Photos (data_dir=dogs, validation_split=0.1)",
+        "Photos (data_dir=cats, validation_split=0.2)",
+    ]
+    assert not any("as if the data were the same" in line for line in printed)
+
+
+def test_an_argument_that_may_mean_other_data_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, subset in enumerate(["all", "few"], start=1):
+        run = make(f"20260101-00000{place}", [0.1, 0.2, 0.3], data_loader=photos(subset=subset, batch_size=place))
+    printed = compared(capsys, run.parent)
+    assert printed[0].startswith("Photos, cross_entropy: 2 runs")
+    assert "  ranked as if the data were the same, whatever this says: subset" in printed
+
+
+def test_every_argument_of_our_data_loaders_is_known_to_the_comparison() -> None:
+    for name in ("CIFAR10Loader", "ImageFolderLoader", "RandomTensorLoader"):
+        assert DATA_LOADERS.parameters(name).keys() <= WHICH_DATA | HOW_FED, name
 
 
 def test_runs_that_monitor_nothing_are_ranked_by_their_loss(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
