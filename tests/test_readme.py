@@ -2,14 +2,16 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, same, state
 from utils.located_json import parse
 
 README = (ROOT / "README.md").read_text()
@@ -18,11 +20,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the README's model, data and metric in it."""
+    """A copy of the project with the README's model, data, metric and trainer in it."""
     target = tmp_path_factory.mktemp("readme") / "project"
     left_out = shutil.ignore_patterns(".git", ".venv", "saved", "data", "__pycache__", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, target, ignore=left_out)
-    my_net, my_data, my_metric = PYTHON
+    my_net, my_data, my_metric, my_trainer = PYTHON
+    (target / "trainer" / "mixup.py").write_text(my_trainer)
     (target / "model" / "my_net.py").write_text(my_net)
     (target / "data_loader" / "my_data.py").write_text(my_data)
     with (target / "model" / "metric.py").open("a") as file:
@@ -43,23 +46,39 @@ def test_a_model_of_ones_own(project: Path) -> None:
     assert "should be an integer" in wrong.stderr
 
 
-def test_data_and_a_metric_of_ones_own(project: Path) -> None:
+def own(project: Path, **keys: Any) -> Path:
+    """A config with the README's data; the arguments replace its keys."""
     config = {
         "name": "own",
-        "data_loader": {
-            "type": "MyLoader",
-            "args": {"batch_size": 16, "validation_split": 0.2, "num_workers": 2},
-        },
+        "data_loader": {"type": "MyLoader", "args": {"batch_size": 16, "validation_split": 0.2}},
         "model": {"type": "LeNet"},
         "loss": "cross_entropy",
-        "metrics": ["accuracy", "confidence"],
         "optimizer": "Adam",
-        "trainer": {"epochs": 2, "monitor": "max val_confidence"},
+        "trainer": {"epochs": 2},
     }
-    (project / "own.json").write_text(json.dumps(config))
-    done = run(project, "-c", "own.json")
+    path = project / "own.json"
+    path.write_text(json.dumps({**config, **keys}))
+    return path
+
+
+def test_data_and_a_metric_of_ones_own(project: Path) -> None:
+    metrics, trainer = ["accuracy", "confidence"], {"epochs": 2, "monitor": "max val_confidence"}
+    config = own(project, metrics=metrics, trainer=trainer)
+    done = run(project, "-c", str(config), "data_loader.args.num_workers=2")
     assert done.returncode == 0, done.stderr
     assert "confidence" in done.stdout
+
+
+def test_a_trainer_of_ones_own_goes_on_exactly(project: Path) -> None:
+    (options,) = re.findall(r"`python train\.py -c \S+ (trainer\.type=.*)` trains", README)
+    for name, epochs in (("whole", 2), ("halves", 1)):
+        config = own(project, name=name)
+        done = run(project, "-c", str(config), f"trainer.epochs={epochs}", *shlex.split(options))
+        assert done.returncode == 0, done.stderr
+    whole, halves = (next((project / "saved" / name).iterdir()) for name in ("whole", "halves"))
+    assert run(project, "-r", str(halves), "trainer.epochs=2").returncode == 0
+    for part in ("model", "optimizer", "random"):
+        assert same(state(whole)[part], state(halves)[part]), part
 
 
 def test_configs_in_the_readme_are_json() -> None:
@@ -74,5 +93,5 @@ def test_messages_in_the_readme_are_what_is_printed(project: Path) -> None:
 
 def test_files_that_the_readme_names_exist() -> None:
     for name in re.findall(r"`((?:base|utils|trainer|model|logger|configs|docs)/[\w./]+)`", README):
-        if name not in ("model/my_net.py",):
+        if name not in ("model/my_net.py", "trainer/mixup.py"):
             assert (ROOT / name).exists(), name
