@@ -172,11 +172,12 @@ def test_a_schedule_of_another_length_than_the_runs_is_refused(fit: Fit) -> None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str) -> None:
+def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     full, low = fit("trainer.epochs=5"), fit("trainer.epochs=5", f"runtime.precision={precision}")
     assert lines(full.run_dir) != lines(low.run_dir)
     assert low.last["loss"] == pytest.approx(full.last["loss"], rel=0.05)
     assert ("scale" in state(low.run_dir)["runtime"]) == (precision == "fp16")
+    assert ("fp16: slow on a CPU" in capsys.readouterr().out) == (precision == "fp16")
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
