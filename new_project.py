@@ -62,7 +62,11 @@ def _listed_by_git(*which: str) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Begin a project of your own.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Begin a project of your own: a copy of this one without its runs, data and history.",
+        epilog="example: python new_project.py ../my_project",
+        allow_abbrev=False,
+    )
     parser.add_argument("name", type=Path, metavar="NAME", help="the new folder")
     target: Path = parser.parse_args(argv).name
     try:

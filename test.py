@@ -1,7 +1,8 @@
 """Test the model of a run: its best checkpoint, or the one that is named. Or compare runs.
 
 python test.py -r saved/two_layer_net/20260101-120000
-python test.py --compare saved/lenet/*
+python test.py -r saved/two_layer_net/20260101-120000/checkpoints/last.pth
+python test.py --compare saved/two_layer_net
 """
 
 import argparse
@@ -33,7 +34,7 @@ from utils.run_folder import RunFolder
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
-    made = cli.parser("Test the model of a run on the test data, or compare runs.")
+    made = cli.parser(__doc__ or "")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
     which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")

@@ -1,7 +1,9 @@
 """Train a model as a config says, or go on with a run.
 
-python train.py -c config.json trainer.epochs=5
-python train.py -r                     # go on with the newest run
+python train.py -c configs/linear_regression.json trainer.epochs=5
+python train.py --lr 1e-7                                # config.json with another learning rate
+python train.py --check -c configs/cifar10_lenet.json    # looks at everything, trains nothing
+python train.py -r                                       # goes on with the newest run
 """
 
 import argparse
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = cli.parser("Train a model as a config says, or go on with a run.")
+    made = cli.parser(__doc__ or "")
     made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     made.add_argument(
         "-r", "--resume", nargs="?", const="", metavar="RUN", help="a run folder or checkpoint; default: the newest run"

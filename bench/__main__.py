@@ -185,7 +185,9 @@ def machine() -> str:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    made = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--data-dir", help='folder that holds "cifar-10-batches-py"; without it, only random tensors')
     made.add_argument("--repeats", type=int, default=5, help="runs of each side (default: 5)")
     made.add_argument("--launcher", default=sys.executable, help="what runs a Python script (default: this Python)")

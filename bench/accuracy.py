@@ -71,7 +71,7 @@ def ours(data_dir: str, seed: int, launcher: Sequence[str]) -> tuple[float, floa
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__)
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data-dir", required=True, help='folder that holds "cifar-10-batches-py"')
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--launcher", default=sys.executable, help="what runs a Python script (default: this Python)")

@@ -72,6 +72,16 @@ def test_a_mistake_is_one_message_and_status_2(script: str, arguments: list[str]
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("script", ["train", "test"])
+def test_help_ends_with_commands_to_try(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = train.main if script == "train" else load_script(script).main
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    _, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert len(examples.splitlines()) >= 2
+    assert all(line.startswith(f"  python {script}.py -") for line in examples.splitlines())
+
+
 def test_a_mistake_leaves_no_run_folder(write_config: Write, tmp_path: Path) -> None:
     for wrong in ("data_loader.args.num_samples=0", "model.args.in_features=-1", "trainer.monitor=min val_f1"):
         assert cli.run(train.main, ["-c", str(write_config()), wrong]) == 2

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +18,15 @@ from utils.processes import joined
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments of both commands."""
-    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
+def parser(about: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of both commands. about: what a script does; its examples, which end the help."""
+    description, _, examples = about.strip().partition("\n\n")
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog=f"examples:\n{textwrap.indent(examples, '  ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     made.add_argument("-d", "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps ... (runtime.device)")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any key of the config, as in trainer.epochs=5")
     return made
