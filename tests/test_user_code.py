@@ -50,6 +50,13 @@ def say(tmp_path: Path) -> Say:
     return run
 
 
+def test_a_class_that_is_not_registered(say: Say) -> None:
+    text = MODEL.replace("@MODELS.register\n", "")
+    said = say("model/mine.py", text, "model=Mine")
+    assert 'there is no model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in said
+    assert 'there is no trainer "LeNet"; there are: Trainer' in say("model/mine.py", text, "trainer.type=LeNet")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -26,6 +26,9 @@ from utils.user_code import in_project, told, where
 
 T = TypeVar("T", bound=Callable[..., Any])
 
+# the users' folders, whose files register what they define
+FOLDERS = ("data_loader", "model", "trainer")
+
 # a class of torchmetrics for one task, which the class of the name behind it makes by its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
 _CLASSES = {"binary": "", "multiclass": ', "num_classes": ...', "multilabel": ', "num_labels": ...'}
@@ -96,8 +99,8 @@ class Registry:
 
     def suggest(self, name: str) -> str:
         """How to go on from a name that is not there."""
-        if of_task := self.of_task(name):
-            return of_task
+        if told := self.of_task(name) or self._unregistered(name):
+            return told
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
@@ -111,6 +114,16 @@ class Registry:
             return ""
         task = word[1].lower()
         return f'here it is {{"type": "{word[2]}", "args": {{"task": "{task}"{_CLASSES[task]}}}}}'
+
+    def _unregistered(self, name: str) -> str:
+        """Whether a file of the users' folders defines this name and does not register it: what to do."""
+        registered = {id(item) for registry in REGISTRIES.values() for item in registry._own.values()}
+        for key, module in list(sys.modules.items()):
+            item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
+            if callable(item) and item.__module__ == key and id(item) not in registered:
+                plural = f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
+                return f"{where(item)} defines it: put @{plural.replace(' ', '_').upper()}.register above it"
+        return ""
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """What a config may give to a registered component, by name."""
@@ -194,7 +207,7 @@ SCHEDULERS = Registry(
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
 # the config's key for each kind
-REGISTRIES = {
+REGISTRIES: dict[str, Registry] = {
     "data_loader": DATA_LOADERS,
     "model": MODELS,
     "loss": LOSSES,
@@ -210,7 +223,7 @@ def import_components() -> None:
 
     Raises UserError with the file and line of the user's code if one of them does not import.
     """
-    for folder in ("data_loader", "model", "trainer"):
+    for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_]*.py")):
             try:
                 importlib.import_module(f"{folder}.{path.stem}")
