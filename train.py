@@ -29,7 +29,7 @@ from base.resuming import check_place, load_state, run_of_launch
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.errors import Stopped, UserError
+from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import PROJECT, shown
 from utils.processes import processes
 from utils.registry import import_components
@@ -186,13 +186,19 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _nothing_left(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """A mistake that ends a new run before its first step leaves no folder of it."""
+    """What ends a new run before its first step, in the config or the user's code, leaves no folder of it."""
     try:
         yield
-    except UserError as error:
+    except (Stopped, TrainingError):
+        raise
+    except Exception as error:
         if trainer.progress.steps or not trainer.runtime.processes.main or not folder.remove_empty():
             raise
-        raise type(error)(f"{error}\nNothing was trained; {shown(folder.path)} is removed again.") from error
+        told = f"Nothing was trained; {shown(folder.path)} is removed again."
+        if isinstance(error, UserError):
+            raise type(error)(f"{error}\n{told}") from error
+        error.add_note(told)
+        raise
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def no_probabilities(result: StepResult, criterion: Any) -> str | None:
         return None
     return (
         f"{name} takes targets of the outputs' shape as probabilities of {outputs.shape[1]} classes, and these are "
-        f"none: they lie between {float(targets.min()):.4g} and {float(targets.max()):.4g}, and those of a sample "
-        f"add up to {float(sums[wrong.argmax()]):.4g}. Indices of classes are int64 of shape (B,); {others}"
+        f"none (from {float(targets.min()):.4g} to {float(targets.max()):.4g}; those of a sample add up to "
+        f"{float(sums[wrong.argmax()]):.4g}). Indices of classes are int64 of shape (B,); {others}"
     )
 
 
@@ -75,6 +75,6 @@ def not_finite(loss: float, step: int, epoch: int, indices: Tensor, checkpoints:
     return TrainingError(
         f"the loss is {loss} at step {step} (in epoch {epoch}, with the samples {samples}).\n"
         "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and look "
-        "for values in these samples that are not finite, and at whether the loss takes such targets.\n"
-        + (f"The checkpoints in {checkpoints} are from before that step." if any(checkpoints.glob("step-*")) else "")
+        "for values in these samples that are not finite, and at whether the loss takes such targets."
+        + (f"\nThe checkpoints in {checkpoints} are from before that step." if any(checkpoints.glob("step-*")) else "")
     )

@@ -233,6 +233,16 @@ def test_parts_that_do_not_fit_are_the_users_to_mend(fit: Fit, tmp_path: Path, o
     assert not list(tmp_path.glob("saved/small/*")), "a run folder with nothing in it"
 
 
+def test_an_error_in_the_users_code_leaves_no_empty_folder_either(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.two_layer_net.TwoLayerNet.forward", lambda self, x: self.fc3(x))
+    with pytest.raises(AttributeError, match="fc3") as caught:
+        fit()
+    assert "is removed again" in "".join(caught.value.__notes__)
+    assert not list(tmp_path.glob("saved/small/*"))
+
+
 def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> None:
     run = fit().run_dir
     for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]:
@@ -310,7 +320,7 @@ def test_targets_that_are_no_probabilities_are_told(criterion: Any) -> None:
         assert "mse_loss" in str(no_probabilities(soft(*rows), criterion)), rows
         assert no_probabilities(soft(*rows), nn.MSELoss()) is None
     said = str(no_probabilities(soft([0.5, 0.5], [0.5, 2.0]), criterion))
-    assert "of 2 classes, and these are none: they lie between 0.5 and 2, and those of a sample add up to 2.5" in said
+    assert "of 2 classes, and these are none (from 0.5 to 2; those of a sample add up to 2.5)" in said
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
