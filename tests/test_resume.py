@@ -177,6 +177,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}", "trainer.save_dir=elsewhere"], "cannot change"),
         (["-r", "{run}/nothing"], "no such run"),
         (["-r", "{run}/checkpoints"], "no run folder"),
+        (["-r", "{run}/.."], "; the newest run in it: "),
         (["-r", "{run}/train.log"], "no checkpoint in a run folder"),
     ],
 )

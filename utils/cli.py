@@ -8,7 +8,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.errors import Stopped, TrainingError, UserError
 from utils.overrides import OVERRIDE
@@ -18,10 +18,17 @@ from utils.processes import joined
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: --"):
+            message += "; any key of the config is given without --, as in trainer.epochs=5"
+        super().error(message)
+
+
 def parser(about: str) -> argparse.ArgumentParser:
     """A parser with the arguments of both commands. about: what a script does; its examples, which end the help."""
     description, _, examples = about.strip().partition("\n\n")
-    made = argparse.ArgumentParser(
+    made = _Parser(
         description=description,
         epilog=f"examples:\n{textwrap.indent(examples, '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,6 +45,10 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume) and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)
         options.resume = ""
+    for word in options.overrides:
+        if not OVERRIDE.match(word) and (path := Path(word)).exists():
+            option = "-c" if path.suffix == ".json" and "config" in options else "-r"
+            raise UserError(f"{word} is no KEY=VALUE; did you mean {option} {word}?")
     for short, key in SHORTS.items():
         if (value := getattr(options, short, None)) is not None:
             options.overrides.append(f"{key}={value}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError
+from utils.suggest import closest
 
 KeyPath = tuple[str | int, ...]
 
@@ -95,7 +96,9 @@ def read(path: Path, source: str) -> Document:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{source}: the config cannot be read: {reason}") from error
+        near = closest(path.name, [other.name for other in path.parent.glob("*.json")]) if path.name else None
+        meant = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
+        raise ConfigError(f"{source}: the config cannot be read: {reason}{meant}") from error
     text = _text(data, source)
     document = parse(text, source)
     if not isinstance(document.value, dict):

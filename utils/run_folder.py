@@ -86,7 +86,9 @@ class RunFolder:
         folder = path if path.is_dir() else path.resolve().parent.parent
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
-            raise CheckpointError(f"{path} is no {what}: there is no config.json in {folder}")
+            runs = _runs(folder) if path.is_dir() else []
+            newest = f"; the newest run in it: {runs[-1].path}" if runs else ""
+            raise CheckpointError(f"{path} is no {what}: there is no config.json in {folder}{newest}")
         _refuse_links(folder)
         return cls(folder), None if path.is_dir() else path
 
