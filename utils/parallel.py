@@ -46,11 +46,28 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     replicated = _Replicated(
         model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
     )
+    if not unused_parameters:
+        _settle(replicated)
 
     def exchange(last: bool) -> None:
         replicated.require_backward_grad_sync = last  # what no_sync() does, without a scope
 
     return replicated, exchange
+
+
+def _settle(replicated: DistributedDataParallel) -> None:
+    """Lay the gradients out for the exchange as they will lie in every step.
+
+    torch lays them out anew after the first backward pass, in the order in which they came; and of three numbers or
+    more, which are added first depends on where they lie. The first step of a resumed run would be off by a rounding.
+    """
+    parameters = [parameter for parameter in replicated.module.parameters() if parameter.requires_grad]
+    replicated.reducer.prepare_for_backward([])
+    sums = [parameter.sum() for parameter in parameters]
+    torch.autograd.backward(sums, [torch.zeros_like(each) for each in sums])
+    for parameter in parameters:
+        parameter.grad = None
+    replicated.reducer._rebuild_buckets()
 
 
 def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Exchange:
