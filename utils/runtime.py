@@ -38,7 +38,7 @@ def pick_device(name: str) -> torch.device:
 
 
 class Runtime:
-    """Runs the arithmetic of a step on one device. Its state is the scale of the loss in fp16."""
+    """Runs the arithmetic of a step on one device. Its state is the scale of the loss in fp16, of all processes."""
 
     def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
         """whole_states: with "fsdp", whether a state is that of the whole model, or this process's part of it."""
@@ -56,7 +56,9 @@ class Runtime:
         self._exchange: Callable[[bool], None] | None = None
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
+        # ``backward`` multiplies by the number of processes too, and what overflows in one must overflow in several
+        scale = 2.0**16 / self.processes.count
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping; None where nothing is clipped
 
     def prepare(self, model: nn.Module) -> None:
@@ -169,8 +171,9 @@ class Runtime:
         return loss if self.processes.count == 1 else loss.new_tensor(self.processes.sums([loss.item()])[0])
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scaler.state_dict()
+        state: dict[str, Any] = self.scaler.state_dict()
+        return state | {"scale": state["scale"] * self.processes.count} if state else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state and self.scaled:
-            self.scaler.load_state_dict(state)
+            self.scaler.load_state_dict(state | {"scale": state["scale"] / self.processes.count})
