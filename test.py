@@ -28,6 +28,7 @@ from utils.config import load_config
 from utils.errors import CheckpointError, UserError
 from utils.overrides import OVERRIDE
 from utils.paths import shown
+from utils.processes import Processes, processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         help="for the report (default: RUN/test) or the comparison (the runs' own)",
     )
     options = cli.parse(made, argv)
+    if processes().launched and options.compare is not None:
+        raise UserError("--compare looks with a process of its own; give it without torchrun")
     return _test(options) if options.compare is None else _compare(options)
 
 
@@ -57,27 +60,33 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _test(options: argparse.Namespace) -> dict[str, float]:
+    team = processes()
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
     # no optimizer here, and no weights that are in parts
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], trial=False)
     experiment = build_experiment(loaded)
-    progress = _load(source, folder, experiment.model)["progress"]
-    test = experiment.data.test()
+    progress = _load(source, folder, experiment.model, team)["progress"]
+    with team.one_after_the_other():
+        test = experiment.data.test()
+    test.divide(team.rank, team.count)
     about = {
         "checkpoint": source.name,
         "epoch": progress["epochs"],
         "step": progress["steps"],
         "samples": test.num_samples,
     }
-    report = EvaluationReport(_free(options.out) if options.out else folder.path / "test", experiment)
+    out = team.from_main(lambda: _free(options.out) if options.out else folder.path / "test")
+    report = EvaluationReport(out, experiment)
     with report.opened():
         values = build_trainer(loaded, experiment).evaluate(test, report)
-        print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
-        name = f"{loaded.config.name}/{folder.path.resolve().name}"
-        report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
-    print(f"report: {shown(report.folder / 'report.md')}")
+        if team.main:
+            print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
+            name = f"{loaded.config.name}/{folder.path.resolve().name}"
+            report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
+    if team.main:
+        print(f"report: {shown(report.folder / 'report.md')}")
     return values
 
 
@@ -88,9 +97,13 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _load(source: Path, folder: RunFolder, model: nn.Module) -> dict[str, Any]:
+def _load(source: Path, folder: RunFolder, model: nn.Module, team: Processes) -> dict[str, Any]:
+    """The same state in all processes, though a run that still trains may put another file in its place any moment."""
     try:
-        return load_weights(model, source)
+        state = load_weights(model, source, team)
+        while len(set(team.all(state["progress"]["steps"]))) > 1:
+            state = load_weights(model, source, team)
+        return state
     except CheckpointError as error:
         others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
         advice = f"The newest other checkpoint of this run: {shown(others[0])}" if others else "The run has no other."

@@ -110,7 +110,8 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
     config, experiment = loaded.config, build_experiment(loaded)
     team = experiment.runtime.processes
-    weights = load_weights(experiment.model, RunFolder.checkpoint_of(init_from))["model"] if init_from else None
+    source = RunFolder.checkpoint_of(init_from) if init_from else None
+    weights = load_weights(experiment.model, source, team)["model"] if source else None
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
 
@@ -146,6 +147,10 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
         from board.board import Board
 
         outputs.view = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
+    elif loaded.config.trainer.tensorboard:  # of several processes, which all add to what the main one shows
+        from report.findings import Findings
+
+        outputs.view = Findings(experiment)
     return outputs
 
 

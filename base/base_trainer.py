@@ -194,7 +194,8 @@ class BaseTrainer(ABC):
                 except MISFITS as error:
                     raise error if self._fits else misfit(error, batch, self.experiment.data.class_names) from error
                 self._fits = True
-                view.evaluated(window, batch, result)
+                view.evaluated(batches.part(window), batch, result)
+        view.end_evaluation()
         return metrics.compute()
 
     def end_epoch(self, validation: dict[str, float]) -> None:

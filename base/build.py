@@ -230,9 +230,12 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     return Schedule(optimizer, make, per_step=per_step, length=length)
 
 
-def load_weights(model: nn.Module, source: Path) -> dict[str, Any]:
-    """Load a checkpoint's weights, and give its state. Raises UserError with what does not fit; nothing is skipped."""
-    state = checkpoint.read(source)
+def load_weights(model: nn.Module, source: Path, team: Processes) -> dict[str, Any]:
+    """Load a checkpoint's weights in all processes, and give its state.
+
+    Raises UserError with what does not fit; nothing is skipped.
+    """
+    state = checkpoint.read_together(source, team)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -78,6 +78,6 @@ def _begin_again(trainer: BaseTrainer, folder: RunFolder) -> None:
             f"begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
         )
     if folder.initial.exists():
-        load_weights(trainer.model, folder.initial)
+        load_weights(trainer.model, folder.initial, trainer.runtime.processes)
     trainer.console.warn("the run has no checkpoint yet; it begins again")
     trainer.outputs.writers.resume({}, step=0)

@@ -22,7 +22,14 @@ class View:
         """So many samples are evaluated next."""
 
     def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
-        """A batch of the evaluation. window: which of its samples."""
+        """A batch of the evaluation. window: which of its samples are this process's.
+
+        Those may be none, where a batch has fewer samples than there are processes: the result is then that of all, and
+        the other processes have it.
+        """
+
+    def end_evaluation(self) -> None:
+        """All batches are evaluated, in all processes."""
 
     def epoch(self, trainer: "BaseTrainer", values: dict[str, float]) -> None:
         """An epoch is over, its validation too. values: as in metrics.jsonl."""

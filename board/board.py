@@ -63,6 +63,9 @@ class Board(View):
     def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
         self.findings.evaluated(window, batch, result)
 
+    def end_evaluation(self) -> None:
+        self.findings.end_evaluation()
+
     def epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
         progress, settings = trainer.progress, self.config.trainer
         scalars = measures.memory(trainer.runtime.device)

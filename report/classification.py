@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from utils.processes import Processes
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -87,6 +89,17 @@ class Classification:
         self._add_scores(chances, true)
         self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
 
+    def gather(self, processes: Processes) -> None:
+        """Let the main process have what all of them added. Sent are the sums, and those mistakes that are kept."""
+        for counts in (self.confusion, self.scored):
+            processes.total(torch.from_numpy(counts))
+        self.samples = int(self.confusion.sum())
+        self.bins = np.reshape(processes.sums(self.bins.reshape(-1).tolist()), self.bins.shape)
+        everyone = processes.all([_badness(mistake) for mistake in self.mistakes])
+        worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
+        own = [mistake for mistake in self.mistakes if _badness(mistake) in worst]
+        self.mistakes = sorted((mistake for part in processes.one_by_one(own) for mistake in part), key=_badness)
+
     def accuracy(self) -> float:
         return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
 
@@ -132,7 +145,12 @@ class Classification:
                 start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]), picture
             )
             self.mistakes.append(mistake)
-        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake.probability)[: self.keep]
+        self.mistakes = sorted(self.mistakes, key=_badness)[: self.keep]
+
+
+def _badness(mistake: Mistake) -> tuple[float, int]:
+    """By what mistakes are in order, the worst first."""
+    return -mistake.probability, mistake.sample
 
 
 def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:

@@ -33,11 +33,17 @@ class EvaluationReport(Findings):
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         super().__init__(experiment)
         self.folder = folder
-        self.predictions = Predictions(folder / "predictions.csv")
+        self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Own the folder; keep the predictions if nothing goes wrong. Raises UserError if it cannot be written."""
+        """Own the folder; keep the predictions if nothing goes wrong. Raises UserError if it cannot be written.
+
+        Only the main one of several processes does.
+        """
+        if not self.processes.main:
+            yield
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -31,13 +31,15 @@ class Findings(View):
 
     Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
     unless the loss takes them for probabilities. Anything else has no findings. Costs one wait for the device a batch.
+
+    Of several processes each adds up its own samples; at the end of an evaluation the main one has those of all.
     """
 
     classification: Classification | None = None
     regression: Regression | None = None
 
     def __init__(self, experiment: Experiment) -> None:
-        self.data = experiment.data
+        self.data, self.processes = experiment.data, experiment.runtime.processes
         self.loss = _name(experiment.criterion)
         self._begun = False
         self._expected = 0
@@ -51,11 +53,17 @@ class Findings(View):
     def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
         if not self._begun:
             self._recognise(result)
+        if not window.size:
+            result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
             probabilities = as_probabilities(result.outputs, given=self._given)
             self.add_probabilities(window, probabilities, result.targets.cpu().long(), shows(self.data, batch))
         elif self.regression is not None:
             self.add_numbers(window, result.outputs.detach().cpu(), result.targets.cpu())
+
+    def end_evaluation(self) -> None:
+        if (found := self.classification or self.regression) is not None and self.processes.count > 1:
+            found.gather(self.processes)
 
     def add_probabilities(self, window: Window, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """A batch of a classification, (B, C) and (B,), on the CPU."""
@@ -65,7 +73,7 @@ class Findings(View):
     def add_numbers(self, window: Window, outputs: Tensor, targets: Tensor) -> None:
         """A batch of a regression, both (B, ...), on the CPU."""
         assert self.regression is not None
-        self.regression.add(outputs, targets)
+        self.regression.add(window.start, outputs, targets)
 
     def class_names(self) -> list[str]:
         """The names of the data set's classes where it has them for all, else the numbers."""
@@ -82,7 +90,8 @@ class Findings(View):
         if not targets.is_floating_point() and not targets.is_complex():
             if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
                 self.classification = Classification(outputs.shape[1])
-                self._given = are_probabilities(outputs)
+                own = are_probabilities(outputs)  # and so they must be in all processes
+                self._given = self.processes.sums([own])[0] == self.processes.count
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 

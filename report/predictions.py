@@ -1,6 +1,7 @@
 """predictions.csv, written while the evaluation goes on; it takes the place of an older one only when it is whole."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from utils.errors import TrainingError
 from utils.files import replacing
+from utils.processes import Processes
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
 
 
 class Predictions:
-    """A table with one line a sample. Nothing is on the disk before the first, nor if the evaluation fails."""
+    """A table with one line a sample. Nothing is on the disk before the first, nor if the evaluation fails.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    processes: each adds its part of the same batch, which may be of no samples; the main one writes them all.
+    """
+
+    def __init__(self, path: Path, processes: Processes | None = None) -> None:
+        self.path, self.processes = path, processes or Processes()
         self.begun = False
         self._stack = contextlib.ExitStack()
         self._file: BinaryIO
@@ -63,26 +68,29 @@ class Predictions:
 
     def add_numbers(self, start: int, outputs: Tensor, targets: Tensor) -> None:
         """Predicted and true numbers, both (B, ...), from index ``start`` on; none if there are too many a sample."""
-        outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)
-        width = outputs.shape[1]
+        width = math.prod(outputs.shape[1:])
         if width > MOST_COLUMNS:
             return
+        outputs, targets = outputs.reshape(-1, width), targets.reshape(-1, width)
         ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
         self._begin(["index", *(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
         columns = [*targets.T.tolist(), *outputs.T.tolist()]
         self._rows(f"%d{',%.9g' * len(columns)}\n", zip(range(start, start + len(targets)), *columns, strict=True))
 
     def _begin(self, header: Sequence[str]) -> None:
-        if not self.begun:
+        if self.begun:
+            return
+        self.begun = True
+        if self.processes.main:
             try:
                 self._file = self._stack.enter_context(replacing(self.path))
             except OSError as failure:
                 raise self._failed(failure) from failure
-            self.begun = True
             self._write(",".join(map(_field, header)) + "\n")
 
     def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
-        self._write("".join([form % row for row in rows]))
+        for part in self.processes.gather("".join([form % row for row in rows])):
+            self._write(part)
 
     def _write(self, text: str) -> None:
         try:

@@ -1,7 +1,8 @@
 """What a launcher starts in the tests: several runs one after the other in the same processes, which costs one start.
 
 python -m torch.distributed.run ... -m tests.team JOBS RESULTS: JOBS is a list of {"run": arguments of train.py} with,
-for a resume, {"of": a run folder or the number of an earlier job, "step": where to go on} in a copy of that folder.
+for a resume, {"of": a run folder or the number of an earlier job, "step": where to go on} in a copy of that folder; or
+of {"test": arguments of test.py, "of": a run, "out": where to leave its report}.
 """
 
 import json
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
+from tests.conftest import load_script
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint import file_name
 from utils.errors import TrainingError, UserError
@@ -59,10 +61,15 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
     """Run folders, or what was said instead."""
     results: list[str] = []
     for job in jobs:
-        arguments = list(job["run"])
+        arguments, run = list(job.get("run", [])), Path()
         try:
             if "of" in job:
                 run = Path(results[job["of"]] if isinstance(job["of"], int) else job["of"])
+            if "test" in job:
+                load_script("test").main(["-r", str(run), "--out", job["out"], *job["test"]])
+                results.append(job["out"])
+                continue
+            if "of" in job:
                 arguments += ["-r", str(processes().from_main(lambda run=run, job=job: copy_of(run, job["step"])))]  # type: ignore[misc]
             results.append(str(train.main(arguments).run_dir))
         except (UserError, TrainingError) as error:
@@ -80,6 +87,7 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     torch.set_num_threads(1)
+    processes().connect(60)
     found = work(json.loads(Path(sys.argv[1]).read_text()))
     if processes().main:
         Path(sys.argv[2]).write_text(json.dumps(found))

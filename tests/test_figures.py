@@ -101,7 +101,7 @@ def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
     import torch
 
     found = Regression(pairs.shape[1], 1)
-    found.add(torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
+    found.add(0, torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
     size(figures.scatter(found))
     size(figures.residuals(found))
 

@@ -18,6 +18,7 @@ from model.loss import cross_entropy, mse_loss
 from report.classification import Classification, are_probabilities, as_probabilities
 from report.findings import Findings
 from report.regression import Regression
+from utils.processes import Processes
 
 
 class Noise(BaseDataLoader):
@@ -109,8 +110,8 @@ def test_nothing_grows_with_the_samples() -> None:
     for samples in (300, 3000):
         found = classified(*outputs_and_targets(samples), batch=50)
         regression = Regression(samples * 10, 1)
-        for _ in range(10):
-            regression.add(torch.randn(samples, 1), torch.randn(samples, 1))
+        for number in range(10):
+            regression.add(samples * number, torch.randn(samples, 1), torch.randn(samples, 1))
         assert regression.numbers == samples * 10
         arrays = [found.confusion, found.bins, found.scored]
         sizes.append((sum(map(sys.getsizeof, arrays)), len(found.mistakes)))
@@ -147,7 +148,7 @@ def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
     guess = true + 0.1 + 0.5 * torch.randn(2000, width, generator=generator)
     found = Regression(2000, width)
     for start in range(0, 2000, batch):
-        found.add(guess[start : start + batch], true[start : start + batch])
+        found.add(start, guess[start : start + batch], true[start : start + batch])
     residual = (guess.double() - true.double()).numpy()
     values = found.residuals()
     assert values.mean == pytest.approx(residual.mean())
@@ -165,13 +166,13 @@ def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
 def test_the_sample_of_a_regression_has_all_of_a_samples_numbers() -> None:
     found = Regression(Regression.KEPT, 2)
     true = torch.tensor([1.0, 2.0]).expand(Regression.KEPT, 2)
-    found.add(true, true)
+    found.add(0, true, true)
     assert set(found.pairs[1]) == {1, 2}
 
 
 def test_numbers_that_are_not_finite_are_left_out() -> None:
     found = Regression(4, 1)
-    found.add(torch.tensor([1.0, float("nan"), 3.0, 4.0]), torch.tensor([1.0, 2.0, float("inf"), 5.0]))
+    found.add(0, torch.tensor([1.0, float("nan"), 3.0, 4.0]), torch.tensor([1.0, 2.0, float("inf"), 5.0]))
     assert found.numbers == 2
     assert found.residuals().largest == 1
 
@@ -199,7 +200,8 @@ LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
     ],
 )
 def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, task: str | None) -> None:
-    findings = Findings(SimpleNamespace(data=Noise(batch_size=1), criterion=loss))  # type: ignore[arg-type]
+    runtime = SimpleNamespace(processes=Processes())
+    findings = Findings(SimpleNamespace(data=Noise(batch_size=1), criterion=loss, runtime=runtime))  # type: ignore[arg-type]
     findings.begin_evaluation(6)
     with torch.inference_mode():
         for start in (0, 3):

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
 from utils.errors import DataError, UserError
+from utils.processes import Processes
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -270,3 +271,17 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
     lines = table(["name", "n"], [["고양이", "1"], ["cat", "22"]]).splitlines()
     assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
+
+
+def test_several_processes_read_one_checkpoint_though_another_takes_its_place(run: Path) -> None:
+    class Team(Processes):
+        """Of two, the other reads ``best.pth`` before it is replaced, and then again."""
+
+        others: ClassVar = ["", 3, "", 5]
+
+        def all(self, value: Any) -> list[Any]:
+            return [value, self.others.pop(0)]
+
+    folder = RunFolder(run)
+    assert test._read(folder.checkpoints / "last.pth", folder, Team())["progress"]["steps"] == 5
+    assert not Team.others

@@ -90,6 +90,22 @@ class TorchProcesses(Processes):
             dist.all_gather_object(found, value, group=self.control)
         return found
 
+    def one_by_one(self, value: T) -> Iterator[T]:
+        if not self.main:
+            with self._talking():
+                dist.send_object_list([value], dst=0, group=self.control)
+            return
+        yield value
+        for rank in range(1, self.count):
+            found: list[Any] = [None]
+            with self._talking():
+                dist.recv_object_list(found, src=rank, group=self.control)
+            yield found[0]
+
+    def total(self, counts: torch.Tensor) -> None:
+        with self._talking():
+            dist.reduce(counts, dst=0, group=self.control)
+
     def sums(self, values: Sequence[float]) -> Sequence[float]:
         own = torch.tensor(values, dtype=torch.float64)
         found = [torch.empty_like(own) for _ in range(self.count)]

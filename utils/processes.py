@@ -58,6 +58,13 @@ class Processes:
         """The value of each process, in the order of their ranks; given to all."""
         return [value]
 
+    def one_by_one(self, value: T) -> Iterator[T]:
+        """As ``gather``, but the main process has only one of the values in memory at a time."""
+        yield value
+
+    def total(self, counts: "torch.Tensor") -> None:
+        """Add whole numbers, on the CPU, up over all processes, in place; what it leaves is of use in the main one."""
+
     def sums(self, values: Sequence[float]) -> Sequence[float]:
         """Each of these numbers, added up over all processes in double and in the order of their ranks."""
         return values
