@@ -35,6 +35,7 @@ from utils.run_folder import RunFolder
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
+    team = processes()
     made = cli.parser(__doc__ or "")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         help="for the report (default: RUN/test) or the comparison (the runs' own)",
     )
     options = cli.parse(made, argv)
-    if processes().launched and options.compare is not None:
+    if team.launched and options.compare is not None:
         raise UserError("--compare looks with a process of its own; give it without torchrun")
     return _test(options) if options.compare is None else _compare(options)
 

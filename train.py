@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
     --check and --list look and exit, as --help does.
     """
-    options = _options(argv)
     team = processes()
+    options = _options(argv)
     import_components()
     if options.list is not None or options.check:
         _look(options)

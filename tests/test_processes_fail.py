@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,15 +85,51 @@ def test_a_launcher_that_starts_again_goes_on_with_its_run(
     assert differences(state(whole)["model"], state(killed)["model"], rtol=1e-4) == []
 
 
-def test_processes_with_different_configs_are_refused(write_config: Write, tmp_path: Path) -> None:
+def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tmp_path: Path) -> None:
+    """One after the other under one launcher; each ends with one message, and status 2 in all processes."""
+    for rank in "01":
+        for folder in ("base", "board", "data_loader", "logger", "model", "report", "trainer", "utils"):
+            shutil.copytree(ROOT / folder, tmp_path / rank / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "train.py", tmp_path / rank)
+        (tmp_path / "elsewhere" / rank).mkdir(parents=True)
+    with (tmp_path / "1" / "model" / "lenet.py").open("a") as file:
+        file.write("# changed\n")
+    config, python = write_config(), sys.executable
+    trains = f"{python} {ROOT}/train.py -c {config}"
+    cases = {
+        f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 do not have the same config",
+        f"{python} $RANK/train.py -c {config}": "error: process 0 and process 1 do not have the same code",
+        # a path that leads each process to another place, as a disk of its own would
+        f"cd elsewhere/$RANK; {trains} trainer.save_dir=/proc/self/cwd/saved": "process 1 of 2 does not see the run",
+        f"{trains} --bs=1": "1 samples cannot be shared by 2 processes",
+        f"{trains} --bsize=1": "error: unrecognized arguments: --bsize=1",
+        f"{python} {ROOT}/test.py --compare .": "error: --compare looks with a process of its own",
+    }
+    (tmp_path / "cases.sh").write_text(
+        "".join(f"({case}) 2> said-{n}-$RANK\necho $? >> status-$RANK\n" for n, case in enumerate(cases))
+    )
+    command = torchrun(2, "bash", "cases.sh", options=("--no-python",))
+    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=300)
+    for number, expected in enumerate(cases.values()):
+        said = [(tmp_path / f"said-{number}-{rank}").read_text() for rank in "01"]
+        assert expected in "".join(said)
+        assert "" in said, said
+        assert "".join(said).count("error:") == 1
+    assert {(tmp_path / f"status-{rank}").read_text() for rank in "01"} == {"2\n" * len(cases)}
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_mistake_of_one_process_ends_those_that_wait_for_it(write_config: Write, tmp_path: Path) -> None:
     script = tmp_path / "start.sh"
-    script.write_text(f"exec {sys.executable} {ROOT}/train.py -c {write_config()} trainer.epochs=$((2 + RANK))\n")
+    script.write_text(
+        f"exec {sys.executable} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
+    )
     command = torchrun(2, "bash", str(script), options=("--no-python",))
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.stderr.count("error:") == 1
-    assert "error: process 0 and process 1 do not have the same config" in done.stderr
+    assert "stopped" not in done.stderr
+    assert 'unknown key "epoch"' in done.stderr
     assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2", "2"]
-    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -22,6 +22,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
             message += "; any key of the config is given without --, as in trainer.epochs=5"
+        if joined().launched:  # so that one of the processes says it
+            raise UserError(f"{message}\n{self.format_usage().rstrip()}")
         super().error(message)
 
 

@@ -53,6 +53,9 @@ class TorchProcesses(Processes):
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
         with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
+            if self.store.add("here", 1) == self.count:
+                self.store.set("all here", "")
+            _wait(self.store, "all here", wait)
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.count, timeout=wait)
             # what the processes tell each other beside the gradients is plain numbers, on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
@@ -224,6 +227,16 @@ def _number(name: str, default: str | None = None) -> int:
     return int(text)
 
 
+def _wait(store: Any, key: str, wait: timedelta) -> None:
+    """Wait for a key, by asking: while the store's own ``wait`` lasts, no signal is heard."""
+    until, pause = time.monotonic() + wait.total_seconds(), 0.005
+    while not store.check([key]):
+        if time.monotonic() > until:
+            raise RuntimeError(f"no answer in {wait.total_seconds():g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+
+
 def _meet(store: Any, rank: int, count: int, wait: timedelta) -> str:
     """A word that all processes have got from the main one, and none that a launcher had started before them.
 
@@ -232,7 +245,7 @@ def _meet(store: Any, rank: int, count: int, wait: timedelta) -> str:
     own = os.urandom(8).hex()
     if rank:
         store.set(f"hello/{rank}", own)
-        store.wait([f"welcome/{own}"], wait)
+        _wait(store, f"welcome/{own}", wait)
         word: str = store.get(f"welcome/{own}").decode()
         store.set(f"{own}/{word}", "")
         return word

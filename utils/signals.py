@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from utils.errors import Stopped
-from utils.processes import Processes
+from utils.processes import Processes, joined
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -30,11 +30,12 @@ def end_at_once() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    again = shlex.join(["python", *sys.argv])
-    if os.environ.get("RANK", "0") == "0":
+    again, own = shlex.join(["python", *sys.argv]), 128 + number
+    _, status = joined().first_to_fail(own)  # a launcher that ends all of them since one has failed
+    if status == own and os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # not print: this may have interrupted a print
             os.write(2, f"stopped; nothing was changed. To start again:\n{again}\n".encode())
-    os._exit(128 + number)
+    os._exit(status)
 
 
 class SignalWatch:
