@@ -54,6 +54,8 @@ class Runtime:
                 "in a single one, runtime.strategy=ddp gives the same"
             )
         self._exchange: Callable[[bool], None] | None = None
+        self._exchanges: bool | None = None  # what it was told last
+        self._weight: tuple[float, Tensor] = (1.0, torch.ones(()))  # of the last backward pass
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         # ``backward`` multiplies by the number of processes too, and what overflows in one must overflow in several
@@ -123,11 +125,16 @@ class Runtime:
 
     def exchanging(self, batches: Sequence[T]) -> Iterable[T]:
         """These batches of an optimizer step. With the last one the processes add up their gradients."""
-        return batches if self._exchange is None else self._exchange_with_last(batches, self._exchange)
+        if self._exchange is None or (len(batches) == 1 and self._exchanges):
+            return batches
+        return self._exchange_with_last(batches, self._exchange)
 
     def _exchange_with_last(self, batches: Sequence[T], exchange: Callable[[bool], None]) -> Iterator[T]:
         for number, batch in enumerate(batches, start=1):
-            exchange(number == len(batches))
+            last = number == len(batches)
+            if last != self._exchanges:
+                exchange(last)
+                self._exchanges = last
             yield batch
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
@@ -136,7 +143,15 @@ class Runtime:
         if self.scaled:
             loss = self.scaler.scale(loss)
         # as the incoming gradient, the weight costs no operation of its own
-        loss.backward(None if weight == 1.0 else loss.new_tensor(weight))  # type: ignore[no-untyped-call]
+        loss.backward(None if weight == 1.0 else self._gradient(loss, weight))  # type: ignore[no-untyped-call]
+
+    def _gradient(self, loss: Tensor, weight: float) -> Tensor:
+        """The weight as a tensor like the loss. It is mostly that of the step before."""
+        before, tensor = self._weight
+        if before != weight or tensor.dtype != loss.dtype or tensor.device != loss.device:
+            tensor = loss.new_tensor(weight)
+            self._weight = weight, tensor
+        return tensor
 
     def optimizer_step(
         self, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Tensor], *, clip_grad_norm: float | None
