@@ -73,7 +73,7 @@ def test_what_is_no_json_is_an_error_with_a_place(text: str) -> None:
         ('{"a": [\n', "1:7", 'this "[" is never closed'),
         ('{"a"\n\n', "1:5", "the text ends here; a colon is expected after"),
         ('{"a":\n\n', "1:6", "the text ends here; a value is expected"),
-        ('{"a": 1,\n', "1:9", "the text ends here; a key in double quotes is expected"),
+        ('{"a": 1,\n', "1:1", 'this "{" is never closed'),
     ],
 )
 def test_the_place_and_the_reason(text: str, place: str, message: str) -> None:
