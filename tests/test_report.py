@@ -12,12 +12,14 @@ import torch
 
 import train
 from base.base_trainer import BaseTrainer
+from base.build import build_experiment
 from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from report.markdown import escaped, table
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
+from utils.config import load_config
 from utils.errors import DataError, UserError
 from utils.processes import Processes
 from utils.run_folder import RunFolder
@@ -283,5 +285,6 @@ def test_several_processes_read_one_checkpoint_though_another_takes_its_place(ru
             return [value, self.others.pop(0)]
 
     folder = RunFolder(run)
-    assert test._read(folder.checkpoints / "last.pth", folder, Team())["progress"]["steps"] == 5
+    model = build_experiment(load_config(folder.config)).model
+    assert test._load(folder.checkpoints / "last.pth", folder, model, Team())["progress"]["steps"] == 5
     assert not Team.others
