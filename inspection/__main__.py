@@ -1,5 +1,6 @@
 """``make schema``: write config.schema.json, docs/config.md and the README's table of the keys used most anew."""
 
+import argparse
 import re
 
 from inspection.config_table import MOST_USED, config_table
@@ -32,6 +33,7 @@ def texts() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m inspection", description=__doc__).parse_args()
     for name, text in texts().items():
         path = PROJECT / name
         path.parent.mkdir(exist_ok=True)

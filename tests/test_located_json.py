@@ -104,6 +104,9 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing", Path("\0")):
         with pytest.raises(ConfigError, match="cannot be read"):
             read(path, "x")
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError, match="-r goes on with it"):
+        read(tmp_path, "x")
 
 
 def test_a_caret_points_at_the_place_in_a_long_line() -> None:

@@ -98,6 +98,8 @@ def read(path: Path, source: str) -> Document:
         reason = getattr(error, "strerror", None) or error
         near = closest(path.name, [other.name for other in path.parent.glob("*.json")]) if path.name else None
         meant = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
+        if (path / "config.json").is_file():
+            meant = "; it is the folder of a run: -r goes on with it"
         raise ConfigError(f"{source}: the config cannot be read: {reason}{meant}") from error
     text = _text(data, source)
     document = parse(text, source)
