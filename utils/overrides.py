@@ -25,6 +25,9 @@ def apply_override(document: Document, override: str) -> None:
     source = f"override {override}"
     parent, path = _parent(document.value, key.split("."), source)
     parent[path[-1]] = _value(text, source)
+    for length in range(1, len(path)):
+        if path[:length] not in document.values:  # an object that the file does not have
+            document.replace(path[:length], Place(source))
     document.replace(path, Place(source))
 
 
