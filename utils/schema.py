@@ -72,7 +72,7 @@ class TrainerConfig(Section):
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
     early_stop: PositiveInt | None = None
     """Stop after so many epochs in which the monitored value did not improve; null: never."""
-    save_dir: str = "saved"
+    save_dir: Annotated[str, Field(min_length=1)] = "saved"
     """Folder of all runs; a run is saved in save_dir/name/time."""
     save_period: PositiveInt = 1
     """Epochs between two checkpoints. The best and the last epoch are always saved."""
