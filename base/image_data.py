@@ -81,8 +81,7 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
     top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
     starts = (torch.arange(count) * high + top) * wide + left  # the pixel in which each crop begins, of all images
     last = count * high * wide - (height - 1) * wide - width  # the last one in which a crop could
-    # the crops from every pixel on, which all lie in one memory: rows of it are copied, where pixels take seven times
-    # as long
+    # the crops that begin in every pixel, as views of one memory: to pick pixels one by one takes seven times as long
     crops = padded.as_strided((last + 1, height, width * channels), (channels, wide * channels, 1))
     return crops.index_select(0, starts).view(images.shape)
 
