@@ -26,11 +26,11 @@ check: $(READY)
 
 # config.schema.json, by which an editor completes and checks configs, and the tables of keys in docs/ and README.md
 schema: $(READY)
-	$(BIN)/python -m inspection
+	$(BIN)/python -m extras.schema
 
 # how fast training is beside loops written by hand: make bench ARGS="--data-dir data"
 bench: $(READY)
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m dev.bench $(ARGS)
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

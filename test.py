@@ -20,15 +20,15 @@ from typing import Any
 from torch import nn
 
 from base.build import build_experiment, build_trainer, load_weights
+from extras.compare.comparison import compare
+from extras.report.evaluation import EvaluationReport
 from logger.console import number
-from report.comparison import compare
-from report.evaluation import EvaluationReport
 from utils import checkpoint, cli
 from utils.config import load_config
+from utils.config.overrides import OVERRIDE
+from utils.distributed.process_group import Processes, processes
 from utils.errors import CheckpointError, UserError
-from utils.overrides import OVERRIDE
 from utils.paths import shown
-from utils.processes import Processes, processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 

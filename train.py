@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from base.announcement import announcement, command, farewell
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
 from base.experiment import Experiment, Outputs
-from base.resuming import check_place, load_state, run_of_launch
+from base.training.resume import check_place, load_state, run_of_launch
+from base.training.summary import announcement, command, farewell
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
+from utils.distributed.process_group import processes
 from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import PROJECT, shown
-from utils.processes import processes
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
 
@@ -97,11 +97,11 @@ def _look(options: argparse.Namespace) -> NoReturn:
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list goes alone; --check takes -c, -d and KEY=VALUE, as a new run without --init-from")
     if options.list is not None:
-        from inspection.catalogue import listing
+        from extras.schema.catalogue import listing
 
         print(listing(options.list))
         raise SystemExit(0)
-    from inspection.preflight import preflight
+    from extras.check.preflight import preflight
 
     raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
@@ -144,11 +144,11 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     """Where the run leaves what it found. What TensorBoard shows beside the curves is imported only where it is on."""
     outputs = build_outputs(loaded, folder, experiment)
     if isinstance(events := outputs.writers.writers.get("events"), EventWriter):
-        from board.board import Board
+        from extras.tensorboard.board import Board
 
         outputs.view = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
     elif loaded.config.trainer.tensorboard:  # of several processes, which all add to what the main one shows
-        from report.findings import Findings
+        from extras.report.findings import Findings
 
         outputs.view = Findings(experiment)
     return outputs

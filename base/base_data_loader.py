@@ -9,10 +9,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.batches import IN_MEMORY, Batches
-from base.data import Source, as_source
+from base.data.batches import IN_MEMORY, Batches
+from base.data.lazy_indices import Computed, HeldOut, Kept
+from base.data.sources import Source, as_source
 from utils.errors import DataError
-from utils.orders import Computed, HeldOut, Kept
 from utils.random import permutation
 from utils.schema import Fraction, Workers
 

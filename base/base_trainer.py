@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.batches import Batches, Group
-from base.data import as_tensor
+from base.data.batches import Batches, Group
+from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
-from base.groups import grouped
 from base.metric import StepResult
-from base.misfit import MISFITS, doubts, misfit, not_finite
-from base.progress import Progress
-from base.report import Report
-from base.view import View
+from base.training.accumulation import grouped
+from base.training.first_batch import MISFITS, doubts, misfit, not_finite
+from base.training.observer import View
+from base.training.progress import Progress
+from base.training.training_log import Report
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig

@@ -13,25 +13,25 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.batches import Batches
+from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
-from base.metric import Metrics
-from base.schedule import Schedule
-from base.view import View
+from base.training.metrics import Metrics
+from base.training.observer import View
+from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
-from utils.checkpointer import Checkpointer, NoCheckpoints
+from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
+from utils.config.located_json import KeyPath
+from utils.config.schedulers import contradiction, make_scheduler
+from utils.distributed.process_group import Processes
 from utils.errors import DataError, UserError
-from utils.located_json import KeyPath
 from utils.paths import code_version
-from utils.processes import Processes
 from utils.random import seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
-from utils.schedulers import contradiction, make_scheduler
 from utils.schema import Component
 from utils.signals import SignalWatch
 from utils.user_code import told
@@ -121,7 +121,7 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     writers = Writers(kinds)
     how: dict[str, Any] = {"keep_last": settings.keep_last, "warn": console.warn, "before_commit": writers.sync}
     if settings.checkpoint == "sharded":
-        from utils.sharded import ShardedCheckpointer  # which imports what takes seconds
+        from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
 
         parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
         how |= {"processes": experiment.runtime.processes, "shared": parameters}

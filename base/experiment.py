@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.base_data_loader import BaseDataLoader
-from base.batches import Batches
-from base.metric import Metrics
-from base.schedule import Schedule
-from base.view import View
+from base.data.batches import Batches
+from base.training.metrics import Metrics
+from base.training.observer import View
+from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import Writers
-from utils.checkpointer import Checkpointer
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.runtime import Runtime
 from utils.signals import SignalWatch
 

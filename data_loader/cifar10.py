@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt
 
-from base.data import TensorSource
-from base.image_cache import Decoded, ImageCache, Images, fingerprint, look
-from base.image_data import ImageLoader
+from base.data.images.cache import Decoded, ImageCache, Images, fingerprint, look
+from base.data.images.image_loader import ImageLoader
+from base.data.sources import TensorSource
 from utils.errors import DataError
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS

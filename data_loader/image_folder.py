@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from base.batches import Batches
-from base.data import TensorSource
-from base.image_cache import ImageCache, Images, fingerprint, look
-from base.image_data import ImageLoader
-from base.image_folders import check_classes, is_image, training_classes
+from base.data.batches import Batches
+from base.data.images.cache import ImageCache, Images, fingerprint, look
+from base.data.images.folders import check_classes, is_image, training_classes
+from base.data.images.image_loader import ImageLoader
+from base.data.sources import TensorSource
 from utils.errors import DataError
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS
@@ -73,7 +73,7 @@ class ImageFolderLoader(ImageLoader):
         return self._read[part]
 
     def _decode(self, part: str, cache: ImageCache) -> Images:
-        from base.image_decoding import decode
+        from base.data.images.decoding import decode
 
         root = self.data_dir / part
         try:

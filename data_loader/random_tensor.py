@@ -5,7 +5,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data import TensorSource
+from base.data.sources import TensorSource
 from utils.registry import DATA_LOADERS
 from utils.schema import Fraction, Workers
 

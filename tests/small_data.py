@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import BaseDataLoader
-from base.data import SampleRandom, Source, TensorSource
-from base.image_data import random_crop, random_flip
+from base.data.images.image_loader import random_crop, random_flip
+from base.data.sources import SampleRandom, Source, TensorSource
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import pytest
 from tests.helpers import ROOT
 
 # rooms only look and report: whatever a run goes through must not import them
-FLOORS = ["utils", "logger", "base", "component", "room", "board", "root"]
-COMPONENTS, ROOMS = ("data_loader", "model", "trainer"), ("inspection", "report")
-FLOOR_OF = dict.fromkeys(COMPONENTS, "component") | dict.fromkeys(ROOMS, "room")
+FLOORS = ["utils", "logger", "base", "component", "extras", "root"]
+COMPONENTS = ("data_loader", "model", "trainer")
+FLOOR_OF = dict.fromkeys(COMPONENTS, "component")
 SOURCES = [
     path
     for path in sorted(ROOT.rglob("*.py"))
@@ -46,16 +46,16 @@ def test_imports_point_to_the_left(path: Path) -> None:
             assert other < floor or name == folder, f"{folder} may not import {name}"
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *ROOT.glob("bench/*.py")], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*SOURCES, *ROOT.glob("dev/**/*.py")], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_small(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 40, f"{node.name} has more than 40 lines"
+            assert (node.end_lineno or 0) - node.lineno < 50, f"{node.name} has more than 50 lines"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_report_draws(path: Path) -> None:
     """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
-    assert folder_of(path) == "report" or "matplotlib" not in imported(path)
+    assert path.parent.name in ("report", "compare") or "matplotlib" not in imported(path)

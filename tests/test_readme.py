@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, same, state
-from utils.located_json import parse
+from utils.config.located_json import parse
 
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

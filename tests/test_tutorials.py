@@ -11,7 +11,7 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
-from base.data import TensorSource
+from base.data.sources import TensorSource
 from model.lenet import LeNet
 from tests.helpers import ROOT, lines, state
 from utils.config import load_config

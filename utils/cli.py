@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.config.overrides import OVERRIDE
+from utils.distributed.process_group import joined
 from utils.errors import Stopped, TrainingError, UserError
-from utils.overrides import OVERRIDE
-from utils.processes import joined
 
 # options that stand for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}

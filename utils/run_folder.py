@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import DATA
+from utils.checkpoint.file import DATA
+from utils.distributed.process_group import Processes, launch
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import lock_file, replacing
 from utils.paths import PROJECT, project_path
-from utils.processes import Processes, launch
 
 NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 

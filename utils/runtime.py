@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import Place
+from utils.checkpoint.file import Place
+from utils.distributed.process_group import processes
 from utils.errors import ConfigError
 from utils.optimizers import drop_gradients, fitting, take_step
-from utils.processes import processes
 from utils.schema import RuntimeConfig
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Runtime:
         """Move a model to the device, in the memory format and the compiled form that it runs in."""
         model.to(self.device)
         if self.sharded:
-            from utils.parallel import shard
+            from utils.distributed.parallel import shard
 
             self._exchange = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
@@ -79,7 +79,7 @@ class Runtime:
         """The model as the training calls it: with several processes, so that their gradients are added up."""
         if self.processes.count == 1 or self.sharded:
             return model
-        from utils.parallel import replicate
+        from utils.distributed.parallel import replicate
 
         unused = self.settings.unused_parameters
         replicated, self._exchange = replicate(model, self.device, unused_parameters=unused)
@@ -94,7 +94,7 @@ class Runtime:
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the state of an optimizer fit any machine and be that of the whole model, however it is spread."""
         if self.sharded:
-            from utils.parallel import portable_state
+            from utils.distributed.parallel import portable_state
 
             portable_state(optimizer, whole=self.whole_states)
         else:
@@ -104,7 +104,7 @@ class Runtime:
         """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
         if not self.sharded:
             return None
-        from utils.parallel import placed
+        from utils.distributed.parallel import placed
 
         return placed(model, optimizer)
 

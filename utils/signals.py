@@ -13,8 +13,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from utils.distributed.process_group import Processes, joined
 from utils.errors import Stopped
-from utils.processes import Processes, joined
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h

@@ -10,7 +10,7 @@ from typing import Any
 from utils.paths import PROJECT
 
 # folders whose lines explain nothing to a user whose own code went wrong
-MACHINERY = {"utils", "logger", "base", "inspection", "report", "board"}
+MACHINERY = {"utils", "logger", "base", "extras", "dev"}
 
 
 def where(component: Callable[..., Any]) -> str:

@@ -1,0 +1,23 @@
+"""The batches of each optimizer step."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from base.data.batches import Batches, Window
+from base.training.progress import Progress
+from utils.schema import TrainerConfig
+
+
+def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> Iterator[list[Window]]:
+    """Which batches make each optimizer step that is left of this epoch."""
+    size = settings.accumulate_steps
+    if progress.trained:
+        return iter(())
+    windows: Iterable[Window] = batches.windows(progress.position)
+    if settings.steps_per_epoch is None:
+        passes = progress.passes
+        windows = itertools.takewhile(lambda window: window.passes == passes, windows)
+    else:
+        left = settings.steps_per_epoch - progress.epoch_steps
+        windows = itertools.islice(windows, max(0, left) * size)
+    return iter(lambda: list(itertools.islice(windows, size)), [])

@@ -1,0 +1,59 @@
+"""How far a run is, and how good it was: the few numbers from which everything else of its position follows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from base.data.batches import Position
+
+
+@dataclass
+class Progress:
+    """Counts what is done. The position in the data follows from it; nothing else remembers it."""
+
+    epochs: int = 0
+    """Finished epochs."""
+    steps: int = 0
+    """Optimizer steps of the whole run."""
+    epoch_steps: int = 0
+    """Optimizer steps of the epoch that is under way."""
+    passes: int = 0
+    """Finished passes over the training data."""
+    samples: int = 0
+    """Samples of the pass that is under way."""
+    trained: bool = False
+    """The epoch's training steps are done; its validation is not."""
+    best: float | None = None
+    """The best monitored value."""
+    best_epoch: int = 0
+    best_step: int | None = None
+    """Optimizer steps at the best epoch's end: its checkpoint's name."""
+    stale_epochs: int = 0
+    """Epochs since the best one."""
+
+    @property
+    def position(self) -> Position:
+        return Position(self.passes, self.samples)
+
+    def step(self, position: Position, *, steps_per_epoch: int | None) -> None:
+        """Count an optimizer step that used the data up to this position. steps_per_epoch: None: one pass an epoch."""
+        self.steps += 1
+        self.epoch_steps += 1
+        self.passes, self.samples = position
+        # said here and not when the epoch's loop is left: a checkpoint of the last step must know that it is the last
+        self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
+
+    def judge(self, value: float, *, lower_is_better: bool) -> bool:
+        """Whether this epoch's monitored value is the best so far. A value that is not a number never is."""
+        better = value == value and (self.best is None or (value < self.best if lower_is_better else value > self.best))
+        if better:
+            self.best, self.best_epoch, self.best_step, self.stale_epochs = value, self.epochs, self.steps, 0
+        else:
+            self.stale_epochs += 1
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

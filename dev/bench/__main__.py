@@ -1,0 +1,209 @@
+"""How fast is training, and what would the best loop written by hand take? Prints one table: ``make bench``.
+
+Each row is a job. Both sides run in turns, each time in a process of its own; shown are the medians, in brackets the
+smallest and the largest, and the ratio of the medians. Lightning, ignite and accelerate have rows where installed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+BENCH = Path(__file__).resolve().parent
+# what the loops by hand do, said in full: the config itself may change
+CIFAR10 = (
+    *("-c", "configs/cifar10_lenet.json", "trainer.epochs=1", 'metrics=["accuracy"]'),
+    *("data_loader.args.batch_size=64", "data_loader.args.flip=false"),
+)
+BATCH_4 = (
+    *(*CIFAR10, "data_loader.args.batch_size=4", "data_loader.args.validation_split=0", "trainer.steps_per_epoch=3000"),
+    *("trainer.log_every_steps=500", "trainer.monitor=min loss"),
+)
+CROP_FLIP = (*CIFAR10, "data_loader.args.crop=4", "data_loader.args.flip=true")
+
+
+@dataclass
+class Row:
+    """One line of the table. limit: what the ratio, or for start-up and memory the difference, should not exceed."""
+
+    title: str
+    figure: str
+    """Which figure of a run: "loop" (s), "step" (us), "start" (s to the end of the first step) or "peak" (MB)."""
+    ours: tuple[str, ...]
+    """Arguments of train.py."""
+    by_hand: str
+    """The job of hand_written.py."""
+    limit: str
+    needs_cifar10: bool = True
+
+
+ROWS = [
+    Row(
+        "two-layer net, 2,000 steps of 64",
+        "loop",
+        ("-c", "config.json", "trainer.epochs=4", "trainer.steps_per_epoch=500"),
+        "two-layer",
+        "x 1.05",
+        needs_cifar10=False,
+    ),
+    Row("LeNet on CIFAR10, batch 64, an epoch of 45,000 and validation of 5,000", "loop", CIFAR10, "lenet", "x 1.05"),
+    Row("the same, with crop and flip on our side alone", "loop", CROP_FLIP, "lenet", "x 1.15"),
+    Row("LeNet on CIFAR10, batch 4, a step", "step", BATCH_4, "batch 4", "x 1.10"),
+    Row(
+        "start, two-layer net",
+        "start",
+        ("-c", "config.json", "trainer.epochs=1", "trainer.steps_per_epoch=1"),
+        "start two-layer",
+        "+ 0.5",
+        needs_cifar10=False,
+    ),
+    Row("start, LeNet on CIFAR10", "start", (*CIFAR10, "trainer.steps_per_epoch=20"), "start lenet", "+ 0.5"),
+    Row("peak memory, LeNet on CIFAR10", "peak", CIFAR10, "lenet", "+ 100"),
+]
+PEERS = ("lightning", "ignite", "accelerate")
+UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB"}
+
+
+def last_line(command: Sequence[str]) -> dict[str, float]:
+    """Run a process and give the JSON that it printed last. Raises CalledProcessError if it fails."""
+    done = subprocess.run(command, cwd=BENCH.parent, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(command: Sequence[str], clock: str) -> dict[str, float]:
+    """The figures of one run."""
+    start = time.time()
+    marks = last_line(command)
+    loop = marks["loop" if clock == "wall" else "cpu"]
+    return {
+        "loop": loop,
+        "step": loop / marks["steps"] * 1e6,
+        "start": marks["first_step"] - start,
+        "peak": marks["peak"],
+    }
+
+
+def places(command: Sequence[str], folder: str, data_dir: str) -> list[str]:
+    """The overrides that say where a run of ours finds its data and leaves its files. No pictures at its end."""
+    data = [f"data_loader.args.data_dir={data_dir}"] if command[1] != "config.json" else []
+    return [f"trainer.save_dir={folder}", "trainer.pictures_every=0", "runtime.device=cpu", *data]
+
+
+def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """Microseconds of a step of ours, by part, from one run of each job."""
+    lines: list[str] = []
+    for row in rows:
+        if row.figure not in ("loop", "step"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            full = ["dev/bench/parts.py", *row.ours, *places(row.ours, folder, options.data_dir)]
+            parts = last_line([*shlex.split(options.launcher), *full])
+        if not lines:
+            lines = [f"| us a step | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
+        lines.append(f"| {row.title} | {' | '.join(f'{value:.0f}' for value in parts.values())} |")
+    return "\n".join(lines)
+
+
+def peers(row: Row) -> list[tuple[str, ...]]:
+    """The other frameworks that are installed and have this job."""
+    has_job = row.figure == "loop" and row.ours != CROP_FLIP
+    return [(name, row.by_hand) for name in PEERS if has_job and find_spec(name)]
+
+
+def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, float]]]) -> str:
+    """The other frameworks beside the loops by hand, in Markdown; empty if none is installed."""
+    lines = ["\n", "| job | framework | s | ratio to by hand |", "|---|---|---|---|"]
+    for row in rows:
+        by_hand = median(run["loop"] for run in figures["by hand", row.by_hand])
+        for peer in peers(row):
+            taken = [run["loop"] for run in figures[peer]]
+            lines.append(f"| {row.title} | {peer[0]} | {cell(taken)} | {median(taken) / by_hand:.2f} |")
+    return "\n".join(lines) if len(lines) > 3 else ""
+
+
+def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str, ...], list[dict[str, float]]]:
+    """Every command that the rows need, in turns, as often as asked."""
+    figures: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    launcher = tuple(shlex.split(options.launcher))
+    commands = dict.fromkeys(command for row in rows for command in (row.ours, ("by hand", row.by_hand), *peers(row)))
+    for repeat in range(options.repeats):
+        for number, command in enumerate(commands, start=1):
+            print(f"round {repeat + 1}/{options.repeats}, run {number}/{len(commands)}", file=sys.stderr)
+            with tempfile.TemporaryDirectory() as folder:
+                if command[0] == "by hand":
+                    full = ["dev/bench/hand_written.py", command[1], folder, options.data_dir]
+                elif command[0] in PEERS:
+                    full = ["dev/bench/peers.py", *command, folder, options.data_dir]
+                else:
+                    full = ["dev/bench/ours.py", *command, *places(command, folder, options.data_dir)]
+                figures.setdefault(command, []).append(run([*launcher, *full], options.clock))
+    return figures
+
+
+def cell(values: Sequence[float]) -> str:
+    digits = 0 if median(values) > 20 else 2
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, float]]]) -> str:
+    """The table in Markdown."""
+    lines = ["| job | unit | this project | by hand | ratio | difference | allowed |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ours = [run[row.figure] for run in figures[row.ours]]
+        by_hand = [run[row.figure] for run in figures["by hand", row.by_hand]]
+        ratio, difference = median(ours) / median(by_hand), median(ours) - median(by_hand)
+        shown = f"{ratio:.3f} | {difference:+.2f}" if row.figure != "peak" else f"{ratio:.3f} | {difference:+.0f}"
+        unit = UNITS[row.figure]
+        lines.append(f"| {row.title} | {unit} | {cell(ours)} | {cell(by_hand)} | {shown} | {row.limit} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """One line that says on what it was measured."""
+    import torch
+
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        processor = "unknown processor"
+    date, load = time.strftime("%Y-%m-%d"), os.getloadavg()[0]
+    return (
+        f"{date}, {processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {sys.version.split()[0]}, load at the start {load:.1f}"
+    )
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(
+        prog="python -m dev.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--data-dir", help='folder that holds "cifar-10-batches-py"; without it, only random tensors')
+    made.add_argument("--repeats", type=int, default=5, help="runs of each side (default: 5)")
+    made.add_argument("--launcher", default=sys.executable, help="what runs a Python script (default: this Python)")
+    made.add_argument("--rows", default="", help="only rows whose title holds this text")
+    made.add_argument("--threads", type=int, help="threads of each run (default: what torch takes)")
+    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine too")
+    options = made.parse_args()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # the runs inherit it
+    options.data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else ""
+    rows = [row for row in ROWS if options.rows in row.title and (options.data_dir or not row.needs_cifar10)]
+    print(machine() + f", {options.clock} clock, {options.repeats} runs of each side in turns\n")
+    figures = measure(rows, options)
+    print(table(rows, figures) + peers_table(rows, figures), flush=True)
+    print("\n" + parts_table(rows, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The best training loops that we can write by hand: what the project is measured against.
+
+A script of its own that imports nothing of the project: ``python dev/bench/hand_written.py JOB FOLDER [DATA_DIR]``.
+The data lie in memory, the optimizer is fused, convolutions run with the channels last, the losses are read where it is
+cheapest, TensorBoard and a checkpoint an epoch are written. Prints a line of JSON: see ``Marks``.
+"""
+
+import gc
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Marks:
+    """When what was done: for the report at the end."""
+
+    first_step = 0.0
+    """The end of the first optimizer step, in seconds since the epoch."""
+    loop = cpu = 0.0
+    """Seconds from the first batch to the last thing written, of the clock and of the processors."""
+
+    def begin(self) -> None:
+        gc.freeze()  # what the imports made is not looked through again
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        self.loop, self.cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
+
+    def report(self, steps: int) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        times = {"first_step": self.first_step, "loop": self.loop, "cpu": self.cpu}
+        print(json.dumps({**times, "steps": steps, "peak": peak}))
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / f"epoch-{epoch}.pth")
+
+
+def log(writer: SummaryWriter, epoch: str, step: int, loss: float, rate: float) -> None:
+    """A point of the curves. loss: the mean since the one before."""
+    print(f"epoch {epoch}  step {step}  loss {loss:.4g}")
+    writer.add_scalar("loss/step", loss, step)
+    writer.add_scalar("learning_rate", rate, step)
+
+
+class TwoLayerNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1000, 100, bias=False)
+        self.fc2 = nn.Linear(100, 10, bias=False)
+        nn.init.normal_(self.fc1.weight)
+        nn.init.normal_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.fc2(self.fc1(x).relu())
+        return outputs
+
+
+def two_layer(folder: Path, *, epochs: int, steps: int, log_every: int = 20) -> None:
+    """The two-layer net of config.json: one batch of 64, again and again."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(64, 1000), torch.randn(64, 10)
+    model = TwoLayerNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, fused=True)
+    writer, marks, step = SummaryWriter(folder), Marks(), 0
+    marks.begin()
+    for epoch in range(epochs):
+        epoch_loss = window_loss = 0.0
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(inputs), targets, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            window_loss += loss.item()
+            step += 1
+            if step == 1:
+                marks.first_step = time.time()
+            if step % log_every == 0:
+                rate = optimizer.param_groups[0]["lr"]
+                log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, rate)
+                epoch_loss, window_loss = epoch_loss + window_loss, 0.0
+        writer.add_scalar("loss/train", epoch_loss / steps, step)
+        save(folder, model, optimizer, epoch)
+    writer.close()
+    marks.end()
+    marks.report(step)
+
+
+class LeNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv1(x), 2).relu()
+        x = F.max_pool2d(self.conv2(x), 2).relu()
+        x = self.fc1(x.flatten(1)).relu()
+        outputs: Tensor = self.fc3(self.fc2(x).relu())
+        return outputs
+
+
+class Photographs:
+    """All of CIFAR10's training images as bytes in memory, and their labels."""
+
+    scale = (1 / (255 * torch.tensor([0.2470, 0.2435, 0.2616]))).repeat(32)
+    shift = (-torch.tensor([0.4914, 0.4822, 0.4465]) / torch.tensor([0.2470, 0.2435, 0.2616])).repeat(32)
+
+    def __init__(self, folder: str) -> None:
+        from torchvision.datasets import CIFAR10
+
+        files = CIFAR10(folder, train=True)
+        self.images, self.labels = torch.from_numpy(files.data).contiguous(), torch.tensor(files.targets)
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.images.index_select(0, chosen).flatten(2).float()
+        torch.addcmul(self.shift, rows, self.scale, out=rows)
+        return rows.view(-1, 32, 32, 3).permute(0, 3, 1, 2), self.labels.index_select(0, chosen)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: Photographs, indices: Tensor, writer: SummaryWriter, step: int) -> None:
+    """Mean loss and accuracy."""
+    model.eval()
+    loss = correct = 0.0
+    for chosen in torch.split(indices, 500):
+        images, labels = data.batch(chosen)
+        outputs = model(images)
+        loss += F.cross_entropy(outputs, labels, reduction="sum").item()
+        correct += (outputs.argmax(1) == labels).sum().item()
+    for name, total in [("loss/valid", loss), ("accuracy/valid", correct)]:
+        print(f"step {step}  {name} {total / len(indices):.4g}")
+        writer.add_scalar(name, total / len(indices), step)
+
+
+def lenet(folder: Path, data_dir: str, *, batch: int, held_out: int = 0, limit: int = 50_000, log_every: int) -> None:
+    """An epoch of LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
+    torch.manual_seed(0)
+    data = Photographs(data_dir)
+    split = torch.randperm(len(data.images))
+    valid, train = split[:held_out].sort().values, split[held_out:][:limit]
+    steps = -(-len(train) // batch)
+    model = LeNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.015, momentum=0.9, nesterov=True, fused=True)
+    schedule = OneCycleLR(optimizer, 0.045, total_steps=steps, div_factor=3, anneal_strategy="linear")
+    writer, marks, step = SummaryWriter(folder), Marks(), 0
+    marks.begin()
+    model.train()
+    epoch_loss = window_loss = correct = 0.0
+    for chosen in torch.split(train[torch.randperm(len(train))], batch):
+        images, labels = data.batch(chosen)
+        optimizer.zero_grad()
+        outputs = model(images)
+        loss = F.cross_entropy(outputs, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        window_loss += loss.item()
+        correct += (outputs.detach().argmax(1) == labels).sum().item()
+        step += 1
+        if step == 1:
+            marks.first_step = time.time()
+        if step % log_every == 0:
+            log(writer, "1/1", step, window_loss / log_every, float(schedule.get_last_lr()[0]))
+            epoch_loss, window_loss = epoch_loss + window_loss, 0.0
+    writer.add_scalar("loss/train", epoch_loss / steps, step)
+    writer.add_scalar("accuracy/train", correct / len(train), step)
+    if held_out:
+        evaluate(model, data, valid, writer, step)
+    save(folder, model, optimizer, 0)
+    writer.close()
+    marks.end()
+    marks.report(step)
+
+
+def main(job: str, folder: Path, data_dir: str) -> None:
+    if job == "two-layer":
+        two_layer(folder, epochs=4, steps=500)
+    elif job == "lenet":
+        lenet(folder, data_dir, batch=64, held_out=5000, log_every=50)
+    elif job == "batch 4":
+        lenet(folder, data_dir, batch=4, limit=12_000, log_every=500)
+    elif job == "start two-layer":
+        two_layer(folder, epochs=1, steps=1)
+    elif job == "start lenet":
+        lenet(folder, data_dir, batch=64, held_out=5000, limit=20 * 64, log_every=50)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "data")

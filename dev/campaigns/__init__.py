@@ -1,0 +1,1 @@
+"""Runs that are killed and resumed until they end, compared with runs that were left alone."""

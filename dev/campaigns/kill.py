@@ -1,0 +1,83 @@
+"""Kill runs again and again, let them go on, and compare what they end with to a run that was left alone.
+
+python dev/campaigns/kill.py --kills 100
+
+Needs no data and about four seconds a kill. Status 1 if a single bit differs, or if the comparison does not see that
+something is wrong where a part of the state was left out on purpose.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests.campaign import Campaign, differences
+
+LOADERS = {"tensors": "SmallTensors", "samples": "SmallSamples"}
+PARTS = ("random", "optimizer", "schedule", "metrics")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
+KILLS_A_RUN = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="for each kind of data (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--signals", choices=SIGNALS, nargs="+", default=["SIGKILL"], help="drawn for each kill (default: SIGKILL)"
+    )
+    parser.add_argument("--data", choices=LOADERS, nargs="+", default=[*LOADERS])
+    parser.add_argument("--checkpoint", choices=("full", "sharded"), default="full", help="of the runs (default: full)")
+    options = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for data in options.data:
+            failed += campaign(Path(folder) / data, data, options)
+        for part in PARTS:
+            failed += not control(Path(folder) / part, part, seed=options.seed)
+    return int(failed > 0)
+
+
+def campaign(folder: Path, data: str, options: argparse.Namespace) -> int:
+    """The number of runs that did not end as the one that was left alone, with full checkpoints."""
+    kills, seed = options.kills, options.seed
+    signals = tuple(signal.Signals[name] for name in options.signals)
+    how: dict[str, Any] = {"workers": (0, 1, 2), "signals": signals, "checkpoint": options.checkpoint}
+    first = Campaign(_made(folder / "alone"), LOADERS[data], seed)
+    alone, wrong, done = first.alone(), 0, Counter[str]()
+    runs = 0
+    while done.total() < kills:
+        runs += 1
+        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, **how)
+        found = differences(alone, one.killed(min(KILLS_A_RUN, kills - done.total())))
+        done.update(one.moments)
+        wrong += bool(found)
+        print(
+            f"{data}: run {runs}, {one.kills} kills ({done.total()} in all): {found or 'equal to the bit'}", flush=True
+        )
+    moments = ", ".join(f"{count} {moment}" for moment, count in sorted(done.items()))
+    print(f"{data}: {done.total()} kills ({moments}) in {runs} runs, {wrong} runs differ", flush=True)
+    return wrong
+
+
+def control(folder: Path, part: str, *, seed: int) -> bool:
+    """Whether it is seen when this part of the state is left out of each resume."""
+    alone = Campaign(_made(folder / "alone"), LOADERS["tensors"], seed).alone()
+    one = Campaign(_made(folder / "killed"), LOADERS["tensors"], seed + 1, left_out=part)
+    found = differences(alone, one.killed(5))
+    print(f"control, {part} left out: {f'seen in {found}' if found else 'NOT SEEN'}", flush=True)
+    return bool(found)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

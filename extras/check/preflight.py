@@ -1,0 +1,183 @@
+"""``python train.py --check``: everything a run needs is read and built, one batch is looked at, nothing is written."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.base_trainer import BaseTrainer
+from base.build import build_experiment, build_trainer, build_training
+from base.experiment import Experiment, Training
+from base.metric import StepResult
+from base.training.first_batch import doubts
+from extras.check import costs, data_checks, model_checks
+from extras.check.finding import Finding, grid, table
+from extras.check.layers import Trace, traced
+from logger.console import counted
+from utils.config import LoadedConfig
+from utils.schema import Config
+from utils.user_code import told
+
+TIMED_STEPS = 10
+CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
+
+
+def preflight(loaded: LoadedConfig) -> int:
+    """Print what is found; 0 if nothing would go wrong, else 1. Raises UserError for what cannot be read or built."""
+    # a compiled model cannot be looked into, and to compile it takes longer than all of this
+    runtime = loaded.config.runtime.model_copy(update={"compile": False})
+    settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
+    loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
+    experiment = build_experiment(loaded)
+    training = build_training(loaded, experiment)
+    trainer = build_trainer(loaded, experiment)
+    config = loaded.config
+    print(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
+    for warning in loaded.warnings():
+        print(f"warning: {warning}\n")
+    findings, trace = [], Trace()
+    for finding in _Check(config, experiment, training, trainer).findings(trace):
+        findings.append(finding)
+        print("\n".join(table([finding])), flush=True)
+    total = sum(parameter.numel() for parameter in experiment.model.parameters())
+    rows = [("layer", "kind", "output", "parameters"), *trace.rows, ("", "", "all", f"{total:,}")]
+    print("\n" + "\n".join(grid(rows)))
+    failed = sum(finding.verdict == "FAIL" for finding in findings)
+    print(f"\n{failed} of these checks failed" if failed else f"\n{_nothing_failed(findings)}")
+    return 1 if failed else 0
+
+
+def _nothing_failed(findings: Sequence[Finding]) -> str:
+    notes = sum(finding.verdict == "note" for finding in findings)
+    return "nothing here would go wrong" + (f"; worth a look: {counted(notes, 'note')} above" if notes else "")
+
+
+class _Check:
+    """One batch, and what is done with it."""
+
+    def __init__(self, config: Config, experiment: Experiment, training: Training, trainer: BaseTrainer) -> None:
+        self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
+        self.model, self.runtime = experiment.model, experiment.runtime
+        self.fetching: list[float] = []
+
+    def findings(self, trace: Trace) -> Iterator[Finding]:
+        """Each check in turn; none after a forward pass that fails."""
+        try:
+            self.batch = self._first_batch()
+        except Exception as error:  # the user's data set, which may raise anything
+            yield Finding("batch", "FAIL", told(error), "a data set or a transform that does not fit the samples")
+            return
+        yield from data_checks.check_batch(self.batch)
+        try:
+            with traced(self.model, trace):
+                result = self._evaluate()
+        except Exception as error:
+            yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
+            return
+        for doubt in doubts(result, self.experiment.criterion, self.experiment.data.class_names):
+            yield Finding("classes", "note", doubt)
+        yield self._first_loss(result)
+        yield from self._metrics(result)
+        yield model_checks.check_independence(self.model, trace)
+        try:
+            self._gradients()
+        except Exception as error:
+            yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
+            return
+        yield model_checks.check_gradients(self.model)
+        yield model_checks.check_memorising(self.model, self._gradients, self._measure, result.targets.numel())
+        yield from self._costs()
+
+    def _first_batch(self) -> Any:
+        start = time.perf_counter()
+        batches = self.training.batches.one_pass()
+        _, _, batch = next(batches)
+        self.fetching = [time.perf_counter() - start]
+        for _ in islice(batches, TIMED_STEPS):
+            self.fetching.append(time.perf_counter() - start - sum(self.fetching))
+        self.training.batches.close()
+        return self.runtime.to_device(batch)
+
+    def _evaluate(self) -> StepResult:
+        self.model.eval()
+        with torch.no_grad():
+            return self.trainer.eval_step(self.batch)
+
+    def _measure(self) -> float:
+        return float(self._evaluate().loss)
+
+    def _gradients(self) -> Tensor:
+        """The gradients of the batch, in training, as the first step of a run would have them."""
+        self.model.train()
+        self.model.zero_grad()
+        return self.trainer.train_step(self.batch, 1.0).loss.detach()
+
+    def _first_loss(self, result: StepResult) -> Finding:
+        loss, outputs, targets = result
+        if self.config.loss.type in CLASSIFIES and isinstance(targets, Tensor) and not targets.is_floating_point():
+            count = targets.numel() if self.experiment.sum_loss else 1
+            return data_checks.check_first_loss(float(loss), classes=outputs.shape[1], count=count)
+        baseline = math.nan
+        if isinstance(targets, Tensor) and isinstance(outputs, Tensor) and targets.shape == outputs.shape:
+            constant = targets.to(outputs.dtype).mean(0).expand_as(outputs)
+            baseline = float(self.experiment.criterion(constant, targets))
+        return data_checks.check_first_loss(float(loss), baseline=baseline)
+
+    def _metrics(self, result: StepResult) -> Iterator[Finding]:
+        metrics = self.experiment.make_metrics()
+        try:
+            with torch.no_grad():
+                metrics.update(result, samples=len(result.outputs), share=1.0)
+            values = metrics.compute()
+        except Exception as error:
+            cause = "a metric that is made for outputs or targets of another shape"
+            yield Finding("metrics", "FAIL", told(error), cause)
+            return
+        if len(values) > 1:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
+            yield Finding("metrics", "ok", f"untrained: {shown}")
+
+    def _costs(self) -> Iterator[Finding]:
+        """A few steps with the optimizer of the config: where the loss goes, time and memory."""
+        start, seconds = self._measure(), []
+        for _ in range(TIMED_STEPS):
+            began = time.perf_counter()
+            self.model.train()
+            self.runtime.optimizer_step(
+                self.training.optimizer, self._group, clip_grad_norm=self.config.trainer.clip_grad_norm
+            )
+            self._wait()
+            seconds.append(time.perf_counter() - began)
+        yield costs.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
+        fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
+        yield costs.check_time(self.config, self.training, statistics.median(seconds), fetching, self._validation())
+        yield costs.check_memory(self.model, self.training.optimizer)
+
+    def _group(self) -> Tensor:
+        """Forward and backward pass of all the batches of an optimizer step; always the same batch here."""
+        count = self.config.trainer.accumulate_steps
+        return torch.stack([self.trainer.train_step(self.batch, 1 / count).loss.detach() for _ in range(count)]).mean()
+
+    def _validation(self) -> float:
+        """Seconds of one pass over the validation data, from its first batch."""
+        batches = self.training.validation
+        if batches is None:
+            return 0.0
+        start = time.perf_counter()
+        _, _, batch = next(batches.one_pass())
+        with torch.no_grad():
+            self.model.eval()
+            self.trainer.eval_step(self.runtime.to_device(batch))
+        self._wait()
+        batches.close()
+        return (time.perf_counter() - start) * len(batches)
+
+    def _wait(self) -> None:
+        if self.runtime.device.type != "cpu":
+            torch.accelerator.synchronize()

@@ -1,0 +1,169 @@
+"""What the evaluation of a classification shows beyond its means, added up batch by batch."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from utils.distributed.process_group import Processes
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Picture = npt.NDArray[np.uint8]
+
+Show = Callable[[Counts], "Tensor | None"]
+"""Pictures of some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if they are none."""
+
+
+class Mistake(NamedTuple):
+    """A sample whose class the model got wrong."""
+
+    sample: int
+    """Its place in the evaluated data."""
+    true: int
+    predicted: int
+    probability: float
+    """Of the predicted class."""
+    picture: Picture | None
+    """Of shape (H, W, 1 or 3); None if the input is no picture."""
+
+
+class ClassScores(NamedTuple):
+    """Of each class, float64 of shape (C,); not a number where a ratio has no samples."""
+
+    precision: Doubles
+    """Part of the samples predicted as this class that are of it."""
+    recall: Doubles
+    """Part of the samples of this class that were predicted as it."""
+    f1: Doubles
+    support: Counts
+    """Samples of this class."""
+
+
+class Classification:
+    """Sums over classified samples. They take C * C numbers and never the outputs themselves.
+
+    classes: C. keep: how many of the most confident mistakes are kept, with their pictures.
+    """
+
+    BINS = 15
+    """Of the probability, for calibration."""
+    THRESHOLDS = 127
+    """Of the probability, for precision-recall curves, as TensorBoard has them by default."""
+
+    def __init__(self, classes: int, *, keep: int = 24) -> None:
+        self.classes, self.keep = classes, keep
+        self.samples = 0
+        self.confusion: Counts = np.zeros((classes, classes), np.int64)
+        """Of true class (row) and predicted class (column)."""
+        self.mistakes: list[Mistake] = []
+        """The most confident ones, the worst first."""
+        self.bins: Doubles = np.zeros((3, self.BINS))
+        """Samples, sum of the predicted class's probability, and correct samples in each bin of that probability."""
+        self.scored: Counts = np.zeros((2, classes, self.THRESHOLDS), np.int64)
+        """Of [0] the samples of other classes and [1] those of the class: how many got each probability, rounded
+        down to i / (THRESHOLDS - 1)."""
+
+    def add(self, start: int, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+        """Add a batch. start: index of its first sample.
+
+        probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); what is no class is left out,
+        as a loss's ``ignore_index``.
+        """
+        chances, true = probabilities.numpy(), targets.numpy()
+        rows = np.flatnonzero((true >= 0) & (true < self.classes))
+        chances, true = chances[rows], true[rows]
+        predicted = chances.argmax(1)  # (B,)
+        confidence = chances[np.arange(len(rows)), predicted]  # (B,)
+        right = predicted == true
+        self.samples += len(rows)
+        np.add.at(self.confusion.reshape(-1), true * self.classes + predicted, 1)
+        bins = np.minimum((confidence * self.BINS).astype(np.int64), self.BINS - 1)
+        for row, weights in enumerate((None, confidence, right)):
+            self.bins[row] += np.bincount(bins, weights, self.BINS)
+        self._add_scores(chances, true)
+        self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
+
+    def gather(self, processes: Processes) -> None:
+        """Let the main process have what all of them added. Sent are the sums, and those mistakes that are kept."""
+        for counts in (self.confusion, self.scored):
+            processes.total(torch.from_numpy(counts))
+        self.samples = int(self.confusion.sum())
+        self.bins = np.reshape(processes.sums(self.bins.reshape(-1).tolist()), self.bins.shape)
+        everyone = processes.all([_badness(mistake) for mistake in self.mistakes])
+        worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
+        own = [mistake for mistake in self.mistakes if _badness(mistake) in worst]
+        self.mistakes = sorted((mistake for part in processes.one_by_one(own) for mistake in part), key=_badness)
+
+    def accuracy(self) -> float:
+        return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
+
+    def calibration_error(self) -> float:
+        """Expected calibration error (Guo et al. 2017): the mean over the samples of |confidence - accuracy| of their
+        bin, between 0 and 1."""
+        _, confidence, right = self.bins
+        return float(np.abs(confidence - right).sum()) / self.samples if self.samples else math.nan
+
+    def scores(self) -> ClassScores:
+        right = np.diag(self.confusion).astype(np.float64)
+        support, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a class was never there, or never predicted
+            return ClassScores(right / predicted, right / support, 2 * right / (support + predicted), support)
+
+    def curve(self, label: int) -> tuple[Counts, Counts]:
+        """True and false positives of a class where the threshold is i / (THRESHOLDS - 1), int64 of (THRESHOLDS,)."""
+        false, true = self.scored[:, label, ::-1].cumsum(1)[:, ::-1]
+        return true, false
+
+    def _add_scores(self, chances: Floats, true: Counts) -> None:
+        level = (chances * (self.THRESHOLDS - 1)).astype(np.int64)  # (B, C)
+        level += np.arange(self.classes) * self.THRESHOLDS
+        flat = self.scored.reshape(2, -1)
+        of_class = level[np.arange(len(true)), true]
+        np.add.at(flat[0], level.reshape(-1), 1)
+        np.subtract.at(flat[0], of_class, 1)
+        np.add.at(flat[1], of_class, 1)
+
+    def _add_mistakes(
+        self, start: int, rows: Counts, true: Counts, predicted: Counts, confidence: Doubles, show: Show
+    ) -> None:
+        """confidence: of the predicted class; -1 where it is right."""
+        least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
+        worst = np.argsort(-confidence, kind="stable")[: self.keep]
+        worst = worst[confidence[worst] > least]
+        if not len(worst):
+            return
+        pictures = show(rows[worst])
+        for place, row in enumerate(worst):
+            picture = None if pictures is None else pictures[place].numpy()
+            mistake = Mistake(
+                start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]), picture
+            )
+            self.mistakes.append(mistake)
+        self.mistakes = sorted(self.mistakes, key=_badness)[: self.keep]
+
+
+def _badness(mistake: Mistake) -> tuple[float, int]:
+    """By what mistakes are in order, the worst first."""
+    return -mistake.probability, mistake.sample
+
+
+def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
+    """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they are probabilities already.
+
+    Logits and log-probabilities (for NLLLoss) alike go through softmax, which gives exp of the latter. So do scores of
+    a margin loss: they are then in order, but no probabilities. An output that is not a number has none: 0.
+    """
+    outputs = outputs.detach().float()
+    return torch.nan_to_num(outputs if given else outputs.softmax(1), nan=0.0).clamp(0, 1).cpu()
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether every row of (B, C) is a distribution, to the precision of bfloat16. The model then ends in a softmax."""
+    outputs = outputs.detach().float()
+    return bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())

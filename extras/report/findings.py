@@ -1,0 +1,119 @@
+"""What an evaluation shows beyond its means, found batch by batch. The task is recognised from the first result."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.base_data_loader import BaseDataLoader
+from base.data.batches import Window
+from base.data.sources import describe_batch
+from base.experiment import Experiment
+from base.metric import StepResult
+from base.training.observer import View
+from extras.report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
+from extras.report.regression import Regression
+from utils.errors import DataError
+
+MOST_CLASSES = 1000
+"""More than these have no confusion matrix: it takes the square of their number."""
+
+# losses whose float targets are classes, or probabilities of classes: what they train is no regression
+NO_REGRESSION = {
+    "cross_entropy", "CrossEntropyLoss", "BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "SoftMarginLoss",
+    "MultiLabelSoftMarginLoss", "HingeEmbeddingLoss",
+}  # fmt: skip
+
+
+class Findings(View):
+    """Recognises the task and adds up what it shows; at most one of the two attributes is not None.
+
+    Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
+    unless the loss takes them for probabilities. Anything else has no findings. Costs one wait for the device a batch.
+
+    Of several processes each adds up its own samples; at the end of an evaluation the main one has those of all.
+    """
+
+    classification: Classification | None = None
+    regression: Regression | None = None
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.data, self.processes = experiment.data, experiment.runtime.processes
+        self.loss = _name(experiment.criterion)
+        self._begun = False
+        self._expected = 0
+        self._names: list[str] = []
+        self._given = False
+
+    def begin_evaluation(self, samples: int) -> None:
+        self.classification = self.regression = None
+        self._begun, self._expected = False, samples
+
+    def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
+        if not self._begun:
+            self._recognise(result)
+        if not window.size:
+            result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
+        if self.classification is not None:
+            probabilities = as_probabilities(result.outputs, given=self._given)
+            self.add_probabilities(window, probabilities, result.targets.cpu().long(), shows(self.data, batch))
+        elif self.regression is not None:
+            self.add_numbers(window, result.outputs.detach().cpu(), result.targets.cpu())
+
+    def end_evaluation(self) -> None:
+        if (found := self.classification or self.regression) is not None and self.processes.count > 1:
+            found.gather(self.processes)
+
+    def add_probabilities(self, window: Window, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+        """A batch of a classification, (B, C) and (B,), on the CPU."""
+        assert self.classification is not None
+        self.classification.add(window.start, probabilities, targets, show)
+
+    def add_numbers(self, window: Window, outputs: Tensor, targets: Tensor) -> None:
+        """A batch of a regression, both (B, ...), on the CPU."""
+        assert self.regression is not None
+        self.regression.add(window.start, outputs, targets)
+
+    def class_names(self) -> list[str]:
+        """The names of the data set's classes where it has them for all, else the numbers."""
+        if self.classification is not None and len(self._names) != self.classification.classes:
+            names, count = self.data.class_names, self.classification.classes
+            self._names = list(map(str, names if names is not None and len(names) == count else range(count)))
+        return self._names
+
+    def _recognise(self, result: StepResult) -> None:
+        self._begun = True
+        outputs, targets = result.outputs, result.targets
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.is_floating_point()):
+            return
+        if not targets.is_floating_point() and not targets.is_complex():
+            if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
+                self.classification = Classification(outputs.shape[1])
+                own = are_probabilities(outputs)  # and so they must be in all processes
+                self._given = self.processes.sums([own])[0] == self.processes.count
+        elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
+            self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
+
+
+def shows(data: BaseDataLoader, batch: Any) -> Show:
+    """Gives pictures of rows of a batch, (inputs, targets). Raises DataError if the loader gives something else."""
+
+    def show(rows: Counts) -> Tensor | None:
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+        if not isinstance(inputs, Tensor):
+            return None
+        pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
+        if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
+            said = describe_batch(pictures)
+            raise DataError(f"{type(data).__name__}.pictures gives {said}; it should be (B, H, W, 1 or 3) uint8")
+        return pictures
+
+    return show
+
+
+def _name(criterion: Any) -> str:
+    """The name of a loss: a function, one with arguments, or a module."""
+    if isinstance(criterion, functools.partial):
+        criterion = criterion.func
+    return str(getattr(criterion, "__name__", type(criterion).__name__))

@@ -1,0 +1,115 @@
+"""predictions.csv, written while the evaluation goes on; it takes the place of an older one only when it is whole."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from utils.distributed.process_group import Processes
+from utils.errors import TrainingError
+from utils.files import replacing
+
+MOST_COLUMNS = 100
+"""With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
+
+
+class Predictions:
+    """A table with one line a sample. Nothing is on the disk before the first, nor if the evaluation fails.
+
+    processes: each adds its part of the same batch, which may be of no samples; the main one writes them all.
+    """
+
+    def __init__(self, path: Path, processes: Processes | None = None) -> None:
+        self.path, self.processes = path, processes or Processes()
+        self.begun = False
+        self._stack = contextlib.ExitStack()
+        self._file: BinaryIO
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.__exit__(kind, error, trace)
+        except OSError as failure:
+            if failure is error:
+                raise
+            raise self._failed(failure) from failure
+
+    def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Classified samples, (B, C) and (B,), from index ``start`` on."""
+        few = len(names) <= MOST_COLUMNS
+        chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
+        self._begin(["index", "true", "predicted", *chosen])
+        safe = [_field(name) for name in names]
+        predicted = probabilities.argmax(1)
+        if not few:
+            likely = probabilities.amax(1)
+            of_true = probabilities.gather(1, targets.clamp(0, len(names) - 1)[:, None])
+            probabilities = torch.cat([of_true, likely[:, None]], 1)
+        true = [safe[label] if 0 <= label < len(safe) else str(label) for label in targets.tolist()]
+        self._rows(
+            f"%d,%s,%s{',%.6g' * len(chosen)}\n",
+            zip(
+                range(start, start + len(true)),
+                true,
+                (safe[label] for label in predicted.tolist()),
+                *probabilities.T.tolist(),
+                strict=True,
+            ),
+        )
+
+    def add_numbers(self, start: int, outputs: Tensor, targets: Tensor) -> None:
+        """Predicted and true numbers, both (B, ...), from index ``start`` on; none if there are too many a sample."""
+        width = math.prod(outputs.shape[1:])
+        if width > MOST_COLUMNS:
+            return
+        outputs, targets = outputs.reshape(-1, width), targets.reshape(-1, width)
+        ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
+        self._begin(["index", *(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
+        columns = [*targets.T.tolist(), *outputs.T.tolist()]
+        self._rows(f"%d{',%.9g' * len(columns)}\n", zip(range(start, start + len(targets)), *columns, strict=True))
+
+    def _begin(self, header: Sequence[str]) -> None:
+        if self.begun:
+            return
+        self.begun = True
+        if self.processes.main:
+            try:
+                self._file = self._stack.enter_context(replacing(self.path))
+            except OSError as failure:
+                raise self._failed(failure) from failure
+            self._write(",".join(map(_field, header)) + "\n")
+
+    def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
+        for part in self.processes.gather("".join([form % row for row in rows])):
+            self._write(part)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._file.write(text.encode())
+        except OSError as failure:
+            raise self._failed(failure) from failure
+
+    def _failed(self, failure: OSError) -> TrainingError:
+        return TrainingError(f"{self.path} cannot be written: {failure.strerror}")
+
+
+def harmless(text: str) -> str:
+    """A text for a table. What a spreadsheet would run as a formula gets an apostrophe before it."""
+    if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
+        return f"'{text}"
+    return text
+
+
+def _field(text: str) -> str:
+    """A text as a field of CSV."""
+    text = harmless(text)
+    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text

@@ -1,0 +1,112 @@
+"""What the evaluation of a regression shows beyond its means, added up batch by batch."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from utils.distributed.process_group import Processes
+
+Doubles = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+class Residuals(NamedTuple):
+    """Of predicted - true, over all numbers."""
+
+    mean: float
+    """The bias."""
+    deviation: float
+    """The standard deviation."""
+    rmse: float
+    mae: float
+    largest: float
+    """The largest absolute one."""
+    r2: float
+    """Part of the targets' variance that is explained; not a number where the targets do not vary."""
+
+
+class Regression:
+    """Sums over predicted numbers, and a sample of them spread evenly over the data.
+
+    samples: how many will come. width: numbers a sample.
+    """
+
+    KEPT = 5000
+    """Pairs at most."""
+
+    def __init__(self, samples: int, width: int) -> None:
+        self.width, self.numbers = width, 0
+        self.pairs: Doubles = np.empty((2, 0))
+        """The sample: predicted and true numbers, (2, at most KEPT)."""
+        # without a common divisor, or only some of a sample's numbers would ever be kept
+        self._places: Counts = np.empty(0, np.int64)  # of the kept pairs, among the numbers of all samples
+        self._every = max(1, math.ceil(samples * width / self.KEPT))
+        while math.gcd(self._every, width) > 1:
+            self._every += 1
+        self._sum = self._square = self._absolute = self._largest = 0.0
+        self._mean = self._spread = 0.0  # of the targets: mean, and sum of squares around it
+
+    def add(self, start: int, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch: floats of one shape, (B, ...), on the CPU. start: index of its first sample.
+
+        Numbers that are not finite are left out.
+        """
+        pair = np.stack([outputs.reshape(-1).double().numpy(), targets.reshape(-1).double().numpy()])
+        places = np.arange(start * self.width, start * self.width + pair.shape[1])
+        finite = np.isfinite(pair).all(0)
+        if not finite.all():
+            pair, places = pair[:, finite], places[finite]
+        count = pair.shape[1]
+        if not count:
+            return
+        kept = places % self._every == 0
+        self._keep(pair[:, kept], places[kept])
+        residual = pair[0] - pair[1]
+        self._sum += float(residual.sum())
+        self._square += float(np.square(residual).sum())
+        self._absolute += float(np.abs(residual).sum())
+        self._largest = max(self._largest, float(np.abs(residual).max()))
+        mean = float(pair[1].mean())
+        self._vary(count, mean, float(np.square(pair[1] - mean).sum()))
+
+    def gather(self, processes: Processes) -> None:
+        """Let the main process have what all of them added."""
+        for number, other in enumerate(processes.one_by_one(self)):
+            if number:
+                self._keep(other.pairs, other._places)
+                self._sum += other._sum
+                self._square += other._square
+                self._absolute += other._absolute
+                self._largest = max(self._largest, other._largest)
+                self._vary(other.numbers, other._mean, other._spread)
+
+    def _keep(self, pairs: Doubles, places: Counts) -> None:
+        places = np.concatenate([self._places, places])
+        order = np.argsort(places, kind="stable")[: self.KEPT]
+        self._places, self.pairs = places[order], np.concatenate([self.pairs, pairs], 1)[:, order]
+
+    def _vary(self, count: int, mean: float, spread: float) -> None:
+        """Take in more targets: how many, their mean, and the sum of squares around it."""
+        total = self.numbers + count
+        if not total:
+            return
+        apart = mean - self._mean  # two groups' spreads as one (Chan et al. 1979): no large numbers cancel
+        self._spread += spread + apart**2 * self.numbers * count / total
+        self._mean += apart * count / total
+        self.numbers = total
+
+    def residuals(self) -> Residuals:
+        if not self.numbers:
+            return Residuals(*[math.nan] * 6)
+        mean, square = self._sum / self.numbers, self._square / self.numbers
+        return Residuals(
+            mean,
+            math.sqrt(max(0.0, square - mean**2)),
+            math.sqrt(square),
+            self._absolute / self.numbers,
+            self._largest,
+            1 - self._square / self._spread if self._spread else math.nan,
+        )

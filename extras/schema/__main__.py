@@ -1,0 +1,41 @@
+"""``make schema``: write config.schema.json, docs/config.md and the README's table of the keys used most anew."""
+
+import argparse
+import re
+
+from extras.schema.config_table import MOST_USED, config_table
+from extras.schema.json_schema import config_schema, dumps
+from utils.paths import PROJECT, shown
+from utils.registry import import_components
+
+# where the table stands in the README; a README without these marks stays as it is
+TABLE = re.compile(r"(<!-- keys: begin -->)\n.*?(<!-- keys: end -->)", re.DOTALL)
+
+HEAD = """\
+# The keys of a config
+
+Written by `make schema` from utils/schema.py; do not edit. A component is `{"type": NAME, "args": {...}}` or its name
+alone; `python train.py --list` shows them all. A config that `extends` another one says only what differs: objects are
+merged, lists are replaced, null takes an inherited key away, and a component of another type starts anew.
+
+"""
+
+
+def texts() -> dict[str, str]:
+    """What is written, by path from the project's folder."""
+    import_components()
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    return {
+        "config.schema.json": dumps(config_schema()),
+        "docs/config.md": f"{HEAD}{config_table()}\n",
+        "README.md": TABLE.sub(lambda marks: f"{marks[1]}\n{config_table(*MOST_USED)}\n{marks[2]}", readme),
+    }
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m inspection", description=__doc__).parse_args()
+    for name, text in texts().items():
+        path = PROJECT / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"{shown(path)}: {len(text):,} characters")

@@ -1,0 +1,212 @@
+"""config.schema.json: what an editor completes and checks, from the schema and from every component's signature.
+
+``make schema`` writes it, and docs/config.md beside it. What a config names is checked against the same signatures
+when it is loaded; the schema is only for writing it.
+"""
+
+import inspect
+import json
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
+
+from extras.schema import docstrings
+from utils.arguments import STRICT, NotJson, json_type
+from utils.config.components import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.registry import REGISTRIES, Registry
+from utils.schema import Config, keys_of, section_at
+
+Schema = dict[str, Any]
+
+# signatures and docstrings come from these; with other versions than the recorded ones, the library's may differ
+LIBRARIES = ("torch", "torchmetrics", "pydantic")
+PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
+
+
+def config_schema() -> Schema:
+    """The whole schema, JSON Schema draft 7, which all editors know."""
+    definitions: Schema = {}
+    for kind, registry in REGISTRIES.items():
+        definitions |= _definitions(kind, registry, partial=False)
+        if kind != "metrics":  # a list, which is replaced and never merged
+            definitions |= _definitions(kind, registry, partial=True)
+    whole, partial_root = _root(partial=False), _root(partial=True)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "An experiment",
+        "description": _sentence(Config),
+        "$comment": "Written by make schema; do not edit.",
+        "madeWith": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
+        "type": "object",
+        "if": {"required": ["extends"]},
+        "then": partial_root,
+        "else": whole,
+        "definitions": definitions,
+    }
+
+
+def dumps(schema: Schema) -> str:
+    """The schema as text, a line for each definition: long lines, and a fifth of the size."""
+    definitions = [
+        f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in schema["definitions"].items()
+    ]
+    rest = json.dumps({**schema, "definitions": {}}, indent=1, ensure_ascii=False)
+    return rest.replace('"definitions": {}', '"definitions": {\n  ' + ",\n  ".join(definitions) + "\n }") + "\n"
+
+
+def _root(*, partial: bool) -> Schema:
+    """The keys of a config; partial: of one that extends another, in which nothing must be given."""
+    properties: Schema = {}
+    for key, field in keys_of(Config).items():
+        if key in REGISTRIES and key != "trainer":
+            properties[key] = _about(field.description, _component(key, partial=partial))
+        else:
+            section = section_at((key,))
+            keys = _section(key, section, partial=partial) if section else _plain(Config, key)
+            properties[key] = _about(field.description, keys)
+    if partial:
+        extends = (
+            "Path of the config that this one extends, relative to this file. It gives all that is not given here."
+        )
+        properties = {"extends": {"type": "string", "description": extends}, **properties}
+    required = [key for key, field in keys_of(Config).items() if field.is_required()]
+    schema: Schema = {"properties": properties, "additionalProperties": False}
+    return schema if partial else {**schema, "required": required}
+
+
+def _component(kind: str, *, partial: bool) -> Schema:
+    """What may stand for a component: its object, its name, null where the config may do without it."""
+    reference = {"$ref": f"#/definitions/{kind}{PARTIAL if partial else ''}"}
+    if kind == "metrics":
+        several = {"type": "array", "items": {"$ref": f"#/definitions/{kind}"}}
+        return {"anyOf": [several, {"type": "null"}]} if partial else several
+    return {"anyOf": [reference, {"type": "null"}]} if kind == "lr_scheduler" else reference
+
+
+def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
+    """A definition of the kind, and one of the arguments of each of its components."""
+    made: Schema = {}
+    by_name: list[Schema] = []
+    suffix = PARTIAL if partial else ""
+    for name in registry.names():
+        args = _arguments(kind, registry, name, partial=partial)
+        made[f"{kind}.{name}{suffix}"] = args
+        then: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{suffix}"}}}
+        if args.get("required"):
+            then["required"] = ["args"]
+        named: Schema = {"properties": {"type": {"const": name}}}
+        if name != registry.default:
+            named["required"] = ["type"]
+        by_name.append({"if": named, "then": then})
+    if kind == "trainer":  # its own keys stand beside "type" and "args"
+        return {**made, f"trainer.types{suffix}": {"allOf": by_name}}
+    if not partial:
+        made[f"{kind}.names"] = {
+            "anyOf": [{"const": n, "description": docstrings.paragraph(registry[n])} for n in registry.names()]
+        }
+    section = section_at((kind,) if kind != "metrics" else (kind, 0))
+    assert section is not None
+    keys = {key: _plain(section, key) for key in keys_of(section)}
+    keys["type"] = _about(section.model_fields["type"].description, {"$ref": f"#/definitions/{kind}.names"})
+    whole = {"type": "object", "properties": keys, "additionalProperties": False, "allOf": by_name}
+    if not partial:
+        whole["required"] = ["type"]
+    alone = [name for name in registry.names() if partial or "required" not in made[f"{kind}.{name}"]]
+    made[f"{kind}{suffix}"] = {"anyOf": [{"enum": alone}, whole]} if alone else whole
+    return made
+
+
+def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Schema:
+    """The "args" of one component."""
+    properties, required = {}, []
+    known = registry.parameters(name)
+    texts = docstrings.arguments(registry[name], known)
+    for parameter in known.values():
+        schema = _type(parameter)
+        if name in COMPOUND_SCHEDULERS and parameter.name == "schedulers":
+            schema = {"type": "array", "minItems": 1, "items": {"$ref": f"#/definitions/{kind}"}}
+        if schema is None:
+            continue
+        optional = parameter.default is not parameter.empty or FROM_RUN_LENGTH.get(name) == parameter.name
+        if not optional:
+            required.append(parameter.name)
+        if partial:
+            at = f"#/definitions/{kind}.{name}/properties/{parameter.name}"
+            properties[parameter.name] = {"anyOf": [{"$ref": at}, {"type": "null"}]} if optional else {"$ref": at}
+        else:
+            properties[parameter.name] = _about(texts.get(parameter.name), _with_default(schema, parameter.default))
+    args: Schema = {"type": "object", "properties": properties, "additionalProperties": registry.takes_any(name)}
+    return {**args, "required": required} if required and not partial else args
+
+
+def _type(parameter: inspect.Parameter) -> Schema | None:
+    """The schema of an argument; None where JSON has nothing to give."""
+    kind = json_type(parameter.annotation)
+    if kind is NotJson:
+        return None
+    try:
+        schema: Schema = _draft_7(TypeAdapter(kind, config=STRICT).json_schema())
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        return {}
+    if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
+        return {"anyOf": [schema, {"type": "null"}]}
+    return schema
+
+
+def _draft_7(schema: Any) -> Any:
+    """pydantic writes tuples as JSON Schema 2020-12 does."""
+    if isinstance(schema, list):
+        return [_draft_7(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {"items" if key == "prefixItems" else key: _draft_7(value) for key, value in schema.items()}
+    renamed.pop("title", None)
+    return renamed
+
+
+def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
+    """An object of plain keys: "trainer", "runtime"."""
+    keys = {name: _plain(section, name) for name in keys_of(section)}
+    schema: Schema = {"type": "object", "properties": keys, "additionalProperties": False}
+    if key == "trainer":
+        registry = REGISTRIES[key]
+        keys["type"] = {**keys["type"], "enum": registry.names()}
+        schema["allOf"] = [{"$ref": f"#/definitions/trainer.types{PARTIAL if partial else ''}"}]
+    if not partial:
+        return schema
+    # null over an inherited value takes it away
+    return schema | {"properties": {name: _or_null(value) for name, value in keys.items()}}
+
+
+def _or_null(schema: Schema) -> Schema:
+    description = {"description": schema["description"]} if "description" in schema else {}
+    return {**description, "anyOf": [schema, {"type": "null"}]}
+
+
+def _plain(section: type[BaseModel], key: str) -> Schema:
+    """One key of the schema's own."""
+    field = keys_of(section)[key]
+    schema = _draft_7(section.model_json_schema(by_alias=True)["properties"][key])
+    return _about(field.description, schema)
+
+
+def _with_default(schema: Schema, default: Any) -> Schema:
+    try:
+        json.dumps(default, allow_nan=False)
+    except (TypeError, ValueError):  # none, or nothing that JSON has
+        return schema
+    return {**schema, "default": default}
+
+
+def _about(description: str | None, schema: Schema) -> Schema:
+    if not description:
+        return schema
+    text = " ".join(description.split())
+    # what stands beside "$ref" does not count in draft 7
+    return {"description": text, "allOf": [schema]} if "$ref" in schema else {**schema, "description": text}
+
+
+def _sentence(section: type[BaseModel]) -> str:
+    return inspect.cleandoc(section.__doc__ or "")

@@ -1,0 +1,100 @@
+"""The graph of a model, written down while a batch goes through it: no tracer that a model might not suit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.versions_pb2 import VersionDef
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from extras.check.layers import named_tensors
+
+MOST = 5000
+"""Nodes; a browser draws no more, as of a loop over a long sequence."""
+
+
+class Recorder(TorchFunctionMode):
+    """Inside ``recording``, each function of torch that the model calls becomes a node of the graph."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[NodeDef] = []
+        self._scopes: list[str] = []
+        self._weights = {id(tensor): (name, "Parameter") for name, tensor in model.named_parameters()}
+        self._weights |= {id(tensor): (name, "Buffer") for name, tensor in model.named_buffers()}
+        self._sources: dict[int, str] = {}
+        self._alive: list[Tensor] = []  # else a later tensor might get the id of one that is gone
+        self._taken: dict[str, int] = {}
+
+    def graph(self) -> GraphDef:
+        return GraphDef(node=self.nodes, versions=VersionDef(producer=22))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs = [tensor for _, tensor in named_tensors(result)]
+        if self._scopes and outputs:
+            # of an attribute, as x.T, func is the getter
+            name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
+            self.add(self._scopes[-1] + name, name, self.sources([args, kwargs]), outputs)
+        return result
+
+    def add(self, name: str, kind: str, inputs: Sequence[str], outputs: Sequence[Tensor]) -> None:
+        """A node that gives these tensors. Equal names are numbered."""
+        if len(self.nodes) == MOST:
+            return
+        count = self._taken[name] = self._taken.get(name, 0) + 1
+        name = name if count == 1 else f"{name}_{count}"
+        shapes = [
+            TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in tensor.shape]) for tensor in outputs
+        ]
+        attributes = {"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))}
+        self.nodes.append(NodeDef(name=name, op=kind, input=inputs, attr=attributes))
+        self._sources |= {id(tensor): name for tensor in outputs}
+        self._alive += outputs
+
+    def sources(self, value: Any) -> list[str]:
+        """The nodes from which the tensors in a nest of arguments come."""
+        found = []
+        for _, tensor in named_tensors(value):
+            if id(tensor) not in self._sources and id(tensor) in self._weights:
+                name, kind = self._weights[id(tensor)]
+                self.add(name.replace(".", "/"), kind, [], [tensor])
+            if id(tensor) in self._sources:
+                found.append(self._sources[id(tensor)])
+        return list(dict.fromkeys(found))
+
+    def enter(self, name: str, arguments: Any) -> None:
+        """A layer is called; the model itself has no name."""
+        if not name:
+            for index, (_, tensor) in enumerate(named_tensors(arguments)):
+                self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
+        self._scopes.append(f"{name.replace('.', '/')}/" if name else "")
+
+    def leave(self, name: str, outputs: Any) -> None:
+        self._scopes.pop()
+        if not name:
+            self.add("outputs", "Output", self.sources(outputs), [])
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Inside, what the model computes is written into the recorder."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: recorder.enter(name, [args, kwargs]), with_kwargs=True
+            )
+        )
+        handles.append(module.register_forward_hook(lambda _, __, outputs, name=name: recorder.leave(name, outputs)))
+    try:
+        with recorder:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

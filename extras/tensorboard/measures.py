@@ -1,0 +1,73 @@
+"""Numbers and histograms of weights, gradients and memory."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+
+from base.base_trainer import BaseTrainer
+from extras.tensorboard.summaries import histogram
+
+MEGABYTE = 2**20
+
+
+def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
+    """Of all gradients of the last step together, as the clipping found them.
+
+    Empty where this process has only a part of them: the other processes are not there to add theirs.
+    """
+    norm = trainer.runtime.gradient_norm
+    if norm is None:
+        values = [values for _, values in _gradients(trainer.experiment.model)]
+        if any(_is_part(value) for value in values):
+            return {}
+        norm = nn.utils.get_total_norm(values)
+    return {} if _is_part(norm) else {"gradient_norm": float(norm)}
+
+
+def weights(model: nn.Module) -> Iterator[Summary]:
+    """Histograms of the weights."""
+    yield from filter(None, (histogram(f"weights/{name}", values) for name, values in model.named_parameters()))
+
+
+def gradients(model: nn.Module) -> Iterator[Summary]:
+    """Histograms of the gradients of the last step, after clipping."""
+    yield from filter(None, (histogram(f"gradients/{name}", values) for name, values in _gradients(model)))
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Megabytes that the process holds, where the system tells, and the most that the accelerator has held."""
+    found = {}
+    with suppress(OSError, ImportError):
+        found["memory/process_MB"] = _resident() / MEGABYTE
+    if device.type != "cpu":
+        with suppress(RuntimeError):  # not every kind of accelerator counts
+            found["memory/accelerator_MB"] = torch.accelerator.max_memory_allocated() / MEGABYTE
+    return found
+
+
+def _resident() -> int:
+    """Bytes in memory now; where there is no /proc, the most there were."""
+    statistics = Path("/proc/self/statm")
+    import resource
+
+    if statistics.exists():
+        return int(statistics.read_text().split()[1]) * resource.getpagesize()
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _is_part(values: Tensor) -> bool:
+    """Whether other processes have the rest of a tensor: a DTensor, whose import would take 0.2 s."""
+    return hasattr(values, "to_local")
+
+
+def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if (gradient := parameter.grad) is not None:
+            yield name, gradient.coalesce().values() if gradient.is_sparse else gradient

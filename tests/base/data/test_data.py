@@ -1,0 +1,257 @@
+"""Which samples, in which order, with which augmentation: functions of seed, pass and sample, and of nothing else."""
+
+import itertools
+import random
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from base.base_data_loader import BaseDataLoader
+from base.data.batches import Batches, Position, Window
+from base.data.images.image_loader import random_crop, random_flip
+from base.data.sources import SampleRandom, SampleSource, TensorSource, draw_together
+from data_loader.cifar10 import CIFAR10Loader
+from data_loader.random_tensor import RandomTensorLoader
+from utils.errors import DataError
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """A map-style data set with torchvision's transforms, which draw from the global generators."""
+
+    transform = v2.Compose([v2.RandomCrop(8, padding=2), v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)])
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        noise = torch.rand(()) + random.random() + np.random.rand()
+        return self.transform(image) + noise, index
+
+
+class PhotoLoader(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return Photos()
+
+    def test_data(self) -> Dataset[Any]:
+        return Photos()
+
+
+def numbers(count: int = 23) -> TensorSource:
+    def jitter(inputs: Tensor, draws: SampleRandom) -> Tensor:
+        return inputs + draws.uniform()[0].float()
+
+    return TensorSource(torch.arange(float(count)), torch.arange(count), augment=jitter)
+
+
+def passes(batches: Batches, count: int) -> list[Any]:
+    windows = list(itertools.islice(batches.windows(), count * len(batches)))
+    return [batch for _, _, batch in batches.load(windows)]
+
+
+def equal(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for one, two in zip(left, right, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("source", [numbers(), SampleSource(Photos())], ids=["in memory", "map-style"])
+def test_batches_are_the_same_for_any_number_of_workers(source: Any) -> None:
+    made = [Batches(source, batch_size=4, shuffle=True, seed=3, num_workers=workers) for workers in (0, 1, 2)]
+    alone, one, two = (passes(batches, 2) for batches in made)
+    assert equal(alone, one)
+    assert equal(alone, two)
+    assert not equal(alone[:6], alone[6:]), "the second pass is the first again"
+
+
+@pytest.mark.parametrize("source", [numbers(), SampleSource(Photos())], ids=["in memory", "map-style"])
+@pytest.mark.parametrize("start", [0, 1, 5, 7])
+def test_batches_are_the_same_from_any_position(source: Any, start: int) -> None:
+    batches = Batches(source, batch_size=4, shuffle=True, seed=3)
+    windows = list(itertools.islice(batches.windows(), 12))
+    whole = [batch for _, _, batch in batches.load(windows)]
+    position = batches.after(windows[start - 1]) if start else Position()
+    again = Batches(source, batch_size=4, shuffle=True, seed=3)
+    later = list(itertools.islice(again.windows(position), 12 - start))
+    assert later == windows[start:]
+    assert equal([batch for _, _, batch in again.load(later)], whole[start:])
+
+
+def test_a_pass_holds_every_sample_once() -> None:
+    for _, targets in [*passes(Batches(numbers(), batch_size=50, shuffle=True), 2)]:
+        assert sorted(targets.tolist()) == list(range(23))
+
+
+@pytest.mark.parametrize("transform", [None, torch.clone])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, transform: Any) -> None:
+    stored, labels = torch.arange(23.0), torch.arange(23)
+    source = TensorSource(stored, labels, transform=transform)
+    with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
+        for _, _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+            inputs.zero_()
+            targets.zero_()
+        assert torch.equal(stored, torch.arange(23.0))
+        assert torch.equal(labels, torch.arange(23))
+
+
+def test_evaluation_leaves_the_data_as_they_are() -> None:
+    stored = torch.arange(23.0)
+    source = TensorSource(stored, torch.arange(23))
+    with torch.inference_mode():
+        for _, _, (inputs, _) in Batches(source, batch_size=5).one_pass():
+            inputs.zero_()
+    assert torch.equal(stored, torch.arange(23.0))
+
+
+def test_augmentation_does_not_depend_on_the_batch() -> None:
+    small, large = (Batches(numbers(), batch_size=size, seed=1) for size in (2, 23))
+    assert torch.equal(torch.cat([inputs for inputs, _ in passes(small, 1)]), passes(large, 1)[0][0])
+
+
+def test_another_seed_gives_another_order_and_another_augmentation() -> None:
+    one, two = (passes(Batches(numbers(), batch_size=23, shuffle=True, seed=seed), 1)[0] for seed in (0, 1))
+    assert not torch.equal(one[1], two[1])
+    assert not torch.equal(one[0][one[1].argsort()], two[0][two[1].argsort()])
+
+
+def test_transforms_of_samples_leave_the_models_generators_alone() -> None:
+    before = torch.get_rng_state(), random.getstate()
+    passes(Batches(SampleSource(Photos()), batch_size=4), 1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_the_last_batch_is_short() -> None:
+    batches = Batches(numbers(), batch_size=5)
+    assert [len(targets) for _, targets in passes(batches, 1)] == [5, 5, 5, 5, 3]
+    assert batches.after(Window(0, 20, 23)) == Position(1, 0)
+
+
+@pytest.mark.parametrize(("split", "held_out"), [(0.1, 5), (0.01, 1), (7, 7), (49, 49)])
+def test_validation_is_a_part_of_the_training_data(split: float, held_out: int) -> None:
+    loader = RandomTensorLoader(
+        batch_size=8, num_samples=50, input_shape=[2], num_classes=3, validation_split=split, num_test_samples=9
+    )
+    training, validation = loader.training(seed=5), loader.validation()
+    assert validation is not None
+    assert (training.num_samples, validation.num_samples, loader.test().num_samples) == (50 - held_out, held_out, 9)
+    assert isinstance(training.indices, Tensor)
+    assert isinstance(validation.indices, Tensor)
+    assert set(training.indices.tolist()).isdisjoint(validation.indices.tolist())
+    other = loader.training(seed=6)
+    assert isinstance(other.indices, Tensor)
+    assert torch.equal(training.indices, other.indices), "the split must not depend on the run"
+
+
+@pytest.mark.parametrize("split", [50, 60])
+def test_a_split_that_leaves_nothing_is_refused(split: int) -> None:
+    loader = RandomTensorLoader(batch_size=8, num_samples=50, input_shape=[2], num_classes=3, validation_split=split)
+    with pytest.raises(DataError, match="validation_split"):
+        loader.training(seed=0)
+
+
+def test_random_targets() -> None:
+    def draw(**what: Any) -> tuple[Tensor, Tensor]:
+        loader = RandomTensorLoader(batch_size=4, num_samples=100, input_shape=[3], **what)
+        batches = Batches(loader.training_data(augment=True), batch_size=100)
+        _, _, batch = next(batches.one_pass())
+        return tuple(batch)
+
+    _, classes = draw(num_classes=4)
+    assert classes.dtype == torch.int64
+    assert set(classes.tolist()) == {0, 1, 2, 3}
+    _, normal = draw(target_shape=[2, 5])
+    assert normal.shape == (100, 2, 5)
+    inputs, linear = draw(linear=[3, 1, -2])
+    torch.testing.assert_close(linear[:, 0], 3 * inputs[:, 0] + inputs[:, 1] - 2 * inputs[:, 2])
+    for wrong in ({}, {"num_classes": 4, "linear": [1, 2, 3]}):
+        with pytest.raises(ValueError, match="exactly one"):
+            draw(**wrong)
+
+
+def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: Path) -> None:
+    loader = CIFAR10Loader(batch_size=20, data_dir=str(own_cifar10), crop=4, flip=True, validation_split=20)
+    stored, labels = loader.read(train=True)
+    assert isinstance(stored, Tensor)
+    assert stored.dtype == torch.uint8
+    assert stored.shape == (100, 32, 32, 3)
+    training, validation = loader.training(seed=0), loader.validation()
+    assert validation is not None
+    assert isinstance(validation.indices, Tensor)
+    _, _, (images, targets) = next(validation.load([Window(0, 0, 20)]))
+    torch.testing.assert_close(images, stored[validation.indices].permute(0, 3, 1, 2).float() / 127.5 - 1)
+    assert torch.equal(targets, labels[validation.indices])
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    _, _, (augmented, _) = next(training.load([Window(0, 0, 20)]))
+    assert not torch.equal(augmented, loader.normalize(stored[training.sample_indices(Window(0, 0, 20))]))
+    assert -1 <= augmented.min() < augmented.max() <= 1
+
+
+def test_cifar10_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
+    with pytest.raises(DataError, match="data_dir"):
+        loader.training(seed=0)
+
+
+def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_folder: Path, tmp_path: Path) -> None:
+    """torchvision's md5 check is on, and no argument of the loader switches it off."""
+    shutil.copytree(cifar10_folder / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
+    loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
+    with pytest.raises(DataError, match="corrupted"):
+        loader.training(seed=0)
+
+
+@pytest.mark.parametrize(("batch_size", "planned"), [(4, 64), (500, 33), (20_000, 1)])
+def test_only_so_many_batches_are_planned_ahead(batch_size: int, planned: int) -> None:
+    asked: list[Window] = []
+    batches = Batches(TensorSource(torch.zeros(100_000), torch.zeros(100_000)), batch_size=batch_size)
+    loaded = batches.load(asked.append(window) or window for window in batches.windows())  # type: ignore[func-returns-value]
+    next(loaded)
+    assert len(asked) == planned
+
+
+@pytest.mark.parametrize("passes_before", [0, 1])
+def test_batches_that_draw_together_draw_what_each_would_draw_alone(passes_before: int) -> None:
+    keys = [(0, "sample", passes_before), (0, "sample", 1), (0, "sample", 1)]
+    indices: list[torch.Tensor | slice] = [torch.tensor([4, 7]), slice(0, 5), torch.tensor([9])]
+    alone, together = ([SampleRandom(*both) for both in zip(indices, keys, strict=True)] for _ in range(2))
+    draw_together(together)
+    for one, other in [*zip(alone, together, strict=True)][::-1]:  # in any order
+        assert torch.equal(one.uniform(2), other.uniform(2))
+        assert torch.equal(one.integers(0, 9), other.integers(0, 9))
+
+
+def test_crop_shifts_and_flip_mirrors() -> None:
+    images = torch.arange(1, 1 + 2 * 3 * 6 * 6, dtype=torch.uint8).reshape(2, 6, 6, 3)
+    draws = SampleRandom(torch.tensor([4, 7]), (0, "sample", 0))
+    cropped = random_crop(images, 2, draws)
+    padded = torch.nn.functional.pad(images, (0, 0, 2, 2, 2, 2))
+    places = [
+        [(i, j) for i in range(5) for j in range(5) if torch.equal(padded[n, i : i + 6, j : j + 6], cropped[n])]
+        for n in range(2)
+    ]
+    assert all(places), "a cropped image is no part of the padded one"
+    many = SampleRandom(torch.arange(1000), (0, "sample", 0))
+    pairs = torch.tensor([0, 1], dtype=torch.uint8).view(1, 1, 2, 1).repeat(1000, 1, 1, 1)
+    mirrored = random_flip(pairs, many)
+    assert 0.4 < mirrored[:, 0, 0, 0].float().mean() < 0.6
+
+
+def test_random_numbers_are_even() -> None:
+    draws = SampleRandom(torch.arange(20_000), (0, "sample", 0))
+    first, second = draws.uniform(), draws.uniform(2)
+    for numbers_drawn in (first[0], second[0], second[1]):
+        counts = torch.histc(numbers_drawn, bins=10, min=0, max=1)
+        assert (counts - 2000).abs().max() < 250
+    correlation = torch.corrcoef(torch.stack([first[0], second[0], second[1]]))
+    assert (correlation - torch.eye(3)).abs().max() < 0.03
+    assert torch.bincount(draws.integers(0, 9)[0], minlength=9).min() > 2000

@@ -1,0 +1,344 @@
+"""What the training loop promises: steps, accumulation, clipping, judging, stopping, keeping, arithmetic."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from base.metric import StepResult
+from base.training.first_batch import no_probabilities, other_classes
+from tests.helpers import curves, lines, same, state
+from utils.config import load_config
+from utils.errors import ConfigError, TrainingError, UserError
+from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+
+
+def names(result: train.Result) -> list[str]:
+    return sorted(path.name for path in (result.run_dir / "checkpoints").iterdir())
+
+
+def test_an_epoch_is_one_pass_or_a_number_of_steps(fit: Fit) -> None:
+    assert [record["step"] for record in lines(fit().run_dir)] == [5, 10]
+    assert [record["step"] for record in lines(fit("trainer.steps_per_epoch=7").run_dir)] == [7, 14]
+
+
+def test_accumulated_batches_are_one_large_batch(fit: Fit) -> None:
+    """40 samples in batches of 8 by 3: groups of 24 and of 16, as a batch size of 24 gives them."""
+    large = fit("--bs=24")
+    small = fit("trainer.accumulate_steps=3")
+    assert [record["step"] for record in lines(small.run_dir)] == [2, 4]
+    for name, weights in state(large.run_dir)["model"].items():
+        torch.testing.assert_close(state(small.run_dir)["model"][name], weights)
+    for one, other in zip(lines(large.run_dir), lines(small.run_dir), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_accumulated_sums_are_one_large_batch(fit: Fit) -> None:
+    loss = {"type": "cross_entropy", "args": {"reduction": "sum"}}
+    large, small = fit("--bs=24", "--lr=0.01", loss=loss), fit("trainer.accumulate_steps=3", "--lr=0.01", loss=loss)
+    for name, weights in state(large.run_dir)["model"].items():
+        torch.testing.assert_close(state(small.run_dir)["model"][name], weights)
+    assert small.last == pytest.approx(large.last | {key: small.last[key] for key in ("seconds", "samples_per_second")})
+
+
+def test_gradients_are_clipped_by_their_common_norm(fit: Fit) -> None:
+    still = fit("trainer.clip_grad_norm=1e-12", "--lr=1")
+    free = fit("--lr=1")
+    before, after = lines(still.run_dir)[0]["val_loss"], lines(still.run_dir)[-1]["val_loss"]
+    assert before == pytest.approx(after, rel=1e-6)
+    assert lines(free.run_dir)[0]["val_loss"] != pytest.approx(before, rel=1e-3)
+
+
+def test_the_best_epoch_is_kept_beside_the_newest(fit: Fit) -> None:
+    result = fit("trainer.epochs=6", "trainer.keep_last=2", "trainer.monitor=max val_loss", "--lr=0.5")
+    records = lines(result.run_dir)
+    best = max(records, key=lambda record: record["val_loss"])
+    assert best["epoch"] < 5, "the test needs a best epoch that is not among the last two"
+    assert result.best == best["val_loss"]
+    step = f"step-{best['step']:08d}.pth"
+    assert names(result) == sorted([step, "step-00000025.pth", "step-00000030.pth", "best.pth", "last.pth"])
+    folder = result.run_dir / "checkpoints"
+    assert (folder / "best.pth").samefile(folder / step)
+    assert (folder / "last.pth").samefile(folder / "step-00000030.pth")
+
+
+def test_save_period_and_keep_all(fit: Fit) -> None:
+    result = fit("trainer.epochs=5", "trainer.save_period=2", "trainer.keep_last=null")
+    assert names(result) == ["last.pth", "step-00000010.pth", "step-00000020.pth", "step-00000025.pth"]
+    within = fit("trainer.epochs=1", "trainer.save_every_steps=2", "trainer.keep_last=null")
+    assert names(within) == ["last.pth", "step-00000002.pth", "step-00000004.pth", "step-00000005.pth"]
+
+
+def test_early_stopping_waits_for_its_patience(fit: Fit) -> None:
+    result = fit("trainer.epochs=50", "trainer.monitor=max loss", "trainer.early_stop=3")
+    records = lines(result.run_dir)
+    best = max(records, key=lambda record: record["loss"])
+    assert result.epochs == best["epoch"] + 3 < 50
+
+
+def test_plateau_follows_the_monitored_value(fit: Fit) -> None:
+    scheduler = {"type": "ReduceLROnPlateau", "args": {"mode": "max", "patience": 0, "factor": 0.5}}
+    result = fit("trainer.epochs=4", "trainer.monitor=max loss", lr_scheduler=scheduler)
+    rates = [record["lr"] for record in lines(result.run_dir)]
+    assert rates[0] == 0.1
+    assert rates[-1] < 0.1
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "StepLR": {"step_size": 2},
+    "MultiStepLR": {"milestones": [2, 4]},
+    "ExponentialLR": {"gamma": 0.9},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False},
+    "OneCycleLR": {"max_lr": 0.1},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "SequentialLR": {
+        "schedulers": [{"type": "LinearLR", "args": {"total_iters": 3}}, {"type": "CosineAnnealingLR"}],
+        "milestones": [3],
+    },
+    "ChainedScheduler": {"schedulers": [{"type": "ConstantLR"}, {"type": "ExponentialLR", "args": {"gamma": 0.9}}]},
+}
+NEEDS_A_FUNCTION = {"LambdaLR", "MultiplicativeLR"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS.names()) - NEEDS_A_FUNCTION))
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_every_scheduler_of_torch_runs_and_resumes(fit: Fit, name: str, interval: str) -> None:
+    if name == "ReduceLROnPlateau" and interval == "step":
+        pytest.skip("moves after each epoch")
+    scheduler = {"type": name, "args": SCHEDULES.get(name, {}), "interval": interval}
+    often = ("trainer.save_every_steps=4", "trainer.keep_last=null")
+    result = fit("trainer.epochs=3", "trainer.monitor=min val_loss", *often, lr_scheduler=scheduler)
+    half = fork(result, 8)
+    train.main(["-r", str(half)])
+    assert same(without_writers(state(result.run_dir)), without_writers(state(half)))
+    assert lines(result.run_dir) == lines(half)
+    assert curves(result.run_dir) == curves(half)
+
+
+def fork(result: train.Result, step: int) -> Path:
+    """A copy of a run as it was when it had this checkpoint and no later one."""
+    copy = result.run_dir.with_name("20000101-000000")
+    shutil.copytree(result.run_dir, copy)
+    kept = copy / "checkpoints" / f"step-{step:08d}.pth"
+    for path in (copy / "checkpoints").iterdir():
+        if path != kept:
+            path.unlink()
+    return copy
+
+
+def without_writers(found: dict[str, Any]) -> dict[str, Any]:
+    """Event files are cut and begun anew; what stands in them is compared by the curves."""
+    return {key: value for key, value in found.items() if key != "writers"}
+
+
+NEEDS = {"Muon": "has matrices only", "SparseAdam": "sparse gradients"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_optimizer_of_torch_trains(fit: Fit, name: str) -> None:
+    if name == "SparseAdam":
+        pytest.skip("needs sparse gradients, which none of the models has")
+    model = {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3, "bias": False}}
+    result = fit("trainer.epochs=3", model=model, optimizer={"type": name})
+    again = fit("trainer.epochs=3", model=model, optimizer={"type": name})
+    assert lines(result.run_dir) == lines(again.run_dir)
+    moved = [record["val_loss"] for record in lines(result.run_dir)]
+    assert moved[0] != moved[-1]
+
+
+def test_a_larger_run_lays_its_schedule_out_anew(fit: Fit) -> None:
+    scheduler = {"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}
+    short = fit("trainer.epochs=2", lr_scheduler=scheduler)
+    assert lines(short.run_dir)[-1]["lr"] < 1e-3
+    longer = train.main(["-r", str(short.run_dir), "trainer.epochs=4"])
+    asked = fit("trainer.epochs=4", lr_scheduler=scheduler)
+    rates = [[record["lr"] for record in lines(result.run_dir)] for result in (longer, asked)]
+    assert len(rates[0]) == 4
+    assert rates[0][2:] == pytest.approx(rates[1][2:])
+
+
+def test_a_schedule_of_another_length_than_the_runs_is_refused(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match="the run has 10"):
+        fit(lr_scheduler={"type": "OneCycleLR", "args": {"max_lr": 0.1, "total_steps": 3}, "interval": "step"})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    full, low = fit("trainer.epochs=5"), fit("trainer.epochs=5", f"runtime.precision={precision}")
+    assert lines(full.run_dir) != lines(low.run_dir)
+    assert low.last["loss"] == pytest.approx(full.last["loss"], rel=0.05)
+    assert ("scale" in state(low.run_dir)["runtime"]) == (precision == "fp16")
+    assert ("fp16: slow on a CPU" in capsys.readouterr().out) == (precision == "fp16")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_model_trains_and_keeps_its_names(fit: Fit) -> None:
+    plain, compiled = fit(), fit("runtime.compile=true")
+    assert state(compiled.run_dir)["model"].keys() == state(plain.run_dir)["model"].keys()
+    assert compiled.last["loss"] == pytest.approx(plain.last["loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(fit: Fit) -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit("--lr=1e30", "trainer.epochs=9", "trainer.save_every_steps=1", loss="mse_loss", **REGRESSION)
+    message = str(caught.value)
+    assert "at step" in message
+    assert "samples" in message
+    assert "lower learning rate" in message
+
+
+def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit("--lr=1e30", "trainer.epochs=9", "trainer.save_every_steps=1", loss="mse_loss", **REGRESSION)
+    step = int(str(caught.value).split("at step ")[1].split()[0])
+    kept = sorted(tmp_path.glob("saved/small/*/checkpoints/step-*.pth"))
+    assert kept
+    assert all(int(path.stem.removeprefix("step-")) < step for path in kept)
+
+
+REGRESSION: dict[str, Any] = {
+    "data_loader": {
+        "type": "RandomTensorLoader",
+        "args": {"num_samples": 50, "input_shape": [6], "target_shape": [3], "batch_size": 8},
+    },
+    "metrics": ["mean_squared_error"],
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.args.in_features=5", "first batch"),
+        ("model.args.out_features=1", "first batch"),
+        ('metrics=[{"type": "top_k_accuracy", "args": {"k": 7}}]', "only 3 classes"),
+        ("trainer.monitor=min val_loss data_loader.args.validation_split=0", "validation_split"),
+        ("runtime.device=cuda:7", "no device"),
+    ],
+)
+def test_parts_that_do_not_fit_are_the_users_to_mend(fit: Fit, tmp_path: Path, override: str, says: str) -> None:
+    overrides = override.split(" ") if "validation_split" in override else [override]
+    if len(overrides) > 2:
+        overrides = [" ".join(overrides[:2]), overrides[2]]
+    with pytest.raises(UserError, match=says):
+        fit(*overrides)
+    assert not list(tmp_path.glob("saved/small/*")), "a run folder with nothing in it"
+
+
+def test_an_error_in_the_users_code_leaves_no_empty_folder_either(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.two_layer_net.TwoLayerNet.forward", lambda self, x: self.fc3(x))
+    with pytest.raises(AttributeError, match="fc3") as caught:
+        fit()
+    assert "is removed again" in "".join(caught.value.__notes__)
+    assert not list(tmp_path.glob("saved/small/*"))
+
+
+def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> None:
+    run = fit().run_dir
+    for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]:
+        path.unlink()
+    with pytest.raises(UserError, match="first batch"):
+        train.main(["-r", str(run), "model.args.in_features=5"])
+    assert (run / "config.json").exists()
+
+
+def test_a_folder_that_holds_anything_else_stays(tmp_path: Path) -> None:
+    def left(name: str) -> bool:
+        folder = RunFolder.create(str(tmp_path), "a", prepare=lambda folder: folder.write_config("{}"))
+        (folder.path / name).touch()
+        return not folder.remove_empty() and folder.config.exists()
+
+    assert not left("events.out.tfevents.1.machine")
+    assert left("notes.txt")
+    assert left("metrics.jsonl")
+    assert left("checkpoints/step-00000001.pth")
+
+
+def test_torchmetrics_by_name(fit: Fit) -> None:
+    f1 = {"type": "F1Score", "name": "f1", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}
+    result = fit(metrics=["accuracy", f1])
+    assert 0 <= result.last["val_f1"] <= 1
+    assert "f1/valid" in curves(result.run_dir)
+
+
+def test_losses_of_torch_by_name(fit: Fit) -> None:
+    assert fit(loss="CrossEntropyLoss").last["loss"] == fit(loss="cross_entropy").last["loss"]
+    with pytest.raises(ConfigError, match="mean"):
+        fit(loss={"type": "CrossEntropyLoss", "args": {"reduction": "none"}})
+
+
+def test_tensorboard_has_training_and_validation_in_one_group(fit: Fit) -> None:
+    result = fit("trainer.epochs=3")
+    found = curves(result.run_dir)
+    expected = {"loss/train", "loss/valid", "loss/step", "accuracy/train", "accuracy/valid", "accuracy/step"}
+    assert found.keys() == expected | {"learning_rate", "gradient_norm"}
+    assert [step for step, _ in found["loss/valid"]] == [5, 10, 15]
+    assert [step for step, _ in found["loss/step"]] == [2, 4, 6, 8, 10, 12, 14]
+    assert [step for step, _ in found["learning_rate"]] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+    records = lines(result.run_dir)
+    for tag, name in [("loss/train", "loss"), ("accuracy/valid", "val_accuracy")]:
+        assert [value for _, value in found[tag]] == pytest.approx([record[name] for record in records])
+    assert "events" not in [path.name[:6] for path in fit("trainer.tensorboard=false").run_dir.iterdir()]
+
+
+def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
+    first = fit("--lr=0.05")
+    again = train.main(["-c", str(first.run_dir / "config.json")])
+    assert load_config(first.run_dir / "config.json").config == load_config(again.run_dir / "config.json").config
+    assert lines(first.run_dir) == lines(again.run_dir)
+    assert first.run_dir != again.run_dir
+
+
+def test_more_outputs_than_classes_are_told() -> None:
+    result = StepResult(torch.zeros(()), torch.zeros(4, 10), torch.tensor([0, 1, 1, 0]))
+    assert "the model has 10 outputs, and the data have 2 classes" in str(other_classes(result, ("cat", "dog")))
+    assert other_classes(result, None) is None
+    assert other_classes(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
+    assert other_classes(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None
+
+
+def soft(*rows: list[float]) -> StepResult:
+    return StepResult(torch.zeros(()), torch.zeros(len(rows), len(rows[0])), torch.tensor(rows))
+
+
+ENTROPIES = [functools.partial(LOSSES.own()["cross_entropy"], label_smoothing=0.1), nn.CrossEntropyLoss()]
+
+
+@pytest.mark.parametrize("criterion", ENTROPIES)
+def test_targets_that_are_no_probabilities_are_told(criterion: Any) -> None:
+    for rows in ([[0.5, 2.0]], [[1.0, 0.0], [-0.5, 1.5]], [[1.0, 1.0, 0.0]], [[0.0], [1.0]]):
+        assert "mse_loss" in str(no_probabilities(soft(*rows), criterion)), rows
+        assert no_probabilities(soft(*rows), nn.MSELoss()) is None
+    said = str(no_probabilities(soft([0.5, 0.5], [0.5, 2.0]), criterion))
+    assert "of 2 classes, and these are none (from 0.5 to 2; those of a sample add up to 2.5)" in said
+
+
+@pytest.mark.parametrize("criterion", ENTROPIES)
+def test_probabilities_are_no_mistake(criterion: Any) -> None:
+    mixed = torch.rand(64, 1000).softmax(1)
+    for targets in (mixed, mixed.bfloat16(), torch.eye(5), torch.zeros(4, 3), torch.rand(2, 5, 4, 4).softmax(1)):
+        assert no_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
+    indices = StepResult(torch.zeros(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert no_probabilities(indices, criterion) is None
+
+
+def test_numbers_under_cross_entropy_are_told_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
+    assert capsys.readouterr().err.count("cross_entropy takes targets of the outputs' shape as probabilities") == 1
+
+
+def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    assert "1 epoch of 5 steps" in capsys.readouterr().out
+    train.main(["-r", str(run)])
+    assert "all epochs are done; trainer.epochs=N makes the run longer" in capsys.readouterr().out

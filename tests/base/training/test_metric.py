@@ -1,0 +1,112 @@
+"""A metric over batches is the metric over all samples at once, and its sums can be saved in the middle."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from base.metric import StepResult
+from base.training.metrics import Metrics
+from model import metric
+from utils.errors import ConfigError
+
+GENERATOR = torch.Generator().manual_seed(0)
+OUTPUTS = torch.randn(103, 5, generator=GENERATOR)
+TARGETS = torch.randint(5, (103,), generator=GENERATOR)
+
+
+def metrics(*, sum_loss: bool = False, library: dict[str, Any] | None = None) -> Metrics:
+    functions = {"accuracy": metric.accuracy, "top": lambda o, t: metric.top_k_accuracy(o, t, k=2)}
+    return Metrics(functions, library or {}, device=torch.device("cpu"), sum_loss=sum_loss)
+
+
+def feed(made: Metrics, start: int = 0, stop: int = 103, size: int = 10, reduction: str = "mean") -> None:
+    for at in range(start, stop, size):
+        outputs, targets = OUTPUTS[at : min(at + size, stop)], TARGETS[at : min(at + size, stop)]
+        loss = F.cross_entropy(outputs, targets, reduction=reduction)
+        made.update(StepResult(loss, outputs, targets), samples=len(targets), share=len(targets) / 103)
+
+
+@pytest.mark.parametrize("size", [1, 10, 103])
+def test_a_short_batch_counts_by_its_samples(size: int) -> None:
+    made = metrics()
+    feed(made, size=size)
+    values = made.compute()
+    assert values["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS)), rel=1e-6)
+    assert values["accuracy"] == pytest.approx(float((OUTPUTS.argmax(1) == TARGETS).double().mean()), rel=1e-9)
+
+
+def test_a_summed_loss_is_the_sum_over_the_data() -> None:
+    made = metrics(sum_loss=True)
+    feed(made, reduction="sum")
+    assert made.compute()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS, reduction="sum")), rel=1e-6)
+
+
+def test_windows_are_means_since_the_last_one() -> None:
+    made = metrics()
+    feed(made, 0, 40)
+    made.close_window()
+    feed(made, 40, 103)
+    assert made.close_window()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS[40:], TARGETS[40:])), rel=1e-6)
+    assert made.compute()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS)), rel=1e-6)
+
+
+def test_sums_go_on_from_a_saved_state_to_the_bit() -> None:
+    from torchmetrics import F1Score
+
+    def make() -> Metrics:
+        return metrics(library={"f1": F1Score(task="multiclass", num_classes=5, average="macro")})
+
+    whole, first, second = make(), make(), make()
+    for made in (whole, first):
+        feed(made, 0, 40)
+        made.close_window()
+        feed(made, 40, 70)
+    second.load_state_dict(first.state_dict())
+    for made in (whole, second):
+        feed(made, 70, 103)
+    assert whole.compute() == second.compute()
+    assert whole.compute()["f1"] == pytest.approx(_macro_f1(OUTPUTS.argmax(1), TARGETS), rel=1e-6)
+
+
+def _macro_f1(predicted: Tensor, targets: Tensor) -> float:
+    scores = []
+    for label in range(5):
+        hits = int(((predicted == label) & (targets == label)).sum())
+        scores.append(2 * hits / (int((predicted == label).sum()) + int((targets == label).sum())))
+    return sum(scores) / 5
+
+
+def test_a_loss_that_is_not_finite_is_seen() -> None:
+    made = metrics()
+    assert made.finite()
+    made.update(StepResult(torch.tensor(float("nan")), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
+    assert not made.finite()
+
+
+def test_a_metric_function_gives_one_number_a_sample() -> None:
+    made = Metrics({"wrong": lambda o, t: o.mean()}, {}, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r'"wrong" gave shape \(\) for 2 samples'):
+        made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
+
+
+def test_a_library_metric_that_is_no_number_is_refused() -> None:
+    from torchmetrics import ConfusionMatrix
+
+    made = metrics(library={"confusion": ConfusionMatrix(task="multiclass", num_classes=5)})
+    feed(made)
+    with pytest.raises(ConfigError, match="confusion"):
+        made.compute()
+
+
+def test_metric_functions() -> None:
+    outputs, targets = torch.tensor([[1.0, 3, 2], [5, 4, 6]]), torch.tensor([2, 0])
+    assert metric.accuracy(outputs, targets).tolist() == [0, 0]
+    assert metric.top_k_accuracy(outputs, targets, k=2).tolist() == [1, 1]
+    expected = torch.tensor([[1.0, 3, 4], [5, 4, 6]])
+    assert metric.mean_squared_error(outputs, expected).tolist() == [pytest.approx(4 / 3), 0]
+    assert metric.mean_absolute_error(outputs, expected).tolist() == [pytest.approx(2 / 3), 0]
+    with pytest.raises(ConfigError, match="only 3 classes"):
+        metric.top_k_accuracy(outputs, targets, k=4)

@@ -1,0 +1,94 @@
+"""Schedulers from a config: what is left out follows from the length of the run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
+
+import train
+from utils.config.located_json import KeyPath
+from utils.config.schedulers import SETS_RATE, contradiction, make_scheduler
+from utils.errors import ConfigError
+from utils.registry import SCHEDULERS
+
+
+def build(path: KeyPath, name: str, args: dict[str, Any]) -> Any:
+    return SCHEDULERS[name](**args)
+
+
+def made(entry: Any, length: int) -> Any:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    return make_scheduler(entry, optimizer, length, build, ("lr_scheduler",))
+
+
+def test_the_length_of_the_run_is_filled_in() -> None:
+    assert made("CosineAnnealingLR", 12).T_max == 12
+    assert made({"type": "CosineAnnealingLR", "args": {"T_max": 5}}, 12).T_max == 5
+    cycle = made({"type": "OneCycleLR", "args": {"max_lr": 1.0, "epochs": None}}, 12)
+    assert isinstance(cycle, OneCycleLR)
+    assert cycle.total_steps == 12
+    assert (
+        made({"type": "OneCycleLR", "args": {"max_lr": 1.0, "epochs": 3, "steps_per_epoch": 4}}, 12).total_steps == 12
+    )
+
+
+def test_the_parts_of_a_sequence_last_until_the_next_milestone() -> None:
+    entry = {
+        "type": "SequentialLR",
+        "args": {"schedulers": ["ConstantLR", "CosineAnnealingLR", "CosineAnnealingLR"], "milestones": [2, 9]},
+    }
+    sequence = made(entry, 12)
+    assert isinstance(sequence, SequentialLR)
+    lengths = [part.T_max for part in sequence._schedulers if isinstance(part, CosineAnnealingLR)]
+    assert lengths == [7, 3]
+    chain = made({"type": "ChainedScheduler", "args": {"schedulers": ["CosineAnnealingLR", "ConstantLR"]}}, 12)
+    assert isinstance(chain, ChainedScheduler)
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        ({}, None),
+        ({"total_steps": 8}, None),
+        ({"total_steps": None, "epochs": None}, None),
+        ({"epochs": 2, "steps_per_epoch": 4}, None),
+        ({"total_steps": 9}, "total_steps"),
+        ({"epochs": 2, "steps_per_epoch": 5}, "steps_per_epoch"),
+    ],
+)
+def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) -> None:
+    problem = contradiction({"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}, 8)
+    assert (problem and problem.path[-1]) == key
+
+
+def test_a_rate_that_the_scheduler_overrules_is_told_of(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a file it is common; on the command line something is expected of it."""
+    scheduler = {"type": "OneCycleLR", "args": {"max_lr": 0.05}, "interval": "step"}
+    path = write_config(lr_scheduler=scheduler)
+    says = "optimizer.args.lr: has no effect: OneCycleLR sets the learning rate itself, from lr_scheduler.args.max_lr"
+    train.main(["-c", str(path)])
+    assert f"{says}\n" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"override optimizer.args.lr=0.3: {says}"):
+        train.main(["-c", str(path), "--lr=0.3"])
+    train.main(["-c", str(path), "--lr=0.3", "lr_scheduler=null"])
+    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer={"type": "SGD"}))])
+    train.main(["-c", str(write_config(lr_scheduler="CosineAnnealingLR")), "--lr=0.3"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
+)
+def test_those_schedulers_do_overrule_it(name: str, args: dict[str, float]) -> None:
+    rates = []
+    for lr in (0.1, 0.2):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=0.9)
+        make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1]
+    assert name in SETS_RATE

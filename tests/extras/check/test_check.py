@@ -1,0 +1,232 @@
+"""``train.py --check``: a fault of each kind is found and its cause named; sound configs pass; nothing is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from extras.check.preflight import preflight
+from tests.configs import BUNDLED, sound
+from utils.config import load_config
+from utils.registry import DATA_LOADERS, METRICS, MODELS
+
+Check = Callable[..., tuple[int, str]]
+
+
+class Planted(nn.Module):
+    """8 numbers to 3 classes, with one fault."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        if fault == "unused":
+            self.unused = nn.Linear(2, 2)
+        if fault == "large":
+            nn.init.normal_(self.last.weight, std=30)
+        if fault == "zero":
+            nn.init.constant_(self.first.bias, -100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fault == "mixed":
+            x = x - x.mean(0)
+        hidden = self.first(x.flatten(1)).relu()
+        if self.fault == "detached":
+            hidden = hidden.detach()
+        outputs: Tensor = self.last(hidden)
+        if self.fault == "softmax":
+            return outputs.softmax(1)
+        if self.fault == "training" and self.training:
+            raise ValueError("not with this batch")
+        return outputs[:, :2] if self.fault == "two" else outputs
+
+
+class Words(nn.Module):
+    """5 indices to 3 classes; its inputs have no gradients."""
+
+    def __init__(self, mixed: bool = False) -> None:
+        super().__init__()
+        self.table, self.mixed = nn.Embedding(20, 3), mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.table(x).mean(1)
+        return outputs + outputs.sum(0) if self.mixed else outputs
+
+
+class Steps(nn.Module):
+    """8 numbers to 2 outputs at each of 4 steps, (B, 2, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(x).unflatten(1, (2, 4))
+        return outputs
+
+
+class Broken(Dataset[Any]):
+    """No sample can be read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        raise KeyError("label")
+
+
+class Made(BaseDataLoader):
+    """A torch data set of one kind."""
+
+    def __init__(self, *, kind: str) -> None:
+        super().__init__(batch_size=10)
+        self.kind = kind
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        random = torch.Generator().manual_seed(0)
+        if self.kind == "broken":
+            return Broken()
+        inputs, targets = torch.randn(40, 8, generator=random), torch.randint(3, (40,), generator=random)
+        if self.kind == "nan":
+            inputs[:, 3] = float("nan")
+        if self.kind == "constant":
+            inputs = torch.zeros(40, 8)
+        if self.kind == "unscaled":
+            inputs = inputs * 100
+        if self.kind == "sorted":
+            targets = targets * 0
+        if self.kind == "words":
+            inputs = torch.randint(20, (40, 5), generator=random)
+        if self.kind == "steps":
+            targets = torch.randint(2, (40, 4), generator=random)
+        return TensorDataset(inputs, targets)
+
+    def test_data(self) -> Dataset[Any]:
+        return self.training_data(augment=False)
+
+
+def everything(outputs: Tensor, targets: Tensor) -> Tensor:
+    """No number for each sample."""
+    return outputs.mean()
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Status and report of a check of the sound config with some keys replaced."""
+    for registry, component in ((MODELS, Planted), (MODELS, Words), (MODELS, Steps), (DATA_LOADERS, Made)):
+        monkeypatch.setitem(registry._own, component.__name__, component)
+    monkeypatch.setitem(METRICS._own, "everything", everything)
+
+    def run(**keys: Any) -> tuple[int, str]:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({**sound(), "lr_scheduler": None, "trainer": {"save_dir": str(tmp_path)}, **keys}))
+        status = preflight(load_config(path))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def planted(fault: str) -> dict[str, Any]:
+    return {"model": {"type": "Planted", "args": {"fault": fault}}}
+
+
+def made(kind: str) -> dict[str, Any]:
+    return {"data_loader": {"type": "Made", "args": {"kind": kind}}, **planted("")}
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "cause"),
+    [
+        (made("nan"), "batch         FAIL  inputs", "10 values are not finite"),
+        (made("broken"), "batch         FAIL  KeyError: 'label'", 'raise KeyError("label")'),
+        (made("constant"), "batch         FAIL  inputs", "all values are the same"),
+        (made("unscaled"), "batch         note  inputs", "not scaled"),
+        (made("sorted"), "batch         note  targets", "sorted by class"),
+        (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
+        ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "wants log_softmax"),
+        (planted("mixed"), "independence  FAIL", "the output of sample 4 depends on other samples"),
+        ({**made("words"), "model": {"type": "Words", "args": {"mixed": True}}}, "independence  FAIL", "dimension 0"),
+        (planted("unused"), "gradients     FAIL  none for unused.weight, unused.bias", "forward does not use"),
+        (planted("detached"), "gradients     FAIL  none for first.weight, first.bias", "detach()"),
+        (planted("zero"), "gradients     note  zero for first.weight", "ReLUs that are off"),
+        (planted("softmax"), "learning      FAIL  one batch is not learned by heart", "a softmax before a loss"),
+        (planted("two"), "forward       FAIL", "a model with 2 outputs for more classes"),
+        (planted("training"), "forward       FAIL  ValueError: not with this batch", "in training it does not"),
+        ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
+        ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number a sample"),
+        (
+            {**planted(""), "metrics": [{"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}}]},
+            "metrics       FAIL",
+            "gives (3, 3), not one number",
+        ),
+    ],
+)
+def test_a_planted_fault_is_found(check: Check, keys: dict[str, Any], line: str, cause: str) -> None:
+    status, report = check(**keys)
+    assert line in report
+    assert cause in report
+    assert "extras/" not in report, "a line of the project's own explains nothing"
+    assert status == (1 if " FAIL " in report else 0)
+
+
+def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
+    status, report = check(**planted(""))
+    assert status == 0
+    assert "FAIL" not in report
+    assert "note" not in report.replace("time          note", "")  # the machine may be busy with something else
+    assert "inputs (10, 8) float32" in report
+    assert ["first", "Linear", "(10,", "16)", "144"] in [line.split() for line in report.splitlines()]
+    assert report.splitlines()[-3].split() == ["all", "195"]
+    assert "780 B parameters, 780 B gradients, 780 B optimizer" in report
+
+
+@pytest.mark.parametrize(
+    "keys", [made("words") | {"model": "Words"}, made("steps") | {"model": "Steps", "metrics": []}]
+)
+def test_other_kinds_of_inputs_and_outputs(check: Check, keys: dict[str, Any]) -> None:
+    status, report = check(**keys)
+    assert status == 0, report
+    assert "independence  ok" in report
+    assert "equally likely classes would have ln" in report
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_summed_loss_is_compared_with_a_sum(check: Check, reduction: str) -> None:
+    status, report = check(**planted(""), loss={"type": "cross_entropy", "args": {"reduction": reduction}})
+    assert status == 0
+    assert ("ln 3 x 10 = 10.99" in report) == (reduction == "sum")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optimizer": "LBFGS"},
+        {"trainer": {"accumulate_steps": 3, "clip_grad_norm": 1.0}},
+        {"runtime": {"device": "cpu", "precision": "bf16"}},
+        {"runtime": {"device": "cpu", "compile": True}},
+    ],
+)
+def test_other_settings(check: Check, keys: dict[str, Any]) -> None:
+    status, report = check(**planted(""), **keys)
+    assert status == 0, report
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_bundled_configs_pass(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cifar10: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"trainer.save_dir={tmp_path}"]
+    if "data_dir" in path.read_text():
+        overrides.append(f"data_loader.args.data_dir={own_cifar10}")
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--check", "-c", str(path), *overrides])
+    assert ended.value.code == 0, capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

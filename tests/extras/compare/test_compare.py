@@ -1,0 +1,268 @@
+"""Runs side by side: python test.py --compare RUN [RUN ...]."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extras.compare.runs import HOW_FED, WHICH_DATA
+from tests.conftest import load_script
+from tests.helpers import ROOT
+from utils import cli
+from utils.errors import CheckpointError
+from utils.registry import DATA_LOADERS
+
+test = load_script("test")
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A run folder as training leaves it, without training. losses: val_loss of each epoch."""
+
+    def run(name: str, losses: list[float | None], monitor: str | None = "min val_loss", **config: Any) -> Path:
+        folder = tmp_path / "saved" / "small" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.pth").touch()
+        base: dict[str, Any] = {
+            "name": "small",
+            "data_loader": {"type": "Photos", "args": {"batch_size": 8}},
+            "loss": {"type": "cross_entropy", "args": {}},
+            "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+            "trainer": {"epochs": 3, "early_stop": None, "monitor": monitor, "save_dir": name},
+        }
+        (folder / "config.json").write_text(json.dumps({**base, **config}))
+        environment = {"time": "2026-01-02T03:04:05+00:00", "git_commit": "abcdef0123456789", "git_dirty": False}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        records = [
+            {"epoch": epoch, "loss": 2.0, "val_loss": loss, "val_accuracy": epoch / 10, "seconds": 30.0}
+            for epoch, loss in enumerate(losses, start=1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return run
+
+
+def compared(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[str]:
+    """What is printed: every line is short enough for any terminal."""
+    assert cli.run(test.main, ["--compare", *map(str, paths)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in printed if not line.startswith(("written", "damaged", "no run"))) <= 80
+    return [line.rstrip() for line in printed]
+
+
+def written(folder: Path) -> list[dict[str, str]]:
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sgd(lr: float) -> dict[str, Any]:
+    return {"type": "SGD", "args": {"lr": lr}}
+
+
+def test_runs_are_ranked_by_what_they_monitor(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        make("20260101-000001", [0.9, 0.5, 0.7], optimizer=sgd(0.1)),
+        make("20260101-000002", [0.8, 0.4, None], optimizer=sgd(0.2)),
+        make("20260101-000003", [0.6, 0.6, 0.6], optimizer=sgd(0.3)),
+    ]
+    printed = compared(capsys, *runs)
+    assert printed[:5] == [
+        "Photos, cross_entropy: 3 runs, by min val_loss, commit abcdef0",
+        "  run                best    last  epochs   lr     time",
+        "  20260101-000002  0.4000       -     3/3  0.2  0:01:30",
+        "  20260101-000001  0.5000  0.7000     3/3  0.1  0:01:30",
+        "  20260101-000003  0.6000  0.6000     3/3  0.3  0:01:30",
+    ]
+    table = written(runs[0].parent)
+    assert [row["run"] for row in table] == [f"small/20260101-00000{place}" for place in (2, 1, 3)]
+    assert [row["best_epoch"] for row in table] == ["2", "2", "1"]
+    assert [row["optimizer.args.lr"] for row in table] == ["0.2", "0.1", "0.3"]
+    assert table[1]["last_val_accuracy"] == "0.3"
+    assert table[1]["when"] == "2026-01-01 00:00:01"
+    assert "trainer.save_dir" not in table[0]
+
+
+def test_the_largest_is_best_where_that_is_monitored(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    short = make("20260101-000001", [0.1, 0.1], monitor="max val_accuracy")
+    make("20260101-000002", [0.5, 0.5, 0.5], monitor="max val_accuracy")
+    printed = compared(capsys, short.parent)
+    assert "by max val_accuracy" in printed[0]
+    assert [line.split()[0] for line in printed[2:4]] == ["20260101-000002", "20260101-000001"]
+
+
+def test_what_became_of_each_run_is_said(make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    done = make("20260101-000001", [0.3, 0.2, 0.1])
+    make("20260101-000002", [0.4, 0.5])
+    early = {"epochs": 50, "early_stop": 2, "monitor": "min val_loss"}
+    make("20260101-000003", [0.2, 0.5, 0.5], trainer=early)
+    shutil.rmtree(make("20260101-000004", [0.3, 0.3, 0.5]) / "checkpoints")
+    make("20260101-000005", [])
+    cut = make("20260101-000006", [0.6, 0.6, 0.6]) / "metrics.jsonl"
+    cut.write_text(cut.read_text()[:-20])
+    garbage = make("20260101-000007", [0.7, 0.7, 0.7]) / "metrics.jsonl"
+    garbage.write_bytes(b"\xff\xfe" + garbage.read_bytes())
+    lines = make("20260101-000008", [0.8, 0.8, 0.8]) / "metrics.jsonl"
+    lines.write_text('[1]\n{"epoch": "one"}\n' + lines.read_text())
+    (make("20260101-000009", [0.9]) / "config.json").write_text("{")
+    (tmp_path / "saved" / "small" / "foreign").mkdir()
+    (tmp_path / "saved" / "small" / "notes.txt").touch()
+    printed = compared(capsys, *sorted(done.parent.iterdir()))
+    states = {line.split()[0]: line for line in printed if line.startswith("  2026")}
+    for place, state in enumerate(
+        ["done", "unfinished", "done", "no checkpoint", "unfinished", "unfinished", "damaged", "damaged", "damaged"], 1
+    ):
+        assert f"  {state} " in states[f"20260101-00000{place}"], (place, printed)
+    assert any(line.startswith("unknown task: 1 run") for line in printed)
+    notes = [line for line in printed if line.startswith(("damaged", "no run"))]
+    said = ["metrics.jsonl cannot be read", "line 1 is no record", "config.json cannot be read", "foreign", "notes.txt"]
+    for note, part in zip(notes, said, strict=True):
+        assert part in note
+    assert len(written(done.parent)) == 9
+
+
+def test_another_task_has_a_table_of_its_own(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    one = make("20260101-000001", [0.3, 0.2, 0.1])
+    make("20260101-000002", [0.4, 0.4, 0.4])
+    make("20260101-000003", [0.0, 0.0, 0.0], loss={"type": "mse_loss", "args": {}})
+    printed = compared(capsys, one.parent)
+    titles = [line for line in printed if "by min" in line]
+    assert titles == [
+        "Photos, cross_entropy: 2 runs, by min val_loss, commit abcdef0",
+        "Photos, mse_loss: 1 run, by min val_loss, commit abcdef0",
+    ]
+    assert [row["loss"] for row in written(one.parent)] == ["cross_entropy", "cross_entropy", "mse_loss"]
+
+
+def photos(**arguments: Any) -> dict[str, Any]:
+    return {"type": "Photos", "args": {"batch_size": 8, **arguments}}
+
+
+def test_other_data_of_the_same_kind_are_another_task(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    one = make("20260101-000001", [0.3, 0.2, 0.1], data_loader=photos(data_dir="cats", validation_split=0.1))
+    for place, data in enumerate(
+        [
+            photos(data_dir=str(ROOT / "cats"), validation_split=0.1, batch_size=16, flip=True),
+            photos(data_dir="dogs", validation_split=0.1),
+            photos(data_dir="cats", validation_split=0.2),
+        ],
+        start=2,
+    ):
+        make(f"20260101-00000{place}", [0.0, 0.0, 0.0], data_loader=data)
+    printed = compared(capsys, one.parent)
+    titles = [(line.partition(",")[2], which) for line, which in pairwise(printed) if "by min" in line]
+    assert titles == [
+        (" cross_entropy: 2 runs, by min val_loss, commit abcdef0", "  data_dir=cats, validation_split=0.1"),
+        (" cross_entropy: 1 run, by min val_loss, commit abcdef0", "  data_dir=dogs, validation_split=0.1"),
+        (" cross_entropy: 1 run, by min val_loss, commit abcdef0", "  data_dir=cats, validation_split=0.2"),
+    ]
+    assert [row["data"] for row in written(one.parent)] == [
+        *["Photos (data_dir=cats, validation_split=0.1)"] * 2,
+        "Photos (data_dir=dogs, validation_split=0.1)",
+        "Photos (data_dir=cats, validation_split=0.2)",
+    ]
+    assert not any("as if the data were the same" in line for line in printed)
+
+
+def test_an_argument_that_may_mean_other_data_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, subset in enumerate(["all", "few"], start=1):
+        run = make(f"20260101-00000{place}", [0.1, 0.2, 0.3], data_loader=photos(subset=subset, batch_size=place))
+    printed = compared(capsys, run.parent)
+    assert printed[0].startswith("Photos, cross_entropy: 2 runs")
+    assert "  ranked as if the data were the same, whatever this says: subset" in printed
+
+
+def test_every_argument_of_our_data_loaders_is_known_to_the_comparison() -> None:
+    for name in ("CIFAR10Loader", "ImageFolderLoader", "RandomTensorLoader"):
+        assert DATA_LOADERS.parameters(name).keys() <= WHICH_DATA | HOW_FED, name
+
+
+def test_runs_that_monitor_nothing_are_ranked_by_their_loss(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "by min val_loss" in compared(capsys, make("20260101-000001", [0.3], monitor=None))[0]
+    strange = make("20260101-000002", [0.3], trainer={"monitor": ["x"], "epochs": "many", "early_stop": "no"})
+    assert "by min val_loss" in compared(capsys, strange)[0]
+    bare = make("20260101-000003", [], monitor=None)
+    (bare / "metrics.jsonl").write_text('{"epoch": 1, "loss": 3}\n')
+    assert "by min loss" in compared(capsys, bare)[0]
+
+
+def test_what_finds_no_place_is_in_the_csv(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"quite_a_long_key_{place}" for place in range(9)]
+    for run in (1, 2):
+        optimizer = {"type": "SGD", "args": dict.fromkeys(keys, f"value {run}")}
+        folder = make(f"20260101-00000{run}", [0.1 * run], optimizer=optimizer)
+    printed = compared(capsys, folder.parent)
+    further = " ".join(line.strip() for line in printed[4:] if line.startswith("  "))
+    assert further.startswith("further in comparison.csv: ")
+    assert keys[-1] in further
+    assert written(folder.parent)[0][f"optimizer.args.{keys[-1]}"] == "value 1"
+
+
+def test_a_folder_above_them_names_its_runs_and_each_counts_once(
+    make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = make("20260101-000001", [0.1])
+    make("renamed", [0.2])
+    make(".20260101-000003-77.tmp", [0.3])
+    printed = compared(capsys, tmp_path / "saved", run, run.parent)
+    assert printed[0].startswith("Photos, cross_entropy: 2 runs")
+    assert "when" in printed[1]
+    assert "2026-01-02 03:04" in printed[3]
+
+
+def test_our_own_files_of_the_last_time_are_passed_over(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("20260101-000001", [0.1])
+    before = sorted(path.name for path in run.iterdir())
+    first = compared(capsys, *run.parent.iterdir())
+    assert compared(capsys, *run.parent.iterdir()) == first
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_another_folder_for_the_files(make: Make, tmp_path: Path) -> None:
+    run = make("20260101-000001", [0.1])
+    test.main(["--compare", str(run), "--out", str(tmp_path / "new" / "folder")])
+    assert len(written(tmp_path / "new" / "folder")) == 1
+    assert not (run.parent / "comparison.csv").exists()
+
+
+def test_a_formula_in_a_config_is_none_in_a_spreadsheet(make: Make) -> None:
+    for place in (1, 2):
+        run = make(f"20260101-00000{place}", [0.1], optimizer={"type": f"=cmd({place})", "args": {}})
+    test.main(["--compare", str(run.parent)])
+    assert [row["optimizer.type"] for row in written(run.parent)] == ["'=cmd(1)", "'=cmd(2)"]
+
+
+def test_many_runs_are_drawn_up_to_the_best_ones(make: Make) -> None:
+    for place in range(10, 30):
+        run = make(f"20260101-0000{place}", [0.1 * place])
+    test.main(["--compare", str(run.parent)])
+    assert len(written(run.parent)) == 20
+
+
+def test_a_mistake_is_one_message_and_status_2(
+    make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make("20260101-000001", [0.1])
+    (tmp_path / "empty").mkdir()
+    for arguments, says in [
+        (["--compare", "nowhere"], "nowhere: there is no such run folder"),
+        (["--compare", "empty"], "there is no run to compare: no config.json in empty"),
+        (["--compare", str(run), "trainer.epochs=3"], "--compare takes run folders; trainer.epochs=3 is none"),
+    ]:
+        assert cli.run(test.main, arguments) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("", f"error: {says}\n")
+    for arguments in (["--compare", "a", "-r", "b"], ["-r", "a", "--compare", "b"], ["--compare"], []):
+        with pytest.raises(SystemExit, match="2"):
+            test.main(arguments)
+    with pytest.raises(CheckpointError):
+        test.main(["--compare", str(run), "saved/smal"])
+    assert not (run.parent / "comparison.csv").exists()

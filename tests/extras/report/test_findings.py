@@ -1,0 +1,244 @@
+"""What is found batch by batch is what all outputs at once would show."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from base.base_data_loader import BaseDataLoader
+from base.data.batches import Window
+from base.data.sources import Source, TensorSource
+from base.metric import StepResult
+from data_loader.cifar10 import CIFAR10Loader
+from extras.report.classification import Classification, are_probabilities, as_probabilities
+from extras.report.findings import Findings
+from extras.report.regression import Regression
+from model.loss import cross_entropy, mse_loss
+from utils.distributed.process_group import Processes
+
+
+class Noise(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> Source:
+        return self.test_data()
+
+    def test_data(self) -> Source:
+        return TensorSource(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+
+
+def outputs_and_targets(samples: int = 300, classes: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(classes, (samples,), generator=generator)
+    return torch.randn(samples, classes, generator=generator) + 2 * torch.eye(classes)[targets], targets
+
+
+def classified(outputs: Tensor, targets: Tensor, batch: int, **arguments: Any) -> Classification:
+    found = Classification(outputs.shape[1], **arguments)
+    for start in range(0, len(outputs), batch):
+        part = slice(start, start + batch)
+        pictures = torch.arange(start, start + len(outputs[part])).to(torch.uint8)[:, None, None, None]
+        probabilities = as_probabilities(outputs[part], given=False)
+        found.add(start, probabilities, targets[part], pictures.__getitem__)
+    return found
+
+
+def test_a_classification_by_its_definitions() -> None:
+    outputs, targets = outputs_and_targets()
+    found = classified(outputs, targets, batch=64)
+    chances = outputs.softmax(1)
+    confidence, predicted = chances.max(1)
+    for true in range(5):
+        for guess in range(5):
+            assert found.confusion[true, guess] == ((targets == true) & (predicted == guess)).sum()
+    right = predicted == targets
+    assert found.accuracy() == pytest.approx(right.float().mean().item())
+    error = 0.0
+    for place in range(found.BINS):
+        inside = (confidence >= place / found.BINS) & (confidence < (place + 1) / found.BINS)
+        if inside.any():
+            gap = confidence[inside].mean() - right[inside].float().mean()
+            error += abs(gap.item()) * inside.float().mean().item()
+    assert found.calibration_error() == pytest.approx(error, abs=1e-6)
+    wrong = [i for i in confidence.argsort(descending=True).tolist() if not right[i]][: found.keep]
+    assert [mistake.sample for mistake in found.mistakes] == wrong
+    for mistake in found.mistakes:
+        assert mistake.true == targets[mistake.sample]
+        assert mistake.predicted == predicted[mistake.sample]
+        assert mistake.probability == pytest.approx(confidence[mistake.sample].item())
+        assert mistake.picture is not None
+        assert mistake.picture.item() == mistake.sample % 256
+
+
+def test_precision_recall_counts_are_those_of_each_threshold() -> None:
+    outputs, targets = outputs_and_targets()
+    found, chances = classified(outputs, targets, batch=64), outputs.softmax(1).numpy()
+    last = found.THRESHOLDS - 1
+    for label in (0, 3):
+        true, false = found.curve(label)
+        for place in (0, 1, 40, 100, last):
+            above = np.floor(chances[:, label] * last) >= place
+            assert true[place] == (above & (targets.numpy() == label)).sum()
+            assert false[place] == (above & (targets.numpy() != label)).sum()
+
+
+def test_scores_of_classes_that_are_rare_or_never_predicted() -> None:
+    found = Classification(3)
+    found.confusion[:] = [[3, 1, 0], [2, 4, 0], [0, 0, 0]]
+    scores = found.scores()
+    assert scores.precision.tolist()[:2] == [0.6, 0.8]
+    assert scores.recall.tolist()[:2] == [0.75, 4 / 6]
+    assert scores.f1.tolist()[0] == pytest.approx(2 * 0.6 * 0.75 / 1.35)
+    assert np.isnan([scores.precision[2], scores.recall[2], scores.f1[2]]).all()
+    assert scores.support.tolist() == [4, 6, 0]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 300])
+def test_batches_of_any_size_show_the_same(batch: int) -> None:
+    outputs, targets = outputs_and_targets()
+    whole, parts = classified(outputs, targets, 300), classified(outputs, targets, batch)
+    for name in ("confusion", "scored"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name))
+    assert np.allclose(whole.bins, parts.bins)
+    assert [mistake.sample for mistake in whole.mistakes] == [mistake.sample for mistake in parts.mistakes]
+
+
+def test_nothing_grows_with_the_samples() -> None:
+    sizes = []
+    for samples in (300, 3000):
+        found = classified(*outputs_and_targets(samples), batch=50)
+        regression = Regression(samples * 10, 1)
+        for number in range(10):
+            regression.add(samples * number, torch.randn(samples, 1), torch.randn(samples, 1))
+        assert regression.numbers == samples * 10
+        arrays = [found.confusion, found.bins, found.scored]
+        sizes.append((sum(map(sys.getsizeof, arrays)), len(found.mistakes)))
+        assert regression.pairs.shape[1] <= Regression.KEPT
+    assert sizes[0] == sizes[1]
+
+
+def test_a_target_that_is_no_class_is_left_out() -> None:
+    outputs, targets = outputs_and_targets()
+    kept = targets.clone()
+    kept[::3] = -100
+    found, expected = classified(outputs, kept, 64), classified(outputs[kept >= 0], targets[kept >= 0], 64)
+    assert found.samples == expected.samples == 200
+    assert all(kept[mistake.sample] == mistake.true for mistake in found.mistakes)
+    assert np.array_equal(found.confusion, expected.confusion)
+
+
+def test_what_counts_as_a_probability() -> None:
+    logits = torch.randn(20, 4)
+    chances = logits.softmax(1)
+    assert torch.allclose(as_probabilities(logits.log_softmax(1), given=False), chances)
+    assert not are_probabilities(logits)
+    assert not are_probabilities(logits.log_softmax(1))
+    assert are_probabilities(chances.to(torch.bfloat16))
+    assert torch.equal(as_probabilities(chances, given=True), chances)
+    assert as_probabilities(torch.tensor([[float("nan"), 1.0]]), given=False).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("width", [1, 3, 10])
+@pytest.mark.parametrize("batch", [1, 77, 2000])
+def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = 1e4 + torch.randn(2000, width, generator=generator)
+    guess = true + 0.1 + 0.5 * torch.randn(2000, width, generator=generator)
+    found = Regression(2000, width)
+    for start in range(0, 2000, batch):
+        found.add(start, guess[start : start + batch], true[start : start + batch])
+    residual = (guess.double() - true.double()).numpy()
+    values = found.residuals()
+    assert values.mean == pytest.approx(residual.mean())
+    assert values.deviation == pytest.approx(residual.std(), rel=1e-6)
+    assert values.rmse == pytest.approx(np.sqrt((residual**2).mean()))
+    assert values.mae == pytest.approx(np.abs(residual).mean())
+    assert values.largest == pytest.approx(np.abs(residual).max())
+    assert values.r2 == pytest.approx(1 - (residual**2).sum() / true.double().numpy().var() / true.numel())
+    kept = found.pairs.shape[1]
+    assert min(1600, Regression.KEPT // 2) <= kept <= Regression.KEPT
+    every = -(-2000 * width // kept)
+    assert np.array_equal(found.pairs[1], true.double().flatten().numpy()[::every][:kept])
+
+
+def test_the_sample_of_a_regression_has_all_of_a_samples_numbers() -> None:
+    found = Regression(Regression.KEPT, 2)
+    true = torch.tensor([1.0, 2.0]).expand(Regression.KEPT, 2)
+    found.add(0, true, true)
+    assert set(found.pairs[1]) == {1, 2}
+
+
+def test_numbers_that_are_not_finite_are_left_out() -> None:
+    found = Regression(4, 1)
+    found.add(0, torch.tensor([1.0, float("nan"), 3.0, 4.0]), torch.tensor([1.0, 2.0, float("inf"), 5.0]))
+    assert found.numbers == 2
+    assert found.residuals().largest == 1
+
+
+LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss", "task"),
+    [
+        (SCORES, LABELS, cross_entropy, "classification"),
+        (SCORES[:, :1], LABELS, cross_entropy, "classification"),
+        (SCORES, LABELS.int(), nn.NLLLoss(), "classification"),
+        (SCORES, SCORES, mse_loss, "regression"),
+        (SCORES[:, 0], SCORES[:, 0], nn.L1Loss(), "regression"),
+        (SCORES.bfloat16(), SCORES, mse_loss, "regression"),
+        (SCORES, SCORES.softmax(1), cross_entropy, None),
+        (SCORES, SCORES.sigmoid(), nn.BCEWithLogitsLoss(), None),
+        (torch.randn(6, 3, 4, 4), torch.zeros(6, 4, 4, dtype=torch.int64), cross_entropy, None),
+        (torch.randn(6, 1001), LABELS, cross_entropy, None),
+        (SCORES, LABELS[:, None], cross_entropy, None),
+        (SCORES, SCORES[:, :1], mse_loss, None),
+        (LABELS, LABELS, mse_loss, None),
+        (LABELS.float().sum(), SCORES.sum(), mse_loss, None),
+    ],
+)
+def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, task: str | None) -> None:
+    runtime = SimpleNamespace(processes=Processes())
+    findings = Findings(SimpleNamespace(data=Noise(batch_size=1), criterion=loss, runtime=runtime))  # type: ignore[arg-type]
+    findings.begin_evaluation(6)
+    with torch.inference_mode():
+        for start in (0, 3):
+            part = slice(start, start + 3)
+            result = StepResult(torch.tensor(0.0), *(item[part] if item.dim() else item for item in (outputs, targets)))
+            findings.evaluated(Window(0, start, start + 3), (torch.rand(3, 3, 8, 8), LABELS[part]), result)
+    assert (findings.classification is not None) == (task == "classification")
+    assert (findings.regression is not None) == (task == "regression")
+    if findings.classification:
+        assert findings.classification.samples == 6
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (3, 3), (2, 1), (4, 1), (16, 1)])
+def test_inputs_as_pictures(channels: int, shown: int) -> None:
+    inputs = torch.randn(5, channels, 6, 7)
+    pictures = Noise(batch_size=1).pictures(inputs)
+    assert pictures is not None
+    assert (pictures.shape, pictures.dtype) == ((5, 6, 7, shown), torch.uint8)
+    assert [int(end) for end in pictures.aminmax()] == [0, 255]
+    grey = inputs.mean(1) if shown == 1 else inputs[:, 0]
+    assert pictures[0, :, :, 0].flatten().argmax() == grey[0].flatten().argmax()
+
+
+def test_inputs_that_are_no_pictures_and_pictures_as_they_are() -> None:
+    show = Noise(batch_size=1).pictures
+    for inputs in (torch.randn(5, 10), torch.randn(5, 3, 8), torch.randn(5, 1, 2, 3, 4)):
+        assert show(inputs) is None
+    stored = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    as_stored = show(stored)
+    assert as_stored is not None
+    assert torch.equal(as_stored, stored.permute(0, 2, 3, 1))
+    for inputs in (torch.full((2, 1, 4, 4), 3.0), torch.full((2, 1, 4, 4), float("nan")), torch.empty(0, 3, 4, 4)):
+        assert show(inputs) is not None
+
+
+def test_photographs_come_back_to_the_byte() -> None:
+    loader = CIFAR10Loader(batch_size=1, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
+    pictures = loader.pictures(loader.normalize(images))
+    assert torch.equal(pictures, images)

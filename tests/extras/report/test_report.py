@@ -1,0 +1,290 @@
+"""What test.py leaves in a run's folder."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import train
+from base.base_trainer import BaseTrainer
+from base.build import build_experiment
+from base.data.sources import TensorSource
+from data_loader.random_tensor import RandomTensorLoader
+from extras.report.markdown import escaped, table
+from tests.conftest import load_script
+from tests.helpers import curves, lines
+from utils import cli
+from utils.config import load_config
+from utils.distributed.process_group import Processes
+from utils.errors import DataError, UserError
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+test = load_script("test")
+
+IMAGES = {"input_shape": [3, 8, 8], "batch_size": 8, "num_samples": 24, "num_test_samples": 20}
+LINEAR = {"input_shape": [6], "batch_size": 8, "num_samples": 24, "num_test_samples": 20}
+
+
+def loader(**arguments: Any) -> dict[str, Any]:
+    return {"type": "RandomTensorLoader", "args": arguments}
+
+
+def net(inputs: int, outputs: int) -> dict[str, Any]:
+    return {"type": "TwoLayerNet", "args": {"in_features": inputs, "hidden_features": 5, "out_features": outputs}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "events")))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sound(folder: Path) -> str:
+    """report.md, all of whose links lead to files and whose tables have straight edges."""
+    text = (folder / "report.md").read_text()
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert links
+    for link in links:
+        assert (folder / link).is_file(), link
+    for block in text.split("\n\n"):
+        if block.startswith("|") and block.isascii():
+            assert len({len(line) for line in block.splitlines()}) == 1
+    return text
+
+
+@pytest.fixture
+def run(fit: Fit) -> Path:
+    return fit("trainer.epochs=1").run_dir
+
+
+def test_a_classification(fit: Fit) -> None:
+    run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
+    values = test.main(["-r", str(run)])
+    folder = run / "test"
+    pictures = ["calibration.png", "confusion_matrix.png", "mistakes.png"]
+    assert names(folder) == [*pictures[:2], "metrics.json", "mistakes.png", "predictions.csv", "report.md"]
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["accuracy"] == values["accuracy"]
+    assert 0 <= found["expected_calibration_error"] <= 1
+    table = rows(folder)
+    assert [row["index"] for row in table] == [str(index) for index in range(20)]
+    right = sum(row["true"] == row["predicted"] for row in table)
+    assert right / 20 == pytest.approx(values["accuracy"])
+    for row in table:
+        chances = {name: float(row[f"p_{name}"]) for name in "012"}
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+        assert max(chances, key=chances.__getitem__) == row["predicted"]
+    text = sound(folder)
+    assert text.startswith("# Test of small/")
+    assert all(f"({name})" in text for name in pictures)
+    support = [sum(row["true"] == name for row in table) for name in "012"]
+    assert [int(count) for count in re.findall(r"^\| \d .*\| +(\d+) \|$", text, flags=re.MULTILINE)[:3]] == support
+
+
+def test_mistakes_without_pictures_are_a_table(run: Path) -> None:
+    test.main(["-r", str(run)])
+    assert "mistakes.png" not in names(run / "test")
+    assert "| predicted | true" in sound(run / "test")
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_regression(fit: Fit, width: int) -> None:
+    data = loader(**LINEAR, target_shape=[width])
+    run = fit(data_loader=data, model=net(6, width), loss="mse_loss", metrics=["mean_absolute_error"]).run_dir
+    values = test.main(["-r", str(run)])
+    folder = run / "test"
+    assert names(folder) == ["metrics.json", "predictions.csv", "report.md", "residuals.png", "scatter.png"]
+    assert json.loads((folder / "metrics.json").read_text())["r2"] < 1
+    ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
+    residuals = [float(row[f"predicted{end}"]) - float(row[f"true{end}"]) for row in rows(folder) for end in ends]
+    assert len(residuals) == 20 * width
+    assert sum(map(abs, residuals)) / len(residuals) == pytest.approx(values["mean_absolute_error"], rel=1e-5)
+    assert f"of {20 * width} values" in sound(folder)
+
+
+def test_a_task_of_another_kind_has_its_metrics(fit: Fit) -> None:
+    data = loader(**LINEAR, target_shape=[3])
+    run = fit(data_loader=data, model=net(6, 3), loss="SoftMarginLoss", metrics=[]).run_dir
+    test.main(["-r", str(run)])
+    assert names(run / "test") == ["metrics.json", "report.md"]
+    assert "neither a classification nor a regression" in (run / "test" / "report.md").read_text()
+
+
+def test_what_an_older_report_had_and_this_one_has_not_is_removed(run: Path) -> None:
+    folder = run / "test"
+    folder.mkdir()
+    for name in ("scatter.png", "mistakes.png", ".predictions.csv.tmp", "notes.txt"):
+        (folder / name).touch()
+    test.main(["-r", str(run)])
+    assert names(folder) == [
+        "calibration.png", "confusion_matrix.png", "metrics.json", "notes.txt", "predictions.csv", "report.md",
+    ]  # fmt: skip
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_an_evaluation_that_fails_leaves_the_older_report_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test.main(["-r", str(run)])
+    before = {path.name: path.read_bytes() for path in (run / "test").iterdir()}
+    original, calls = BaseTrainer.evaluate, []
+
+    def evaluate(self: BaseTrainer, batches: Any, view: Any) -> Any:
+        class Failing(type(batches)):  # type: ignore[misc]
+            def one_pass(self) -> Any:
+                for pair in super().one_pass():
+                    calls.append(pair)
+                    if len(calls) == 2:
+                        raise OSError("the data are gone")
+                    yield pair
+
+        batches.__class__ = Failing
+        return original(self, batches, view)
+
+    monkeypatch.setattr(BaseTrainer, "evaluate", evaluate)
+    with pytest.raises(OSError, match="the data are gone"):
+        test.main(["-r", str(run)])
+    assert {path.name: path.read_bytes() for path in (run / "test").iterdir()} == before
+
+
+def test_one_test_of_a_run_at_a_time(run: Path) -> None:
+    (run / "test").mkdir()
+    with RunFolder(run / "test").locked(), pytest.raises(UserError, match=r"test is in use: .* writes a report"):
+        test.main(["-r", str(run)])
+
+
+def test_a_run_is_tested_while_it_is_trained(run: Path) -> None:
+    with RunFolder(run).locked():
+        assert test.main(["-r", str(run)])["loss"] > 0
+
+
+def test_tensorboard_shows_a_test_as_a_run_of_its_own_with_one_point(fit: Fit) -> None:
+    run = fit("trainer.epochs=2").run_dir
+    before = curves(run)
+    for _ in range(3):
+        values = test.main(["-r", str(run)])
+    shown = curves(run / "test")
+    assert [step for step, _ in shown["loss/test"]] == [10]
+    assert shown["accuracy/test"][0][1] == pytest.approx(values["accuracy"])
+    assert len(list((run / "test").glob("events*"))) == 2  # one of them empty, for a TensorBoard that has it open
+    assert curves(run) == before
+    train.main(["-r", str(run), "trainer.epochs=3"])
+    assert [step for step, _ in curves(run)["loss/train"]] == [5, 10, 15]
+    assert curves(run / "test") == shown
+
+
+def test_without_tensorboard_there_is_no_event_file(fit: Fit) -> None:
+    run = fit("trainer.tensorboard=false").run_dir
+    test.main(["-r", str(run)])
+    assert not list(run.rglob("events*"))
+
+
+def test_a_report_elsewhere_and_never_among_others_files(run: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_size for path in run.rglob("*")}
+    for _ in range(2):
+        test.main(["-r", str(run), "--out", str(tmp_path / "new" / "report")])
+    sound(tmp_path / "new" / "report")
+    assert cli.run(test.main, ["-r", str(run), "--out", str(run)]) == 2
+    assert {path: path.stat().st_size for path in run.rglob("*")} == before
+
+
+def test_names_of_every_kind(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["고양이", "a/b|c", "=1+1", 'a,"b"', "two\nlines"]
+    monkeypatch.setattr(RandomTensorLoader, "class_names", kinds)
+    run = fit(data_loader=loader(**LINEAR, num_classes=5), model=net(6, 5)).run_dir
+    test.main(["-r", str(run)])
+    table = rows(run / "test")
+    safe = [f"'{name}" if name.startswith("=") else name for name in kinds]
+    assert {row["true"] for row in table} <= set(safe)
+    assert list(table[0])[3:] == [f"p_{name}" for name in kinds]
+    text = sound(run / "test")
+    assert "| 고양이 " in text
+    assert "a/b\\|c" in text
+
+
+@pytest.mark.parametrize("classes", [1, 100, 101])
+def test_few_and_many_classes(fit: Fit, classes: int) -> None:
+    run = fit("metrics=[]", data_loader=loader(**LINEAR, num_classes=classes), model=net(6, classes)).run_dir
+    test.main(["-r", str(run)])
+    chances = [name for name in rows(run / "test")[0] if name.startswith("p_")]
+    assert chances == ([f"p_{name}" for name in range(classes)] if classes <= 100 else ["p_true", "p_predicted"])
+    assert f"| {classes - 1} " in sound(run / "test")
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+def test_images_of_any_channels(fit: Fit, channels: int) -> None:
+    data = loader(**{**IMAGES, "input_shape": [channels, 8, 8]}, num_classes=3)
+    run = fit(data_loader=data, model=net(64 * channels, 3)).run_dir
+    test.main(["-r", str(run)])
+    assert "mistakes.png" in names(run / "test")
+
+
+def test_what_a_loader_gives_for_pictures_is_checked(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
+    monkeypatch.setattr(RandomTensorLoader, "pictures", lambda self, inputs: inputs)
+    with pytest.raises(DataError, match=r"RandomTensorLoader.pictures gives \(\d+, 3, 8, 8\) float32; it should be"):
+        test.main(["-r", str(run)])
+
+
+def test_an_empty_test_set_is_said_and_nothing_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = TensorSource(torch.empty(0, 6), torch.empty(0, dtype=torch.int64))
+    monkeypatch.setattr(RandomTensorLoader, "test_data", lambda self: empty)
+    with pytest.raises(DataError, match="the test data are empty"):
+        test.main(["-r", str(run)])
+    assert not (run / "test").exists()
+
+
+def test_a_foreign_event_file_is_no_trouble(run: Path) -> None:
+    for folder in (run, run / "test"):
+        folder.mkdir(exist_ok=True)
+        (folder / "events.out.tfevents.1700000000.elsewhere").write_bytes(b"garbage" * 99)
+        (folder / "events.out.tfevents.of-mine").write_bytes(b"mine")
+    test.main(["-r", str(run)])
+    assert (run / "test" / "events.out.tfevents.of-mine").read_bytes() == b"mine"
+    assert len(curves(run / "test")["loss/test"]) == 1
+
+
+def test_values_that_are_no_numbers_are_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.two_layer_net.TwoLayerNet.forward", lambda self, x: x[:, :3] * float("nan"))
+    test.main(["-r", str(run)])
+    assert '"loss": null' in (run / "test" / "metrics.json").read_text()
+    assert lines(run)[-1]["epoch"] == 1
+
+
+@pytest.mark.parametrize("name", ["report.md", "predictions.csv", ".lock"])
+def test_a_link_leads_nothing_out_of_the_folder(run: Path, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (run / "test").mkdir()
+    (run / "test" / name).symlink_to(precious)
+    with pytest.raises(UserError, match="is a symbolic link"):
+        test.main(["-r", str(run)])
+    assert precious.read_text() == "precious"
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
+    lines = table(["name", "n"], [["고양이", "1"], ["cat", "22"]]).splitlines()
+    assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
+
+
+def test_several_processes_read_one_checkpoint_though_another_takes_its_place(run: Path) -> None:
+    class Team(Processes):
+        """Of two, the other reads ``best.pth`` before it is replaced, and then again."""
+
+        others: ClassVar = ["", 3, "", 5]
+
+        def all(self, value: Any) -> list[Any]:
+            return [value, self.others.pop(0)]
+
+    folder = RunFolder(run)
+    model = build_experiment(load_config(folder.config)).model
+    assert test._load(folder.checkpoints / "last.pth", folder, model, Team())["progress"]["steps"] == 5
+    assert not Team.others

@@ -1,0 +1,92 @@
+"""``train.py --list``: everything that a config may name is in it, with what it takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from extras.schema import docstrings
+from extras.schema.catalogue import listing
+from tests.configs import SOUND, message
+from utils.errors import UserError
+from utils.registry import DATA_LOADERS, OPTIMIZERS, REGISTRIES
+
+
+def test_every_component_is_listed_with_its_arguments() -> None:
+    text = listing()
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            assert f"  {name}(" in text
+    assert "LeNet(in_channels=3, kernel_size=5, num_classes=10, dropout=0.0)" in text
+    assert "Classifies 32x32 images" in text
+    assert "SGD(lr=0.001, momentum=0, " in text
+    assert "Implements stochastic gradient descent" in text
+
+
+def test_the_whole_of_one() -> None:
+    text = listing("CIFAR10Loader")
+    assert "data_loader/cifar10.py:" in text
+    assert "validation_split: float >= 0 < 1 or int >= 0 = 0.1" in text
+    assert "part of the training data that is held out" in text
+    assert '"data_loader": {"type": "CIFAR10Loader", "args": {"batch_size": ...}}' in text
+    assert "total_steps: int or null, taken from the length of the run" in listing("OneCycleLR")
+    assert '"metrics": [{"type": "F1Score", "args": {"task": ...}}]' in listing("F1Score")
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(UserError, match='there is no component "Lenett"; did you mean "LeNet"'):
+        listing("Lenett")
+    with pytest.raises(UserError, match="--list shows all"):
+        listing("qqqqqqq")
+    with pytest.raises(UserError, match='"nll_loss"; here it is "cross_entropy" on outputs without'):
+        listing("nll_loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MulticlassAccuracy", '{"type": "Accuracy", "args": {"task": "multiclass", "num_classes": ...}}'),
+        ("MultilabelF1Score", '{"type": "F1Score", "args": {"task": "multilabel", "num_labels": ...}}'),
+        ("BinaryRecall", '{"type": "Recall", "args": {"task": "binary"}}'),
+    ],
+)
+def test_a_metric_of_one_task_is_told_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f'no component "{name}"; here it is {text}')):
+        listing(name)
+    config = tmp_path / "config.json"
+    config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
+    assert f'there is no metric "{name}"; here it is {text}' in message(config)
+    config.write_text(SOUND.replace('"accuracy"', text.replace("...", "3")))
+    assert message(config) == ""
+
+
+def test_what_is_said_of_an_argument_stands_in_one_place() -> None:
+    text = listing("ImageFolderLoader")
+    assert text.count("edge of the images in pixels") == text.count("else a tenth of") == 1
+    assert "It is made anew when a file is added" in text
+    assert listing("SGD").startswith('SGD, an optimizer for "optimizer"')
+
+
+def test_it_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--list", "LeNet"])
+    assert ended.value.code == 0
+    assert "kernel_size: 3 or 5 = 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("further", [["seed=1"], ["-c", "config.json"], ["--check"], ["-r"], ["--bs", "3"]])
+def test_nothing_that_it_would_ignore_goes_with_it(further: list[str]) -> None:
+    with pytest.raises(UserError, match="--list goes alone"):
+        train.main(["--list", "LeNet", *further])
+
+
+def test_what_docstrings_say_of_arguments() -> None:
+    loader, sgd = DATA_LOADERS.get("CIFAR10Loader"), OPTIMIZERS.get("SGD")
+    assert loader is not None
+    assert sgd is not None
+    said = docstrings.arguments(loader, DATA_LOADERS.parameters("CIFAR10Loader"))
+    assert said.keys() == DATA_LOADERS.parameters("CIFAR10Loader").keys()
+    assert said["std"] == said["mean"]
+    said = docstrings.arguments(sgd, OPTIMIZERS.parameters("SGD"))
+    assert said["momentum"].startswith("momentum factor")

@@ -1,0 +1,252 @@
+"""config.schema.json and docs/config.md: up to date, valid, and as strict as the loader about structure."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import PositiveInt, ValidationError
+
+from extras.schema.__main__ import texts
+from extras.schema.config_table import MOST_USED, config_table
+from tests.configs import BUNDLED, SOUND, sound
+from tests.utils.config.mutations import VALUES, renamed_keys
+from utils.arguments import describe
+from utils.config.components import component_problems
+from utils.paths import PROJECT
+from utils.registry import METRICS, REGISTRIES
+from utils.schema import Config, TrainerConfig
+
+Schema = dict[str, Any]
+
+# to JSON Schema 1.0 is an integer; the loader is stricter
+STRICT_VALIDATOR = jsonschema.validators.extend(
+    jsonschema.Draft7Validator,
+    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    loaded: Schema = json.loads((PROJECT / "config.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def validator(schema: Schema) -> Any:
+    """An implementation that shares nothing with ours."""
+    return jsonschema.Draft7Validator(schema)
+
+
+def own_part(schema: Schema) -> Schema:
+    """What does not depend on the versions of torch and its friends."""
+    own = {f"{kind}.{name}" for kind, registry in REGISTRIES.items() for name in registry.own()}
+    names = [name for name in schema["definitions"] if name.removesuffix(".partial") in own]
+    return {"definitions": {name: schema["definitions"][name] for name in names}, "then": schema["then"]}
+
+
+def test_it_is_up_to_date(schema: Schema) -> None:
+    """Whole where the libraries are those it was made with; else what this project says itself."""
+    new = json.loads(texts()["config.schema.json"])
+    same_libraries = all(version(name).startswith(f"{made}.") for name, made in schema["madeWith"].items())
+    part = (lambda whole: whole) if same_libraries else own_part
+    assert part(new) == part(schema), "make schema writes it anew"
+
+
+def test_the_table_of_keys_is_up_to_date() -> None:
+    for name in ("docs/config.md", "README.md"):
+        assert texts()[name] == (PROJECT / name).read_text(encoding="utf-8"), f"make schema writes {name} anew"
+    for key in TrainerConfig.model_fields:
+        assert f"| `trainer.{key}` |" in texts()["docs/config.md"]
+    assert len(config_table(*MOST_USED).splitlines()) == 2 + len(MOST_USED), "a key of the README is none"
+    assert "| `trainer.profile_steps` | list of int > 0 or null |" in texts()["docs/config.md"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (list[PositiveInt] | None, "list of int > 0 or null"),
+        (list[int | str], "list of (int or str)"),
+        (Sequence[float], "list of float"),
+        (tuple[int, ...], "list of int"),
+        (tuple[float | None, float], "[float or null, float]"),
+    ],
+)
+def test_a_type_is_written_as_a_reader_writes_it(annotation: Any, text: str) -> None:
+    assert describe(annotation) == text
+
+
+def test_it_is_a_schema(schema: Schema) -> None:
+    jsonschema.Draft7Validator.check_schema(schema)
+    for reference in references(schema):
+        assert reference.removeprefix("#/definitions/").split("/")[0] in schema["definitions"]
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from references(item)
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_bundled_configs_are_valid_and_name_it(path: Any, validator: Any) -> None:
+    config = json.loads(path.read_text())
+    assert [error.message for error in validator.iter_errors(config)] == []
+    assert (path.parent / config["$schema"]).resolve() == PROJECT / "config.schema.json"
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_a_bundled_config_with_a_renamed_key_is_not_valid(path: Any, validator: Any) -> None:
+    for change, text in renamed_keys(path.read_text()):
+        assert not validator.is_valid(json.loads(text)), change
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "LeNett"),
+        ("model", {"type": "LeNet", "args": {"kernel_size": 4}}),
+        ("model", {"type": "LeNet", "arg": {}}),
+        ("model", {"type": "TwoLayerNet"}),
+        ("model", "TwoLayerNet"),
+        ("model", None),
+        ("model", {"args": {}}),
+        ("optimizer", {"type": "SGD", "args": {"lr": "0.1"}}),
+        ("optimizer", {"type": "SGD", "args": {"momentun": 0.9}}),
+        ("optimizer", {"type": "Adam", "args": {"betas": [0.9]}}),
+        ("metrics", ["acuracy"]),
+        ("metrics", [{"type": "F1Score", "args": {"task": "multiclas"}}]),
+        ("metrics", "accuracy"),
+        ("metrics", None),
+        ("lr_scheduler", {"type": "StepLR"}),
+        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1], "schedulers": ["StepLR"]}}),
+        ("trainer", {"epochs": 0}),
+        ("trainer", {"type": "Trainr"}),
+        ("trainer", {"epochs": None}),
+        ("runtime", {"precision": "fp64"}),
+        ("name", "a/b"),
+        ("seed", -1),
+        ("extra", 1),
+    ],
+)
+def test_what_is_structurally_wrong_is_not_valid(validator: Any, key: str, value: Any) -> None:
+    assert validator.is_valid(sound())
+    assert not validator.is_valid({**sound(), key: value})
+
+
+def test_a_config_that_extends_another_gives_only_what_differs(validator: Any) -> None:
+    changes: list[Schema] = [
+        {"name": "more"},
+        {"optimizer": {"args": {"lr": 0.1, "momentum": None}}},
+        {"optimizer": {"type": "SGD", "args": {"momentum": None}}},
+        {"lr_scheduler": None, "metrics": None, "trainer": {"epochs": None, "monitor": None}},
+        {"model": {"type": "TwoLayerNet", "args": {"hidden_features": 3}}},
+    ]
+    for change in changes:
+        assert validator.is_valid({"extends": "base.json", **change}), change
+        assert not validator.is_valid(change), change
+    wrong: list[Schema] = [
+        {"optimizer": {"type": "SGD", "args": {"momentun": 0.9}}},
+        {"optimizer": {"type": "SGD", "args": {"momentum": "0.9"}}},
+        {"trainer": {"epoch": 1}},
+        {"model": {"typ": "LeNet"}},
+    ]
+    for change in wrong:
+        assert not validator.is_valid({"extends": "base.json", **change}), change
+
+
+def completions(schema: Schema, value: Any, root: Schema) -> Iterator[tuple[str, str]]:
+    """What an editor offers as keys of a value, with the text beside each: it follows every part that applies."""
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/definitions/")
+        yield from completions(root["definitions"][name], value, root)
+    for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
+        yield from completions(part, value, root)
+    if "if" in schema:
+        applies = jsonschema.Draft7Validator({**schema["if"], "definitions": root["definitions"]}).is_valid(value)
+        yield from completions(schema.get("then" if applies else "else", {}), value, root)
+    for key, inner in schema.get("properties", {}).items():
+        yield key, inner.get("description", "")
+
+
+def below(schema: Schema, key: str, value: Any, root: Schema) -> Iterator[Schema]:
+    """The schemas that apply to what stands under a key."""
+    if "$ref" in schema:
+        yield from below(root["definitions"][schema["$ref"].removeprefix("#/definitions/")], key, value, root)
+    for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
+        yield from below(part, key, value, root)
+    if "if" in schema:
+        applies = jsonschema.Draft7Validator({**schema["if"], "definitions": root["definitions"]}).is_valid(value)
+        yield from below(schema.get("then" if applies else "else", {}), key, value, root)
+    if key in schema.get("properties", {}):
+        yield schema["properties"][key]
+
+
+def test_an_editor_completes_keys_and_shows_their_docstrings(schema: Schema) -> None:
+    offered = dict(completions(schema, {}, schema))
+    assert offered.keys() == {field.alias or name for name, field in Config.model_fields.items()}
+    assert all(offered.values()), "each key has a description"
+    (trainer,) = below(schema, "trainer", {}, schema)
+    assert dict(completions(trainer, {}, schema)).keys() == TrainerConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REGISTRIES if kind not in ("trainer", "metrics")])
+def test_an_editor_completes_the_arguments_of_every_component(schema: Schema, kind: str) -> None:
+    registry = REGISTRIES[kind]
+    names = {entry["const"]: entry["description"] for entry in schema["definitions"][f"{kind}.names"]["anyOf"]}
+    assert names.keys() == set(registry.names())
+    (component,) = below(schema, kind, {}, schema)
+    for name in registry.own():
+        assert names[name], "its docstring is shown"
+    for name in registry.names():
+        value = {"type": name, "args": {}}
+        offered: set[str] = set()
+        for args in below(component, "args", value, schema):
+            offered |= {key for key, _ in completions(args, {}, schema)}
+        known = {p.name for p in registry.parameters(name).values()}
+        assert offered <= known
+        assert {p for p in known if p not in ("weight", "pos_weight")} >= offered
+
+
+def test_arguments_carry_docstring_default_and_range(schema: Schema) -> None:
+    args = schema["definitions"]["data_loader.CIFAR10Loader"]["properties"]
+    assert args["crop"]["default"] == 0
+    assert args["crop"]["minimum"] == 0
+    assert "shift each image" in args["crop"]["description"]
+    assert "part of the training data" in args["validation_split"]["description"], "inherited from the base class"
+    assert schema["definitions"]["data_loader.CIFAR10Loader"]["required"] == ["batch_size"]
+    assert "momentum factor" in schema["definitions"]["optimizer.SGD"]["properties"]["momentum"]["description"]
+    assert {f"metrics.{name}" for name in METRICS.names()} <= schema["definitions"].keys()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(VALUES))
+def test_the_schema_refuses_what_the_loader_finds_structurally_wrong(seed: int, change: Any) -> None:
+    """And the other way round: what the loader takes is not underlined."""
+    draw = random.Random(seed)
+    value = change(json.loads(BUNDLED[seed % len(BUNDLED)].read_text()), draw)
+    schema = json.loads((PROJECT / "config.schema.json").read_text(encoding="utf-8"))
+    assert STRICT_VALIDATOR(schema).is_valid(value) == is_sound(value), json.dumps(value)
+
+
+def is_sound(value: Any) -> bool:
+    """Whether the loader finds each part of a config well made."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        Config.model_validate_json(json.dumps(value))
+    except ValidationError:
+        return False
+    return not component_problems(value)
+
+
+def test_the_config_of_the_messages_is_valid(validator: Any) -> None:
+    assert validator.is_valid(json.loads(SOUND))

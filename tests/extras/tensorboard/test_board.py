@@ -1,0 +1,450 @@
+"""What TensorBoard shows beside the curves; tests/extras/tensorboard/test_browser.py looks at it in a browser."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.util.tensor_util import make_ndarray
+from torch import Tensor, nn
+
+import train
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
+from data_loader.random_tensor import RandomTensorLoader
+from extras.tensorboard.board import Board
+from extras.tensorboard.graph import MOST, Recorder, recording
+from extras.tensorboard.summaries import histogram
+from model.lenet import LeNet
+from tests.helpers import ROOT, Json, curves, same, state
+from tests.small_data import SmallTensors
+from tests.utils.checkpoint.test_exactness import Killed, killed_in
+from trainer.trainer import Trainer
+from utils.errors import ConfigError
+from utils.registry import DATA_LOADERS, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+IMAGES: Json = {
+    "data_loader": {"type": "SmallTensors", "args": {"batch_size": 16, "validation_split": 40}},
+    "model": {"type": "LeNet", "args": {"dropout": 0.3}},
+}
+SIZES: Json = {"num_samples": 50, "batch_size": 8, "validation_split": 10}
+LINE: Json = {
+    "data_loader": {
+        "type": "RandomTensorLoader",
+        "args": {**SIZES, "input_shape": [3], "linear": [3, 1, -2]},
+    },
+    "model": {"type": "LinearRegression", "args": {"in_features": 3}},
+    "loss": "mse_loss",
+    "metrics": [],
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
+
+
+def read(run: Path) -> EventAccumulator:
+    everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
+    return EventAccumulator(str(run), size_guidance=everything).Reload()
+
+
+def tags(run: Path) -> set[str]:
+    found = read(run).Tags()
+    return {tag for kind in ("scalars", "images", "histograms", "tensors") for tag in found[kind]}
+
+
+def written(run: Path, tag: str) -> str:
+    return str(make_ndarray(read(run).Tensors(tag)[0].tensor_proto)[0].decode())
+
+
+def session(run: Path) -> Any:
+    """The run's hyperparameters, as the page of hyperparameters reads them."""
+    content = read(run).SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content
+    return hparams.parse_session_start_info_plugin_data(content).hparams
+
+
+class Peculiar(nn.Module):
+    """Has everything that a look might disturb: dropout, statistics of batches, and a count of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.out = nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.table is None:
+            self.table = torch.ones(6)  # kept from the first call, and used in training's
+        outputs: Tensor = self.out(self.drop(self.norm(x)) * self.table * self.norm.weight + torch.rand(()))
+        return outputs
+
+
+def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._own, "Peculiar", Peculiar)
+    for keys in ({"model": {"type": "Peculiar", "args": {}}}, IMAGES):
+        looked = fit("trainer.pictures_every=1", "trainer.profile_steps=[2,3]", **keys).run_dir
+        alone = fit("trainer.tensorboard=false", **keys).run_dir
+        one, other = state(looked), state(alone)
+        assert [part for part in one if part != "writers" and not same(one[part], other[part])] == []
+
+
+def test_a_classification_shows_all_there_is(fit: Fit) -> None:
+    run = fit("trainer.pictures_every=1", "trainer.monitor=max val_accuracy", **IMAGES).run_dir
+    weights = {name for name, _ in LeNet().named_parameters()}
+    expected = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in weights}
+    expected |= {f"{name}/{phase}" for name in ("loss", "accuracy") for phase in ("train", "valid", "step")}
+    expected |= {"best/loss", "best/accuracy", "learning_rate", "gradient_norm", "samples_per_second"}
+    expected |= {"images/training", "evaluation/confusion_matrix", "evaluation/mistakes", "config", "model"}
+    expected |= {f"precision_recall/{label}" for label in range(10)} | {"custom_scalars__config__"}
+    expected |= {hparams.SESSION_START_INFO_TAG, hparams.SESSION_END_INFO_TAG, "memory/process_MB"}
+    assert tags(run) == expected
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoints"]
+
+
+def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit: Fit, tmp_path: Path) -> None:
+    given: list[Tensor] = []
+
+    class Watching(Trainer):
+        def train_step(self, batch: Any, weight: float) -> StepResult:
+            given.append(batch[0])
+            return super().train_step(batch, weight)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRAINERS._own, "Watching", Watching)
+        run = fit("trainer.type=Watching", "trainer.pictures_every=1", **IMAGES).run_dir
+    (shown,) = read(run).Images("images/training")
+    assert shown.step == 0
+    path = tmp_path / "grid.png"
+    path.write_bytes(shown.encoded_image_string)
+    first = np.asarray(Image.open(path))[:32, :32]
+    assert np.array_equal(first, (given[0][0].permute(1, 2, 0) * 255).round().numpy())
+
+
+def test_a_regression_shows_predicted_over_true_values_and_no_classes(fit: Fit) -> None:
+    found = tags(fit("trainer.pictures_every=1", **LINE).run_dir)
+    assert "evaluation/predicted_over_true" in found
+    assert not [tag for tag in found if tag.startswith(("images", "evaluation/c", "evaluation/m", "precision"))]
+
+
+def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> None:
+    none = ("data_loader.args.validation_split=0", "trainer.pictures_every=1", "data_loader.args.num_workers=1")
+    assert "training/predicted_over_true" in tags(fit(*none, **LINE).run_dir)
+    looked = fit(*none, **IMAGES).run_dir
+    assert {"training/confusion_matrix", "training/mistakes"} <= tags(looked)
+    alone = fit(*none[::2], "trainer.tensorboard=false", **IMAGES).run_dir
+    assert same(state(looked)["model"], state(alone)["model"])
+
+
+def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fit) -> None:
+    def steps(*settings: str) -> list[int]:
+        found = read(fit("trainer.epochs=5", *settings).run_dir)
+        tag = "evaluation/confusion_matrix"
+        return [event.step for event in found.Images(tag)] if tag in found.Tags()["images"] else []
+
+    assert steps("trainer.pictures_every=2") == [10, 20, 25]
+    assert steps("trainer.pictures_every=null") == [25]
+    assert steps("trainer.pictures_every=0") == []
+    assert not read(fit("trainer.epochs=1", "trainer.pictures_every=0", **IMAGES).run_dir).Tags()["images"]
+    early = ("trainer.monitor=max val_loss", "trainer.early_stop=2")
+    assert steps("trainer.pictures_every=null", *early) == [15]
+
+
+def test_a_run_that_goes_on_shows_what_it_is_now(fit: Fit) -> None:
+    run = fit("trainer.epochs=1", "trainer.pictures_every=null").run_dir
+    before = tags(run)
+    train.main(["-r", str(run)])  # at its end already
+    assert tags(run) == before
+    assert hparams.SESSION_END_INFO_TAG in before
+    train.main(["-r", str(run), "trainer.epochs=2", "optimizer.args.lr=0.2"])
+    assert (session(run)["trainer.epochs"].number_value, session(run)["optimizer.lr"].number_value) == (2, 0.2)
+    assert '"epochs": 2' in written(run, "config")
+    assert [event.step for event in read(run).Images("evaluation/confusion_matrix")] == [5, 10]
+
+
+def test_an_unfinished_run_is_not_said_to_be_finished(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit().run_dir
+    with monkeypatch.context() as patch:
+        killed_in(patch, "take_step", calls=2)
+        with pytest.raises(Killed):
+            train.main(["-r", str(run), "trainer.epochs=3"])
+    assert hparams.SESSION_END_INFO_TAG not in tags(run)
+    train.main(["-r", str(run)])
+    assert hparams.SESSION_END_INFO_TAG in tags(run)
+
+
+def test_best_values_are_those_of_the_best_epoch(fit: Fit) -> None:
+    run = fit("trainer.epochs=6", "trainer.monitor=max val_loss").run_dir  # the first epoch is the best
+    found = curves(run)
+    assert found["best/loss"] == found["loss/valid"][:1]
+    assert found["best/accuracy"] == found["accuracy/valid"][:1]
+    alone = curves(fit("trainer.monitor=min loss", "data_loader.args.validation_split=0").run_dir)
+    assert alone["best/loss"] == alone["loss/train"]
+    assert "best/loss" not in curves(fit().run_dir)  # nothing is monitored
+
+
+def test_every_chart_of_the_overview_finds_its_curves(fit: Fit) -> None:
+    run = fit("trainer.monitor=min loss").run_dir
+    proto = make_ndarray(read(run).Tensors("custom_scalars__config__")[0].tensor_proto)[()]
+    layout = layout_pb2.Layout.FromString(proto)
+    assert layout.category[0].title == "overview"
+    assert list(layout.category[0].chart[0].multiline.tag) == ["^loss/train$", "^loss/valid$"]
+    there = read(run).Tags()["scalars"]
+    for category in layout.category:
+        for chart in category.chart:
+            for pattern in chart.multiline.tag:
+                assert any(re.search(pattern, tag) for tag in there), pattern
+
+
+def test_the_gradient_norm_is_that_before_clipping(fit: Fit) -> None:
+    often = ("trainer.log_every_steps=1", "trainer.epochs=1")
+    free, clipped = (curves(fit(*often, f"trainer.clip_grad_norm={norm}").run_dir) for norm in ("null", "0.001"))
+    assert free["gradient_norm"][0][1] == pytest.approx(clipped["gradient_norm"][0][1], rel=1e-5)
+    assert clipped["gradient_norm"][-1][1] > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["LBFGS", "Rprop"])
+def test_other_optimizers_are_looked_at_too(fit: Fit, optimizer: str) -> None:
+    run = fit(optimizer={"type": optimizer}, trainer={"profile_steps": [1, 2]}).run_dir
+    assert "gradient_norm" in tags(run)
+
+
+def test_the_model_stands_there_as_a_table_and_as_a_graph(fit: Fit) -> None:
+    run = fit(**IMAGES).run_dir
+    table = written(run, "model")
+    assert "62,006 parameters" in table
+    assert "| conv1 | Conv2d | (2, 6, 28, 28) | 456 |" in table
+    nodes = {node.name: node for node in GraphDef.FromString(read(run).Graph().SerializeToString()).node}
+    assert set(nodes["conv1/conv2d"].input) == {"inputs", "conv1/weight", "conv1/bias"}
+    assert nodes["outputs"].input == ["fc3/linear"]
+    assert all(source in nodes for node in nodes.values() for source in node.input)
+
+
+def test_a_graph_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(MOST):
+                x = x + 1
+            return x
+
+    recorder = Recorder(model := Long())
+    with recording(model, recorder):
+        model(torch.zeros(1))
+    assert len(recorder.nodes) == MOST
+
+
+class Unwatchable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) < 5:
+            raise ValueError("too few samples for me")
+        outputs: Tensor = self.out(x)
+        return outputs
+
+
+class InDict(Trainer):
+    """Batches that are no pairs."""
+
+    def train_step(self, batch: Any, weight: float) -> StepResult:
+        return super().train_step((batch["x"], batch["y"]), weight)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step((batch["x"], batch["y"]))
+
+
+def test_what_cannot_be_watched_still_trains(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS._own, "Unwatchable", Unwatchable)
+    run = fit("data_loader.args.eval_batch_size=10", model={"type": "Unwatchable", "args": {}}).run_dir
+    assert "too few samples for me" in written(run, "model")
+
+
+def test_pictures_that_cannot_be_drawn_stop_no_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the font is broken")
+
+    monkeypatch.setattr("extras.report.figures.confusion_matrix", broken)
+    assert fit("trainer.pictures_every=null").epochs == 2
+    assert "could not be drawn: the font is broken" in capsys.readouterr().err
+
+
+def test_a_profile_that_the_disk_does_not_take_stops_no_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Any, path: str) -> None:
+        Path(path).write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", full)
+    run = fit("trainer.profile_steps=[2,3]").run_dir
+    assert not list(run.glob("*trace*"))
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+
+
+def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would not take part in what the model exchanges, and it would wait for ever."""
+    begin = Board.begin
+
+    def begun_by_two(self: Board, trainer: BaseTrainer) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.runtime.processes, "count", 2)
+            begin(self, trainer)
+
+    monkeypatch.setattr(Board, "begin", begun_by_two)
+    run = fit().run_dir
+    assert "several processes" in written(run, "model")
+    assert not read(run).Tags()["graph"]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.complex64])
+def test_histograms_of_all_kinds_of_numbers(kind: torch.dtype) -> None:
+    values = torch.tensor([0.0, 1.0, 2.0, float("nan"), float("inf")], dtype=kind)
+    counts = make_ndarray(histogram("x", values).value[0].tensor)[:, 2]  # type: ignore[union-attr]
+    assert counts.sum() == (8 if values.is_complex() else 3)
+    assert make_ndarray(histogram("x", values[:1]).value[0].tensor)[:, 2].sum() in (1, 2)  # type: ignore[union-attr]
+    assert histogram("x", values.real[3:]) is None
+
+
+def test_batches_need_not_be_pairs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AsDataset(torch.utils.data.Dataset[Any]):
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def __len__(self) -> int:
+            return len(self.source)
+
+        def __getitem__(self, index: int) -> Any:
+            return {"x": self.source.inputs[index], "y": self.source.targets[index]}
+
+    class Dicts(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            return AsDataset(super().training_data(augment=augment))
+
+    monkeypatch.setitem(TRAINERS._own, "InDict", InDict)
+    monkeypatch.setitem(DATA_LOADERS._own, "RandomTensorLoader", Dicts)
+    found = tags(fit("trainer.type=InDict", "trainer.pictures_every=1").run_dir)
+    assert {"evaluation/confusion_matrix", "gradient_norm", "model"} <= found
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "grid"),
+    [([1, 8, 8], 3, True), ([16, 4, 4], 3, True), ([6], 1, False), ([6], 100, False), ([2, 3], 2, False)],
+)
+def test_inputs_and_classes_of_all_kinds(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, shape: list[int], classes: int, grid: bool
+) -> None:
+    monkeypatch.setattr(RandomTensorLoader, "class_names", tuple(f"옷/{label} (a b)" for label in range(classes)))
+    features = int(np.prod(shape))
+    run = fit(
+        data_loader={"type": "RandomTensorLoader", "args": {**SIZES, "input_shape": shape, "num_classes": classes}},
+        model={"type": "TwoLayerNet", "args": {"in_features": features, "hidden_features": 5, "out_features": classes}},
+        trainer={"pictures_every": 1},
+    ).run_dir
+    found = tags(run)
+    assert ("images/training" in found) == grid
+    assert "evaluation/confusion_matrix" in found
+    drawn = {tag for tag in found if tag.startswith("precision_recall/")}
+    names = ["all classes"] if classes > 20 else RandomTensorLoader.class_names
+    assert drawn == {f"precision_recall/{name}" for name in names or ()}
+
+
+def test_a_precision_recall_curve_is_right(fit: Fit) -> None:
+    run = fit().run_dir
+    curve = make_ndarray(read(run).Tensors("precision_recall/0")[-1].tensor_proto)  # (6, T)
+    true, false, true_negative, false_negative, precision, recall = curve
+    assert (true + false + true_negative + false_negative == 10).all()
+    assert (recall[0], precision[0]) == (1, pytest.approx(true[0] / 10))
+    assert (np.diff(true) <= 0).all()
+
+
+def test_a_profile_holds_the_steps_that_were_asked_for(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.profile_steps=[4,6]").run_dir
+    trace = json.loads(gzip.decompress((run / "steps-4-6.pt.trace.json.gz").read_bytes()))
+    names = {str(event.get("name")) for event in trace["traceEvents"]}
+    assert {name for name in names if name.startswith("ProfilerStep")} == {f"ProfilerStep#{step}" for step in (4, 5, 6)}
+    assert "aten::addmm" in names
+    assert f"profile of the steps 4 to 6, for ui.perfetto.dev: {run}/steps-4-6.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "written", "says"),
+    [
+        ("[400,600]", [], "the run ends with step 10, before step 400"),
+        ("[7,600]", ["steps-7-10.pt.trace.json.gz"], "profile of the steps 7 to 10"),
+    ],
+)
+def test_steps_beyond_the_end_of_the_run(
+    fit: Fit, capsys: pytest.CaptureFixture[str], steps: str, written: list[str], says: str
+) -> None:
+    run = fit(f"trainer.profile_steps={steps}").run_dir
+    assert [path.name for path in run.glob("*.gz")] == written
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+
+
+def test_a_run_that_goes_on_profiles_what_is_left_of_the_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.profile_steps=[9,12]").run_dir
+    train.main(["-r", str(run), "trainer.epochs=3"])
+    train.main(["-r", str(run), "trainer.epochs=4"])
+    assert sorted(path.name[:11] for path in run.glob("*.gz")) == ["steps-11-12", "steps-9-10."]
+    assert "profile_steps" not in capsys.readouterr().err
+
+
+def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    early = ["trainer.epochs=9", "trainer.early_stop=1", "trainer.monitor=max val_loss"]
+    assert fit("trainer.profile_steps=[40,42]", *early).epochs < 8
+    assert "the run ended before step 40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["trainer.profile_steps=[5,2]"], "comes after the last"),
+        (["trainer.profile_steps=[0,2]"], "profile_steps"),
+        (["trainer.profile_steps=[3]"], "profile_steps"),
+        (["trainer.profile_steps=[1,2]", "trainer.tensorboard=false"], "goes with TensorBoard"),
+        (["trainer.pictures_every=-1"], "pictures_every"),
+    ],
+)
+def test_mistakes_are_told(fit: Fit, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        fit(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [
+        ("trainer.tensorboard=false", ["extras", "tensorboard", "matplotlib", "PIL"]),
+        ("trainer.pictures_every=0", ["matplotlib", "torch.utils.tensorboard"]),
+    ],
+)
+def test_nothing_is_imported_that_is_not_shown(
+    write_config: Callable[..., Path], setting: str, missing: list[str]
+) -> None:
+    code = (
+        f"import sys, train; train.main(['-c', {str(write_config())!r}, {setting!r}]);"
+        f"print([name for name in {missing} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,69 @@
+"""A TensorBoard that is open on the run folder shows one clean curve across kills and resumes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from base.base_trainer import BaseTrainer
+from tests.campaign import records
+from tests.helpers import TIMES, curves
+from tests.utils.checkpoint.test_exactness import Killed, killed_in
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+Curves = dict[str, list[tuple[int, float]]]
+OFTEN = ("trainer.epochs=4", "trainer.save_every_steps=3", "trainer.log_every_steps=1")
+
+
+def shown(reader: EventAccumulator) -> Curves:
+    """What a reader that stays open has now."""
+    reader.Reload()
+    tags = [tag for tag in reader.Tags()["scalars"] if tag not in TIMES]
+    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
+
+
+def test_an_open_reader_sees_one_curve(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed twice after the same checkpoint, so that the second resume drops a file that the reader is in."""
+    whole = fit(*OFTEN)
+    with monkeypatch.context() as patch:
+        killed_in(patch, "take_step", calls=9)
+        with pytest.raises(Killed):
+            fit(*OFTEN, name="watched")
+    run = RunFolder.newest(str(whole.run_dir.parent.parent), "watched").path
+    reader = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    assert shown(reader)["loss/step"][-1][0] == 8
+    with monkeypatch.context() as patch:
+        killed_in(patch, "take_step", calls=3)
+        patch.setattr(BaseTrainer, "save", lambda self: None)
+        with pytest.raises(Killed):
+            train.main(["-r", str(run)])
+    assert shown(reader)["loss/step"][-1][0] == 8
+    train.main(["-r", str(run)])
+    assert shown(reader) == curves(run) == curves(whole.run_dir)
+
+
+def test_each_step_stands_once_in_the_files_and_no_reader_has_to_sort_it_out(fit: Fit) -> None:
+    run = fit(*OFTEN, "trainer.keep_last=null").run_dir
+    before = records(run)
+    assert len({(tag, step) for tag, step, _ in before}) == len(before)
+    for step in (15, 3, 15):
+        train.main(["-r", str(run / "checkpoints" / f"step-{step:08d}.pth")])
+        assert records(run) == before
+
+
+def test_a_run_without_tensorboard_for_a_while_keeps_its_older_curves(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    train.main(["-r", str(run), "trainer.epochs=2", "trainer.tensorboard=false"])
+    train.main(["-r", str(run), "trainer.epochs=3", "trainer.tensorboard=true"])
+    assert [step for step, _ in curves(run)["loss/train"]] == [5, 15]
+
+
+def test_other_files_in_the_folder_are_left_alone(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    other: Path = run / "events.out.tfevents.of-mine"
+    other.write_text("mine")
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    assert other.read_text() == "mine"

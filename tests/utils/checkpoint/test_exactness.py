@@ -1,0 +1,104 @@
+"""A run that is killed and goes on ends with the bits of one that was left alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from base.base_trainer import BaseTrainer
+from tests.campaign import Campaign, config, differences, records
+from tests.helpers import leave_out
+from tests.small_data import SmallTensors
+from utils.registry import DATA_LOADERS
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing is saved."""
+
+
+@pytest.mark.parametrize(("loader", "kills"), [("SmallTensors", 2), ("SmallSamples", 1)])
+def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path, loader: str, kills: int) -> None:
+    """The short form of dev/campaigns/kill.py: a real process, SIGKILL before a random file operation, everything on.
+
+    A moment by the clock might come after the run's end on a fast machine.
+    """
+    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",))
+    assert differences(campaign.alone(), campaign.killed(kills)) == []
+    assert campaign.kills == kills
+
+
+@pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress"])
+def test_the_comparison_sees_a_part_that_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
+    whole = train.main(["-c", str(path)])
+    with monkeypatch.context() as patch:
+        killed_in(patch, "take_step", calls=13)
+        with pytest.raises(Killed):
+            train.main(["-c", str(path), "name=killed"])
+    run = RunFolder.newest(str(tmp_path), "killed").path
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "load_state_dict", BaseTrainer.load_state_dict)  # put back when the block is left
+        leave_out(part)
+        train.main(["-r", str(run)])
+    assert differences(whole.run_dir, run) != []
+
+
+def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
+    """End the run when this method of the trainer is called for the n-th time."""
+    original, left = getattr(BaseTrainer, method), [calls]
+
+    def killed(self: BaseTrainer, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return original(self, *arguments)
+
+    patch.setattr(BaseTrainer, method, killed)
+
+
+@pytest.mark.parametrize("method", ["take_step", "evaluate", "end_epoch"])
+@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("per_epoch", ["null", "4"])
+def test_killed_between_any_two_parts_of_the_loop(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, method: str, calls: int, per_epoch: str
+) -> None:
+    often = (
+        "trainer.monitor=min val_loss",
+        "trainer.save_every_steps=1",
+        "trainer.accumulate_steps=2",
+        "trainer.keep_last=null",
+    )
+    settings = (*often, "trainer.epochs=3", f"trainer.steps_per_epoch={per_epoch}")
+    whole = fit(*settings)
+    with monkeypatch.context() as patch:
+        killed_in(patch, method, calls=calls)
+        with pytest.raises(Killed):
+            fit(*settings, name="killed")
+    run = RunFolder.newest(str(whole.run_dir.parent.parent), "killed").path
+    train.main(["-r", str(run)])
+    assert differences(whole.run_dir, run) == []
+
+
+def test_event_files_survive_a_checkpoint_before_the_first_event_after_a_resume(fit: Fit) -> None:
+    settings = (
+        "trainer.monitor=min val_loss",
+        "trainer.save_every_steps=1",
+        "trainer.keep_last=null",
+        "trainer.log_every_steps=3",
+    )
+    whole = fit(*settings)
+    run = fit(*settings, name="other").run_dir
+    for step in ("03", "04", "04"):  # between 3 and 4 nothing is logged
+        train.main(["-r", str(run / "checkpoints" / f"step-000000{step}.pth")])
+    assert records(run) == records(whole.run_dir)
+    assert differences(whole.run_dir, run) == []

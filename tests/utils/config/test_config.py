@@ -1,0 +1,202 @@
+"""Loading a config: every mistake is found, all at once, each at its place."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.configs import BUNDLED, SOUND, message, sound
+from utils.config import load_config, to_json
+from utils.paths import PROJECT
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
+
+
+@pytest.fixture
+def said(tmp_path: Path) -> Callable[..., str]:
+    """What is said of a config, given as text or as a value; empty if it is sound."""
+
+    def load(config: str | dict[str, Any], *overrides: str) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(config if isinstance(config, str) else json.dumps(config, indent=1))
+        return message(path, *overrides)
+
+    return load
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_bundled_configs_are_sound(path: Path) -> None:
+    assert message(path) == ""
+
+
+def test_all_mistakes_at_once_in_the_order_of_the_file(said: Callable[..., str]) -> None:
+    config = sound() | {"nmae": 1, "seed": -1}
+    config["optimizer"]["args"] = {"lr": -1, "momentun": 0.9}
+    config["metrics"] = ["accuracy", {"type": "acuracy"}]
+    config["lr_scheduler"]["args"]["pct_start"] = 2.0
+    lines = said(config, "trainer.epochs=0").splitlines()
+    found = [line.split(": ")[1] for line in lines if line.startswith(("override", "..", "/")) or ".json:" in line]
+    places = ["metrics.1.type", "optimizer.args.lr", "optimizer.args.momentun", "lr_scheduler.args.pct_start"]
+    assert found == [*places, "nmae", "seed", "trainer.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optimizer", {"type": "SGD", "args": {"nesterov": True}}, "optimizer.args.nesterov: SGD does not take this"),
+        ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam does not take"),
+        ("optimizer", {"type": "Adam", "args": {"capturable": True}}, "optimizer.args.capturable: Adam does not take"),
+        ("optimizer", {"type": "AdamW", "args": {"fused": True, "foreach": True}}, "AdamW does not take this"),
+        ("optimizer", None, 'optimizer: should be a component: {"type": NAME, "args": {...}}, or its name alone'),
+        ("metrics", None, "metrics: should be a list, got null"),
+        ("metrics", ["loss"], 'there is no metric "loss"'),
+        ("metrics", [{"type": "accuracy", "name": "loss"}], 'the name "loss" is taken'),
+        ("metrics", [{"type": "accuracy", "name": "seconds"}], 'the name "seconds" is taken'),
+        ("metrics", [{"type": "F1Score", "args": {"task": "multiclass"}}], "F1Score does not take this"),
+        ("metrics", [{"type": "F1Score", "args": {"task": "binary", "k": 1}}], 'F1Score has no argument "k"'),
+        ("loss", {"type": "CrossEntropyLoss", "args": {"reduction": "none"}}, 'must be "mean" or "sum"'),
+        ("loss", {"type": "CrossEntropyLoss", "args": {"weight": [1, 2, 3]}}, "Tensor or null, which JSON cannot give"),
+        ("loss", "CTCLoss", 'there is no loss "CTCLoss"'),
+        ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
+        ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the schedule cannot move"),
+        ("lr_scheduler", {"type": "ExponentialLR", "args": {"gamma": -0.5}}, "the learning rate would be -0.005"),
+        ("lr_scheduler", "LambdaLR", "which JSON cannot give"),
+        ("lr_scheduler", {"type": "ReduceLROnPlateau", "interval": "step"}, '"interval": "epoch"'),
+        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1]}}, "needs a list of schedulers"),
+        ("trainer", {"monitor": "off"}, 'trainer.monitor: should be "min NAME" or "max NAME"'),
+        ("trainer", {"monitor": "min val_los"}, 'no metric gives "val_los"; did you mean "val_loss"?'),
+        ("trainer", {"early_stop": 3}, "early_stop needs a monitored value"),
+        ("trainer", {"n_gpu": 1}, "here it is"),
+        ("model", {"type": "LeNet", "args": {"in_channels": True}}, "should be 1 or 3, got true"),
+        ("model", {"type": "LeNet", "args": {"in_channels": 3.0}}, "should be 1 or 3, got 3.0"),
+        ("trainer", {"verbosity": True}, "trainer.verbosity: should be an integer, got true"),
+        ("trainer", {"epochs": 1.5}, "trainer.epochs: should be an integer, got 1.5"),
+        ("runtime", {"device": "cuda:x"}, "runtime.device: should be"),
+        ("runtime", [], "runtime: should be an object"),
+        ("name", "../x", "name: should be a plain name"),
+        ("extends", 3, "extends: should be the path"),
+    ],
+)
+def test_one_wrong_value(said: Callable[..., str], key: str, value: Any, expected: str) -> None:
+    text = said(sound() | {key: value})
+    assert expected in text
+    assert not text[0].isdigit(), "one mistake is one message"
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "expected"),
+    [
+        (["CosineAnnealingLR", {"type": "LinearLR", "arg": {}}], 'schedulers.1.arg: unknown key "arg"'),
+        (["CosineAnnealingLR", {"type": "LinearLr"}], 'there is no scheduler "LinearLr"; did you mean "LinearLR"?'),
+        (["CosineAnnealingLR", {"type": "LinearLR", "args": {"start_factor": -1}}], "1.args.start_factor: LinearLR"),
+        (["CosineAnnealingLR", 5], "schedulers.1: should be a component"),
+        (["CosineAnnealingLR"], "SequentialLR does not take this"),
+        (["CosineAnnealingLR", "ConstantLR"], ""),
+    ],
+)
+def test_schedulers_made_of_others(said: Callable[..., str], schedulers: list[Any], expected: str) -> None:
+    args = {"schedulers": schedulers, "milestones": [1]}
+    text = said(sound() | {"lr_scheduler": {"type": "SequentialLR", "args": args}})
+    assert expected in text
+    assert bool(text) == bool(expected)
+
+
+def test_a_misspelt_key_is_not_missing_as_well(said: Callable[..., str]) -> None:
+    assert "missing" not in said(SOUND.replace('"model"', '"modle"'))
+    assert "missing" not in said(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
+    assert "needs" not in said(SOUND.replace('"batch_size"', '"batchsize"'))
+
+
+def test_a_renamed_key_names_its_home(said: Callable[..., str]) -> None:
+    assert 'it belongs under "trainer"' in said(sound() | {"epochs": 3})
+    assert "it belongs under data_loader.args" in said(sound() | {"batch_size": 3})
+    assert 'did you mean "model"' not in said(sound() | {"loss": "modell"})
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.epochs=", "trainer.epochs: should be an integer"),
+        ("trainer.epochs", "is no override"),
+        ("trainer..epochs=1", "is no override"),
+        ("metrics.7=accuracy", "metrics has 2 elements"),
+        ("metrics.x=accuracy", "metrics has 2 elements"),
+        ("name.x=1", 'name has no keys; it is "digits"'),
+        ("model.5=1", 'model.5: unknown key "5"'),
+        ("optimizer.lr=1", "it belongs under optimizer.args"),
+        ("metrics=[accuracy]", "Did the shell take the quotes?"),
+        ("loss=\udcff", "character that is none"),
+        ("extends=x.json", "it stands at the top of a file"),
+        ("optimizer.args.lr=NaN", 'should be a number, got "NaN"'),
+        ("optimizer.args.lr=-1", "override optimizer.args.lr=-1: optimizer.args.lr: SGD does not take this"),
+    ],
+)
+def test_overrides_are_checked_and_named(said: Callable[..., str], override: str, expected: str) -> None:
+    assert expected in said(SOUND, override)
+    assert override in said(SOUND, override) or "\udcff" in override
+
+
+def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(SOUND)
+    loaded = load_config(
+        path, ["lr_scheduler=null", "loss.args.label_smoothing=0.1", "metrics.0.name=acc", "optimizer=Adam"]
+    )
+    assert loaded.config.loss.args == {"label_smoothing": 0.1}
+    assert loaded.config.metrics[0].name == "acc"
+    assert loaded.config.optimizer.args == {}
+
+
+def test_the_written_config_is_the_config(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(SOUND)
+    loaded = load_config(first, ["seed=7"]).config
+    second.write_text(to_json(loaded))
+    assert load_config(second).config == loaded
+    assert loaded.seed == 7
+
+
+def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"$schema": "./config.schema.json", **sound()}))
+    folder = tmp_path / "saved" / "digits" / "now"
+    named = json.loads(to_json(load_config(path).config, folder=folder))["$schema"]
+    assert (folder / named).resolve() == (PROJECT / "config.schema.json").resolve()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_optimizer_is_tried_out(said: Callable[..., str], name: str) -> None:
+    assert said(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
+    wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
+    assert "does not take this" in said(wrong)
+    assert "2 mistakes" in said(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
+
+
+def needs_nothing(name: str) -> bool:
+    return all(parameter.default is not parameter.empty for parameter in LOSSES.parameters(name).values())
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES.names() if needs_nothing(name)])
+def test_every_loss_takes_outputs_and_targets_alone(said: Callable[..., str], name: str) -> None:
+    assert said(sound() | {"loss": name}) == ""
+
+
+def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:
+    assert not {"CTCLoss", "TripletMarginLoss", "AdaptiveLogSoftmaxWithLoss"} & set(LOSSES.names())
+    assert not {"Metric", "MetricCollection", "MeanMetric", "BootStrapper"} & set(METRICS.names())
+    assert {"F1Score", "AUROC", "MeanSquaredError"} <= set(METRICS.names())
+    assert {"OneCycleLR", "StepLR", "ReduceLROnPlateau"} <= set(SCHEDULERS.names())
+
+
+def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    """torch imports it with the first optimizer, which takes longer than everything else before the message."""
+    (tmp_path / "config.json").write_text(SOUND.replace('"seed"', '"sed"').replace('"momentum"', '"momentun"'))
+    code = (
+        "import sys; from pathlib import Path; from tests.configs import message;"
+        f"assert message(Path({str(tmp_path / 'config.json')!r})); assert 'torch._dynamo' not in sys.modules;"
+        "assert 'torchmetrics' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

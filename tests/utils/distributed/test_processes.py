@@ -1,0 +1,386 @@
+"""Several processes give what one gives: losses, metrics and weights, and a resume under any other number of them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from tests.helpers import ROOT, Json, lines, same, state
+from utils.checkpoint.file import step_files
+
+# 97 samples to train on in batches of 8: no number of processes divides them, and the last batch is a single one
+IMAGES: Json = {
+    "name": "images",
+    "data_loader": {"type": "SmallTensors", "args": {"batch_size": 8, "eval_batch_size": 5, "validation_split": 23}},
+    "model": {"type": "LeNet", "args": {"in_channels": 3, "kernel_size": 5}},
+    "loss": "cross_entropy",
+    "metrics": [
+        "accuracy",
+        {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 10, "average": "macro"}},
+        {"type": "AUROC", "args": {"task": "multiclass", "num_classes": 10}},
+    ],
+    "optimizer": {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}},
+    "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.05}, "interval": "step"},
+    "trainer": {
+        "epochs": 2,
+        "accumulate_steps": 3,
+        "clip_grad_norm": 1.0,
+        "keep_last": None,
+        "save_every_steps": 3,
+        "log_every_steps": 4,
+        "monitor": "min val_loss",
+        "verbosity": 0,
+    },
+    "runtime": {"device": "cpu", "timeout": 60},
+}
+SUMS: Json = {
+    "name": "sums",
+    "data_loader": {
+        "type": "RandomTensorLoader",
+        "args": {"num_samples": 45, "input_shape": [12], "target_shape": [3], "batch_size": 7, "validation_split": 10},
+    },
+    "model": {"type": "TwoLayerNet", "args": {"in_features": 12, "hidden_features": 6, "out_features": 3}},
+    "loss": {"type": "MSELoss", "args": {"reduction": "sum"}},
+    "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
+    "trainer": {"epochs": 3, "accumulate_steps": 2, "tensorboard": False, "verbosity": 0},
+    "runtime": {"device": "cpu", "timeout": 60},
+}
+RESTLESS: Json = {
+    **IMAGES,
+    "name": "restless",
+    "data_loader": {"type": "SmallSamples", "args": {"batch_size": 9, "validation_split": 24}},
+    "model": {"type": "Restless"},
+}
+IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
+LBFGS: Json = {
+    **SUMS,
+    "name": "lbfgs",
+    "loss": "MSELoss",
+    "optimizer": {"type": "LBFGS", "args": {"max_iter": 3, "line_search_fn": "strong_wolfe"}},
+    "trainer": {**SUMS["trainer"], "epochs": 1},
+}
+STEP = 6  # in the middle of the second epoch, and between two points of the curves
+
+Launch = Callable[..., list[Any]]
+
+
+def environment() -> dict[str, str]:
+    """Without what pytest or a launcher around it may have set."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def torchrun(count: int, *command: str, options: tuple[str, ...] = ()) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *options]
+    return [sys.executable, *launcher, *command]
+
+
+class Team:
+    """Starts the jobs of one number of processes together, and keeps what they gave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, count: int, named: dict[str, Json]) -> dict[str, Any]:
+        """By name: a folder, or what was said instead. A job may name an earlier one of these by its number."""
+        jobs = list(named.values())
+        for index, job in enumerate(jobs):
+            if "config" in job:
+                path = self.folder / f"config-{count}-{index}.json"
+                config = {**job.pop("config")}
+                config["trainer"] = {**config["trainer"], "save_dir": str(self.folder / "saved")}
+                path.write_text(json.dumps(config))
+                job["run"] = ["-c", str(path), *job.get("run", [])]
+        tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
+        tasks.write_text(json.dumps(jobs))
+        arguments = ["-m", "tests.utils.distributed.team", str(tasks), str(results)]
+        command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-6000:] + done.stdout
+        found = [Path(item) if item.startswith("/") else item for item in json.loads(results.read_text())]
+        return dict(zip(named, found, strict=True))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run folders by what was run with how many processes."""
+    team = Team(tmp_path_factory.mktemp("team"))
+    fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
+
+    def new(config: Json, *more: str) -> Json:
+        return {"config": config, "run": list(more)}
+
+    def on(run: Any, *more: str) -> Json:
+        return {"run": list(more), "of": run if isinstance(run, int) else str(run), "step": STEP}
+
+    def tested(run: Any, name: str) -> Json:
+        # a last batch of one sample: not all processes have a part of it
+        batches = ["data_loader.args.eval_batch_size=" + ("19" if "images" in name else "333")]
+        return {"test": batches, "of": run if isinstance(run, int) else str(run), "out": str(team.folder / name)}
+
+    one = team(
+        1,
+        {
+            "images 1": new(IMAGES),
+            "sums 1": new(SUMS),
+            "restless 1": new(RESTLESS),
+            "idle 1": new(IDLE),
+            "lbfgs 1": new(LBFGS),
+            "images 1 sharded": new(IMAGES, *sharded),
+            "images 1 fp16": new(IMAGES, *fp16),
+            "images 1 tested": tested(0, "images 1 tested"),
+            "sums 1 tested": tested(1, "sums 1 tested"),
+        },
+    )
+    two = team(
+        2,
+        {
+            "images 2": new(IMAGES),
+            "sums 2": new(SUMS),
+            "restless 2": new(RESTLESS),
+            "images 2 fsdp": new(IMAGES, *fsdp),
+            "sums 2 fsdp": new(SUMS, *fsdp),
+            "restless 2 fsdp": new(RESTLESS, *fsdp),
+            "idle 2": new(IDLE, "runtime.unused_parameters=true"),
+            "idle 2 untold": new(IDLE),
+            "lbfgs 2": new(LBFGS),
+            "restless 2 to 2": on(2),
+            "restless 2 to 2 fsdp": on(5),
+            "images 1 to 2": on(one["images 1"]),
+            "images 2 fsdp to ddp": on(3, "runtime.strategy=ddp"),
+            "images 2 ddp to fsdp": on(0, *fsdp),
+            "restless 2 sharded": new(RESTLESS, *sharded),
+            "restless 2 fsdp sharded": new(RESTLESS, *fsdp, *sharded),
+            "restless 2 to 2 sharded": on(14),
+            "restless 2 to 2 fsdp sharded": on(15),
+            "restless 2 to 2 fsdp sharded to full": on(15, "trainer.checkpoint=full"),
+            "restless 2 to 2 fsdp full to sharded": on(5, *sharded),
+            "images 2 sharded": new(IMAGES, *sharded),
+            "images 2 fsdp sharded": new(IMAGES, *fsdp, *sharded),
+            "images 1 sharded to 2 fsdp": on(one["images 1 sharded"], *fsdp),
+            "images 2 fp16": new(IMAGES, *fp16),
+            "images 2 fp16 fsdp": new(IMAGES, *fp16, *fsdp),
+            "images 1 to 2 fp16 fsdp": on(one["images 1 fp16"], *fsdp),
+            "images 2 tested": tested(one["images 1"], "images 2 tested"),
+        },
+    )
+    three = team(
+        3,
+        {
+            "images 3": new(IMAGES),
+            "sums 3": new(SUMS),
+            "images 2 to 3": on(two["images 2"]),
+            "images 2 fsdp to 3 fsdp": on(two["images 2 fsdp"]),
+            "images 2 fsdp sharded to 3 fsdp": on(two["images 2 fsdp sharded"]),
+            "images 3 tested": tested(one["images 1"], "images 3 tested"),
+            "sums 3 tested": tested(one["sums 1"], "sums 3 tested"),
+        },
+    )
+    four = team(
+        4,
+        {
+            "images 4 fsdp": new(IMAGES, *fsdp),
+            "sums 4": new(SUMS),
+            "images 3 to 4": on(three["images 3"]),
+            "too many": new(SUMS, "--bs=3"),
+            "restless 4 sharded": new(RESTLESS, *sharded),
+            "restless 4 fsdp sharded": new(RESTLESS, *fsdp, *sharded),
+            "restless 4 to 4 sharded": on(4),
+            "restless 4 to 4 fsdp sharded": on(5),
+            "images 4 sharded": new(IMAGES, *sharded),
+            "images 4 fsdp sharded": new(IMAGES, *fsdp, *sharded),
+            "images 1 sharded to 4": on(one["images 1 sharded"]),
+            "images 1 sharded to 4 fsdp": on(one["images 1 sharded"], *fsdp),
+            "images 2 sharded to 4": on(two["images 2 sharded"]),
+            "images 2 fsdp sharded to 4 fsdp": on(two["images 2 fsdp sharded"]),
+        },
+    )
+    fewer = team(
+        2,
+        {
+            "images 4 sharded to 2": on(four["images 4 sharded"]),
+            "images 4 fsdp sharded to 2 fsdp": on(four["images 4 fsdp sharded"]),
+        },
+    )
+    ddp = "runtime.strategy=ddp"
+    last = team(
+        1,
+        {
+            "images 2 to 1": on(two["images 2"]),
+            "images 4 fsdp to 1": on(four["images 4 fsdp"], ddp),
+            "images 3 fsdp sharded to 1": on(three["images 2 fsdp sharded to 3 fsdp"], ddp),
+            "images 4 sharded to 1": on(four["images 4 sharded"]),
+            "images 4 fsdp sharded to 1": on(four["images 4 fsdp sharded"], ddp),
+        },
+    )
+    return one | two | three | four | fewer | last
+
+
+def differences(left: Any, right: Any, *, rtol: float, atol: float = 1e-6, at: str = "") -> list[str]:
+    """Where two states differ by more than rounding."""
+    if isinstance(left, dict):
+        left, right = ({key: item for key, item in state.items() if key != "fused"} for state in (left, right))
+        if left.keys() != right.keys():
+            return [f"{at}: {sorted(left)} and {sorted(right)}"]
+        return [
+            item for key in left for item in differences(left[key], right[key], rtol=rtol, atol=atol, at=f"{at}.{key}")
+        ]
+    if isinstance(left, (list, tuple)):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [item for key, (a, b) in pairs for item in differences(a, b, rtol=rtol, atol=atol, at=f"{at}.{key}")]
+    if isinstance(left, (torch.Tensor, float)):
+        one, other = torch.as_tensor(left), torch.as_tensor(right)
+        if one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=rtol, atol=atol):
+            return []
+        return [f"{at}: {left} and {right}"]
+    return [] if left == right else [f"{at}: {left} and {right}"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "images 2",
+        "images 3",
+        "images 2 fsdp",
+        "images 4 fsdp",
+        "sums 2",
+        "sums 3",
+        "sums 4",
+        "sums 2 fsdp",
+        "images 1 to 2",
+        "images 2 to 1",
+        "images 2 to 3",
+        "images 3 to 4",
+        "images 4 fsdp to 1",
+        "images 2 fsdp to ddp",
+        "images 2 ddp to fsdp",
+        "images 2 fsdp to 3 fsdp",
+        "images 2 fsdp sharded",
+        "images 1 sharded to 2 fsdp",
+        "images 2 fsdp sharded to 3 fsdp",
+        "images 3 fsdp sharded to 1",
+        "images 4 sharded",
+        "images 4 fsdp sharded",
+        "images 1 sharded to 4",
+        "images 1 sharded to 4 fsdp",
+        "images 2 sharded to 4",
+        "images 2 fsdp sharded to 4 fsdp",
+        "images 4 sharded to 2",
+        "images 4 fsdp sharded to 2 fsdp",
+        "images 4 sharded to 1",
+        "images 4 fsdp sharded to 1",
+        "idle 2",
+        "lbfgs 2",
+    ],
+)
+def test_any_number_of_processes_gives_what_one_gives(runs: dict[str, Any], other: str) -> None:
+    one, run = runs[f"{other.split()[0]} 1"], runs[other]
+    assert isinstance(run, Path), run
+    assert differences(lines(one), lines(run), rtol=1e-4) == []
+    for part in ("model", "optimizer", "schedule", "progress"):
+        assert differences(state(one)[part], state(run)[part], rtol=1e-3, at=part) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [
+        (2, ""),
+        (2, " fsdp"),
+        (2, " sharded"),
+        (2, " fsdp sharded"),
+        (2, " fsdp sharded to full"),
+        (2, " fsdp full to sharded"),
+        (4, " sharded"),
+        (4, " fsdp sharded"),
+    ],
+)
+def test_a_resume_under_the_same_number_is_exact_to_the_bit(runs: dict[str, Any], count: int, kind: str) -> None:
+    strategy = " fsdp" if "fsdp" in kind else ""
+    whole = runs[f"restless {count}{strategy}{' sharded' if count == 4 else ''}"]
+    resumed = runs[f"restless {count} to {count}{kind}"]
+    assert lines(whole) == lines(resumed)
+    for part in ("model", "optimizer", "schedule", "progress", "random", "metrics"):
+        assert same(state(whole)[part], state(resumed)[part]), part
+    random = state(whole)["random"]
+    assert len(random) == count
+    assert not any(same(random[0], other) for other in random[1:])
+
+
+@pytest.mark.parametrize("other", ["images 2 fp16", "images 2 fp16 fsdp", "images 1 to 2 fp16 fsdp"])
+def test_half_precision_gives_what_it_gives_alone(runs: dict[str, Any], other: str) -> None:
+    one, run = runs["images 1 fp16"], runs[other]
+    assert isinstance(run, Path), run
+    assert state(one)["runtime"] == state(run)["runtime"]  # the scale: the same steps were taken
+    assert not same(state(one)["model"], state(runs["images 1"])["model"])
+    for part in ("model", "schedule", "progress"):
+        assert differences(state(one)[part], state(run)[part], rtol=0, atol=1e-3, at=part) == []
+
+
+@pytest.mark.parametrize("run", ["restless 2 sharded", "restless 2 fsdp sharded", "restless 2 to 2 fsdp sharded"])
+def test_all_processes_write_about_as_much(runs: dict[str, Any], run: str) -> None:
+    for path in step_files(runs[run] / "checkpoints"):
+        data = path.parent / torch.load(path, weights_only=True)["sharded"]["data"]
+        sizes = {piece.name: piece.stat().st_size for piece in data.glob("*.distcp")}
+        assert sizes.keys() == {"__0_0.distcp", "__1_0.distcp"}
+        assert max(sizes.values()) < 1.5 * min(sizes.values())
+
+
+def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, Any]) -> None:
+    assert "3 samples cannot be shared by 4 processes" in runs["too many"]
+
+
+def test_a_parameter_that_takes_no_part_is_told_of(runs: dict[str, Any]) -> None:
+    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 untold"]
+    assert "runtime.unused_parameters=true" in runs["idle 2 untold"]
+
+
+@pytest.mark.parametrize("other", ["images 2", "images 3", "sums 3"])
+def test_a_test_by_several_processes_finds_what_one_finds(runs: dict[str, Any], other: str) -> None:
+    one, found = runs[f"{other.split()[0]} 1 tested"], runs[f"{other} tested"]
+    assert isinstance(found, Path), found
+    left, right = (
+        sorted(path.name for path in folder.glob("[a-z]*.*") if "events" not in path.name) for folder in (one, found)
+    )
+    assert left == right
+    assert len(left) == (6 if "images" in other else 5)
+    for name in left:
+        if name == "predictions.csv":
+            left_rows, right_rows = ((folder / name).read_text().splitlines() for folder in (one, found))
+            assert left_rows[0] == right_rows[0]
+            cells = [[list(map(float, row.split(","))) for row in rows[1:]] for rows in (left_rows, right_rows)]
+            assert differences(*cells, rtol=1e-4) == []
+            assert [row[0] for row in cells[0]] == list(range(len(cells[0])))
+        elif name == "metrics.json":
+            assert differences(*(json.loads((folder / name).read_text()) for folder in (one, found)), rtol=1e-5) == []
+        else:  # the pictures too
+            assert (one / name).read_bytes() == (found / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("other", ["images 2", "images 3", "images 2 fsdp"])
+def test_tensorboard_shows_what_all_processes_found(runs: dict[str, Any], other: str) -> None:
+    one, found = shown(runs["images 1"]), shown(runs[other])
+    assert len(one) == 12
+    assert one.keys() == found.keys()
+    for tag, values in one.items():
+        assert values == found[tag], tag
+
+
+def shown(run: Path) -> dict[str, Any]:
+    """What the evaluations of a run leave in TensorBoard, but for its curves."""
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    curves = {tag: events.Tensors(tag) for tag in tags["tensors"] if tag.startswith("precision_recall")}
+    pictures = {tag: events.Images(tag) for tag in tags["images"] if tag.startswith("evaluation")}
+    return {
+        **{tag: [make_ndarray(event.tensor_proto).tolist() for event in found] for tag, found in curves.items()},
+        **{tag: [event.encoded_image_string for event in found] for tag, found in pictures.items()},
+    }

@@ -1,0 +1,152 @@
+"""One process of several comes to grief: all stop with one message, and a launcher's restart goes on with the run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from tests.helpers import ROOT, lines, state
+from tests.utils.distributed.test_processes import differences, environment, torchrun
+from utils.checkpoint.file import step_files
+from utils.errors import ConfigError
+
+OFTEN = {"epochs": 4, "save_every_steps": 2, "keep_last": None}
+Write = Callable[..., Path]
+
+
+def launch(
+    config: Path, runs: Path, trouble: str, *options: str, count: int = 2
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Train under torchrun with a process that comes to grief. Also the exit statuses that torchrun names."""
+    command = torchrun(count, str(ROOT / "tests" / "killable.py"), "-c", str(config), options=options)
+    variables = {**environment(), "DO_AT": trouble, "RUNS": str(runs)}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+    return done, re.findall(r"exitcode +: (-?\d+)", done.stderr)
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "saved" / "small").iterdir()
+    return run
+
+
+def test_an_error_in_one_process_ends_all_and_is_told_once(write_config: Write, tmp_path: Path) -> None:
+    done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:fail")
+    assert done.stderr.count("ZeroDivisionError: something of the user's went wrong") == 1
+    assert "error:" not in done.stderr
+    assert statuses == ["1", "1"]
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
+    done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:spoil")
+    assert done.stderr.count("error:") == 1
+    assert "error: the loss is nan at step 7 (in epoch 2, with the samples" in done.stderr
+    assert statuses == ["1", "1"]
+    assert [int(path.stem[5:]) for path in step_files(only_run(tmp_path) / "checkpoints")] == [6, 5, 4, 2]
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(write_config: Write, tmp_path: Path) -> None:
+    # long enough: the processes ask each other at least every 16 steps
+    config = write_config(trainer={"epochs": 40, "save_period": 40, "tensorboard": False})
+    done, statuses = launch(config, tmp_path, "7:1:stop")
+    assert statuses == ["143", "143"]
+    assert done.stderr.count("stopped and saved") == 1
+    saved = state(only_run(tmp_path))
+    assert saved["progress"]["steps"] >= 7
+    assert len(saved["random"]) == 2
+
+
+def test_a_process_that_hangs_is_named(write_config: Write, tmp_path: Path) -> None:
+    config = write_config(trainer=OFTEN, runtime={"timeout": 2.0})
+    done, statuses = launch(config, tmp_path, "7:2:hang", count=3)
+    assert done.stderr.count("error:") == 1
+    assert "error: process 2 of 3 hung or was stopped for more than 2 s" in done.stderr
+    assert "1" in statuses
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_launcher_that_starts_again_goes_on_with_its_run(
+    write_config: Write, tmp_path: Path, fit: Callable[..., train.Result], rank: int
+) -> None:
+    done, _ = launch(write_config(trainer=OFTEN), tmp_path, f"7:{rank}:kill", "--max-restarts", "3")
+    assert done.returncode == 0, done.stderr
+    assert f"process {1 - rank} of 2 has ended" not in done.stderr
+    assert f"error: process {rank} of 2 has ended" in done.stderr
+    killed = only_run(tmp_path)
+    assert len(json.loads((killed / "environment.json").read_text())["resumed"]) == 1
+    whole = fit(trainer=OFTEN).run_dir
+    assert differences(lines(whole), lines(killed), rtol=1e-5) == []
+    assert differences(state(whole)["model"], state(killed)["model"], rtol=1e-4) == []
+
+
+def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tmp_path: Path) -> None:
+    """One after the other under one launcher; each ends with one message, and status 2 in all processes."""
+    for rank in "01":
+        for folder in ("base", "extras", "data_loader", "logger", "model", "trainer", "utils"):
+            shutil.copytree(ROOT / folder, tmp_path / rank / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "train.py", tmp_path / rank)
+        (tmp_path / "elsewhere" / rank).mkdir(parents=True)
+    with (tmp_path / "1" / "model" / "lenet.py").open("a") as file:
+        file.write("# changed\n")
+    config, python = write_config(), sys.executable
+    trains = f"{python} {ROOT}/train.py -c {config}"
+    cases = {
+        f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 do not have the same config",
+        f"{python} $RANK/train.py -c {config}": "error: process 0 and process 1 do not have the same code",
+        # a path that leads each process to another place, as a disk of its own would
+        f"cd elsewhere/$RANK; {trains} trainer.save_dir=/proc/self/cwd/saved": "process 1 of 2 does not see the run",
+        f"{trains} --bs=1": "1 samples cannot be shared by 2 processes",
+        f"{trains} --bsize=1": "error: unrecognized arguments: --bsize=1",
+        f"{python} {ROOT}/test.py --compare .": "error: --compare looks with a process of its own",
+    }
+    (tmp_path / "cases.sh").write_text(
+        "".join(f"({case}) 2> said-{n}-$RANK\necho $? >> status-$RANK\n" for n, case in enumerate(cases))
+    )
+    command = torchrun(2, "bash", "cases.sh", options=("--no-python",))
+    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=300)
+    for number, expected in enumerate(cases.values()):
+        said = [(tmp_path / f"said-{number}-{rank}").read_text() for rank in "01"]
+        assert expected in "".join(said)
+        assert "" in said, said
+        assert "".join(said).count("error:") == 1
+    assert {(tmp_path / f"status-{rank}").read_text() for rank in "01"} == {"2\n" * len(cases)}
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_mistake_of_one_process_ends_those_that_wait_for_it(write_config: Write, tmp_path: Path) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text(
+        f"exec {sys.executable} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
+    )
+    command = torchrun(2, "bash", str(script), options=("--no-python",))
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.stderr.count("error:") == 1
+    assert "stopped" not in done.stderr
+    assert 'unknown key "epoch"' in done.stderr
+    assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2", "2"]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rendezvous_that_nobody_joins_ends_with_a_message(write_config: Write, tmp_path: Path, rank: str) -> None:
+    script = tmp_path / "join.py"
+    script.write_text(
+        "import runpy, sys\nfrom utils.distributed import torchrun as distributed\ndistributed.JOIN_SECONDS = 0.5\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0" if rank == "0" else "1"}
+    command: list[Any] = [sys.executable, script, ROOT / "train.py", "-c", write_config()]
+    done = subprocess.run(command, env={**environment(), **place}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert f"error: process {rank} of 2: the other processes did not come within 0.5 s" in done.stderr
+
+
+def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'runtime.strategy: "fsdp" needs several processes'):
+        fit("runtime.strategy=fsdp")
+    assert not (tmp_path / "saved").exists()

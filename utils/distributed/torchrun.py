@@ -1,0 +1,262 @@
+"""Several processes by torch.distributed: imported only where a launcher such as torchrun has started them."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from utils.distributed.process_group import LostError, Processes
+from utils.errors import ConfigError, UserError
+
+T = TypeVar("T")
+JOIN_SECONDS = 600.0
+PATIENCE = timedelta(days=1)
+"""For a download: whoever waits for it learns at once if the process that fetches has gone."""
+
+
+class TorchProcesses(Processes):
+    """The processes that a launcher started. They meet at its key-value store; ``connect`` makes the group."""
+
+    launched = True
+    AGREE_SECONDS, AGREE_CALLS = 0.1, 64
+
+    def __init__(self) -> None:
+        self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
+        self.local_rank = _number("LOCAL_RANK", str(self.rank))
+        self.timeout = 0.0
+        self._calls = self._left = 1
+        self._agreed = time.monotonic()
+        self._asked: Any = None
+        seconds = JOIN_SECONDS  # the config, which says it for what follows, is not read yet
+        with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
+            wait = timedelta(seconds=seconds)
+            store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
+            self.store = PrefixStore(_meet(store, self.rank, self.count, wait), store)
+
+    def connect(self, seconds: float) -> None:
+        """Make the group, once. seconds: how long a process waits for another one before it gives up."""
+        if dist.is_initialized():
+            return
+        self.timeout = seconds
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        backend = "gloo"
+        if accelerator is not None:
+            backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
+        wait = timedelta(seconds=seconds)
+        with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
+            if self.store.add("here", 1) == self.count:
+                self.store.set("all here", "")
+            _wait(self.store, "all here", wait)
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.count, timeout=wait)
+            # what the processes tell each other beside the gradients is plain numbers, on the CPU
+            self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
+
+    def device(self, device: torch.device) -> torch.device:
+        if device.type == "cpu":
+            return device
+        if device.index is not None and self.count > 1:
+            raise ConfigError(
+                f'runtime.device: "{device}" is one device for {self.count} processes; try "{device.type}"'
+            )
+        there = torch.accelerator.device_count()
+        if self.local_rank >= there:
+            raise ConfigError(
+                f"runtime.device: {self.local_rank + 1} processes or more on a machine with {there} devices"
+            )
+        torch.accelerator.set_device_index(self.local_rank)
+        return torch.device(device.type, self.local_rank)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        made = [make() if self.main else None]
+        with self._talking():
+            dist.broadcast_object_list(made, src=0, group=self.control)
+        return made[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        found: list[Any] | None = [None] * self.count if self.main else None
+        with self._talking():
+            dist.gather_object(value, found, dst=0, group=self.control)
+        return found or []
+
+    def all(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.count
+        with self._talking():
+            dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def one_by_one(self, value: T) -> Iterator[T]:
+        if not self.main:
+            with self._talking():
+                dist.send_object_list([value], dst=0, group=self.control)
+            return
+        yield value
+        for rank in range(1, self.count):
+            found: list[Any] = [None]
+            with self._talking():
+                dist.recv_object_list(found, src=rank, group=self.control)
+            yield found[0]
+
+    def total(self, counts: torch.Tensor) -> None:
+        with self._talking():
+            dist.reduce(counts, dst=0, group=self.control)
+
+    def sums(self, values: Sequence[float]) -> Sequence[float]:
+        own = torch.tensor(values, dtype=torch.float64)
+        found = [torch.empty_like(own) for _ in range(self.count)]
+        with self._talking():
+            dist.all_gather(found, own, group=self.control)
+        total = found[0]
+        for other in found[1:]:
+            total = total + other
+        return list(total.tolist())
+
+    def signal(self, received: int | None) -> int | None:
+        self._left -= 1
+        if self._left > 0:  # to ask at every step would cost small models a twentieth of their time
+            return None
+        agreed = self._answer() if self._asked else [0, -1]
+        now = time.monotonic()
+        fitting = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
+        calls = max(1, min(fitting, 2 * self._calls, self.AGREE_CALLS))
+        self._calls = self._left = -agreed[1]
+        self._agreed = now
+        asked = torch.tensor([received or 0, -calls])
+        with self._talking():  # the answer comes while training goes on, and is read at the next call that asks
+            work = dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        self._asked = work, asked
+        return agreed[0] or None
+
+    def _answer(self) -> list[int]:
+        """The greatest of what the processes asked with: the signal, and minus the calls until the next time."""
+        work, asked = self._asked
+        with self._talking():
+            work.wait()
+        return list(map(int, asked.tolist()))
+
+    @contextmanager
+    def one_after_the_other(self) -> Iterator[None]:
+        turn = 0 if self.main else 1 if self.local_rank == 0 else 2
+        for number in range(3):
+            if number == turn:
+                yield
+            with self._talking():
+                dist.monitored_barrier(self.control, timeout=PATIENCE)
+
+    def first_to_fail(self, status: int) -> tuple[bool, int]:
+        try:
+            if self.store.add("failures", 1) == 1:
+                self.store.set("status", str(status))
+                return True, status
+            self.store.wait(["status"], timedelta(seconds=5))
+            return False, int(self.store.get("status"))
+        except (RuntimeError, ValueError):  # the store has gone with the process that held it
+            return True, status
+
+    def lost(self, error: BaseException) -> LostError | None:
+        """What to say of an error if it comes from a process that has gone or hangs; None if it does not."""
+        if isinstance(error, LostError):
+            return error
+        text = str(error)
+        if not isinstance(error, RuntimeError) or not (
+            isinstance(error, dist.DistError)
+            or any(word in text for word in ("gloo", "NCCL", "Connection", "pair closure"))
+        ):
+            return None
+        silent = self._silent()
+        names = ", ".join(map(str, silent)) if silent else "one"
+        what = (
+            f"hung or was stopped for more than {self.timeout:g} s"
+            if "imed out" in text or "timeout" in text
+            else "has ended"
+        )
+        return LostError(
+            f"process {names} of {self.count} {what}, and this run cannot go on without it.\n"
+            "Under torchrun --max-restarts 3 a run goes on by itself; else start it again with -r. "
+            f"runtime.timeout says how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
+        )
+
+    def finish(self) -> None:
+        if dist.is_initialized():
+            with self._talking():
+                dist.barrier(self.control)
+
+    def leave(self, status: int) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # not by the interpreter's end: torch's threads may still wait for it then, and that aborts the process
+        os._exit(status)
+
+    def _silent(self) -> list[int]:
+        """The processes that have not noticed either, a moment later, that one is missing: those that are."""
+        missing = [rank for rank in range(self.count) if rank != self.rank]
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"noticed/{self.rank}", "yes")
+            until = time.monotonic() + 3
+            while len(missing) > 1 and time.monotonic() < until:
+                time.sleep(0.1)
+                missing = [rank for rank in missing if not self.store.check([f"noticed/{rank}"])]
+        return missing
+
+    @contextmanager
+    def _talking(self, otherwise: str = "", seconds: float = 0.0) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            if otherwise:
+                place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                message = otherwise.format(seconds=seconds, place=place)
+                raise UserError(
+                    f"process {self.rank} of {self.count}: {message}: {str(error).splitlines()[0]}"
+                ) from error
+            raise (self.lost(error) or error) from error
+
+
+def _number(name: str, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    if text is None or not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}, not a number; torchrun sets it")
+    return int(text)
+
+
+def _wait(store: Any, key: str, wait: timedelta) -> None:
+    """Wait for a key, by asking: while the store's own ``wait`` lasts, no signal is heard."""
+    until, pause = time.monotonic() + wait.total_seconds(), 0.005
+    while not store.check([key]):
+        if time.monotonic() > until:
+            raise RuntimeError(f"no answer in {wait.total_seconds():g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+
+
+def _meet(store: Any, rank: int, count: int, wait: timedelta) -> str:
+    """A word that all processes have got from the main one, and none that a launcher had started before them.
+
+    A launcher may keep one store for all of its restarts: what stands in it may be from processes that are dead.
+    """
+    own = os.urandom(8).hex()
+    if rank:
+        store.set(f"hello/{rank}", own)
+        _wait(store, f"welcome/{own}", wait)
+        word: str = store.get(f"welcome/{own}").decode()
+        store.set(f"{own}/{word}", "")
+        return word
+    until, missing = time.monotonic() + wait.total_seconds(), list(range(1, count))
+    while missing and time.monotonic() < until:
+        for other in [other for other in missing if store.check([f"hello/{other}"])]:
+            name = store.get(f"hello/{other}").decode()
+            store.set(f"welcome/{name}", own)
+            if store.check([f"{name}/{own}"]):
+                missing.remove(other)
+        time.sleep(0.01)
+    if missing:
+        raise RuntimeError(f"still missing: {', '.join(map(str, missing))}")
+    return own
