@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from utils.signals import end_at_once
+from utils.text import number
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
@@ -22,20 +23,19 @@ from torch import nn
 from base.build import build_experiment, build_trainer, load_weights
 from extras.compare.comparison import compare
 from extras.report.evaluation import EvaluationReport
-from logger.console import number
 from utils import checkpoint, cli
 from utils.config import load_config
 from utils.config.overrides import OVERRIDE
-from utils.distributed.process_group import Processes, processes
+from utils.distributed.process_group import ProcessGroup, get_process_group
 from utils.errors import CheckpointError, UserError
-from utils.paths import shown
+from utils.paths import display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
-    team = processes()
+    process_group = get_process_group()
     made = cli.parser(__doc__ or "")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         help="for the report (default: RUN/test) or the comparison (the runs' own)",
     )
     options = cli.parse(made, argv)
-    if team.launched and options.compare is not None:
+    if process_group.launched and options.compare is not None:
         raise UserError("--compare looks with a process of its own; give it without torchrun")
     return _test(options) if options.compare is None else _compare(options)
 
@@ -61,33 +61,37 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _test(options: argparse.Namespace) -> dict[str, float]:
-    team = processes()
+    process_group = get_process_group()
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
     # no optimizer here, and no weights that are in parts
-    loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], trial=False)
+    loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
     experiment = build_experiment(loaded)
-    progress = _load(source, folder, experiment.model, team)["progress"]
-    with team.one_after_the_other():
+    progress = _load(source, folder, experiment.model, process_group)["progress"]
+    with process_group.main_process_first():
         test = experiment.data.test()
-    test.divide(team.rank, team.count)
+    test.divide(process_group.rank, process_group.world_size)
     about = {
         "checkpoint": source.name,
         "epoch": progress["epochs"],
         "step": progress["steps"],
         "samples": test.num_samples,
     }
-    out = team.from_main(lambda: _free(options.out) if options.out else folder.path / "test")
+    out = process_group.broadcast_object(lambda: _free(options.out) if options.out else folder.path / "test")
     report = EvaluationReport(out, experiment)
     with report.opened():
         values = build_trainer(loaded, experiment).evaluate(test, report)
-        if team.main:
-            print(_table(f"{shown(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values))
+        if process_group.is_main_process:
+            print(
+                _table(
+                    f"{display_path(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values
+                )
+            )
             name = f"{loaded.config.name}/{folder.path.resolve().name}"
             report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
-    if team.main:
-        print(f"report: {shown(report.folder / 'report.md')}")
+    if process_group.is_main_process:
+        print(f"report: {display_path(report.folder / 'report.md')}")
     return values
 
 
@@ -98,16 +102,18 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _load(source: Path, folder: RunFolder, model: nn.Module, team: Processes) -> dict[str, Any]:
+def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: ProcessGroup) -> dict[str, Any]:
     """The same state in all processes, though a run that still trains may put another file in its place any moment."""
     try:
-        state = load_weights(model, source, team)
-        while len(set(team.all(state["progress"]["steps"]))) > 1:
-            state = load_weights(model, source, team)
+        state = load_weights(model, source, process_group)
+        while len(set(process_group.all_gather(state["progress"]["steps"]))) > 1:
+            state = load_weights(model, source, process_group)
         return state
     except CheckpointError as error:
         others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
-        advice = f"The newest other checkpoint of this run: {shown(others[0])}" if others else "The run has no other."
+        advice = (
+            f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
+        )
         raise CheckpointError(f"{error}\n{advice}") from error
 
 

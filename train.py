@@ -25,13 +25,13 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
 from base.experiment import Experiment, Outputs
 from base.training.resume import check_place, load_state, run_of_launch
-from base.training.summary import announcement, command, farewell
+from base.training.summary import command, end_summary, start_summary
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.distributed.process_group import processes
+from utils.distributed.process_group import get_process_group
 from utils.errors import Stopped, TrainingError, UserError
-from utils.paths import PROJECT, shown
+from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
     --check and --list look and exit, as --help does.
     """
-    team = processes()
+    process_group = get_process_group()
     options = _options(argv)
     import_components()
     if options.list is not None or options.check:
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> Result:
         folder, file = RunFolder.of(Path(options.resume))
         return resume(folder, options.overrides, file=file)
     newest = options.resume is not None
-    loaded = load_config(options.config or PROJECT / "config.json", options.overrides, trial=not newest)
-    team.connect(loaded.config.runtime.timeout)
-    found = team.from_main(lambda: run_of_launch(loaded, newest=newest))
+    loaded = load_config(options.config or PROJECT / "config.json", options.overrides, dry_run=not newest)
+    process_group.connect(loaded.config.runtime.timeout)
+    found = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest))
     return resume(found, options.overrides) if found else train(loaded, init_from=options.init_from)
 
 
@@ -91,7 +91,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _look(options: argparse.Namespace) -> NoReturn:
     """--list and --check. What only looks is imported only here."""
-    if processes().launched:
+    if get_process_group().launched:
         raise UserError("--check and --list look with a process of their own; give them without torchrun")
     alone = not (options.overrides or options.config or options.check)
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
@@ -109,9 +109,9 @@ def _look(options: argparse.Namespace) -> NoReturn:
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
     """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
     config, experiment = loaded.config, build_experiment(loaded)
-    team = experiment.runtime.processes
+    process_group = experiment.runtime.processes
     source = RunFolder.checkpoint_of(init_from) if init_from else None
-    weights = load_weights(experiment.model, source, team)["model"] if source else None
+    weights = load_weights(experiment.model, source, process_group)["model"] if source else None
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
 
@@ -121,8 +121,10 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
             checkpoint.write(folder.initial, {"model": weights})
 
     with experiment.signals:
-        folder = team.from_main(lambda: RunFolder.create(config.trainer.save_dir, config.name, prepare=prepare))
-        with folder.owned(team), _nothing_left(trainer, folder), _reporting(experiment, folder):
+        folder = process_group.broadcast_object(
+            lambda: RunFolder.create(config.trainer.save_dir, config.name, prepare=prepare)
+        )
+        with folder.owned(process_group), _nothing_left(trainer, folder), _reporting(experiment, folder):
             trainer.begin(training, _outputs(loaded, folder, experiment))
             return _train_on(loaded, trainer, folder)
 
@@ -146,30 +148,30 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     if isinstance(events := outputs.writers.writers.get("events"), EventWriter):
         from extras.tensorboard.board import Board
 
-        outputs.view = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
+        outputs.observer = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
     elif loaded.config.trainer.tensorboard:  # of several processes, which all add to what the main one shows
-        from extras.report.findings import Findings
+        from extras.report.findings import EvaluationStats
 
-        outputs.view = Findings(experiment)
+        outputs.observer = EvaluationStats(experiment)
     return outputs
 
 
 def _train_on(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
     """Train from where the trainer stands to the end, in a folder that is ours."""
-    team, text = trainer.runtime.processes, to_json(loaded.config, folder=folder.path)
-    if team.main:
+    process_group, text = trainer.runtime.processes, to_json(loaded.config, folder=folder.path)
+    if process_group.is_main_process:
         if folder.config.read_text(encoding="utf-8") != text:
             folder.write_config(text)
-        folder.write_environment(environment(str(trainer.runtime.device), team.count, loaded.config.seed))
+        folder.write_environment(environment(str(trainer.runtime.device), process_group.world_size, loaded.config.seed))
     for warning in loaded.warnings():
         trainer.console.warn(warning)
-    for line in announcement(loaded, trainer, folder):
+    for line in start_summary(loaded, trainer, folder):
         trainer.console.info(line)
     gc.freeze()  # what the imports made stays; looking through it again would cost the training 0.1 s each time
     trainer.train()
     trainer.console.clear()
     progress = trainer.progress
-    for line in farewell(loaded, trainer, folder):
+    for line in end_summary(loaded, trainer, folder):
         trainer.console.info(line)
     return Result(folder.path, progress.epochs, progress.steps, folder.last_epoch(), progress.best)
 
@@ -197,9 +199,9 @@ def _nothing_left(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     except (Stopped, TrainingError):
         raise
     except Exception as error:
-        if trainer.progress.steps or not trainer.runtime.processes.main or not folder.remove_empty():
+        if trainer.progress.steps or not trainer.runtime.processes.is_main_process or not folder.remove_empty():
             raise
-        told = f"Nothing was trained; {shown(folder.path)} is removed again."
+        told = f"Nothing was trained; {display_path(folder.path)} is removed again."
         if isinstance(error, UserError):
             raise type(error)(f"{error}\n{told}") from error
         error.add_note(told)

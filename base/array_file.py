@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.files import Stamp, stamp
+from utils.files import Stamp, file_signature
 
 CHUNK = 2**22  # bytes that are read before they are hashed, while the processor's cache still has them
 
@@ -33,7 +33,7 @@ class ArrayFile:
     offset: int
     """Bytes before the first row."""
     row_bytes: int
-    stamp: Stamp
+    file_signature: Stamp
     """The file when it was opened first; another one of the same name is refused."""
     _handle: list[int] = field(default_factory=list, compare=False, repr=False)
 
@@ -43,7 +43,7 @@ class ArrayFile:
         try:
             with path.open("rb") as file:
                 shape, fortran, dtype = _header(file)
-                offset, found = file.tell(), stamp(os.fstat(file.fileno()))
+                offset, found = file.tell(), file_signature(os.fstat(file.fileno()))
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -117,7 +117,7 @@ class ArrayFile:
                 raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
             self._handle.append(handle)
             weakref.finalize(self, os.close, handle)
-            if stamp(os.fstat(handle)) != self.stamp:
+            if file_signature(os.fstat(handle)) != self.file_signature:
                 raise DataError(f"{self.path} was replaced while it was in use; start again")
             if hasattr(os, "posix_fadvise"):  # reading ahead of a random row only brings what nobody asked for
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)

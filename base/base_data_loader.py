@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.data.batches import IN_MEMORY, Batches
-from base.data.lazy_indices import Computed, HeldOut, Kept
+from base.data.lazy_indices import LazyIndices, TrainingIndices, ValidationIndices
 from base.data.sources import Source, as_source
 from utils.errors import DataError
 from utils.random import permutation
@@ -101,10 +101,10 @@ class BaseDataLoader(ABC):
         low, high = pixels.aminmax()
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
-    def _evaluation(self, source: Source, indices: Tensor | Computed | None) -> Batches:
+    def _evaluation(self, source: Source, indices: Tensor | LazyIndices | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
-    def _split(self, count: int) -> tuple[Tensor | Computed | None, Tensor | Computed | None]:
+    def _split(self, count: int) -> tuple[Tensor | LazyIndices | None, Tensor | LazyIndices | None]:
         """Indices of the samples to train on and of those held out; None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
@@ -118,8 +118,8 @@ class BaseDataLoader(ABC):
                 f"data_loader.args.validation_split: {self.validation_split} of {count} training samples leaves none"
             )
         if count > IN_MEMORY:
-            chosen = HeldOut(count, held_out, "validation")
-            return Kept(chosen), chosen
+            chosen = ValidationIndices(count, held_out, "validation")
+            return TrainingIndices(chosen), chosen
         order = permutation(count, "validation")
         # in the order of the file, so that reading them is sequential
         return order[held_out:].sort().values, order[:held_out].sort().values

@@ -16,9 +16,9 @@ from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
 from base.training.accumulation import grouped
 from base.training.first_batch import MISFITS, doubts, misfit, not_finite
-from base.training.observer import View
+from base.training.observer import Observer
 from base.training.progress import Progress
-from base.training.training_log import Report
+from base.training.training_log import TrainingLog
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
@@ -29,7 +29,7 @@ class BaseTrainer(ABC):
 
     training: Training
     outputs: Outputs
-    report: Report
+    report: TrainingLog
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         self.experiment = experiment
@@ -58,9 +58,9 @@ class BaseTrainer(ABC):
     def begin(self, training: Training, outputs: Outputs) -> None:
         """Take what training needs; before ``load_state_dict`` and ``train``."""
         self.training, self.outputs = training, outputs
-        self.model = self.runtime.trained(self.experiment.model)
+        self.model = self.runtime.wrap_ddp(self.experiment.model)
         held_out = training.validation.num_samples if training.validation else 0
-        self.report = Report(
+        self.report = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.processes, validation_samples=held_out
         )
 
@@ -70,11 +70,11 @@ class BaseTrainer(ABC):
         Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the end was not saved.
         """
         try:
-            self.outputs.view.begin(self)
+            self.outputs.observer.begin(self)
             while not self.finished():
                 self.train_epoch()
                 self.end_epoch(self.validate())
-            self.outputs.view.end(self)
+            self.outputs.observer.end(self)
         except Stopped as stopped:
             self.save()
             if not self.outputs.checkpointer.wait():
@@ -170,15 +170,15 @@ class BaseTrainer(ABC):
         """A point of the curves within the epoch."""
         self.check_finite()
         self.report.window(self.progress, loss, self.train_metrics.close_window(), self.training.schedule.used())
-        self.outputs.view.window(self)
+        self.outputs.observer.window(self)
 
     def validate(self) -> dict[str, float]:
         """The loss and the metrics on the held-out samples; empty if there are none."""
         if self.training.validation is None:
             return {}
-        return self.evaluate(self.training.validation, self.outputs.view)
+        return self.evaluate(self.training.validation, self.outputs.observer)
 
-    def evaluate(self, batches: Batches, view: View) -> dict[str, float]:
+    def evaluate(self, batches: Batches, view: Observer) -> dict[str, float]:
         """The loss and the metrics over all samples of some batches, each counted once."""
         metrics = self.experiment.make_metrics()
         view.begin_evaluation(batches.num_samples)
@@ -209,7 +209,7 @@ class BaseTrainer(ABC):
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
         self.report.epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
-        self.outputs.view.epoch(self, values)
+        self.outputs.observer.epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % self.settings.save_period == 0:
@@ -232,7 +232,7 @@ class BaseTrainer(ABC):
         self._unchecked, self._checked = [], replace(self.progress)
         if finite:
             return
-        losses = self.runtime.processes.sums([float(loss) for loss in unchecked])
+        losses = self.runtime.processes.all_reduce_sum([float(loss) for loss in unchecked])
         batches = self.training.batches
         steps = zip(losses, grouped(batches, before, self.settings), strict=False)  # there may be steps still to come
         for number, (loss, group) in enumerate(steps, start=1):
@@ -246,7 +246,7 @@ class BaseTrainer(ABC):
     def save(self) -> None:
         """Write a checkpoint, unless the newest one is of this very moment and stands."""
         moment = self.progress.state_dict()
-        if moment == self._saved and self.runtime.processes.from_main(self.outputs.checkpointer.wait):
+        if moment == self._saved and self.runtime.processes.broadcast_object(self.outputs.checkpointer.wait):
             return
         self.check_finite()
         self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)

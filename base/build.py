@@ -16,7 +16,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
 from base.training.metrics import Metrics
-from base.training.observer import View
+from base.training.observer import Observer
 from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import EventWriter, JsonlWriter, Writer, Writers
@@ -25,7 +25,7 @@ from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.located_json import KeyPath
 from utils.config.schedulers import contradiction, make_scheduler
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.paths import code_version
 from utils.random import seed_generators
@@ -34,7 +34,7 @@ from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schema import Component
 from utils.signals import SignalWatch
-from utils.user_code import told
+from utils.user_code import format_error_with_source
 
 T = TypeVar("T")
 
@@ -58,21 +58,23 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # so that a mistake shows now
-    console = Console(config.trainer.verbosity, silent=not processes.main)
+    console = Console(config.trainer.verbosity, silent=not processes.is_main_process)
     signals = SignalWatch(processes)
     return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
 
 
-def _same_everywhere(loaded: LoadedConfig, processes: Processes) -> None:
+def _same_everywhere(loaded: LoadedConfig, processes: ProcessGroup) -> None:
     """Raise UserError if the processes of a run do not have the same config and code, or more than there is to do."""
     batch = loaded.config.data_loader.args.get("batch_size")
-    if isinstance(batch, int) and batch < processes.count:
-        message = f"{batch} samples cannot be shared by {processes.count} processes; batch_size is that of all together"
+    if isinstance(batch, int) and batch < processes.world_size:
+        message = (
+            f"{batch} samples cannot be shared by {processes.world_size} processes; batch_size is that of all together"
+        )
         raise loaded.error(("data_loader", "args", "batch_size"), message)
-    if processes.count == 1:
+    if processes.world_size == 1:
         return
     own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
-    everyone = processes.all(own)
+    everyone = processes.all_gather(own)
     for what in own:
         others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
         if others:
@@ -93,11 +95,11 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
     processes = experiment.runtime.processes
-    with processes.one_after_the_other():
+    with processes.main_process_first():
         batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
     for part in filter(None, (batches, validation)):
-        part.divide(processes.rank, processes.count)
+        part.divide(processes.rank, processes.world_size)
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
         raise loaded.error(
             ("trainer", "monitor"),
@@ -112,7 +114,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """The writers and the checkpoints of a run folder; for any but the main process, such as write nothing."""
-    settings, console, main = loaded.config.trainer, experiment.console, experiment.runtime.processes.main
+    settings, console, main = loaded.config.trainer, experiment.console, experiment.runtime.processes.is_main_process
     kinds: dict[str, Writer] = {}
     if main:
         kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
@@ -125,8 +127,8 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
 
         parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
         how |= {"processes": experiment.runtime.processes, "shared": parameters}
-        return Outputs(writers, ShardedCheckpointer(folder.checkpoints, **how), View())
-    return Outputs(writers, (Checkpointer if main else NoCheckpoints)(folder.checkpoints, **how), View())
+        return Outputs(writers, ShardedCheckpointer(folder.checkpoints, **how), Observer())
+    return Outputs(writers, (Checkpointer if main else NoCheckpoints)(folder.checkpoints, **how), Observer())
 
 
 def _together(*makes: Callable[[], Any]) -> list[Any]:
@@ -158,7 +160,9 @@ def _call(
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(path, f"{name} cannot be built: {told(error).removeprefix('ValueError: ')}") from error
+        raise loaded.error(
+            path, f"{name} cannot be built: {format_error_with_source(error).removeprefix('ValueError: ')}"
+        ) from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -202,7 +206,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
     if not parameters:
         raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
     args = dict(component.args)
-    fused = experiment.runtime.fuses(component.type)
+    fused = experiment.runtime.supports_fused(component.type)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
     make = functools.partial(OPTIMIZERS[component.type], parameters, **args)
@@ -230,12 +234,12 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     return Schedule(optimizer, make, per_step=per_step, length=length)
 
 
-def load_weights(model: nn.Module, source: Path, team: Processes) -> dict[str, Any]:
+def load_weights(model: nn.Module, source: Path, process_group: ProcessGroup) -> dict[str, Any]:
     """Load a checkpoint's weights in all processes, and give its state.
 
     Raises UserError with what does not fit; nothing is skipped.
     """
-    state = checkpoint.read_together(source, team)
+    state = checkpoint.read_together(source, process_group)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

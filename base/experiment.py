@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
 from base.training.metrics import Metrics
-from base.training.observer import View
+from base.training.observer import Observer
 from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import Writers
@@ -52,4 +52,4 @@ class Outputs:
 
     writers: Writers
     checkpointer: Checkpointer
-    view: View
+    observer: Observer

@@ -41,27 +41,3 @@ class Bar:
 
 def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def duration(seconds: float, *, fine: bool = False) -> str:
-    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
-    whole = round(seconds)
-    if fine and seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if whole < 60:
-        return f"{seconds:.{int(fine)}f} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02}"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
-
-
-def rounded(value: float) -> str:
-    """A positive number in at most five columns: "12.3k"."""
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5 or unit == "G":
-            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-            return f"{value:.{digits}f}{unit}"
-        value /= 1000
-    raise AssertionError

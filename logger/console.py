@@ -12,8 +12,9 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from logger.bar import INTERVAL, Bar, duration
+from logger.bar import INTERVAL, Bar
 from utils.files import LogFile
+from utils.text import duration
 
 Item = TypeVar("Item")
 STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
@@ -126,12 +127,3 @@ class Console:
             yield item
         if due > start + self.DELAY:
             self.clear()
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def number(value: float) -> str:
-    """To four figures, zeros at the end included, so that columns stay where they are."""
-    return f"{value:#.4g}".removesuffix(".")

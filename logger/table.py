@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from logger.bar import duration
-from logger.console import number, styled
+from logger.console import styled
+from utils.text import duration, number
 
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME, MARK = 6, 4  # as in "3.1 s" and "best"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError
-from utils.files import LogFile, replacing
+from utils.files import LogFile, atomic_write
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -95,7 +95,7 @@ class EventWriter(Writer):
         """What holds for the run as a whole, as its hyperparameters: in a file of its own that takes the place of what
         was said before, since TensorBoard keeps the first that it reads of them. A full disk does not stop the run.
         """
-        with contextlib.suppress(OSError), replacing(self.folder / DESCRIPTION) as file:
+        with contextlib.suppress(OSError), atomic_write(self.folder / DESCRIPTION) as file:
             file.write(_records([_event(0, file_version=VERSION), *(_event(0, **content) for content in contents)]))
 
     def flush(self) -> None:

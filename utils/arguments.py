@@ -16,7 +16,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
 from utils.config.located_json import KeyPath
-from utils.suggest import closest, hint
+from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)

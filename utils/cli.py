@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config.overrides import OVERRIDE
-from utils.distributed.process_group import joined
+from utils.distributed.process_group import current
 from utils.errors import Stopped, TrainingError, UserError
 
 # options that stand for a key of the config
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
             message += "; any key of the config is given without --, as in trainer.epochs=5"
-        if joined().launched:  # so that one of the processes says it
+        if current().launched:  # so that one of the processes says it
             raise UserError(f"{message}\n{self.format_usage().rstrip()}")
         super().error(message)
 
@@ -63,13 +63,13 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
     Of several processes that fail, one after the other, only the first says why.
     """
     status = _status(command, argv)  # only now it is known who else there is
-    return joined().leave(status)
+    return current().exit(status)
 
 
 def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:
     try:
         command(argv)
-        joined().finish()
+        current().finish()
     except (UserError, TrainingError) as error:
         return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
@@ -81,7 +81,7 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         print("stopped at once; what was saved before is whole", file=sys.stderr)
         return 130
     except Exception as error:
-        if not joined().launched:
+        if not current().launched:
             raise
         return _fail(error, 1)
     return 0
@@ -90,8 +90,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
 def _fail(error: Exception, status: int) -> int:
     """Say what went wrong, unless another process was the first to fail; give the status of the first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends all at once when the first one has ended
-    lost = joined().lost(error)
-    first, status = joined().first_to_fail(1 if lost else status)
+    lost = current().peer_failure(error)
+    first, status = current().claim_failure(1 if lost else status)
     if first and (lost or isinstance(error, (UserError, TrainingError))):
         print(f"error: {lost or error}", file=sys.stderr)
     elif first:

@@ -12,13 +12,13 @@ Stamp = tuple[int, int, int]
 """Size, time of the last change of the content, and of the last change of anything, in nanoseconds."""
 
 
-def stamp(status: os.stat_result) -> Stamp:
+def file_signature(status: os.stat_result) -> Stamp:
     """What differs when a file was changed, exchanged or renamed, even where its old time was put back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file beside this path, which takes its name when it is on the disk. Raises OSError, leaving nothing."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def point(name: Path, target: Path) -> None:
+def link(name: Path, target: Path) -> None:
     """Make a name stand for a file, at once: a hard link, so that it outlives the removal of the other name."""
     if not target.exists() or (name.exists() and name.samefile(target)):
         return
@@ -44,7 +44,7 @@ def point(name: Path, target: Path) -> None:
     try:
         os.link(target, temporary)
     except OSError:  # a file system without hard links
-        with replacing(name) as file:
+        with atomic_write(name) as file:
             file.write(target.read_bytes())
     else:
         temporary.replace(name)

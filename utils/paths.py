@@ -21,7 +21,7 @@ def code_version() -> str:
     return hashed.hexdigest()
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as the user would type it: from where they stand, if it is below."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -21,8 +21,8 @@ from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.paths import PROJECT
 from utils.schema import TrainerConfig
-from utils.suggest import closest
-from utils.user_code import in_project, told, where
+from utils.text import closest
+from utils.user_code import format_error_with_source, in_project, where
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -230,4 +230,4 @@ def import_components() -> None:
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
-                raise UserError(f"{in_project(path)} does not import: {told(error)}") from error
+                raise UserError(f"{in_project(path)} does not import: {format_error_with_source(error)}") from error

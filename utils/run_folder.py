@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint.file import DATA
-from utils.distributed.process_group import Processes, launch
+from utils.distributed.process_group import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
-from utils.files import lock_file, replacing
+from utils.files import atomic_write, lock_file
 from utils.paths import PROJECT, project_path
 
 NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
@@ -50,12 +50,12 @@ class RunFolder:
         leaves no folder that cannot be resumed. Raises UserError if it cannot be made.
         """
         parent = project_path(save_dir) / name
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        unnamed = parent / f".{stamp}-{os.getpid()}.tmp"
+        file_signature = time.strftime("%Y%m%d-%H%M%S")
+        unnamed = parent / f".{file_signature}-{os.getpid()}.tmp"
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
             prepare(cls(unnamed))
-            return cls(_rename(unnamed, parent / stamp))
+            return cls(_rename(unnamed, parent / file_signature))
         except (OSError, RuntimeError, TrainingError) as error:
             shutil.rmtree(unnamed, ignore_errors=True)
             raise UserError(f"no run folder can be made in {parent}: {error}; see trainer.save_dir") from error
@@ -133,15 +133,18 @@ class RunFolder:
                 _owned.discard(own)
 
     @contextlib.contextmanager
-    def owned(self, team: Processes) -> Iterator[None]:
+    def owned(self, process_group: ProcessGroup) -> Iterator[None]:
         """The main process of these owns the folder, and all see it. Raises UserError if one does not."""
-        with self.locked() if team.main else contextlib.nullcontext():
-            if team.launched:
-                mark = team.from_main(self._mark)
-                blind = [str(rank) for rank, found in enumerate(team.all(self._marks())) if found != mark]
+        with self.locked() if process_group.is_main_process else contextlib.nullcontext():
+            if process_group.launched:
+                mark = process_group.broadcast_object(self._mark)
+                blind = [
+                    str(rank) for rank, found in enumerate(process_group.all_gather(self._marks())) if found != mark
+                ]
                 if blind:
                     raise UserError(
-                        f"process {', '.join(blind)} of {team.count} does not see the run folder {self.path}; "
+                        f"process {', '.join(blind)} of {process_group.world_size} "
+                        f"does not see the run folder {self.path}; "
                         "trainer.save_dir must be in a file system that all machines share"
                     )
             yield
@@ -234,7 +237,7 @@ def replace_text(path: Path, text: str) -> None:
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all. Raises TrainingError."""
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror}") from error

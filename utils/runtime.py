@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint.file import Place
-from utils.distributed.process_group import processes
+from utils.checkpoint.file import TensorAllocator
+from utils.distributed.process_group import get_process_group
 from utils.errors import ConfigError
 from utils.optimizers import drop_gradients, fitting, take_step
 from utils.schema import RuntimeConfig
@@ -43,7 +43,7 @@ class Runtime:
     def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
         """whole_states: with "fsdp", whether a state is that of the whole model, or this process's part of it."""
         self.settings, self.whole_states = settings, whole_states
-        self.processes = processes()
+        self.processes = get_process_group()
         self.processes.connect(settings.timeout)
         self.device = self.processes.device(pick_device(settings.device))
         self._on_cpu = self.device.type == "cpu"
@@ -59,7 +59,7 @@ class Runtime:
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         # ``backward`` multiplies by the number of processes too, and what overflows in one must overflow in several
-        scale = 2.0**16 / self.processes.count
+        scale = 2.0**16 / self.processes.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping; None where nothing is clipped
 
@@ -75,9 +75,9 @@ class Runtime:
         if self.settings.compile:
             model.compile()  # in place: the names in checkpoints stay as they are
 
-    def trained(self, model: nn.Module) -> nn.Module:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """The model as the training calls it: with several processes, so that their gradients are added up."""
-        if self.processes.count == 1 or self.sharded:
+        if self.processes.world_size == 1 or self.sharded:
             return model
         from utils.distributed.parallel import replicate
 
@@ -85,7 +85,7 @@ class Runtime:
         replicated, self._exchange = replicate(model, self.device, unused_parameters=unused)
         return replicated
 
-    def fuses(self, optimizer: str) -> bool | None:
+    def supports_fused(self, optimizer: str) -> bool | None:
         """Whether an optimizer of this name has a fused kernel here; None if it never has one."""
         if optimizer not in FUSED:
             return None
@@ -100,7 +100,7 @@ class Runtime:
         else:
             optimizer.register_load_state_dict_pre_hook(fitting)
 
-    def place(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place | None:
+    def place(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
         """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
         if not self.sharded:
             return None
@@ -139,7 +139,7 @@ class Runtime:
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradient of weight * loss. weight: this batch's share of its optimizer step."""
-        weight *= self.processes.count  # torch gives the mean of the processes' gradients, and this is a sum
+        weight *= self.processes.world_size  # torch gives the mean of the processes' gradients, and this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
         # as the incoming gradient, the weight costs no operation of its own
@@ -183,12 +183,14 @@ class Runtime:
         return loss
 
     def _total(self, loss: Tensor) -> Tensor:
-        return loss if self.processes.count == 1 else loss.new_tensor(self.processes.sums([loss.item()])[0])
+        return (
+            loss if self.processes.world_size == 1 else loss.new_tensor(self.processes.all_reduce_sum([loss.item()])[0])
+        )
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.scaler.state_dict()
-        return state | {"scale": state["scale"] * self.processes.count} if state else state
+        return state | {"scale": state["scale"] * self.processes.world_size} if state else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state and self.scaled:
-            self.scaler.load_state_dict(state | {"scale": state["scale"] / self.processes.count})
+            self.scaler.load_state_dict(state | {"scale": state["scale"] / self.processes.world_size})

@@ -13,7 +13,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from utils.distributed.process_group import Processes, joined
+from utils.distributed.process_group import ProcessGroup, current
 from utils.errors import Stopped
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
@@ -31,7 +31,7 @@ def end_at_once() -> None:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     again, own = shlex.join(["python", *sys.argv]), 128 + number
-    _, status = joined().first_to_fail(own)  # a launcher that ends all of them since one has failed
+    _, status = current().claim_failure(own)  # a launcher that ends all of them since one has failed
     if status == own and os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # not print: this may have interrupted a print
             os.write(2, f"stopped; nothing was changed. To start again:\n{again}\n".encode())
@@ -44,8 +44,8 @@ class SignalWatch:
     advice: what a second SIGINT leaves on the screen.
     """
 
-    def __init__(self, processes: Processes | None = None) -> None:
-        self.processes = processes or Processes()
+    def __init__(self, processes: ProcessGroup | None = None) -> None:
+        self.processes = processes or ProcessGroup()
         self.received: int | None = None
         self.advice = ""
         self._before: dict[int, Any] = {}

@@ -22,15 +22,15 @@ def where(component: Callable[..., Any]) -> str:
     return f"{in_project(path)}:{line}"
 
 
-def said(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What an error says, with its kind, in one paragraph."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def told(error: BaseException) -> str:
+def format_error_with_source(error: BaseException) -> str:
     """What an error says and, below it, the line of the user's code where it came from, if it came from one."""
-    return "\n".join(filter(None, [said(error), user_line(error)]))
+    return "\n".join(filter(None, [format_error(error), user_line(error)]))
 
 
 def user_line(error: BaseException) -> str:

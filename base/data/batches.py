@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from base.data.lazy_indices import Computed, Permutation
+from base.data.lazy_indices import LazyIndices, Permutation
 from base.data.sources import SampleRandom, Source, as_tensor, draw_together
 from utils.random import mix, permutation
 from utils.signals import end_workers_at_exit, ignore_in_worker
@@ -22,9 +22,9 @@ IN_MEMORY = 2**25
 
 Request = tuple[Tensor | slice, SampleRandom]
 """Which samples to load for a batch, and the random numbers that they have in this pass."""
-Planned = tuple["Window", int, Request]
+Planned = tuple["BatchRange", int, Request]
 Plan = tuple[list[Planned], int, "Position"]
-Loaded = tuple["Window", int, Any]
+Loaded = tuple["BatchRange", int, Any]
 """A window, how many of its samples are this process's, and its batch."""
 Group = tuple[list[Loaded], int, "Position"]
 """The batches of an optimizer step, how many samples they have in all processes together, the position after them."""
@@ -37,7 +37,7 @@ class Position(NamedTuple):
     samples: int = 0
 
 
-class Window(NamedTuple):
+class BatchRange(NamedTuple):
     """One batch: the samples from start to stop in the order of a pass."""
 
     passes: int
@@ -61,7 +61,7 @@ class Batches:
         source: Source,
         *,
         batch_size: int,
-        indices: Tensor | Computed | None = None,
+        indices: Tensor | LazyIndices | None = None,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -70,7 +70,7 @@ class Batches:
         self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
         self.num_samples = len(source) if indices is None else len(indices)
         self.rank, self.count = 0, 1
-        self._order: tuple[int, Tensor | Computed] | None = None
+        self._order: tuple[int, Tensor | LazyIndices] | None = None
         self._workers: tuple[_Requests, DataLoader[Any]] | None = None
 
     def __len__(self) -> int:
@@ -81,30 +81,30 @@ class Batches:
         """From now on load only the part of each batch that is the rank-th of count processes'."""
         self.rank, self.count = rank, count
 
-    def part(self, window: Window) -> Window:
+    def part(self, window: BatchRange) -> BatchRange:
         """The samples of a batch that are this process's; none, where a batch has fewer samples than processes."""
         start = window.start + window.size * self.rank // self.count
-        return Window(window.passes, start, window.start + window.size * (self.rank + 1) // self.count)
+        return BatchRange(window.passes, start, window.start + window.size * (self.rank + 1) // self.count)
 
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a short last group of batches counts."""
         return -(-len(self) // accumulate_steps)
 
-    def windows(self, position: Position = Position(0, 0)) -> Iterator[Window]:  # noqa: B008  (immutable)
+    def windows(self, position: Position = Position(0, 0)) -> Iterator[BatchRange]:  # noqa: B008  (immutable)
         """The batches from a position on, without end."""
         passes, start = position
         while True:
             stop = min(start + self.batch_size, self.num_samples)
-            yield Window(passes, start, stop)
+            yield BatchRange(passes, start, stop)
             passes, start = (passes, stop) if stop < self.num_samples else (passes + 1, 0)
 
-    def after(self, window: Window) -> Position:
+    def after(self, window: BatchRange) -> Position:
         """The position when a batch is used."""
         return (
             Position(window.passes, window.stop) if window.stop < self.num_samples else Position(window.passes + 1, 0)
         )
 
-    def sample_indices(self, window: Window) -> Tensor | slice:
+    def sample_indices(self, window: BatchRange) -> Tensor | slice:
         """Which samples of the data set a batch holds, int64 of shape (B,), or a range, which is copied faster."""
         if not self.shuffle:
             chosen = slice(window.start, window.stop)
@@ -114,7 +114,7 @@ class Batches:
         order, places = self._order[1], slice(window.start, window.stop)
         return order[places] if self.indices is None or isinstance(order, Tensor) else self.indices[order[places]]
 
-    def _order_of(self, passes: int) -> Tensor | Computed:
+    def _order_of(self, passes: int) -> Tensor | LazyIndices:
         """The samples of a pass or, where they are so many that it is computed, their places among the indices."""
         key = (self.seed, "order", passes)
         if self.num_samples > IN_MEMORY:
@@ -122,12 +122,12 @@ class Batches:
         order = permutation(self.num_samples, *key)
         return order if self.indices is None else self.indices[order]
 
-    def load(self, windows: Iterable[Window]) -> Iterator[Loaded]:
+    def load(self, windows: Iterable[BatchRange]) -> Iterator[Loaded]:
         """The batches of these windows, or this process's part of each, in their order."""
         for (loaded,), _, _ in self.load_groups(zip(windows)):
             yield loaded
 
-    def load_groups(self, groups: Iterable[Sequence[Window]]) -> Iterator[Group]:
+    def load_groups(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Group]:
         """The batches of these windows, or this process's part of each, in their order and in the same groups.
 
         A process that has no part of a batch gets all of it, since it must go through the model with the others; it
@@ -143,7 +143,7 @@ class Batches:
         """Every sample once."""
         return self.load(itertools.islice(self.windows(), len(self)))
 
-    def _planned(self, groups: Iterable[Sequence[Window]]) -> Iterator[Plan]:
+    def _planned(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Plan]:
         """What ``_requests`` gives, some ahead: one after the other that takes a quarter of the time that it does in
         between steps, after each of which the processor must fetch the code anew.
         """
@@ -156,17 +156,17 @@ class Batches:
                 plans, planned = [], 0
         yield from _drawing_together(plans)
 
-    def _requests(self, group: Sequence[Window]) -> Plan:
+    def _requests(self, group: Sequence[BatchRange]) -> Plan:
         """What to load for a group of batches, and the rest of the group."""
         return [self._request(window) for window in group], sum([w.size for w in group]), self.after(group[-1])
 
-    def _request(self, window: Window) -> Planned:
+    def _request(self, window: BatchRange) -> Planned:
         """How many samples of a batch are this process's, and which ones to load for it."""
         own = window if self.count == 1 else self.part(window)
         indices = self.sample_indices(own if own.size else window)
         return window, own.size, (indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
 
-    def _prepared(self, groups: Iterable[Sequence[Window]]) -> Iterator[Group]:
+    def _prepared(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Group]:
         """As ``load_groups``, from the worker processes."""
         if self._workers is None:  # started once and kept from epoch to epoch
             self._workers = self._start_workers(_Fetch(self.source))

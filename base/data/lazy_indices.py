@@ -12,7 +12,7 @@ from utils.random import mix, scrambled
 Integers = npt.NDArray[np.int64]
 
 
-class Computed:
+class LazyIndices:
     """``count`` integers that behave as an int64 tensor of shape (count,), but for their memory."""
 
     def __init__(self, count: int) -> None:
@@ -30,7 +30,7 @@ class Computed:
         raise NotImplementedError
 
 
-class Permutation(Computed):
+class Permutation(LazyIndices):
     """The numbers 0 to count - 1 in an order that depends on the key alone.
 
     A Feistel network on pairs of numbers below the square root (Black and Rogaway, Ciphers with Arbitrary Finite
@@ -58,7 +58,7 @@ class Permutation(Computed):
         return left * self.side + right
 
 
-class HeldOut(Computed):
+class ValidationIndices(LazyIndices):
     """One number of each of ``held_out`` equal stretches of 0 to total - 1, in rising order."""
 
     def __init__(self, total: int, held_out: int, *key: int | str) -> None:
@@ -73,10 +73,10 @@ class HeldOut(Computed):
         return stretch * self.total // self.count
 
 
-class Kept(Computed):
+class TrainingIndices(LazyIndices):
     """All numbers from 0 to total - 1 that are not held out, in rising order."""
 
-    def __init__(self, held_out: HeldOut) -> None:
+    def __init__(self, held_out: ValidationIndices) -> None:
         super().__init__(held_out.total - held_out.count)
         self.held_out = held_out
 

@@ -3,17 +3,17 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
-from base.data.batches import Batches, Window
+from base.data.batches import Batches, BatchRange
 from base.training.progress import Progress
 from utils.schema import TrainerConfig
 
 
-def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> Iterator[list[Window]]:
+def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> Iterator[list[BatchRange]]:
     """Which batches make each optimizer step that is left of this epoch."""
     size = settings.accumulate_steps
     if progress.trained:
         return iter(())
-    windows: Iterable[Window] = batches.windows(progress.position)
+    windows: Iterable[BatchRange] = batches.windows(progress.position)
     if settings.steps_per_epoch is None:
         passes = progress.passes
         windows = itertools.takewhile(lambda window: window.passes == passes, windows)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from base.data.sources import describe_batch
 from base.metric import StepResult
-from utils.distributed.process_group import joined
+from utils.distributed.process_group import current
 from utils.errors import TrainingError, UserError
-from utils.user_code import said, user_line
+from utils.user_code import format_error, user_line
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
 SUM_TOLERANCE = 0.02  # of probabilities, in bf16 too
@@ -19,8 +19,8 @@ SUM_TOLERANCE = 0.02  # of probabilities, in bf16 too
 def misfit(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
     """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
     classes = f" The data have {len(class_names)} classes." if class_names else ""
-    line = user_line(error) or f"  {said(error)}"
-    return joined().lost(error) or UserError(
+    line = user_line(error) or f"  {format_error(error)}"
+    return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
         f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
     )

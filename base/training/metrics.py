@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.metric import MetricFunction, StepResult
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ class Metrics:
         *,
         device: torch.device,
         sum_loss: bool = False,
-        processes: Processes | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
-        self.processes = processes or Processes()
+        self.processes = processes or ProcessGroup()
         self.functions = dict(functions)
         self.sum_loss = sum_loss
         self.means = {name: Mean() for name in ("loss", *functions)}
@@ -221,7 +221,7 @@ class Metrics:
         """The sum and the weight of each mean's window, the loss's first, of all processes: asked for once."""
         if self._totals is None:
             own = [number for mean in self.means.values() for number in mean.window()]
-            self._totals = self.processes.sums(own)
+            self._totals = self.processes.all_reduce_sum(own)
         return self._totals
 
     def state_dict(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class Metrics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         saved = state["processes"]
         self._totals = None
-        rank, same = self.processes.rank, len(saved) == self.processes.count
+        rank, same = self.processes.rank, len(saved) == self.processes.world_size
         for name, metric in self._all().items():
             parts = [part[name] for part in saved if name in part]  # a metric that was added on resume begins here
             if not parts:

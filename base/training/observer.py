@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from base.metric import StepResult
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-class View:
+class Observer:
     """Looks at nothing. A subclass looks, and changes nothing: the run is the same with it and without."""
 
     def begin(self, trainer: "BaseTrainer") -> None:
@@ -21,7 +21,7 @@ class View:
     def begin_evaluation(self, samples: int) -> None:
         """So many samples are evaluated next."""
 
-    def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
+    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
         """A batch of the evaluation. window: which of its samples are this process's.
 
         Those may be none, where a batch has fewer samples than there are processes: the result is then that of all, and

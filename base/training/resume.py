@@ -11,7 +11,7 @@ from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed.process_group import launch
 from utils.errors import CheckpointError
-from utils.paths import shown
+from utils.paths import display_path
 from utils.run_folder import RunFolder
 
 
@@ -34,11 +34,11 @@ def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
 
 def check_place(loaded: LoadedConfig, folder: RunFolder) -> None:
     """A resumed run stays in its folder. Raises CheckpointError if its config has another one now."""
-    before = load_config(folder.config, trial=False).config
+    before = load_config(folder.config, dry_run=False).config
     if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
         raise CheckpointError(
             "a run goes on in its own folder: name and trainer.save_dir cannot change. "
-            f"For a new run with its weights: --init-from {shown(folder.path)}"
+            f"For a new run with its weights: --init-from {display_path(folder.path)}"
         )
 
 
@@ -53,15 +53,18 @@ def load_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> No
 
 def _find_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its state; None if there is none yet."""
-    team, place = trainer.runtime.processes, trainer.runtime.place(trainer.experiment.model, trainer.training.optimizer)
+    process_group, place = (
+        trainer.runtime.processes,
+        trainer.runtime.place(trainer.experiment.model, trainer.training.optimizer),
+    )
     try:
         if file:
-            return file, checkpoint.read_together(file, team, place)
-        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, team, place)
+            return file, checkpoint.read_together(file, process_group, place)
+        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, place)
     except CheckpointError as error:
         advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
         if file is None:
-            advice = f"To begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
+            advice = f"To begin anew: python train.py -c {shlex.quote(display_path(folder.config))}"
         raise CheckpointError(f"{error}\n{advice}") from error
 
 
@@ -75,7 +78,7 @@ def _begin_again(trainer: BaseTrainer, folder: RunFolder) -> None:
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
             f"there is no checkpoint in {folder.checkpoints}, though this run came to epoch {logged}. Put one back, or "
-            f"begin anew: python train.py -c {shlex.quote(shown(folder.config))}"
+            f"begin anew: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if folder.initial.exists():
         load_weights(trainer.model, folder.initial, trainer.runtime.processes)

@@ -1,7 +1,7 @@
 """How fast a run goes and when it will end, judged by what this process itself has seen of it."""
 
 
-class Pace:
+class Throughput:
     """Seconds of the steps and of what lies between two epochs. A resumed run's steps of before do not count.
 
     now: seconds on any clock that only goes forward. validation_samples: of one validation.

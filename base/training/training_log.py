@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from base.training.progress import Progress
-from base.training.throughput import Pace
-from logger.bar import INTERVAL, duration, rounded
-from logger.console import Console, number
+from base.training.throughput import Throughput
+from logger.bar import INTERVAL
+from logger.console import Console
 from logger.table import EpochTable
 from logger.writers import Writers
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.schema import TrainerConfig
+from utils.text import duration, number, short_number
 
 LINES = 1.0  # seconds at least between two lines within an epoch, in a file
 
 
-class Report:
+class TrainingLog:
     """The console and the writers of one run, fed once a step, once a window and once an epoch."""
 
     def __init__(
@@ -26,12 +27,12 @@ class Report:
         console: Console,
         writers: Writers,
         settings: TrainerConfig,
-        processes: Processes,
+        processes: ProcessGroup,
         *,
         validation_samples: int,
     ) -> None:
         self.console, self.writers, self.settings, self.processes = console, writers, settings, processes
-        self.pace, self.table = Pace(validation_samples), EpochTable(settings.epochs)
+        self.pace, self.table = Throughput(validation_samples), EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
         self._warm, self._next_line = False, 0.0
 
@@ -54,8 +55,8 @@ class Report:
         self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
     ) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
-        if self.processes.count > 1:  # what is shown next is the loss of all; between two points it is an estimate
-            self._loss = self._total(loss) / self.processes.count
+        if self.processes.world_size > 1:  # what is shown next is the loss of all; between two points it is an estimate
+            self._loss = self._total(loss) / self.processes.world_size
         if self.console.lists and (now := time.perf_counter()) >= self._next_line:
             self._next_line = now + LINES
             self.console.info(self._line(now))
@@ -97,7 +98,7 @@ class Report:
 
     def _total(self, part: Tensor | float) -> float:
         """The loss of a step, of all processes."""
-        return self.processes.sums([float(part)])[0]
+        return self.processes.all_reduce_sum([float(part)])[0]
 
     def _draw(self, now: float) -> None:
         if self.pace.steps and not self._warm:
@@ -130,10 +131,10 @@ class Report:
     def _parts(self, now: float) -> tuple[str, str, str, str, str]:
         """Loss, best value with and without its name, speed with and without its unit; empty where there is none."""
         best, speed = self._progress.best, self.pace.samples_per_second(now)
-        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.processes.count)}"
+        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.processes.world_size)}"
         name = (self.settings.monitor or " ").split(" ", 1)[1]
         bests = ("", "") if best is None else (f"best {name} {number(best)}", f"best {number(best)}")
-        speeds = ("", "") if speed is None else (f"{rounded(speed)} samples/s", f"{rounded(speed)}/s")
+        speeds = ("", "") if speed is None else (f"{short_number(speed)} samples/s", f"{short_number(speed)}/s")
         return loss, *bests, *speeds
 
     def _left(self, now: float) -> str:

@@ -27,7 +27,7 @@ from torch import nn
 
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
-from utils.distributed.process_group import processes
+from utils.distributed.process_group import get_process_group
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
@@ -42,25 +42,25 @@ def main() -> None:
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     options = parser.parse_args()
-    team = processes()
+    process_group = get_process_group()
     settings = RuntimeConfig(device="cpu", strategy=options.strategy)
     runtime = Runtime(settings, whole_states=options.checkpoint == "full")
-    if team.main:
+    if process_group.is_main_process:
         print("parameters      file      copy     stall    during   written      read")
     for width in WIDTHS.values():
         with tempfile.TemporaryDirectory(dir=options.folder) as made:
-            measure(Path(team.from_main(lambda made=made: made)), width, options, runtime)  # type: ignore[misc]
-            team.finish()
-    team.leave(0)
+            measure(Path(process_group.broadcast_object(lambda made=made: made)), width, options, runtime)  # type: ignore[misc]
+            process_group.finish()
+    process_group.exit(0)
 
 
 def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runtime) -> None:
-    team = runtime.processes
+    process_group = runtime.processes
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
     runtime.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     runtime.prepare_optimizer(optimizer)
-    trained = runtime.trained(model)
+    trained = runtime.wrap_ddp(model)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -77,15 +77,15 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
     path = folder / checkpoint.file_name(1)
     for count in range(2, options.repeats + 2):
         found["stall"].append(timed(lambda: keeper.save(count, state(), best_step=None)))  # noqa: B023
-        found["during"].append(beside(step, usual) if team.count == 1 else 0.0)
+        found["during"].append(beside(step, usual) if process_group.world_size == 1 else 0.0)
         keeper.wait()
         found["copy"].append(timed(lambda: held.append(checkpoint.snapshot(state()))))
         path = folder / checkpoint.file_name(count + 1000)
         found["written"].append(timed(lambda: kept(keeper, count + 1000, state())))  # noqa: B023
-        team.from_main(lambda: None)
+        process_group.broadcast_object(lambda: None)
         found["read"].append(timed(lambda: checkpoint.read(path, runtime.place(model, optimizer))))  # noqa: B023
-        team.finish()
-    if team.main:
+        process_group.finish()
+    if process_group.is_main_process:
         size = sum(file.stat().st_size for file in folder.rglob(f"{path.stem}*") if file.is_file())
         size += sum(file.stat().st_size for file in folder.glob(f"{path.stem}*/*"))
         times = "".join(f"{statistics.median(values) * 1000:10.1f}" for values in found.values())
@@ -95,7 +95,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
 def keeper_of(folder: Path, model: nn.Module, options: argparse.Namespace, runtime: Runtime) -> Checkpointer:
     how: dict[str, Any] = {"keep_last": 1, "warn": print}
     if options.checkpoint == "full":
-        return (Checkpointer if runtime.processes.main else NoCheckpoints)(folder, **how)
+        return (Checkpointer if runtime.processes.is_main_process else NoCheckpoints)(folder, **how)
     from utils.checkpoint.sharded import ShardedCheckpointer
 
     names = {name for name, _ in model.named_parameters()}

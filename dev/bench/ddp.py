@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 import train
 from base.base_trainer import BaseTrainer
 from dev.bench.hand_written import LeNet, Photographs, TwoLayerNet, save
-from utils.distributed.process_group import processes
+from utils.distributed.process_group import get_process_group
 
 BATCH = 64
 Figures = dict[str, float]
@@ -162,16 +162,16 @@ def compare(name: str, folder: Path, data_dir: str, *, repeats: int) -> None:
         steps, by_hand, arguments = JOBS[name](folder, data_dir)
         hand.append(measured(steps, by_hand))
         ours.append(by_train_py(steps, arguments, folder))
-    team = processes()
-    if not team.main:
+    process_group = get_process_group()
+    if not process_group.is_main_process:
         return
-    print(f"\n{name}, {steps} steps of {BATCH}, {team.count} processes, load {os.getloadavg()[0]:.1f}")
+    print(f"\n{name}, {steps} steps of {BATCH}, {process_group.world_size} processes, load {os.getloadavg()[0]:.1f}")
     for figure in ("us", "cpu", "bytes"):
         left, right = [run[figure] for run in ours], [run[figure] for run in hand]
         ratio = median(left) / median(right)
         print(f"  {figure:5} this project {cell(left)}, by hand {cell(right)}: {ratio:.3f}")
     parameters = sum(p.numel() for p in (TwoLayerNet() if name == "two_layer" else LeNet()).parameters())
-    expected = 4 * parameters * 2 * (team.count - 1)  # each process 2 (N - 1) / N times all of them
+    expected = 4 * parameters * 2 * (process_group.world_size - 1)  # each process 2 (N - 1) / N times all of them
     print(f"  bytes of the gradients alone {expected}, {parameters} parameters", flush=True)
 
 
@@ -181,14 +181,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default: 5)")
     parser.add_argument("--jobs", choices=JOBS, nargs="+", default=["two_layer"])
     options = parser.parse_args()
-    team = processes()
-    team.connect(600)
+    process_group = get_process_group()
+    process_group.connect(600)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(team.from_main(lambda: name))
+        folder = Path(process_group.broadcast_object(lambda: name))
         for name in options.jobs:
             compare(name, folder, str(Path(options.data_dir).resolve()), repeats=options.repeats)
-    team.finish()
-    return team.leave(0)
+    process_group.finish()
+    return process_group.exit(0)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import train
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.training.metrics import Metrics
-from base.training.training_log import Report
+from base.training.training_log import TrainingLog
 from trainer.trainer import Trainer
 from utils.runtime import Runtime
 
@@ -58,7 +58,7 @@ if __name__ == "__main__":
         (Trainer, ["train_step"]),
         (Runtime, ["backward", "optimizer_step"]),
         (Metrics, ["update"]),
-        (Report, ["step"]),
+        (TrainingLog, ["step"]),
         (BaseTrainer, ["log_window", "train_epoch"]),
     ]:
         for name in names:

@@ -7,46 +7,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extras.check.finding import Finding
+from extras.check.finding import CheckResult
 from extras.check.layers import named_tensors
-from utils.user_code import told
+from utils.user_code import format_error_with_source
 
 
-def check_batch(batch: Any) -> Iterator[Finding]:
+def check_batch(batch: Any) -> Iterator[CheckResult]:
     """Shape, type and range of everything in a batch."""
     for name, tensor in named_tensors(batch):
         kind = str(tensor.dtype).removeprefix("torch.")
         text = f"{name or 'batch'} {tuple(tensor.shape)} {kind}"
         if not tensor.numel() or tensor.is_complex():
-            yield Finding("batch", "FAIL" if not tensor.numel() else "ok", text)
+            yield CheckResult("batch", "FAIL" if not tensor.numel() else "ok", text)
             continue
         yield _check_values(name, tensor.detach(), text)
 
 
-def _check_values(name: str, tensor: Tensor, text: str) -> Finding:
+def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
     finite = torch.isfinite(tensor)
     if not finite.all():
         cause = "missing values in the data, or a division by a standard deviation of 0 in a transform"
-        return Finding("batch", "FAIL", f"{text}: {int((~finite).sum()):,} values are not finite", cause)
+        return CheckResult("batch", "FAIL", f"{text}: {int((~finite).sum()):,} values are not finite", cause)
     values = tensor.double() if tensor.device.type != "mps" else tensor.float()
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
     spread = float(values.std(correction=0))
     text = f"{text} in [{low:.4g}, {high:.4g}], mean {mean:.3g}, std {spread:.3g}"
     if low == high and tensor.numel() > 1:
         cause = "data sorted by class and not shuffled" if name == "targets" else "a transform that gives a constant"
-        return Finding("batch", "FAIL" if name == "inputs" else "note", f"{text}: all values are the same", cause)
+        return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: all values are the same", cause)
     if name == "targets" and _class_indices(tensor):
-        return Finding("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
+        return CheckResult("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
     if name == "inputs" and tensor.is_floating_point() and max(abs(low), abs(high)) > 30:
-        return Finding("batch", "note", text, "inputs that are not scaled; most models want about [-1, 1]")
-    return Finding("batch", "ok", text)
+        return CheckResult("batch", "note", text, "inputs that are not scaled; most models want about [-1, 1]")
+    return CheckResult("batch", "ok", text)
 
 
 def _class_indices(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and not tensor.is_floating_point()
 
 
-def check_first_loss(loss: float, *, classes: int = 0, count: int = 1, baseline: float = math.nan) -> Finding:
+def check_first_loss(loss: float, *, classes: int = 0, count: int = 1, baseline: float = math.nan) -> CheckResult:
     """The loss of the untrained model against that of one that knows nothing.
 
     classes: the loss is the cross-entropy of class indices, which is ln C for C equally likely classes, summed over
@@ -54,30 +54,30 @@ def check_first_loss(loss: float, *, classes: int = 0, count: int = 1, baseline:
     """
     if not math.isfinite(loss):
         cause = "a logarithm or a division in the model or in the loss, or inputs that are not scaled"
-        return Finding("first loss", "FAIL", f"the loss is {loss} before the first step", cause)
+        return CheckResult("first loss", "FAIL", f"the loss is {loss} before the first step", cause)
     if classes:
         return _check_classes(loss, classes, count)
     if not math.isfinite(baseline):
-        return Finding("first loss", "ok", f"{loss:.4g}")
+        return CheckResult("first loss", "ok", f"{loss:.4g}")
     text = f"{loss:.4g}; a constant, the mean of the targets, would have {baseline:.4g}"
     far = loss > 10 * abs(baseline)
     cause = "initial weights or inputs that are too large, or targets that are not scaled" if far else ""
-    return Finding("first loss", "note" if far else "ok", text, cause)
+    return CheckResult("first loss", "note" if far else "ok", text, cause)
 
 
-def _check_classes(loss: float, classes: int, count: int) -> Finding:
+def _check_classes(loss: float, classes: int, count: int) -> CheckResult:
     expected = math.log(classes) * count
     times = f" x {count}" if count > 1 else ""
     text = f"{loss:.4g}; equally likely classes would have ln {classes}{times} = {expected:.4g}"
     if loss > 2 * expected:
-        return Finding("first loss", "FAIL", text, "initial weights or inputs that are too large")
+        return CheckResult("first loss", "FAIL", text, "initial weights or inputs that are too large")
     if loss < expected / 2:
         cause = "targets that are among the inputs, or a loss that wants log_softmax and gets none (nll_loss)"
-        return Finding("first loss", "FAIL", text, cause)
-    return Finding("first loss", "ok", text)
+        return CheckResult("first loss", "FAIL", text, cause)
+    return CheckResult("first loss", "ok", text)
 
 
-def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> Finding:
+def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> CheckResult:
     """Why the batch does not go through model and loss."""
     cause = "shapes of data_loader, model and loss that do not fit each other"
     given, targets = next(named_tensors(outputs), ("", None))[1], dict(named_tensors(batch)).get("targets")
@@ -91,4 +91,4 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
         where = "the batch does not go through the model"
     if training:
         where += "; in evaluation it went well, in training it does not"
-    return Finding("forward", "FAIL", f"{told(error)}\n{where}", cause)
+    return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)

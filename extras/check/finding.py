@@ -8,7 +8,7 @@ Verdict = Literal["ok", "note", "FAIL"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check. note: worth a look, and may well be meant. FAIL: training would go wrong."""
 
     check: str
@@ -18,7 +18,7 @@ class Finding:
     """What usually causes it."""
 
 
-def table(findings: Iterable[Finding]) -> Iterator[str]:
+def table(findings: Iterable[CheckResult]) -> Iterator[str]:
     """A line for each check, its further lines and the cause below it."""
     for finding in findings:
         first, *more = finding.text.splitlines()

@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extras.check.finding import Finding
+from extras.check.finding import CheckResult
 from extras.check.layers import Trace, named_tensors
 
 # learning by heart: so many steps at one of these rates must leave at most this part of the first loss
 STEPS, RATES, MEMORISED = 50, (3e-3, 3e-2, 3e-4), 0.5
 
 
-def check_independence(model: nn.Module, trace: Trace) -> Finding:
+def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     """Whether each output depends on its own sample alone, in evaluation: no gradient reaches another sample's inputs.
 
     Inputs that have no gradient, as indices, are exchanged between the other samples instead.
     """
     arguments, count = trace.arguments or (), _samples(trace)
     if count is None or count < 2:
-        return Finding("independence", "note", "cannot be told: the outputs do not begin with the samples of the batch")
+        return CheckResult(
+            "independence", "note", "cannot be told: the outputs do not begin with the samples of the batch"
+        )
     floats = [tensor for _, tensor in named_tensors(arguments) if tensor.is_floating_point() and len(tensor) == count]
     kept = min(count, 8)
     model.eval()
@@ -29,11 +31,11 @@ def check_independence(model: nn.Module, trace: Trace) -> Finding:
     try:
         wrong = apart(model, _first(arguments, kept, count), trace.keywords, kept)
     except (RuntimeError, IndexError, ValueError) as error:
-        return Finding("independence", "note", f"cannot be told: {str(error).splitlines()[0]}")
+        return CheckResult("independence", "note", f"cannot be told: {str(error).splitlines()[0]}")
     if wrong:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
-        return Finding("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
-    return Finding("independence", "ok", "each output depends on its own sample alone")
+        return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
+    return CheckResult("independence", "ok", "each output depends on its own sample alone")
 
 
 def _samples(trace: Trace) -> int | None:
@@ -86,7 +88,7 @@ def _swap(value: Any, replaced: dict[int, Tensor]) -> Any:
     return replaced.get(id(value), value)
 
 
-def check_gradients(model: nn.Module) -> Finding:
+def check_gradients(model: nn.Module) -> CheckResult:
     """Whether every parameter got a gradient from the step that was just made."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     frozen = sum(1 for _ in model.parameters()) - len(trained)
@@ -94,20 +96,20 @@ def check_gradients(model: nn.Module) -> Finding:
     text = f"all {len(trained)} tensors of parameters get one" + (f"; {frozen} are frozen" if frozen else "")
     if without:
         cause = "a layer that forward does not use, or a detach(), item() or no_grad() on the way to the loss"
-        return Finding("gradients", "FAIL", f"none for {_some(without)}", cause)
+        return CheckResult("gradients", "FAIL", f"none for {_some(without)}", cause)
     wrong = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     if wrong:
-        return Finding("gradients", "FAIL", f"not finite for {_some(wrong)}", "a sqrt, log or division at 0")
+        return CheckResult("gradients", "FAIL", f"not finite for {_some(wrong)}", "a sqrt, log or division at 0")
     zero = [name for name, p in trained if p.grad is not None and not bool(p.grad.any())]
     if zero:
         cause = "ReLUs that are off for all samples, or outputs that are multiplied by 0"
-        return Finding("gradients", "note", f"zero for {_some(zero)}", cause)
-    return Finding("gradients", "ok", text)
+        return CheckResult("gradients", "note", f"zero for {_some(zero)}", cause)
+    return CheckResult("gradients", "ok", text)
 
 
 def check_memorising(
     model: nn.Module, step: Callable[[], Tensor], measure: Callable[[], float], numbers: int
-) -> Finding:
+) -> CheckResult:
     """Whether the model learns one batch by heart with Adam, at any of three rates; it is put back afterwards.
 
     step: leaves the gradients of the batch. measure: its loss in evaluation. numbers: to be learned by heart.
@@ -125,12 +127,12 @@ def check_memorising(
             model.load_state_dict(before)
     went = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < MEMORISED * start:
-        return Finding("learning", "ok", f"one batch is learned {went}")
+        return CheckResult("learning", "ok", f"one batch is learned {went}")
     text = f"one batch is not learned by heart {went} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
-        return Finding("learning", "note", text, "a model with fewer parameters than the batch has targets")
+        return CheckResult("learning", "note", text, "a model with fewer parameters than the batch has targets")
     cause = "a softmax before a loss that has its own, outputs cut off from the weights, or a loss that ignores them"
-    return Finding("learning", "FAIL", text, cause)
+    return CheckResult("learning", "FAIL", text, cause)
 
 
 def _some(names: list[str]) -> str:

@@ -17,12 +17,12 @@ from base.experiment import Experiment, Training
 from base.metric import StepResult
 from base.training.first_batch import doubts
 from extras.check import costs, data_checks, model_checks
-from extras.check.finding import Finding, grid, table
+from extras.check.finding import CheckResult, grid, table
 from extras.check.layers import Trace, traced
-from logger.console import counted
 from utils.config import LoadedConfig
 from utils.schema import Config
-from utils.user_code import told
+from utils.text import count
+from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
 CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
@@ -53,9 +53,9 @@ def preflight(loaded: LoadedConfig) -> int:
     return 1 if failed else 0
 
 
-def _nothing_failed(findings: Sequence[Finding]) -> str:
+def _nothing_failed(findings: Sequence[CheckResult]) -> str:
     notes = sum(finding.verdict == "note" for finding in findings)
-    return "nothing here would go wrong" + (f"; worth a look: {counted(notes, 'note')} above" if notes else "")
+    return "nothing here would go wrong" + (f"; worth a look: {count(notes, 'note')} above" if notes else "")
 
 
 class _Check:
@@ -66,12 +66,17 @@ class _Check:
         self.model, self.runtime = experiment.model, experiment.runtime
         self.fetching: list[float] = []
 
-    def findings(self, trace: Trace) -> Iterator[Finding]:
+    def findings(self, trace: Trace) -> Iterator[CheckResult]:
         """Each check in turn; none after a forward pass that fails."""
         try:
             self.batch = self._first_batch()
         except Exception as error:  # the user's data set, which may raise anything
-            yield Finding("batch", "FAIL", told(error), "a data set or a transform that does not fit the samples")
+            yield CheckResult(
+                "batch",
+                "FAIL",
+                format_error_with_source(error),
+                "a data set or a transform that does not fit the samples",
+            )
             return
         yield from data_checks.check_batch(self.batch)
         try:
@@ -81,7 +86,7 @@ class _Check:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
         for doubt in doubts(result, self.experiment.criterion, self.experiment.data.class_names):
-            yield Finding("classes", "note", doubt)
+            yield CheckResult("classes", "note", doubt)
         yield self._first_loss(result)
         yield from self._metrics(result)
         yield model_checks.check_independence(self.model, trace)
@@ -118,7 +123,7 @@ class _Check:
         self.model.zero_grad()
         return self.trainer.train_step(self.batch, 1.0).loss.detach()
 
-    def _first_loss(self, result: StepResult) -> Finding:
+    def _first_loss(self, result: StepResult) -> CheckResult:
         loss, outputs, targets = result
         if self.config.loss.type in CLASSIFIES and isinstance(targets, Tensor) and not targets.is_floating_point():
             count = targets.numel() if self.experiment.sum_loss else 1
@@ -129,7 +134,7 @@ class _Check:
             baseline = float(self.experiment.criterion(constant, targets))
         return data_checks.check_first_loss(float(loss), baseline=baseline)
 
-    def _metrics(self, result: StepResult) -> Iterator[Finding]:
+    def _metrics(self, result: StepResult) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics()
         try:
             with torch.no_grad():
@@ -137,13 +142,13 @@ class _Check:
             values = metrics.compute()
         except Exception as error:
             cause = "a metric that is made for outputs or targets of another shape"
-            yield Finding("metrics", "FAIL", told(error), cause)
+            yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
             return
         if len(values) > 1:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
-            yield Finding("metrics", "ok", f"untrained: {shown}")
+            yield CheckResult("metrics", "ok", f"untrained: {shown}")
 
-    def _costs(self) -> Iterator[Finding]:
+    def _costs(self) -> Iterator[CheckResult]:
         """A few steps with the optimizer of the config: where the loss goes, time and memory."""
         start, seconds = self._measure(), []
         for _ in range(TIMED_STEPS):

@@ -16,10 +16,10 @@ from extras.compare.runs import ARGUMENT, HOW_FED, UNKNOWN, WHICH_DATA, Run, Tas
 from extras.report.drawing import png
 from extras.report.figures import Curve, curves
 from extras.report.predictions import harmless
-from logger.console import number
 from utils.errors import CheckpointError, UserError
-from utils.paths import shown
+from utils.paths import display_path
 from utils.run_folder import replace_bytes, replace_text
+from utils.text import number
 
 TABLE, PICTURE = "comparison.csv", "comparison.png"
 MOST_CURVES = 14
@@ -71,8 +71,8 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         names = ", ".join(map(str, others or paths))
         raise CheckpointError(f"there is no run to compare: no config.json in {names}")
     groups = _groups(runs)
-    notes = [f"damaged: {shown(run.path)}: {run.damage}" for run in runs if run.damage]
-    notes += [f"no run: {shown(path)}" for path in others]
+    notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
+    notes += [f"no run: {display_path(path)}" for path in others]
     print("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     try:
@@ -81,7 +81,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError(f"{folder} cannot be made: {error.strerror}; for another folder: --out") from error
     replace_text(folder / TABLE, _csv(groups))
     replace_bytes(folder / PICTURE, png(curves(dict(_charts(groups)))))
-    print(f"\nwritten: {shown(folder / TABLE)}, {shown(folder / PICTURE)}")
+    print(f"\nwritten: {display_path(folder / TABLE)}, {display_path(folder / PICTURE)}")
     return folder / TABLE
 
 
@@ -201,7 +201,7 @@ def _csv(groups: Sequence[Group]) -> str:
         for run in group.runs:
             best = run.best(group.monitor) or ("", "")
             last = run.records[-1] if run.records else {}
-            cells = [run.name, shown(run.path), run.when, data, run.task.loss, run.state(), group.monitor, *best]
+            cells = [run.name, display_path(run.path), run.when, data, run.task.loss, run.state(), group.monitor, *best]
             cells += [run.epochs, round(run.seconds, 3), run.commit, *(last.get(name, "") for name in metrics)]
             cells += [shown_value(run.config.get(key)) for key in keys]
             writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])

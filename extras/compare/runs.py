@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import CheckpointError
-from utils.paths import project_path, shown
+from utils.paths import display_path, project_path
 from utils.run_folder import NAME
 
 # where a run stands and what it says of itself differ from run to run, and are no experiment
@@ -61,7 +61,7 @@ class Run:
         """The data and the loss. Values of runs that have other ones cannot be ranked together."""
         given = {name: self.config.get(f"{ARGUMENT}{name}") for name in sorted(WHICH_DATA)}
         if isinstance(folder := given["data_dir"], str):
-            given["data_dir"] = shown(project_path(folder))
+            given["data_dir"] = display_path(project_path(folder))
         which = tuple((name, shown_value(value)) for name, value in given.items() if value is not None)
         return Task(
             str(self.config.get("data_loader.type", UNKNOWN)), str(self.config.get("loss.type", UNKNOWN)), which

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -89,13 +89,13 @@ class Classification:
         self._add_scores(chances, true)
         self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
 
-    def gather(self, processes: Processes) -> None:
+    def gather(self, processes: ProcessGroup) -> None:
         """Let the main process have what all of them added. Sent are the sums, and those mistakes that are kept."""
         for counts in (self.confusion, self.scored):
-            processes.total(torch.from_numpy(counts))
+            processes.reduce_sum(torch.from_numpy(counts))
         self.samples = int(self.confusion.sum())
-        self.bins = np.reshape(processes.sums(self.bins.reshape(-1).tolist()), self.bins.shape)
-        everyone = processes.all([_badness(mistake) for mistake in self.mistakes])
+        self.bins = np.reshape(processes.all_reduce_sum(self.bins.reshape(-1).tolist()), self.bins.shape)
+        everyone = processes.all_gather([_badness(mistake) for mistake in self.mistakes])
         worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
         own = [mistake for mistake in self.mistakes if _badness(mistake) in worst]
         self.mistakes = sorted((mistake for part in processes.one_by_one(own) for mistake in part), key=_badness)

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from base.experiment import Experiment
 from extras.report import figures
 from extras.report.classification import Classification, Show
 from extras.report.drawing import png
-from extras.report.findings import Findings
+from extras.report.findings import EvaluationStats
 from extras.report.markdown import escaped, figure, table
 from extras.report.predictions import Predictions
 from extras.report.regression import Regression
@@ -27,7 +27,7 @@ from utils.run_folder import RunFolder, replace_bytes, replace_text
 PICTURES = ("confusion_matrix", "mistakes", "calibration", "scatter", "residuals")
 
 
-class EvaluationReport(Findings):
+class EvaluationReport(EvaluationStats):
     """Writes what it is shown. Files of an older report that this one does not have are removed."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
@@ -41,7 +41,7 @@ class EvaluationReport(Findings):
 
         Only the main one of several processes does.
         """
-        if not self.processes.main:
+        if not self.processes.is_main_process:
             yield
             return
         try:
@@ -51,11 +51,11 @@ class EvaluationReport(Findings):
         with RunFolder(self.folder).locked("writes a report into it"), self.predictions:
             yield
 
-    def add_probabilities(self, window: Window, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+    def add_probabilities(self, window: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         super().add_probabilities(window, probabilities, targets, show)
         self.predictions.add_classes(window.start, probabilities, targets, self.class_names())
 
-    def add_numbers(self, window: Window, outputs: Tensor, targets: Tensor) -> None:
+    def add_numbers(self, window: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         super().add_numbers(window, outputs, targets)
         self.predictions.add_numbers(window.start, outputs, targets)
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from extras.report.classification import Classification, Counts, Mistake
 from extras.report.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, plain
 from extras.report.regression import Doubles, Regression
-from logger.console import number
+from utils.text import number
 
 STYLES = ("-", "--", ":", "-.")
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from base.data.sources import describe_batch
 from base.experiment import Experiment
 from base.metric import StepResult
-from base.training.observer import View
+from base.training.observer import Observer
 from extras.report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
 from extras.report.regression import Regression
 from utils.errors import DataError
@@ -26,7 +26,7 @@ NO_REGRESSION = {
 }  # fmt: skip
 
 
-class Findings(View):
+class EvaluationStats(Observer):
     """Recognises the task and adds up what it shows; at most one of the two attributes is not None.
 
     Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
@@ -50,7 +50,7 @@ class Findings(View):
         self.classification = self.regression = None
         self._begun, self._expected = False, samples
 
-    def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
+    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._begun:
             self._recognise(result)
         if not window.size:
@@ -62,15 +62,15 @@ class Findings(View):
             self.add_numbers(window, result.outputs.detach().cpu(), result.targets.cpu())
 
     def end_evaluation(self) -> None:
-        if (found := self.classification or self.regression) is not None and self.processes.count > 1:
+        if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
 
-    def add_probabilities(self, window: Window, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+    def add_probabilities(self, window: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """A batch of a classification, (B, C) and (B,), on the CPU."""
         assert self.classification is not None
         self.classification.add(window.start, probabilities, targets, show)
 
-    def add_numbers(self, window: Window, outputs: Tensor, targets: Tensor) -> None:
+    def add_numbers(self, window: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         """A batch of a regression, both (B, ...), on the CPU."""
         assert self.regression is not None
         self.regression.add(window.start, outputs, targets)
@@ -91,7 +91,7 @@ class Findings(View):
             if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
                 self.classification = Classification(outputs.shape[1])
                 own = are_probabilities(outputs)  # and so they must be in all processes
-                self._given = self.processes.sums([own])[0] == self.processes.count
+                self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 

@@ -10,9 +10,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import TrainingError
-from utils.files import replacing
+from utils.files import atomic_write
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
@@ -24,8 +24,8 @@ class Predictions:
     processes: each adds its part of the same batch, which may be of no samples; the main one writes them all.
     """
 
-    def __init__(self, path: Path, processes: Processes | None = None) -> None:
-        self.path, self.processes = path, processes or Processes()
+    def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
+        self.path, self.processes = path, processes or ProcessGroup()
         self.begun = False
         self._stack = contextlib.ExitStack()
         self._file: BinaryIO
@@ -81,9 +81,9 @@ class Predictions:
         if self.begun:
             return
         self.begun = True
-        if self.processes.main:
+        if self.processes.is_main_process:
             try:
-                self._file = self._stack.enter_context(replacing(self.path))
+                self._file = self._stack.enter_context(atomic_write(self.path))
             except OSError as failure:
                 raise self._failed(failure) from failure
             self._write(",".join(map(_field, header)) + "\n")

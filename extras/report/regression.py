@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 
 Doubles = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class Regression:
         mean = float(pair[1].mean())
         self._vary(count, mean, float(np.square(pair[1] - mean).sum()))
 
-    def gather(self, processes: Processes) -> None:
+    def gather(self, processes: ProcessGroup) -> None:
         """Let the main process have what all of them added."""
         for number, other in enumerate(processes.one_by_one(self)):
             if number:

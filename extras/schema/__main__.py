@@ -5,7 +5,7 @@ import re
 
 from extras.schema.config_table import MOST_USED, config_table
 from extras.schema.json_schema import config_schema, dumps
-from utils.paths import PROJECT, shown
+from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 
 # where the table stands in the README; a README without these marks stays as it is
@@ -38,4 +38,4 @@ if __name__ == "__main__":
         path = PROJECT / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        print(f"{shown(path)}: {len(text):,} characters")
+        print(f"{display_path(path)}: {len(text):,} characters")

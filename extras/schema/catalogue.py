@@ -12,7 +12,7 @@ from utils.config.components import FROM_RUN_LENGTH
 from utils.errors import UserError
 from utils.registry import METRICS, REGISTRIES, Registry
 from utils.schema import FORMER_NAMES
-from utils.suggest import closest
+from utils.text import closest
 from utils.user_code import where
 
 WIDTH = 110

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from extras.check.layers import Trace, traced
-from extras.report.findings import Findings
+from extras.report.findings import EvaluationStats
 from extras.tensorboard.graph import Recorder, recording
 from utils.random import isolated
 
@@ -26,7 +26,7 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
     By the workers, where there are any: a data set that opens a file in this process might not survive their start.
     """
     batches = trainer.training.batches
-    [(_, _, batch)] = batches.load([Window(0, 0, min(samples, batches.num_samples))])
+    [(_, _, batch)] = batches.load([BatchRange(0, 0, min(samples, batches.num_samples))])
     return batch
 
 
@@ -36,7 +36,7 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
     """
     model = trainer.experiment.model
-    if trainer.runtime.processes.count > 1:  # the model would wait for the others
+    if trainer.runtime.processes.world_size > 1:  # the model would wait for the others
         return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace, recorder = Trace(), Recorder(model)
     try:
@@ -47,10 +47,10 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     return f"{_size(model)}\n\n{_table(trace.rows)}", recorder.graph().SerializeToString()
 
 
-def found_in_training(trainer: BaseTrainer) -> Findings:
+def found_in_training(trainer: BaseTrainer) -> EvaluationStats:
     """What the model makes of the first training samples, where there are none for validation."""
-    findings, batches = Findings(trainer.experiment), trainer.training.batches
-    if trainer.runtime.processes.count > 1:
+    findings, batches = EvaluationStats(trainer.experiment), trainer.training.batches
+    if trainer.runtime.processes.world_size > 1:
         return findings
     windows = list(itertools.islice(batches.windows(), min(len(batches), -(-SAMPLES // batches.batch_size))))
     findings.begin_evaluation(sum(window.size for window in windows))

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from base.metric import StepResult
-from base.training.observer import View
-from extras.report.findings import Findings
+from base.training.observer import Observer
+from extras.report.findings import EvaluationStats
 from extras.tensorboard import anatomy, measures, overview, pictures, summaries
 from logger.writers import EventWriter
 from utils.schema import Config
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from extras.tensorboard.profile import StepProfile
 
 
-class Board(View):
+class Board(Observer):
     """Writes into TensorBoard's event files. text: the config as it stands in the run's folder."""
 
-    findings: Findings
+    findings: EvaluationStats
 
     def __init__(self, config: Config, events: EventWriter, text: str) -> None:
         self.config, self.events, self.text = config, events, text
@@ -30,7 +30,7 @@ class Board(View):
         self._profile: StepProfile | None = None
 
     def begin(self, trainer: BaseTrainer) -> None:
-        self.findings = Findings(trainer.experiment)
+        self.findings = EvaluationStats(trainer.experiment)
         batch = anatomy.first_batch(trainer, pictures.GRID)
         model, graph = anatomy.look(trainer, batch)
         self._about = [
@@ -60,7 +60,7 @@ class Board(View):
     def begin_evaluation(self, samples: int) -> None:
         self.findings.begin_evaluation(samples)
 
-    def evaluated(self, window: Window, batch: Any, result: StepResult) -> None:
+    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
         self.findings.evaluated(window, batch, result)
 
     def end_evaluation(self) -> None:

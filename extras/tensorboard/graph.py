@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
                 self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
         self._scopes.append(f"{name.replace('.', '/')}/" if name else "")
 
-    def leave(self, name: str, outputs: Any) -> None:
+    def exit(self, name: str, outputs: Any) -> None:
         self._scopes.pop()
         if not name:
             self.add("outputs", "Output", self.sources(outputs), [])
@@ -91,7 +91,7 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
                 lambda _, args, kwargs, name=name: recorder.enter(name, [args, kwargs]), with_kwargs=True
             )
         )
-        handles.append(module.register_forward_hook(lambda _, __, outputs, name=name: recorder.leave(name, outputs)))
+        handles.append(module.register_forward_hook(lambda _, __, outputs, name=name: recorder.exit(name, outputs)))
     try:
         with recorder:
             yield

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from extras.report.findings import Findings
+from extras.report.findings import EvaluationStats
 from extras.tensorboard.summaries import image, pr_curve
 
 GRID = 32
@@ -29,7 +29,7 @@ def training(data: BaseDataLoader, batch: Any) -> Iterator[Summary]:
         yield image("images/training", _png(_grid(shown.numpy())))
 
 
-def precision_recall(findings: Findings) -> Iterator[Summary]:
+def precision_recall(findings: EvaluationStats) -> Iterator[Summary]:
     """A curve a class."""
     found = findings.classification
     if found is None or not found.samples:
@@ -41,7 +41,7 @@ def precision_recall(findings: Findings) -> Iterator[Summary]:
         yield pr_curve(f"precision_recall/{name}", true, false)
 
 
-def evaluation(findings: Findings, phase: str = "evaluation") -> Iterator[Summary]:
+def evaluation(findings: EvaluationStats, phase: str = "evaluation") -> Iterator[Summary]:
     """What the model gets wrong: confusion matrix and worst mistakes, or predicted over true values."""
     if findings.classification is None and findings.regression is None:
         return

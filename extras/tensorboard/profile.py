@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from logger.console import Console
-from utils.paths import shown
+from utils.paths import display_path
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -82,7 +82,7 @@ class StepProfile:
             path.unlink(missing_ok=True)
             self.console.warn(f"trainer.profile_steps: {path} cannot be written: {error.strerror}")
         else:
-            self.console.info(f"profile of the steps {first} to {last}, for ui.perfetto.dev: {shown(path)}")
+            self.console.info(f"profile of the steps {first} to {last}, for ui.perfetto.dev: {display_path(path)}")
 
 
 def _activities() -> list[ProfilerActivity]:

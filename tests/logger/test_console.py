@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from base.training.throughput import Pace
-from logger.bar import duration, rounded
+from base.training.throughput import Throughput
 from logger.console import STYLES, styled
 from logger.table import EpochTable
+from utils.text import duration, short_number
 
 NAMES = ["loss", "accuracy", "top_k_accuracy", "f1_macro", "mean_absolute_percentage_error_of_everything", "x"]
 VALUES = [1.234567, 0.4567, math.nan, 1e-5, -math.inf, -1.25e100]
@@ -105,17 +105,17 @@ def test_the_time_of_an_epoch_is_finer(seconds: float, text: str) -> None:
     [(0.5, "0.50"), (9.996, "10.0"), (99.96, "100"), (999.6, "1.00k"), (12345, "12.3k"), (2e12, "2000G")],
 )
 def test_a_speed_takes_five_columns(value: float, text: str) -> None:
-    assert rounded(value) == text
+    assert short_number(value) == text
 
 
-def steps(pace: Pace, count: int) -> None:
+def steps(pace: Throughput, count: int) -> None:
     pace.steps += count
     pace.samples += 10 * count
 
 
 def test_time_left_comes_from_the_steps_that_were_seen() -> None:
     """As after a resume in mid-epoch: 60 of 100 steps were done before, by another process."""
-    pace = Pace()
+    pace = Throughput()
     pace.begin(1000)
     assert pace.left(1001, steps=40, epochs=2, steps_per_epoch=100) is None
     assert pace.samples_per_second(1001) is None
@@ -125,7 +125,7 @@ def test_time_left_comes_from_the_steps_that_were_seen() -> None:
 
 
 def test_validation_counts_for_the_run_as_a_third_of_training_until_it_was_seen() -> None:
-    pace = Pace(validation_samples=120)
+    pace = Throughput(validation_samples=120)
     pace.begin(0)
     steps(pace, 100)
     left = pace.left(50, steps=0, epochs=1, steps_per_epoch=100)  # 0.05 seconds a sample of training
@@ -137,7 +137,7 @@ def test_validation_counts_for_the_run_as_a_third_of_training_until_it_was_seen(
 
 
 def test_a_first_step_that_compiles_says_nothing_of_the_others() -> None:
-    pace = Pace()
+    pace = Throughput()
     pace.begin(0)
     steps(pace, 1)
     pace.begin_here(90)
@@ -147,7 +147,7 @@ def test_a_first_step_that_compiles_says_nothing_of_the_others() -> None:
 
 
 def test_the_time_left_follows_a_change_of_speed() -> None:
-    pace = Pace()
+    pace = Throughput()
     for start, end in [(0, 100), (100, 200), (200, 210)]:
         pace.begin(start)
         steps(pace, 100)

@@ -18,7 +18,7 @@ Curves = dict[str, list[tuple[int, float]]]
 OFTEN = ("trainer.epochs=4", "trainer.save_every_steps=3", "trainer.log_every_steps=1")
 
 
-def shown(reader: EventAccumulator) -> Curves:
+def display_path(reader: EventAccumulator) -> Curves:
     """What a reader that stays open has now."""
     reader.Reload()
     tags = [tag for tag in reader.Tags()["scalars"] if tag not in TIMES]
@@ -34,15 +34,15 @@ def test_an_open_reader_sees_one_curve(fit: Fit, monkeypatch: pytest.MonkeyPatch
             fit(*OFTEN, name="watched")
     run = RunFolder.newest(str(whole.run_dir.parent.parent), "watched").path
     reader = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    assert shown(reader)["loss/step"][-1][0] == 8
+    assert display_path(reader)["loss/step"][-1][0] == 8
     with monkeypatch.context() as patch:
         killed_in(patch, "take_step", calls=3)
         patch.setattr(BaseTrainer, "save", lambda self: None)
         with pytest.raises(Killed):
             train.main(["-r", str(run)])
-    assert shown(reader)["loss/step"][-1][0] == 8
+    assert display_path(reader)["loss/step"][-1][0] == 8
     train.main(["-r", str(run)])
-    assert shown(reader) == curves(run) == curves(whole.run_dir)
+    assert display_path(reader) == curves(run) == curves(whole.run_dir)
 
 
 def test_each_step_stands_once_in_the_files_and_no_reader_has_to_sort_it_out(fit: Fit) -> None:

@@ -84,7 +84,7 @@ def terminal(
     """Standard output and error on a terminal, with a bar that is drawn at every step and batch."""
     for name, value in {"TERM": "xterm-256color", "NO_COLOR": "", **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("base.report.INTERVAL", 0.0)
+    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
     monkeypatch.setattr("logger.console.INTERVAL", 0.0)
     monkeypatch.setattr("logger.console.Console.DELAY", 0.0)
     made = Terminal(columns)
@@ -270,7 +270,7 @@ class Gone(io.StringIO):
 
 def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr("base.report.INTERVAL", 0.0)
+    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     result = fit("trainer.verbosity=2")

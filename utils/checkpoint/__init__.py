@@ -8,7 +8,7 @@ sharded         the same when every process writes its own part; shards reads an
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.checkpoint.file import (
     MARK,
-    Place,
+    TensorAllocator,
     file_name,
     newest_sound,
     read,
@@ -23,7 +23,7 @@ __all__ = [
     "MARK",
     "Checkpointer",
     "NoCheckpoints",
-    "Place",
+    "TensorAllocator",
     "file_name",
     "newest_sound",
     "read",

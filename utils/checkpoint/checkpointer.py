@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.checkpoint.file import DATA, file_name, read, snapshot, step_files, step_of, write
 from utils.errors import CheckpointError
-from utils.files import point
+from utils.files import link
 
 ASIDE = "set-aside"
 
@@ -46,14 +46,14 @@ class Checkpointer:
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
         """Go on from a checkpoint, of a step: later ones, of a course that is left, are set aside, not removed."""
         own = self.folder / file_name(step)
-        point(own, source)  # which may be last.pth, or a copy, where the file itself is gone
+        link(own, source)  # which may be last.pth, or a copy, where the file itself is gone
         # newest first: a kill in between leaves a run whose newest checkpoint still has all of its logs
         later = [path for path in step_files(self.folder) if step_of(path) > step]
         for path in later:
             self._set_aside(path)
         if later:
             self.warn(f"{len(later)} checkpoints after step {step} are set aside in {self.folder / ASIDE}")
-        point(self.folder / "last.pth", own)
+        link(self.folder / "last.pth", own)
         if best_step is not None:
             self._find_best(best_step)
 
@@ -85,9 +85,9 @@ class Checkpointer:
 
     def _settle(self, step: int, best_step: int | None) -> None:
         """Let the names stand for what they say, and remove what is not kept."""
-        point(self.folder / "last.pth", self.folder / file_name(step))
+        link(self.folder / "last.pth", self.folder / file_name(step))
         if best_step is not None:
-            point(self.folder / "best.pth", self.folder / file_name(best_step))
+            link(self.folder / "best.pth", self.folder / file_name(best_step))
         kept = {file_name(kept) for kept in (step, best_step) if kept is not None}
         if self.keep_last is not None:
             for path in step_files(self.folder)[self.keep_last :]:
@@ -109,9 +109,9 @@ class Checkpointer:
         if not own.exists() and name.exists():
             with contextlib.suppress(CheckpointError):
                 if read(name, lambda _, shape: shape)["progress"]["steps"] == step:
-                    point(own, name)
+                    link(own, name)
         if own.exists():
-            point(name, own)
+            link(name, own)
         elif name.exists():
             self._set_aside(name)
             self.warn(f"the best checkpoint so far, of step {step}, is not there; best.pth comes with the next best")

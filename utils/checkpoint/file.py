@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
-from utils.files import replacing
+from utils.files import atomic_write
 
-Place = Callable[[tuple[Any, ...], Tensor], Tensor]
+TensorAllocator = Callable[[tuple[Any, ...], Tensor], Tensor]
 """Where a tensor is read to, by its keys in the state and a tensor on device "meta" that shows its shape, type and
 strides. Given back itself, it is not read."""
 
@@ -82,14 +82,14 @@ class _Hashing(io.BufferedIOBase):
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all. Raises OSError or RuntimeError and leaves nothing behind."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         hashing = _Hashing(file)
         torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", COMMENT) + MARK + hashing.hash.hexdigest().encode())
 
 
-def read(path: Path, place: Place | None = None) -> dict[str, Any]:
+def read(path: Path, place: TensorAllocator | None = None) -> dict[str, Any]:
     """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, foreign or carries code.
 
     place: for the large tensors of a sharded one, of which a process may want only its part; None reads all to the CPU.
@@ -130,28 +130,28 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-def read_together(path: Path, processes: Processes, place: Place | None = None) -> dict[str, Any]:
+def read_together(path: Path, processes: ProcessGroup, place: TensorAllocator | None = None) -> dict[str, Any]:
     """What ``read`` gives, to each of these processes. If one of them cannot read its part, none of them does."""
     state, problem = dict[str, Any](), ""
     try:
         state = read(path, place)
     except CheckpointError as error:
         problem = str(error)
-    problems = list(filter(None, processes.all(problem)))
+    problems = list(filter(None, processes.all_gather(problem)))
     if problems:
         raise CheckpointError(problems[0])
     return state
 
 
 def newest_sound(
-    folder: Path, warn: Callable[[str], None], processes: Processes, place: Place | None = None
+    folder: Path, warn: Callable[[str], None], processes: ProcessGroup, place: TensorAllocator | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a folder that is whole; damaged ones are named and passed over. None if there is none.
 
     All processes must ask. Raises CheckpointError if there are checkpoints and all of them are damaged.
     """
     damaged: list[str] = []
-    for path in processes.from_main(lambda: list(_candidates(folder))):
+    for path in processes.broadcast_object(lambda: list(_candidates(folder))):
         try:
             state = read_together(path, processes, place)
         except CheckpointError as error:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from utils.checkpoint.checkpointer import ASIDE, Checkpointer
-from utils.checkpoint.file import DATA, Place, file_name, snapshot, write
+from utils.checkpoint.file import DATA, TensorAllocator, file_name, snapshot, write
 from utils.checkpoint.shards import PIECES, quieten, read_pieces, write_pieces
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 from utils.files import sync_folder
 
@@ -45,7 +45,7 @@ class ShardedCheckpointer(Checkpointer):
     kept: what a Checkpointer takes beside its folder.
     """
 
-    def __init__(self, folder: Path, *, processes: Processes, shared: Collection[str], **kept: Any) -> None:
+    def __init__(self, folder: Path, *, processes: ProcessGroup, shared: Collection[str], **kept: Any) -> None:
         super().__init__(folder, **kept)
         self.processes, self.shared = processes, shared
         self.group: Any = None
@@ -58,7 +58,7 @@ class ShardedCheckpointer(Checkpointer):
         super().save(step, state, best_step=best_step)
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        if self.processes.main:
+        if self.processes.is_main_process:
             super().resume(source, step, best_step=best_step)
 
     def _copy(self, state: dict[str, Any]) -> Staged:
@@ -74,9 +74,9 @@ class ShardedCheckpointer(Checkpointer):
 
         rest = _mapped(state, take)
         whole = {name: tensor.numel() for name, tensor in large.items() if not isinstance(tensor, DTensor)}
-        others = whole.keys() - _share(whole, self.processes.rank, self.processes.count)
+        others = whole.keys() - _share(whole, self.processes.rank, self.processes.world_size)
         own = {name: snapshot(tensor) for name, tensor in large.items() if name not in others}
-        return Staged(own, rest if self.processes.main else {})
+        return Staged(own, rest if self.processes.is_main_process else {})
 
     def _is_large(self, keys: Keys, tensor: Tensor) -> bool:
         """Whether this is a sharded tensor, or one that is the same in all processes and not a single number."""
@@ -88,7 +88,7 @@ class ShardedCheckpointer(Checkpointer):
         data = self.folder / self._agree(lambda: self._new_data(step))
         try:
             files, pieces = write_pieces(data, state.tensors, self.group)
-            if not self.processes.main:
+            if not self.processes.is_main_process:
                 return
             sync_folder(data)
             sync_folder(self.folder)
@@ -97,12 +97,12 @@ class ShardedCheckpointer(Checkpointer):
             write(self.folder / file_name(step), {**state.rest, "sharded": index})
             self._written = data
         except BaseException:
-            if self.processes.main:
+            if self.processes.is_main_process:
                 shutil.rmtree(data, ignore_errors=True)
             raise
 
     def _settle(self, step: int, best_step: int | None) -> None:
-        if not self.processes.main:
+        if not self.processes.is_main_process:
             return
         super()._settle(step, best_step)
         if not (self.folder / ASIDE / file_name(step)).exists():
@@ -126,7 +126,7 @@ class ShardedCheckpointer(Checkpointer):
     def _agree(self, make: Callable[[], str]) -> str:
         """What the main process makes, told to all. Raises OSError in all if it cannot."""
         told: list[Any] = [None, ""]
-        if self.processes.main:
+        if self.processes.is_main_process:
             try:
                 told = [make(), ""]
             except OSError as error:
@@ -138,7 +138,7 @@ class ShardedCheckpointer(Checkpointer):
         return str(told[0])
 
 
-def filled(path: Path, state: dict[str, Any], place: Place | None = None) -> dict[str, Any]:
+def filled(path: Path, state: dict[str, Any], place: TensorAllocator | None = None) -> dict[str, Any]:
     """The state in a sharded checkpoint, of which its file has been read. Only what is needed is read, and checked.
 
     place: where to; None: whole tensors on the CPU. Raises CheckpointError if something is missing or damaged, and

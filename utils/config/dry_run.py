@@ -16,7 +16,7 @@ from utils.config.schedulers import contradiction, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.schema import TrainerConfig
-from utils.user_code import said
+from utils.user_code import format_error
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -87,7 +87,7 @@ def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
         with warnings.catch_warnings(action="ignore"):  # it will warn when it is built for the run
             return make(**args)
     except Exception as error:
-        message = f"{name} does not take this: {said(error).removeprefix('ValueError: ')}"
+        message = f"{name} does not take this: {format_error(error).removeprefix('ValueError: ')}"
         blamed = next((key for key in args if _to_blame(make, args, key, error)), None)
         where = (*path, "args", blamed) if blamed is not None else (*path, "args")
         raise _Refused(Problem(where, message)) from error
@@ -149,7 +149,7 @@ def _schedule(
         with warnings.catch_warnings(action="ignore"):  # no optimizer step goes before this one
             move(1.0) if type(scheduler).__name__ == "ReduceLROnPlateau" else move()
     except Exception as error:
-        raise _Refused(Problem((*path, "args"), f"the schedule cannot move: {said(error)}")) from error
+        raise _Refused(Problem((*path, "args"), f"the schedule cannot move: {format_error(error)}")) from error
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if not all(0 <= rate < float("inf") for rate in rates):
         raise _Refused(Problem((*path, "args"), f"after one move the learning rate would be {rates[0]}"))

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from utils.arguments import accepts_null
 from utils.config.located_json import Document, KeyPath, read
 from utils.errors import ConfigError
-from utils.paths import shown
+from utils.paths import display_path
 from utils.registry import REGISTRIES
 from utils.schema import keys_of, section_at
 
@@ -18,7 +18,7 @@ def read_config(path: Path, within: tuple[Path, ...] = ()) -> Document:
     than the inherited one starts anew, since the arguments of the one mean nothing to the other; the trainer loses only
     its "args". The path of the extended file is relative to the file that names it.
     """
-    document = read(path, shown(path))
+    document = read(path, display_path(path))
     if "extends" not in document.value:
         return document
     name, place = document.value.pop("extends"), document.values["extends",]
@@ -26,10 +26,10 @@ def read_config(path: Path, within: tuple[Path, ...] = ()) -> Document:
         raise ConfigError(place.show('extends: should be the path of a config, as in "extends": "base.json"'))
     extended, within = path.parent / name, (*within, path.resolve())
     if extended.resolve() in within:
-        way = " -> ".join(shown(file) for file in (*within, extended))
+        way = " -> ".join(display_path(file) for file in (*within, extended))
         raise ConfigError(place.show(f"extends: these configs extend each other in a circle: {way}"))
     if not extended.is_file():
-        raise ConfigError(place.show(f"extends: there is no file {shown(extended)}; relative to this file"))
+        raise ConfigError(place.show(f"extends: there is no file {display_path(extended)}; relative to this file"))
     base = read_config(extended, within)
     base.value.pop("$schema", None)  # relative to the other file's folder
     _merge(base, document, base.value, document.value, ())

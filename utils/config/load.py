@@ -19,7 +19,7 @@ from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
 from utils.schema import Config
-from utils.suggest import hint
+from utils.text import hint
 
 # what a line of metrics.jsonl holds beside the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
@@ -42,7 +42,7 @@ class LoadedConfig:
         return [str(config_error(self.document, [problem]))] if problem else []
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), *, trial: bool = True) -> LoadedConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, dry_run: bool = True) -> LoadedConfig:
     """Read and check a config file with KEY=VALUE overrides over it. Raises ConfigError that lists all mistakes.
 
     trial: let torch check the ranges of its own arguments too, and whether the device is there.
@@ -57,7 +57,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, trial: bool = True
     except ValidationError as error:
         problems += schema_problems(document.value, error)
     problems += component_problems(document.value)
-    if trial:
+    if dry_run:
         from utils.config.dry_run import trial_problems
 
         problems += trial_problems(document.value, {problem.path for problem in problems})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError
-from utils.suggest import closest
+from utils.text import closest
 
 KeyPath = tuple[str | int, ...]
 
@@ -27,7 +27,7 @@ MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where something stands: an offset in the text of a file, or an override of the command line (no text)."""
 
     source: str
@@ -62,10 +62,10 @@ class Document:
     """A parsed value, with the place of every key and every value by its path from the root."""
 
     value: Any = None
-    keys: dict[KeyPath, Place] = field(default_factory=dict)
-    values: dict[KeyPath, Place] = field(default_factory=dict)
+    keys: dict[KeyPath, SourceLocation] = field(default_factory=dict)
+    values: dict[KeyPath, SourceLocation] = field(default_factory=dict)
 
-    def place(self, path: KeyPath, *, of_key: bool = False) -> Place:
+    def place(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
         """The place of a path, or of the nearest thing around it that stands in the file."""
         places = self.keys if of_key else self.values
         while path and path not in places:
@@ -79,7 +79,7 @@ class Document:
                 del mine[old]
             mine.update({new: place for new, place in theirs.items() if new[: len(path)] == path})
 
-    def replace(self, path: KeyPath, place: Place) -> None:
+    def replace(self, path: KeyPath, place: SourceLocation) -> None:
         """Whatever stood at and below a path now stands at one place."""
         self.graft(Document(keys={path: place}, values={path: place}), path)
 
@@ -130,7 +130,7 @@ def _text(data: bytes, source: str) -> str:
         ) from error
     first = text.lstrip()[:1]
     if first not in ("", "{", "/", "[", '"'):
-        place = Place(source, text, len(text) - len(text.lstrip()))
+        place = SourceLocation(source, text, len(text) - len(text.lstrip()))
         raise ConfigError(place.show("a config is JSON and begins with {; is this the wrong file?"))
     return text
 
@@ -234,8 +234,8 @@ class _Parser:
             raise self.error(f"the number {text[:40]} is too large")
         return value
 
-    def place(self, at: int) -> Place:
-        return Place(self.source, self.text, at)
+    def place(self, at: int) -> SourceLocation:
+        return SourceLocation(self.source, self.text, at)
 
     def error(self, message: str, at: int | None = None) -> ConfigError:
         at, end = self.at if at is None else at, len(self.text.rstrip())

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from utils.config.located_json import Document, KeyPath, Place, parse
+from utils.config.located_json import Document, KeyPath, SourceLocation, parse
 from utils.config.problem import dotted
 from utils.errors import ConfigError
 from utils.registry import REGISTRIES
@@ -27,8 +27,8 @@ def apply_override(document: Document, override: str) -> None:
     parent[path[-1]] = _value(text, source)
     for length in range(1, len(path)):
         if path[:length] not in document.values:  # an object that the file does not have
-            document.replace(path[:length], Place(source))
-    document.replace(path, Place(source))
+            document.replace(path[:length], SourceLocation(source))
+    document.replace(path, SourceLocation(source))
 
 
 def _value(text: str, source: str) -> Any:

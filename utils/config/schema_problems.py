@@ -10,7 +10,7 @@ from utils.config.located_json import KeyPath
 from utils.config.problem import Problem, dotted
 from utils.registry import REGISTRIES
 from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, keys_of, section_at
-from utils.suggest import closest
+from utils.text import closest
 
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.checkpoint.file import Place
+from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
 
 Exchange = Callable[[bool], None]
@@ -121,7 +121,7 @@ def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
     optimizer.register_load_state_dict_pre_hook(take_part)
 
 
-def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
+def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
     """Room for a state that is read: of what belongs to a sharded parameter, this process's part."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

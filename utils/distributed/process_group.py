@@ -17,27 +17,27 @@ class LostError(TrainingError):
     """Another process of the run has gone, or did not answer in time."""
 
 
-class Processes:
+class ProcessGroup:
     """This process among those of its run, and what they tell each other. This is the form for a single one.
 
-    Every method but ``first_to_fail`` must be called by all of them, in the same order.
+    Every method but ``claim_failure`` must be called by all of them, in the same order.
     """
 
     launched = False
     rank = 0
-    count = 1
+    world_size = 1
     timeout = 0.0
     """Seconds that one waits for another, once they are connected."""
 
     def connect(self, seconds: float) -> None:
-        """Before anything else here but ``first_to_fail``. seconds: how long to wait for another process."""
+        """Before anything else here but ``claim_failure``. seconds: how long to wait for another process."""
 
     def device(self, device: "torch.device") -> "torch.device":
         """The device of this process, if all were given this one."""
         return device
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
@@ -46,7 +46,7 @@ class Processes:
         """What is mixed into a seed, so that each process draws numbers of its own."""
         return (self.rank,) if self.rank else ()
 
-    def from_main(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """What the main process makes, given to all."""
         return make()
 
@@ -54,7 +54,7 @@ class Processes:
         """The value of each process, in the order of their ranks; given to the main one, empty elsewhere."""
         return [value]
 
-    def all(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of each process, in the order of their ranks; given to all."""
         return [value]
 
@@ -62,10 +62,10 @@ class Processes:
         """As ``gather``, but the main process has only one of the values in memory at a time."""
         yield value
 
-    def total(self, counts: "torch.Tensor") -> None:
+    def reduce_sum(self, counts: "torch.Tensor") -> None:
         """Add whole numbers, on the CPU, up over all processes, in place; what it leaves is of use in the main one."""
 
-    def sums(self, values: Sequence[float]) -> Sequence[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         """Each of these numbers, added up over all processes in double and in the order of their ranks."""
         return values
 
@@ -74,45 +74,47 @@ class Processes:
         return received
 
     @contextmanager
-    def one_after_the_other(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The main process goes first, then the first of each machine, then all others: data are fetched once."""
         yield
 
-    def first_to_fail(self, status: int) -> tuple[bool, int]:
+    def claim_failure(self, status: int) -> tuple[bool, int]:
         """Whether this process is the first that fails, so that it is the one to tell; and the status of the first."""
         return True, status
 
-    def lost(self, error: BaseException) -> LostError | None:
+    def peer_failure(self, error: BaseException) -> LostError | None:
         """What to say of an error if it comes from a process that has gone or hangs; None if it does not."""
         return None
 
     def finish(self) -> None:
         """Wait until all have come to their end."""
 
-    def leave(self, status: int) -> int:
+    def exit(self, status: int) -> int:
         """The command is over, with this exit status."""
         return status
 
 
-_joined: Processes | None = None
+_joined: ProcessGroup | None = None
 
 
-def processes() -> Processes:
+def get_process_group() -> ProcessGroup:
     """The processes of this run. The first call joins them, if torchrun or the like started several."""
     global _joined
     if _joined is None:
         if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-            from utils.distributed.torchrun import TorchProcesses  # which imports what a single process does not need
+            from utils.distributed.torchrun import (
+                TorchProcessGroup,
+            )  # which imports what a single process does not need
 
-            _joined = TorchProcesses()
+            _joined = TorchProcessGroup()
         else:
-            _joined = Processes()
+            _joined = ProcessGroup()
     return _joined
 
 
-def joined() -> Processes:
+def current() -> ProcessGroup:
     """The processes of this run as far as they are joined, for whoever has to say that this failed."""
-    return _joined or Processes()
+    return _joined or ProcessGroup()
 
 
 def launch() -> tuple[str | None, bool]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from utils.distributed.process_group import LostError, Processes
+from utils.distributed.process_group import LostError, ProcessGroup
 from utils.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -23,14 +23,14 @@ PATIENCE = timedelta(days=1)
 """For a download: whoever waits for it learns at once if the process that fetches has gone."""
 
 
-class TorchProcesses(Processes):
+class TorchProcessGroup(ProcessGroup):
     """The processes that a launcher started. They meet at its key-value store; ``connect`` makes the group."""
 
     launched = True
     AGREE_SECONDS, AGREE_CALLS = 0.1, 64
 
     def __init__(self) -> None:
-        self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
+        self.rank, self.world_size = _number("RANK"), _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
         self.timeout = 0.0
         self._calls = self._left = 1
@@ -40,7 +40,7 @@ class TorchProcesses(Processes):
         with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
             wait = timedelta(seconds=seconds)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
-            self.store = PrefixStore(_meet(store, self.rank, self.count, wait), store)
+            self.store = PrefixStore(_meet(store, self.rank, self.world_size, wait), store)
 
     def connect(self, seconds: float) -> None:
         """Make the group, once. seconds: how long a process waits for another one before it gives up."""
@@ -53,19 +53,19 @@ class TorchProcesses(Processes):
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
         with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
-            if self.store.add("here", 1) == self.count:
+            if self.store.add("here", 1) == self.world_size:
                 self.store.set("all here", "")
             _wait(self.store, "all here", wait)
-            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.count, timeout=wait)
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
             # what the processes tell each other beside the gradients is plain numbers, on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
 
     def device(self, device: torch.device) -> torch.device:
         if device.type == "cpu":
             return device
-        if device.index is not None and self.count > 1:
+        if device.index is not None and self.world_size > 1:
             raise ConfigError(
-                f'runtime.device: "{device}" is one device for {self.count} processes; try "{device.type}"'
+                f'runtime.device: "{device}" is one device for {self.world_size} processes; try "{device.type}"'
             )
         there = torch.accelerator.device_count()
         if self.local_rank >= there:
@@ -75,43 +75,43 @@ class TorchProcesses(Processes):
         torch.accelerator.set_device_index(self.local_rank)
         return torch.device(device.type, self.local_rank)
 
-    def from_main(self, make: Callable[[], T]) -> T:
-        made = [make() if self.main else None]
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        made = [make() if self.is_main_process else None]
         with self._talking():
             dist.broadcast_object_list(made, src=0, group=self.control)
         return made[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        found: list[Any] | None = [None] * self.count if self.main else None
+        found: list[Any] | None = [None] * self.world_size if self.is_main_process else None
         with self._talking():
             dist.gather_object(value, found, dst=0, group=self.control)
         return found or []
 
-    def all(self, value: T) -> list[T]:
-        found: list[Any] = [None] * self.count
+    def all_gather(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.world_size
         with self._talking():
             dist.all_gather_object(found, value, group=self.control)
         return found
 
     def one_by_one(self, value: T) -> Iterator[T]:
-        if not self.main:
+        if not self.is_main_process:
             with self._talking():
                 dist.send_object_list([value], dst=0, group=self.control)
             return
         yield value
-        for rank in range(1, self.count):
+        for rank in range(1, self.world_size):
             found: list[Any] = [None]
             with self._talking():
                 dist.recv_object_list(found, src=rank, group=self.control)
             yield found[0]
 
-    def total(self, counts: torch.Tensor) -> None:
+    def reduce_sum(self, counts: torch.Tensor) -> None:
         with self._talking():
             dist.reduce(counts, dst=0, group=self.control)
 
-    def sums(self, values: Sequence[float]) -> Sequence[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         own = torch.tensor(values, dtype=torch.float64)
-        found = [torch.empty_like(own) for _ in range(self.count)]
+        found = [torch.empty_like(own) for _ in range(self.world_size)]
         with self._talking():
             dist.all_gather(found, own, group=self.control)
         total = found[0]
@@ -143,15 +143,15 @@ class TorchProcesses(Processes):
         return list(map(int, asked.tolist()))
 
     @contextmanager
-    def one_after_the_other(self) -> Iterator[None]:
-        turn = 0 if self.main else 1 if self.local_rank == 0 else 2
+    def main_process_first(self) -> Iterator[None]:
+        turn = 0 if self.is_main_process else 1 if self.local_rank == 0 else 2
         for number in range(3):
             if number == turn:
                 yield
             with self._talking():
                 dist.monitored_barrier(self.control, timeout=PATIENCE)
 
-    def first_to_fail(self, status: int) -> tuple[bool, int]:
+    def claim_failure(self, status: int) -> tuple[bool, int]:
         try:
             if self.store.add("failures", 1) == 1:
                 self.store.set("status", str(status))
@@ -161,7 +161,7 @@ class TorchProcesses(Processes):
         except (RuntimeError, ValueError):  # the store has gone with the process that held it
             return True, status
 
-    def lost(self, error: BaseException) -> LostError | None:
+    def peer_failure(self, error: BaseException) -> LostError | None:
         """What to say of an error if it comes from a process that has gone or hangs; None if it does not."""
         if isinstance(error, LostError):
             return error
@@ -179,7 +179,7 @@ class TorchProcesses(Processes):
             else "has ended"
         )
         return LostError(
-            f"process {names} of {self.count} {what}, and this run cannot go on without it.\n"
+            f"process {names} of {self.world_size} {what}, and this run cannot go on without it.\n"
             "Under torchrun --max-restarts 3 a run goes on by itself; else start it again with -r. "
             f"runtime.timeout says how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
         )
@@ -189,7 +189,7 @@ class TorchProcesses(Processes):
             with self._talking():
                 dist.barrier(self.control)
 
-    def leave(self, status: int) -> int:
+    def exit(self, status: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         # not by the interpreter's end: torch's threads may still wait for it then, and that aborts the process
@@ -197,7 +197,7 @@ class TorchProcesses(Processes):
 
     def _silent(self) -> list[int]:
         """The processes that have not noticed either, a moment later, that one is missing: those that are."""
-        missing = [rank for rank in range(self.count) if rank != self.rank]
+        missing = [rank for rank in range(self.world_size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"noticed/{self.rank}", "yes")
             until = time.monotonic() + 3
@@ -215,9 +215,9 @@ class TorchProcesses(Processes):
                 place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
                 message = otherwise.format(seconds=seconds, place=place)
                 raise UserError(
-                    f"process {self.rank} of {self.count}: {message}: {str(error).splitlines()[0]}"
+                    f"process {self.rank} of {self.world_size}: {message}: {str(error).splitlines()[0]}"
                 ) from error
-            raise (self.lost(error) or error) from error
+            raise (self.peer_failure(error) or error) from error
 
 
 def _number(name: str, default: str | None = None) -> int:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from base.array_file import ArrayFile
 from utils.errors import DataError
-from utils.files import lock_file, replacing, stamp
-from utils.paths import shown
+from utils.files import atomic_write, file_signature, lock_file
+from utils.paths import display_path
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,9 +57,13 @@ class ImageCache:
             with self.notes.open("rb") as file, np.load(file) as notes:
                 if str(notes["made_from"]) != self.made_from:
                     return None
-                labels, digest, written = torch.from_numpy(notes["labels"]), str(notes["sha256"]), notes["stamp"]
+                labels, digest, written = (
+                    torch.from_numpy(notes["labels"]),
+                    str(notes["sha256"]),
+                    notes["file_signature"],
+                )
             array = ArrayFile.open(self.pixels)
-            if array.stamp != tuple(written.tolist()) or len(array) != len(labels):
+            if array.file_signature != tuple(written.tolist()) or len(array) != len(labels):
                 return None
             if not in_memory:
                 return Images(array, labels)
@@ -77,7 +81,7 @@ class ImageCache:
     def _write(self, decoded: Decoded) -> None:
         self.notes.unlink(missing_ok=True)
         digest, written = hashlib.sha256(), 0
-        with replacing(self.pixels) as file, contextlib.closing(decoded.chunks):
+        with atomic_write(self.pixels) as file, contextlib.closing(decoded.chunks):
             header = {"descr": "|u1", "fortran_order": False, "shape": decoded.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for chunk in decoded.chunks:
@@ -87,8 +91,8 @@ class ImageCache:
                 written += len(chunk)
             assert written == decoded.shape[0] == len(decoded.labels)
         notes: dict[str, Any] = {"labels": decoded.labels, "made_from": self.made_from, "sha256": digest.hexdigest()}
-        with replacing(self.notes) as file:  # the last to come: without it the array counts for nothing
-            np.savez(file, **notes, stamp=np.array(stamp(self.pixels.stat())))
+        with atomic_write(self.notes) as file:  # the last to come: without it the array counts for nothing
+            np.savez(file, **notes, file_signature=np.array(file_signature(self.pixels.stat())))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -97,7 +101,9 @@ class ImageCache:
         waits = False
         while not lock_file(file := self.lock.open("a")):
             if not waits:
-                print(f"waiting for another process, which makes {shown(self.pixels)}", file=sys.stderr, flush=True)
+                print(
+                    f"waiting for another process, which makes {display_path(self.pixels)}", file=sys.stderr, flush=True
+                )
             waits = True
             time.sleep(0.2)
         with file:
@@ -141,5 +147,5 @@ def fingerprint(*parts: object, files: Looked) -> str:
     """A digest of some values and of the names, sizes and times of files, which are not read."""
     digest = hashlib.sha256(ascii(parts).encode())
     for name, status in files:
-        digest.update(ascii((name, None if status is None else stamp(status))).encode())
+        digest.update(ascii((name, None if status is None else file_signature(status))).encode())
     return digest.hexdigest()

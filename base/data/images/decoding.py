@@ -17,7 +17,7 @@ from tqdm import tqdm
 from base.data.images.cache import Decoded, Pixels
 from base.data.images.folders import SUFFIXES, class_folders, class_name, is_image, left_out
 from utils.errors import DataError
-from utils.paths import shown
+from utils.paths import display_path
 from utils.signals import ignore_in_worker
 
 NAMED = 1000  # broken files that a message names at most
@@ -37,7 +37,7 @@ def decode(root: Path, class_names: Sequence[str], size: int, *, every_class: bo
     ]
     if empty and (every_class or not len(files)):
         raise DataError(f"{root}: no images of {', '.join(empty[:10])}; add some or remove the folder ({SUFFIXES})")
-    return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {shown(root)}"))
+    return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {display_path(root)}"))
 
 
 def read_image(path: str, *, size: int) -> Pixels:
@@ -86,9 +86,9 @@ class _Files(ImageFolder):  # type: ignore[misc]  # torchvision has no types
         try:
             pixels: Pixels = self.loader(path)
         except UnidentifiedImageError:
-            return f"{shown(Path(path))}: no image, or not whole"
+            return f"{display_path(Path(path))}: no image, or not whole"
         except Exception as error:  # Pillow raises many kinds for files that are damaged
-            return f"{shown(Path(path))}: {error or type(error).__name__}"
+            return f"{display_path(Path(path))}: {error or type(error).__name__}"
         return pixels
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from base import array_file
 from base.array_file import ArrayFile
-from base.data.batches import Batches, Window
+from base.data.batches import Batches, BatchRange
 from base.data.sources import SampleRandom, TensorSource
 from utils.errors import DataError
 
@@ -133,8 +133,8 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_no_other_data(tmp_path:
     path.unlink()
     saved(tmp_path, np.ones((10, 4), np.uint8))
     with pytest.raises(DataError, match="replaced while it was in use"):
-        next(Batches(worker, batch_size=2).load([Window(0, 0, 2)]))
-    _, _, (inputs, _) = next(Batches(source, batch_size=2).load([Window(0, 0, 2)]))
+        next(Batches(worker, batch_size=2).load([BatchRange(0, 0, 2)]))
+    _, _, (inputs, _) = next(Batches(source, batch_size=2).load([BatchRange(0, 0, 2)]))
     assert not inputs.any(), "this process has the old file open"
     shrinking = ArrayFile.open(path)
     with path.open("r+b") as file:

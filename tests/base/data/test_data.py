@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches, Position, Window
+from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
 from base.data.sources import SampleRandom, SampleSource, TensorSource, draw_together
 from data_loader.cifar10 import CIFAR10Loader
@@ -133,7 +133,7 @@ def test_transforms_of_samples_leave_the_models_generators_alone() -> None:
 def test_the_last_batch_is_short() -> None:
     batches = Batches(numbers(), batch_size=5)
     assert [len(targets) for _, targets in passes(batches, 1)] == [5, 5, 5, 5, 3]
-    assert batches.after(Window(0, 20, 23)) == Position(1, 0)
+    assert batches.after(BatchRange(0, 20, 23)) == Position(1, 0)
 
 
 @pytest.mark.parametrize(("split", "held_out"), [(0.1, 5), (0.01, 1), (7, 7), (49, 49)])
@@ -187,12 +187,12 @@ def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: P
     training, validation = loader.training(seed=0), loader.validation()
     assert validation is not None
     assert isinstance(validation.indices, Tensor)
-    _, _, (images, targets) = next(validation.load([Window(0, 0, 20)]))
+    _, _, (images, targets) = next(validation.load([BatchRange(0, 0, 20)]))
     torch.testing.assert_close(images, stored[validation.indices].permute(0, 3, 1, 2).float() / 127.5 - 1)
     assert torch.equal(targets, labels[validation.indices])
     assert images.is_contiguous(memory_format=torch.channels_last)
-    _, _, (augmented, _) = next(training.load([Window(0, 0, 20)]))
-    assert not torch.equal(augmented, loader.normalize(stored[training.sample_indices(Window(0, 0, 20))]))
+    _, _, (augmented, _) = next(training.load([BatchRange(0, 0, 20)]))
+    assert not torch.equal(augmented, loader.normalize(stored[training.sample_indices(BatchRange(0, 0, 20))]))
     assert -1 <= augmented.min() < augmented.max() <= 1
 
 
@@ -212,7 +212,7 @@ def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_fold
 
 @pytest.mark.parametrize(("batch_size", "planned"), [(4, 64), (500, 33), (20_000, 1)])
 def test_only_so_many_batches_are_planned_ahead(batch_size: int, planned: int) -> None:
-    asked: list[Window] = []
+    asked: list[BatchRange] = []
     batches = Batches(TensorSource(torch.zeros(100_000), torch.zeros(100_000)), batch_size=batch_size)
     loaded = batches.load(asked.append(window) or window for window in batches.windows())  # type: ignore[func-returns-value]
     next(loaded)

@@ -124,8 +124,8 @@ def test_a_damaged_cache_is_made_anew(cifar10: Path, file: str, damage: str, in_
 
 def test_a_checksum_finds_what_times_do_not_show(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(cifar10)
-    monkeypatch.setattr("base.array_file.stamp", lambda status: (status.st_size, 0, 0))
-    monkeypatch.setattr("base.data.images.cache.stamp", lambda status: (status.st_size, 0, 0))
+    monkeypatch.setattr("base.array_file.file_signature", lambda status: (status.st_size, 0, 0))
+    monkeypatch.setattr("base.data.images.cache.file_signature", lambda status: (status.st_size, 0, 0))
     pixels, _, _ = read(cifar10)  # the times of the files count for nothing from here on
     path = cifar10 / "cifar-10-cache" / "train.npy"
     data = bytearray(path.read_bytes())

@@ -214,7 +214,7 @@ def test_a_disk_that_is_full_ends_the_processes_too(photos: Path, monkeypatch: p
             return super().write(data)
 
     monkeypatch.setattr("base.data.images.decoding._processes", lambda chunks: 2)
-    monkeypatch.setattr("base.data.images.cache.replacing", lambda path: contextlib.nullcontext(Full()))
+    monkeypatch.setattr("base.data.images.cache.atomic_write", lambda path: contextlib.nullcontext(Full()))
     with pytest.raises(DataError, match="No space left") as error:
         loader(photos).training(seed=0)
     assert not multiprocessing.active_children(), "they would wait for ever, and this process for them"

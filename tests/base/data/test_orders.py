@@ -5,7 +5,7 @@ import torch
 
 from base import base_data_loader
 from base.data import batches
-from base.data.lazy_indices import Computed, HeldOut, Kept, Permutation
+from base.data.lazy_indices import LazyIndices, Permutation, TrainingIndices, ValidationIndices
 from base.data.sources import SampleRandom
 from data_loader.random_tensor import RandomTensorLoader
 
@@ -31,16 +31,23 @@ def test_an_order_looks_drawn() -> None:
     ("total", "held_out"), [(2, 1), (3, 2), (10, 3), (97, 10), (1000, 1), (1000, 999), (1001, 500), (4099, 1234)]
 )
 def test_a_split_leaves_none_out_and_takes_none_twice(total: int, held_out: int) -> None:
-    chosen = HeldOut(total, held_out, "validation")
-    kept = Kept(chosen)
+    chosen = ValidationIndices(total, held_out, "validation")
+    kept = TrainingIndices(chosen)
     assert (len(chosen), len(kept)) == (held_out, total - held_out)
     assert sorted([*chosen[:].tolist(), *kept[:].tolist()]) == list(range(total))
     for part in (chosen, kept):
         assert (part[:].diff() > 0).all(), "not in the order of the file"
 
 
-@pytest.mark.parametrize("made", [Permutation(BILLION, 0), HeldOut(BILLION, BILLION // 10), Kept(HeldOut(BILLION, 7))])
-def test_places_of_a_billion_are_found_alone(made: Computed) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        Permutation(BILLION, 0),
+        ValidationIndices(BILLION, BILLION // 10),
+        TrainingIndices(ValidationIndices(BILLION, 7)),
+    ],
+)
+def test_places_of_a_billion_are_found_alone(made: LazyIndices) -> None:
     end = len(made)
     whole = made[end - 100 : end]
     assert torch.equal(made[torch.tensor([end - 1, end - 50])], whole[[99, 50]])
@@ -59,7 +66,7 @@ def test_batches_of_very_many_samples_hold_each_once(monkeypatch: pytest.MonkeyP
     _, inputs = loader.training_data(augment=False).batch(slice(0, 50), SampleRandom(slice(0, 50), ()))
     training, validation = loader.training(seed=0), loader.validation()
     assert validation is not None
-    assert isinstance(training.indices, Computed)
+    assert isinstance(training.indices, LazyIndices)
     passes = [[value for _, _, batch in training.one_pass() for value in batch[1][:, 0].tolist()] for _ in range(2)]
     held_out = [value for _, _, batch in validation.one_pass() for value in batch[1][:, 0].tolist()]
     assert sorted([*passes[0], *held_out]) == sorted(inputs[:, 0].tolist())

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Window
+from base.data.batches import BatchRange
 from base.data.sources import Source, TensorSource
 from base.metric import StepResult
 from data_loader.cifar10 import CIFAR10Loader
 from extras.report.classification import Classification, are_probabilities, as_probabilities
-from extras.report.findings import Findings
+from extras.report.findings import EvaluationStats
 from extras.report.regression import Regression
 from model.loss import cross_entropy, mse_loss
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 
 
 class Noise(BaseDataLoader):
@@ -200,14 +200,14 @@ LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
     ],
 )
 def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, task: str | None) -> None:
-    runtime = SimpleNamespace(processes=Processes())
-    findings = Findings(SimpleNamespace(data=Noise(batch_size=1), criterion=loss, runtime=runtime))  # type: ignore[arg-type]
+    runtime = SimpleNamespace(processes=ProcessGroup())
+    findings = EvaluationStats(SimpleNamespace(data=Noise(batch_size=1), criterion=loss, runtime=runtime))  # type: ignore[arg-type]
     findings.begin_evaluation(6)
     with torch.inference_mode():
         for start in (0, 3):
             part = slice(start, start + 3)
             result = StepResult(torch.tensor(0.0), *(item[part] if item.dim() else item for item in (outputs, targets)))
-            findings.evaluated(Window(0, start, start + 3), (torch.rand(3, 3, 8, 8), LABELS[part]), result)
+            findings.evaluated(BatchRange(0, start, start + 3), (torch.rand(3, 3, 8, 8), LABELS[part]), result)
     assert (findings.classification is not None) == (task == "classification")
     assert (findings.regression is not None) == (task == "regression")
     if findings.classification:

@@ -20,7 +20,7 @@ from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
 from utils.config import load_config
-from utils.distributed.process_group import Processes
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
 
@@ -276,7 +276,7 @@ def test_markdown_shows_names_as_they_are() -> None:
 
 
 def test_several_processes_read_one_checkpoint_though_another_takes_its_place(run: Path) -> None:
-    class Team(Processes):
+    class Team(ProcessGroup):
         """Of two, the other reads ``best.pth`` before it is replaced, and then again."""
 
         others: ClassVar = ["", 3, "", 5]

@@ -16,7 +16,7 @@ from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 
 @pytest.fixture
-def said(tmp_path: Path) -> Callable[..., str]:
+def format_error(tmp_path: Path) -> Callable[..., str]:
     """What is said of a config, given as text or as a value; empty if it is sound."""
 
     def load(config: str | dict[str, Any], *overrides: str) -> str:
@@ -37,7 +37,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(said: Callable[..., str])
     config["optimizer"]["args"] = {"lr": -1, "momentun": 0.9}
     config["metrics"] = ["accuracy", {"type": "acuracy"}]
     config["lr_scheduler"]["args"]["pct_start"] = 2.0
-    lines = said(config, "trainer.epochs=0").splitlines()
+    lines = format_error(config, "trainer.epochs=0").splitlines()
     found = [line.split(": ")[1] for line in lines if line.startswith(("override", "..", "/")) or ".json:" in line]
     places = ["metrics.1.type", "optimizer.args.lr", "optimizer.args.momentun", "lr_scheduler.args.pct_start"]
     assert found == [*places, "nmae", "seed", "trainer.epochs"]
@@ -81,7 +81,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(said: Callable[..., str])
     ],
 )
 def test_one_wrong_value(said: Callable[..., str], key: str, value: Any, expected: str) -> None:
-    text = said(sound() | {key: value})
+    text = format_error(sound() | {key: value})
     assert expected in text
     assert not text[0].isdigit(), "one mistake is one message"
 
@@ -99,21 +99,21 @@ def test_one_wrong_value(said: Callable[..., str], key: str, value: Any, expecte
 )
 def test_schedulers_made_of_others(said: Callable[..., str], schedulers: list[Any], expected: str) -> None:
     args = {"schedulers": schedulers, "milestones": [1]}
-    text = said(sound() | {"lr_scheduler": {"type": "SequentialLR", "args": args}})
+    text = format_error(sound() | {"lr_scheduler": {"type": "SequentialLR", "args": args}})
     assert expected in text
     assert bool(text) == bool(expected)
 
 
 def test_a_misspelt_key_is_not_missing_as_well(said: Callable[..., str]) -> None:
-    assert "missing" not in said(SOUND.replace('"model"', '"modle"'))
-    assert "missing" not in said(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
-    assert "needs" not in said(SOUND.replace('"batch_size"', '"batchsize"'))
+    assert "missing" not in format_error(SOUND.replace('"model"', '"modle"'))
+    assert "missing" not in format_error(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
+    assert "needs" not in format_error(SOUND.replace('"batch_size"', '"batchsize"'))
 
 
 def test_a_renamed_key_names_its_home(said: Callable[..., str]) -> None:
-    assert 'it belongs under "trainer"' in said(sound() | {"epochs": 3})
-    assert "it belongs under data_loader.args" in said(sound() | {"batch_size": 3})
-    assert 'did you mean "model"' not in said(sound() | {"loss": "modell"})
+    assert 'it belongs under "trainer"' in format_error(sound() | {"epochs": 3})
+    assert "it belongs under data_loader.args" in format_error(sound() | {"batch_size": 3})
+    assert 'did you mean "model"' not in format_error(sound() | {"loss": "modell"})
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_renamed_key_names_its_home(said: Callable[..., str]) -> None:
     ],
 )
 def test_overrides_are_checked_and_named(said: Callable[..., str], override: str, expected: str) -> None:
-    assert expected in said(SOUND, override)
-    assert override in said(SOUND, override) or "\udcff" in override
+    assert expected in format_error(SOUND, override)
+    assert override in format_error(SOUND, override) or "\udcff" in override
 
 
 def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_every_optimizer_is_tried_out(said: Callable[..., str], name: str) -> None:
-    assert said(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
+    assert format_error(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
     wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
-    assert "does not take this" in said(wrong)
-    assert "2 mistakes" in said(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
+    assert "does not take this" in format_error(wrong)
+    assert "2 mistakes" in format_error(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
 
 
 def needs_nothing(name: str) -> bool:
@@ -181,7 +181,7 @@ def needs_nothing(name: str) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in LOSSES.names() if needs_nothing(name)])
 def test_every_loss_takes_outputs_and_targets_alone(said: Callable[..., str], name: str) -> None:
-    assert said(sound() | {"loss": name}) == ""
+    assert format_error(sound() | {"loss": name}) == ""
 
 
 def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:

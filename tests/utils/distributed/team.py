@@ -1,12 +1,13 @@
 """What a launcher starts in the tests: several runs one after the other in the same processes, which costs one start.
 
-python -m torch.distributed.run ... -m tests.utils.distributed.team JOBS RESULTS
+python -m torch.distributed.run ... -m tests.utils.distributed.process_group JOBS RESULTS
 
 JOBS is a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an earlier
 job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out": where
 to leave its report}.
 """
 
+import functools
 import json
 import shutil
 import sys
@@ -21,7 +22,7 @@ from base.base_model import BaseModel
 from tests.conftest import load_script
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
-from utils.distributed.process_group import processes
+from utils.distributed.process_group import get_process_group
 from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 
@@ -72,7 +73,8 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
                 results.append(job["out"])
                 continue
             if "of" in job:
-                arguments += ["-r", str(processes().from_main(lambda run=run, job=job: copy_of(run, job["step"])))]  # type: ignore[misc]
+                copied = functools.partial(copy_of, run, job["step"])
+                arguments += ["-r", str(get_process_group().broadcast_object(copied))]
             results.append(str(train.main(arguments).run_dir))
         except (UserError, TrainingError) as error:
             results.append(f"{type(error).__name__}: {error}")
@@ -89,9 +91,9 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     torch.set_num_threads(1)
-    processes().connect(60)
+    get_process_group().connect(60)
     found = work(json.loads(Path(sys.argv[1]).read_text()))
-    if processes().main:
+    if get_process_group().is_main_process:
         Path(sys.argv[2]).write_text(json.dumps(found))
-    processes().finish()
-    processes().leave(0)
+    get_process_group().finish()
+    get_process_group().exit(0)

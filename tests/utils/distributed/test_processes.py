@@ -101,7 +101,7 @@ class Team:
                 job["run"] = ["-c", str(path), *job.get("run", [])]
         tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
         tasks.write_text(json.dumps(jobs))
-        arguments = ["-m", "tests.utils.distributed.team", str(tasks), str(results)]
+        arguments = ["-m", "tests.utils.distributed.process_group", str(tasks), str(results)]
         command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-6000:] + done.stdout
@@ -112,7 +112,7 @@ class Team:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
-    team = Team(tmp_path_factory.mktemp("team"))
+    process_group = Team(tmp_path_factory.mktemp("process_group"))
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
 
     def new(config: Json, *more: str) -> Json:
@@ -124,9 +124,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     def tested(run: Any, name: str) -> Json:
         # a last batch of one sample: not all processes have a part of it
         batches = ["data_loader.args.eval_batch_size=" + ("19" if "images" in name else "333")]
-        return {"test": batches, "of": run if isinstance(run, int) else str(run), "out": str(team.folder / name)}
+        return {
+            "test": batches,
+            "of": run if isinstance(run, int) else str(run),
+            "out": str(process_group.folder / name),
+        }
 
-    one = team(
+    one = process_group(
         1,
         {
             "images 1": new(IMAGES),
@@ -140,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 1 tested": tested(1, "sums 1 tested"),
         },
     )
-    two = team(
+    two = process_group(
         2,
         {
             "images 2": new(IMAGES),
@@ -172,7 +176,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "images 2 tested": tested(one["images 1"], "images 2 tested"),
         },
     )
-    three = team(
+    three = process_group(
         3,
         {
             "images 3": new(IMAGES),
@@ -184,7 +188,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 3 tested": tested(one["sums 1"], "sums 3 tested"),
         },
     )
-    four = team(
+    four = process_group(
         4,
         {
             "images 4 fsdp": new(IMAGES, *fsdp),
@@ -203,7 +207,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "images 2 fsdp sharded to 4 fsdp": on(two["images 2 fsdp sharded"]),
         },
     )
-    fewer = team(
+    fewer = process_group(
         2,
         {
             "images 4 sharded to 2": on(four["images 4 sharded"]),
@@ -211,7 +215,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
     )
     ddp = "runtime.strategy=ddp"
-    last = team(
+    last = process_group(
         1,
         {
             "images 2 to 1": on(two["images 2"]),
@@ -366,14 +370,14 @@ def test_a_test_by_several_processes_finds_what_one_finds(runs: dict[str, Any], 
 
 @pytest.mark.parametrize("other", ["images 2", "images 3", "images 2 fsdp"])
 def test_tensorboard_shows_what_all_processes_found(runs: dict[str, Any], other: str) -> None:
-    one, found = shown(runs["images 1"]), shown(runs[other])
+    one, found = display_path(runs["images 1"]), display_path(runs[other])
     assert len(one) == 12
     assert one.keys() == found.keys()
     for tag, values in one.items():
         assert values == found[tag], tag
 
 
-def shown(run: Path) -> dict[str, Any]:
+def display_path(run: Path) -> dict[str, Any]:
     """What the evaluations of a run leave in TensorBoard, but for its curves."""
     events = EventAccumulator(str(run), size_guidance={"tensors": 0, "images": 0})
     events.Reload()

@@ -1,0 +1,42 @@
+"""Nests of tensors: batches, outputs of a model, states of a checkpoint.
+
+A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything else is a leaf that stays as it is.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+Keys = tuple[Any, ...]
+"""The path to a tensor in a nest: dict keys and positions."""
+
+
+def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
+    """The same nest with every tensor replaced by what the function returns for it."""
+    return map_with_keys(lambda keys, tensor: function(tensor), nest)
+
+
+def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys = ()) -> Any:
+    """As ``map_tensors``, for a function that also takes the path to the tensor."""
+    if isinstance(nest, Tensor):
+        return function(keys, nest)
+    if isinstance(nest, dict):
+        return type(nest)((key, map_with_keys(function, value, (*keys, key))) for key, value in nest.items())
+    if isinstance(nest, (list, tuple)):
+        items = [map_with_keys(function, item, (*keys, index)) for index, item in enumerate(nest)]
+        # a named tuple takes its fields one by one, every other sequence takes them all at once
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    return nest
+
+
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """Every tensor of a nest, in order."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, dict):
+        for value in nest.values():
+            yield from tensors(value)
+    elif isinstance(nest, (list, tuple)):
+        for item in nest:
+            yield from tensors(item)
