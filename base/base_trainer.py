@@ -1,21 +1,22 @@
-"""The training loop: epochs, optimizer steps, validation, judging, saving. The mathematics is in trainer/trainer.py."""
+"""The training loop: epochs, optimizer steps, validation, the best epoch, saving. The mathematics is in trainer/."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from base.data.batches import Batches, Group
+from base.data.batches import Batches, BatchRange, StepBatches
 from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
-from base.training.accumulation import grouped
-from base.training.first_batch import MISFITS, doubts, misfit, not_finite
+from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.training_log import TrainingLog
@@ -25,11 +26,11 @@ from utils.schema import TrainerConfig
 
 
 class BaseTrainer(ABC):
-    """Trains, validates and tests. A subclass gives ``train_step`` and ``eval_step``."""
+    """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
     training: Training
     outputs: Outputs
-    report: TrainingLog
+    log: TrainingLog
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         self.experiment = experiment
@@ -40,35 +41,51 @@ class BaseTrainer(ABC):
         self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.progress = Progress()
-        self._unchecked: list[Tensor | float] = []
+        self.gradient_norm: Tensor | None = None
+        """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
+        self._loss_weight = 1.0
+        self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._fits = False
+        self._first_batch_passed = False
+
+    # ------------------------------------------------------------------ what a subclass defines and calls
 
     @abstractmethod
-    def train_step(self, batch: Any, weight: float) -> StepResult:
-        """Forward and backward pass of one batch; gradients are added up. weight: its share of the optimizer step."""
+    def train_step(self, batch: Any) -> StepResult:
+        """Forward and backward pass of one batch. Gradients are added to those that are there."""
 
     @abstractmethod
     def eval_step(self, batch: Any) -> StepResult:
         """Forward pass of one batch, without gradients."""
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the config, for the forward pass and the loss."""
+        return self.runtime.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied."""
+        self.runtime.backward(loss, self._loss_weight)
+
     # ------------------------------------------------------------------ the loop
 
     def begin(self, training: Training, outputs: Outputs) -> None:
-        """Take what training needs; before ``load_state_dict`` and ``train``."""
-        self.training, self.outputs = training, outputs
+        """Take what training needs. Comes before ``load_state_dict`` and ``train``."""
+        self.training = training
+        self.outputs = outputs
         self.model = self.runtime.wrap_ddp(self.experiment.model)
         held_out = training.validation.num_samples if training.validation else 0
-        self.report = TrainingLog(
+        self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.processes, validation_samples=held_out
         )
 
     def train(self) -> None:
-        """Train to the end, from wherever the run stands.
+        """Train to the end, from wherever the run is.
 
-        Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the end was not saved.
+        Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the last checkpoint
+        could not be saved.
         """
+        checkpointer = self.outputs.checkpointer
         try:
             self.outputs.observer.begin(self)
             while not self.finished():
@@ -77,22 +94,20 @@ class BaseTrainer(ABC):
             self.outputs.observer.end(self)
         except Stopped as stopped:
             self.save()
-            if not self.outputs.checkpointer.wait():
-                raise TrainingError(f"{stopped}, but {self.outputs.checkpointer.failure}") from stopped
+            if not checkpointer.wait():
+                raise TrainingError(f"{stopped}, but {checkpointer.failure}") from stopped
             raise
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise TrainingError(
-                f"a process that prepares batches has ended, for want of memory perhaps: {error}"
-            ) from error
+            raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
             for batches in filter(None, (self.training.batches, self.training.validation)):
                 batches.close()
             self.outputs.writers.flush()
-            saved = self.outputs.checkpointer.wait()
+            saved = checkpointer.wait()
         if not saved:
-            raise TrainingError(f"the run ended, but {self.outputs.checkpointer.failure}")
+            raise TrainingError(f"the run ended, but {checkpointer.failure}")
 
     def finished(self) -> bool:
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
@@ -103,74 +118,114 @@ class BaseTrainer(ABC):
 
     def train_epoch(self) -> None:
         """The optimizer steps that are left of this epoch."""
+        settings = self.settings
         self.model.train()
         self._checked = replace(self.progress)
-        self.report.begin_epoch(self.progress, self.steps_per_epoch())
+        self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
-            for group in self.groups():
+            for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
                 self.experiment.signals.check()
-                loss = self.take_step(group)
-                self.report.step(loss, group[1])
-                if self.progress.steps % self.settings.log_every_steps == 0:
-                    self.log_window(loss)
-                if self.settings.save_every_steps and self.progress.steps % self.settings.save_every_steps == 0:
+                loss = self.optimizer_step(step)
+                self.log.step(loss, step.samples)
+                if self.progress.steps % settings.log_every_steps == 0:
+                    self.log_interval(loss)
+                if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
                     self.save()
         finally:
-            self.report.end_training()
-
-    def groups(self) -> Iterator[Group]:
-        """The batches of each optimizer step that is left of this epoch."""
-        return self.training.batches.load_groups(grouped(self.training.batches, self.progress, self.settings))
+            self.log.end_training()
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
-    def take_step(self, group: Group) -> Tensor | float:
-        """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
-        batches, samples, position = group
-        training, progress, sum_loss = self.training, self.progress, self.experiment.sum_loss
+    def remaining_steps(self, progress: Progress) -> Iterator[list[BatchRange]]:
+        """Which samples make the micro-batches of each optimizer step that is left of an epoch."""
+        settings = self.settings
+        ranges = self.training.batches.ranges(progress.position)
+        if progress.trained:
+            ranges = iter(())
+        elif settings.steps_per_epoch is None:
+            current = progress.passes
+            ranges = itertools.takewhile(lambda batch_range: batch_range.passes == current, ranges)
+        else:
+            left = max(0, settings.steps_per_epoch - progress.epoch_steps)
+            ranges = itertools.islice(ranges, left * settings.accumulate_steps)
+        return iter(lambda: list(itertools.islice(ranges, settings.accumulate_steps)), [])
+
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
+        runtime, optimizer = self.runtime, self.training.optimizer
+        if self.training.needs_closure:
+            loss = self.closure_step(step)
+            stepped = True
+        else:
+            loss = 0.0
+            runtime.zero_grad(optimizer)
+            for number, micro_batch in enumerate(step.micro_batches, start=1):
+                runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
+                share = micro_batch.size / step.samples
+                self._loss_weight = 1.0 if self.experiment.sum_loss else share
+                try:
+                    result = self.train_step(runtime.to_device(micro_batch.data))
+                    loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
+                except FORWARD_ERRORS as error:
+                    raise self.explain(error, micro_batch.data) from error
+                if not self._first_batch_passed:
+                    self.check_first_batch(result)
+                del result  # or its outputs would stay in memory during the next forward pass
+            runtime.unscale(optimizer)
+            if self.settings.clip_grad_norm is not None:
+                self.gradient_norm = nn.utils.clip_grad_norm_(self.training.parameters, self.settings.clip_grad_norm)
+            stepped = runtime.step(optimizer)
+
+        self.training.schedule.after_step(moved=stepped)
+        self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
+        self._unchecked.append(loss)
+        return loss
+
+    def closure_step(self, step: StepBatches) -> Tensor | float:
+        """An optimizer step of LBFGS, or of any optimizer whose ``step`` needs a closure: it evaluates the loss and the
+        gradients of all micro-batches, as often as the optimizer asks. Metrics are those of the last evaluation.
+        """
+        runtime, optimizer = self.runtime, self.training.optimizer
+        micro_batches = list(step.micro_batches)
         results: list[StepResult] = []
 
-        def evaluate() -> Tensor:
+        def closure() -> Tensor:
             results.clear()
-            total = None
-            for _, size, batch in self.runtime.exchanging(batches):
-                weight = 1.0 if sum_loss else size / samples
-                result = self.train_step(self.runtime.to_device(batch), weight)
+            runtime.zero_grad(optimizer)
+            total = torch.zeros((), device=runtime.device)
+            for number, micro_batch in enumerate(micro_batches, start=1):
+                runtime.sync_gradients(number == step.count)
+                self._loss_weight = 1.0 if self.experiment.sum_loss else micro_batch.size / step.samples
+                try:
+                    result = self.train_step(runtime.to_device(micro_batch.data))
+                except FORWARD_ERRORS as error:
+                    raise self.explain(error, micro_batch.data) from error
                 results.append(result)
-                part = result.loss if weight == 1.0 else weight * result.loss
-                total = part if total is None else total + part
-            assert total is not None
-            return total
+                total += self._loss_weight * result.loss.detach()
+            if self.settings.clip_grad_norm is not None:
+                self.gradient_norm = nn.utils.clip_grad_norm_(self.training.parameters, self.settings.clip_grad_norm)
+            return runtime.sum_over_processes(total)
 
-        try:
-            moved = self.runtime.optimizer_step(
-                training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
-            )
-            loss: Any = None
-            for result, (_, size, _) in zip(results, batches, strict=True):
-                part = self.train_metrics.update(result, samples=size, share=size / samples)
-                loss = part if loss is None else loss + part
-        except MISFITS as error:
-            raise error if self._fits else misfit(error, batches[0][2], self.experiment.data.class_names) from error
-        if not self._fits:
-            self._begin_well(results[0])
-        training.schedule.after_step(moved=moved)
-        progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
-        self._unchecked.append(loss)
-        return loss  # type: ignore[no-any-return]
+        optimizer.step(closure)  # type: ignore[arg-type]
+        loss: Tensor | float = 0.0
+        for result, micro_batch in zip(results, micro_batches, strict=True):
+            try:
+                share = micro_batch.size / step.samples
+                loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
+            except FORWARD_ERRORS as error:
+                raise self.explain(error, micro_batch.data) from error
+        if not self._first_batch_passed:
+            self.check_first_batch(results[0])
+        return loss
 
-    def _begin_well(self, result: StepResult) -> None:
-        self._fits = True
-        for warning in doubts(result, self.criterion, self.experiment.data.class_names):
-            self.console.warn(warning)
-
-    def log_window(self, loss: Tensor | float) -> None:
+    def log_interval(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
         self.check_finite()
-        self.report.window(self.progress, loss, self.train_metrics.close_window(), self.training.schedule.used())
-        self.outputs.observer.window(self)
+        means = self.train_metrics.close_interval()
+        self.log.log_interval(self.progress, loss, means, self.training.schedule.used())
+        self.outputs.observer.log_interval(self)
 
     def validate(self) -> dict[str, float]:
         """The loss and the metrics on the held-out samples; empty if there are none."""
@@ -178,109 +233,95 @@ class BaseTrainer(ABC):
             return {}
         return self.evaluate(self.training.validation, self.outputs.observer)
 
-    def evaluate(self, batches: Batches, view: Observer) -> dict[str, float]:
+    def evaluate(self, batches: Batches, observer: Observer) -> dict[str, float]:
         """The loss and the metrics over all samples of some batches, each counted once."""
         metrics = self.experiment.make_metrics()
-        view.begin_evaluation(batches.num_samples)
+        observer.begin_evaluation(batches.num_samples)
         self.model.eval()
-        # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
+        # whatever a model draws in evaluation leaves the generators as they were for training
         key = self.runtime.processes.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            for window, size, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+            for micro_batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
+                batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 try:
-                    result = self.eval_step(self.runtime.to_device(batch))
+                    result = self.eval_step(self.runtime.to_device(data))
                     metrics.update(result, samples=size, share=size / batches.num_samples)
-                except MISFITS as error:
-                    raise error if self._fits else misfit(error, batch, self.experiment.data.class_names) from error
-                self._fits = True
-                view.evaluated(batches.part(window), batch, result)
-        view.end_evaluation()
+                except FORWARD_ERRORS as error:
+                    raise self.explain(error, data) from error
+                self._first_batch_passed = True
+                observer.evaluated(batches.part(batch_range), data, result)
+        observer.end_evaluation()
         return metrics.compute()
 
     def end_epoch(self, validation: dict[str, float]) -> None:
-        """Judge the epoch, move the schedule, log and save."""
-        progress = self.progress
+        """Compare the epoch with the best one, move the schedule, log and save."""
+        progress, settings = self.progress, self.settings
         self.check_finite()
         progress.epochs += 1
         values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
         monitored = self.monitored(values)
-        lower_is_better = (self.settings.monitor or "").startswith("min")
+        lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
-        self.report.epoch(progress, values, self.training.schedule.used(), best=best)
+        self.log.end_epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
-        self.outputs.observer.epoch(self, values)
+        self.outputs.observer.end_epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
-        if best or self.finished() or progress.epochs % self.settings.save_period == 0:
+        if best or self.finished() or progress.epochs % settings.save_period == 0:
             self.save()
 
     def monitored(self, values: dict[str, float]) -> float | None:
-        """The value that ``trainer.monitor`` names; None if it names none."""
+        """The value that ``trainer.monitor`` names; None if nothing is monitored."""
         if self.settings.monitor is None:
             return None
         name = self.settings.monitor.split()[1]
         if name not in values:
-            raise ConfigError(f"trainer.monitor: there is no {name}; there are: {', '.join(values)}")
+            raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
 
+    def explain(self, error: Exception, batch: Any) -> Exception:
+        """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
+        if self._first_batch_passed:
+            return error
+        return first_batch_error(error, batch, self.experiment.data.class_names)
+
+    def check_first_batch(self, result: StepResult) -> None:
+        """Warn of what is surely a mistake, though the first batch went through."""
+        self._first_batch_passed = True
+        for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
+            self.console.warn(warning)
+
     def check_finite(self) -> None:
         """Raise TrainingError if a loss since the last check was not finite."""
-        finite, unchecked, before = self.train_metrics.finite(), self._unchecked, self._checked
+        is_finite, unchecked, before = self.train_metrics.is_finite(), self._unchecked, self._checked
         self._unchecked, self._checked = [], replace(self.progress)
-        if finite:
+        if is_finite:
             return
         losses = self.runtime.processes.all_reduce_sum([float(loss) for loss in unchecked])
-        batches = self.training.batches
-        steps = zip(losses, grouped(batches, before, self.settings), strict=False)  # there may be steps still to come
-        for number, (loss, group) in enumerate(steps, start=1):
+        # the losses end where the check was asked for, the epoch may have steps after that
+        for number, (loss, ranges) in enumerate(zip(losses, self.remaining_steps(before), strict=False), start=1):
             if not math.isfinite(loss):
-                indices = torch.cat([as_tensor(batches.sample_indices(window)) for window in group])
-                step, epoch = before.steps + number, self.progress.epochs + 1
-                raise not_finite(loss, step, epoch, indices, self.outputs.checkpointer.folder)
+                batches, folder = self.training.batches, self.outputs.checkpointer.folder
+                indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
+                raise non_finite_loss(loss, before.steps + number, self.progress.epochs + 1, indices, folder)
 
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
-        """Write a checkpoint, unless the newest one is of this very moment and stands."""
+        """Write a checkpoint, unless the newest one has this very state and was written."""
         moment = self.progress.state_dict()
-        if moment == self._saved and self.runtime.processes.broadcast_object(self.outputs.checkpointer.wait):
+        checkpointer = self.outputs.checkpointer
+        if moment == self._saved and self.runtime.processes.broadcast_object(checkpointer.wait):
             return
         self.check_finite()
-        self.outputs.checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
+        checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
         self._saved = moment
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of every part, by name: tensors and plain values."""
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        random = self.runtime.processes.gather(generator_states())
-        return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Go on from a checkpoint: parts, random generators, and what was logged or saved after it is taken back."""
-        loads = {name: part.load_state_dict for name, part in self.parts().items()}
-        for name, load in {**loads, "random": self._restore_random}.items():
-            try:
-                load(state[name])
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
-        # in this order: while later checkpoints are there to go on from, their logs must be too
-        self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
-        self.outputs.writers.resume(state["writers"], step=self.progress.steps)
-        self._saved = self.progress.state_dict()
-
-    def _restore_random(self, states: list[Any]) -> None:
-        """Each process goes on with its own generators; one that had none begins new ones."""
-        rank = self.runtime.processes.rank
-        if rank < len(states):
-            restore_generators(states[rank])
-        else:
-            seed_generators(self.experiment.seed, "joined", rank, self.progress.steps)
-
-    def parts(self) -> dict[str, Any]:
-        """Every part that has a state, under the name it has in a checkpoint. A subclass may add its own."""
+    def stateful(self) -> dict[str, Any]:
+        """Every part that has a state, by its name in a checkpoint. A subclass may add its own."""
         return {
             "model": self.experiment.model,
             "optimizer": self.training.optimizer,
@@ -289,3 +330,33 @@ class BaseTrainer(ABC):
             "metrics": self.train_metrics,
             "progress": self.progress,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part, by name: tensors and plain values."""
+        state = {name: part.state_dict() for name, part in self.stateful().items()}
+        random = self.runtime.processes.gather(generator_states())
+        return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Resume from a checkpoint: parts and random generators. What was logged or saved after it is dropped.
+
+        Raises CheckpointError if a part does not fit.
+        """
+        loads = {name: part.load_state_dict for name, part in self.stateful().items()}
+        for name, load in {**loads, "random": self._restore_random}.items():
+            try:
+                load(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
+        # in this order: as long as later checkpoints can be resumed from, their logs must be there
+        self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
+        self.outputs.writers.resume(state["writers"], step=self.progress.steps)
+        self._saved = self.progress.state_dict()
+
+    def _restore_random(self, states: list[Any]) -> None:
+        """Each process resumes its own generators; one that had none before seeds new ones."""
+        rank = self.runtime.processes.rank
+        if rank < len(states):
+            restore_generators(states[rank])
+        else:
+            seed_generators(self.experiment.seed, "joined", rank, self.progress.steps)

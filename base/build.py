@@ -26,7 +26,8 @@ from utils.config import LoadedConfig, to_json
 from utils.config.located_json import KeyPath
 from utils.config.schedulers import contradiction, make_scheduler
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import DataError, UserError
+from utils.errors import ConfigError, DataError, UserError
+from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.random import seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
@@ -109,7 +110,8 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     optimizer = _optimizer(loaded, experiment)
     schedule = _schedule(loaded, optimizer, batches)
     seed_generators(config.seed, "training", *processes.key)
-    return Training(batches, validation, optimizer, schedule)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return Training(batches, validation, optimizer, schedule, parameters, needs_closure(optimizer))
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
@@ -197,7 +199,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
         else:
             functions[name] = make
-    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, processes=runtime.processes)
+    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, process_group=runtime.processes)
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
@@ -211,7 +213,10 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
         args["fused"] = fused
     make = functools.partial(OPTIMIZERS[component.type], parameters, **args)
     optimizer = _call(loaded, ("optimizer", "args"), component.type, make, Optimizer)
-    experiment.runtime.prepare_optimizer(optimizer)
+    try:
+        experiment.runtime.prepare_optimizer(experiment.model, optimizer)
+    except ConfigError as error:
+        raise loaded.error(("optimizer",), str(error)) from error
     return optimizer
 
 

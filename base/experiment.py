@@ -31,7 +31,7 @@ class Experiment:
     sum_loss: bool
     """Whether the loss is a sum over the samples and not their mean."""
     make_metrics: Callable[[], Metrics]
-    """New sums for one phase."""
+    """Makes the empty metrics of one phase."""
     console: Console
     signals: SignalWatch
 
@@ -44,11 +44,15 @@ class Training:
     validation: Batches | None
     optimizer: Optimizer
     schedule: Schedule
+    parameters: list[nn.Parameter]
+    """Those that the optimizer trains."""
+    needs_closure: bool
+    """Whether the optimizer evaluates the loss itself, as LBFGS does."""
 
 
 @dataclass
 class Outputs:
-    """Where a training run leaves what it found."""
+    """Where the results of a training run go."""
 
     writers: Writers
     checkpointer: Checkpointer

@@ -91,8 +91,8 @@ def _time_limit() -> Iterator[None]:
 def _first_step(self: BaseTrainer) -> None:
     """In place of training to the end."""
     self.model.train()
-    for group in self.groups():
-        self.take_step(group)
+    for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
+        self.optimizer_step(step)
         break
     self.training.batches.close()
 

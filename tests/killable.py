@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from base.base_trainer import BaseTrainer
+from base.data.batches import StepBatches
 from tests.helpers import ROOT, leave_out
 from tests.small_data import SmallSamples, SmallTensors
 from utils.registry import DATA_LOADERS
@@ -45,27 +46,27 @@ def kill_at(count: int, folder: str) -> None:
     sys.addaudithook(watch)
 
 
-def pause_at(step: int, folder: str) -> None:
+def pause_at(at: int, folder: str) -> None:
     """Wait in an optimizer step for as long as a file is there."""
-    original = BaseTrainer.take_step
+    original = BaseTrainer.optimizer_step
 
-    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
+    def optimizer_step(self: BaseTrainer, step: StepBatches) -> Tensor | float:
         marker = Path(folder) / "paused"
-        if self.progress.steps + 1 == step:
+        if self.progress.steps + 1 == at:
             marker.touch()
             while marker.exists():
                 time.sleep(0.01)
-        return original(self, group)
+        return original(self, step)
 
-    BaseTrainer.take_step = take_step  # type: ignore[method-assign]
+    BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
 
 
-def do_at(step: int, rank: str, what: str) -> None:
+def do_at(at: int, rank: str, what: str) -> None:
     """Come to grief in an optimizer step."""
-    original = BaseTrainer.take_step
+    original = BaseTrainer.optimizer_step
 
-    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
-        if self.progress.steps + 1 == step and os.environ.get("RANK", "0") == rank:
+    def optimizer_step(self: BaseTrainer, step: StepBatches) -> Tensor | float:
+        if self.progress.steps + 1 == at and os.environ.get("RANK", "0") == rank:
             if what in ("kill", "stop"):
                 os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
             if what == "fail":
@@ -74,10 +75,11 @@ def do_at(step: int, rank: str, what: str) -> None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that the launcher need not wait for it
                 time.sleep(1000)
             if what == "spoil":
-                group[0][0][2][0].fill_(float("nan"))
-        return original(self, group)
+                step.micro_batches = list(step.micro_batches)
+                step.micro_batches[0].data[0].fill_(float("nan"))
+        return original(self, step)
 
-    BaseTrainer.take_step = take_step  # type: ignore[method-assign]
+    BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def five_epochs(trainer: BaseTrainer) -> list[float]:
     """The loss of each of 5 x 100 steps."""
     losses = []
     for _ in range(5):
-        losses += [float(trainer.take_step(group)) for group in trainer.groups()]
+        steps = trainer.training.batches.load_steps(trainer.remaining_steps(trainer.progress))
+        losses += [float(trainer.optimizer_step(step)) for step in steps]
         trainer.progress.epoch_steps, trainer.progress.trained = 0, False
     return losses
 

@@ -11,17 +11,17 @@ from utils.registry import TRAINERS
 class Trainer(BaseTrainer):
     """One model, one loss, batches of (inputs, targets)."""
 
-    def train_step(self, batch: Any, weight: float) -> StepResult:
+    def train_step(self, batch: Any) -> StepResult:
         inputs, targets = batch
-        with self.runtime.autocast():
-            outputs = self.model(inputs)  # (B, ...) -> (B, num_outputs)
+        with self.autocast():
+            outputs = self.model(inputs)  # (B, ...) -> (B, num_classes)
             loss = self.criterion(outputs, targets)  # ()
-        self.runtime.backward(loss, weight)
+        self.backward(loss)
         return StepResult(loss, outputs, targets)
 
     def eval_step(self, batch: Any) -> StepResult:
         inputs, targets = batch
-        with self.runtime.autocast():
+        with self.autocast():
             outputs = self.model(inputs)
             loss = self.criterion(outputs, targets)
         return StepResult(loss, outputs, targets)

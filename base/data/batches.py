@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +25,25 @@ Request = tuple[Tensor | slice, SampleRandom]
 """Which samples to load for a batch, and the random numbers that they have in this pass."""
 Planned = tuple["BatchRange", int, Request]
 Plan = tuple[list[Planned], int, "Position"]
-Loaded = tuple["BatchRange", int, Any]
-"""A window, how many of its samples are this process's, and its batch."""
-Group = tuple[list[Loaded], int, "Position"]
-"""The batches of an optimizer step, how many samples they have in all processes together, the position after them."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """A loaded batch. size: how many of its samples are this process's."""
+
+    range: "BatchRange"
+    size: int
+    data: Any
+
+
+@dataclass(slots=True)
+class StepBatches:
+    """The micro-batches of an optimizer step, their samples in all processes together, the position after them."""
+
+    micro_batches: Iterable[MicroBatch]
+    count: int
+    samples: int
+    position: "Position"
 
 
 class Position(NamedTuple):
@@ -90,7 +106,7 @@ class Batches:
         """Optimizer steps in one pass; a short last group of batches counts."""
         return -(-len(self) // accumulate_steps)
 
-    def windows(self, position: Position = Position(0, 0)) -> Iterator[BatchRange]:  # noqa: B008  (immutable)
+    def ranges(self, position: Position = Position(0, 0)) -> Iterator[BatchRange]:  # noqa: B008  (immutable)
         """The batches from a position on, without end."""
         passes, start = position
         while True:
@@ -122,12 +138,12 @@ class Batches:
         order = permutation(self.num_samples, *key)
         return order if self.indices is None else self.indices[order]
 
-    def load(self, windows: Iterable[BatchRange]) -> Iterator[Loaded]:
+    def load(self, windows: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """The batches of these windows, or this process's part of each, in their order."""
-        for (loaded,), _, _ in self.load_groups(zip(windows)):
-            yield loaded
+        for step in self.load_steps(zip(windows)):
+            yield from step.micro_batches
 
-    def load_groups(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Group]:
+    def load_steps(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[StepBatches]:
         """The batches of these windows, or this process's part of each, in their order and in the same groups.
 
         A process that has no part of a batch gets all of it, since it must go through the model with the others; it
@@ -137,11 +153,12 @@ class Batches:
             yield from self._prepared(groups)
             return
         for requests, samples, after in self._planned(groups):
-            yield [(window, size, self.source.batch(*request)) for window, size, request in requests], samples, after
+            batches = (MicroBatch(window, size, self.source.batch(*request)) for window, size, request in requests)
+            yield StepBatches(batches, len(requests), samples, after)
 
-    def one_pass(self) -> Iterator[Loaded]:
+    def one_pass(self) -> Iterator[MicroBatch]:
         """Every sample once."""
-        return self.load(itertools.islice(self.windows(), len(self)))
+        return self.load(itertools.islice(self.ranges(), len(self)))
 
     def _planned(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Plan]:
         """What ``_requests`` gives, some ahead: one after the other that takes a quarter of the time that it does in
@@ -166,8 +183,8 @@ class Batches:
         indices = self.sample_indices(own if own.size else window)
         return window, own.size, (indices, SampleRandom(indices, (self.seed, "sample", window.passes)))
 
-    def _prepared(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[Group]:
-        """As ``load_groups``, from the worker processes."""
+    def _prepared(self, groups: Iterable[Sequence[BatchRange]]) -> Iterator[StepBatches]:
+        """As ``load_steps``, from the worker processes."""
         if self._workers is None:  # started once and kept from epoch to epoch
             self._workers = self._start_workers(_Fetch(self.source))
         sampler, loader = self._workers
@@ -175,7 +192,8 @@ class Batches:
         sampler.requests = (request for requests, _, _ in ahead for _, _, request in requests)
         loaded = iter(loader)
         for requests, samples, after in plans:
-            yield [(window, size, next(loaded)) for window, size, _ in requests], samples, after
+            batches = (MicroBatch(window, size, next(loaded)) for window, size, _ in requests)
+            yield StepBatches(batches, len(requests), samples, after)
 
     def close(self) -> None:
         """End the worker processes."""

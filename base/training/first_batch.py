@@ -12,17 +12,17 @@ from utils.distributed.process_group import current
 from utils.errors import TrainingError, UserError
 from utils.user_code import format_error, user_line
 
-MISFITS = (RuntimeError, ValueError, TypeError, IndexError)
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 SUM_TOLERANCE = 0.02  # of probabilities, in bf16 too
 
 
-def misfit(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
+def first_batch_error(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
     """What goes wrong with the very first batch is most often a config whose parts do not fit each other."""
     classes = f" The data have {len(class_names)} classes." if class_names else ""
     line = user_line(error) or f"  {format_error(error)}"
     return current().peer_failure(error) or UserError(
-        f"the first batch ({describe_batch(batch)}) does not go through model, loss and metrics: {error}\n"
-        f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
+        f"{line}\nDo data_loader, model and loss in the config have matching shapes?{classes}"
     )
 
 
@@ -39,7 +39,7 @@ def other_classes(result: StepResult, class_names: Sequence[str] | None) -> str 
     )
 
 
-def doubts(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
+def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
     """What is surely a mistake in a first batch that went through all the same."""
     found = (other_classes(result, class_names), no_probabilities(result, criterion))
     yield from filter(None, found)
@@ -69,7 +69,7 @@ def no_probabilities(result: StepResult, criterion: Any) -> str | None:
     )
 
 
-def not_finite(loss: float, step: int, epoch: int, indices: Tensor, checkpoints: Path) -> TrainingError:
+def non_finite_loss(loss: float, step: int, epoch: int, indices: Tensor, checkpoints: Path) -> TrainingError:
     """indices: the samples of the step, int64 of shape (B,)."""
     samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
     return TrainingError(

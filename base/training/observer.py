@@ -1,38 +1,38 @@
-"""Who looks on while a model trains or is tested. The loop says what happens; what is made of it stands elsewhere."""
+"""Observer interface of the training loop: what watches a run, and changes nothing about it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from base.data.batches import BatchRange
 from base.metric import StepResult
 
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
-
 
 class Observer:
-    """Looks at nothing. A subclass looks, and changes nothing: the run is the same with it and without."""
+    """Does nothing. A subclass watches, and must not change anything: the run is the same with it and without.
 
-    def begin(self, trainer: "BaseTrainer") -> None:
-        """Training begins, or goes on, from where the trainer stands."""
+    trainer: the BaseTrainer, whose module imports this one.
+    """
 
-    def window(self, trainer: "BaseTrainer") -> None:
-        """After every ``log_every_steps``-th optimizer step. Its gradients are still there."""
+    def begin(self, trainer: Any) -> None:
+        """Training starts, or resumes."""
+
+    def log_interval(self, trainer: Any) -> None:
+        """After every ``log_every_steps``-th optimizer step, while its gradients are still there."""
 
     def begin_evaluation(self, samples: int) -> None:
-        """So many samples are evaluated next."""
+        """An evaluation of so many samples starts."""
 
-    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
-        """A batch of the evaluation. window: which of its samples are this process's.
+    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
+        """A batch of the evaluation, and which of its samples are this process's.
 
-        Those may be none, where a batch has fewer samples than there are processes: the result is then that of all, and
-        the other processes have it.
+        Those may be none, where a batch has fewer samples than there are processes: the other processes then have the
+        samples that the result is of.
         """
 
     def end_evaluation(self) -> None:
         """All batches are evaluated, in all processes."""
 
-    def epoch(self, trainer: "BaseTrainer", values: dict[str, float]) -> None:
-        """An epoch is over, its validation too. values: as in metrics.jsonl."""
+    def end_epoch(self, trainer: Any, values: dict[str, float]) -> None:
+        """An epoch and its validation are over. values: as in metrics.jsonl."""
 
-    def end(self, trainer: "BaseTrainer") -> None:
-        """The run came to its end."""
+    def end(self, trainer: Any) -> None:
+        """The run is complete."""

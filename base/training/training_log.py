@@ -51,7 +51,7 @@ class TrainingLog:
         if (now := time.perf_counter()) >= self._due:
             self._draw(now)
 
-    def window(
+    def log_interval(
         self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
     ) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
@@ -70,7 +70,7 @@ class TrainingLog:
         self.pace.end(now)
         self._seconds = now - self._start
 
-    def epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
+    def end_epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
         """The epoch's line in metrics.jsonl and the console, and its points in TensorBoard."""
         speed = {"samples_per_second": self.pace.samples / max(self._seconds, 1e-9)}
         place = {"epoch": progress.epochs, "step": progress.steps}

@@ -59,7 +59,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
     runtime.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    runtime.prepare_optimizer(optimizer)
+    runtime.prepare_optimizer(model, optimizer)
     trained = runtime.wrap_ddp(model)
 
     def step() -> None:

@@ -15,15 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import train
 from base.base_trainer import BaseTrainer
+from base.data.batches import StepBatches
 
 marks: dict[str, float] = {}
-take_step, train_all = BaseTrainer.take_step, BaseTrainer.train
+optimizer_step, train_all = BaseTrainer.optimizer_step, BaseTrainer.train
 
 
-def first_step(self: BaseTrainer, group: Any) -> Any:
-    loss = take_step(self, group)
+def first_step(self: BaseTrainer, step: StepBatches) -> Any:
+    loss = optimizer_step(self, step)
     marks["first_step"] = time.time()
-    BaseTrainer.take_step = take_step  # type: ignore[method-assign]
+    BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
     return loss
 
 
@@ -34,7 +35,7 @@ def timed(self: BaseTrainer) -> None:
 
 
 if __name__ == "__main__":
-    BaseTrainer.take_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
+    BaseTrainer.optimizer_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
     result = train.main(sys.argv[1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     print(json.dumps({**marks, "steps": result.steps, "peak": peak}))

@@ -33,7 +33,7 @@ def watch(owner: Any, name: str) -> None:
         try:
             return method(*args, **keys)
         finally:
-            seconds[name] += time.perf_counter() - start
+            seconds[f"{owner.__name__}.{name}"] += time.perf_counter() - start
 
     setattr(owner, name, watched)
 
@@ -41,14 +41,14 @@ def watch(owner: Any, name: str) -> None:
 def parts(steps: int) -> dict[str, float]:
     """Microseconds of a step, by part; what is left are the loop itself and its counting."""
     shares = {
-        "data": seconds["batch"],
-        "forward": seconds["train_step"] - seconds["backward"],
-        "backward": seconds["backward"],
-        "optimizer": seconds["optimizer_step"] - seconds["train_step"],
-        "metrics": seconds["update"],
-        "logging": seconds["step"] + seconds["log_window"],
+        "data": seconds["TensorSource.batch"],
+        "forward": seconds["Trainer.train_step"] - seconds["Runtime.backward"],
+        "backward": seconds["Runtime.backward"],
+        "optimizer": seconds["Runtime.zero_grad"] + seconds["Runtime.step"],
+        "metrics": seconds["Metrics.update"],
+        "logging": seconds["TrainingLog.step"] + seconds["BaseTrainer.log_interval"],
     }
-    whole = seconds["train_epoch"]
+    whole = seconds["BaseTrainer.train_epoch"]
     return {part: share / steps * 1e6 for part, share in {**shares, "rest": whole - sum(shares.values())}.items()}
 
 
@@ -56,10 +56,10 @@ if __name__ == "__main__":
     for owner, names in [
         (TensorSource, ["batch"]),
         (Trainer, ["train_step"]),
-        (Runtime, ["backward", "optimizer_step"]),
+        (Runtime, ["backward", "zero_grad", "step"]),
         (Metrics, ["update"]),
         (TrainingLog, ["step"]),
-        (BaseTrainer, ["log_window", "train_epoch"]),
+        (BaseTrainer, ["log_interval", "train_epoch"]),
     ]:
         for name in names:
             watch(owner, name)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
+from base.data.batches import MicroBatch, StepBatches
 from base.experiment import Experiment, Training
 from base.metric import StepResult
-from base.training.first_batch import doubts
+from base.training.first_batch import first_batch_warnings
 from extras.check import costs, data_checks, model_checks
 from extras.check.finding import CheckResult, grid, table
 from extras.check.layers import Trace, traced
@@ -85,7 +86,7 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
-        for doubt in doubts(result, self.experiment.criterion, self.experiment.data.class_names):
+        for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
             yield CheckResult("classes", "note", doubt)
         yield self._first_loss(result)
         yield from self._metrics(result)
@@ -102,7 +103,7 @@ class _Check:
     def _first_batch(self) -> Any:
         start = time.perf_counter()
         batches = self.training.batches.one_pass()
-        _, _, batch = next(batches)
+        batch = next(batches).data
         self.fetching = [time.perf_counter() - start]
         for _ in islice(batches, TIMED_STEPS):
             self.fetching.append(time.perf_counter() - start - sum(self.fetching))
@@ -121,7 +122,7 @@ class _Check:
         """The gradients of the batch, in training, as the first step of a run would have them."""
         self.model.train()
         self.model.zero_grad()
-        return self.trainer.train_step(self.batch, 1.0).loss.detach()
+        return self.trainer.train_step(self.batch).loss.detach()
 
     def _first_loss(self, result: StepResult) -> CheckResult:
         loss, outputs, targets = result
@@ -154,9 +155,7 @@ class _Check:
         for _ in range(TIMED_STEPS):
             began = time.perf_counter()
             self.model.train()
-            self.runtime.optimizer_step(
-                self.training.optimizer, self._group, clip_grad_norm=self.config.trainer.clip_grad_norm
-            )
+            self.trainer.optimizer_step(self._step())
             self._wait()
             seconds.append(time.perf_counter() - began)
         yield costs.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
@@ -164,10 +163,11 @@ class _Check:
         yield costs.check_time(self.config, self.training, statistics.median(seconds), fetching, self._validation())
         yield costs.check_memory(self.model, self.training.optimizer)
 
-    def _group(self) -> Tensor:
-        """Forward and backward pass of all the batches of an optimizer step; always the same batch here."""
-        count = self.config.trainer.accumulate_steps
-        return torch.stack([self.trainer.train_step(self.batch, 1 / count).loss.detach() for _ in range(count)]).mean()
+    def _step(self) -> StepBatches:
+        """An optimizer step of as many micro-batches as the config asks for; always the same batch here."""
+        count, first = self.config.trainer.accumulate_steps, next(self.training.batches.ranges())
+        batch = MicroBatch(first, first.size, self.batch)
+        return StepBatches([batch] * count, count, count * first.size, self.training.batches.after(first))
 
     def _validation(self) -> float:
         """Seconds of one pass over the validation data, from its first batch."""
@@ -175,7 +175,7 @@ class _Check:
         if batches is None:
             return 0.0
         start = time.perf_counter()
-        _, _, batch = next(batches.one_pass())
+        batch = next(batches.one_pass()).data
         with torch.no_grad():
             self.model.eval()
             self.trainer.eval_step(self.runtime.to_device(batch))

@@ -51,7 +51,7 @@ class Board(Observer):
             self._profile = StepProfile(steps, self.events.folder, trainer.console)
             self._profile.begin(trainer)
 
-    def window(self, trainer: BaseTrainer) -> None:
+    def log_interval(self, trainer: BaseTrainer) -> None:
         progress = trainer.progress
         self.events.scalars(progress.steps, measures.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
@@ -66,7 +66,7 @@ class Board(Observer):
     def end_evaluation(self) -> None:
         self.findings.end_evaluation()
 
-    def epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
+    def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
         progress, settings = trainer.progress, self.config.trainer
         scalars = measures.memory(trainer.runtime.device)
         if settings.monitor and progress.best_epoch == progress.epochs:

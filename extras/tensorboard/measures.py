@@ -19,7 +19,7 @@ def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
 
     Empty where this process has only a part of them: the other processes are not there to add theirs.
     """
-    norm = trainer.runtime.gradient_norm
+    norm = trainer.gradient_norm
     if norm is None:
         values = [values for _, values in _gradients(trainer.experiment.model)]
         if any(_is_part(value) for value in values):

@@ -44,14 +44,14 @@ LENET: dict[str, Any] = {
 def losses(fit: Callable[..., train.Result], monkeypatch: pytest.MonkeyPatch, data: Path) -> list[float]:
     """The losses of 20 steps on small CIFAR10 with crop, flip, dropout, accumulation and clipping."""
     seen: list[float] = []
-    original = BaseTrainer.take_step
+    original = BaseTrainer.optimizer_step
 
     def recorded(self: BaseTrainer, group: Any) -> Any:
         loss = original(self, group)
         seen.append(float(loss))
         return loss
 
-    monkeypatch.setattr(BaseTrainer, "take_step", recorded)
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", recorded)
     loader = {"data_dir": str(data), "batch_size": 4, "crop": 4, "flip": True, "validation_split": 20}
     fit(
         "trainer.epochs=2",

@@ -29,14 +29,14 @@ def test_an_open_reader_sees_one_curve(fit: Fit, monkeypatch: pytest.MonkeyPatch
     """Killed twice after the same checkpoint, so that the second resume drops a file that the reader is in."""
     whole = fit(*OFTEN)
     with monkeypatch.context() as patch:
-        killed_in(patch, "take_step", calls=9)
+        killed_in(patch, "optimizer_step", calls=9)
         with pytest.raises(Killed):
             fit(*OFTEN, name="watched")
     run = RunFolder.newest(str(whole.run_dir.parent.parent), "watched").path
     reader = EventAccumulator(str(run), size_guidance={"scalars": 0})
     assert display_path(reader)["loss/step"][-1][0] == 8
     with monkeypatch.context() as patch:
-        killed_in(patch, "take_step", calls=3)
+        killed_in(patch, "optimizer_step", calls=3)
         patch.setattr(BaseTrainer, "save", lambda self: None)
         with pytest.raises(Killed):
             train.main(["-r", str(run)])

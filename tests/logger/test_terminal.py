@@ -214,7 +214,7 @@ def test_verbosity(
 def test_a_run_that_was_stopped_goes_on_with_its_table(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = BaseTrainer.take_step
+    original = BaseTrainer.optimizer_step
 
     def stop(self: BaseTrainer, group: Any) -> Any:
         loss = original(self, group)
@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_table(
         return loss
 
     with monkeypatch.context() as patch, terminal(monkeypatch) as first:
-        patch.setattr(BaseTrainer, "take_step", stop)
+        patch.setattr(BaseTrainer, "optimizer_step", stop)
         with pytest.raises(Stopped):
             fit("trainer.verbosity=2")
     assert first.screen()[-4].split()[0] == "1/2"

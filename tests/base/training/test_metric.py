@@ -44,12 +44,12 @@ def test_a_summed_loss_is_the_sum_over_the_data() -> None:
     assert made.compute()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS, reduction="sum")), rel=1e-6)
 
 
-def test_windows_are_means_since_the_last_one() -> None:
+def test_intervals_are_means_since_the_last_one() -> None:
     made = metrics()
     feed(made, 0, 40)
-    made.close_window()
+    made.close_interval()
     feed(made, 40, 103)
-    assert made.close_window()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS[40:], TARGETS[40:])), rel=1e-6)
+    assert made.close_interval()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS[40:], TARGETS[40:])), rel=1e-6)
     assert made.compute()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS)), rel=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_sums_go_on_from_a_saved_state_to_the_bit() -> None:
     whole, first, second = make(), make(), make()
     for made in (whole, first):
         feed(made, 0, 40)
-        made.close_window()
+        made.close_interval()
         feed(made, 40, 70)
     second.load_state_dict(first.state_dict())
     for made in (whole, second):
@@ -81,9 +81,9 @@ def _macro_f1(predicted: Tensor, targets: Tensor) -> float:
 
 def test_a_loss_that_is_not_finite_is_seen() -> None:
     made = metrics()
-    assert made.finite()
+    assert made.is_finite()
     made.update(StepResult(torch.tensor(float("nan")), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
-    assert not made.finite()
+    assert not made.is_finite()
 
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from utils.optimizers import take_step
+from utils.optimizers import UnmarkedStep
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
@@ -43,7 +43,7 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_step_is_the_optimizers_own(kind: type[Optimizer], marks: list[str]) -> None:
     one, other = optimizer(kind), optimizer(kind)
     for _ in range(3):
-        take_step(one)
+        UnmarkedStep.step(one)
     assert marks == []
     for _ in range(3):
         other.step()
@@ -55,11 +55,11 @@ def test_the_step_is_the_optimizers_own(kind: type[Optimizer], marks: list[str])
 @pytest.mark.parametrize("when", ["register_step_pre_hook", "register_step_post_hook"])
 def test_hooks_are_called(when: str) -> None:
     made, seen = optimizer(), []
-    take_step(made)
+    UnmarkedStep.step(made)
     handle = getattr(made, when)(lambda *_: seen.append(1))
-    take_step(made)
+    UnmarkedStep.step(made)
     handle.remove()
-    take_step(made)
+    UnmarkedStep.step(made)
     assert seen == [1]
 
 
@@ -67,16 +67,16 @@ def test_hooks_are_called(when: str) -> None:
 def test_hooks_of_all_optimizers_are_called(register: Any) -> None:
     made, seen = optimizer(), []
     handle = register(lambda *_: seen.append(1))
-    take_step(made)
+    UnmarkedStep.step(made)
     handle.remove()
-    take_step(made)
+    UnmarkedStep.step(made)
     assert seen == [1]
 
 
 def test_a_profiler_sees_the_step(marks: list[str]) -> None:
     made = optimizer()
     with profile(activities=[ProfilerActivity.CPU]):
-        take_step(made)
+        UnmarkedStep.step(made)
     assert "Optimizer.step#SGD.step" in marks
 
 
@@ -84,7 +84,7 @@ def test_a_schedule_sees_the_first_step(marks: list[str]) -> None:
     made = optimizer()
     schedule = StepLR(made, step_size=1)
     for _ in range(3):  # it warns, which is an error here, if it moves before it saw a step
-        take_step(made)
+        UnmarkedStep.step(made)
         schedule.step()
     assert len(marks) == 1
     assert torch.allclose(weights(made), torch.arange(6.0) - 0.111)
@@ -93,10 +93,10 @@ def test_a_schedule_sees_the_first_step(marks: list[str]) -> None:
 def test_a_step_that_a_user_put_in_its_place_is_called() -> None:
     made, seen = optimizer(), []
     made.step = MethodType(lambda _: seen.append(1), made)  # type: ignore[method-assign]
-    take_step(made)
+    UnmarkedStep.step(made)
     StepLR(made, step_size=1)  # puts its own around it
-    take_step(made)
-    take_step(made)
+    UnmarkedStep.step(made)
+    UnmarkedStep.step(made)
     assert seen == [1, 1, 1]
     assert torch.equal(weights(made), torch.arange(6.0))
 
@@ -104,5 +104,5 @@ def test_a_step_that_a_user_put_in_its_place_is_called() -> None:
 def test_where_torch_is_another_its_step_is_called(monkeypatch: pytest.MonkeyPatch, marks: list[str]) -> None:
     made = optimizer()
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
-    take_step(made)
+    UnmarkedStep.step(made)
     assert marks == ["Optimizer.step#SGD.step"]

@@ -97,7 +97,7 @@ def test_a_finished_run_stays_as_it_is(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("method", ["take_step", "evaluate"])
+@pytest.mark.parametrize("method", ["optimizer_step", "evaluate"])
 def test_a_signal_saves_and_the_run_goes_on(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, method: str
 ) -> None:

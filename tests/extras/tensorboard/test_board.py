@@ -123,9 +123,9 @@ def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit
     given: list[Tensor] = []
 
     class Watching(Trainer):
-        def train_step(self, batch: Any, weight: float) -> StepResult:
+        def train_step(self, batch: Any) -> StepResult:
             given.append(batch[0])
-            return super().train_step(batch, weight)
+            return super().train_step(batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRAINERS._own, "Watching", Watching)
@@ -182,7 +182,7 @@ def test_a_run_that_goes_on_shows_what_it_is_now(fit: Fit) -> None:
 def test_an_unfinished_run_is_not_said_to_be_finished(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit().run_dir
     with monkeypatch.context() as patch:
-        killed_in(patch, "take_step", calls=2)
+        killed_in(patch, "optimizer_step", calls=2)
         with pytest.raises(Killed):
             train.main(["-r", str(run), "trainer.epochs=3"])
     assert hparams.SESSION_END_INFO_TAG not in tags(run)
@@ -265,8 +265,8 @@ class Unwatchable(nn.Module):
 class InDict(Trainer):
     """Batches that are no pairs."""
 
-    def train_step(self, batch: Any, weight: float) -> StepResult:
-        return super().train_step((batch["x"], batch["y"]), weight)
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step((batch["x"], batch["y"]))
 
     def eval_step(self, batch: Any) -> StepResult:
         return super().eval_step((batch["x"], batch["y"]))

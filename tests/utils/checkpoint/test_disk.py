@@ -36,14 +36,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any]]) -> None:
     """Do something just before an optimizer step."""
-    original = BaseTrainer.take_step
+    original = BaseTrainer.optimizer_step
 
-    def take_step(self: BaseTrainer, group: Any) -> Tensor | float:
+    def optimizer_step(self: BaseTrainer, step: Any) -> Tensor | float:
         if action := actions.pop(self.progress.steps + 1, None):
             action()
-        return original(self, group)
+        return original(self, step)
 
-    monkeypatch.setattr(BaseTrainer, "take_step", take_step)
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", optimizer_step)
 
 
 def fill(folder: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_comparison_sees_a_part_that_is_left_out(
     path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
     whole = train.main(["-c", str(path)])
     with monkeypatch.context() as patch:
-        killed_in(patch, "take_step", calls=13)
+        killed_in(patch, "optimizer_step", calls=13)
         with pytest.raises(Killed):
             train.main(["-c", str(path), "name=killed"])
     run = RunFolder.newest(str(tmp_path), "killed").path
@@ -66,7 +66,7 @@ def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
     patch.setattr(BaseTrainer, method, killed)
 
 
-@pytest.mark.parametrize("method", ["take_step", "evaluate", "end_epoch"])
+@pytest.mark.parametrize("method", ["optimizer_step", "evaluate", "end_epoch"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("per_epoch", ["null", "4"])
 def test_killed_between_any_two_parts_of_the_loop(
