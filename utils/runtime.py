@@ -47,7 +47,7 @@ class Runtime:
         self.processes = get_process_group()
         self.processes.connect(settings.timeout)
         self.device = self.processes.device(pick_device(settings.device))
-        self._on_cpu = self.device.type == "cpu"
+        self.on_cpu = self.device.type == "cpu"
         self.sharded = settings.strategy == "fsdp"
         if self.sharded and not self.processes.launched:
             raise ConfigError(
@@ -125,7 +125,7 @@ class Runtime:
 
     def to_device(self, batch: Any) -> Any:
         """A batch (a tensor, or any nest of tuples, named tuples, lists and dicts of them) on the device."""
-        if self._on_cpu:
+        if self.on_cpu:
             return batch  # where it was loaded
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
 

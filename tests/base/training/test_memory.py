@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from base.base_trainer import BaseTrainer
+from base.data.sources import TensorSource
 from base.metric import StepResult
 from train import Result
 from trainer.trainer import Trainer
@@ -45,3 +47,39 @@ def test_evaluation_lets_go_of_each_batchs_outputs(fit: Fit, monkeypatch: pytest
     fit("trainer.epochs=1", "data_loader.args.eval_batch_size=1")
     assert len(alive) == 10 + 1  # one for the graph of the model
     assert max(alive) <= 1
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 4])
+def test_accumulation_lets_go_of_each_micro_batchs_outputs(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, accumulate_steps: int
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    train_step = Trainer.train_step
+
+    def watched(self: Trainer, batch: Any) -> StepResult:
+        alive.append(sum(ref() is not None for ref in seen))
+        result = train_step(self, batch)
+        seen.extend(weakref.ref(tensor) for tensor in (result.outputs, result.loss))
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    fit("trainer.epochs=2", f"trainer.accumulate_steps={accumulate_steps}")
+    assert len(alive) == 2 * 5
+    assert max(alive) == 0, "outputs or a graph of an earlier micro-batch were still in memory"
+
+
+def test_accumulation_loads_its_micro_batches_one_by_one(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    batch = TensorSource.batch
+
+    def watched(self: TensorSource, *arguments: Any) -> tuple[Tensor, Tensor]:
+        alive.append(sum(ref() is not None for ref in loaded))
+        inputs, targets = batch(self, *arguments)
+        loaded.append(weakref.ref(inputs))
+        return inputs, targets
+
+    monkeypatch.setattr(TensorSource, "batch", watched)
+    fit("trainer.epochs=1", "trainer.accumulate_steps=5", "trainer.tensorboard=false")
+    assert max(alive) <= 1, "the inputs of all micro-batches of a step were in memory at once"

@@ -110,3 +110,18 @@ def test_metric_functions() -> None:
     assert metric.mean_absolute_error(outputs, expected).tolist() == [pytest.approx(2 / 3), 0]
     with pytest.raises(ConfigError, match="only 3 classes"):
         metric.top_k_accuracy(outputs, targets, k=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_metrics_of_half_precision_outputs_do_not_overflow(dtype: torch.dtype) -> None:
+    from torchmetrics import MeanSquaredError
+
+    outputs = torch.full((100, 4), 300.0, dtype=dtype)
+    targets = torch.zeros(100, 4, dtype=dtype)
+    functions = {"square": metric.mean_squared_error, "raw": lambda o, t: torch.full((100,), 1000.0, dtype=dtype)}
+    made = Metrics(functions, {"mse": MeanSquaredError()}, device=torch.device("cpu"))
+    made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=100, share=1.0)
+    values = made.compute()
+    assert values["square"] == pytest.approx(300.0**2, rel=1e-2)  # bfloat16 has no 300, but 300.0 rounded
+    assert values["mse"] == pytest.approx(300.0**2, rel=1e-2)
+    assert values["raw"] == pytest.approx(1000.0)
