@@ -76,7 +76,7 @@ class BaseTrainer(ABC):
         self.model = self.runtime.wrap_ddp(self.experiment.model)
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
-            self.console, outputs.writers, self.settings, self.runtime.processes, validation_samples=held_out
+            self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
         )
 
     def train(self) -> None:
@@ -239,7 +239,7 @@ class BaseTrainer(ABC):
         observer.begin_evaluation(batches.num_samples)
         self.model.eval()
         # whatever a model draws in evaluation leaves the generators as they were for training
-        key = self.runtime.processes.key
+        key = self.runtime.process_group.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
             for micro_batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
@@ -300,7 +300,7 @@ class BaseTrainer(ABC):
         self._unchecked, self._checked = [], replace(self.progress)
         if is_finite:
             return
-        losses = self.runtime.processes.all_reduce_sum([float(loss) for loss in unchecked])
+        losses = self.runtime.process_group.all_reduce_sum([float(loss) for loss in unchecked])
         # the losses end where the check was asked for, the epoch may have steps after that
         for number, (loss, ranges) in enumerate(zip(losses, self.remaining_steps(before), strict=False), start=1):
             if not math.isfinite(loss):
@@ -314,7 +314,7 @@ class BaseTrainer(ABC):
         """Write a checkpoint, unless the newest one has this very state and was written."""
         moment = self.progress.state_dict()
         checkpointer = self.outputs.checkpointer
-        if moment == self._saved and self.runtime.processes.broadcast_object(checkpointer.wait):
+        if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
             return
         self.check_finite()
         checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
@@ -334,7 +334,7 @@ class BaseTrainer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The state of every part, by name: tensors and plain values."""
         state = {name: part.state_dict() for name, part in self.stateful().items()}
-        random = self.runtime.processes.gather(generator_states())
+        random = self.runtime.process_group.gather(generator_states())
         return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
@@ -355,7 +355,7 @@ class BaseTrainer(ABC):
 
     def _restore_random(self, states: list[Any]) -> None:
         """Each process resumes its own generators; one that had none before seeds new ones."""
-        rank = self.runtime.processes.rank
+        rank = self.runtime.process_group.rank
         if rank < len(states):
             restore_generators(states[rank])
         else:

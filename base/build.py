@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 def build_experiment(loaded: LoadedConfig) -> Experiment:
-    """What training and testing have in common. Raises ConfigError with the place of the part that cannot be built."""
+    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built."""
     config = loaded.config
     runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
@@ -49,38 +49,39 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
         seed_generators(config.seed, "model")
         return _build(loaded, "model", config.model, nn.Module)
 
-    processes = runtime.processes
-    _same_everywhere(loaded, processes)
-    data, model, (criterion, sum_loss) = _together(
+    process_group = runtime.process_group
+    _check_processes(loaded, process_group)
+    data, model, (criterion, sum_loss) = _build_all(
         lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),  # type: ignore[type-abstract]
         make_model,
         lambda: _loss(loaded, runtime),
     )
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
-    make_metrics()  # so that a mistake shows now
-    console = Console(config.trainer.verbosity, silent=not processes.is_main_process)
-    signals = SignalWatch(processes)
+    make_metrics()  # so that a mistake is reported now
+    console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
+    signals = SignalWatch(process_group)
     return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
 
 
-def _same_everywhere(loaded: LoadedConfig, processes: ProcessGroup) -> None:
-    """Raise UserError if the processes of a run do not have the same config and code, or more than there is to do."""
+def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
+    """Raises UserError if a batch has fewer samples than there are processes, or config or code differ between them."""
     batch = loaded.config.data_loader.args.get("batch_size")
-    if isinstance(batch, int) and batch < processes.world_size:
+    if isinstance(batch, int) and batch < process_group.world_size:
         message = (
-            f"{batch} samples cannot be shared by {processes.world_size} processes; batch_size is that of all together"
+            f"{batch} samples cannot be shared by {process_group.world_size} processes; "
+            "batch_size counts the samples of all processes"
         )
         raise loaded.error(("data_loader", "args", "batch_size"), message)
-    if processes.world_size == 1:
+    if process_group.world_size == 1:
         return
     own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
-    everyone = processes.all_gather(own)
+    everyone = process_group.all_gather(own)
     for what in own:
         others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
         if others:
             raise UserError(
-                f"process 0 and process {', '.join(others)} do not have the same {what}; "
+                f"process 0 and process {', '.join(others)} differ in their {what}; "
                 "start all with the same command, on copies of the same files"
             )
 
@@ -92,15 +93,15 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
-    """What only training needs. Reads the training data; writes nothing."""
+    """What only training needs. Reads the training data, writes nothing."""
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
-    processes = experiment.runtime.processes
-    with processes.main_process_first():
+    process_group = experiment.runtime.process_group
+    with process_group.main_process_first():
         batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
     for part in filter(None, (batches, validation)):
-        part.divide(processes.rank, processes.world_size)
+        part.divide(process_group.rank, process_group.world_size)
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
         raise loaded.error(
             ("trainer", "monitor"),
@@ -109,14 +110,18 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         )
     optimizer = _optimizer(loaded, experiment)
     schedule = _schedule(loaded, optimizer, batches)
-    seed_generators(config.seed, "training", *processes.key)
+    seed_generators(config.seed, "training", *process_group.key)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return Training(batches, validation, optimizer, schedule, parameters, needs_closure(optimizer))
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
-    """The writers and the checkpoints of a run folder; for any but the main process, such as write nothing."""
-    settings, console, main = loaded.config.trainer, experiment.console, experiment.runtime.processes.is_main_process
+    """The writers and the checkpointer of a run folder. Only the main process gets ones that write."""
+    settings, console, main = (
+        loaded.config.trainer,
+        experiment.console,
+        experiment.runtime.process_group.is_main_process,
+    )
     kinds: dict[str, Writer] = {}
     if main:
         kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
@@ -128,13 +133,13 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
         from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
 
         parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
-        how |= {"processes": experiment.runtime.processes, "shared": parameters}
+        how |= {"processes": experiment.runtime.process_group, "shared": parameters}
         return Outputs(writers, ShardedCheckpointer(folder.checkpoints, **how), Observer())
     return Outputs(writers, (Checkpointer if main else NoCheckpoints)(folder.checkpoints, **how), Observer())
 
 
-def _together(*makes: Callable[[], Any]) -> list[Any]:
-    """What each of these makes. The mistakes of several are told at once."""
+def _build_all(*makes: Callable[[], Any]) -> list[Any]:
+    """What each of these makes. The errors of several are raised as one."""
     made, errors = [], list[UserError]()
     for make in makes:
         try:
@@ -154,7 +159,7 @@ def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type
 def _call(
     loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
 ) -> T:
-    """Build something; what goes wrong is told at its place in the config and, in the user's own code, at its line."""
+    """Build something. An error names its line in the config and, if it is in the user's own code, its line there."""
     try:
         built = make()
     except DataError as error:
@@ -168,7 +173,7 @@ def _call(
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise loaded.error(path, f"{name} should give a {names}, and gives {type(built).__name__}")
+        raise loaded.error(path, f"{name} should return a {names}, but returns {type(built).__name__}")
     return built
 
 
@@ -179,7 +184,7 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
     if inspect.isclass(function):
         module = _build(loaded, "loss", component, nn.Module)
         if next(module.parameters(), None) is not None:
-            raise loaded.error(("loss",), f"{component.type} has weights of its own, which nothing would train")
+            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")
@@ -199,7 +204,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
         else:
             functions[name] = make
-    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, process_group=runtime.processes)
+    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, process_group=runtime.process_group)
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
@@ -240,9 +245,9 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
 
 
 def load_weights(model: nn.Module, source: Path, process_group: ProcessGroup) -> dict[str, Any]:
-    """Load a checkpoint's weights in all processes, and give its state.
+    """Load a checkpoint's weights in all processes, and return its state.
 
-    Raises UserError with what does not fit; nothing is skipped.
+    Raises UserError that lists what does not fit; nothing is skipped.
     """
     state = checkpoint.read_together(source, process_group)
     try:

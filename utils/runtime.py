@@ -44,12 +44,12 @@ class Runtime:
         """whole_states: with "fsdp", whether a state is that of the whole model, or this process's shard of it."""
         self.settings = settings
         self.whole_states = whole_states
-        self.processes = get_process_group()
-        self.processes.connect(settings.timeout)
-        self.device = self.processes.device(pick_device(settings.device))
+        self.process_group = get_process_group()
+        self.process_group.connect(settings.timeout)
+        self.device = self.process_group.device(pick_device(settings.device))
         self.on_cpu = self.device.type == "cpu"
         self.sharded = settings.strategy == "fsdp"
-        if self.sharded and not self.processes.launched:
+        if self.sharded and not self.process_group.launched:
             raise ConfigError(
                 'runtime.strategy: "fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
                 "in a single one, runtime.strategy=ddp gives the same"
@@ -60,7 +60,7 @@ class Runtime:
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         # ``backward`` multiplies by the number of processes too, and what overflows in one must overflow in several
-        scale = 2.0**16 / self.processes.world_size
+        scale = 2.0**16 / self.process_group.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
 
     # ------------------------------------------------------------------ before the first step
@@ -79,7 +79,7 @@ class Runtime:
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """The model as training calls it: with several processes, one that averages their gradients."""
-        if self.processes.world_size == 1 or self.sharded:
+        if self.process_group.world_size == 1 or self.sharded:
             return model
         from utils.distributed.parallel import replicate
 
@@ -110,7 +110,7 @@ class Runtime:
         else:
             optimizer.register_load_state_dict_pre_hook(adapt_state)
 
-    def place(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
+    def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
         """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
         if not self.sharded:
             return None
@@ -137,7 +137,7 @@ class Runtime:
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the share of this loss in its optimizer step."""
-        weight *= self.processes.world_size  # DDP and FSDP average over the processes, and this is a sum
+        weight *= self.process_group.world_size  # DDP and FSDP average over the processes, and this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
         # as the gradient of the loss, the weight costs no operation of its own
@@ -163,9 +163,9 @@ class Runtime:
 
     def sum_over_processes(self, loss: Tensor) -> Tensor:
         """A loss of shape (), summed over the processes."""
-        if self.processes.world_size == 1:
+        if self.process_group.world_size == 1:
             return loss
-        return loss.new_tensor(self.processes.all_reduce_sum([loss.item()])[0])
+        return loss.new_tensor(self.process_group.all_reduce_sum([loss.item()])[0])
 
     def _as_gradient(self, loss: Tensor, weight: float) -> Tensor:
         """The weight as a tensor like the loss. It is mostly that of the step before."""
@@ -179,8 +179,8 @@ class Runtime:
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.scaler.state_dict()
-        return state | {"scale": state["scale"] * self.processes.world_size} if state else state
+        return state | {"scale": state["scale"] * self.process_group.world_size} if state else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state and self.scaled:
-            self.scaler.load_state_dict(state | {"scale": state["scale"] / self.processes.world_size})
+            self.scaler.load_state_dict(state | {"scale": state["scale"] / self.process_group.world_size})

@@ -1,12 +1,12 @@
 """The parts of the training loop in base_trainer.py.
 
-accumulation    which micro-batches make an optimizer step
-metrics         means and other metrics, kept on the device until they are logged
-progress        what is counted: steps, epochs, the best value
+progress        what is counted: steps, epochs, the position in the data, the best value
+metrics         the loss and the metrics of a phase; library_metric holds those of torchmetrics
 schedule        the learning rate
-first_batch     what to say when the first batch fails
+first_batch     what to say when the first batch fails or looks wrong
 observer        the interface of what watches the training (TensorBoard, the test report)
 training_log    what the console, metrics.jsonl and TensorBoard get; throughput estimates speed and time left
 summary         what the console shows at the start and at the end
-resume          which run and checkpoint to resume from
+run             a run in its folder: what it writes, logs, and leaves behind if it fails
+resume          which run and which checkpoint to resume
 """

@@ -1,4 +1,4 @@
-"""How far a run is, and how good it was: the few numbers from which everything else of its position follows."""
+"""How far a run is and its best value: the few numbers from which the position in the data follows."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,20 +8,20 @@ from base.data.batches import Position
 
 @dataclass
 class Progress:
-    """Counts what is done. The position in the data follows from it; nothing else remembers it."""
+    """Counters. The position in the data follows from them, and is stored nowhere else."""
 
     epochs: int = 0
     """Finished epochs."""
     steps: int = 0
     """Optimizer steps of the whole run."""
     epoch_steps: int = 0
-    """Optimizer steps of the epoch that is under way."""
+    """Optimizer steps of the current epoch."""
     passes: int = 0
-    """Finished passes over the training data."""
+    """Complete passes over the training data."""
     samples: int = 0
-    """Samples of the pass that is under way."""
+    """Samples used of the current pass."""
     trained: bool = False
-    """The epoch's training steps are done; its validation is not."""
+    """The training steps of the epoch are done, its validation is not."""
     best: float | None = None
     """The best monitored value."""
     best_epoch: int = 0
@@ -39,7 +39,7 @@ class Progress:
         self.steps += 1
         self.epoch_steps += 1
         self.passes, self.samples = position
-        # said here and not when the epoch's loop is left: a checkpoint of the last step must know that it is the last
+        # set here, not after the loop: a checkpoint of the last step must know that it is the last
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
     def judge(self, value: float, *, lower_is_better: bool) -> bool:

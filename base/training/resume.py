@@ -1,4 +1,4 @@
-"""Which run goes on, and from where."""
+"""Which run to resume, and from which checkpoint."""
 
 import shlex
 from pathlib import Path
@@ -16,10 +16,10 @@ from utils.run_folder import RunFolder
 
 
 def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
-    """The run to go on with; None if a new one begins.
+    """The run to resume; None to start a new one.
 
-    A launcher that starts its processes again, or a job that was started again under the same run id, goes on with the
-    run that it began. newest: else with the newest run of this name.
+    A launcher that restarts its processes, and a job that is started again under the same run id, resume their own run.
+    newest: any other command resumes the newest run of this name.
     """
     config = loaded.config
     job, restarted = launch()
@@ -32,44 +32,41 @@ def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
     return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
 
 
-def check_place(loaded: LoadedConfig, folder: RunFolder) -> None:
-    """A resumed run stays in its folder. Raises CheckpointError if its config has another one now."""
+def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
+    """A resumed run stays in its folder. Raises CheckpointError if its config now names another one."""
     before = load_config(folder.config, dry_run=False).config
     if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
         raise CheckpointError(
-            "a run goes on in its own folder: name and trainer.save_dir cannot change. "
-            f"For a new run with its weights: --init-from {display_path(folder.path)}"
+            "a resumed run stays in its folder: name and trainer.save_dir cannot change. "
+            f"To start a new run from its weights: --init-from {display_path(folder.path)}"
         )
 
 
 def load_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> None:
-    """Go on from a checkpoint of the run: this one, or the newest sound one; if there was none yet, from its start."""
-    found = _find_state(trainer, folder, file)
-    if found:
-        trainer.load_state_dict(found[1], found[0])
-    else:
-        _begin_again(trainer, folder)
-
-
-def _find_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its state; None if there is none yet."""
-    process_group, place = (
-        trainer.runtime.processes,
-        trainer.runtime.place(trainer.experiment.model, trainer.training.optimizer),
-    )
+    """Resume from this checkpoint of the run, or from the newest intact one; if there is none yet, from the start."""
+    process_group = trainer.runtime.process_group
+    allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
+    found: tuple[Path, dict[str, Any]] | None
     try:
         if file:
-            return file, checkpoint.read_together(file, process_group, place)
-        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, place)
+            found = file, checkpoint.read_together(file, process_group, allocator)
+        else:
+            found = checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
     except CheckpointError as error:
-        advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
         if file is None:
-            advice = f"To begin anew: python train.py -c {shlex.quote(display_path(folder.config))}"
+            advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
+        else:
+            advice = f"To resume from the newest intact checkpoint:\n{command(folder)}"
         raise CheckpointError(f"{error}\n{advice}") from error
+    if found is None:
+        _restart(trainer, folder)
+        return
+    source, state = found
+    trainer.load_state_dict(state, source)
 
 
-def _begin_again(trainer: BaseTrainer, folder: RunFolder) -> None:
-    """A run that was killed before its first checkpoint: everything follows from its config and its first weights.
+def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
+    """A run that was killed before its first checkpoint: its config and its initial weights determine everything.
 
     Raises CheckpointError if its log shows that there were checkpoints, which are gone.
     """
@@ -77,10 +74,9 @@ def _begin_again(trainer: BaseTrainer, folder: RunFolder) -> None:
     # the second save that is due waits for the first one
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
-            f"there is no checkpoint in {folder.checkpoints}, though this run came to epoch {logged}. Put one back, or "
-            f"begin anew: python train.py -c {shlex.quote(display_path(folder.config))}"
+            f"there is no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
+            f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if folder.initial.exists():
-        load_weights(trainer.model, folder.initial, trainer.runtime.processes)
-    trainer.console.warn("the run has no checkpoint yet; it begins again")
-    trainer.outputs.writers.resume({}, step=0)
+        load_weights(trainer.model, folder.initial, trainer.runtime.process_group)
+    trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")

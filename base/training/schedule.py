@@ -1,4 +1,4 @@
-"""The learning rate's schedule: when it moves, and what it is laid out over."""
+"""The learning rate schedule: when it moves, and over what length."""
 
 import warnings
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-LaidOut = Callable[[Optimizer], LRScheduler]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class Schedule:
-    """A torch scheduler that moves after each optimizer step or after each epoch; None stays constant.
+    """A torch scheduler that moves after each optimizer step or after each epoch.
 
-    make: builds the scheduler on the optimizer. length: what it is laid out over, in units of its interval.
+    make: builds the scheduler; None: the rate is constant. length: of the run, in steps or epochs as the interval is.
     """
 
-    def __init__(self, optimizer: Optimizer, make: LaidOut | None, *, per_step: bool, length: int) -> None:
+    def __init__(self, optimizer: Optimizer, make: SchedulerFactory | None, *, per_step: bool, length: int) -> None:
         self.optimizer, self.make = optimizer, make
         self.per_step, self.length = per_step, length
         self.moves = 0
@@ -25,7 +25,7 @@ class Schedule:
         self._used: list[float] | None = None
 
     def after_step(self, *, moved: bool) -> None:
-        """moved: whether the optimizer took a step, which moves the schedule on."""
+        """moved: whether the optimizer stepped, and fp16 did not skip it."""
         self._used = None
         if moved and self.per_step and self.scheduler:
             self._move(None)
@@ -47,8 +47,8 @@ class Schedule:
         return {"scheduler": scheduler, "moves": self.moves, "length": self.length, "used": self.used()}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from a state, after the optimizer did. Where the run is now of another length, the schedule is laid
-        out anew over it, as if it had been from the start; True if that changed what it was.
+        """Resume from a state, after the optimizer has. If the run has another length now, the schedule is computed for
+        it from the first step on. Returns whether that changed the learning rates.
         """
         self._used = state["used"]
         if self.scheduler is None or state["scheduler"] is None:
@@ -78,7 +78,7 @@ class Schedule:
             group.update(initial)
         self.scheduler = self.make(self.optimizer)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # no optimizer step goes before these
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
             for _ in range(moves):
                 self.scheduler.step()
         self.moves = moves

@@ -29,7 +29,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
         patience = config.trainer.early_stop
         stop = f"; stops after {count(patience, 'epoch')} without a better one" if patience else ""
         yield _row("best", f"{config.trainer.monitor}{stop}")
-    process_group = trainer.runtime.processes
+    process_group = trainer.runtime.process_group
     spread = f", {process_group.world_size} processes ({config.runtime.strategy})" if process_group.launched else ""
     device, precision = trainer.runtime.device, config.runtime.precision
     # LeNet takes 70 s for what it does in 2 s under bf16

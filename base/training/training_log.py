@@ -27,11 +27,11 @@ class TrainingLog:
         console: Console,
         writers: Writers,
         settings: TrainerConfig,
-        processes: ProcessGroup,
+        process_group: ProcessGroup,
         *,
         validation_samples: int,
     ) -> None:
-        self.console, self.writers, self.settings, self.processes = console, writers, settings, processes
+        self.console, self.writers, self.settings, self.process_group = console, writers, settings, process_group
         self.pace, self.table = Throughput(validation_samples), EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
         self._warm, self._next_line = False, 0.0
@@ -55,8 +55,10 @@ class TrainingLog:
         self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
     ) -> None:
         """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
-        if self.processes.world_size > 1:  # what is shown next is the loss of all; between two points it is an estimate
-            self._loss = self._total(loss) / self.processes.world_size
+        if (
+            self.process_group.world_size > 1
+        ):  # what is shown next is the loss of all; between two points it is an estimate
+            self._loss = self._total(loss) / self.process_group.world_size
         if self.console.lists and (now := time.perf_counter()) >= self._next_line:
             self._next_line = now + LINES
             self.console.info(self._line(now))
@@ -98,7 +100,7 @@ class TrainingLog:
 
     def _total(self, part: Tensor | float) -> float:
         """The loss of a step, of all processes."""
-        return self.processes.all_reduce_sum([float(part)])[0]
+        return self.process_group.all_reduce_sum([float(part)])[0]
 
     def _draw(self, now: float) -> None:
         if self.pace.steps and not self._warm:
@@ -131,7 +133,7 @@ class TrainingLog:
     def _parts(self, now: float) -> tuple[str, str, str, str, str]:
         """Loss, best value with and without its name, speed with and without its unit; empty where there is none."""
         best, speed = self._progress.best, self.pace.samples_per_second(now)
-        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.processes.world_size)}"
+        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
         name = (self.settings.monitor or " ").split(" ", 1)[1]
         bests = ("", "") if best is None else (f"best {name} {number(best)}", f"best {number(best)}")
         speeds = ("", "") if speed is None else (f"{short_number(speed)} samples/s", f"{short_number(speed)}/s")

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runtime) -> None:
-    process_group = runtime.processes
+    process_group = runtime.process_group
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
     runtime.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -83,7 +83,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
         path = folder / checkpoint.file_name(count + 1000)
         found["written"].append(timed(lambda: kept(keeper, count + 1000, state())))  # noqa: B023
         process_group.broadcast_object(lambda: None)
-        found["read"].append(timed(lambda: checkpoint.read(path, runtime.place(model, optimizer))))  # noqa: B023
+        found["read"].append(timed(lambda: checkpoint.read(path, runtime.allocator(model, optimizer))))  # noqa: B023
         process_group.finish()
     if process_group.is_main_process:
         size = sum(file.stat().st_size for file in folder.rglob(f"{path.stem}*") if file.is_file())
@@ -95,11 +95,11 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
 def keeper_of(folder: Path, model: nn.Module, options: argparse.Namespace, runtime: Runtime) -> Checkpointer:
     how: dict[str, Any] = {"keep_last": 1, "warn": print}
     if options.checkpoint == "full":
-        return (Checkpointer if runtime.processes.is_main_process else NoCheckpoints)(folder, **how)
+        return (Checkpointer if runtime.process_group.is_main_process else NoCheckpoints)(folder, **how)
     from utils.checkpoint.sharded import ShardedCheckpointer
 
     names = {name for name, _ in model.named_parameters()}
-    return ShardedCheckpointer(folder, **how, processes=runtime.processes, shared=names)
+    return ShardedCheckpointer(folder, **how, processes=runtime.process_group, shared=names)
 
 
 def kept(keeper: Checkpointer, step: int, state: dict[str, Any]) -> None:

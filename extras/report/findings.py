@@ -39,7 +39,7 @@ class EvaluationStats(Observer):
     regression: Regression | None = None
 
     def __init__(self, experiment: Experiment) -> None:
-        self.data, self.processes = experiment.data, experiment.runtime.processes
+        self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = _name(experiment.criterion)
         self._begun = False
         self._expected = 0

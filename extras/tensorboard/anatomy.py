@@ -36,7 +36,7 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
     batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
     """
     model = trainer.experiment.model
-    if trainer.runtime.processes.world_size > 1:  # the model would wait for the others
+    if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
         return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace, recorder = Trace(), Recorder(model)
     try:
@@ -50,7 +50,7 @@ def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
 def found_in_training(trainer: BaseTrainer) -> EvaluationStats:
     """What the model makes of the first training samples, where there are none for validation."""
     findings, batches = EvaluationStats(trainer.experiment), trainer.training.batches
-    if trainer.runtime.processes.world_size > 1:
+    if trainer.runtime.process_group.world_size > 1:
         return findings
     ranges = list(itertools.islice(batches.ranges(), min(len(batches), -(-SAMPLES // batches.batch_size))))
     findings.begin_evaluation(sum(batch_range.size for batch_range in ranges))

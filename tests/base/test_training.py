@@ -12,7 +12,7 @@ from torch import nn
 
 import train
 from base.metric import StepResult
-from base.training.first_batch import no_probabilities, other_classes
+from base.training.first_batch import not_probabilities, surplus_outputs
 from tests.helpers import curves, lines, same, state
 from utils.config import load_config
 from utils.errors import ConfigError, TrainingError, UserError
@@ -239,7 +239,7 @@ def test_an_error_in_the_users_code_leaves_no_empty_folder_either(
     monkeypatch.setattr("model.two_layer_net.TwoLayerNet.forward", lambda self, x: self.fc3(x))
     with pytest.raises(AttributeError, match="fc3") as caught:
         fit()
-    assert "is removed again" in "".join(caught.value.__notes__)
+    assert "removed the empty run folder" in "".join(caught.value.__notes__)
     assert not list(tmp_path.glob("saved/small/*"))
 
 
@@ -301,10 +301,10 @@ def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
 
 def test_more_outputs_than_classes_are_told() -> None:
     result = StepResult(torch.zeros(()), torch.zeros(4, 10), torch.tensor([0, 1, 1, 0]))
-    assert "the model has 10 outputs, and the data have 2 classes" in str(other_classes(result, ("cat", "dog")))
-    assert other_classes(result, None) is None
-    assert other_classes(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
-    assert other_classes(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None
+    assert "the model has 10 outputs, but the data have 2 classes" in str(surplus_outputs(result, ("cat", "dog")))
+    assert surplus_outputs(result, None) is None
+    assert surplus_outputs(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
+    assert surplus_outputs(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None
 
 
 def soft(*rows: list[float]) -> StepResult:
@@ -315,26 +315,26 @@ ENTROPIES = [functools.partial(LOSSES.own()["cross_entropy"], label_smoothing=0.
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
-def test_targets_that_are_no_probabilities_are_told(criterion: Any) -> None:
+def test_targets_that_are_not_probabilities_are_told(criterion: Any) -> None:
     for rows in ([[0.5, 2.0]], [[1.0, 0.0], [-0.5, 1.5]], [[1.0, 1.0, 0.0]], [[0.0], [1.0]]):
-        assert "mse_loss" in str(no_probabilities(soft(*rows), criterion)), rows
-        assert no_probabilities(soft(*rows), nn.MSELoss()) is None
-    said = str(no_probabilities(soft([0.5, 0.5], [0.5, 2.0]), criterion))
-    assert "of 2 classes, and these are none (from 0.5 to 2; those of a sample add up to 2.5)" in said
+        assert "mse_loss" in str(not_probabilities(soft(*rows), criterion)), rows
+        assert not_probabilities(soft(*rows), nn.MSELoss()) is None
+    said = str(not_probabilities(soft([0.5, 0.5], [0.5, 2.0]), criterion))
+    assert "expects class probabilities, but these targets are not (range 0.5 to 2, one row sums to 2.5)" in said
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
 def test_probabilities_are_no_mistake(criterion: Any) -> None:
     mixed = torch.rand(64, 1000).softmax(1)
     for targets in (mixed, mixed.bfloat16(), torch.eye(5), torch.zeros(4, 3), torch.rand(2, 5, 4, 4).softmax(1)):
-        assert no_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
+        assert not_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
     indices = StepResult(torch.zeros(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
-    assert no_probabilities(indices, criterion) is None
+    assert not_probabilities(indices, criterion) is None
 
 
 def test_numbers_under_cross_entropy_are_told_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
-    assert capsys.readouterr().err.count("cross_entropy takes targets of the outputs' shape as probabilities") == 1
+    assert capsys.readouterr().err.count("cross_entropy expects class probabilities") == 1
 
 
 def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -308,7 +308,7 @@ def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch
 
     def begun_by_two(self: Board, trainer: BaseTrainer) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.runtime.processes, "count", 2)
+            patch.setattr(trainer.runtime.process_group, "count", 2)
             begin(self, trainer)
 
     monkeypatch.setattr(Board, "begin", begun_by_two)

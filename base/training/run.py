@@ -1,0 +1,55 @@
+"""A run in its folder: what is written before the first step, what is logged, and what is left if it fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from base.base_trainer import BaseTrainer
+from base.experiment import Experiment
+from base.training.summary import command
+from utils.config import LoadedConfig, to_json
+from utils.errors import Stopped, TrainingError, UserError
+from utils.paths import display_path
+from utils.run_folder import RunFolder, environment
+
+
+def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> None:
+    """The config and the environment of a run that is about to train."""
+    process_group = trainer.runtime.process_group
+    if not process_group.is_main_process:
+        return
+    text = to_json(loaded.config, folder=folder.path)
+    if folder.config.read_text(encoding="utf-8") != text:
+        folder.write_config(text)
+    folder.write_environment(environment(str(trainer.runtime.device), process_group.world_size, loaded.config.seed))
+
+
+@contextmanager
+def logged(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
+    """What is printed inside goes to train.log too. If a signal stops the run, the command that resumes it is shown."""
+    console = experiment.console
+    console.open(folder.log)
+    experiment.signals.advice = f"To resume:\n{command(folder)}\n"
+    try:
+        yield
+    except Stopped:
+        console.warn(f"stopped and saved. To resume:\n{command(folder)}")
+        raise
+    finally:
+        console.close()
+
+
+@contextmanager
+def removed_if_empty(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+    """An error before the first step of a new run, in the config or the user's code, leaves no empty folder."""
+    try:
+        yield
+    except (Stopped, TrainingError):
+        raise
+    except Exception as error:
+        if trainer.progress.steps or not trainer.runtime.process_group.is_main_process or not folder.remove_empty():
+            raise
+        note = f"No step completed; removed the empty run folder {display_path(folder.path)}."
+        if isinstance(error, UserError):
+            raise type(error)(f"{error}\n{note}") from error
+        error.add_note(note)
+        raise
