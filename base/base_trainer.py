@@ -47,7 +47,7 @@ class BaseTrainer(ABC):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._first_batch_passed = False
+        self.first_batch_passed = False
 
     # ------------------------------------------------------------------ what a subclass defines and calls
 
@@ -170,7 +170,7 @@ class BaseTrainer(ABC):
                     loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, micro_batch.data) from error
-                if not self._first_batch_passed:
+                if not self.first_batch_passed:
                     self.check_first_batch(result)
                 del result  # or its outputs would stay in memory during the next forward pass
             runtime.unscale(optimizer)
@@ -216,7 +216,7 @@ class BaseTrainer(ABC):
                 loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
             except FORWARD_ERRORS as error:
                 raise self.explain(error, micro_batch.data) from error
-        if not self._first_batch_passed:
+        if not self.first_batch_passed:
             self.check_first_batch(results[0])
         return loss
 
@@ -249,7 +249,7 @@ class BaseTrainer(ABC):
                     metrics.update(result, samples=size, share=size / batches.num_samples)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, data) from error
-                self._first_batch_passed = True
+                self.first_batch_passed = True
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()
         return metrics.compute()
@@ -284,13 +284,13 @@ class BaseTrainer(ABC):
 
     def explain(self, error: Exception, batch: Any) -> Exception:
         """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        if self._first_batch_passed:
+        if self.first_batch_passed:
             return error
         return first_batch_error(error, batch, self.experiment.data.class_names)
 
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
-        self._first_batch_passed = True
+        self.first_batch_passed = True
         for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
             self.console.warn(warning)
 

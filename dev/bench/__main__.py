@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-BENCH = Path(__file__).resolve().parent
-# what the loops by hand do, said in full: the config itself may change
+ROOT = Path(__file__).resolve().parent.parent.parent
+# what the loops by hand do, in full: the config itself may change
 CIFAR10 = (
     *("-c", "configs/cifar10_lenet.json", "trainer.epochs=1", 'metrics=["accuracy"]'),
     *("data_loader.args.batch_size=64", "data_loader.args.flip=false"),
@@ -29,6 +29,10 @@ BATCH_4 = (
     *("trainer.log_every_steps=500", "trainer.monitor=min loss"),
 )
 CROP_FLIP = (*CIFAR10, "data_loader.args.crop=4", "data_loader.args.flip=true")
+WIDE = (
+    *("-c", "config.json", "--lr=1e-12", "trainer.epochs=1", "trainer.steps_per_epoch=4", "data_loader.args.num_samples=1024"),
+    *("data_loader.args.target_shape=[100000]", "model.args.out_features=100000"),
+)
 
 
 @dataclass
@@ -44,6 +48,13 @@ class Row:
     """The job of hand_written.py."""
     limit: str
     needs_cifar10: bool = True
+    instead: tuple[str, ...] = ()
+    """Arguments of train.py to compare with, where there is no loop by hand."""
+
+    @property
+    def other(self) -> tuple[str, ...]:
+        """The command of the other side."""
+        return self.instead or ("by hand", self.by_hand)
 
 
 ROWS = [
@@ -68,6 +79,18 @@ ROWS = [
     ),
     Row("start, LeNet on CIFAR10", "start", (*CIFAR10, "trainer.steps_per_epoch=20"), "start lenet", "+ 0.5"),
     Row("peak memory, LeNet on CIFAR10", "peak", CIFAR10, "lenet", "+ 100"),
+    *(
+        Row(
+            f"peak memory, {steps} micro-batches of 64 with 100,000 outputs, beside one",
+            "peak",
+            (*WIDE, f"trainer.accumulate_steps={steps}"),
+            "",
+            "+ 60",
+            needs_cifar10=False,
+            instead=WIDE,
+        )
+        for steps in (8, 16)
+    ),
 ]
 PEERS = ("lightning", "ignite", "accelerate")
 UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB"}
@@ -75,7 +98,7 @@ UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB"}
 
 def last_line(command: Sequence[str]) -> dict[str, float]:
     """Run a process and give the JSON that it printed last. Raises CalledProcessError if it fails."""
-    done = subprocess.run(command, cwd=BENCH.parent, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -135,7 +158,7 @@ def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str,
     """Every command that the rows need, in turns, as often as asked."""
     figures: dict[tuple[str, ...], list[dict[str, float]]] = {}
     launcher = tuple(shlex.split(options.launcher))
-    commands = dict.fromkeys(command for row in rows for command in (row.ours, ("by hand", row.by_hand), *peers(row)))
+    commands = dict.fromkeys(command for row in rows for command in (row.ours, row.other, *peers(row)))
     for repeat in range(options.repeats):
         for number, command in enumerate(commands, start=1):
             print(f"round {repeat + 1}/{options.repeats}, run {number}/{len(commands)}", file=sys.stderr)
@@ -160,7 +183,7 @@ def table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, flo
     lines = ["| job | unit | this project | by hand | ratio | difference | allowed |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         ours = [run[row.figure] for run in figures[row.ours]]
-        by_hand = [run[row.figure] for run in figures["by hand", row.by_hand]]
+        by_hand = [run[row.figure] for run in figures[row.other]]
         ratio, difference = median(ours) / median(by_hand), median(ours) - median(by_hand)
         shown = f"{ratio:.3f} | {difference:+.2f}" if row.figure != "peak" else f"{ratio:.3f} | {difference:+.0f}"
         unit = UNITS[row.figure]

@@ -66,6 +66,8 @@ class _Check:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
         self.fetching: list[float] = []
+        trainer.training = training
+        trainer.first_batch_passed = True  # what is wrong with it is reported here
 
     def findings(self, trace: Trace) -> Iterator[CheckResult]:
         """Each check in turn; none after a forward pass that fails."""
