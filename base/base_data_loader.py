@@ -9,8 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.batches import IN_MEMORY, Batches
-from base.data.lazy_indices import LazyIndices, TrainingIndices, ValidationIndices
+from base.data.batches import Batches
 from base.data.sources import Source, as_source
 from utils.errors import DataError
 from utils.random import permutation
@@ -101,10 +100,10 @@ class BaseDataLoader(ABC):
         low, high = pixels.aminmax()
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
-    def _evaluation(self, source: Source, indices: Tensor | LazyIndices | None) -> Batches:
+    def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
-    def _split(self, count: int) -> tuple[Tensor | LazyIndices | None, Tensor | LazyIndices | None]:
+    def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Indices of the samples to train on and of those held out; None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
@@ -117,9 +116,9 @@ class BaseDataLoader(ABC):
             raise DataError(
                 f"data_loader.args.validation_split: {self.validation_split} of {count} training samples leaves none"
             )
-        if count > IN_MEMORY:
-            chosen = ValidationIndices(count, held_out, "validation")
-            return TrainingIndices(chosen), chosen
         order = permutation(count, "validation")
+        is_held_out = torch.zeros(count, dtype=torch.bool)
+        is_held_out[order[:held_out].long()] = True
         # in the order of the file, so that reading them is sequential
-        return order[held_out:].sort().values, order[:held_out].sort().values
+        train, validation = ((~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0])
+        return train.to(order.dtype), validation.to(order.dtype)

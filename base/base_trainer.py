@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.data.batches import Batches, Group
+from base.data.batches import Batches, StepBatches
 from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
@@ -107,10 +107,10 @@ class BaseTrainer(ABC):
         self._checked = replace(self.progress)
         self.report.begin_epoch(self.progress, self.steps_per_epoch())
         try:
-            for group in self.groups():
+            for step in self.groups():
                 self.experiment.signals.check()
-                loss = self.take_step(group)
-                self.report.step(loss, group[1])
+                loss = self.take_step(step)
+                self.report.step(loss, step.samples)
                 if self.progress.steps % self.settings.log_every_steps == 0:
                     self.log_window(loss)
                 if self.settings.save_every_steps and self.progress.steps % self.settings.save_every_steps == 0:
@@ -118,26 +118,26 @@ class BaseTrainer(ABC):
         finally:
             self.report.end_training()
 
-    def groups(self) -> Iterator[Group]:
+    def groups(self) -> Iterator[StepBatches]:
         """The batches of each optimizer step that is left of this epoch."""
-        return self.training.batches.load_groups(grouped(self.training.batches, self.progress, self.settings))
+        return self.training.batches.load_steps(grouped(self.training.batches, self.progress, self.settings))
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
-    def take_step(self, group: Group) -> Tensor | float:
+    def take_step(self, step: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
-        batches, samples, position = group
+        samples = step.samples
         training, progress, sum_loss = self.training, self.progress, self.experiment.sum_loss
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
             results.clear()
             total = None
-            for _, size, batch in self.runtime.exchanging(batches):
-                weight = 1.0 if sum_loss else size / samples
-                result = self.train_step(self.runtime.to_device(batch), weight)
+            for micro_batch in self.runtime.exchanging(step.micro_batches):
+                weight = 1.0 if sum_loss else micro_batch.size / samples
+                result = self.train_step(self.runtime.to_device(micro_batch.data), weight)
                 results.append(result)
                 part = result.loss if weight == 1.0 else weight * result.loss
                 total = part if total is None else total + part
@@ -149,15 +149,18 @@ class BaseTrainer(ABC):
                 training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
             loss: Any = None
-            for result, (_, size, _) in zip(results, batches, strict=True):
+            for result, micro_batch in zip(results, step.micro_batches, strict=True):
+                size = micro_batch.size
                 part = self.train_metrics.update(result, samples=size, share=size / samples)
                 loss = part if loss is None else loss + part
         except MISFITS as error:
-            raise error if self._fits else misfit(error, batches[0][2], self.experiment.data.class_names) from error
+            raise (
+                error if self._fits else misfit(error, step.micro_batches[0].data, self.experiment.data.class_names)
+            ) from error
         if not self._fits:
             self._begin_well(results[0])
         training.schedule.after_step(moved=moved)
-        progress.step(position, steps_per_epoch=self.settings.steps_per_epoch)
+        progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
         return loss  # type: ignore[no-any-return]
 
@@ -186,7 +189,8 @@ class BaseTrainer(ABC):
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
         key = self.runtime.processes.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            for window, size, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+            for micro_batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+                size, batch = micro_batch.size, micro_batch.data
                 self.experiment.signals.check()
                 try:
                     result = self.eval_step(self.runtime.to_device(batch))
@@ -194,7 +198,7 @@ class BaseTrainer(ABC):
                 except MISFITS as error:
                     raise error if self._fits else misfit(error, batch, self.experiment.data.class_names) from error
                 self._fits = True
-                view.evaluated(batches.part(window), batch, result)
+                view.evaluated(batches.part(micro_batch.range), batch, result)
         view.end_evaluation()
         return metrics.compute()
 

@@ -34,11 +34,11 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Path) -> None:
     trainer = prepare(path, own_cifar10)
-    window, _, batch = next(iter(trainer.training.batches.one_pass()))
-    result = trainer.train_step(batch, 1.0)
+    micro_batch = next(iter(trainer.training.batches.one_pass()))
+    result = trainer.train_step(micro_batch.data, 1.0)
     assert result.loss.shape == ()
     assert torch.isfinite(result.loss)
-    assert len(result.outputs) == len(result.targets) == window.size
+    assert len(result.outputs) == len(result.targets) == micro_batch.range.size
     for name, parameter in trainer.model.named_parameters():
         assert parameter.grad is not None, f"{name} gets no gradient"
         assert torch.isfinite(parameter.grad).all(), name
@@ -48,7 +48,7 @@ def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Pat
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Path) -> None:
     trainer = prepare(path, own_cifar10)
-    _, _, (inputs, _) = next(iter(trainer.training.batches.one_pass()))
+    inputs, _ = next(iter(trainer.training.batches.one_pass())).data
     trainer.model.eval()
     inputs = inputs.clone().requires_grad_()
     trainer.model(inputs)[0].sum().backward()

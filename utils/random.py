@@ -21,8 +21,11 @@ def mix(*parts: int | str) -> int:
 
 
 def permutation(count: int, *key: int | str) -> torch.Tensor:
-    """The numbers 0 to count - 1 in an order that depends on the key alone, int64 of shape (count,)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)))
+    """The numbers 0 to count - 1 in an order that depends on the key alone, int32 of shape (count,); int64 if they are
+    too large for that.
+    """
+    dtype = torch.int32 if count <= 2**31 else torch.int64
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)), dtype=dtype)
 
 
 def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Tensor:

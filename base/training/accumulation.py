@@ -13,11 +13,11 @@ def grouped(batches: Batches, progress: Progress, settings: TrainerConfig) -> It
     size = settings.accumulate_steps
     if progress.trained:
         return iter(())
-    windows: Iterable[BatchRange] = batches.windows(progress.position)
+    ranges: Iterable[BatchRange] = batches.ranges(progress.position)
     if settings.steps_per_epoch is None:
         passes = progress.passes
-        windows = itertools.takewhile(lambda window: window.passes == passes, windows)
+        ranges = itertools.takewhile(lambda batch_range: batch_range.passes == passes, ranges)
     else:
         left = settings.steps_per_epoch - progress.epoch_steps
-        windows = itertools.islice(windows, max(0, left) * size)
-    return iter(lambda: list(itertools.islice(windows, size)), [])
+        ranges = itertools.islice(ranges, max(0, left) * size)
+    return iter(lambda: list(itertools.islice(ranges, size)), [])

@@ -102,7 +102,7 @@ class _Check:
     def _first_batch(self) -> Any:
         start = time.perf_counter()
         batches = self.training.batches.one_pass()
-        _, _, batch = next(batches)
+        batch = next(batches).data
         self.fetching = [time.perf_counter() - start]
         for _ in islice(batches, TIMED_STEPS):
             self.fetching.append(time.perf_counter() - start - sum(self.fetching))
@@ -175,7 +175,7 @@ class _Check:
         if batches is None:
             return 0.0
         start = time.perf_counter()
-        _, _, batch = next(batches.one_pass())
+        batch = next(batches.one_pass()).data
         with torch.no_grad():
             self.model.eval()
             self.trainer.eval_step(self.runtime.to_device(batch))

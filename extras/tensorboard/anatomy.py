@@ -26,8 +26,8 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
     By the workers, where there are any: a data set that opens a file in this process might not survive their start.
     """
     batches = trainer.training.batches
-    [(_, _, batch)] = batches.load([BatchRange(0, 0, min(samples, batches.num_samples))])
-    return batch
+    [micro_batch] = batches.load([BatchRange(0, 0, min(samples, batches.num_samples))])
+    return micro_batch.data
 
 
 def look(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
@@ -52,11 +52,12 @@ def found_in_training(trainer: BaseTrainer) -> EvaluationStats:
     findings, batches = EvaluationStats(trainer.experiment), trainer.training.batches
     if trainer.runtime.processes.world_size > 1:
         return findings
-    windows = list(itertools.islice(batches.windows(), min(len(batches), -(-SAMPLES // batches.batch_size))))
-    findings.begin_evaluation(sum(window.size for window in windows))
+    ranges = list(itertools.islice(batches.ranges(), min(len(batches), -(-SAMPLES // batches.batch_size))))
+    findings.begin_evaluation(sum(batch_range.size for batch_range in ranges))
     with untouched(trainer):
-        for window, _, batch in batches.load(windows):
-            findings.evaluated(window, batch, trainer.eval_step(trainer.runtime.to_device(batch)))
+        for micro_batch in batches.load(ranges):
+            batch = micro_batch.data
+            findings.evaluated(micro_batch.range, batch, trainer.eval_step(trainer.runtime.to_device(batch)))
     return findings
 
 

@@ -108,7 +108,7 @@ def test_validation_may_have_a_folder_of_its_own(photos: Path) -> None:
     validation = own.validation()
     assert validation is not None
     assert (own.training(seed=0).num_samples, validation.num_samples) == (20, 4)
-    _, _, (images, labels) = next(validation.one_pass())
+    images, labels = next(validation.one_pass()).data
     assert labels.tolist() == [0] * 4
     assert torch.equal(images, own.normalize(pixels(own, "val")))
     split = loader(photos, validation_split=5).validation()
