@@ -1,4 +1,4 @@
-"""The interface of a data set: what to train on, what to test on, and how to cut off a part for validation."""
+"""The interface of a data set: training data, test data, and the part that is held out for validation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class BaseDataLoader(ABC):
     """A data set and its batches.
 
     A subclass gives ``training_data`` and ``test_data``: any map-style data set of torch, or a ``TensorSource`` where
-    the data fit in memory, which is many times as fast for small images. Nothing is read before it is asked for.
+    the data fit in memory, which is many times as fast for small images. Data are read when they are first needed.
 
     batch_size: samples of a training batch.
     eval_batch_size: samples of a validation or test batch; None: batch_size.
@@ -83,11 +83,11 @@ class BaseDataLoader(ABC):
         return self._evaluation(source, None)
 
     def pictures(self, inputs: Tensor) -> Tensor | None:
-        """Some inputs of the model, (B, C, H, W) on the CPU, as pictures to look at: uint8 of shape (B, H, W, 3), or
-        (B, H, W, 1) in grey. None if they are none.
+        """Inputs of the model, (B, C, H, W) on the CPU, as pictures: uint8 of shape (B, H, W, 3), or (B, H, W, 1) in
+        grey. None if the inputs are not images.
 
-        Floats are stretched so that the smallest of these inputs is black and the largest white; of two channels, or
-        more than three, the mean is shown. A data set that knows how it was normalised undoes that instead.
+        Floats are scaled so that the smallest of these inputs is black and the largest white; of two channels, or more
+        than three, the mean is shown. A data set that knows how it was normalised overrides this to undo it.
         """
         if inputs.dim() != 4 or inputs.is_complex():
             return None
@@ -104,21 +104,21 @@ class BaseDataLoader(ABC):
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
     def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
-        """Indices of the samples to train on and of those held out; None: all, none."""
+        """Sorted indices of the samples to train on, (N,), and of those held out, (M,); None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
         if not self.validation_split:
             return None, None
-        held_out = self.validation_split
-        if isinstance(held_out, float):
-            held_out = max(1, round(held_out * count))
+        split = self.validation_split
+        held_out = max(1, round(split * count)) if isinstance(split, float) else split
         if held_out >= count:
             raise DataError(
-                f"data_loader.args.validation_split: {self.validation_split} of {count} training samples leaves none"
+                f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
             )
         order = permutation(count, "validation")
         is_held_out = torch.zeros(count, dtype=torch.bool)
         is_held_out[order[:held_out].long()] = True
-        # in the order of the file, so that reading them is sequential
-        train, validation = ((~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0])
+        # sorted, so that the held-out samples are read one after the other
+        train = (~is_held_out).nonzero()[:, 0]
+        validation = is_held_out.nonzero()[:, 0]
         return train.to(order.dtype), validation.to(order.dtype)

@@ -1,4 +1,4 @@
-"""Random tensors: data without a download, for trying out a model or the machine."""
+"""Random tensors: data without a download, to try out a model or the machine."""
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -58,7 +58,7 @@ class RandomTensorLoader(BaseDataLoader):
         return self._draw(self.num_samples, self.seed)
 
     def test_data(self) -> TensorSource:
-        return self._draw(self.num_test_samples, self.seed + 2**31)  # other draws than any training set's
+        return self._draw(self.num_test_samples, self.seed + 2**31)  # differs from the seed of any training data
 
     def _draw(self, count: int, seed: int) -> TensorSource:
         generator = torch.Generator().manual_seed(seed)
@@ -67,9 +67,8 @@ class RandomTensorLoader(BaseDataLoader):
 
     def _targets(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.linear is not None:
-            return (
-                inputs.flatten(1) @ torch.tensor(self.linear, dtype=inputs.dtype)[:, None]
-            )  # (N, D) @ (D, 1) -> (N, 1)
+            coefficients = torch.tensor(self.linear, dtype=inputs.dtype)
+            return inputs.flatten(1) @ coefficients[:, None]  # (N, D) @ (D, 1) -> (N, 1)
         if self.num_classes is not None:
             return torch.randint(self.num_classes, (len(inputs),), generator=generator)  # (N,)
         return torch.randn(len(inputs), *(self.target_shape or ()), generator=generator)
