@@ -26,8 +26,8 @@ class BaseDataLoader(ABC):
     eval_batch_size: samples of a validation or test batch; None: batch_size.
     validation_split: part of the training data that is held out, a fraction in [0, 1) or a number of samples. The same
         samples are held out in every run, whatever its seed, so that runs can be compared.
-    shuffle: whether the training data are in a new order in each pass.
-    num_workers: processes that prepare batches beside the training.
+    shuffle: whether each pass over the training data has a new order.
+    num_workers: processes that load batches beside the training.
     """
 
     class_names: Sequence[str] | None = None

@@ -20,7 +20,7 @@ class CIFAR10Loader(ImageLoader):
     """CIFAR10, downloaded, checked by its md5 sums and read by torchvision, then kept in cifar-10-cache.
 
     data_dir: folder of the data set, relative to the project's folder.
-    download: fetch it if it is not there.
+    download: download the data set if it is missing.
     """
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -25,9 +25,9 @@ class ImageFolderLoader(ImageLoader):
 
     data_dir: folder of the data set, relative to the project's folder.
     size: edge of the images in pixels, as the model sees them.
-    cache_dir: folder for the arrays, which may be removed at any time; None: data_dir/cache.
-    validation_split: as for every data set; None: data_dir/val is the validation data if it is there, else a tenth of
-        data_dir/train.
+    cache_dir: folder for the arrays, which may be deleted at any time; None: data_dir/cache.
+    validation_split: as for every data set; None: data_dir/val holds the validation data if it exists, else a tenth of
+        data_dir/train is held out.
     """
 
     def __init__(

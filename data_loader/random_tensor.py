@@ -14,13 +14,13 @@ from utils.schema import Fraction, Workers
 class RandomTensorLoader(BaseDataLoader):
     """Inputs drawn from N(0, 1) with one kind of target; give exactly one of the three.
 
-    target_shape: targets drawn from N(0, 1), of this shape a sample.
-    num_classes: targets drawn evenly from 0 to num_classes - 1.
-    linear: targets are the sum of the inputs, each times its coefficient, of shape (1,) a sample.
+    target_shape: targets of this shape, drawn from N(0, 1).
+    num_classes: targets drawn uniformly from 0 to num_classes - 1.
+    linear: targets of shape (1,), the sum of the inputs times these coefficients.
 
     num_samples, num_test_samples: samples of training (with validation) and test data.
     input_shape: shape of one input, as in [1000] or [3, 32, 32].
-    seed: of the data; it is not the seed of the run.
+    seed: of the data, independent of the seed of the run.
     """
 
     def __init__(

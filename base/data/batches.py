@@ -71,7 +71,7 @@ class Batches:
 
     indices: the samples that take part, integers of shape (N,); None: all.
     shuffle: whether each pass has a new order.
-    num_workers: processes that prepare batches; 0 prepares them in this one.
+    num_workers: processes that load batches; with 0 this process loads them.
     """
 
     def __init__(

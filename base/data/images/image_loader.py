@@ -16,7 +16,7 @@ from base.data.sources import SampleRandom, TensorSource
 class ImageLoader(BaseDataLoader):
     """Square images as uint8 of shape (N, size, size, 3); a batch is augmented and normalised at once.
 
-    crop: in training, shift each image by up to this many pixels in each direction; what comes in is black.
+    crop: in training, shift each image by up to this many pixels in each direction; the uncovered border is black.
     flip: in training, mirror each image with probability 1/2.
     mean, std: per channel, of images in [0, 1]; the default scales to [-1, 1].
     in_memory: keep the images in memory. False reads each batch from the disk, for more images than memory holds.
