@@ -183,10 +183,10 @@ def test_all_broken_files_are_named_at_once(photos: Path) -> None:
     assert "5 of 23 images cannot be read" in str(error.value)
     for name in (
         "1.png",
-        "2.png: no image",
-        "3.jpg: no image",
+        "2.png: not an image",
+        "3.jpg: not an image",
         "broken.png",
-        "fractions.tiff: its pixels are fractions",
+        "fractions.tiff: its pixels are floats",
     ):
         assert name in str(error.value)
     assert not list((photos / "cache").glob("*.np*"))
