@@ -1,4 +1,4 @@
-"""An array on disk of which only the rows that are asked for are read: for data that are larger than memory."""
+"""An array on disk of which only the requested rows are read, for data that are larger than memory."""
 
 import hashlib
 import os
@@ -15,16 +15,16 @@ from torch import Tensor
 from utils.errors import DataError
 from utils.files import Stamp, file_signature
 
-CHUNK = 2**22  # bytes that are read before they are hashed, while the processor's cache still has them
+CHUNK = 2**22  # bytes that are read, then hashed while they are still in the processor's cache
 
 
 @dataclass(frozen=True)
 class ArrayFile:
     """The array in a file of ``np.save``; takes the place of a tensor in a ``TensorSource``.
 
-    Reads by position and maps nothing: the memory that counts as ours stays that of a batch, and a file that shrinks is
-    an error, not a crash. The disk hears of all rows of a batch at once, which it reads several times as fast as one
-    after the other. Workers get its name, not its data.
+    Reads by position instead of mapping the file: the process needs the memory of a batch, and a file that shrinks is
+    an error, not a crash. All rows of a batch are announced to the system at once, which reads them several times as
+    fast as one after the other. Worker processes are sent the path, not the data.
     """
 
     path: Path
@@ -34,30 +34,34 @@ class ArrayFile:
     """Bytes before the first row."""
     row_bytes: int
     file_signature: Stamp
-    """The file when it was opened first; another one of the same name is refused."""
+    """Size and times of the file when it was first opened; a file that replaced it is refused."""
     _handle: list[int] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: Path, *, row_shape: tuple[int, ...] | None = None) -> "ArrayFile":
-        """row_shape: what a row must be, if it is known. Raises DataError if there is no such array in the file."""
+        """row_shape: the shape that a row must have; None: any. Raises DataError if the file has no such array."""
         try:
             with path.open("rb") as file:
                 shape, fortran, dtype = _header(file)
-                offset, found = file.tell(), file_signature(os.fstat(file.fileno()))
-            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+                offset = file.tell()
+                signature = file_signature(os.fstat(file.fileno()))
+            torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is no array of numbers that np.save wrote: {error}") from error
+            raise DataError(f"{path} is not an array of numbers written by np.save: {error}") from error
         row_bytes = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
         if not shape or (fortran and len(shape) > 1):
-            raise DataError(f"{path} has no rows that lie one after the other: np.save(path, np.ascontiguousarray(a))")
+            raise DataError(
+                f"{path} does not hold contiguous rows; write it with np.save(path, np.ascontiguousarray(a))"
+            )
         if row_shape is not None and shape[1:] != row_shape:
             raise DataError(f"{path} holds rows of shape {shape[1:]}, not {row_shape}")
-        if found[0] < offset + shape[0] * row_bytes:
-            raise DataError(f"{path} is cut short: {found[0]:,} bytes of {offset + shape[0] * row_bytes:,}")
-        array = cls(path, shape, kind, offset, row_bytes, found)
-        array._open()  # at once: another file of this name cannot come in between
+        file_bytes = offset + shape[0] * row_bytes
+        if signature[0] < file_bytes:
+            raise DataError(f"{path} is cut short: {signature[0]:,} bytes of {file_bytes:,}")
+        array = cls(path, shape, torch_dtype, offset, row_bytes, signature)
+        array._open()  # at once, before another file can replace it
         return array
 
     def __len__(self) -> int:
@@ -67,7 +71,7 @@ class ArrayFile:
         return {**vars(self), "_handle": []}  # a worker process opens the file itself
 
     def rows(self, indices: Tensor | slice) -> Tensor:
-        """Some rows in memory. indices: int64 of shape (B,), or a range."""
+        """Read some rows, (B, ...). indices: int64 of shape (B,), or a slice. Raises IndexError, DataError."""
         if isinstance(indices, slice):
             start, stop, _ = indices.indices(len(self))
             data, content = self._empty(max(0, stop - start))
@@ -76,7 +80,8 @@ class ArrayFile:
         numbers = indices.tolist()
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {min(numbers)} to {max(numbers)}")
-        starts, handle = [self.offset + number * self.row_bytes for number in numbers], self._open()
+        starts = [self.offset + number * self.row_bytes for number in numbers]
+        handle = self._open()
         if hasattr(os, "posix_fadvise"):
             for start in starts:
                 os.posix_fadvise(handle, start, self.row_bytes, os.POSIX_FADV_WILLNEED)
@@ -86,23 +91,25 @@ class ArrayFile:
         return data
 
     def read(self) -> tuple[Tensor, str]:
-        """All of it in memory, and the SHA-256 of its bytes."""
-        (data, content), digest = self._empty(len(self)), hashlib.sha256()
-        everything = content.reshape(-1)
-        for start in range(0, len(everything), CHUNK):
-            chunk = everything[start : start + CHUNK]
+        """Read the whole array, (N, ...), and the SHA-256 of its bytes. Raises DataError."""
+        data, content = self._empty(len(self))
+        all_bytes = content.reshape(-1)
+        digest = hashlib.sha256()
+        for start in range(0, len(all_bytes), CHUNK):
+            chunk = all_bytes[start : start + CHUNK]
             self._fill(chunk, self.offset + start)
             digest.update(chunk.data)
         return data, digest.hexdigest()
 
     def _empty(self, count: int) -> tuple[Tensor, npt.NDArray[np.uint8]]:
-        """Rows to be filled, and their bytes, of shape (count, row_bytes)."""
+        """Uninitialised rows, (count, ...), and a view of their bytes, (count, row_bytes)."""
         data = torch.empty(count, *self.shape[1:], dtype=self.dtype)
         return data, data.view(torch.uint8).view(count, self.row_bytes).numpy()
 
     def _fill(self, data: npt.NDArray[np.uint8], position: int) -> None:
-        """Read the bytes from a position on, of shape (n,)."""
-        handle, done = self._open(), 0
+        """Fill (n,) bytes from a position in the file. Raises DataError if the file ends before."""
+        handle = self._open()
+        done = 0
         while done < len(data):
             if not (count := _read_at(handle, data[done:] if done else data, position + done)):
                 raise DataError(f"{self.path} was cut short while it was read")
@@ -118,14 +125,14 @@ class ArrayFile:
             self._handle.append(handle)
             weakref.finalize(self, os.close, handle)
             if file_signature(os.fstat(handle)) != self.file_signature:
-                raise DataError(f"{self.path} was replaced while it was in use; start again")
-            if hasattr(os, "posix_fadvise"):  # reading ahead of a random row only brings what nobody asked for
+                raise DataError(f"{self.path} was replaced while it was in use; start the run again")
+            if hasattr(os, "posix_fadvise"):  # reading ahead of a random row brings what is not needed
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
         return self._handle[0]
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns come first, and type of the array that begins here. Raises ValueError."""
+    """Shape, whether the array is in Fortran order, and dtype, from the header at the start. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
@@ -133,10 +140,12 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _read_at(handle: int, data: npt.NDArray[np.uint8], position: int) -> int:
-    """Number of bytes read."""
+    """Read into (n,) bytes from a position. Returns the number of bytes read."""
     if hasattr(os, "preadv"):
         return os.preadv(handle, [data.data], position)
-    os.lseek(handle, position, os.SEEK_SET)  # no process is forked where this is needed, so nobody else moves it
+    os.lseek(
+        handle, position, os.SEEK_SET
+    )  # systems without preadv do not fork, so no other process moves the position
     read = os.read(handle, data.nbytes)
     data[: len(read)] = np.frombuffer(read, np.uint8)
     return len(read)

@@ -1,4 +1,4 @@
-"""The interface of a data set: what to train on, what to test on, and how to cut off a part for validation."""
+"""The interface of a data set: training data, test data, and the part that is held out for validation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.batches import IN_MEMORY, Batches
-from base.data.lazy_indices import LazyIndices, TrainingIndices, ValidationIndices
+from base.data.batches import Batches
 from base.data.sources import Source, as_source
 from utils.errors import DataError
 from utils.random import permutation
@@ -21,14 +20,14 @@ class BaseDataLoader(ABC):
     """A data set and its batches.
 
     A subclass gives ``training_data`` and ``test_data``: any map-style data set of torch, or a ``TensorSource`` where
-    the data fit in memory, which is many times as fast for small images. Nothing is read before it is asked for.
+    the data fit in memory, which is many times as fast for small images. Data are read when they are first needed.
 
     batch_size: samples of a training batch.
     eval_batch_size: samples of a validation or test batch; None: batch_size.
     validation_split: part of the training data that is held out, a fraction in [0, 1) or a number of samples. The same
         samples are held out in every run, whatever its seed, so that runs can be compared.
-    shuffle: whether the training data are in a new order in each pass.
-    num_workers: processes that prepare batches beside the training.
+    shuffle: whether each pass over the training data has a new order.
+    num_workers: processes that load batches beside the training.
     """
 
     class_names: Sequence[str] | None = None
@@ -84,11 +83,11 @@ class BaseDataLoader(ABC):
         return self._evaluation(source, None)
 
     def pictures(self, inputs: Tensor) -> Tensor | None:
-        """Some inputs of the model, (B, C, H, W) on the CPU, as pictures to look at: uint8 of shape (B, H, W, 3), or
-        (B, H, W, 1) in grey. None if they are none.
+        """Inputs of the model, (B, C, H, W) on the CPU, as pictures: uint8 of shape (B, H, W, 3), or (B, H, W, 1) in
+        grey. None if the inputs are not images.
 
-        Floats are stretched so that the smallest of these inputs is black and the largest white; of two channels, or
-        more than three, the mean is shown. A data set that knows how it was normalised undoes that instead.
+        Floats are scaled so that the smallest of these inputs is black and the largest white; of two channels, or more
+        than three, the mean is shown. A data set that knows how it was normalised overrides this to undo it.
         """
         if inputs.dim() != 4 or inputs.is_complex():
             return None
@@ -101,25 +100,25 @@ class BaseDataLoader(ABC):
         low, high = pixels.aminmax()
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
-    def _evaluation(self, source: Source, indices: Tensor | LazyIndices | None) -> Batches:
+    def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
-    def _split(self, count: int) -> tuple[Tensor | LazyIndices | None, Tensor | LazyIndices | None]:
-        """Indices of the samples to train on and of those held out; None: all, none."""
+    def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
+        """Sorted indices of the samples to train on, (N,), and of those held out, (M,); None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
         if not self.validation_split:
             return None, None
-        held_out = self.validation_split
-        if isinstance(held_out, float):
-            held_out = max(1, round(held_out * count))
+        split = self.validation_split
+        held_out = max(1, round(split * count)) if isinstance(split, float) else split
         if held_out >= count:
             raise DataError(
-                f"data_loader.args.validation_split: {self.validation_split} of {count} training samples leaves none"
+                f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
             )
-        if count > IN_MEMORY:
-            chosen = ValidationIndices(count, held_out, "validation")
-            return TrainingIndices(chosen), chosen
         order = permutation(count, "validation")
-        # in the order of the file, so that reading them is sequential
-        return order[held_out:].sort().values, order[:held_out].sort().values
+        is_held_out = torch.zeros(count, dtype=torch.bool)
+        is_held_out[order[:held_out].long()] = True
+        # sorted, so that the held-out samples are read one after the other
+        train = (~is_held_out).nonzero()[:, 0]
+        validation = is_held_out.nonzero()[:, 0]
+        return train.to(order.dtype), validation.to(order.dtype)

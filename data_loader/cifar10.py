@@ -17,10 +17,10 @@ from utils.schema import Fraction
 
 @DATA_LOADERS.register
 class CIFAR10Loader(ImageLoader):
-    """CIFAR10. torchvision downloads it, checks its md5 sums and reads it; what was read is kept in cifar-10-cache.
+    """CIFAR10, downloaded, checked by its md5 sums and read by torchvision, then kept in cifar-10-cache.
 
     data_dir: folder of the data set, relative to the project's folder.
-    download: fetch it if it is not there.
+    download: download the data set if it is missing.
     """
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -45,10 +45,10 @@ class CIFAR10Loader(ImageLoader):
         return self.source(self.read(train=False), augment=False)
 
     def read(self, *, train: bool) -> Images:
-        """The images: from the cache, while the files are those that torchvision checked and read. Raises DataError."""
+        """The images, from the cache unless the files have changed since they were checked. Raises DataError."""
         if train not in self._read:
-            found = self._cache(train=train).load(in_memory=self.in_memory)
-            self._read[train] = found or self._read_files(train=train)
+            cached = self._cache(train=train).load(in_memory=self.in_memory)
+            self._read[train] = cached or self._read_files(train=train)
         return self._read[train]
 
     def _cache(self, *, train: bool) -> ImageCache:
@@ -56,7 +56,7 @@ class CIFAR10Loader(ImageLoader):
         return ImageCache(self.data_dir / "cifar-10-cache", "train" if train else "test", made_from)
 
     def _read_files(self, *, train: bool) -> Images:
-        """By torchvision; kept for the next time where the folder can be written."""
+        """Read the images with torchvision, and cache them if the folder can be written."""
         from torchvision.datasets import CIFAR10
 
         try:
@@ -68,7 +68,7 @@ class CIFAR10Loader(ImageLoader):
             ) from error
         pixels = np.ascontiguousarray(data.data)  # torchvision gives a transposed view
         labels = np.array(data.targets)
-        cache = self._cache(train=train)  # again: it may have been downloaded by now
+        cache = self._cache(train=train)  # of the files as they are after a download
         try:
             cache.keep(lambda: Decoded(pixels.shape, labels, (part for part in [pixels])))
         except OSError as error:

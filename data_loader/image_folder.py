@@ -1,4 +1,4 @@
-"""Images of your own: a folder a class, files of any size and kind."""
+"""Images of your own: one folder per class, files of any size and kind."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from base.data.batches import Batches
 from base.data.images.cache import ImageCache, Images, fingerprint, look
-from base.data.images.folders import check_classes, is_image, training_classes
+from base.data.images.folder import check_classes, decode, is_image, training_classes
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
 from utils.errors import DataError
@@ -20,14 +20,14 @@ from utils.schema import Fraction
 class ImageFolderLoader(ImageLoader):
     """Images in data_dir/train/CLASS and data_dir/test/CLASS, of any sizes and kinds.
 
-    torchvision finds and Pillow decodes them, once: upright, the shorter side scaled to size, the middle of the longer
-    one, as one array that later runs read. It is made anew when a file is added, removed, renamed or changed.
+    They are decoded once, upright, the shorter side scaled to size and the longer one cropped, into one array that
+    later runs read. The array is rebuilt when a file is added, removed, renamed or changed.
 
     data_dir: folder of the data set, relative to the project's folder.
     size: edge of the images in pixels, as the model sees them.
-    cache_dir: folder for the arrays, which may be removed at any time; None: data_dir/cache.
-    validation_split: as for every data set; None: data_dir/val is the validation data if it is there, else a tenth of
-        data_dir/train.
+    cache_dir: folder for the arrays, which may be deleted at any time; None: data_dir/cache.
+    validation_split: as for every data set; None: data_dir/val holds the validation data if it exists, else a tenth of
+        data_dir/train is held out.
     """
 
     def __init__(
@@ -42,8 +42,12 @@ class ImageFolderLoader(ImageLoader):
         self.size = size
         self.data_dir = project_path(data_dir)
         self.cache_dir = project_path(cache_dir) / self.data_dir.name if cache_dir else self.data_dir / "cache"
-        self.own_validation = validation_split is None and (self.data_dir / "val").is_dir()
-        split = validation_split if validation_split is not None else 0 if self.own_validation else 0.1
+        self.has_val_folder = validation_split is None and (self.data_dir / "val").is_dir()
+        split: float | int = 0.1
+        if validation_split is not None:
+            split = validation_split
+        elif self.has_val_folder:
+            split = 0
         super().__init__(validation_split=split, **images)
         self._read: dict[str, Images] = {}
 
@@ -55,7 +59,7 @@ class ImageFolderLoader(ImageLoader):
         return self.source(self.read("train"), augment=augment)
 
     def validation(self) -> Batches | None:
-        if not self.own_validation:
+        if not self.has_val_folder:
             return super().validation()
         return self._evaluation(self.source(self.read("val"), augment=False), None)
 
@@ -63,7 +67,7 @@ class ImageFolderLoader(ImageLoader):
         return self.source(self.read("test"), augment=False)
 
     def read(self, part: str) -> Images:
-        """The images of data_dir/part, decoded if no array holds them as they are now. Raises DataError."""
+        """The images of data_dir/part, decoded unless the cache has them. Raises DataError."""
         if part not in self._read:
             root = self.data_dir / part
             check_classes(root, self.class_names)
@@ -73,16 +77,14 @@ class ImageFolderLoader(ImageLoader):
         return self._read[part]
 
     def _decode(self, part: str, cache: ImageCache) -> Images:
-        from base.data.images.decoding import decode
-
         root = self.data_dir / part
         try:
             cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train"))
         except OSError as error:
             raise DataError(
                 f"the images of {root} are decoded into {cache.pixels}, which cannot be written: {error.strerror}; "
-                'set "cache_dir" to a folder that can'
+                'set "cache_dir" to a folder that can be'
             ) from error
         if (images := cache.load(in_memory=self.in_memory)) is None:
-            raise DataError(f"{cache.pixels} is not what was written into it; is the disk sound, or another run at it?")
+            raise DataError(f"{cache.pixels} differs from what was written: a faulty disk, or another run writing it?")
         return images

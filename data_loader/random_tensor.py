@@ -1,4 +1,4 @@
-"""Random tensors: data without a download, for trying out a model or the machine."""
+"""Random tensors: data without a download, to try out a model or the machine."""
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -14,13 +14,13 @@ from utils.schema import Fraction, Workers
 class RandomTensorLoader(BaseDataLoader):
     """Inputs drawn from N(0, 1) with one kind of target; give exactly one of the three.
 
-    target_shape: targets drawn from N(0, 1), of this shape a sample.
-    num_classes: targets drawn evenly from 0 to num_classes - 1.
-    linear: targets are the sum of the inputs, each times its coefficient, of shape (1,) a sample.
+    target_shape: targets of this shape, drawn from N(0, 1).
+    num_classes: targets drawn uniformly from 0 to num_classes - 1.
+    linear: targets of shape (1,), the sum of the inputs times these coefficients.
 
     num_samples, num_test_samples: samples of training (with validation) and test data.
     input_shape: shape of one input, as in [1000] or [3, 32, 32].
-    seed: of the data; it is not the seed of the run.
+    seed: of the data, independent of the seed of the run.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RandomTensorLoader(BaseDataLoader):
         return self._draw(self.num_samples, self.seed)
 
     def test_data(self) -> TensorSource:
-        return self._draw(self.num_test_samples, self.seed + 2**31)  # other draws than any training set's
+        return self._draw(self.num_test_samples, self.seed + 2**31)  # differs from the seed of any training data
 
     def _draw(self, count: int, seed: int) -> TensorSource:
         generator = torch.Generator().manual_seed(seed)
@@ -67,9 +67,8 @@ class RandomTensorLoader(BaseDataLoader):
 
     def _targets(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.linear is not None:
-            return (
-                inputs.flatten(1) @ torch.tensor(self.linear, dtype=inputs.dtype)[:, None]
-            )  # (N, D) @ (D, 1) -> (N, 1)
+            coefficients = torch.tensor(self.linear, dtype=inputs.dtype)
+            return inputs.flatten(1) @ coefficients[:, None]  # (N, D) @ (D, 1) -> (N, 1)
         if self.num_classes is not None:
             return torch.randint(self.num_classes, (len(inputs),), generator=generator)  # (N,)
         return torch.randn(len(inputs), *(self.target_shape or ()), generator=generator)

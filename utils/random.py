@@ -1,7 +1,7 @@
 """Randomness as a function of numbers, so that a resumed run draws what the uninterrupted one drew.
 
-Three kinds: values computed from (seed, epoch, sample index) and drawn from no stream; the global generators, whose
-state goes into checkpoints; and a scope in which the global generators are seeded anew and put back afterwards.
+Three kinds: values computed from (seed, pass, sample index), which need no state; the global generators, whose state
+goes into checkpoints; and a scope in which the global generators are seeded and afterwards restored.
 """
 
 import random
@@ -16,17 +16,20 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """A 63-bit number from any integers and words: equal parts give equal numbers, any change another one."""
+    """A 63-bit hash of integers and strings."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
 
 
 def permutation(count: int, *key: int | str) -> torch.Tensor:
-    """The numbers 0 to count - 1 in an order that depends on the key alone, int64 of shape (count,)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)))
+    """The numbers 0 to count - 1 in an order that depends on the key alone, int32 of shape (count,); int64 if they are
+    too large for that.
+    """
+    dtype = torch.int32 if count <= 2**31 else torch.int64
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)), dtype=dtype)
 
 
 def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Tensor:
-    """Random numbers in [0, 1) for each sample, float64 of shape (draws, B), computed from its index and the key.
+    """Random numbers in [0, 1) for each sample, float64 of shape (draws, B): a hash of its index and the key.
 
     indices: int64 of shape (B,).
     """
@@ -35,7 +38,7 @@ def uniform(indices: torch.Tensor, *key: int | str, draws: int = 1) -> torch.Ten
 
 
 def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    """64 bits that follow from each number and the key, as if drawn: SplitMix64 (Steele, Lea and Flood 2014)."""
+    """A 64-bit hash of each number and the key: SplitMix64 (Steele, Lea and Flood 2014)."""
     state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -58,7 +61,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def cpu_generator_states() -> dict[str, Any]:
-    """The states without an accelerator's, which a worker process that was forked must not touch."""
+    """The states without the accelerator's, which a forked worker process must not touch."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -75,7 +78,7 @@ def cpu_generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Put back what ``generator_states`` gave."""
+    """Restore the states that ``generator_states`` gave."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -89,17 +92,17 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated(*key: int | str) -> Iterator[None]:
-    """Inside, the global generators start from the key; afterwards they go on as if nothing had been drawn."""
-    before = generator_states()
+    """Seed the global generators inside the block; afterwards they continue as if nothing had been drawn."""
+    states = generator_states()
     seed_generators(*key)
     try:
         yield
     finally:
-        restore_generators(before)
+        restore_generators(states)
 
 
 def seed_sample(*key: int | str) -> None:
-    """Seed the generators that transforms of one sample draw from. Cheap: accelerators are left alone."""
+    """Seed the generators that the transforms of a sample draw from. Cheap, since it leaves accelerators out."""
     seed = mix(*key)
     random.seed(seed)
     np.random.seed(seed % 2**32)

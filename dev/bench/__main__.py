@@ -30,8 +30,8 @@ BATCH_4 = (
 )
 CROP_FLIP = (*CIFAR10, "data_loader.args.crop=4", "data_loader.args.flip=true")
 WIDE = (
-    *("-c", "config.json", "--lr=1e-12", "trainer.epochs=1", "trainer.steps_per_epoch=4", "data_loader.args.num_samples=1024"),
-    *("data_loader.args.target_shape=[100000]", "model.args.out_features=100000"),
+    *("-c", "config.json", "--lr=1e-12", "trainer.epochs=1", "trainer.steps_per_epoch=4"),
+    *("data_loader.args.num_samples=1024", "data_loader.args.target_shape=[100000]", "model.args.out_features=100000"),
 )
 
 

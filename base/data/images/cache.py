@@ -1,4 +1,4 @@
-"""Images decoded once and kept beside the data as one array, for as long as they are those of the data."""
+"""Images decoded once and kept beside the data as one array, which is used until the data change."""
 
 import contextlib
 import hashlib
@@ -37,50 +37,56 @@ class Decoded(NamedTuple):
     """(N, H, W, 3)."""
     labels: npt.NDArray[np.int64]
     chunks: Generator[Pixels, None, None]
-    """The images in their order, some at a time: uint8 of shape (n, H, W, 3). Closing it ends what decodes them."""
+    """The images in order, in chunks of uint8 of shape (n, H, W, 3). Closing it ends the decoding processes."""
 
 
 class ImageCache:
     """NAME.npy, the pixels, and NAME.npz: the labels, what the pixels were made from, their SHA-256.
 
-    made_from: a digest of everything that the images follow from, as ``fingerprint`` gives it. What was made from
-    anything else is passed over, and so is an array that is not, or no longer, the one that was written.
+    made_from: a digest of everything that determines the images, as ``fingerprint`` gives it. A cache that was made
+    from something else is ignored, and so is an array that differs from the one that was written.
     """
 
     def __init__(self, folder: Path, name: str, made_from: str) -> None:
-        self.pixels, self.notes, self.lock = folder / f"{name}.npy", folder / f"{name}.npz", folder / f".{name}.lock"
+        self.pixels = folder / f"{name}.npy"
+        self.notes = folder / f"{name}.npz"
+        self.lock = folder / f".{name}.lock"
         self.made_from = made_from
 
     def load(self, *, in_memory: bool) -> Images | None:
-        """The images, if they are there. in_memory: read and compared with their checksum; else left on the disk."""
+        """The images; None if there is no valid cache of them.
+
+        in_memory: read the pixels and compare them with their checksum; otherwise they stay on the disk.
+        """
         try:
             with self.notes.open("rb") as file, np.load(file) as notes:
                 if str(notes["made_from"]) != self.made_from:
                     return None
-                labels, digest, written = (
-                    torch.from_numpy(notes["labels"]),
-                    str(notes["sha256"]),
-                    notes["file_signature"],
-                )
+                labels = torch.from_numpy(notes["labels"])
+                expected_digest = str(notes["sha256"])
+                expected_signature = tuple(notes["file_signature"].tolist())
             array = ArrayFile.open(self.pixels)
-            if array.file_signature != tuple(written.tolist()) or len(array) != len(labels):
+            if array.file_signature != expected_signature or len(array) != len(labels):
                 return None
             if not in_memory:
                 return Images(array, labels)
-            pixels, found = array.read()
+            pixels, digest = array.read()
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, DataError):
             return None
-        return Images(pixels, labels) if found == digest else None
+        return Images(pixels, labels) if digest == expected_digest else None
 
     def keep(self, decode: Callable[[], Decoded]) -> None:
-        """Write the images, if no other process has by now. Raises OSError or what decoding raises; nothing is left."""
+        """Write the images, unless another process has done so. Raises OSError, or what decoding raises, and then
+        leaves no cache.
+        """
         with self._locked():
             if self.load(in_memory=False) is None:
                 self._write(decode())
 
     def _write(self, decoded: Decoded) -> None:
         self.notes.unlink(missing_ok=True)
-        digest, written = hashlib.sha256(), 0
+        digest = hashlib.sha256()
+        written = 0
         with atomic_write(self.pixels) as file, contextlib.closing(decoded.chunks):
             header = {"descr": "|u1", "fortran_order": False, "shape": decoded.shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -91,51 +97,51 @@ class ImageCache:
                 written += len(chunk)
             assert written == decoded.shape[0] == len(decoded.labels)
         notes: dict[str, Any] = {"labels": decoded.labels, "made_from": self.made_from, "sha256": digest.hexdigest()}
-        with atomic_write(self.notes) as file:  # the last to come: without it the array counts for nothing
+        with atomic_write(self.notes) as file:  # written last: without it the array is ignored
             np.savez(file, **notes, file_signature=np.array(file_signature(self.pixels.stat())))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Only one process at a time is in here. Raises OSError where nothing can be written."""
+        """One process at a time. Raises OSError if the folder cannot be written."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
-        waits = False
+        waiting = False
         while not lock_file(file := self.lock.open("a")):
-            if not waits:
+            if not waiting:
                 print(
                     f"waiting for another process, which makes {display_path(self.pixels)}", file=sys.stderr, flush=True
                 )
-            waits = True
+            waiting = True
             time.sleep(0.2)
         with file:
             yield
 
 
-Looked = Iterator[tuple[str, os.stat_result | None]]
-"""Names of files below a folder with their status; None where a link leads nowhere."""
+FileStatuses = Iterator[tuple[str, os.stat_result | None]]
+"""Names of files below a folder with their status; None for a broken link."""
 
 
-def look(folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> Looked:
-    """The files below a folder in the order of their names; hidden ones are passed over, links are followed.
+def look(folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> FileStatuses:
+    """The files below a folder, sorted by name; hidden ones are skipped, links are followed.
 
     wanted: whether a file of this name counts. Raises DataError if a folder contains itself through a link.
     """
     yield from _look(str(folder), "", wanted, ())
 
 
-def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[tuple[int, int], ...]) -> Looked:
+def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[tuple[int, int], ...]) -> FileStatuses:
     try:
-        status = os.stat(folder)  # noqa: PTH116  (a Path for each of a million files takes longer than looking at it)
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        status = os.stat(folder)  # noqa: PTH116  (a Path for each of a million files takes longer than its status)
+        with os.scandir(folder) as unsorted:
+            entries = sorted(unsorted, key=lambda entry: entry.name)
     except OSError:
         return
-    if (own := (status.st_dev, status.st_ino)) in above:
+    if (identity := (status.st_dev, status.st_ino)) in above:
         raise DataError(f"{folder} leads back to a folder above it")
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _look(entry.path, f"{prefix}{entry.name}/", wanted, (*above, own))
+            yield from _look(entry.path, f"{prefix}{entry.name}/", wanted, (*above, identity))
         elif wanted(entry.name):
             try:
                 yield f"{prefix}{entry.name}", entry.stat()
@@ -143,8 +149,8 @@ def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[
                 yield f"{prefix}{entry.name}", None
 
 
-def fingerprint(*parts: object, files: Looked) -> str:
-    """A digest of some values and of the names, sizes and times of files, which are not read."""
+def fingerprint(*parts: object, files: FileStatuses) -> str:
+    """A digest of some values and of the names, sizes and times of files, whose content is not read."""
     digest = hashlib.sha256(ascii(parts).encode())
     for name, status in files:
         digest.update(ascii((name, None if status is None else file_signature(status))).encode())

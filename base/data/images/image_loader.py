@@ -1,4 +1,4 @@
-"""What data sets of small colour images have in common: bytes in memory or on disk, random crop and flip, scaling."""
+"""Data loaders of small colour images: bytes in memory or on disk, random crop and flip, normalisation."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from base.data.sources import SampleRandom, TensorSource
 class ImageLoader(BaseDataLoader):
     """Square images as uint8 of shape (N, size, size, 3); a batch is augmented and normalised at once.
 
-    crop: in training, shift each image by up to this many pixels in each direction; what comes in is black.
+    crop: in training, shift each image by up to this many pixels in each direction; the uncovered border is black.
     flip: in training, mirror each image with probability 1/2.
     mean, std: per channel, of images in [0, 1]; the default scales to [-1, 1].
     in_memory: keep the images in memory. False reads each batch from the disk, for more images than memory holds.
     """
 
     size: int
-    """Pixels of an edge; a subclass sets it before it calls this constructor."""
+    """Height and width in pixels; a subclass sets it before it calls this constructor."""
 
     def __init__(
         self,
@@ -41,17 +41,17 @@ class ImageLoader(BaseDataLoader):
         if min(std) <= 0:
             raise ValueError(f'"std" must be greater than 0, got {list(std)}')
         self.crop, self.flip, self.in_memory = crop, flip, in_memory
-        # for a row of pixels with 3 channels each: arithmetic on rows of 96 is far faster than on threes
+        # for a row of pixels: arithmetic on rows of 32 * 3 values is far faster than on 3 channels
         self.scale = (1 / (255 * torch.tensor(std))).repeat(self.size)  # (W * 3,)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).repeat(self.size)  # (W * 3,)
 
     def source(self, images: Images, *, augment: bool) -> TensorSource:
         """Batches of float32 images of shape (B, 3, size, size) and int64 labels of shape (B,)."""
-        use = self.augment if augment and (self.crop or self.flip) else None
-        return TensorSource(images.pixels, images.labels, augment=use, transform=self.normalize)
+        augmentation = self.augment if augment and (self.crop or self.flip) else None
+        return TensorSource(images.pixels, images.labels, augment=augmentation, transform=self.normalize)
 
     def augment(self, images: Tensor, random: SampleRandom) -> Tensor:
-        """Random crop and flip of a batch, uint8 of shape (B, H, W, 3) to the same."""
+        """Random crop and flip of a batch, uint8 of shape (B, H, W, 3)."""
         if self.crop:
             images = random_crop(images, self.crop, random)
         if self.flip:
@@ -61,10 +61,10 @@ class ImageLoader(BaseDataLoader):
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 of shape (B, H, W, 3) to float32 of shape (B, 3, H, W), by default in [-1, 1].
 
-        In memory the channels stay last, which convolutions are faster on.
+        The memory format stays channels last, with which convolutions are faster.
         """
         rows = images.flatten(2).float()  # (B, H, W * 3)
-        torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place: no second array to allocate
+        torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place, to allocate no second array
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
     def pictures(self, inputs: Tensor) -> Tensor:
@@ -74,21 +74,25 @@ class ImageLoader(BaseDataLoader):
 
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
-    """Shift each image of (B, H, W, C) by up to ``padding`` pixels in both directions; zeros come in."""
+    """Shift each image of (B, H, W, C) by up to ``padding`` pixels in both directions; fill with zeros."""
     count, height, width, channels = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))  # (B, H + 2p, W + 2p, C)
-    high, wide = padded.shape[1:3]
+    padded_height, padded_width = padded.shape[1:3]
     top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
-    starts = (torch.arange(count) * high + top) * wide + left  # the pixel in which each crop begins, of all images
-    last = count * high * wide - (height - 1) * wide - width  # the last one in which a crop could
-    # the crops that begin in every pixel, as views of one memory: to pick pixels one by one takes seven times as long
-    crops = padded.as_strided((last + 1, height, width * channels), (channels, wide * channels, 1))
-    return crops.index_select(0, starts).view(images.shape)
+
+    # a crop is named by its first pixel, counted over all padded images
+    first_pixels = (torch.arange(count) * padded_height + top) * padded_width + left  # (B,)
+    last_possible = count * padded_height * padded_width - (height - 1) * padded_width - width
+    # a view of the crop at every possible first pixel; picking single pixels takes seven times as long
+    crops = padded.as_strided(
+        (last_possible + 1, height, width * channels), (channels, padded_width * channels, 1)
+    )  # (last_possible + 1, H, W * C)
+    return crops.index_select(0, first_pixels).view(images.shape)
 
 
 def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
     """Mirror each image of (B, H, W, C) left to right with probability 1/2, in place."""
     mirrored = np.flatnonzero(random.uniform()[0].numpy() < 0.5)
-    # half the work of torch.where on all of them; NumPy copies whole images, index_copy_ takes twice as long
+    # half the work of torch.where on all images; NumPy copies whole images, index_copy_ takes twice as long
     images.numpy()[mirrored] = images.index_select(0, torch.from_numpy(mirrored)).flip(2).numpy()
     return images

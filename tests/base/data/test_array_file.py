@@ -61,12 +61,10 @@ def test_batches_are_those_of_the_data_in_memory(tmp_path: Path, shuffle: bool, 
         Batches(source, batch_size=5, indices=part, shuffle=shuffle, seed=1, num_workers=count)
         for source, count in zip(sources, (0, workers), strict=True)
     )
-    windows = list(itertools.islice(memory.windows(), 12))
-    for (_, _, (inputs, targets)), (_, _, (others, other_targets)) in zip(
-        memory.load(windows), disk.load(windows), strict=True
-    ):
-        assert torch.equal(inputs, others)
-        assert torch.equal(targets, other_targets)
+    ranges = list(itertools.islice(memory.ranges(), 12))
+    for from_memory, from_disk in zip(memory.load(ranges), disk.load(ranges), strict=True):
+        assert torch.equal(from_memory.data[0], from_disk.data[0])
+        assert torch.equal(from_memory.data[1], from_disk.data[1])
 
 
 def test_workers_get_the_name_and_not_the_data(tmp_path: Path) -> None:
@@ -134,7 +132,7 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_no_other_data(tmp_path:
     saved(tmp_path, np.ones((10, 4), np.uint8))
     with pytest.raises(DataError, match="replaced while it was in use"):
         next(Batches(worker, batch_size=2).load([BatchRange(0, 0, 2)]))
-    _, _, (inputs, _) = next(Batches(source, batch_size=2).load([BatchRange(0, 0, 2)]))
+    inputs, _ = next(Batches(source, batch_size=2).load([BatchRange(0, 0, 2)])).data
     assert not inputs.any(), "this process has the old file open"
     shrinking = ArrayFile.open(path)
     with path.open("r+b") as file:

@@ -5,7 +5,7 @@ import random
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
-from base.data.sources import SampleRandom, SampleSource, TensorSource, draw_together
+from base.data.sources import SampleRandom, SampleSource, TensorSource, describe_batch
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from utils.errors import DataError
@@ -53,8 +53,8 @@ def numbers(count: int = 23) -> TensorSource:
 
 
 def passes(batches: Batches, count: int) -> list[Any]:
-    windows = list(itertools.islice(batches.windows(), count * len(batches)))
-    return [batch for _, _, batch in batches.load(windows)]
+    ranges = itertools.islice(batches.ranges(), count * len(batches))
+    return [micro_batch.data for micro_batch in batches.load(ranges)]
 
 
 def equal(left: list[Any], right: list[Any]) -> bool:
@@ -76,13 +76,63 @@ def test_batches_are_the_same_for_any_number_of_workers(source: Any) -> None:
 @pytest.mark.parametrize("start", [0, 1, 5, 7])
 def test_batches_are_the_same_from_any_position(source: Any, start: int) -> None:
     batches = Batches(source, batch_size=4, shuffle=True, seed=3)
-    windows = list(itertools.islice(batches.windows(), 12))
-    whole = [batch for _, _, batch in batches.load(windows)]
-    position = batches.after(windows[start - 1]) if start else Position()
+    ranges = list(itertools.islice(batches.ranges(), 12))
+    loaded = [micro_batch.data for micro_batch in batches.load(ranges)]
+    position = batches.after(ranges[start - 1]) if start else Position()
     again = Batches(source, batch_size=4, shuffle=True, seed=3)
-    later = list(itertools.islice(again.windows(position), 12 - start))
-    assert later == windows[start:]
-    assert equal([batch for _, _, batch in again.load(later)], whole[start:])
+    later = list(itertools.islice(again.ranges(position), 12 - start))
+    assert later == ranges[start:]
+    assert equal([micro_batch.data for micro_batch in again.load(later)], loaded[start:])
+
+
+class Pair(NamedTuple):
+    inputs: Tensor
+    labels: Any
+
+
+class Pairs(Dataset[Pair]):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Pair:
+        return Pair(torch.full((3,), float(index)), {"class": index})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_may_be_a_named_tuple(workers: int) -> None:
+    batches = Batches(SampleSource(Pairs()), batch_size=4, num_workers=workers)
+    first, second = passes(batches, 1)
+    assert isinstance(first, Pair)
+    assert first.inputs.shape == (4, 3)
+    assert second.labels["class"].tolist() == [4, 5]
+    assert describe_batch(first) == "(4, 3) float32, (4,) int64"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_hold_their_micro_batches_samples_and_position(workers: int) -> None:
+    batches = Batches(numbers(), batch_size=5, num_workers=workers)
+    batches.divide(1, 4)
+    ranges = list(itertools.islice(batches.ranges(), 5))
+    steps, loaded = [], []
+    for step in batches.load_steps([ranges[:2], ranges[2:4], ranges[4:]]):
+        steps.append(step)
+        loaded.append(list(step.micro_batches))
+    assert [step.count for step in steps] == [2, 2, 1]
+    assert [step.samples for step in steps] == [10, 10, 3]
+    assert [step.position for step in steps] == [Position(0, 10), Position(0, 20), Position(1, 0)]
+    micro_batches = list(itertools.chain(*loaded))
+    assert [micro_batch.range for micro_batch in micro_batches] == ranges
+    assert [micro_batch.size for micro_batch in micro_batches] == [1, 1, 1, 1, 1]
+    assert [micro_batch.data[1].tolist() for micro_batch in micro_batches] == [[1], [6], [11], [16], [20]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_without_samples_loads_the_whole_batch(workers: int) -> None:
+    batches = Batches(numbers(2), batch_size=2, num_workers=workers)
+    batches.divide(0, 4)
+    [micro_batch] = batches.one_pass()
+    assert micro_batch.size == 0
+    assert micro_batch.data[1].tolist() == [0, 1]
 
 
 def test_a_pass_holds_every_sample_once() -> None:
@@ -96,7 +146,8 @@ def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, tran
     stored, labels = torch.arange(23.0), torch.arange(23)
     source = TensorSource(stored, labels, transform=transform)
     with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
-        for _, _, (inputs, targets) in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+        for micro_batch in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+            inputs, targets = micro_batch.data
             inputs.zero_()
             targets.zero_()
         assert torch.equal(stored, torch.arange(23.0))
@@ -107,8 +158,8 @@ def test_evaluation_leaves_the_data_as_they_are() -> None:
     stored = torch.arange(23.0)
     source = TensorSource(stored, torch.arange(23))
     with torch.inference_mode():
-        for _, _, (inputs, _) in Batches(source, batch_size=5).one_pass():
-            inputs.zero_()
+        for micro_batch in Batches(source, batch_size=5).one_pass():
+            micro_batch.data[0].zero_()
     assert torch.equal(stored, torch.arange(23.0))
 
 
@@ -146,7 +197,9 @@ def test_validation_is_a_part_of_the_training_data(split: float, held_out: int) 
     assert (training.num_samples, validation.num_samples, loader.test().num_samples) == (50 - held_out, held_out, 9)
     assert isinstance(training.indices, Tensor)
     assert isinstance(validation.indices, Tensor)
-    assert set(training.indices.tolist()).isdisjoint(validation.indices.tolist())
+    assert sorted([*training.indices.tolist(), *validation.indices.tolist()]) == list(range(50))
+    for indices in (training.indices, validation.indices):
+        assert (indices.diff() > 0).all(), "not in the order of the file"
     other = loader.training(seed=6)
     assert isinstance(other.indices, Tensor)
     assert torch.equal(training.indices, other.indices), "the split must not depend on the run"
@@ -163,8 +216,7 @@ def test_random_targets() -> None:
     def draw(**what: Any) -> tuple[Tensor, Tensor]:
         loader = RandomTensorLoader(batch_size=4, num_samples=100, input_shape=[3], **what)
         batches = Batches(loader.training_data(augment=True), batch_size=100)
-        _, _, batch = next(batches.one_pass())
-        return tuple(batch)
+        return tuple(next(batches.one_pass()).data)
 
     _, classes = draw(num_classes=4)
     assert classes.dtype == torch.int64
@@ -187,11 +239,11 @@ def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: P
     training, validation = loader.training(seed=0), loader.validation()
     assert validation is not None
     assert isinstance(validation.indices, Tensor)
-    _, _, (images, targets) = next(validation.load([BatchRange(0, 0, 20)]))
+    images, targets = next(validation.load([BatchRange(0, 0, 20)])).data
     torch.testing.assert_close(images, stored[validation.indices].permute(0, 3, 1, 2).float() / 127.5 - 1)
     assert torch.equal(targets, labels[validation.indices])
     assert images.is_contiguous(memory_format=torch.channels_last)
-    _, _, (augmented, _) = next(training.load([BatchRange(0, 0, 20)]))
+    augmented, _ = next(training.load([BatchRange(0, 0, 20)])).data
     assert not torch.equal(augmented, loader.normalize(stored[training.sample_indices(BatchRange(0, 0, 20))]))
     assert -1 <= augmented.min() < augmented.max() <= 1
 
@@ -210,24 +262,36 @@ def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_fold
         loader.training(seed=0)
 
 
-@pytest.mark.parametrize(("batch_size", "planned"), [(4, 64), (500, 33), (20_000, 1)])
-def test_only_so_many_batches_are_planned_ahead(batch_size: int, planned: int) -> None:
-    asked: list[BatchRange] = []
-    batches = Batches(TensorSource(torch.zeros(100_000), torch.zeros(100_000)), batch_size=batch_size)
-    loaded = batches.load(asked.append(window) or window for window in batches.windows())  # type: ignore[func-returns-value]
-    next(loaded)
-    assert len(asked) == planned
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(("samples", "batch_size"), [(1000, 4), (20_001, 500), (40_000, 20_000)])
+def test_numbers_drawn_for_several_batches_are_those_that_each_would_draw(
+    samples: int, batch_size: int, world_size: int, shuffle: bool
+) -> None:
+    drawn: list[SampleRandom] = []
+
+    def augment(inputs: Tensor, sample_random: SampleRandom) -> Tensor:
+        drawn.append(sample_random)
+        return inputs
+
+    source = TensorSource(torch.zeros(samples), torch.zeros(samples), augment=augment)
+    batches = Batches(source, batch_size=batch_size, shuffle=shuffle, seed=7)
+    batches.divide(world_size - 1, world_size)
+    for batch_range in itertools.islice(batches.ranges(), 5, len(batches) + 3):
+        next(batches.load([batch_range]))
+    for sample_random in drawn[::-1]:  # in any order
+        alone = SampleRandom(sample_random.indices, sample_random.key)
+        assert torch.equal(alone.uniform(2), sample_random.uniform(2).clone())
+        assert torch.equal(alone.integers(0, 9), sample_random.integers(0, 9))
 
 
-@pytest.mark.parametrize("passes_before", [0, 1])
-def test_batches_that_draw_together_draw_what_each_would_draw_alone(passes_before: int) -> None:
-    keys = [(0, "sample", passes_before), (0, "sample", 1), (0, "sample", 1)]
-    indices: list[torch.Tensor | slice] = [torch.tensor([4, 7]), slice(0, 5), torch.tensor([9])]
-    alone, together = ([SampleRandom(*both) for both in zip(indices, keys, strict=True)] for _ in range(2))
-    draw_together(together)
-    for one, other in [*zip(alone, together, strict=True)][::-1]:  # in any order
-        assert torch.equal(one.uniform(2), other.uniform(2))
-        assert torch.equal(one.integers(0, 9), other.integers(0, 9))
+def test_numbers_that_were_changed_in_place_do_not_come_again() -> None:
+    def augment(inputs: Tensor, sample_random: SampleRandom) -> Tensor:
+        return inputs + sample_random.uniform()[0].mul_(2)
+
+    batches = Batches(TensorSource(torch.zeros(8), torch.zeros(8), augment=augment), batch_size=4)
+    first, again = passes(batches, 1), passes(batches, 1)
+    assert equal(first, again)
 
 
 def test_crop_shifts_and_flip_mirrors() -> None:

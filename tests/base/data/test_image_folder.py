@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from base.data.images.decoding import read_image
+from base.data.images.folder import read_image
 from data_loader.image_folder import ImageFolderLoader
 from tests.small_data import write_images
 from utils.errors import DataError, UserError
@@ -65,7 +65,7 @@ def test_folders_name_the_classes(photos: Path) -> None:
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_later_runs_decode_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
     before = pixels(loader(photos))
-    monkeypatch.setattr("base.data.images.decoding.decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr("data_loader.image_folder.decode", lambda *_, **__: pytest.fail("decoded again"))
     images = loader(photos, in_memory=in_memory).read("train").pixels
     assert torch.equal(before, images if isinstance(images, Tensor) else images.rows(slice(0, 20)))
 
@@ -108,7 +108,7 @@ def test_validation_may_have_a_folder_of_its_own(photos: Path) -> None:
     validation = own.validation()
     assert validation is not None
     assert (own.training(seed=0).num_samples, validation.num_samples) == (20, 4)
-    _, _, (images, labels) = next(validation.one_pass())
+    images, labels = next(validation.one_pass()).data
     assert labels.tolist() == [0] * 4
     assert torch.equal(images, own.normalize(pixels(own, "val")))
     split = loader(photos, validation_split=5).validation()
@@ -128,7 +128,7 @@ def test_what_is_no_image_is_left_out_and_told(photos: Path, capfd: pytest.Captu
     assert made.class_names == ("big dog", "linked class", "고양이")
     assert made.read("train").labels.bincount().tolist() == [8, 2, 13]
     assert "23 images in" in (said := capfd.readouterr().err)
-    assert "left out: 2 files that are no images (.gif .txt)" in said
+    assert "skipped: 2 files that are not images (.gif .txt)" in said
 
 
 def test_a_class_is_the_same_however_a_system_writes_its_letters(photos: Path) -> None:
@@ -144,10 +144,10 @@ def _empty(folder: Path) -> None:
 
 MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (shutil.rmtree, "there is no folder"),
-    (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, and no train/"),
+    (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, but no train/"),
     (_empty, "no images of big dog"),
-    (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "holds no folder"),
-    (lambda folder: write_images(folder, {"train": 2}), r"2 images \(0.png ...\) lie in no folder"),
+    (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "has no folders"),
+    (lambda folder: write_images(folder, {"train": 2}), r"2 images \(0.png ...\) are not in a class folder"),
     (lambda folder: (folder / "train" / "big dog" / "up").symlink_to(folder), "leads back"),
 ]
 
@@ -183,10 +183,10 @@ def test_all_broken_files_are_named_at_once(photos: Path) -> None:
     assert "5 of 23 images cannot be read" in str(error.value)
     for name in (
         "1.png",
-        "2.png: no image",
-        "3.jpg: no image",
+        "2.png: not an image",
+        "3.jpg: not an image",
         "broken.png",
-        "fractions.tiff: its pixels are fractions",
+        "fractions.tiff: its pixels are floats",
     ):
         assert name in str(error.value)
     assert not list((photos / "cache").glob("*.np*"))
@@ -202,7 +202,7 @@ def test_where_nothing_can_be_written_the_message_names_the_way_out(photos: Path
 
 def test_processes_decode_the_same_as_one(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     alone = pixels(loader(photos))
-    monkeypatch.setattr("base.data.images.decoding._processes", lambda chunks: 2)
+    monkeypatch.setattr("base.data.images.folder._processes", lambda chunks: 2)
     assert torch.equal(alone, pixels(loader(photos, cache_dir=str(tmp_path))))
 
 
@@ -213,7 +213,7 @@ def test_a_disk_that_is_full_ends_the_processes_too(photos: Path, monkeypatch: p
                 raise OSError(28, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr("base.data.images.decoding._processes", lambda chunks: 2)
+    monkeypatch.setattr("base.data.images.folder._processes", lambda chunks: 2)
     monkeypatch.setattr("base.data.images.cache.atomic_write", lambda path: contextlib.nullcontext(Full()))
     with pytest.raises(DataError, match="No space left") as error:
         loader(photos).training(seed=0)
@@ -272,7 +272,7 @@ def test_what_is_transparent_is_white_whatever_colour_it_hides(tmp_path: Path) -
 
 def test_a_mistake_has_its_place_in_the_config(fit: Callable[..., Any], photos: Path) -> None:
     args = {"data_dir": str(photos / "train"), "size": 16, "batch_size": 4}
-    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*holds the folders big dog, 고양이, and no train/"):
+    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*holds the folders big dog, 고양이, but no train/"):
         fit(data_loader={"type": "ImageFolderLoader", "args": args}, model="LeNet")
     with pytest.raises(UserError, match=r'"crop" must be at most 16'):
         fit(data_loader={"type": "ImageFolderLoader", "args": {**args, "crop": 17}}, model="LeNet")

@@ -1,0 +1,210 @@
+"""A folder of images, one folder per class: its classes, its files, and their pixels, decoded in several processes.
+
+torchvision and Pillow are imported only when images are decoded.
+"""
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from base.data.images.cache import Decoded, Pixels
+from utils.errors import DataError
+from utils.paths import display_path
+from utils.signals import ignore_in_worker
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
+MOST_NAMED = 1000  # unreadable files in a message
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def class_name(folder: str) -> str:
+    """The class of a folder: its name in Unicode's composed form (a Mac may store the same Korean name decomposed)."""
+    return unicodedata.normalize("NFC", folder)
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the class folders. Raises DataError if there are none, or if images lie beside them."""
+    try:
+        entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{root} cannot be read: {error.strerror}") from error
+    if beside := [path.name for path in entries if is_image(path.name) and path.is_file()]:
+        raise DataError(
+            f"{root}: {len(beside):,} images ({beside[0]} ...) are not in a class folder, whose name is their class"
+        )
+    if not (folders := [path.name for path in entries if path.is_dir()]):
+        raise DataError(f"{root} has no folders; it should hold one folder of images per class")
+    return folders
+
+
+def training_classes(data_dir: Path) -> tuple[str, ...]:
+    """The classes of data_dir/train, sorted by name. Raises DataError if the folder has another layout."""
+    layout = "train/CLASS/*.jpg and test/CLASS/*.jpg"
+    if not data_dir.is_dir():
+        raise DataError(f"there is no folder {data_dir}; data_dir should hold {layout}")
+    if not (data_dir / "train").is_dir():
+        folders = sorted(path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+        listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}" if folders else "no folders"
+        raise DataError(f"{data_dir} holds {listed}, but no train/; it should hold {layout}")
+    return tuple(sorted({class_name(folder) for folder in class_folders(data_dir / "train")}))
+
+
+def check_classes(root: Path, known: tuple[str, ...]) -> None:
+    """Raise DataError if a folder's class is not among those of the training data."""
+    if unknown := [folder for folder in class_folders(root) if class_name(folder) not in known]:
+        raise DataError(
+            f"{root} holds classes that are not in {root.parent / 'train'}: {', '.join(unknown[:10])}; "
+            f"there are: {', '.join(known[:10])}{' ...' if known[10:] else ''}"
+        )
+
+
+def skipped_files(root: Path) -> str:
+    """The files that do not count as images, for a message; empty if there are none."""
+    names = [name for _, _, files in os.walk(root, followlinks=True) for name in files if not name.startswith(".")]
+    suffixes = sorted({Path(name).suffix or name for name in names if not is_image(name)})
+    count = sum(not is_image(name) for name in names)
+    return f"; skipped: {count:,} files that are not images ({' '.join(suffixes[:5])})" if count else ""
+
+
+def decode(root: Path, class_names: Sequence[str], size: int, *, every_class: bool) -> Decoded:
+    """All images of some classes. Raises DataError, naming every file that cannot be decoded.
+
+    every_class: whether each class must have images.
+    """
+    files = _Files(root, class_names, size)
+    labels = np.array([label for _, label in files.samples], dtype=np.int64)
+    empty = [
+        name
+        for name, count in zip(class_names, np.bincount(labels, minlength=len(class_names)), strict=True)
+        if not count
+    ]
+    if empty and (every_class or not len(files)):
+        raise DataError(f"{root}: no images of {', '.join(empty[:10])}; add some or remove the folder ({SUFFIXES})")
+    return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {display_path(root)}"))
+
+
+def read_image(path: str, *, size: int) -> Pixels:
+    """The pixels of a file, (size, size, 3): upright, the shorter side scaled to size, the longer one cropped.
+
+    Transparent pixels become white; of 16 bits the upper 8 are taken. Raises what Pillow raises, or ValueError.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a part of its size, in a part of the time
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.BILINEAR))
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of an unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # Pillow would make everything above 255 white
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its pixels are integers of more than 16 bits; save it with 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class _Files(Dataset[Pixels | str]):
+    """The images of some classes, found by torchvision: pixels, or as text the reason why a file has none.
+
+    class_names: an image's label is the index of its class among them.
+    """
+
+    def __init__(self, root: Path, class_names: Sequence[str], size: int) -> None:
+        from torchvision.datasets.folder import make_dataset
+
+        self.root = root
+        self.size = size
+        labels = {folder: class_names.index(class_name(folder)) for folder in class_folders(root)}
+        self.samples: list[tuple[str, int]] = make_dataset(
+            str(root), labels, is_valid_file=self._is_valid, allow_empty=True
+        )
+
+    def _is_valid(self, path: str) -> bool:
+        *folders, name = Path(path).relative_to(self.root).parts
+        return is_image(name) and not any(folder.startswith(".") for folder in folders)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Pixels | str:
+        from PIL import UnidentifiedImageError
+
+        path, _ = self.samples[index]
+        try:
+            return read_image(path, size=self.size)
+        except UnidentifiedImageError:
+            return f"{display_path(Path(path))}: not an image, or cut short"
+        except Exception as error:  # Pillow raises many kinds for files that are damaged
+            return f"{display_path(Path(path))}: {error or type(error).__name__}"
+
+
+def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
+    """The pixels of some images at a time, in their order."""
+    chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
+    loader: DataLoader[Any] = DataLoader(
+        files,
+        batch_size=chunk,
+        num_workers=_processes(len(files) // chunk),
+        collate_fn=list,  # NumPy arrays need no shared memory, of which containers have little
+        worker_init_fn=ignore_in_worker,
+        generator=torch.Generator(),  # by default the loader would draw from the model's
+    )
+    broken: list[str] = []
+    start = time.perf_counter()
+    for items in _counted(loader, len(files), title):
+        broken += [item for item in items if isinstance(item, str)]
+        if not broken:
+            yield np.stack(items)
+    if broken:
+        more = f"\n... and {len(broken) - MOST_NAMED:,} more" if broken[MOST_NAMED:] else ""
+        raise DataError(
+            f"{len(broken):,} of {len(files):,} images cannot be read; repair or remove them:\n"
+            + "\n".join(broken[:MOST_NAMED])
+            + more
+        )
+    seconds = time.perf_counter() - start
+    print(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}", file=sys.stderr, flush=True)
+
+
+def _counted(chunks: Iterable[list[Pixels | str]], count: int, title: str) -> Iterator[list[Pixels | str]]:
+    """Show the progress: a bar in a terminal, otherwise a line every 5,000 images."""
+    terminal = sys.stderr.isatty()
+    done = 0
+    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=not terminal, dynamic_ncols=True) as bar:
+        for items in chunks:
+            yield items
+            bar.update(len(items))
+            if not terminal and (done + len(items)) // 5000 > done // 5000:
+                print(f"{title}: {done + len(items):,} of {count:,}", file=sys.stderr, flush=True)
+            done += len(items)
+
+
+def _processes(chunks: int) -> int:
+    """Worker processes: one per processor; 0 where this process is done before they would have started."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, chunks) if processors > 1 and chunks > 1 else 0

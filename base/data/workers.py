@@ -1,0 +1,64 @@
+"""Processes that load batches beside the training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from base.data.sample_random import RandomKey, SampleRandom
+from base.data.sources import Source
+from utils.random import mix
+from utils.signals import end_workers_at_exit, ignore_in_worker
+
+Request = tuple[npt.NDArray[np.int64], RandomKey]
+"""The sample indices of a batch, of shape (B,), and the key of its random numbers.
+
+NumPy's array travels as bytes; a tensor would be fetched from the other process, which may have ended by then."""
+
+
+class Workers:
+    """Processes that load batches."""
+
+    def __init__(self, source: Source, count: int, seed: int) -> None:
+        end_workers_at_exit()
+        self._sampler = _RequestSampler()
+        self._loader: DataLoader[Any] = DataLoader(
+            _BatchDataset(source),
+            sampler=self._sampler,
+            batch_size=None,
+            num_workers=count,
+            persistent_workers=True,
+            pin_memory=torch.accelerator.is_available(),
+            worker_init_fn=ignore_in_worker,
+            # the loader draws from this generator; by default it would draw from the model's
+            generator=torch.Generator().manual_seed(mix(seed, "workers")),
+        )
+
+    def load(self, requests: Iterator[Request]) -> Iterator[Any]:
+        """The batches of some requests, in their order; requests are taken ahead of what is given."""
+        self._sampler.requests = requests
+        return iter(self._loader)
+
+
+class _BatchDataset(Dataset[Any]):
+    """Loads the batch of a request, in a worker process."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, request: Request) -> Any:
+        indices = torch.from_numpy(request[0])
+        return self.source.batch(indices, SampleRandom(indices, request[1]))
+
+
+class _RequestSampler(Sampler[Any]):
+    """Gives the requests to the workers."""
+
+    def __init__(self) -> None:
+        self.requests: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.requests
