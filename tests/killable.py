@@ -74,7 +74,7 @@ def do_at(step: int, rank: str, what: str) -> None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that the launcher need not wait for it
                 time.sleep(1000)
             if what == "spoil":
-                group[0][0][2][0].fill_(float("nan"))
+                group.micro_batches[0].data[0].fill_(float("nan"))
         return original(self, group)
 
     BaseTrainer.take_step = take_step  # type: ignore[method-assign]
