@@ -65,7 +65,7 @@ def test_a_full_disk_is_survived_and_what_was_logged_meanwhile_comes_later(
     run = fit(*OFTEN, f"trainer.save_dir={small_disk}", f"trainer.checkpoint={kind}").run_dir
     said = capsys.readouterr().err
     assert "step-00000006.pth could not be written: [Errno 28] No space left on device" in said
-    assert "the older checkpoints are whole" in said
+    assert "the older checkpoints are intact" in said
     assert differences(whole.run_dir, run) == []
     assert " 2/4 " in (run / "train.log").read_text()
 

@@ -84,7 +84,7 @@ def test_a_zip_that_is_signed_but_no_checkpoint_is_refused(fit: Fit) -> None:
         checkpoint.read(path)
     torch.save({"weights": 1}, path)
     sign(path)
-    with pytest.raises(CheckpointError, match="no checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="not a checkpoint written by this project"):
         checkpoint.read(path)
 
 
