@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.files import Stamp, file_signature
+from utils.files import FileSignature, file_signature
 
 CHUNK = 2**22  # bytes that are read before they are hashed, while the processor's cache still has them
 
@@ -33,7 +33,7 @@ class ArrayFile:
     offset: int
     """Bytes before the first row."""
     row_bytes: int
-    file_signature: Stamp
+    file_signature: FileSignature
     """The file when it was opened first; another one of the same name is refused."""
     _handle: list[int] = field(default_factory=list, compare=False, repr=False)
 

@@ -44,9 +44,9 @@ class ShardedCheckpointer(Checkpointer):
         super().__init__(folder, **options)
         self.process_group = processes
         self.shared = shared
-        self.group: Any = None
-        if processes.launched:  # a separate one: the thread communicates while training does
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
+        self.thread_group: Any = None
+        if processes.launched:  # separate from training's: both communicate at the same time
+            self.thread_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         quiet_dcp()
@@ -68,13 +68,13 @@ class ShardedCheckpointer(Checkpointer):
             return torch.empty_like(tensor, device="meta")
 
         rest = map_with_keys(take, state)
-        replicated = {name: tensor.numel() for name, tensor in large.items() if not isinstance(tensor, DTensor)}
-        # of those, every process writes about as many numbers
-        own = sorted(replicated, key=lambda name: -replicated[name])[
-            self.process_group.rank :: self.process_group.world_size
-        ]
-        left_to_others = replicated.keys() - set(own)
-        tensors = {name: snapshot(tensor) for name, tensor in large.items() if name not in left_to_others}
+        # of the replicated tensors, every process writes about as many numbers
+        replicated = [name for name, tensor in large.items() if not isinstance(tensor, DTensor)]
+        replicated.sort(key=lambda name: large[name].numel(), reverse=True)
+        own = set(replicated[self.process_group.rank :: self.process_group.world_size])
+        tensors = {
+            name: snapshot(tensor) for name, tensor in large.items() if name in own or isinstance(tensor, DTensor)
+        }
         return Staged(tensors, rest if self.process_group.is_main_process else {})
 
     def _is_large(self, keys: Keys, tensor: Tensor) -> bool:
@@ -86,7 +86,7 @@ class ShardedCheckpointer(Checkpointer):
     def _store(self, step: int, state: Staged) -> None:
         data = self._make_folder(step)
         try:
-            hashes = write_tensors(data, state.tensors, self.group)
+            hashes = write_tensors(data, state.tensors, self.thread_group)
             if not self.process_group.is_main_process:
                 return
             sync_folder(data)
@@ -113,8 +113,8 @@ class ShardedCheckpointer(Checkpointer):
                 (self.folder / made[0]).mkdir()
             except OSError as error:
                 made = [error]
-        if self.group is not None:
-            dist.broadcast_object_list(made, src=0, group=self.group)
+        if self.thread_group is not None:
+            dist.broadcast_object_list(made, src=0, group=self.thread_group)
         if isinstance(made[0], OSError):
             raise made[0]
         return self.folder / str(made[0])

@@ -108,8 +108,9 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
 
 
 def quiet_dcp() -> None:
-    """Silence DCP's warning about a single process. To be called in the main thread: filters are not thread-safe."""
+    """Silence DCP's warnings, which are not about us. In the main thread: warning filters are not thread-safe."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9
 
 
 class _Writer(FileSystemWriter):

@@ -38,9 +38,8 @@ class TorchProcessGroup(ProcessGroup):
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
-        seconds = JOIN_SECONDS
-        with self._communication("timed out after {seconds:g} s waiting for the other processes at {address}", seconds):
-            wait = timedelta(seconds=seconds)
+        with self._communication(meeting=JOIN_SECONDS):
+            wait = timedelta(seconds=JOIN_SECONDS)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
             prefix = _meet(store, self.rank, self.world_size, wait)
             self.store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
@@ -55,7 +54,7 @@ class TorchProcessGroup(ProcessGroup):
         if accelerator is not None:
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
-        with self._communication("timed out after {seconds:g} s waiting for the other processes at {address}", seconds):
+        with self._communication(meeting=seconds):
             if self.store.add("arrived", 1) == self.world_size:
                 self.store.set("all arrived", "")
             _wait(self.store, "all arrived", wait)
@@ -209,17 +208,18 @@ class TorchProcessGroup(ProcessGroup):
         return missing
 
     @contextmanager
-    def _communication(self, timed_out: str = "", seconds: float = 0.0) -> Iterator[None]:
+    def _communication(self, *, meeting: float | None = None) -> Iterator[None]:
+        """Names the process that an error comes from. meeting: seconds to wait, while the processes still meet."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            if timed_out:
-                address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                message = timed_out.format(seconds=seconds, address=address)
-                raise UserError(
-                    f"process {self.rank} of {self.world_size}: {message}: {str(error).splitlines()[0]}"
-                ) from error
-            raise (self.peer_failure(error) or error) from error
+            if meeting is None:
+                raise (self.peer_failure(error) or error) from error
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"process {self.rank} of {self.world_size}: timed out after {meeting:g} s waiting for the other "
+                f"processes at {address}: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _number(name: str, default: str | None = None) -> int:
