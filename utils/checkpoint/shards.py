@@ -12,6 +12,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,15 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):  # how early releases of Python 3.11 pickle an enum's member
+            return _enum_member
         raise pickle.UnpicklingError(f"{module}.{name} is not part of DCP's metadata")
+
+
+def _enum_member(enum: Any, name: str) -> Any:
+    if not isinstance(enum, EnumType):
+        raise pickle.UnpicklingError(f"{enum} is not an enum")
+    return enum[name]
 
 
 def _read_metadata(folder: Path, hashes: dict[str, str], targets: dict[str, Tensor]) -> Metadata:

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on ends with the bits of one that was left alone."""
+"""A run that is killed and resumed ends with the same bits as one that was not."""
 
 import json
 from collections import Counter, OrderedDict, defaultdict

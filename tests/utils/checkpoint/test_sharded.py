@@ -37,7 +37,7 @@ def newest(run: Path) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """What stands in the file itself, large tensors without their values."""
+    """The content of the file itself, large tensors without their values."""
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
 
@@ -47,8 +47,13 @@ def data_of(path: Path) -> Path:
     return path.parent / content(path)["sharded"]["data"]  # type: ignore[no-any-return]
 
 
+def metadata_of(file: Path) -> Metadata:
+    """What DCP has written about the tensors of a checkpoint."""
+    return pickle.loads((data_of(file) / ".metadata").read_bytes())  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("kinds", ["sharded sharded", "full sharded", "sharded full", "full sharded full sharded"])
-def test_a_resume_is_exact_whichever_kind_it_goes_on_from(fit: Fit, kinds: str) -> None:
+def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     whole = fit(*OFTEN, "trainer.epochs=4", optimizer=ADAM).run_dir
     first, *others = kinds.split()
     run = fit(*OFTEN, "trainer.epochs=1", f"trainer.checkpoint={first}", name="other", optimizer=ADAM).run_dir
@@ -63,7 +68,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(fit: Fit) -> None:
     run = fit(*OFTEN, SHARDED, optimizer=ADAM).run_dir
     before = state(run)
     middle = run / "checkpoints" / "step-00000003.pth"
-    train.main(["-r", str(data_of(middle))])  # the folder stands for the checkpoint too
+    train.main(["-r", str(data_of(middle))])  # the folder names the checkpoint too
     after = state(run)
     assert all(same(before[part], after[part]) for part in before if part != "writers")
 
@@ -128,7 +133,7 @@ def test_the_folder_of_an_interrupted_save_goes_with_the_next(fit: Fit) -> None:
     assert folders == {data_of(path).name for path in checkpoint.step_files(run / "checkpoints")} | {"step-by-step"}
 
 
-def test_a_course_that_is_left_can_be_taken_up_again(fit: Fit) -> None:
+def test_an_abandoned_branch_can_be_loaded_again(fit: Fit) -> None:
     run = fit(*OFTEN, SHARDED, "trainer.epochs=3").run_dir
     before = state(run)
     train.main(["-r", str(run / "checkpoints" / "step-00000003.pth"), "trainer.clip_grad_norm=0.01"])
@@ -137,7 +142,7 @@ def test_a_course_that_is_left_can_be_taken_up_again(fit: Fit) -> None:
     assert same(checkpoint.read(aside)["model"], before["model"])
 
 
-def test_what_stands_until_the_new_one_does_is_not_touched(
+def test_a_failed_save_leaves_the_checkpoints_before_it(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fit(*OFTEN, SHARDED).run_dir
@@ -192,7 +197,7 @@ def flip(data: Path) -> None:
         lambda data: (data / ".metadata").unlink(),
     ],
 )
-def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     fit: Fit, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
 ) -> None:
     whole = fit(*OFTEN, "trainer.epochs=3").run_dir
@@ -204,7 +209,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(
     assert differences(whole, run) == []
 
 
-# ------------------------------------------------------------------ somebody else's folder
+# ------------------------------------------------------------------ an untrusted folder
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -251,7 +256,7 @@ def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path:
     run = fit(SHARDED, "trainer.keep_last=1", "trainer.epochs=1").run_dir
     file = newest(run)
     data = data_of(file)
-    metadata = FileSystemReader(data).read_metadata()
+    metadata = metadata_of(file)
     metadata.planner_data = Payload(trace)
     (data / ".metadata").write_bytes(pickle.dumps(metadata if how == "within" else Payload(trace)))
     if signed:
@@ -276,12 +281,26 @@ def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path:
 )
 def test_only_the_classes_of_tensors_are_known(fit: Fit, other: Any) -> None:
     file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
-    metadata = FileSystemReader(data_of(file)).read_metadata()
+    metadata = metadata_of(file)
     metadata.state_dict_metadata["other"] = other
     (data_of(file) / ".metadata").write_bytes(pickle.dumps(metadata))
     sign(file)
     with pytest.raises(CheckpointError, match="nothing of it was run"):
         checkpoint.read(file)
+
+
+def test_an_enum_is_known_in_either_form_that_python_pickles_it_in(fit: Fit) -> None:
+    file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
+    metadata = metadata_of(file)
+    metadata.planner_data = Calls(getattr, type(memory_format(metadata)), "TORCH_CHANNELS_LAST")
+    (data_of(file) / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(file)
+    checkpoint.read(file)
+
+
+def memory_format(metadata: Metadata) -> Any:
+    """The member of an enum by which a memory format is pickled."""
+    return next(iter(metadata.state_dict_metadata.values())).properties.__getstate__()[3]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("how", ["bare pickle", "torch.save"])
@@ -304,7 +323,7 @@ def test_a_shard_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: 
 def change_metadata(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change where DCP finds each shard."""
     path = data_of(file) / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
+    metadata = metadata_of(file)
     for info in metadata.storage_data.values():
         change(info.__dict__)
     path.write_bytes(pickle.dumps(metadata))
@@ -345,7 +364,7 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
 def test_metadata_that_makes_no_sense_are_refused(fit: Fit, change: Callable[[Any], Any], says: str) -> None:
     file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
     path = data_of(file) / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
+    metadata = metadata_of(file)
     change(metadata)
     path.write_bytes(pickle.dumps(metadata))
     sign(file)

@@ -154,7 +154,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 2 fsdp": new(SUMS, *fsdp),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
-            "idle 2 untold": new(IDLE),
+            "idle 2 refused": new(IDLE),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on(2),
             "restless 2 to 2 fsdp": on(5),
@@ -306,7 +306,7 @@ def test_any_number_of_processes_gives_what_one_gives(runs: dict[str, Any], othe
         (4, " fsdp sharded"),
     ],
 )
-def test_a_resume_under_the_same_number_is_exact_to_the_bit(runs: dict[str, Any], count: int, kind: str) -> None:
+def test_a_resume_under_the_same_number_is_exact_bit_for_bit(runs: dict[str, Any], count: int, kind: str) -> None:
     strategy = " fsdp" if "fsdp" in kind else ""
     whole = runs[f"restless {count}{strategy}{' sharded' if count == 4 else ''}"]
     resumed = runs[f"restless {count} to {count}{kind}"]
@@ -341,9 +341,9 @@ def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, An
     assert "3 samples cannot be shared by 4 processes" in runs["too many"]
 
 
-def test_a_parameter_that_takes_no_part_is_told_of(runs: dict[str, Any]) -> None:
-    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 untold"]
-    assert "runtime.unused_parameters=true" in runs["idle 2 untold"]
+def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
+    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 refused"]
+    assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
 
 
 @pytest.mark.parametrize("other", ["images 2", "images 3", "sums 3"])
