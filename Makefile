@@ -4,11 +4,12 @@ VENV   ?= .venv
 CONFIG ?= config.json
 ARGS   ?=
 NPROC  ?= 1
+LOWEST ?= .venv-lowest
 
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test check schema bench clean
+.PHONY: train test test-lowest check schema bench clean
 
 # make train NPROC=2: two processes of this machine share each batch
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc-per-node $(NPROC),$(BIN)/python)
@@ -18,6 +19,12 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# the tests with the lowest versions that the requirements allow, in an environment of about 7 GB beside .venv
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c dev/constraints-lowest.txt
+	$(LOWEST)/bin/python -m pytest $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -38,4 +45,4 @@ $(READY): requirements.txt requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,7 +26,7 @@ from extras.report.evaluation import EvaluationReport
 from utils import checkpoint, cli
 from utils.config import load_config
 from utils.config.overrides import OVERRIDE
-from utils.distributed.process_group import ProcessGroup, get_process_group
+from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path
 from utils.registry import import_components

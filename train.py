@@ -29,7 +29,7 @@ from base.training.summary import end_summary, start_summary
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 from utils.errors import UserError
 from utils.paths import PROJECT
 from utils.registry import import_components

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.files import Stamp, file_signature
+from utils.files import FileSignature, file_signature
 
 CHUNK = 2**22  # bytes that are read, then hashed while they are still in the processor's cache
 
@@ -33,7 +33,7 @@ class ArrayFile:
     offset: int
     """Bytes before the first row."""
     row_bytes: int
-    file_signature: Stamp
+    file_signature: FileSignature
     """Size and times of the file when it was first opened; a file that replaced it is refused."""
     _handle: list[int] = field(default_factory=list, compare=False, repr=False)
 

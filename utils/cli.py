@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config.overrides import OVERRIDE
-from utils.distributed.process_group import current
+from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 
 # options that stand for a key of the config

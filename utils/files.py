@@ -1,4 +1,4 @@
-"""Files that a kill at any moment leaves whole: as they were, or as they were to be."""
+"""Files that survive a kill at any moment: with the old content or the new one, never with a part of it."""
 
 import contextlib
 import os
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-Stamp = tuple[int, int, int]
-"""Size, time of the last change of the content, and of the last change of anything, in nanoseconds."""
+FileSignature = tuple[int, int, int]
+"""Size in bytes, and the times of the last change of the content (mtime) and of anything (ctime), in nanoseconds."""
 
 
-def file_signature(status: os.stat_result) -> Stamp:
-    """What differs when a file was changed, exchanged or renamed, even where its old time was put back."""
+def file_signature(status: os.stat_result) -> FileSignature:
+    """Differs when a file was changed, replaced or renamed, even where its old mtime was restored."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside this path, which takes its name when it is on the disk. Raises OSError, leaving nothing."""
+    """Write a file that replaces this path once it is on the disk. Raises OSError and leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def link(name: Path, target: Path) -> None:
-    """Make a name stand for a file, at once: a hard link, so that it outlives the removal of the other name."""
+    """Make a name point to a file, atomically: a hard link, so that it survives the removal of the other name."""
     if not target.exists() or (name.exists() and name.samefile(target)):
         return
     temporary = name.with_name(f".{name.name}.tmp")
@@ -52,7 +52,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder on disk, so that a rename outlives a power cut. Windows cannot and need not."""
+    """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and does not need it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -63,10 +63,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def lock_file(file: IO[str]) -> bool:
-    """Lock an open file, or close it if somebody else has.
+    """Lock an open file, or close it and return False if another process holds the lock.
 
-    The system lets go when the process ends, so that no stale lock is left. It is a POSIX lock, which worker processes
-    do not inherit: they live on for some seconds when their parent is killed.
+    The system releases it when the process ends, so that no stale lock is left. It is a POSIX lock, which worker
+    processes do not inherit: they outlive a killed parent by some seconds.
     """
     try:
         if sys.platform == "win32":
@@ -84,9 +84,9 @@ def lock_file(file: IO[str]) -> bool:
 
 
 class LogFile:
-    """A file that only grows, and can be cut back to a length it had.
+    """A file that is appended to, and can be truncated to an earlier length.
 
-    What the disk does not take stays in memory and is tried again with what comes next, so that a full disk neither
+    What the disk does not take stays in memory and is written with the next append, so that a full disk neither
     ends the training nor leaves half a line behind.
     """
 
@@ -100,16 +100,16 @@ class LogFile:
     def append(self, data: bytes) -> None:
         with self._lock:
             self._waiting += data
-            with contextlib.suppress(OSError):  # the next checkpoint tries again, and tells
+            with contextlib.suppress(OSError):  # the next checkpoint tries again, and reports it
                 self._write()
 
     def length(self) -> int:
-        """Bytes of all that was appended, on the disk or not."""
+        """Bytes appended so far, on the disk or not."""
         with self._lock:
             return self._on_disk() + len(self._waiting)
 
-    def cut(self, length: int) -> None:
-        """Take back what was appended after the file had this length."""
+    def truncate(self, length: int) -> None:
+        """Remove what was appended after the file had this length, in bytes."""
         self.close()
         self._waiting.clear()
         self._written = None
@@ -118,7 +118,7 @@ class LogFile:
             self._written = length
 
     def sync(self) -> None:
-        """Bring everything on disk. Raises OSError if that fails."""
+        """Flush everything to disk. Raises OSError if that fails."""
         with self._lock:
             self._write()
             if self.path.exists():
@@ -127,7 +127,7 @@ class LogFile:
                 sync_folder(self.path.parent)
 
     def close(self) -> None:
-        """Let go of the file; what is appended later opens it again."""
+        """Close the file; a later append opens it again."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

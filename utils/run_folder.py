@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint.file import DATA
-from utils.distributed.process_group import ProcessGroup, launch
+from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import atomic_write, lock_file
 from utils.paths import PROJECT, project_path

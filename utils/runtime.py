@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.checkpoint.file import TensorAllocator
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.optimizers import UnmarkedStep, adapt_state, needs_closure
 from utils.schema import RuntimeConfig

@@ -13,7 +13,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from utils.distributed.process_group import ProcessGroup, current
+from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)

@@ -3,6 +3,7 @@
 A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything else is a leaf that stays as it is.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,10 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
     if isinstance(nest, Tensor):
         return function(keys, nest)
     if isinstance(nest, dict):
-        return type(nest)((key, map_with_keys(function, value, (*keys, key))) for key, value in nest.items())
+        mapped = copy.copy(nest)  # not type(nest)(...): a Counter or a defaultdict is not made from pairs
+        for key, value in nest.items():
+            mapped[key] = map_with_keys(function, value, (*keys, key))
+        return mapped
     if isinstance(nest, (list, tuple)):
         items = [map_with_keys(function, item, (*keys, index)) for index, item in enumerate(nest)]
         # a named tuple takes its fields one by one, every other sequence takes them all at once

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from base.data.sources import describe_batch
 from base.metric import StepResult
-from utils.distributed.process_group import current
+from utils.distributed import current
 from utils.errors import TrainingError, UserError
 from utils.user_code import format_error, user_line
 

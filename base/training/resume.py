@@ -9,7 +9,7 @@ from base.build import load_weights
 from base.training.summary import command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
-from utils.distributed.process_group import launch
+from utils.distributed import launch
 from utils.errors import CheckpointError
 from utils.paths import display_path
 from utils.run_folder import RunFolder

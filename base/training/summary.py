@@ -8,7 +8,7 @@ from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
 from logger.console import styled
 from utils.config import LoadedConfig
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 from utils.paths import PROJECT, display_path
 from utils.run_folder import RunFolder
 from utils.text import count, number

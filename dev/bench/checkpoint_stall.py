@@ -27,7 +27,7 @@ from torch import nn
 
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 

@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 import train
 from base.base_trainer import BaseTrainer
 from dev.bench.hand_written import LeNet, Photographs, TwoLayerNet, save
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 
 BATCH = 64
 Figures = dict[str, float]

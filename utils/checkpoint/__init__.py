@@ -1,23 +1,15 @@
-"""Checkpoints: what a file holds, how it is written beside the training, and how a damaged one is found.
+"""Checkpoints: written in a thread beside training, and checked byte for byte before they are used.
 
-file            the format: write, read and verify one checkpoint file
-checkpointer    writes a run's checkpoints in a thread; keeps the newest and the best
-sharded         the same when every process writes its own part; shards reads and writes the folders of tensors
+file            the format of a checkpoint file: write, read and verify one
+checkpointer    a run's checkpoints while it trains: the newest ones and the best are kept
+loading         the checkpoint that was named, or the newest undamaged one, in one process or in several
+sharded         the checkpointer when every process writes its part, imported only where it is asked for
+shards          the folder with the tensors of a sharded checkpoint, by torch.distributed.checkpoint
 """
 
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
-from utils.checkpoint.file import (
-    MARK,
-    TensorAllocator,
-    file_name,
-    newest_sound,
-    read,
-    read_together,
-    snapshot,
-    step_files,
-    verify,
-    write,
-)
+from utils.checkpoint.file import MARK, TensorAllocator, file_name, snapshot, step_files, verify, write
+from utils.checkpoint.loading import newest_sound, read, read_together
 
 __all__ = [
     "MARK",

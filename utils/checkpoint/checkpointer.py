@@ -1,4 +1,4 @@
-"""The checkpoints of a run while it trains: written by a thread beside it, the best and the newest ones kept."""
+"""The checkpoints of a run while it trains: written by a thread beside it; the newest ones and the best are kept."""
 
 import contextlib
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import DATA, file_name, read, snapshot, step_files, step_of, write
+from utils.checkpoint.file import DATA, file_name, read_file, snapshot, step_files, step_of, write
 from utils.errors import CheckpointError
 from utils.files import link
 
@@ -15,11 +15,11 @@ ASIDE = "set-aside"
 
 
 class Checkpointer:
-    """Keeps the newest checkpoints of a run and its best one; writes them in a thread of its own.
+    """Writes the checkpoints of a run in a thread, and keeps the newest ones and the best.
 
-    keep_last: how many of the newest stay; None keeps all. The best one and the newest are never removed.
+    keep_last: how many of the newest to keep; None keeps all. The best one and the newest are never removed.
+    warn: called with a message when a save failed; training continues and the next save tries again.
     before_commit: called in the thread before a checkpoint counts, to bring on disk what it refers to.
-    warn: told of a save that failed; the run goes on and tries again at the next.
     """
 
     def __init__(
@@ -30,91 +30,100 @@ class Checkpointer:
         warn: Callable[[str], None],
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.keep_last = folder, keep_last
-        self.warn, self.before_commit = warn, before_commit
+        self.folder = folder
+        self.keep_last = keep_last
+        self.warn = warn
+        self.before_commit = before_commit
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        """Copy the state and return; it is written while training goes on. Waits for an earlier save first."""
+        """Copy the state and return; a thread writes it while training continues. Waits for an earlier save first."""
         self.wait()
-        copied = self._copy(state)
+        copy = self._copy(state)
         self.failure = None
-        self._thread = threading.Thread(target=self._write, args=(step, copied, best_step), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, copy, best_step), name="checkpoint")
         self._thread.start()
 
+    def wait(self) -> bool:
+        """Wait for the last save, and warn if it failed. True if it is on disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            if self.failure:
+                self.warn(f"{self.failure}; the older checkpoints are intact")
+        return self.failure is None
+
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        """Go on from a checkpoint, of a step: later ones, of a course that is left, are set aside, not removed."""
-        own = self.folder / file_name(step)
-        link(own, source)  # which may be last.pth, or a copy, where the file itself is gone
+        """Continue from a checkpoint of a step. Later checkpoints, of the abandoned branch, move to set-aside/."""
+        step_file = self.folder / file_name(step)
+        link(step_file, source)  # which may be last.pth, or a copy, where the step file itself is gone
+
         # newest first: a kill in between leaves a run whose newest checkpoint still has all of its logs
         later = [path for path in step_files(self.folder) if step_of(path) > step]
         for path in later:
             self._set_aside(path)
         if later:
-            self.warn(f"{len(later)} checkpoints after step {step} are set aside in {self.folder / ASIDE}")
-        link(self.folder / "last.pth", own)
-        if best_step is not None:
-            self._find_best(best_step)
+            self.warn(f"checkpoints after step {step} moved to {self.folder / ASIDE}: {len(later)}")
 
-    def wait(self) -> bool:
-        """Wait until the last save is on disk, and report it if it failed. Whether it stands."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            if self.failure:
-                self.warn(f"{self.failure}; the older checkpoints are whole")
-        return self.failure is None
+        link(self.folder / "last.pth", step_file)
+        if best_step is not None:
+            self._restore_best(best_step)
+
+    # ------------------------------------------------------------------ in the thread
 
     def _write(self, step: int, state: Any, best_step: int | None) -> None:
         try:
             self._store(step, state)
-            self._settle(step, best_step)
-        except Exception as error:  # of whatever kind: a checkpoint that is not there must not pass unseen
+            self._update_links(step, best_step)
+            self._prune(step, best_step)
+        except Exception as error:  # of whatever kind: a missing checkpoint must not pass unseen
             self.failure = f"checkpoint {self.folder / file_name(step)} could not be written: {_reason(error)}"
 
     def _copy(self, state: dict[str, Any]) -> Any:
-        """What the thread needs, that training does not touch."""
+        """What the thread needs, in memory that training does not touch."""
         return snapshot(state)
 
     def _store(self, step: int, state: Any) -> None:
-        """Write what ``_copy`` gave, so that the checkpoint stands."""
+        """Write what ``_copy`` returned. When this returns, the checkpoint can be loaded."""
         self.folder.mkdir(exist_ok=True)
         self.before_commit()
         write(self.folder / file_name(step), state)
 
-    def _settle(self, step: int, best_step: int | None) -> None:
-        """Let the names stand for what they say, and remove what is not kept."""
+    def _update_links(self, step: int, best_step: int | None) -> None:
         link(self.folder / "last.pth", self.folder / file_name(step))
         if best_step is not None:
             link(self.folder / "best.pth", self.folder / file_name(best_step))
+
+    def _prune(self, step: int, best_step: int | None) -> None:
+        """Remove the checkpoints that are not kept, and the tensors of sharded ones whose file is gone."""
         kept = {file_name(kept) for kept in (step, best_step) if kept is not None}
         if self.keep_last is not None:
             for path in step_files(self.folder)[self.keep_last :]:
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
-        self._sweep(kept)
 
-    def _sweep(self, kept: set[str]) -> None:
-        """Remove the data of sharded checkpoints whose file has gone."""
         for data in self.folder.glob("step-*/"):
             name = DATA.sub(r"\1.pth", data.name)
             files = (self.folder / name, self.folder / ASIDE / name)
             if DATA.fullmatch(data.name) and name not in kept and not any(path.exists() for path in files):
                 shutil.rmtree(data, ignore_errors=True)
 
-    def _find_best(self, step: int) -> None:
-        """Let best.pth stand for the best checkpoint again, or for none where that one was not kept."""
-        name, own = self.folder / "best.pth", self.folder / file_name(step)
-        if not own.exists() and name.exists():
+    # ------------------------------------------------------------------ on resume
+
+    def _restore_best(self, step: int) -> None:
+        """Point best.pth to the best checkpoint again, or set it aside where that checkpoint was not kept."""
+        best = self.folder / "best.pth"
+        step_file = self.folder / file_name(step)
+        if not step_file.exists() and best.exists():
             with contextlib.suppress(CheckpointError):
-                if read(name, lambda _, shape: shape)["progress"]["steps"] == step:
-                    link(own, name)
-        if own.exists():
-            link(name, own)
-        elif name.exists():
-            self._set_aside(name)
-            self.warn(f"the best checkpoint so far, of step {step}, is not there; best.pth comes with the next best")
+                if read_file(best)["progress"]["steps"] == step:
+                    link(step_file, best)
+        if step_file.exists():
+            link(best, step_file)
+        elif best.exists():
+            self._set_aside(best)
+            self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best one")
 
     def _set_aside(self, path: Path) -> None:
         aside = self.folder / ASIDE
@@ -133,7 +142,7 @@ class NoCheckpoints(Checkpointer):
 
 
 def _reason(error: BaseException) -> str:
-    """Why a write failed. torch wraps what the system said, a full disk say, into an error of its own."""
+    """Why a write failed: torch wraps the system's error, of a full disk for example, into one of its own."""
     while error.__context__ is not None and not isinstance(error, OSError):
         error = error.__context__
     return str(error).partition("\n")[0]

@@ -1,180 +1,210 @@
-"""Pieces of tensors in a folder, as torch.distributed.checkpoint (DCP) writes them, found again by plain values.
+"""The folder with the tensors of a sharded checkpoint, written and read by torch.distributed.checkpoint (DCP).
 
-DCP itself reads that from a pickle, ``.metadata``, which may carry code and may call for more of it. It is written for
-torch's own tools, and nothing here reads it: what is read are tensors, with ``weights_only``, and nothing else.
+DCP describes the folder in a pickle, ``.metadata``. It is read by an unpickler that knows only the classes that it is
+made of, and refuses all others; the tensors are loaded with ``weights_only``. So nothing in a folder can run code.
 """
 
 import contextlib
 import hashlib
 import io
 import math
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
+from enum import EnumType
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from utils.checkpoint.file import DATA, TensorAllocator, as_checkpoint_errors
 from utils.errors import CheckpointError
+from utils.tree import Keys, map_with_keys
 
-PIECES = re.compile(r"__\d+_\d+\.distcp")
-Pieces = dict[str, list[tuple[list[int], list[int], str, int, int]]]
-"""By tensor: offsets and sizes of each piece, its file, the first byte there, and how many."""
+METADATA = ".metadata"
+SHARD = re.compile(r"__\d+_\d+\.distcp")
+
+# what a .metadata of tensors is made of; without BytesStorageMetadata, for which DCP would unpickle anything
+METADATA_CLASSES = {
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+}
 
 
-def write_pieces(folder: Path, tensors: dict[str, Tensor], group: Any) -> tuple[dict[str, str], Pieces]:
-    """Write tensors, and of DTensors this process's part. Gives the SHA-256 of each file, and where each piece is.
+def name_of(keys: Keys) -> str:
+    """The name of a tensor in the folder, by its path in the state."""
+    return ".".join(map(str, keys))
 
-    group: the processes that write; None: only this one. Only what the main one gets is of all files.
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[str, str]:
+    """Write tensors, and of DTensors this process's shards. Gives the main process the SHA-256 of each file.
+
+    group: the processes that write; None: only this one.
     """
     writer = _Writer(folder)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _as_errors():
-        metadata = save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
-    files: list[Any] = [writer.hashes()]
-    if group is not None:
-        found = [None] * dist.get_world_size(group) if dist.get_rank(group) == 0 else None
-        dist.gather_object(files[0], found, dst=0, group=group)
-        files = found or []
-    return {name: digest for part in files for name, digest in part.items()}, _pieces(metadata)
+    with _first_failure():
+        save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
+    if group is None:
+        return writer.hashes
+
+    gathered: list[Any] | None = [None] * dist.get_world_size(group) if dist.get_rank(group) == 0 else None
+    dist.gather_object(writer.hashes, gathered, dst=0, group=group)
+    return {name: digest for hashes in gathered or [] for name, digest in hashes.items()}
 
 
-def read_pieces(
-    folder: Path, targets: dict[str, Tensor], shapes: dict[str, Tensor], files: dict[str, str], pieces: Pieces
-) -> None:
-    """Fill tensors, and of DTensors this process's part. Only what is needed is read, and its files checked before.
+def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | None = None) -> dict[str, Any]:
+    """The state in a sharded checkpoint, of which ``read_file`` has read the file: with its tensors.
 
-    shapes: the tensors as they were saved, on device "meta". files: their SHA-256. Raises CheckpointError.
+    Only what this process needs is read, and its files are checked before. allocate: None reads whole tensors to the
+    CPU. Raises CheckpointError if something is missing or damaged, or was not written by this project.
     """
-    if not targets:
-        return
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    reader = _Reader(folder, files, _metadata(shapes, pieces))
-    with _as_errors():
-        load(targets, storage_reader=reader, planner=planner, no_dist=True)
+    quiet_dcp()
+    with as_checkpoint_errors(path):
+        index = state.pop("sharded")
+        hashes: dict[str, str] = index["files"]
+        if not DATA.fullmatch(index["data"]) or not all(name == METADATA or SHARD.fullmatch(name) for name in hashes):
+            raise CheckpointError(f"{path} names files that do not belong to a checkpoint")
+
+        # a checkpoint in set-aside/ has left its folder where it was
+        folders = [folder / index["data"] for folder in (path.parent, path.parent.parent)]
+        folder = next((folder for folder in folders if folder.is_dir()), None)
+        if folder is None:
+            raise CheckpointError(f"{path} is damaged: the folder {index['data']} with its tensors is not beside it")
+
+        targets: dict[str, Tensor] = {}
+
+        def target(keys: Keys, tensor: Tensor) -> Tensor:
+            if tensor.device.type != "meta":
+                return tensor
+            allocated = allocate(keys, tensor) if allocate else torch.empty_like(tensor, device="cpu")
+            if allocated.device.type != "meta":
+                targets[name_of(keys)] = allocated
+            return allocated
+
+        state = map_with_keys(target, state)
+        reader = _Reader(folder, hashes, _read_metadata(folder, hashes, targets))
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        with _first_failure():
+            load(targets, storage_reader=reader, planner=planner, no_dist=True)
+    return state
 
 
-def quieten() -> None:
-    """DCP warns that a single process is one. To be called in the main thread: others must not touch the filters."""
+def quiet_dcp() -> None:
+    """Silence DCP's warnings, which are not about us. In the main thread: warning filters are not thread-safe."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-
-class _HashingFile(io.BufferedWriter):
-    """A new file that keeps the SHA-256 of what is written."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "xb"))
-        self.hash = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return super().write(data)
-
-
-class _HashingFiles(FileSystem):
-    def __init__(self) -> None:
-        self.written: dict[str, _HashingFile] = {}
-
-    @contextlib.contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        assert mode == "wb"
-        with _HashingFile(Path(path)) as file:
-            self.written[Path(path).name] = file
-            yield file
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9
 
 
 class _Writer(FileSystemWriter):
+    """Keeps the SHA-256 of the files that this process has written."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.fs: _HashingFiles = _HashingFiles()
+        self.folder = folder
+        self.hashes: dict[str, str] = {}
 
-    def hashes(self) -> dict[str, str]:
-        return {name: file.hash.hexdigest() for name, file in self.fs.written.items() if PIECES.fullmatch(name)}
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        results = super().write_data(plan, planner)
+        for name in {result.storage_data.relative_path for result in results.wait()}:
+            self.hashes[name] = _sha256(self.folder / name)
+        return results
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        super().finish(metadata, results)
+        self.hashes[METADATA] = _sha256(self.folder / METADATA)
+
+    def storage_meta(self) -> None:
+        """Nothing: it would hold the path of the folder, which may be moved, as a class of this Python version."""
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in METADATA_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):  # how early releases of Python 3.11 pickle an enum's member
+            return _enum_member
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of DCP's metadata")
+
+
+def _enum_member(enum: Any, name: str) -> Any:
+    if not isinstance(enum, EnumType):
+        raise pickle.UnpicklingError(f"{enum} is not an enum")
+    return enum[name]
+
+
+def _read_metadata(folder: Path, hashes: dict[str, str], targets: dict[str, Tensor]) -> Metadata:
+    """DCP's description of a folder. Raises CheckpointError if it does not cover each target."""
+    _verify(folder, METADATA, hashes)
+    metadata: Metadata = _MetadataUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
+    for name, target in targets.items():
+        saved = metadata.state_dict_metadata.get(name)
+        if (
+            not isinstance(saved, TensorStorageMetadata)
+            or saved.size != target.shape
+            or sum(math.prod(chunk.sizes) for chunk in saved.chunks) != target.numel()
+        ):
+            raise CheckpointError(f"{folder} does not hold all of {name}")
+    return metadata
 
 
 class _Reader(FileSystemReader):
-    """Reads no ``.metadata``, and checks each file before it reads from it."""
+    """Reads the tensors of checked metadata, and checks each file before it reads from it."""
 
-    def __init__(self, folder: Path, files: dict[str, str], metadata: Metadata) -> None:
+    def __init__(self, folder: Path, hashes: dict[str, str], metadata: Metadata) -> None:
         super().__init__(folder)
-        self.folder, self.files, self.metadata = folder, files, metadata
+        self.folder = folder
+        self.hashes = hashes
+        self.metadata = metadata
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         return self.metadata
 
     def read_data(self, plan: Any, planner: Any) -> Any:
         for name in sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}):
-            self._verify(name)
+            _verify(self.folder, name, self.hashes)
         return super().read_data(plan, planner)
 
-    def _verify(self, name: str) -> None:
-        path = self.folder / name
-        if name not in self.files:
-            raise CheckpointError(f"{path} is no file of this checkpoint")
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        if found != self.files[name]:
-            raise CheckpointError(f"{path} is damaged, or was not written by this project")
+
+def _verify(folder: Path, name: str, hashes: dict[str, str]) -> None:
+    """Raises CheckpointError unless this is one of the checkpoint's files, as it was written."""
+    path = folder / name
+    if name not in hashes:
+        raise CheckpointError(f"{path} is not a file of this checkpoint")
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if digest != hashes[name]:
+        raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-class _Piece(NamedTuple):
-    """Where in a file a piece of a tensor is, under the names that DCP's reader asks for."""
-
-    relative_path: str
-    offset: int
-    length: int
-    transform_descriptors: None = None
-
-
-def _pieces(metadata: Metadata) -> Pieces:
-    """What DCP's metadata say, as plain values."""
-    found: Pieces = {}
-    for name, tensor in metadata.state_dict_metadata.items():
-        assert isinstance(tensor, TensorStorageMetadata)
-        places = [metadata.storage_data[MetadataIndex(name, chunk.offsets)] for chunk in tensor.chunks]
-        found[name] = [
-            (list(chunk.offsets), list(chunk.sizes), place.relative_path, place.offset, place.length)
-            for chunk, place in zip(tensor.chunks, places, strict=True)
-        ]
-    return found
-
-
-def _metadata(shapes: dict[str, Tensor], pieces: Pieces) -> Metadata:
-    """DCP's metadata of tensors of these shapes and types. Only tensors can be read by it."""
-    tensors: dict[str, Any] = {}
-    places: dict[Any, _Piece] = {}
-    for name, shape in shapes.items():
-        chunks = [ChunkStorageMetadata(torch.Size(at), torch.Size(size)) for at, size, *_ in pieces[name]]
-        if sum(math.prod(chunk.sizes) for chunk in chunks) != shape.numel():
-            raise CheckpointError(f"the pieces of {name} are not the whole of it")
-        properties = TensorProperties(dtype=shape.dtype)
-        tensors[name] = TensorStorageMetadata(properties, shape.shape, chunks)
-        for at, _, file, offset, length in pieces[name]:
-            places[MetadataIndex(name, torch.Size(at))] = _Piece(file, offset, length)
-    return Metadata(tensors, storage_data=places)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def _as_errors() -> Iterator[None]:
-    """What went wrong in one of the processes, and not DCP's collection of tracebacks, which is no Exception either."""
+def _first_failure() -> Iterator[None]:
+    """Raise the first error of any process instead of DCP's collection of them, which is not even an Exception."""
     try:
         yield
     except CheckpointException as error:

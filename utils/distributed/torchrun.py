@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from utils.distributed.process_group import LostError, ProcessGroup
@@ -19,28 +18,31 @@ from utils.errors import ConfigError, UserError
 
 T = TypeVar("T")
 JOIN_SECONDS = 600.0
-PATIENCE = timedelta(days=1)
-"""For a download: whoever waits for it learns at once if the process that fetches has gone."""
+"""To meet the other processes, before the config with runtime.timeout is read."""
+DOWNLOAD_TIMEOUT = timedelta(days=1)
+"""Those who wait for a download notice at once if the process that downloads dies."""
 
 
 class TorchProcessGroup(ProcessGroup):
     """The processes that a launcher started. They meet at its key-value store; ``connect`` makes the group."""
 
     launched = True
-    AGREE_SECONDS, AGREE_CALLS = 0.1, 64
+    AGREE_SECONDS = 0.1
+    AGREE_CALLS = 64
 
     def __init__(self) -> None:
-        self.rank, self.world_size = _number("RANK"), _number("WORLD_SIZE")
+        self.rank = _number("RANK")
+        self.world_size = _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
         self.timeout = 0.0
         self._calls = self._left = 1
         self._agreed = time.monotonic()
-        self._asked: Any = None
-        seconds = JOIN_SECONDS  # the config, which says it for what follows, is not read yet
-        with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
-            wait = timedelta(seconds=seconds)
+        self._pending: Any = None
+        with self._communication(meeting=JOIN_SECONDS):
+            wait = timedelta(seconds=JOIN_SECONDS)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
-            self.store = PrefixStore(_meet(store, self.rank, self.world_size, wait), store)
+            prefix = _meet(store, self.rank, self.world_size, wait)
+            self.store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
     def connect(self, seconds: float) -> None:
         """Make the group, once. seconds: how long a process waits for another one before it gives up."""
@@ -52,12 +54,12 @@ class TorchProcessGroup(ProcessGroup):
         if accelerator is not None:
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
-        with self._talking("the other processes did not come within {seconds:g} s to {place}", seconds):
-            if self.store.add("here", 1) == self.world_size:
-                self.store.set("all here", "")
-            _wait(self.store, "all here", wait)
+        with self._communication(meeting=seconds):
+            if self.store.add("arrived", 1) == self.world_size:
+                self.store.set("all arrived", "")
+            _wait(self.store, "all arrived", wait)
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
-            # what the processes tell each other beside the gradients is plain numbers, on the CPU
+            # what the processes exchange besides gradients is plain numbers, on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
 
     def device(self, device: torch.device) -> torch.device:
@@ -67,80 +69,80 @@ class TorchProcessGroup(ProcessGroup):
             raise ConfigError(
                 f'runtime.device: "{device}" is one device for {self.world_size} processes; try "{device.type}"'
             )
-        there = torch.accelerator.device_count()
-        if self.local_rank >= there:
+        available = torch.accelerator.device_count()
+        if self.local_rank >= available:
             raise ConfigError(
-                f"runtime.device: {self.local_rank + 1} processes or more on a machine with {there} devices"
+                f"runtime.device: {self.local_rank + 1} processes or more on a machine with {available} devices"
             )
         torch.accelerator.set_device_index(self.local_rank)
         return torch.device(device.type, self.local_rank)
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
         made = [make() if self.is_main_process else None]
-        with self._talking():
+        with self._communication():
             dist.broadcast_object_list(made, src=0, group=self.control)
         return made[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        found: list[Any] | None = [None] * self.world_size if self.is_main_process else None
-        with self._talking():
-            dist.gather_object(value, found, dst=0, group=self.control)
-        return found or []
+        values: list[Any] | None = [None] * self.world_size if self.is_main_process else None
+        with self._communication():
+            dist.gather_object(value, values, dst=0, group=self.control)
+        return values or []
 
     def all_gather(self, value: T) -> list[T]:
-        found: list[Any] = [None] * self.world_size
-        with self._talking():
-            dist.all_gather_object(found, value, group=self.control)
-        return found
+        values: list[Any] = [None] * self.world_size
+        with self._communication():
+            dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def one_by_one(self, value: T) -> Iterator[T]:
         if not self.is_main_process:
-            with self._talking():
+            with self._communication():
                 dist.send_object_list([value], dst=0, group=self.control)
             return
         yield value
         for rank in range(1, self.world_size):
-            found: list[Any] = [None]
-            with self._talking():
-                dist.recv_object_list(found, src=rank, group=self.control)
-            yield found[0]
+            received: list[Any] = [None]
+            with self._communication():
+                dist.recv_object_list(received, src=rank, group=self.control)
+            yield received[0]
 
     def reduce_sum(self, counts: torch.Tensor) -> None:
-        with self._talking():
+        with self._communication():
             dist.reduce(counts, dst=0, group=self.control)
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         own = torch.tensor(values, dtype=torch.float64)
-        found = [torch.empty_like(own) for _ in range(self.world_size)]
-        with self._talking():
-            dist.all_gather(found, own, group=self.control)
-        total = found[0]
-        for other in found[1:]:
+        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
+        with self._communication():
+            dist.all_gather(gathered, own, group=self.control)
+        total = gathered[0]
+        for other in gathered[1:]:
             total = total + other
         return list(total.tolist())
 
     def signal(self, received: int | None) -> int | None:
         self._left -= 1
-        if self._left > 0:  # to ask at every step would cost small models a twentieth of their time
+        if self._left > 0:  # to exchange it at every step would cost small models a twentieth of their time
             return None
-        agreed = self._answer() if self._asked else [0, -1]
+        agreed = self._result() if self._pending else [0, -1]
         now = time.monotonic()
-        fitting = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
-        calls = max(1, min(fitting, 2 * self._calls, self.AGREE_CALLS))
+        affordable = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
+        calls = max(1, min(affordable, 2 * self._calls, self.AGREE_CALLS))
         self._calls = self._left = -agreed[1]
         self._agreed = now
-        asked = torch.tensor([received or 0, -calls])
-        with self._talking():  # the answer comes while training goes on, and is read at the next call that asks
-            work = dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control, async_op=True)
-        self._asked = work, asked
+        own = torch.tensor([received or 0, -calls])
+        with self._communication():  # runs beside training; the result is read at the next exchange
+            work = dist.all_reduce(own, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        self._pending = work, own
         return agreed[0] or None
 
-    def _answer(self) -> list[int]:
-        """The greatest of what the processes asked with: the signal, and minus the calls until the next time."""
-        work, asked = self._asked
-        with self._talking():
+    def _result(self) -> list[int]:
+        """The maximum over the processes of the last exchange: the signal, and minus the calls until the next one."""
+        work, numbers = self._pending
+        with self._communication():
             work.wait()
-        return list(map(int, asked.tolist()))
+        return list(map(int, numbers.tolist()))
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -148,8 +150,8 @@ class TorchProcessGroup(ProcessGroup):
         for number in range(3):
             if number == turn:
                 yield
-            with self._talking():
-                dist.monitored_barrier(self.control, timeout=PATIENCE)
+            with self._communication():
+                dist.monitored_barrier(self.control, timeout=DOWNLOAD_TIMEOUT)
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
         try:
@@ -158,11 +160,10 @@ class TorchProcessGroup(ProcessGroup):
                 return True, status
             self.store.wait(["status"], timedelta(seconds=5))
             return False, int(self.store.get("status"))
-        except (RuntimeError, ValueError):  # the store has gone with the process that held it
+        except (RuntimeError, ValueError):  # the store died with the process that held it
             return True, status
 
     def peer_failure(self, error: BaseException) -> LostError | None:
-        """What to say of an error if it comes from a process that has gone or hangs; None if it does not."""
         if isinstance(error, LostError):
             return error
         text = str(error)
@@ -179,24 +180,24 @@ class TorchProcessGroup(ProcessGroup):
             else "has ended"
         )
         return LostError(
-            f"process {names} of {self.world_size} {what}, and this run cannot go on without it.\n"
-            "Under torchrun --max-restarts 3 a run goes on by itself; else start it again with -r. "
-            f"runtime.timeout says how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
+            f"process {names} of {self.world_size} {what}, and this run cannot continue without it.\n"
+            "With torchrun --max-restarts 3 a run resumes automatically; otherwise resume it with -r. "
+            f"runtime.timeout sets how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
         )
 
     def finish(self) -> None:
         if dist.is_initialized():
-            with self._talking():
+            with self._communication():
                 dist.barrier(self.control)
 
     def exit(self, status: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
-        # not by the interpreter's end: torch's threads may still wait for it then, and that aborts the process
+        # without the interpreter's shutdown: torch's threads may still wait for it, and that aborts the process
         os._exit(status)
 
     def _silent(self) -> list[int]:
-        """The processes that have not noticed either, a moment later, that one is missing: those that are."""
+        """The ranks that are missing: those that have not noticed, a moment later, that one is."""
         missing = [rank for rank in range(self.world_size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"noticed/{self.rank}", "yes")
@@ -207,17 +208,18 @@ class TorchProcessGroup(ProcessGroup):
         return missing
 
     @contextmanager
-    def _talking(self, otherwise: str = "", seconds: float = 0.0) -> Iterator[None]:
+    def _communication(self, *, meeting: float | None = None) -> Iterator[None]:
+        """Names the process that an error comes from. meeting: seconds to wait, while the processes still meet."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            if otherwise:
-                place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                message = otherwise.format(seconds=seconds, place=place)
-                raise UserError(
-                    f"process {self.rank} of {self.world_size}: {message}: {str(error).splitlines()[0]}"
-                ) from error
-            raise (self.peer_failure(error) or error) from error
+            if meeting is None:
+                raise (self.peer_failure(error) or error) from error
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"process {self.rank} of {self.world_size}: timed out after {meeting:g} s waiting for the other "
+                f"processes at {address}: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _number(name: str, default: str | None = None) -> int:
@@ -228,8 +230,9 @@ def _number(name: str, default: str | None = None) -> int:
 
 
 def _wait(store: Any, key: str, wait: timedelta) -> None:
-    """Wait for a key, by asking: while the store's own ``wait`` lasts, no signal is heard."""
-    until, pause = time.monotonic() + wait.total_seconds(), 0.005
+    """Wait for a key by polling: during the store's own ``wait``, signals are not handled."""
+    until = time.monotonic() + wait.total_seconds()
+    pause = 0.005
     while not store.check([key]):
         if time.monotonic() > until:
             raise RuntimeError(f"no answer in {wait.total_seconds():g} s")
@@ -237,10 +240,10 @@ def _wait(store: Any, key: str, wait: timedelta) -> None:
         pause = min(2 * pause, 0.1)
 
 
-def _meet(store: Any, rank: int, count: int, wait: timedelta) -> str:
-    """A word that all processes have got from the main one, and none that a launcher had started before them.
+def _meet(store: Any, rank: int, world_size: int, wait: timedelta) -> str:
+    """A word that the main process has given to all processes, and to none that a launcher had started before them.
 
-    A launcher may keep one store for all of its restarts: what stands in it may be from processes that are dead.
+    A launcher may keep one store for all of its restarts: its keys may be from processes that are dead.
     """
     own = os.urandom(8).hex()
     if rank:
@@ -249,7 +252,9 @@ def _meet(store: Any, rank: int, count: int, wait: timedelta) -> str:
         word: str = store.get(f"welcome/{own}").decode()
         store.set(f"{own}/{word}", "")
         return word
-    until, missing = time.monotonic() + wait.total_seconds(), list(range(1, count))
+
+    until = time.monotonic() + wait.total_seconds()
+    missing = list(range(1, world_size))
     while missing and time.monotonic() < until:
         for other in [other for other in missing if store.check([f"hello/{other}"])]:
             name = store.get(f"hello/{other}").decode()

@@ -74,7 +74,7 @@ def remove(path: Path) -> None:
         ("step-00000010.pth", "last.pth", "best.pth"),
     ],
 )
-def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     fit: Fit, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], spoil: Callable[[Path], None]
 ) -> None:
     whole = fit(*OFTEN, "trainer.epochs=3")

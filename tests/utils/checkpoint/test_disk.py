@@ -65,7 +65,7 @@ def test_a_full_disk_is_survived_and_what_was_logged_meanwhile_comes_later(
     run = fit(*OFTEN, f"trainer.save_dir={small_disk}", f"trainer.checkpoint={kind}").run_dir
     said = capsys.readouterr().err
     assert "step-00000006.pth could not be written: [Errno 28] No space left on device" in said
-    assert "the older checkpoints are whole" in said
+    assert "the older checkpoints are intact" in said
     assert differences(whole.run_dir, run) == []
     assert " 2/4 " in (run / "train.log").read_text()
 
@@ -100,7 +100,7 @@ def test_a_stop_that_could_not_save_is_not_called_saved(
         fit(*OFTEN, f"trainer.save_dir={small_disk}")
 
 
-def test_no_room_for_a_run_folder_is_the_users_to_mend(fit: Fit, small_disk: Path) -> None:
+def test_no_room_for_a_run_folder_is_the_users_error(fit: Fit, small_disk: Path) -> None:
     fill(small_disk)
     with pytest.raises(UserError, match=r"no run folder can be made .*trainer.save_dir"):
         fit(f"trainer.save_dir={small_disk}")
@@ -121,7 +121,7 @@ def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "metrics.json").exists()
 
 
-def test_a_folder_that_is_removed_while_the_run_goes_on(
+def test_a_folder_that_is_removed_during_the_run(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_step(monkeypatch, {4: lambda: (tmp_path / "saved").rename(tmp_path / "gone")})
@@ -130,7 +130,7 @@ def test_a_folder_that_is_removed_while_the_run_goes_on(
     assert "step-00000004.pth could not be written" in capsys.readouterr().err
 
 
-def test_checkpoints_that_are_removed_while_the_run_goes_on_are_written_again(
+def test_checkpoints_that_are_removed_during_the_run_are_written_again(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove() -> None:

@@ -1,17 +1,20 @@
-"""A run that is killed and goes on ends with the bits of one that was left alone."""
+"""A run that is killed and resumed ends with the same bits as one that was not."""
 
 import json
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
 from tests.helpers import leave_out
 from tests.small_data import SmallTensors
+from utils import checkpoint
 from utils.registry import DATA_LOADERS
 from utils.run_folder import RunFolder
 
@@ -102,3 +105,24 @@ def test_event_files_survive_a_checkpoint_before_the_first_event_after_a_resume(
         train.main(["-r", str(run / "checkpoints" / f"step-000000{step}.pth")])
     assert records(run) == records(whole.run_dir)
     assert differences(whole.run_dir, run) == []
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: int
+
+
+def test_a_snapshot_is_of_the_same_types_and_shares_no_memory() -> None:
+    tensor = torch.ones(2)
+    state: dict[str, Any] = {
+        "named": Pair(tensor, 3),
+        "ordered": OrderedDict(a=[tensor]),
+        "counter": Counter("aab"),
+        "default": defaultdict(list, a=(tensor, None)),
+    }
+    copied = checkpoint.snapshot(state)
+    assert [type(item) for item in copied.values()] == [type(item) for item in state.values()]
+    tensor.zero_()
+    assert [copied["named"].first[0], copied["ordered"]["a"][0][0], copied["default"]["a"][0][0]] == [1, 1, 1]
+    assert copied["counter"] == Counter("aab")
+    assert copied["named"].second == 3

@@ -1,5 +1,6 @@
 """Sharded checkpoints keep every promise of full ones. Several processes: tests/utils/distributed."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 import train
 from tests.campaign import differences
@@ -35,7 +37,7 @@ def newest(run: Path) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """What stands in the file itself, large tensors without their values."""
+    """The content of the file itself, large tensors without their values."""
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
 
@@ -45,8 +47,13 @@ def data_of(path: Path) -> Path:
     return path.parent / content(path)["sharded"]["data"]  # type: ignore[no-any-return]
 
 
+def metadata_of(file: Path) -> Metadata:
+    """What DCP has written about the tensors of a checkpoint."""
+    return pickle.loads((data_of(file) / ".metadata").read_bytes())  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("kinds", ["sharded sharded", "full sharded", "sharded full", "full sharded full sharded"])
-def test_a_resume_is_exact_whichever_kind_it_goes_on_from(fit: Fit, kinds: str) -> None:
+def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     whole = fit(*OFTEN, "trainer.epochs=4", optimizer=ADAM).run_dir
     first, *others = kinds.split()
     run = fit(*OFTEN, "trainer.epochs=1", f"trainer.checkpoint={first}", name="other", optimizer=ADAM).run_dir
@@ -61,7 +68,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(fit: Fit) -> None:
     run = fit(*OFTEN, SHARDED, optimizer=ADAM).run_dir
     before = state(run)
     middle = run / "checkpoints" / "step-00000003.pth"
-    train.main(["-r", str(data_of(middle))])  # the folder stands for the checkpoint too
+    train.main(["-r", str(data_of(middle))])  # the folder names the checkpoint too
     after = state(run)
     assert all(same(before[part], after[part]) for part in before if part != "writers")
 
@@ -73,7 +80,16 @@ def test_the_file_holds_no_large_tensor_and_the_folder_no_small_one(fit: Fit) ->
     moments = found["optimizer"]["state"][0]
     assert (moments["step"].device.type, moments["exp_avg"].device.type) == ("cpu", "meta")
     optimizer = {f"optimizer.state.{index}.{name}" for index in range(4) for name in ("exp_avg", "exp_avg_sq")}
-    assert found["sharded"]["pieces"].keys() == {f"model.{name}" for name in found["model"]} | optimizer
+    names = FileSystemReader(data_of(newest(run))).read_metadata().state_dict_metadata.keys()
+    assert names == {f"model.{name}" for name in found["model"]} | optimizer
+
+
+def test_a_run_folder_can_be_moved_and_no_path_is_kept_in_it(fit: Fit, tmp_path: Path) -> None:
+    run = fit(SHARDED).run_dir
+    before = state(run)
+    assert str(tmp_path).encode() not in (data_of(newest(run)) / ".metadata").read_bytes()
+    moved = run.rename(run.with_name("20200101-000000"))
+    assert same(before, state(moved))
 
 
 def test_torch_reads_the_folder_with_its_own_tools(fit: Fit, tmp_path: Path) -> None:
@@ -117,7 +133,7 @@ def test_the_folder_of_an_interrupted_save_goes_with_the_next(fit: Fit) -> None:
     assert folders == {data_of(path).name for path in checkpoint.step_files(run / "checkpoints")} | {"step-by-step"}
 
 
-def test_a_course_that_is_left_can_be_taken_up_again(fit: Fit) -> None:
+def test_an_abandoned_branch_can_be_loaded_again(fit: Fit) -> None:
     run = fit(*OFTEN, SHARDED, "trainer.epochs=3").run_dir
     before = state(run)
     train.main(["-r", str(run / "checkpoints" / "step-00000003.pth"), "trainer.clip_grad_norm=0.01"])
@@ -126,7 +142,7 @@ def test_a_course_that_is_left_can_be_taken_up_again(fit: Fit) -> None:
     assert same(checkpoint.read(aside)["model"], before["model"])
 
 
-def test_what_stands_until_the_new_one_does_is_not_touched(
+def test_a_failed_save_leaves_the_checkpoints_before_it(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fit(*OFTEN, SHARDED).run_dir
@@ -138,7 +154,7 @@ def test_what_stands_until_the_new_one_does_is_not_touched(
     monkeypatch.setattr("utils.checkpoint.sharded.write", fails)  # at the last moment
     with pytest.raises(TrainingError, match=r"step-00000015.pth could not be written: .*No space left"):
         train.main(["-r", str(run), "trainer.epochs=3"])
-    assert "the older checkpoints are whole" in capsys.readouterr().err
+    assert "the older checkpoints are intact" in capsys.readouterr().err
     assert same(before, state(run))
     assert not list((run / "checkpoints").glob("step-00000015*"))
 
@@ -146,21 +162,22 @@ def test_what_stands_until_the_new_one_does_is_not_touched(
 # ------------------------------------------------------------------ damage
 
 
-def test_every_single_byte_that_is_flipped_is_found(fit: Fit) -> None:
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_every_single_byte_that_is_flipped_is_found(fit: Fit, name: str) -> None:
     file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
-    pieces = data_of(file) / "__0_0.distcp"
-    whole, choose = pieces.read_bytes(), random.Random(0)
+    path = data_of(file) / name
+    whole, choose = path.read_bytes(), random.Random(0)
     for place in (0, len(whole) - 1, *(choose.randrange(len(whole)) for _ in range(60))):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << choose.randrange(8)
-        pieces.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"__0_0.distcp is damaged"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
             checkpoint.read(file)
     for length in (0, 1, len(whole) - 1):
-        pieces.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"__0_0.distcp is damaged"):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
             checkpoint.read(file)
-    pieces.write_bytes(whole)
+    path.write_bytes(whole)
     checkpoint.read(file)
 
 
@@ -171,8 +188,16 @@ def flip(data: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("spoil", [flip, shutil.rmtree, lambda data: (data / "__0_0.distcp").unlink()])
-def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        flip,
+        shutil.rmtree,
+        lambda data: (data / "__0_0.distcp").unlink(),
+        lambda data: (data / ".metadata").unlink(),
+    ],
+)
+def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     fit: Fit, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
 ) -> None:
     whole = fit(*OFTEN, "trainer.epochs=3").run_dir
@@ -184,7 +209,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(
     assert differences(whole, run) == []
 
 
-# ------------------------------------------------------------------ somebody else's folder
+# ------------------------------------------------------------------ an untrusted folder
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -196,73 +221,124 @@ def forge(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     checkpoint.write(path, found)
 
 
-def test_no_pickle_of_the_folder_is_ever_read(fit: Fit, tmp_path: Path) -> None:
+def sign(file: Path) -> None:
+    """Put the right checksums of a folder into its step file, as anybody can."""
+    paths = [path for path in data_of(file).iterdir() if path.name != "__0.metadata"]
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    forge(file, lambda found: found["sharded"].update(files=files))
+
+
+def refused(file: Path, fit: Fit, says: str) -> None:
+    for command in (
+        lambda: train.main(["-r", str(file.parent.parent)]),
+        lambda: train.main(["-r", str(file)]),
+        lambda: fit("--init-from", str(file)),
+        lambda: load_script("test").main(["-r", str(file)]),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            command()
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("how", ["alone", "within"])
+def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, signed: bool, how: str) -> None:
     trace = tmp_path / "it ran"
-    run = fit(SHARDED).run_dir
-    before, data = state(run), data_of(newest(run))
-    for name in (".metadata", "__0.metadata"):
-        (data / name).write_bytes(pickle.dumps(Payload(trace)))
-    assert same(before, state(run))
-    load_script("test").main(["-r", str(run)])
-    fit("--init-from", str(run), name="tuned")
-    train.main(["-r", str(run), "trainer.epochs=3"])
+    run = fit(SHARDED, "trainer.keep_last=1", "trainer.epochs=1").run_dir
+    file = newest(run)
+    data = data_of(file)
+    metadata = metadata_of(file)
+    metadata.planner_data = Payload(trace)
+    (data / ".metadata").write_bytes(pickle.dumps(metadata if how == "within" else Payload(trace)))
+    if signed:
+        sign(file)
+    refused(file, fit, "nothing of it was run" if signed else "is damaged")
     assert not trace.exists()
-    with pytest.raises(AttributeError):  # the payload is live: what torch reads is what it has made
+    # the payload is live: torch's own reader runs it
+    with contextlib.suppress(AttributeError):
         FileSystemReader(data).read_metadata()
     assert trace.exists()
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        BytesStorageMetadata(),  # for which DCP would unpickle what it finds
+        Calls(getattr, Metadata, "__init__"),
+        Calls(torch.load, "anything"),
+        Calls(torch.Tensor, 3),
+        Path("/"),
+    ],
+)
+def test_only_the_classes_of_tensors_are_known(fit: Fit, other: Any) -> None:
+    file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
+    metadata = metadata_of(file)
+    metadata.state_dict_metadata["other"] = other
+    (data_of(file) / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(file)
+    with pytest.raises(CheckpointError, match="nothing of it was run"):
+        checkpoint.read(file)
+
+
+def test_an_enum_is_known_in_either_form_that_python_pickles_it_in(fit: Fit) -> None:
+    file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
+    metadata = metadata_of(file)
+    metadata.planner_data = Calls(getattr, type(memory_format(metadata)), "TORCH_CHANNELS_LAST")
+    (data_of(file) / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(file)
+    checkpoint.read(file)
+
+
+def memory_format(metadata: Metadata) -> Any:
+    """The member of an enum by which a memory format is pickled."""
+    return next(iter(metadata.state_dict_metadata.values())).properties.__getstate__()[3]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("how", ["bare pickle", "torch.save"])
 @pytest.mark.parametrize("signed", [False, True])
-def test_a_piece_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, how: str, signed: bool) -> None:
+def test_a_shard_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, how: str, signed: bool) -> None:
     trace = tmp_path / "it ran"
-    run = fit(SHARDED).run_dir
-    file = newest(run)
-    for other in checkpoint.step_files(run / "checkpoints")[1:]:
-        other.unlink()
+    file = newest(fit(SHARDED, "trainer.keep_last=1", "trainer.epochs=1").run_dir)
     path = data_of(file) / "__0_0.distcp"
     if how == "torch.save":
         torch.save(Payload(trace), path)
     else:
         path.write_bytes(pickle.dumps(Payload(trace), protocol=2))
-
-    def sign(found: dict[str, Any]) -> None:
-        index, length = found["sharded"], path.stat().st_size
-        index["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-        index["pieces"] = {
-            name: [(at, size, file, 0, length) for at, size, file, *_ in pieces]
-            for name, pieces in index["pieces"].items()
-        }
-
     if signed:
-        forge(file, sign)
-    for command in (
-        lambda: train.main(["-r", str(run)]),
-        lambda: train.main(["-r", str(file)]),
-        lambda: fit("--init-from", str(file)),
-        lambda: load_script("test").main(["-r", str(file)]),
-    ):
-        with pytest.raises(CheckpointError, match="nothing of it was run" if signed else "is damaged"):
-            command()
+        change_metadata(file, lambda info: info.update(offset=0, length=path.stat().st_size))
+        sign(file)
+    refused(file, fit, "nothing of it was run" if signed else "is damaged")
     assert not trace.exists()
 
 
-def each_piece(index: dict[str, Any], change: Callable[[Any], list[Any]]) -> None:
-    index["pieces"] = {name: change(piece) for name, (piece, *_) in index["pieces"].items()}
+def change_metadata(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change where DCP finds each shard."""
+    path = data_of(file) / ".metadata"
+    metadata = metadata_of(file)
+    for info in metadata.storage_data.values():
+        change(info.__dict__)
+    path.write_bytes(pickle.dumps(metadata))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda index: index.update(data="../../precious"), "none of a checkpoint"),
-        (lambda index: index.update(data=".."), "none of a checkpoint"),
-        (lambda index: index.update(files={"../precious": ""}), "none of a checkpoint"),
+        (lambda index: index.update(data="../../precious"), "do not belong to a checkpoint"),
+        (lambda index: index.update(data=".."), "do not belong to a checkpoint"),
+        (lambda index: index.update(files={"../precious": ""}), "do not belong to a checkpoint"),
         (lambda index: index.update(data=3), "cannot be read"),
-        (lambda index: index.pop("pieces"), "cannot be read"),
-        (lambda index: index["pieces"].popitem(), "cannot be read"),
-        (lambda index: each_piece(index, lambda piece: []), "not the whole"),
-        (lambda index: each_piece(index, lambda piece: [(*piece[:2], "../x", *piece[3:])]), "no file of this"),
-        (lambda index: each_piece(index, lambda piece: [(*piece[:3], 5, 7)]), "nothing of it was run"),
+        (lambda index: index.pop("files"), "cannot be read"),
+        (lambda index: index["files"].pop(".metadata"), "is not a file of this"),
+        (lambda index: index["files"].pop("__0_0.distcp"), "is not a file of this"),
     ],
 )
 def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dict[str, Any]], Any], says: str) -> None:
@@ -270,6 +346,30 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
     forge(newest(run), lambda found: change(found["sharded"]))
     with pytest.raises(CheckpointError, match=says):
         train.main(["-r", str(newest(run))])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda metadata: metadata.state_dict_metadata.popitem(), "does not hold all of"),
+        (lambda metadata: [item.chunks.clear() for item in metadata.state_dict_metadata.values()], "does not hold all"),
+        (lambda metadata: metadata.storage_data.clear(), "cannot be read"),
+        (
+            lambda metadata: [vars(item).update(relative_path="../x") for item in metadata.storage_data.values()],
+            "not a",
+        ),
+        (lambda metadata: [vars(item).update(offset=5) for item in metadata.storage_data.values()], "step-.*pth"),
+    ],
+)
+def test_metadata_that_makes_no_sense_are_refused(fit: Fit, change: Callable[[Any], Any], says: str) -> None:
+    file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)
+    path = data_of(file) / ".metadata"
+    metadata = metadata_of(file)
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+    sign(file)
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.read(file)
 
 
 def test_a_link_in_the_folder_leads_nothing_out_of_it(fit: Fit, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_zip_that_is_signed_but_no_checkpoint_is_refused(fit: Fit) -> None:
         checkpoint.read(path)
     torch.save({"weights": 1}, path)
     sign(path)
-    with pytest.raises(CheckpointError, match="no checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="not a checkpoint written by this project"):
         checkpoint.read(path)
 
 
@@ -155,7 +155,7 @@ def test_a_name_cannot_leave_the_save_folder(fit: Fit, name: str) -> None:
         fit(name=name)
 
 
-def test_a_run_goes_on_in_its_folder_whatever_its_config_says(fit: Fit, tmp_path: Path) -> None:
+def test_a_run_resumes_in_its_folder_whatever_its_config_says(fit: Fit, tmp_path: Path) -> None:
     run = fit("trainer.epochs=1").run_dir
     config = json.loads((run / "config.json").read_text())
     config["trainer"] |= {"save_dir": str(tmp_path / "elsewhere"), "epochs": 2}

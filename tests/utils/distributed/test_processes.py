@@ -83,8 +83,8 @@ def torchrun(count: int, *command: str, options: tuple[str, ...] = ()) -> list[s
     return [sys.executable, *launcher, *command]
 
 
-class Team:
-    """Starts the jobs of one number of processes together, and keeps what they gave."""
+class Jobs:
+    """Runs jobs one after the other in the same number of processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,7 +101,7 @@ class Team:
                 job["run"] = ["-c", str(path), *job.get("run", [])]
         tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
         tasks.write_text(json.dumps(jobs))
-        arguments = ["-m", "tests.utils.distributed.process_group", str(tasks), str(results)]
+        arguments = ["-m", "tests.utils.distributed.run_jobs", str(tasks), str(results)]
         command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-6000:] + done.stdout
@@ -112,7 +112,7 @@ class Team:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
-    process_group = Team(tmp_path_factory.mktemp("process_group"))
+    run_jobs = Jobs(tmp_path_factory.mktemp("jobs"))
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
 
     def new(config: Json, *more: str) -> Json:
@@ -127,10 +127,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return {
             "test": batches,
             "of": run if isinstance(run, int) else str(run),
-            "out": str(process_group.folder / name),
+            "out": str(run_jobs.folder / name),
         }
 
-    one = process_group(
+    one = run_jobs(
         1,
         {
             "images 1": new(IMAGES),
@@ -144,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 1 tested": tested(1, "sums 1 tested"),
         },
     )
-    two = process_group(
+    two = run_jobs(
         2,
         {
             "images 2": new(IMAGES),
@@ -154,7 +154,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 2 fsdp": new(SUMS, *fsdp),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
-            "idle 2 untold": new(IDLE),
+            "idle 2 refused": new(IDLE),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on(2),
             "restless 2 to 2 fsdp": on(5),
@@ -176,7 +176,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "images 2 tested": tested(one["images 1"], "images 2 tested"),
         },
     )
-    three = process_group(
+    three = run_jobs(
         3,
         {
             "images 3": new(IMAGES),
@@ -188,7 +188,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "sums 3 tested": tested(one["sums 1"], "sums 3 tested"),
         },
     )
-    four = process_group(
+    four = run_jobs(
         4,
         {
             "images 4 fsdp": new(IMAGES, *fsdp),
@@ -207,7 +207,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "images 2 fsdp sharded to 4 fsdp": on(two["images 2 fsdp sharded"]),
         },
     )
-    fewer = process_group(
+    fewer = run_jobs(
         2,
         {
             "images 4 sharded to 2": on(four["images 4 sharded"]),
@@ -215,7 +215,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
     )
     ddp = "runtime.strategy=ddp"
-    last = process_group(
+    last = run_jobs(
         1,
         {
             "images 2 to 1": on(two["images 2"]),
@@ -306,7 +306,7 @@ def test_any_number_of_processes_gives_what_one_gives(runs: dict[str, Any], othe
         (4, " fsdp sharded"),
     ],
 )
-def test_a_resume_under_the_same_number_is_exact_to_the_bit(runs: dict[str, Any], count: int, kind: str) -> None:
+def test_a_resume_under_the_same_number_is_exact_bit_for_bit(runs: dict[str, Any], count: int, kind: str) -> None:
     strategy = " fsdp" if "fsdp" in kind else ""
     whole = runs[f"restless {count}{strategy}{' sharded' if count == 4 else ''}"]
     resumed = runs[f"restless {count} to {count}{kind}"]
@@ -332,7 +332,7 @@ def test_half_precision_gives_what_it_gives_alone(runs: dict[str, Any], other: s
 def test_all_processes_write_about_as_much(runs: dict[str, Any], run: str) -> None:
     for path in step_files(runs[run] / "checkpoints"):
         data = path.parent / torch.load(path, weights_only=True)["sharded"]["data"]
-        sizes = {piece.name: piece.stat().st_size for piece in data.glob("*.distcp")}
+        sizes = {shard.name: shard.stat().st_size for shard in data.glob("*.distcp")}
         assert sizes.keys() == {"__0_0.distcp", "__1_0.distcp"}
         assert max(sizes.values()) < 1.5 * min(sizes.values())
 
@@ -341,9 +341,9 @@ def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, An
     assert "3 samples cannot be shared by 4 processes" in runs["too many"]
 
 
-def test_a_parameter_that_takes_no_part_is_told_of(runs: dict[str, Any]) -> None:
-    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 untold"]
-    assert "runtime.unused_parameters=true" in runs["idle 2 untold"]
+def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
+    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 refused"]
+    assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
 
 
 @pytest.mark.parametrize("other", ["images 2", "images 3", "sums 3"])

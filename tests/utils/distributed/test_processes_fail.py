@@ -1,4 +1,4 @@
-"""One process of several comes to grief: all stop with one message, and a launcher's restart goes on with the run."""
+"""One process of several fails: all stop with one message, and a restart by the launcher resumes the run."""
 
 import json
 import re
@@ -24,7 +24,7 @@ Write = Callable[..., Path]
 def launch(
     config: Path, runs: Path, trouble: str, *options: str, count: int = 2
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Train under torchrun with a process that comes to grief. Also the exit statuses that torchrun names."""
+    """Train under torchrun with a process that fails. Also the exit statuses that torchrun names."""
     command = torchrun(count, str(ROOT / "tests" / "killable.py"), "-c", str(config), options=options)
     variables = {**environment(), "DO_AT": trouble, "RUNS": str(runs)}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
@@ -36,7 +36,7 @@ def only_run(folder: Path) -> Path:
     return run
 
 
-def test_an_error_in_one_process_ends_all_and_is_told_once(write_config: Write, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_and_is_reported_once(write_config: Write, tmp_path: Path) -> None:
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:fail")
     assert done.stderr.count("ZeroDivisionError: something of the user's went wrong") == 1
     assert "error:" not in done.stderr
@@ -71,7 +71,7 @@ def test_a_process_that_hangs_is_named(write_config: Write, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_launcher_that_starts_again_goes_on_with_its_run(
+def test_a_launcher_that_restarts_resumes_its_run(
     write_config: Write, tmp_path: Path, fit: Callable[..., train.Result], rank: int
 ) -> None:
     done, _ = launch(write_config(trainer=OFTEN), tmp_path, f"7:{rank}:kill", "--max-restarts", "3")
@@ -143,7 +143,7 @@ def test_a_rendezvous_that_nobody_joins_ends_with_a_message(write_config: Write,
     command: list[Any] = [sys.executable, script, ROOT / "train.py", "-c", write_config()]
     done = subprocess.run(command, env={**environment(), **place}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2, done.stderr
-    assert f"error: process {rank} of 2: the other processes did not come within 0.5 s" in done.stderr
+    assert f"error: process {rank} of 2: timed out after 0.5 s waiting for the other processes" in done.stderr
 
 
 def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What a launcher starts in the tests: several runs one after the other in the same processes, which costs one start.
 
-python -m torch.distributed.run ... -m tests.utils.distributed.process_group JOBS RESULTS
+python -m torch.distributed.run ... -m tests.utils.distributed.run_jobs JOBS RESULTS
 
 JOBS is a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an earlier
 job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out": where
@@ -22,7 +22,7 @@ from base.base_model import BaseModel
 from tests.conftest import load_script
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
-from utils.distributed.process_group import get_process_group
+from utils.distributed import get_process_group
 from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 

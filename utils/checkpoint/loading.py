@@ -1,0 +1,83 @@
+"""Which checkpoint is loaded, in one process or in several: the one that was named, or the newest undamaged one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint.file import TensorAllocator, file_name, read_file, step_files, verify
+from utils.distributed.process_group import ProcessGroup
+from utils.errors import CheckpointError
+
+
+def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
+    """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, not ours or carries code.
+
+    allocate: for the tensors of a sharded one, of which a process may want only its part; None reads all to the CPU.
+    """
+    state = read_file(path)
+    if "sharded" not in state:
+        return state
+
+    from utils.checkpoint.shards import read_tensors  # which imports what takes seconds
+
+    return read_tensors(path, state, allocate)
+
+
+def read_together(path: Path, process_group: ProcessGroup, allocate: TensorAllocator | None = None) -> dict[str, Any]:
+    """What ``read`` returns, in each process. If one of them cannot read its part, all raise CheckpointError."""
+    state = dict[str, Any]()
+    problem = ""
+    try:
+        state = read(path, allocate)
+    except CheckpointError as error:
+        problem = str(error)
+
+    problems = list(filter(None, process_group.all_gather(problem)))
+    if problems:
+        raise CheckpointError(problems[0])
+    return state
+
+
+def newest_sound(
+    folder: Path,
+    warn: Callable[[str], None],
+    process_group: ProcessGroup,
+    allocate: TensorAllocator | None = None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest undamaged checkpoint of a folder and its state; None if there is no checkpoint.
+
+    Damaged ones are named and skipped. To be called by all processes. Raises CheckpointError if all are damaged.
+    """
+    damaged: list[str] = []
+    for path in process_group.broadcast_object(lambda: list(_candidates(folder))):
+        try:
+            state = read_together(path, process_group, allocate)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            warn(f"{error}; falling back to an older one")
+            continue
+
+        step_file = folder / file_name(state["progress"]["steps"])
+        if not (step_file.exists() and step_file.samefile(path)):
+            try:
+                verify(step_file)
+            except CheckpointError as error:
+                warn(f"{error}; {path.name} is the same checkpoint")
+        return path, state
+    if damaged:
+        raise CheckpointError(f"no checkpoint in {folder} can be used:\n  " + "\n  ".join(damaged))
+    return None
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a folder, newest first; last.pth and best.pth only where no step file is the same file."""
+    files = step_files(folder)
+
+    def is_separate(path: Path) -> bool:
+        return path.is_file() and not any(path.samefile(file) for file in files)
+
+    if is_separate(folder / "last.pth"):
+        yield folder / "last.pth"
+    yield from files
+    if is_separate(folder / "best.pth"):
+        yield folder / "best.pth"
