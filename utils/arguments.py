@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
-from utils.config.located_json import KeyPath
+from utils.schema import KeyPath
 from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)

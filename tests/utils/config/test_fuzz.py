@@ -56,7 +56,7 @@ def test_any_override(tmp_path: Path, key: str, value: str) -> None:
     (tmp_path / "config.json").write_text(SOUND)
     override = f"{key}={value}"
     said = message(tmp_path / "config.json", override)
-    assert not said or said.startswith(("override ", repr(override), "'"))
+    assert not said or said.startswith(("override ", "invalid override "))
 
 
 @pytest.mark.parametrize("override", ["trainr.epochs=5", "trainer.save_dir="])
