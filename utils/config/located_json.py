@@ -33,7 +33,7 @@ class _Refused(ValueError):  # noqa: N818  (becomes a ConfigError once its posit
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """An offset in the text of a file; in an override of the command line, which has no text, there is none."""
+    """An offset in the text of a file, or an override of the command line, which has no text."""
 
     source: str
     text: str = field(default="", repr=False)

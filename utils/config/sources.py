@@ -1,4 +1,4 @@
-"""What a config says before it is checked: a file, over the file that it extends, and under overrides."""
+"""The values of a config before any check: of the file, over the file that it extends, and under overrides."""
 
 import json
 import re

@@ -159,7 +159,7 @@ def test_the_written_config_is_the_config(tmp_path: Path) -> None:
     assert loaded.seed == 7
 
 
-def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> None:
+def test_the_schema_path_is_relative_to_the_config(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"$schema": "./config.schema.json", **sound()}))
     folder = tmp_path / "saved" / "digits" / "now"
@@ -168,11 +168,11 @@ def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_every_optimizer_is_tried_out(explain: Callable[..., str], name: str) -> None:
+def test_every_optimizer_has_a_dry_run(explain: Callable[..., str], name: str) -> None:
     assert explain(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
     wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
     assert "does not take this" in explain(wrong)
-    assert "2 mistakes" in explain(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
+    assert "2 mistakes" in explain(wrong, "seed=-1"), "with another mistake there is no step"
 
 
 def needs_nothing(name: str) -> bool:

@@ -47,13 +47,13 @@ def test_json_is_read_as_the_standard_library_reads_it(value: Any, indent: int |
 
 @given(st.text(max_size=30))
 def test_anything_else_is_an_error_with_a_location(text: str) -> None:
-    said = ""
+    error_message = ""
     try:
         parse(text, "x")
         json.loads(text)
     except ConfigError as error:
-        said = str(error)
-    assert not said or said.startswith("x:1:") or "\n" in text
+        error_message = str(error)
+    assert not error_message or error_message.startswith("x:1:") or "\n" in text
 
 
 @pytest.mark.parametrize(
