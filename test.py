@@ -24,8 +24,7 @@ from base.build import build_experiment, build_trainer, load_weights
 from extras.compare.comparison import compare
 from extras.report.evaluation import EvaluationReport
 from utils import checkpoint, cli
-from utils.config import load_config
-from utils.config.overrides import OVERRIDE
+from utils.config import OVERRIDE, load_config
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path

@@ -23,7 +23,6 @@ from logger.writers import EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
-from utils.config.located_json import KeyPath
 from utils.config.schedulers import contradiction, make_scheduler
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError, DataError, UserError
@@ -33,7 +32,7 @@ from utils.random import seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
-from utils.schema import Component
+from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
 from utils.user_code import format_error_with_source
 

@@ -15,13 +15,13 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
-from utils.config.located_json import KeyPath
+from utils.schema import KeyPath
 from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
 NOT_JSON = ", which JSON cannot give; register a component of your own that makes it"
-# what pydantic says, in the words of JSON
+# pydantic's words, and those of JSON
 WORDS = {
     "Input ": "",
     "valid array": "list",
@@ -34,7 +34,7 @@ WORDS = {
 
 
 class NotJson:
-    """Stands for a type that no JSON value has: a tensor, a function, a module."""
+    """Marks a type that no JSON value has: a tensor, a function, a module."""
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -97,7 +97,7 @@ def accepts_null(parameter: inspect.Parameter) -> bool:
 
 
 def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the value of an argument by its type, one problem a place."""
+    """What is wrong with the type of an argument's value, one problem per path."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
         yield (parameter.name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
@@ -187,7 +187,7 @@ def describe(annotation: Any) -> str:
 
 
 def _list(annotation: Any) -> str:
-    """As in "list of int", or "[int, str]" where each place has a type of its own."""
+    """As in "list of int", or "[int, str]" if each position has its own type."""
     kinds = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
         return f"[{', '.join(map(describe, kinds))}]"
@@ -195,7 +195,7 @@ def _list(annotation: Any) -> str:
 
 
 def limited(limit: Any) -> str:
-    """What an annotation's limit says, as "> 0"; empty if it is of another kind."""
+    """The limit in an annotation, as "> 0"; empty if it is something else."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [limit, *getattr(limit, "metadata", [])]
     return " ".join(
@@ -227,7 +227,7 @@ def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
 
 
 def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
-    """The part of pydantic's path that stands in a value, and what is there; the rest names members of a union."""
+    """The part of pydantic's path that exists in a value, and what it leads to; the rest names members of a union."""
     found: list[str | int] = []
     for part in path:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)

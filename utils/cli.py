@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config.overrides import OVERRIDE
+from utils.config import OVERRIDE
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 

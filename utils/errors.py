@@ -1,8 +1,8 @@
-"""The errors a user can mend. Each becomes one message on stderr, never a traceback."""
+"""The errors that a user can fix. Each becomes one message on stderr, never a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in the config, the arguments or a file. The message says what, where and what to do; status 2."""
+    """A mistake in the config, the arguments or a file. The message says what, where, and what to do; status 2."""
 
 
 class ConfigError(UserError):
@@ -14,11 +14,11 @@ class CheckpointError(UserError):
 
 
 class DataError(UserError):
-    """A data set is missing, empty or not what the config says."""
+    """A data set is missing, empty or different from what the config says."""
 
 
 class TrainingError(Exception):
-    """The run cannot go on (a loss that is not finite, a disk that cannot be written); status 1."""
+    """The run cannot continue (a loss that is not finite, a disk that cannot be written); status 1."""
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to stop, and saved)

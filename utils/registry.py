@@ -1,4 +1,4 @@
-"""What a config may name: one registry a kind, filled by decorators and by torch's own modules.
+"""What a config may name: one registry per kind, filled by decorators and by the public names of torch's modules.
 
     @MODELS.register
     class LeNet(BaseModel): ...
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from torch.nn.modules.loss import _Loss
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 # the users' folders, whose files register what they define
 FOLDERS = ("data_loader", "model", "trainer")
 
-# a class of torchmetrics for one task, which the class of the name behind it makes by its argument "task"
+# a class of torchmetrics for one task, as MulticlassAccuracy; Accuracy makes it from its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
 _CLASSES = {"binary": "", "multiclass": ', "num_classes": ...', "multilabel": ', "num_labels": ...'}
 
@@ -37,12 +37,12 @@ _CLASSES = {"binary": "", "multiclass": ', "num_classes": ...', "multilabel": ',
 class Registry:
     """The components of one kind, by name.
 
-    library: a module whose public names count as registered too when ``accepts`` is true of them. It is imported
-    when a name is not found among our own, since torchmetrics alone takes 0.7 s.
+    library: a module whose public names count as registered too where ``accepts`` is true. It is imported only
+    when a name is not among our own, since torchmetrics alone takes 0.7 s.
     passed: names of the arguments that the project passes itself, or that a config must never give.
-    options: what the library's components take beside their own arguments, through **kwargs.
-    called_with: how many leading arguments of a function are given at each call, as outputs and targets of a loss.
-    default: the component that is taken where a config names none.
+    options: what the library's components take besides their own arguments, through **kwargs, with the defaults.
+    called_with: number of leading arguments of a function that each call gives, as outputs and targets of a loss.
+    default: the component if a config names none.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Registry:
         return self._own.get(name) or self._from_library(name)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        """The component of a name that was checked."""
+        """The component of a checked name."""
         component = self.get(name)
         assert component is not None, f"there is no {self.kind} {name}"
         return component
@@ -98,9 +98,9 @@ class Registry:
         return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
 
     def suggest(self, name: str) -> str:
-        """How to go on from a name that is not there."""
-        if told := self.of_task(name) or self._unregistered(name):
-            return told
+        """What to do about a name that is not registered."""
+        if suggestion := self.of_task(name) or self._unregistered(name):
+            return suggestion
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
@@ -108,7 +108,7 @@ class Registry:
         return f"there are: {', '.join(self._own or self.names())}{rest}"
 
     def of_task(self, name: str) -> str:
-        """How a config names a metric of one task, as MulticlassAccuracy; empty if the name is of another kind."""
+        """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name."""
         word = _OF_TASK.fullmatch(name)
         if not word or "task" not in self.parameters(word[2]):
             return ""
@@ -116,7 +116,7 @@ class Registry:
         return f'here it is {{"type": "{word[2]}", "args": {{"task": "{task}"{_CLASSES[task]}}}}}'
 
     def _unregistered(self, name: str) -> str:
-        """Whether a file of the users' folders defines this name and does not register it: what to do."""
+        """What to do if a file of the users' folders defines this name without registering it; empty otherwise."""
         registered = {id(item) for registry in REGISTRIES.values() for item in registry._own.values()}
         for key, module in list(sys.modules.items()):
             item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
@@ -153,18 +153,23 @@ class Registry:
 
 
 def _extends(base: type) -> Callable[[Any], bool]:
-    """What tells whether something is a class that extends this one."""
+    """A function that is true of the proper subclasses of a class."""
     return lambda item: inspect.isclass(item) and issubclass(item, base) and item is not base
 
 
 def _is_loss(item: Any) -> bool:
-    return _extends(_Loss)(item) and _takes_two(item.forward)
+    # torch has no public base class of losses; what they have in common is the argument "reduction"
+    return (
+        _extends(nn.Module)(item)
+        and _takes_two(item.forward)
+        and any("reduction" in inspect.signature(base.__init__).parameters for base in item.__mro__)
+    )
 
 
 def _is_metric(item: Any) -> bool:
     from torchmetrics import Metric
 
-    # wrappers take other metrics, aggregations take no targets, and text is none of a model's outputs
+    # wrappers take other metrics, aggregations take no targets, and a model does not output text
     left_out = {"metric", "wrappers", "aggregation", "text"}
     if not _extends(Metric)(item) or item.__name__.startswith("_"):
         return False
@@ -181,12 +186,12 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 
 def _first_import(module: str) -> bool:
-    """Whether a module is being imported, and not reloaded or typed into a notebook, where names are defined anew."""
-    # CPython's own mark, which the import statement uses to tell circular imports
+    """Whether a module is imported for the first time; a reloaded one, or a notebook, may define its names again."""
+    # CPython's mark by which the import statement recognises circular imports; there is no public one
     return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
 
 
-# what torchmetrics.Metric takes out of **kwargs, of what JSON can give
+# what torchmetrics.Metric takes from **kwargs and JSON can give
 METRIC_OPTIONS = {
     "compute_on_cpu": False,
     "dist_sync_on_step": False,

@@ -6,10 +6,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
+KeyPath = tuple[str | int, ...]
+"""The keys and list indices that lead from the root of a config to a value."""
+
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
 DEVICE = r"^(auto|[a-z]+(:\d+)?)$"
-# what each of them stands for, to those who write a config
+# what a message says instead of the pattern
 PATTERNS = {
     MONITOR: '"min NAME" or "max NAME" of a logged value, as in "min val_loss", or null',
     NAME: "a plain name: letters, digits, and . _ + - after the first",
@@ -37,6 +40,12 @@ class Component(Section):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
+
+
+def name_and_args(entry: Any, *, default: str | None = None) -> tuple[str, dict[str, Any]] | None:
+    """A component's name and arguments; None where the schema has a mistake to report. default: of a missing "type"."""
+    name, args = (entry.get("type", default), entry.get("args", {})) if isinstance(entry, dict) else (entry, {})
+    return (name, args) if isinstance(name, str) and isinstance(args, dict) else None
 
 
 class MetricConfig(Component):
@@ -143,8 +152,8 @@ def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """What describes the object at a path of the config; None where it is not the schema that does."""
+def section_at(path: KeyPath) -> type[BaseModel] | None:
+    """The section that describes the object at a path of the config; None for arguments of components."""
     if not path:
         return Config
     field = keys_of(Config).get(str(path[0]))
@@ -155,7 +164,7 @@ def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
 
 
 def _members(annotation: Any) -> Iterator[type]:
-    """The classes that an annotation is made of."""
+    """The classes in an annotation."""
     if isinstance(annotation, type) and not get_args(annotation):
         yield annotation
     for inner in get_args(annotation):

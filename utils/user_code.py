@@ -1,4 +1,4 @@
-"""Where the user's code stands, and where in it an error came from."""
+"""Where components are defined in the user's code, and which line of it an error came from."""
 
 import inspect
 import linecache
@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.paths import PROJECT
 
-# folders whose lines explain nothing to a user whose own code went wrong
+# folders of the template itself; a line in one of them does not explain an error of the user's code
 MACHINERY = {"utils", "logger", "base", "extras", "dev"}
 
 
@@ -23,18 +23,18 @@ def where(component: Callable[..., Any]) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """What an error says, with its kind, in one paragraph."""
+    """An error's type and message, in one paragraph."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def format_error_with_source(error: BaseException) -> str:
-    """What an error says and, below it, the line of the user's code where it came from, if it came from one."""
+    """An error's type and message and, below, the line of the user's code that it came from, if any."""
     return "\n".join(filter(None, [format_error(error), user_line(error)]))
 
 
 def user_line(error: BaseException) -> str:
-    """File, number and text of the last line of the user's code on the way of an error; empty if there was none."""
+    """File, number and text of the innermost line of the user's code in a traceback; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return _code_line(error.filename, error.lineno or 1)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
@@ -54,5 +54,5 @@ def _code_line(path: str, line: int) -> str:
 
 
 def in_project(path: str | Path) -> str:
-    """A path from the project's folder, where it is in there."""
+    """A path relative to the project's folder if it is inside, unchanged otherwise."""
     return str(Path(path).relative_to(PROJECT)) if Path(path).is_relative_to(PROJECT) else str(path)

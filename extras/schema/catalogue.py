@@ -8,7 +8,7 @@ from typing import Any
 
 from extras.schema import docstrings
 from utils.arguments import NotJson, describe, json_type
-from utils.config.components import FROM_RUN_LENGTH
+from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.errors import UserError
 from utils.registry import METRICS, REGISTRIES, Registry
 from utils.schema import FORMER_NAMES

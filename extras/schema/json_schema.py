@@ -14,7 +14,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from extras.schema import docstrings
 from utils.arguments import STRICT, NotJson, json_type
-from utils.config.components import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.registry import REGISTRIES, Registry
 from utils.schema import Config, keys_of, section_at
 

@@ -1,4 +1,4 @@
-"""Mistakes in a user's own code are told with the user's line, and with no frame of ours.
+"""Mistakes in a user's own code are reported with the user's line and without a frame of the template's.
 
 Each test copies the project, puts a file into it and runs a command, as a user would.
 """
@@ -14,7 +14,7 @@ import pytest
 from utils.paths import PROJECT
 
 FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs")
-Say = Callable[..., str]
+RunWith = Callable[..., str]
 
 MODEL = """\
 from torch import nn
@@ -31,8 +31,8 @@ class Mine(nn.Module):
 
 
 @pytest.fixture
-def say(tmp_path: Path) -> Say:
-    """What train.py says in a project with one more file; its status must be 2, without a traceback."""
+def run_with(tmp_path: Path) -> RunWith:
+    """stderr of train.py in a project with one more file; its status must be 2, without a traceback."""
     for folder in FOLDERS:
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*PROJECT.glob("*.py"), PROJECT / "config.json"):
@@ -50,11 +50,11 @@ def say(tmp_path: Path) -> Say:
     return run
 
 
-def test_a_class_that_is_not_registered(say: Say) -> None:
+def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
-    said = say("model/mine.py", text, "model=Mine")
-    assert 'there is no model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in said
-    assert 'there is no trainer "LeNet"; there are: Trainer' in say("model/mine.py", text, "trainer.type=LeNet")
+    stderr = run_with("model/mine.py", text, "model=Mine")
+    assert 'there is no model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in stderr
+    assert 'there is no trainer "LeNet"; there are: Trainer' in run_with("model/mine.py", text, "trainer.type=LeNet")
 
 
 @pytest.mark.parametrize(
@@ -77,27 +77,27 @@ def test_a_class_that_is_not_registered(say: Say) -> None:
     ],
     ids=["syntax", "import", "exit", "name taken", "name twice in a file"],
 )
-def test_a_file_that_does_not_import(say: Say, text: str, expected: str) -> None:
-    assert expected in say("model/mine.py", text)
+def test_a_file_that_does_not_import(run_with: RunWith, text: str, expected: str) -> None:
+    assert expected in run_with("model/mine.py", text)
 
 
-def test_a_constructor_that_raises(say: Say) -> None:
-    said = say("model/mine.py", MODEL, "model=Mine")
+def test_a_constructor_that_raises(run_with: RunWith) -> None:
+    stderr = run_with("model/mine.py", MODEL, "model=Mine")
     assert (
-        "override model=Mine: model.args: Mine cannot be built: no width is good enough\n  model/mine.py:10: " in said
+        "override model=Mine: model.args: Mine cannot be built: no width is good enough\n  model/mine.py:10: " in stderr
     )
-    assert "base/" not in said
+    assert "base/" not in stderr
 
 
-def test_constructors_that_raise_are_told_at_once(say: Say) -> None:
-    said = say("model/mine.py", MODEL, "model=Mine", "data_loader.args.linear=[1]", "loss.args.reduction=mean")
-    assert "model=Mine: model.args: Mine cannot be built" in said
-    assert "data_loader.args: RandomTensorLoader cannot be built: exactly one of" in said
+def test_constructors_that_raise_are_reported_together(run_with: RunWith) -> None:
+    stderr = run_with("model/mine.py", MODEL, "model=Mine", "data_loader.args.linear=[1]", "loss.args.reduction=mean")
+    assert "model=Mine: model.args: Mine cannot be built" in stderr
+    assert "data_loader.args: RandomTensorLoader cannot be built: exactly one of" in stderr
 
 
-def test_an_argument_of_a_users_class_is_checked_like_any_other(say: Say) -> None:
-    said = say("model/mine.py", MODEL, 'model={"type": "Mine", "args": {"widht": "a"}}')
-    assert 'Mine has no argument "widht"; did you mean "width"?' in said
+def test_an_argument_of_a_users_class_is_checked_like_any_other(run_with: RunWith) -> None:
+    stderr = run_with("model/mine.py", MODEL, 'model={"type": "Mine", "args": {"widht": "a"}}')
+    assert 'Mine has no argument "widht"; did you mean "width"?' in stderr
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_an_argument_of_a_users_class_is_checked_like_any_other(say: Say) -> Non
          "def mine(): return [1]\n", "data_loader=mine", "mine should give a BaseDataLoader, and gives list"),
     ],
 )  # fmt: skip
-def test_what_is_no_component(say: Say, name: str, text: str, override: str, expected: str) -> None:
-    assert expected in say(name, text, override)
+def test_a_component_of_the_wrong_kind(run_with: RunWith, name: str, text: str, override: str, expected: str) -> None:
+    assert expected in run_with(name, text, override)

@@ -1,19 +1,19 @@
-"""From the text of a config file to a checked Config. Nothing else is read, and nothing is written.
+"""From the text of a config file to a checked Config, or to one error that shows every mistake at its line.
 
-The way of a config, one file for each step:
+The way through it:
 
-    located_json    the text of a file to values, and the source location of each
-    extends         merged over the config that it extends
-    overrides       KEY=VALUE of the command line, applied
-    utils.schema    keys, types and ranges; schema_problems says what is wrong with them
-    components      names (utils.registry) and arguments (utils.arguments: by the signatures)
+    load            the order of all checks, and conflicts between keys
+    sources         the file, over the one that it extends, under KEY=VALUE overrides
+    located_json    strict JSON, and the line of each of its values
+    problems        keys and types (utils.schema), names (utils.registry), arguments (utils.arguments)
     dry_run         the ranges that only torch knows
-    load            the order of all this, and how the parts fit each other
+    schedulers      schedulers laid out over the length of the run
 
-The first three stop at the first mistake. The others give Problems, each a path and a message, which are shown
-together, each with its source line.
+sources and located_json stop at the first mistake. The others yield Problems, each a path and a message, which are
+shown together.
 """
 
 from utils.config.load import LoadedConfig, load_config, to_json
+from utils.config.sources import OVERRIDE
 
-__all__ = ["LoadedConfig", "load_config", "to_json"]
+__all__ = ["OVERRIDE", "LoadedConfig", "load_config", "to_json"]

@@ -1,173 +1,131 @@
-"""Builds what costs nothing to build, on a parameter of its own: only then does torch check the ranges of arguments.
+"""Ranges of arguments that only torch and torchmetrics know: what they refuse when components are built.
 
-Components of the user's are left for the run itself, since their constructors may do anything.
+The loss, the metrics, the optimizer and the scheduler are built for a parameter of their own, which costs nothing.
+Components of the project are left for the run itself, since their constructors may do anything.
 """
 
 import inspect
-import math
 import warnings
 from collections.abc import Iterator, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from utils.config.components import components, name_and_args
-from utils.config.located_json import KeyPath
-from utils.config.problem import Problem
-from utils.config.schedulers import contradiction, make_scheduler
+import torch
+from torch.optim import Optimizer
+
+from utils.config.located_json import Problem
+from utils.config.problems import components
+from utils.config.schedulers import make_scheduler
 from utils.errors import ConfigError
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
-from utils.schema import TrainerConfig
+from utils.runtime import pick_device
+from utils.schema import KeyPath, name_and_args
 from utils.user_code import format_error
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
-STEPS_OF_UNKNOWN_RUN = 1000
-
-
-class _Refused(Exception):  # noqa: N818  (carries a problem)
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
+class _Refused(Exception):  # noqa: N818  (carries a Problem)
+    pass
 
 
-def trial_problems(config: dict[str, Any], flawed: Set[KeyPath]) -> Iterator[Problem]:
-    """What torch finds wrong with the arguments of its components. flawed: where something is known to be wrong.
+def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], length: int) -> Iterator[Problem]:
+    """What torch finds wrong with the device and its components. flawed: the paths of the mistakes that are known.
 
-    A step of the optimizer is tried only where nothing is: a run needs the 1.3 s for torch's compiler, which the first
-    optimizer of a process imports, and a message about a misspelt key does not.
+    length: of the scheduler, in its "interval".
     """
-    if ("runtime", "device") not in flawed:
-        yield from _device(config)
-    optimizer = None
-    for kind, path, entry in components(config):
-        sound = _sound_part(REGISTRIES[kind], path, entry, flawed)
-        if sound is None:
-            continue
-        try:
-            if kind == "optimizer":
-                optimizer = _optimizer(path, *sound, step=not flawed)
-            elif kind in ("loss", "metrics"):
-                _no_reduction(path, _build(path, sound[0], REGISTRIES[kind][sound[0]], sound[1]))
-            elif kind == "lr_scheduler":
-                _schedule(config, path, sound, optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False))
-        except _Refused as refused:
-            yield refused.problem
-
-
-def _sound_part(
-    registry: Registry, path: KeyPath, entry: Any, flawed: Set[KeyPath]
-) -> tuple[str, dict[str, Any]] | None:
-    """A library's component without the arguments that are known to be wrong; None if it cannot be built so."""
-    found = name_and_args(entry)
-    if found is None or found[0] in registry.own() or flawed & {path, (*path, "type"), (*path, "args")}:
-        return None
-    depth, known = len(path) + 1, registry.parameters(found[0])
-    wrong = {where[depth] for where in flawed if where[:depth] == (*path, "args")}
-    required = {name for name, parameter in known.items() if parameter.default is parameter.empty}
-    if wrong & required:
-        return None
-    return found[0], {name: value for name, value in found[1].items() if name not in wrong}
-
-
-def _device(config: dict[str, Any]) -> Iterator[Problem]:
-    from utils.runtime import pick_device
-
     runtime = config.get("runtime")
-    name = runtime.get("device") if isinstance(runtime, dict) else None
-    if isinstance(name, str):
+    if isinstance(runtime, dict) and isinstance(runtime.get("device"), str) and ("runtime", "device") not in flawed:
         try:
-            pick_device(name)
+            pick_device(runtime["device"])
         except ConfigError as error:
             yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
+    optimizer = None
+    for kind, path, entry in components(config):
+        buildable = _without_flaws(REGISTRIES[kind], path, entry, flawed)
+        if buildable is None:
+            continue
+        name, args = buildable
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they will warn when they are built for the run
+                if kind == "optimizer":
+                    optimizer = _optimizer(path, name, args, step=not flawed)
+                elif kind == "lr_scheduler":
+                    optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
+                    _step_scheduler(path, name, args, optimizer, length)
+                else:
+                    _build(path, name, REGISTRIES[kind][name], args)
+        except _Refused as refused:
+            yield refused.args[0]
+
+
+def _without_flaws(
+    registry: Registry, path: KeyPath, entry: Any, flawed: Set[KeyPath]
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of a library's component, without those known to be wrong; None if it cannot be built so."""
+    component = name_and_args(entry)
+    if component is None or component[0] in registry.own() or flawed & {path, (*path, "type"), (*path, "args")}:
+        return None
+    name, args = component
+    wrong = {below[len(path) + 1] for below in flawed if below[: len(path) + 1] == (*path, "args")}
+    if any(known.default is known.empty for key, known in registry.parameters(name).items() if key in wrong):
+        return None
+    return name, {key: value for key, value in args.items() if key not in wrong}
 
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
-    """Build a component. Raises _Refused at the argument that is to blame, if leaving it out changes what is said."""
+    """Build a component. Raises _Refused at the argument that is to blame, if there is a single one."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # it will warn when it is built for the run
-            return make(**args)
+        return make(**args)
     except Exception as error:
+        blamed = next((key for key in args if len(args) == 1 or _is_to_blame(make, args, key, error)), None)
+        at = (*path, "args") if blamed is None else (*path, "args", blamed)
         message = f"{name} does not take this: {format_error(error).removeprefix('ValueError: ')}"
-        blamed = next((key for key in args if _to_blame(make, args, key, error)), None)
-        where = (*path, "args", blamed) if blamed is not None else (*path, "args")
-        raise _Refused(Problem(where, message)) from error
+        raise _Refused(Problem(at, message)) from error
 
 
-def _to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bool:
-    parameter = inspect.signature(make).parameters.get(key)
-    if len(args) == 1:
-        return True
-    if parameter is None or parameter.default is parameter.empty:
-        return False
+def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bool:
+    """Whether without this argument the error is gone, or another one."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            make(**{name: value for name, value in args.items() if name != key})
+        make(**{name: value for name, value in args.items() if name != key})
+    except TypeError:  # the argument cannot be left out
+        return False
     except Exception as other:
         return str(other) != str(error)
     return True
 
 
-def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> "Optimizer":
-    import torch
+def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> Optimizer:
+    """Build an optimizer and step it, since some refuse arguments only then.
 
-    registered: Any = OPTIMIZERS[name]
-    kind = registered if step else type(name, (registered,), {"add_param_group": _add_group})
+    What torch wraps around these methods imports its compiler, which takes 1.3 s. A run needs it anyway, but the
+    message about a misspelt key must not wait for it.
+    """
+    kind: Any = OPTIMIZERS[name]
+    if not step:
+        kind = type(name, (kind,), {"add_param_group": inspect.unwrap(kind.add_param_group)})
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
     def make(**args: Any) -> Any:
         optimizer = kind([parameter], **args)
         parameter.grad = torch.ones(1, 1)
-        # some refuse arguments only here; SparseAdam wants another gradient, "capturable" another device
+        # SparseAdam wants another gradient, "capturable" another device
         if step and name != "SparseAdam" and not torch.accelerator.is_available():
             optimizer.step(lambda: torch.ones(()))
         return optimizer
 
-    make.__signature__ = inspect.signature(registered)  # type: ignore[attr-defined]
-    built: Optimizer = _build(path, name, make, args)
-    return built
+    optimizer: Optimizer = _build(path, name, make, args)
+    return optimizer
 
 
-def _add_group(optimizer: "Optimizer", group: dict[str, Any]) -> None:
-    """What torch's own does at its end; it is the beginning that imports the compiler."""
-    optimizer.param_groups.append({**optimizer.defaults, **group})
-
-
-def _schedule(
-    config: dict[str, Any], path: KeyPath, component: tuple[str, dict[str, Any]], optimizer: "Optimizer"
-) -> None:
-    """Build a schedule and move it once; a rate that is negative or no number is refused."""
-    length, entry = _length(config), {"type": component[0], "args": component[1]}
-    if length and (problem := contradiction(entry, length)):
-        raise _Refused(problem)
+def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: Optimizer, length: int) -> None:
+    """Build a scheduler and step it. Raises _Refused, also at a learning rate that is negative or not finite."""
 
     def build(at: KeyPath, name: str, args: dict[str, Any]) -> Any:
         return _build(at, name, SCHEDULERS[name], args)
 
-    scheduler = make_scheduler(entry, optimizer, length or STEPS_OF_UNKNOWN_RUN, build, path)
-    move: Any = scheduler.step
+    scheduler: Any = make_scheduler({"type": name, "args": args}, optimizer, length, build, path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # no optimizer step goes before this one
-            move(1.0) if type(scheduler).__name__ == "ReduceLROnPlateau" else move()
+        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     except Exception as error:
         raise _Refused(Problem((*path, "args"), f"the schedule cannot move: {format_error(error)}")) from error
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(0 <= rate < float("inf") for rate in rates):
-        raise _Refused(Problem((*path, "args"), f"after one move the learning rate would be {rates[0]}"))
-
-
-def _length(config: dict[str, Any]) -> int | None:
-    """What the schedule is laid out over, if the config alone says so."""
-    trainer, scheduler = config.get("trainer", {}), config["lr_scheduler"]
-    if not isinstance(trainer, dict):
-        return None
-    counts: list[Any] = [trainer.get("epochs", TrainerConfig.model_fields["epochs"].default)]
-    if isinstance(scheduler, dict) and scheduler.get("interval") == "step":
-        counts.append(trainer.get("steps_per_epoch"))
-    known = all(type(count) is int and count > 0 for count in counts)
-    return math.prod(counts) if known else None
-
-
-def _no_reduction(path: KeyPath, loss: Any) -> None:
-    if path == ("loss",) and getattr(loss, "reduction", "mean") not in ("mean", "sum"):
-        message = f'the loss must be "mean" or "sum" over the samples, got "{loss.reduction}"'
-        raise _Refused(Problem(("loss", "args", "reduction"), message))
+    for group in optimizer.param_groups:
+        if not 0 <= float(group["lr"]) < float("inf"):
+            raise _Refused(Problem((*path, "args"), f"after one step the learning rate would be {float(group['lr'])}"))

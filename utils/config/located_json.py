@@ -1,256 +1,291 @@
-"""Strict JSON that remembers where everything stands, so that an error can show the line.
+"""Strict JSON, and the line and column of everything in it.
 
-The standard library's parser keeps the last of two equal keys in silence, accepts NaN and forgets positions.
+The standard parser reads the values. The positions, which it forgets, are found by a second walk through the text,
+which is made only when there is a mistake to show.
 """
 
+import functools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from json.decoder import scanstring  # type: ignore[attr-defined]  # there since Python 2.6, undocumented
-from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError
-from utils.text import closest
+from utils.schema import KeyPath
 
-KeyPath = tuple[str | int, ...]
-
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)((?:\.\d+)?(?:[eE][-+]?\d+)?)")
-_SPACE = re.compile(r"[ \t\r\n]*")
-_WORD = re.compile(r"[^\s,:\[\]{}\"]+")
-_LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
 MAX_DEPTH = 32
 MAX_DIGITS = 18  # so that every integer fits into 64 bits
-MAX_BYTES = 1_000_000
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_WORD = re.compile(r"[^\s,:\[\]{}\"]*")
+# strings too, so that a bracket in one does not count; the last one may be unfinished
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+_ESCAPED_NOT_TEXT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]")
+_CLOSING = {"{": "}", "[": "]"}
+
+
+class _Refused(ValueError):  # noqa: N818  (becomes a ConfigError once its position is found)
+    """What the standard parser accepts and a config must not contain."""
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where something stands: an offset in the text of a file, or an override of the command line (no text)."""
+    """An offset in the text of a file, or an override of the command line, which has no text."""
 
     source: str
     text: str = field(default="", repr=False)
-    at: int = 0
+    offset: int = 0
 
     @property
     def line(self) -> int:
-        """Counted from 1; 0 for an override. Found when asked for: most places are never shown."""
-        return self.text.count("\n", 0, self.at) + 1 if self.text else 0
+        """Counted from 1; 0 for an override."""
+        return self.text.count("\n", 0, self.offset) + 1 if self.text else 0
 
     @property
     def column(self) -> int:
-        return self.at - self.text.rfind("\n", 0, self.at)
+        """Counted from 1."""
+        return self.offset - self.text.rfind("\n", 0, self.offset)
 
     def show(self, message: str) -> str:
-        """The message, with the line and a caret below the place."""
+        """The message, with the line and a caret below the location."""
         if not self.text:
             return f"{self.source}: {message}"
-        line, column, start = self.line, self.column, self.text.rfind("\n", 0, self.at) + 1
-        number = f"{line:>5} | "
+        start = self.text.rfind("\n", 0, self.offset) + 1
+        number = f"{self.line:>5} | "
         # a long line (of a file without line breaks) is cut around the column; a tab is one column wide here
-        cut = max(start, self.at - 60)
+        cut = max(start, self.offset - 60)
         end = self.text.find("\n", cut)
         shown = self.text[cut : min(end if end >= 0 else len(self.text), cut + 90)].rstrip()
         shown = "".join(character if character.isprintable() else " " for character in shown)
-        return f"{self.source}:{line}:{column}: {message}\n{number}{shown}\n{' ' * (len(number) + self.at - cut)}^"
+        caret = " " * (len(number) + self.offset - cut) + "^"
+        return f"{self.source}:{self.line}:{self.column}: {message}\n{number}{shown}\n{caret}"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A JSON text, by the name that messages give it. An override of the command line has no text to point into."""
+
+    name: str
+    text: str = ""
+
+    @functools.cached_property
+    def _offsets(self) -> dict[KeyPath, tuple[int, int]]:
+        """The offsets of every key and its value, by path; for a list's element, its own offset twice.
+
+        Raises ConfigError at the first thing that is _Refused; the text is valid JSON at least up to there.
+        """
+        found: dict[KeyPath, tuple[int, int]] = {}
+        start = _skip_space(self.text, 0)
+        self._walk((), start, start, found)
+        return found
+
+    def _walk(self, path: KeyPath, key_at: int, at: int, found: dict[KeyPath, tuple[int, int]]) -> int:
+        """Record a value and everything in it; return the offset of what follows it."""
+        if path in found:
+            first = self.at(found[path][0]).line
+            raise self.error(key_at, f'duplicate key "{path[-1]}"; it is already in line {first}')
+        found[path] = (key_at, at)
+        opening = self.text[at]
+        if opening not in _CLOSING:
+            _, end = self._scalar(at)
+            return _skip_space(self.text, end)
+        at = _skip_space(self.text, at + 1)
+        index = 0
+        while self.text[at] != _CLOSING[opening]:
+            key: str | int = index
+            key_at = at
+            if opening == "{":
+                key, end = self._scalar(at)
+                at = _skip_space(self.text, _skip_space(self.text, end) + 1)  # after the colon
+            at = self._walk((*path, key), key_at, at, found)
+            if self.text[at] == ",":
+                at = _skip_space(self.text, at + 1)
+            index += 1
+        return _skip_space(self.text, at + 1)
+
+    def _scalar(self, at: int) -> tuple[Any, int]:
+        """The value at an offset, and the offset behind it."""
+        try:
+            value, end = _DECODER.raw_decode(self.text, at)
+        except _Refused as error:
+            raise self.error(at, str(error)) from error
+        if isinstance(value, str) and _NOT_TEXT.search(value):
+            raise self.error(at, "invalid character in a string (NUL or half of a surrogate pair)")
+        return value, end
+
+    def at(self, offset: int) -> SourceLocation:
+        return SourceLocation(self.name, self.text, offset)
+
+    def error(self, offset: int, message: str) -> ConfigError:
+        """An error at an offset; behind the last character, it points there and not below an empty line."""
+        end = len(self.text.rstrip())
+        if offset >= end:
+            return ConfigError(self.at(end).show(f"the text ends here; {message.replace(' here', '')}"))
+        return ConfigError(self.at(offset).show(message))
+
+    def locate(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
+        """The location of a path's value or key; of the nearest value around it if the text does not have it."""
+        if not self.text:
+            return SourceLocation(self.name)
+        while path not in self._offsets:
+            path, of_key = path[:-1], False
+        return self.at(self._offsets[path][0 if of_key else 1])
 
 
 @dataclass
 class Document:
-    """A parsed value, with the place of every key and every value by its path from the root."""
+    """A parsed value, and which source each part of it comes from: that of its path, or of the nearest one above it."""
 
-    value: Any = None
-    keys: dict[KeyPath, SourceLocation] = field(default_factory=dict)
-    values: dict[KeyPath, SourceLocation] = field(default_factory=dict)
+    value: Any
+    sources: dict[KeyPath, Source]
 
-    def place(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
-        """The place of a path, or of the nearest thing around it that stands in the file."""
-        places = self.keys if of_key else self.values
-        while path and path not in places:
-            path, places = path[:-1], self.values
-        return places.get(path) or self.values[()]
+    def locate(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
+        """The location of a path, or of the nearest value around it that its source has."""
+        lengths = range(len(path), -1, -1)
+        source = next(self.sources[path[:length]] for length in lengths if path[:length] in self.sources)
+        return source.locate(path, of_key=of_key)
 
-    def graft(self, other: "Document", path: KeyPath) -> None:
-        """What stands at and below a path is now that of another document."""
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for old in [old for old in mine if old[: len(path)] == path]:
-                del mine[old]
-            mine.update({new: place for new, place in theirs.items() if new[: len(path)] == path})
+    def error(self, path: KeyPath, message: str) -> ConfigError:
+        return ConfigError(self.locate(path).show(message))
 
-    def replace(self, path: KeyPath, place: SourceLocation) -> None:
-        """Whatever stood at and below a path now stands at one place."""
-        self.graft(Document(keys={path: place}, values={path: place}), path)
+    def set_source(self, path: KeyPath, source: Source) -> None:
+        """Everything at and below a path now comes from this source."""
+        self.sources = {old: kept for old, kept in self.sources.items() if old[: len(path)] != path}
+        self.sources[path] = source
 
 
-def parse(text: str, source: str) -> Document:
-    """Read JSON. Raises ConfigError with file, line, column and reason at the first thing that is not JSON."""
-    return _Parser(text, source).document()
+@dataclass(frozen=True)
+class Problem:
+    """Where in the config a mistake is, and what is wrong. at_key: the key itself is the mistake, not its value."""
+
+    path: KeyPath
+    message: str
+    at_key: bool = False
 
 
-def read(path: Path, source: str) -> Document:
-    """Read a JSON file that holds one object. Raises ConfigError if it cannot be read or is something else."""
+def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError:
+    """All problems as one error, in the order in which they appear in the file; those of overrides come last."""
+    located = [(document.locate(p.path, of_key=p.at_key), p) for p in dict.fromkeys(problems)]
+    located.sort(key=lambda item: (item[0].line == 0, item[0].source, item[0].line, item[0].column))
+    shown = [location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located]
+    count = f"{len(shown)} mistakes in the config:\n\n" if len(shown) > 1 else ""
+    return ConfigError(count + "\n\n".join(shown))
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as an override writes it."""
+    return ".".join(str(part) for part in path)
+
+
+def parse(text: str, name: str) -> Document:
+    """Parse JSON. Raises ConfigError with name, line, column and reason at the first thing that is not valid."""
+    source = Source(name, text)
+    if not text.strip(" \t\r\n"):
+        raise ConfigError(f"{name}:1:1: the file is empty; a config is a JSON object: {{ ... }}")
+    opened = _open_brackets(text)
+    if len(opened) > MAX_DEPTH + 1:
+        raise source.error(opened[-1], f"nested deeper than {MAX_DEPTH} levels")
+    value = None
+    refused = _ESCAPED_NOT_TEXT.search(text) is not None
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        near = closest(path.name, [other.name for other in path.parent.glob("*.json")]) if path.name else None
-        meant = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
-        if (path / "config.json").is_file():
-            meant = "; it is the folder of a run: -r goes on with it"
-        raise ConfigError(f"{source}: the config cannot be read: {reason}{meant}") from error
-    text = _text(data, source)
-    document = parse(text, source)
-    if not isinstance(document.value, dict):
-        raise ConfigError(document.values[()].show("a config is a JSON object: { ... }; is this the wrong file?"))
-    return document
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise source.error(*_syntax_error(text, error)) from error
+    except _Refused:
+        refused = True
+    if refused:
+        source.locate(())  # raises the error with its location
+    return Document(value, {(): source})
 
 
-def _text(data: bytes, source: str) -> str:
-    """The text of a file; what is none is told by its first bytes."""
-    kinds = {
-        b"PK\x03\x04": "this is a zip archive, as checkpoints are; a run and its config are resumed by -r",
-        b"\xff\xfe": "this is UTF-16; save it as UTF-8",
-        b"\xfe\xff": "this is UTF-16; save it as UTF-8",
-    }
-    for start, message in kinds.items():
-        if data.startswith(start):
-            raise ConfigError(f"{source}:1:1: {message}")
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{source}:1:1: more than {MAX_BYTES:,} bytes are no config; is this the wrong file?")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
-        found = f"byte {data[error.start]:#04x}"
-        raise ConfigError(
-            f"{source}:{line}:{column}: this is no text in UTF-8 ({found}); is it the wrong file?"
-        ) from error
-    first = text.lstrip()[:1]
-    if first not in ("", "{", "/", "[", '"'):
-        place = SourceLocation(source, text, len(text) - len(text.lstrip()))
-        raise ConfigError(place.show("a config is JSON and begins with {; is this the wrong file?"))
-    return text
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) < len(members):
+        raise _Refused("duplicate key")
+    return value
 
 
-class _Parser:
-    def __init__(self, text: str, source: str) -> None:
-        self.text, self.source = text, source
-        self.at = 0
-        self.result = Document()
-
-    def document(self) -> Document:
-        if not self.next():
-            raise ConfigError(f"{self.source}:1:1: there is nothing here; a config is a JSON object: {{ ... }}")
-        self.result.value = self.value(())
-        if self.next() == "{":
-            raise self.error("a config is one JSON object, and this is a second one; is this the wrong file?")
-        if self.next():
-            raise self.error("nothing may follow the end of the config; is a bracket closed too early?")
-        return self.result
-
-    def next(self) -> str:
-        """Go to the next character that is no white space, and give it; empty at the end."""
-        space = _SPACE.match(self.text, self.at)
-        self.at = space.end() if space else self.at
-        if self.text.startswith(("//", "/*", "#"), self.at):
-            raise self.error("JSON has no comments: remove it")
-        return self.text[self.at : self.at + 1]
-
-    def value(self, path: KeyPath) -> Any:
-        first = self.next()
-        self.result.values[path] = self.place(self.at)
-        if len(path) > MAX_DEPTH:
-            raise self.error(f"nested deeper than {MAX_DEPTH} levels")
-        if first == "{":
-            return dict(self.members(path))
-        if first == "[":
-            return [self.value((*path, index)) for index, _ in enumerate(self.elements("]"))]
-        return self.string() if first == '"' else self.scalar()
-
-    def members(self, path: KeyPath) -> Iterator[tuple[str, Any]]:
-        for _ in self.elements("}"):
-            start = self.at
-            if self.next() != '"':
-                raise self.error('a key in double quotes is expected, as in "name": ...')
-            key = self.string()
-            if first := self.result.keys.get((*path, key)):
-                raise self.error(f'the key "{key}" stands here a second time; the first is in line {first.line}', start)
-            self.result.keys[*path, key] = self.place(start)
-            if self.next() != ":":
-                raise self.error(f'a colon is expected after the key "{key}"')
-            self.at += 1
-            yield key, self.value((*path, key))
-
-    def elements(self, end: str) -> Iterator[None]:
-        """Step through what stands between brackets, once for each element; the caller reads the element."""
-        opened = self.at
-        self.at += 1
-        while (mark := self.next()) != end:
-            if mark:
-                yield
-                mark = self.next()
-            if not mark:
-                raise self.error(f'this "{self.text[opened]}" is never closed by a "{end}"', opened)
-            if mark == ",":
-                comma = self.at
-                self.at += 1
-                if self.next() == end:
-                    raise self.error(f'a comma before "{end}"; JSON has no trailing commas: remove it', comma)
-            elif mark != end:
-                raise self.error(f'a comma or a "{end}" is expected here; is a comma missing before it?')
-        self.at += 1
-
-    def string(self) -> str:
-        start = self.at
-        try:
-            value, self.at = scanstring(self.text, start + 1, True)
-        except json.JSONDecodeError as error:
-            reason = error.msg.removesuffix(" starting at").removesuffix(" at")
-            raise self.error(f"this string is broken ({reason.lower()})", min(error.pos, len(self.text) - 1)) from error
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise self.error("a string holds a character that is none (NUL or half of a surrogate pair)", start)
-        return str(value)
-
-    def scalar(self) -> Any:
-        word = _WORD.match(self.text, self.at)
-        found = word.group() if word else ""
-        if found in _LITERALS:
-            value = _LITERALS[found]
-        elif number := _NUMBER.fullmatch(found):
-            value = self.number(found, whole=not number.group(1))
-        else:
-            raise self.error(_why_no_value(found))
-        self.at += len(found)
-        return value
-
-    def number(self, text: str, *, whole: bool) -> int | float:
-        if whole and len(text.lstrip("-")) > MAX_DIGITS:
-            raise self.error(f"an integer of more than {MAX_DIGITS} digits")
-        value = int(text) if whole else float(text)
-        if math.isinf(value):
-            raise self.error(f"the number {text[:40]} is too large")
-        return value
-
-    def place(self, at: int) -> SourceLocation:
-        return SourceLocation(self.source, self.text, at)
-
-    def error(self, message: str, at: int | None = None) -> ConfigError:
-        at, end = self.at if at is None else at, len(self.text.rstrip())
-        if at >= end:  # the caret stands behind the last thing there is, not below an empty line
-            return ConfigError(self.place(end).show(f"the text ends here; {message.replace(' here', '')}"))
-        return ConfigError(self.place(at).show(message))
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise _Refused(f"integer of more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
-def _why_no_value(found: str) -> str:
-    if not found:
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise _Refused(f"the number {digits[:40]} is too large")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise _Refused(_not_a_value(name))
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
+def _skip_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+def _syntax_error(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
+    """Offset and reason of a syntax error: what the standard parser found, in terms of what was probably meant."""
+    if error.msg.startswith(("Unterminated", "Invalid")):
+        reason = error.msg.removesuffix(" starting at").removesuffix(" at").rstrip(": ")
+        return min(error.pos, len(text) - 1), f"invalid string: {reason[0].lower()}{reason[1:]}"
+    at = _skip_space(text, error.pos)
+    before = text[:at].rstrip()
+    if text.startswith(("//", "/*", "#"), at):
+        return at, "JSON has no comments: remove it"
+    # from Python 3.13 on, the parser stops at a trailing comma, and before at the bracket behind it
+    comma = at if text[at : at + 1] == "," else len(before) - 1
+    after = _skip_space(text, comma + 1)
+    if before[-1:] != ":" and text[comma : comma + 1] == "," and text[after : after + 1] in ("]", "}"):
+        return comma, f'trailing comma before "{text[after]}"; JSON does not allow it: remove it'
+    if error.msg.startswith("Expecting ':'"):
+        key = [token[0] for token in _STRING_OR_BRACKET.finditer(before)][-1]
+        return at, f"a colon is expected here after the key {key}"
+    opened = _open_brackets(before)
+    if at == len(text) and opened and before[-1] != ":":
+        offset = opened[-1]
+        return offset, f'this "{text[offset]}" is never closed by a "{_CLOSING[text[offset]]}"'
+    if error.msg.startswith("Expecting property name"):
+        return at, 'a key in double quotes is expected here, as in "name": ...'
+    start = at - len(_WORD.match(text[:at][::-1])[0])  # type: ignore[index]  # matches always
+    if start < at or error.msg.startswith("Expecting value"):  # the parser stops in the middle of 01 or truee
+        return start, _not_a_value(_WORD.match(text, start)[0])  # type: ignore[index]
+    if not opened and text[at] == "{":
+        return at, "expected one JSON object, and this is a second one; is this the wrong file?"
+    if not opened:
+        return at, "unexpected text after the end of the config; is a bracket closed too early?"
+    return at, f'a comma or a "{_CLOSING[text[opened[-1]]]}" is expected here; is a comma missing before it?'
+
+
+def _open_brackets(text: str) -> list[int]:
+    """The offsets of the brackets that are not closed, the innermost last; up to the first that is nested too deep."""
+    opened: list[int] = []
+    for token in _STRING_OR_BRACKET.finditer(text):
+        if token[0] in _CLOSING:
+            opened.append(token.start())
+        elif token[0] in ("]", "}") and opened:
+            opened.pop()
+        if len(opened) > MAX_DEPTH + 1:
+            break
+    return opened
+
+
+def _not_a_value(word: str) -> str:
+    if not word:
         return "a value is expected here"
-    if found.lower() in {"nan", "infinity", "-infinity", "inf", "-inf"}:
-        return f"{found[:20]} is no JSON; a number is expected (or null to switch an optional part off)"
-    if found.lower() in {"true", "false", "none"}:
-        return f"{found} is Python; JSON writes {'null' if found.lower() == 'none' else found.lower()}"
-    if found.startswith("'"):
-        return "strings stand in double quotes in JSON, not in single ones"
-    return f"{found[:40]!r} is no JSON value; a string stands in double quotes"
+    if word.lower() in {"nan", "infinity", "-infinity", "inf", "-inf"}:
+        return f"{word[:20]} is not valid JSON; expected a number (or null to switch an optional part off)"
+    if word.lower() in {"true", "false", "none"}:
+        return f"{word} is Python; JSON writes {'null' if word.lower() == 'none' else word.lower()}"
+    if word.startswith("'"):
+        return "strings need double quotes in JSON, not single ones"
+    return f"{word[:40]!r} is not a JSON value; a string needs double quotes"

@@ -9,10 +9,10 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
 import train
-from utils.config.located_json import KeyPath
 from utils.config.schedulers import SETS_RATE, contradiction, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SCHEDULERS
+from utils.schema import KeyPath
 
 
 def build(path: KeyPath, name: str, args: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from extras.schema.config_table import MOST_USED, config_table
 from tests.configs import BUNDLED, SOUND, sound
 from tests.utils.config.mutations import VALUES, renamed_keys
 from utils.arguments import describe
-from utils.config.components import component_problems
+from utils.config.problems import component_problems
 from utils.paths import PROJECT
 from utils.registry import METRICS, REGISTRIES
 from utils.schema import Config, TrainerConfig

@@ -1,4 +1,4 @@
-"""Loading a config: every mistake is found, all at once, each at its place."""
+"""Loading a config: every mistake is found, all at once, each at its line."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 
 @pytest.fixture
-def format_error(tmp_path: Path) -> Callable[..., str]:
-    """What is said of a config, given as text or as a value; empty if it is sound."""
+def explain(tmp_path: Path) -> Callable[..., str]:
+    """The error message about a config, given as text or as a value; empty if it is valid."""
 
     def load(config: str | dict[str, Any], *overrides: str) -> str:
         path = tmp_path / "config.json"
@@ -32,12 +32,12 @@ def test_bundled_configs_are_sound(path: Path) -> None:
     assert message(path) == ""
 
 
-def test_all_mistakes_at_once_in_the_order_of_the_file(said: Callable[..., str]) -> None:
+def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., str]) -> None:
     config = sound() | {"nmae": 1, "seed": -1}
     config["optimizer"]["args"] = {"lr": -1, "momentun": 0.9}
     config["metrics"] = ["accuracy", {"type": "acuracy"}]
     config["lr_scheduler"]["args"]["pct_start"] = 2.0
-    lines = format_error(config, "trainer.epochs=0").splitlines()
+    lines = explain(config, "trainer.epochs=0").splitlines()
     found = [line.split(": ")[1] for line in lines if line.startswith(("override", "..", "/")) or ".json:" in line]
     places = ["metrics.1.type", "optimizer.args.lr", "optimizer.args.momentun", "lr_scheduler.args.pct_start"]
     assert found == [*places, "nmae", "seed", "trainer.epochs"]
@@ -80,8 +80,8 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(said: Callable[..., str])
         ("extends", 3, "extends: should be the path"),
     ],
 )
-def test_one_wrong_value(said: Callable[..., str], key: str, value: Any, expected: str) -> None:
-    text = format_error(sound() | {key: value})
+def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expected: str) -> None:
+    text = explain(sound() | {key: value})
     assert expected in text
     assert not text[0].isdigit(), "one mistake is one message"
 
@@ -97,46 +97,46 @@ def test_one_wrong_value(said: Callable[..., str], key: str, value: Any, expecte
         (["CosineAnnealingLR", "ConstantLR"], ""),
     ],
 )
-def test_schedulers_made_of_others(said: Callable[..., str], schedulers: list[Any], expected: str) -> None:
+def test_schedulers_made_of_others(explain: Callable[..., str], schedulers: list[Any], expected: str) -> None:
     args = {"schedulers": schedulers, "milestones": [1]}
-    text = format_error(sound() | {"lr_scheduler": {"type": "SequentialLR", "args": args}})
+    text = explain(sound() | {"lr_scheduler": {"type": "SequentialLR", "args": args}})
     assert expected in text
     assert bool(text) == bool(expected)
 
 
-def test_a_misspelt_key_is_not_missing_as_well(said: Callable[..., str]) -> None:
-    assert "missing" not in format_error(SOUND.replace('"model"', '"modle"'))
-    assert "missing" not in format_error(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
-    assert "needs" not in format_error(SOUND.replace('"batch_size"', '"batchsize"'))
+def test_a_misspelt_key_is_not_missing_as_well(explain: Callable[..., str]) -> None:
+    assert "missing" not in explain(SOUND.replace('"model"', '"modle"'))
+    assert "missing" not in explain(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
+    assert "needs" not in explain(SOUND.replace('"batch_size"', '"batchsize"'))
 
 
-def test_a_renamed_key_names_its_home(said: Callable[..., str]) -> None:
-    assert 'it belongs under "trainer"' in format_error(sound() | {"epochs": 3})
-    assert "it belongs under data_loader.args" in format_error(sound() | {"batch_size": 3})
-    assert 'did you mean "model"' not in format_error(sound() | {"loss": "modell"})
+def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
+    assert 'it belongs under "trainer"' in explain(sound() | {"epochs": 3})
+    assert "it belongs under data_loader.args" in explain(sound() | {"batch_size": 3})
+    assert 'did you mean "model"' not in explain(sound() | {"loss": "modell"})
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("trainer.epochs=", "trainer.epochs: should be an integer"),
-        ("trainer.epochs", "is no override"),
-        ("trainer..epochs=1", "is no override"),
+        ("trainer.epochs", "expected KEY=VALUE, e.g. trainer.epochs=5"),
+        ("trainer..epochs=1", "invalid override"),
         ("metrics.7=accuracy", "metrics has 2 elements"),
         ("metrics.x=accuracy", "metrics has 2 elements"),
         ("name.x=1", 'name has no keys; it is "digits"'),
         ("model.5=1", 'model.5: unknown key "5"'),
         ("optimizer.lr=1", "it belongs under optimizer.args"),
-        ("metrics=[accuracy]", "Did the shell take the quotes?"),
-        ("loss=\udcff", "character that is none"),
-        ("extends=x.json", "it stands at the top of a file"),
+        ("metrics=[accuracy]", "Did the shell remove the quotes?"),
+        ("loss=\udcff", "a character that cannot be printed"),
+        ("extends=x.json", "it belongs at the top of a file"),
         ("optimizer.args.lr=NaN", 'should be a number, got "NaN"'),
         ("optimizer.args.lr=-1", "override optimizer.args.lr=-1: optimizer.args.lr: SGD does not take this"),
     ],
 )
-def test_overrides_are_checked_and_named(said: Callable[..., str], override: str, expected: str) -> None:
-    assert expected in format_error(SOUND, override)
-    assert override in format_error(SOUND, override) or "\udcff" in override
+def test_overrides_are_checked_and_named(explain: Callable[..., str], override: str, expected: str) -> None:
+    assert expected in explain(SOUND, override)
+    assert override in explain(SOUND, override) or "\udcff" in override
 
 
 def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_written_config_is_the_config(tmp_path: Path) -> None:
     assert loaded.seed == 7
 
 
-def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> None:
+def test_the_schema_path_is_relative_to_the_config(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"$schema": "./config.schema.json", **sound()}))
     folder = tmp_path / "saved" / "digits" / "now"
@@ -168,11 +168,11 @@ def test_the_schema_is_named_from_where_the_config_stands(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_every_optimizer_is_tried_out(said: Callable[..., str], name: str) -> None:
-    assert format_error(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
+def test_every_optimizer_has_a_dry_run(explain: Callable[..., str], name: str) -> None:
+    assert explain(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
     wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
-    assert "does not take this" in format_error(wrong)
-    assert "2 mistakes" in format_error(wrong, "seed=-1"), "where something else is wrong, it is not tried as far"
+    assert "does not take this" in explain(wrong)
+    assert "2 mistakes" in explain(wrong, "seed=-1"), "with another mistake there is no step"
 
 
 def needs_nothing(name: str) -> bool:
@@ -180,8 +180,8 @@ def needs_nothing(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES.names() if needs_nothing(name)])
-def test_every_loss_takes_outputs_and_targets_alone(said: Callable[..., str], name: str) -> None:
-    assert format_error(sound() | {"loss": name}) == ""
+def test_every_loss_takes_outputs_and_targets_alone(explain: Callable[..., str], name: str) -> None:
+    assert explain(sound() | {"loss": name}) == ""
 
 
 def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:

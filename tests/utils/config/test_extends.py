@@ -1,4 +1,4 @@
-"""``"extends"``: what a config inherits, and in which file a mistake stands."""
+"""``"extends"``: what a config inherits, and which file a mistake is in."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def test_objects_are_merged_and_lists_replaced(extend: Extend) -> None:
     assert config.trainer == base.trainer
 
 
-def test_another_type_starts_anew(extend: Extend) -> None:
+def test_another_type_inherits_nothing(extend: Extend) -> None:
     config = extend(
         optimizer={"type": "Adam"}, lr_scheduler={"type": "StepLR", "args": {"step_size": 1}}, loss="MSELoss"
     )
@@ -97,7 +97,7 @@ def test_null_for_what_must_be_there_is_a_mistake_of_the_child(write: Callable[.
     assert "child.json:6:19: model.args.in_features: should be an integer, got null" in text
 
 
-def test_messages_name_the_file_in_which_the_mistake_stands(write: Callable[..., Path]) -> None:
+def test_messages_name_the_file_that_has_the_mistake(write: Callable[..., Path]) -> None:
     base = sound()
     base["optimizer"]["args"]["momentun"] = 0.9
     write("base.json", **base)
@@ -133,6 +133,6 @@ def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> No
     assert "broken.json:1:1" in message(write("d.json", extends="broken.json"))
 
 
-def test_extends_stands_at_the_top_only(write: Callable[..., Path]) -> None:
+def test_extends_is_allowed_only_at_the_top(write: Callable[..., Path]) -> None:
     write("base.json", **sound())
     assert 'unknown key "extends"' in message(write("child.json", extends="base.json", trainer={"extends": "x.json"}))

@@ -1,4 +1,4 @@
-"""Whatever stands in a config, it loads or is refused with its place. ``dev/fuzz_config.py`` goes further."""
+"""Whatever a config contains, it loads or is refused with a location. ``dev/fuzz_config.py`` goes further."""
 
 import json
 import re
@@ -18,17 +18,17 @@ LOCATED = re.compile(r"^(\d+ mistakes in the config:\n\n)?[^\n]*config\.json:\d+
 def test_each_key_renamed_by_one_letter_is_refused(path: Path, tmp_path: Path) -> None:
     for change, text in renamed_keys(path.read_text()):
         (tmp_path / "config.json").write_text(text)
-        said = message(tmp_path / "config.json")
-        assert LOCATED.match(said), f"{change}: {said}"
-        assert change.split(" -> ")[1] in said
+        error_message = message(tmp_path / "config.json")
+        assert LOCATED.match(error_message), f"{change}: {error_message}"
+        assert change.split(" -> ")[1] in error_message
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
-def test_a_mutated_config_loads_or_is_refused_with_its_place(tmp_path: Path, seed: int) -> None:
+def test_a_mutated_config_loads_or_is_refused_with_a_location(tmp_path: Path, seed: int) -> None:
     (tmp_path / "config.json").write_bytes(mutant(SOUND, seed).data)
-    said = message(tmp_path / "config.json")
-    assert not said or LOCATED.match(said)
+    error_message = message(tmp_path / "config.json")
+    assert not error_message or LOCATED.match(error_message)
 
 
 JSON = st.recursive(
@@ -46,8 +46,8 @@ JSON = st.recursive(
 @given(st.sampled_from(sorted(json.loads(SOUND))), JSON)
 def test_any_json_in_place_of_a_key(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**json.loads(SOUND), key: value}))
-    said = message(tmp_path / "config.json")
-    assert not said or LOCATED.match(said)
+    error_message = message(tmp_path / "config.json")
+    assert not error_message or LOCATED.match(error_message)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,8 +55,8 @@ def test_any_json_in_place_of_a_key(tmp_path: Path, key: str, value: object) -> 
 def test_any_override(tmp_path: Path, key: str, value: str) -> None:
     (tmp_path / "config.json").write_text(SOUND)
     override = f"{key}={value}"
-    said = message(tmp_path / "config.json", override)
-    assert not said or said.startswith(("override ", repr(override), "'"))
+    error_message = message(tmp_path / "config.json", override)
+    assert not error_message or error_message.startswith(("override ", "invalid override "))
 
 
 @pytest.mark.parametrize("override", ["trainr.epochs=5", "trainer.save_dir="])

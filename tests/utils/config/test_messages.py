@@ -1,6 +1,6 @@
-"""What is said of typical mistakes, word by word: tests/golden/mistakes.md, for reading.
+"""The messages for typical mistakes, word for word: tests/golden/mistakes.md, for reading.
 
-``python -m tests.utils.config.test_messages`` writes that file anew.
+``python -m tests.utils.config.test_messages`` rewrites that file.
 """
 
 import os
@@ -27,7 +27,7 @@ class Mistake(NamedTuple):
 MISTAKES = [
     Mistake("A key is misspelt", '"monitor"', '"moniter"'),
     Mistake("A section is misspelt", '"trainer"', '"trianer"'),
-    Mistake("A key stands in the wrong place", '"steps_per_epoch": 4', '"lr": 0.1'),
+    Mistake("A key is in the wrong place", '"steps_per_epoch": 4', '"lr": 0.1'),
     Mistake("A component is misspelt", '"TwoLayerNet"', '"TwoLayerNett"'),
     Mistake("An argument is misspelt", '"hidden_features"', '"hiden_features"'),
     Mistake("An argument of torch.optim is misspelt", '"momentum"', '"momentun"'),
@@ -35,9 +35,9 @@ MISTAKES = [
     Mistake("An argument has the wrong type", '"lr": 0.01', '"lr": "0.01"'),
     Mistake("The learning rate is negative", '"lr": 0.01', '"lr": -0.01'),
     Mistake("The batch size is zero", '"batch_size": 10', '"batch_size": 0'),
-    Mistake("More than everything is held out", '"validation_split": 0.2', '"validation_split": 1.2'),
-    Mistake("A key stands there twice", '"momentum": 0.9', '"lr": 0.9'),
-    Mistake("A comma too many", '"momentum": 0.9}', '"momentum": 0.9,}'),
+    Mistake("More than all of the data is held out", '"validation_split": 0.2', '"validation_split": 1.2'),
+    Mistake("A duplicate key", '"momentum": 0.9', '"lr": 0.9'),
+    Mistake("A trailing comma", '"momentum": 0.9}', '"momentum": 0.9,}'),
     Mistake("A comma is missing", '"name": "digits",', '"name": "digits"'),
     Mistake("A comment", '  "loss":', '  // the usual one\n  "loss":'),
     Mistake("Not a number", '"lr": 0.01', '"lr": NaN'),
@@ -51,9 +51,9 @@ MISTAKES = [
     Mistake("A loss of victoresque/pytorch-template", '"cross_entropy"', '"nll_loss"'),
     Mistake("No such device", '"cpu"', '"cudda"'),
     Mistake("An override is misspelt", overrides=("trainer.epoch=3",)),
-    Mistake("An override is short of its place", overrides=("lr=0.1",)),
+    Mistake("An override without its section", overrides=("lr=0.1",)),
     Mistake("An override is out of range", overrides=("optimizer.args.lr=-1",)),
-    Mistake("The shell took the quotes", overrides=("metrics=[accuracy]",)),
+    Mistake("The shell removed the quotes", overrides=("metrics=[accuracy]",)),
     Mistake("A run's metrics instead of its config", file='{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.4}\n'),
     Mistake("A Python file", file='import torch\n'),
     Mistake("A record of something else", file='{"time": "12:00", "command": "python train.py"}\n'),
@@ -64,13 +64,13 @@ MISTAKES = [
 
 
 def golden(folder: Path) -> str:
-    """The file: each mistake, what stands in the config, and what is said."""
+    """The file: each mistake, how it is made, and the message."""
     return "\n".join([*_head(), *(line for mistake in MISTAKES for line in _entry(mistake, folder))])
 
 
 def _head() -> Iterator[str]:
-    yield "# What is said of typical mistakes\n"
-    yield "The config in which they are made:\n"
+    yield "# Messages for typical mistakes\n"
+    yield "The mistakes are made in this config:\n"
     yield f"```json\n{SOUND}```\n"
 
 
@@ -79,18 +79,18 @@ def _entry(mistake: Mistake, folder: Path) -> Iterator[str]:
     text = SOUND.replace(mistake.right, mistake.wrong, 1) if mistake.right else SOUND
     (folder / "config.json").write_text(text if mistake.file is None else mistake.file)
     with chdir(folder):
-        said = message(Path("config.json"), *mistake.overrides)
-    assert said, f"{mistake.title}: nothing is said of it"
+        explanation = message(Path("config.json"), *mistake.overrides)
+    assert explanation, f"{mistake.title}: there is no message"
     yield f"## {mistake.title}\n"
     if mistake.right:
         change = f"`{mistake.wrong.strip()}` in place of `{mistake.right.strip()}`" if mistake.wrong else ""
         yield (change if mistake.wrong else f"without `{mistake.right.strip()}`") + "\n"
     if mistake.overrides:
         yield f"on the command line: `{' '.join(mistake.overrides)}`\n"
-    yield f"```text\n{said}\n```\n"
+    yield f"```text\n{explanation}\n```\n"
 
 
-def test_typical_mistakes_are_explained_word_by_word(tmp_path: Path) -> None:
+def test_typical_mistakes_are_explained_word_for_word(tmp_path: Path) -> None:
     assert golden(tmp_path) == GOLDEN.read_text(), "read the diff, then: python -m tests.utils.config.test_messages"
 
 

@@ -1,0 +1,130 @@
+"""What is wrong with the keys, types and components of a config, in the words of those who write one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from utils import arguments
+from utils.arguments import in_json_words, inside, shortened
+from utils.config.located_json import Problem, dotted
+from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.registry import REGISTRIES, SCHEDULERS, Registry
+from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, KeyPath, keys_of, name_and_args, section_at
+from utils.text import closest
+
+COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
+
+
+def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
+    """pydantic's errors about the value at a path. A key that is missing because it is misspelt is a single one."""
+    errors = error.errors(include_url=False)
+    unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
+    misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
+    for item in errors:
+        path = (*below, *item["loc"])
+        if item["type"] == "extra_forbidden":
+            yield Problem(path, _unknown_key(str(path[-1]), path[:-1], value if not below else {}), at_key=True)
+        elif item["type"] != "missing":
+            yield Problem(path, f"{_reason(path, item)}, got {shortened(inside(value, item['loc'])[1])}")
+        elif item["loc"] not in misspelt:
+            yield Problem(path[:-1], f'the key "{path[-1]}" is missing')
+
+
+def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return f"should be {PATTERNS[item['ctx']['pattern']]}"
+    if item["type"] == "model_type":
+        return "should be an object: { ... }" if path[0] in ("trainer", "runtime") else COMPONENT
+    return in_json_words(item["msg"])
+
+
+def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
+    known = _known(parent)
+    if key in FORMER_NAMES:
+        hint = f"here it is {FORMER_NAMES[key]}"
+    elif key == "extends":
+        hint = "it belongs at the top of a file, and cannot be an override"
+    elif close := closest(key, known):
+        hint = f'did you mean "{close}"?'
+    elif home := _home(key, config):
+        hint = f"it belongs {home}"
+    else:
+        hint = f"there are: {', '.join(known)}"
+    return f'unknown key "{key}"; {hint}'
+
+
+def _home(key: str, config: Any) -> str | None:
+    """Where a key that is in the wrong place belongs."""
+    if key in keys_of(Config):
+        return "at the top of the config"
+    for section in ("trainer", "runtime"):
+        if key in _known((section,)):
+            return f'under "{section}"'
+    for kind, registry in REGISTRIES.items():
+        entry = config.get(kind) if isinstance(config, dict) else None
+        name = entry.get("type") if isinstance(entry, dict) else entry
+        if isinstance(name, str) and key in registry.parameters(name):
+            return f"under {dotted((kind, 'args'))}"
+    return None
+
+
+def _known(path: KeyPath) -> list[str]:
+    """The keys that the object at a path may have."""
+    return list(keys_of(section_at(path) or Component))
+
+
+def _meant(key: str, known: list[str]) -> str | None:
+    former = FORMER_NAMES.get(key, "")
+    return next((name for name in known if former.startswith(f'"{name}"')), None) or closest(key, known)
+
+
+def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
+    """Each component that a config gives: its kind, its path and its value."""
+    for kind in REGISTRIES:
+        value = config.get(kind)
+        if isinstance(value, list):
+            yield from ((kind, (kind, index), item) for index, item in enumerate(value))
+        elif value is not None:
+            yield kind, (kind,), value
+
+
+def component_problems(config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with the names of a config's components, and with their arguments by their signatures."""
+    return [problem for kind, path, entry in components(config) for problem in _problems(REGISTRIES[kind], entry, path)]
+
+
+def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
+    named = name_and_args(entry, default=registry.default)
+    if named is None:
+        return
+    name, args = named
+    component = registry.get(name)
+    if component is None:
+        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name)
+        at = (*path, "type") if isinstance(entry, dict) else path
+        yield Problem(at, f'there is no {registry.kind} "{name}"; {hint}')
+        return
+    known = registry.parameters(name)
+    if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
+        known.pop("schedulers", None)
+        yield from _inner_problems(name, args.get("schedulers"), (*path, "args", "schedulers"))
+        args = {key: value for key, value in args.items() if key != "schedulers"}
+    filled = FROM_RUN_LENGTH.get(name)
+    for below, message in arguments.problems(name, known, args, filled=filled, takes_any=registry.takes_any(name)):
+        yield Problem((*path, "args", *below), message, at_key=below != () and below[0] not in known)
+
+
+def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:
+    """What is wrong with the schedulers that a compound one is made of."""
+    if not isinstance(schedulers, list) or not schedulers:
+        example = '"schedulers": [{"type": "LinearLR", "args": {...}}, "CosineAnnealingLR"]'
+        got = "" if schedulers is None else f", got {shortened(schedulers)}"
+        yield Problem(path, f"{name} needs a list of schedulers, as in {example}{got}")
+        return
+    for index, entry in enumerate(schedulers):
+        try:
+            Component.model_validate(entry)
+        except ValidationError as error:
+            yield from schema_problems(entry, error, below=(*path, index))
+        yield from _problems(SCHEDULERS, entry, (*path, index))

@@ -1,0 +1,211 @@
+"""The values of a config before any check: of the file, over the file that it extends, and under overrides."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from utils.arguments import accepts_null
+from utils.config.located_json import Document, Source, dotted, parse
+from utils.errors import ConfigError
+from utils.paths import display_path
+from utils.registry import REGISTRIES
+from utils.schema import KeyPath, keys_of, section_at
+from utils.text import closest
+
+OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
+MAX_BYTES = 1_000_000
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """A config file with everything it inherits and KEY=VALUE overrides over it. Raises ConfigError."""
+    document = _read_extended(path, ())
+    kinds = [kind for kind in REGISTRIES if kind != "metrics"]
+    if not document.value.keys() & {*kinds, "arch"}:  # something else, as environment.json: one message, not one a key
+        wanted = ", ".join(f'"{kind}"' for kind in kinds)
+        raise document.error((), f"a config has {wanted}; this object has none of them. Is this the wrong file?")
+    for override in overrides:
+        apply_override(document, override)
+    return document
+
+
+def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
+    """A config over the one that its "extends" names, relative to its own folder. extending: the files on the way here.
+
+    Objects are merged key by key, lists are replaced, null removes an optional key. A component of another type
+    than the inherited one inherits nothing, since the arguments of the one mean nothing to the other; the trainer loses
+    only its "args".
+    """
+    document = read_object(path, display_path(path))
+    if "extends" not in document.value:
+        return document
+    name = document.value.pop("extends")
+    at = KeyPath(("extends",))
+    if not isinstance(name, str):
+        raise document.error(at, 'extends: should be the path of a config, as in "extends": "base.json"')
+    extended = path.parent / name
+    extending = (*extending, path.resolve())
+    if extended.resolve() in extending:
+        circle = " -> ".join(display_path(file) for file in (*extending, extended))
+        raise document.error(at, f"extends: these configs extend each other in a circle: {circle}")
+    if not extended.is_file():
+        message = f"extends: there is no file {display_path(extended)}; the path is relative to this file"
+        raise document.error(at, message)
+    base = _read_extended(extended, extending)
+    base.value.pop("$schema", None)  # relative to the other file's folder
+    _merge(base, document.sources[()], base.value, document.value, ())
+    return base
+
+
+def read_object(path: Path, name: str) -> Document:
+    """Read a JSON file that holds one object. Raises ConfigError if it cannot be read or is something else."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        near = closest(path.name, [other.name for other in path.parent.glob("*.json")]) if path.name else None
+        hint = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
+        if (path / "config.json").is_file():
+            hint = "; it is a run folder: use -r to resume it"
+        raise ConfigError(f"{name}: the config cannot be read: {reason}{hint}") from error
+    document = parse(_decode(data, name), name)
+    if not isinstance(document.value, dict):
+        raise document.error((), "a config is a JSON object: { ... }; is this the wrong file?")
+    return document
+
+
+def _decode(data: bytes, name: str) -> str:
+    """The text of a file. Other kinds of files are recognised by their first bytes."""
+    kinds = {
+        b"PK\x03\x04": "this is a zip archive, as checkpoints are; use -r to resume a run",
+        b"\xff\xfe": "this is UTF-16; save it as UTF-8",
+        b"\xfe\xff": "this is UTF-16; save it as UTF-8",
+    }
+    for start, message in kinds.items():
+        if data.startswith(start):
+            raise ConfigError(f"{name}:1:1: {message}")
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{name}:1:1: a config has at most {MAX_BYTES:,} bytes; is this the wrong file?")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        found = f"byte {data[error.start]:#04x}"
+        raise ConfigError(f"{name}:{line}:{column}: not valid UTF-8 ({found}); is it the wrong file?") from error
+    stripped = text.lstrip()
+    if stripped[:1] not in ("", "{", "/", "[", '"'):
+        raise Source(name, text).error(
+            len(text) - len(stripped), "a config is JSON and begins with {; is this the wrong file?"
+        )
+    return text
+
+
+def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[str, Any], path: KeyPath) -> None:
+    """Merge the object ``above``, of a source, over the object ``below`` at the same path of ``base``."""
+    for key, value in above.items():
+        here = (*path, key)
+        inherited = below.get(key)
+        if not path and key in REGISTRIES:
+            inherited, value = _same_component(key, inherited, value)
+        if isinstance(inherited, dict) and isinstance(value, dict):
+            below[key] = inherited
+            _merge(base, source, inherited, value, here)
+        elif value is None and key in below and _is_removable(base.value, here):
+            del below[key]
+        else:
+            below[key] = value
+            base.set_source(here, source)
+
+
+def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
+    """Both sides as objects to merge if they are of one type; else nothing is inherited."""
+    if isinstance(inherited, str):
+        inherited = {"type": inherited}
+    if not isinstance(inherited, dict):
+        return inherited, value
+    type_ = inherited.get("type", REGISTRIES[kind].default)
+    wanted = type_
+    if isinstance(value, str):
+        wanted = value
+    elif isinstance(value, dict):
+        wanted = value.get("type", type_)
+    if wanted != type_ and kind != "trainer":
+        return None, value
+    if wanted != type_:
+        inherited.pop("args", None)
+    elif isinstance(value, str):
+        value = {}
+    return inherited, value
+
+
+def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
+    """Whether null means "not given" here: the key has a default, and null is not a value that it takes."""
+    *parents, key = path
+    if len(path) == 3 and parents[1] == "args" and parents[0] in REGISTRIES:
+        registry = REGISTRIES[str(parents[0])]
+        name = config[str(parents[0])].get("type", registry.default)
+        parameter = registry.parameters(str(name)).get(str(key))
+        return parameter is None or (parameter.default is not parameter.empty and not accepts_null(parameter))
+    section = section_at(tuple(parents))
+    field = keys_of(section).get(str(key)) if section else None
+    return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Set one key of a document; VALUE is JSON, or else a plain string. Raises ConfigError.
+
+    A component's name alone becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
+    """
+    if not OVERRIDE.match(override):
+        raise ConfigError(f"invalid override {override!r}; expected KEY=VALUE, e.g. trainer.epochs=5")
+    if not override.isprintable():
+        raise ConfigError(f"override {override!r}: contains a character that cannot be printed")
+    key, _, text = override.partition("=")
+    source = Source(f"override {override}")
+    parts = key.split(".")
+    container, path = document.value, KeyPath()
+    for part in parts[:-1]:
+        path = (*path, _key(container, part, path, source))
+        container = _open(document, container, path, source)
+    path = (*path, _key(container, parts[-1], path, source))
+    container[path[-1]] = _value(text, source.name)
+    document.set_source(path, source)
+
+
+def _key(container: Any, part: str, path: KeyPath, source: Source) -> Any:
+    """A part of an override's key as the key of an object, or as an index of the list at a path."""
+    if not isinstance(container, list):
+        return part
+    if part.isdecimal() and int(part) < len(container):
+        return int(part)
+    raise ConfigError(
+        f'{source.name}: {dotted(path)} has {len(container)} elements, numbered from 0; "{part}" is not one of them'
+    )
+
+
+def _open(document: Document, container: Any, path: KeyPath, source: Source) -> Any:
+    """The object or list at a path, where something is to be set; an object if there is none yet."""
+    key: Any = path[-1]
+    inner = container[key] if isinstance(container, list) else container.get(key)
+    if isinstance(inner, str) and path[0] in REGISTRIES:
+        inner = {"type": inner}
+    elif inner is None:
+        inner = {}
+        document.set_source(path, source)
+    elif not isinstance(inner, (dict, list)):
+        raise ConfigError(f"{source.name}: {dotted(path)} has no keys; it is {json.dumps(inner)[:60]}")
+    container[key] = inner
+    return inner
+
+
+def _value(text: str, name: str) -> Any:
+    try:
+        return parse(text, name).value
+    except ConfigError as error:
+        if text[:1] not in ("{", "[", '"'):
+            return text
+        quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE between single quotes."
+        raise ConfigError(f"{error}{quotes}") from error
