@@ -169,7 +169,7 @@ class BaseTrainer(ABC):
     def log_window(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
         self.check_finite()
-        self.report.window(self.progress, loss, self.train_metrics.close_window(), self.training.schedule.used())
+        self.report.log_interval(self.progress, loss, self.train_metrics.close_window(), self.training.schedule.used())
         self.outputs.observer.window(self)
 
     def validate(self) -> dict[str, float]:
@@ -186,7 +186,7 @@ class BaseTrainer(ABC):
         # whatever a model draws in evaluation is drawn aside, so that training goes on as if there had been none
         key = self.runtime.processes.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            for window, size, batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+            for window, size, batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 try:
                     result = self.eval_step(self.runtime.to_device(batch))
@@ -207,7 +207,7 @@ class BaseTrainer(ABC):
         monitored = self.monitored(values)
         lower_is_better = (self.settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
-        self.report.epoch(progress, values, self.training.schedule.used(), best=best)
+        self.report.end_epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
         self.outputs.observer.epoch(self, values)
         self.train_metrics.reset()

@@ -60,7 +60,7 @@ class JsonlWriter(Writer):
         return {"bytes": self.file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        self.file.cut(_length(state))
+        self.file.truncate(_length(state))
 
     def sync(self) -> None:
         self.file.sync()
@@ -121,7 +121,7 @@ class EventWriter(Writer):
         for path in self._files() if kept or not step else []:
             # an empty file, not none: a TensorBoard that reads it now would otherwise wait for it for ever
             if path.name >= kept:
-                LogFile(path).cut(_length(state) if path.name == kept else 0)
+                LogFile(path).truncate(_length(state) if path.name == kept else 0)
         self._waiting.clear()
         self._file, self._resumed = None, dict(state)
         self._first_step = step + 1 if step else 0

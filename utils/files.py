@@ -108,7 +108,7 @@ class LogFile:
         with self._lock:
             return self._on_disk() + len(self._waiting)
 
-    def cut(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Take back what was appended after the file had this length."""
         self.close()
         self._waiting.clear()

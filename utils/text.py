@@ -9,16 +9,6 @@ def number(value: float) -> str:
     return f"{value:#.4g}".removesuffix(".")
 
 
-def short_number(value: float) -> str:
-    """A positive number in at most five columns: "12.3k"."""
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5 or unit == "G":
-            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-            return f"{value:.{digits}f}{unit}"
-        value /= 1000
-    raise AssertionError
-
-
 def duration(seconds: float, *, fine: bool = False) -> str:
     """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
     whole = round(seconds)

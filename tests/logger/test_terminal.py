@@ -84,9 +84,8 @@ def terminal(
     """Standard output and error on a terminal, with a bar that is drawn at every step and batch."""
     for name, value in {"TERM": "xterm-256color", "NO_COLOR": "", **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
     monkeypatch.setattr("logger.console.INTERVAL", 0.0)
-    monkeypatch.setattr("logger.console.Console.DELAY", 0.0)
+    monkeypatch.setattr("logger.console.DELAY", 0.0)
     made = Terminal(columns)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", made.stream)
@@ -151,10 +150,10 @@ def test_the_bar_says_how_far_how_good_how_fast_and_how_long(fit: Fit, monkeypat
     with terminal(monkeypatch, columns=100) as shown:
         fit("trainer.verbosity=2", "trainer.epochs=3", "trainer.monitor=min val_loss", "trainer.early_stop=2")
     bar = re.compile(
-        r"epoch 2/3  40% \|.*\| loss \d\.\d+  best val_loss \d\.\d+  [\d.]+[kMG]? samples/s  left \d+ s, run <\d+ s"
+        r"epoch 2/3  40% \|.*\| loss \d\.\d+  best val_loss \d\.\d+  [\d.]+[kMG]? samples/s  ETA 00:\d\d, run <00:\d\d"
     )
     assert any(bar.fullmatch(line) for line in shown.drawn())
-    assert any(re.fullmatch(r"evaluating  50% \|.*\| left \d+ s", line) for line in shown.drawn())
+    assert any(re.fullmatch(r"evaluating  50% \|.*\| ETA 00:\d\d", line) for line in shown.drawn())
 
 
 @pytest.mark.parametrize("columns", [44, 60, 80, 200])
@@ -270,7 +269,7 @@ class Gone(io.StringIO):
 
 def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
+    monkeypatch.setattr("logger.console.INTERVAL", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     result = fit("trainer.verbosity=2")
