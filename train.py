@@ -25,7 +25,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
 from base.experiment import Experiment, Outputs
 from base.training.resume import check_place, load_state, run_of_launch
-from base.training.summary import command, end_summary, start_summary
+from base.training.summary import end_summary, resume_command, start_summary
 from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
@@ -181,11 +181,11 @@ def _reporting(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
     """What is printed goes to train.log too; a run that was stopped says how to go on."""
     console = experiment.console
     console.open(folder.log)
-    experiment.signals.advice = f"To go on:\n{command(folder)}\n"
+    experiment.signals.advice = f"To resume:\n{resume_command(folder)}\n"
     try:
         yield
     except Stopped:
-        console.warn(f"stopped and saved. To go on:\n{command(folder)}")
+        console.warn(f"stopped and saved. To resume:\n{resume_command(folder)}")
         raise
     finally:
         console.close()

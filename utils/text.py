@@ -1,16 +1,16 @@
-"""How numbers, times and tables are written, everywhere the same."""
+"""One way to format numbers, durations, tables and suggestions, for all messages."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 def number(value: float) -> str:
-    """To four figures, trailing zeros included, so that columns stay where they are: "0.1230", "1.839e+06"."""
+    """With four significant digits, trailing zeros included, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:
-    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
+    """A duration in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: also "120 ms" and "3.1 s"."""
     whole = round(seconds)
     if fine and seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
@@ -24,12 +24,12 @@ def duration(seconds: float, *, fine: bool = False) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """A number of things: "1 epoch", "5,000 steps"."""
+    """A number with its noun: "1 epoch", "5,000 steps"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  ") -> list[str]:
-    """Lines of aligned columns. right: the columns that are aligned to the right, as numbers are."""
+    """Lines of aligned columns. right: indices of the columns to align right, as for numbers."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -42,13 +42,13 @@ def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str 
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of a Markdown table. right: the columns that are aligned to the right, as numbers are."""
+    """Lines of a Markdown table. right: indices of the columns to align right, as for numbers."""
     rule = ["---:" if index in right else "---" for index in range(len(header))]
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to a mistyped one: case aside, by its letters, or the only one that contains all of it."""
+    """The known word that a mistyped one is probably meant to be: a similar one, or the only one that contains it."""
     by_lower = {name.lower(): name for name in reversed(list(known))}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
@@ -58,7 +58,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """What to do about an unknown word: the one that was probably meant, or all there are."""
+    """The end of a message about an unknown word: the one that was probably meant, or all there are."""
     names = list(known)
     close = closest(word, names)
     return f'did you mean "{close}"?' if close else f"there are: {', '.join(names) or 'none'}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from base.base_trainer import BaseTrainer
 from base.build import load_weights
-from base.training.summary import command
+from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed.process_group import launch
@@ -62,7 +62,7 @@ def _find_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> t
             return file, checkpoint.read_together(file, process_group, place)
         return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, place)
     except CheckpointError as error:
-        advice = f"To go on from the newest sound checkpoint:\n{command(folder)}"
+        advice = f"To resume from the newest valid checkpoint:\n{resume_command(folder)}"
         if file is None:
             advice = f"To begin anew: python train.py -c {shlex.quote(display_path(folder.config))}"
         raise CheckpointError(f"{error}\n{advice}") from error

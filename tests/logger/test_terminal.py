@@ -118,7 +118,7 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         "  model     TwoLayerNet, 53 parameters",
         "  data      RandomTensorLoader, 40 samples for training, 10 for validation",
         "  training  SGD, 3 epochs of 5 steps",
-        "  best      min val_loss",
+        "  monitor   val_loss (lower is better)",
         "  device    cpu, fp32",
         f"  run       {run}",
     ]
@@ -136,10 +136,10 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
     script = str(Path(train.__file__).parent / "test.py") if script.startswith("..") else script
     assert screen[12:] == [
         "done after 3 epochs, 15 steps",
-        f"  best      min val_loss = {best['val_loss']:#.4g} in epoch {best['epoch']}",
+        f"  best      val_loss = {best['val_loss']:#.4g} in epoch {best['epoch']}",
         f"  run       {run}",
-        f"  test it   python {script} -r {run}",
-        "  look      tensorboard --logdir saved",
+        f"  test      python {script} -r {run}",
+        "  view      tensorboard --logdir saved",
         "",
     ]
     assert log(result.run_dir) == screen[:-1]
@@ -226,12 +226,12 @@ def test_a_run_that_was_stopped_goes_on_with_its_table(
         with pytest.raises(Stopped):
             fit("trainer.verbosity=2")
     assert first.screen()[-4].split()[0] == "1/2"
-    assert first.screen()[-3] == "warning: stopped and saved. To go on:"
+    assert first.screen()[-3] == "warning: stopped and saved. To resume:"
     run = RunFolder.newest(str(tmp_path / "saved"), "small")
     with terminal(monkeypatch) as second:
         train.main(["-r", str(run.path)])
     screen = second.screen()
-    at = screen.index("  goes on   after step 7, in epoch 2")
+    at = screen.index("  resuming  from step 7, in epoch 2")
     assert screen[at + 2].split()[0] == "epoch"
     assert screen[at + 3].split()[0] == "2/2"
     assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], "the bar begins where the run stood"
@@ -274,7 +274,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pyte
     monkeypatch.delenv("NO_COLOR", raising=False)
     result = fit("trainer.verbosity=2")
     assert result.epochs == 2
-    assert log(result.run_dir)[-1] == f"  look      tensorboard --logdir {result.run_dir.parent.parent}"
+    assert log(result.run_dir)[-1] == f"  view      tensorboard --logdir {result.run_dir.parent.parent}"
 
 
 def test_an_error_takes_the_bar_away(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
