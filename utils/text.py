@@ -1,4 +1,4 @@
-"""One way to format numbers, durations, tables and suggestions, for all messages."""
+"""How numbers, times and tables are written, everywhere the same."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:
-    """A duration in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: also "120 ms" and "3.1 s"."""
+    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
     whole = round(seconds)
     if fine and seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
@@ -29,7 +29,7 @@ def count(n: int, noun: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  ") -> list[str]:
-    """Lines of aligned columns. right: indices of the columns to align right, as for numbers."""
+    """Lines of aligned columns. right: the columns that are aligned to the right, as numbers are."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -42,7 +42,7 @@ def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str 
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of a Markdown table. right: indices of the columns to align right, as for numbers."""
+    """Lines of a Markdown table. right: the columns that are aligned to the right, as numbers are."""
     rule = ["---:" if index in right else "---" for index in range(len(header))]
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 

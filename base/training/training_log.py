@@ -26,14 +26,14 @@ class TrainingLog:
         console: Console,
         writers: Writers,
         settings: TrainerConfig,
-        processes: ProcessGroup,
+        process_group: ProcessGroup,
         *,
         validation_samples: int,
     ) -> None:
         self.console = console
         self.writers = writers
         self.settings = settings
-        self.processes = processes
+        self.process_group = process_group
         self.validation_samples = validation_samples
         self.table = EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
@@ -67,8 +67,8 @@ class TrainingLog:
 
         means: since the previous point; rates: the learning rate of each parameter group; loss: as for ``step``.
         """
-        if self.processes.world_size > 1:  # the bar shows all processes' loss; until the next point it is an estimate
-            self._loss = self._total(loss) / self.processes.world_size
+        if self.process_group.world_size > 1:  # the loss of all processes; until the next point it is an estimate
+            self._loss = self._total(loss) / self.process_group.world_size
         now = time.perf_counter()
         if self.console.prints_progress and now >= self._next_line:
             self._next_line = now + LINE_INTERVAL
@@ -112,7 +112,7 @@ class TrainingLog:
 
     def _total(self, part: Tensor | float) -> float:
         """The loss of a step over all processes."""
-        return self.processes.all_reduce_sum([float(part)])[0]
+        return self.process_group.all_reduce_sum([float(part)])[0]
 
     # ------------------------------------------------------------------ progress within an epoch
 
@@ -142,7 +142,7 @@ class TrainingLog:
         return line if len(line) < self.console.width else _join(start, self._speed_text("/s"), eta)
 
     def _loss_text(self) -> str:
-        return "" if self._loss is None else f"loss {number(float(self._loss) * self.processes.world_size)}"
+        return "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
 
     def _speed_text(self, unit: str) -> str:
         return f"{tqdm.format_sizeof(self._rates[1])}{unit}" if self._rates else ""
