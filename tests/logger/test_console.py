@@ -1,4 +1,4 @@
-"""The pieces of what a terminal shows: columns that fit, bars that fit, times that are right."""
+"""Parts of the console output: a table that fits the terminal, and speed and time left that are right."""
 
 import math
 import re
@@ -44,7 +44,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, count: int,
         assert shown.count(text) == 4, text
 
 
-def test_three_values_of_training_and_validation_stand_in_one_line_of_80_columns() -> None:
+def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns() -> None:
     assert table(3, rows=2) == [
         "               loss              accuracy         top_k_accuracy",
         "  epoch     train     valid     train     valid     train     valid   time",
@@ -60,7 +60,7 @@ def test_values_without_validation_have_one_column_each() -> None:
     ]
 
 
-def test_the_header_comes_again_when_it_has_left_the_screen_or_the_columns_change() -> None:
+def test_the_header_is_repeated_when_it_has_left_the_screen_or_the_columns_change() -> None:
     made = EpochTable(100)
     seen = []
     for epoch in range(1, 65):
@@ -73,7 +73,7 @@ def test_the_header_comes_again_when_it_has_left_the_screen_or_the_columns_chang
     assert "accuracy" in wider[0]
 
 
-def test_a_line_within_each_epoch_brings_no_header_each_time() -> None:
+def test_a_line_within_each_epoch_does_not_repeat_the_header_each_time() -> None:
     made, headers = EpochTable(100), 0
     for epoch in range(1, 31):
         made.interrupted()
@@ -106,7 +106,7 @@ def test_the_time_of_an_epoch_is_finer(seconds: float, text: str) -> None:
 
 
 class Clock:
-    """What tqdm and the training log take for the time."""
+    """The clock of tqdm and of the training log."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -162,7 +162,7 @@ def test_time_left_comes_from_the_steps_of_this_process(clock: Clock) -> None:
     assert run.line() == "20.0 samples/s  ETA 00:10, run 01:50"
 
 
-def test_a_validation_that_was_not_seen_yet_is_taken_for_a_third_of_training(clock: Clock) -> None:
+def test_validation_counts_as_a_third_of_training_until_it_was_measured(clock: Clock) -> None:
     run = Run(clock, epochs=2, validation_samples=600)
     run.begin_epoch()
     run.steps(100, seconds=0.5)

@@ -146,7 +146,7 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
     assert COLOUR.search(shown.written)
 
 
-def test_the_bar_says_how_far_how_good_how_fast_and_how_long(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_progress_loss_best_value_speed_and_eta(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch, columns=100) as shown:
         fit("trainer.verbosity=2", "trainer.epochs=3", "trainer.monitor=min val_loss", "trainer.early_stop=2")
     bar = re.compile(
@@ -210,9 +210,7 @@ def test_verbosity(
         assert log(result.run_dir) == printed.splitlines()
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_table(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_continues_its_table(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = BaseTrainer.take_step
 
     def stop(self: BaseTrainer, group: Any) -> Any:
@@ -234,11 +232,13 @@ def test_a_run_that_was_stopped_goes_on_with_its_table(
     at = screen.index("  resuming  from step 7, in epoch 2")
     assert screen[at + 2].split()[0] == "epoch"
     assert screen[at + 3].split()[0] == "2/2"
-    assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], "the bar begins where the run stood"
+    assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], (
+        "the bar starts at the step of the checkpoint"
+    )
     assert not [line for line in second.drawn() if re.search(r"2/2   0% ", line)]
 
 
-def test_a_value_that_is_no_number_stands_in_its_column(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_shown_in_its_column(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base.training.metrics.Mean.compute", lambda self: float("nan"))
     with terminal(monkeypatch) as shown:
         fit("trainer.verbosity=2", "trainer.epochs=1", "trainer.monitor=max accuracy")

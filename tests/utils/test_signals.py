@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in order: saved, with the command that goes on, and never with a traceback."""
+"""SIGTERM and SIGINT end a run in order: saved, with the command to resume it, and never with a traceback."""
 
 import json
 import os
