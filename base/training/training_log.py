@@ -83,6 +83,7 @@ class TrainingLog:
         self._seconds = self._end - self._start
         self._update_rates(self._bar.state)
         self.console.clear()
+        del self._bar  # it refers to this object, and such a cycle would keep the writers' files open
 
     def end_epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
         """The epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
