@@ -241,7 +241,7 @@ class BaseTrainer(ABC):
         # whatever a model draws in evaluation leaves the generators as they were for training
         key = self.runtime.process_group.key
         with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            for micro_batch in self.console.followed("evaluating", batches.one_pass(), len(batches)):
+            for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 try:

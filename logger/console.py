@@ -1,49 +1,99 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines in a file, and the lines in train.log."""
+"""What a run shows: messages, also kept in train.log, and a progress bar at the bottom of a terminal."""
 
 import contextlib
+import io
 import logging
 import os
 import re
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from logger.bar import INTERVAL, Bar
 from utils.files import LogFile
-from utils.text import duration
 
 Item = TypeVar("Item")
+BarTexts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
+"""From a bar's state (tqdm's ``format_dict``) to the texts left and right of it, from the longest to the shortest."""
+
+INTERVAL = 0.2  # seconds between two drawings: each one reads the loss, and so waits for the device
+DELAY = 0.3  # seconds that an evaluation may take without a bar
+MARGIN = 2  # columns left free: the ^C that a terminal echoes must not start a second line
+MIN_BAR = 6  # columns of the bar itself
 STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def styled(text: str, style: str) -> str:
-    """A text in a style, which is taken off again wherever plain text is wanted."""
+    """Text with an ANSI style, which is stripped wherever plain text is wanted."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
 def is_plain(stream: TextIO) -> bool:
-    """Whether nothing but text may be written: to a file or a pipe, or where the user or the terminal asks for it."""
+    """Whether only plain text may be written: to a file or a pipe, or if the user or the terminal asks for it."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
-class _Lines(logging.Handler):
+class Bar(tqdm):  # type: ignore[misc]
+    """tqdm's bar between two texts that are chosen to fit the terminal: it never takes more than one line.
+
+    shown: False to count and time only, with nothing drawn.
+    """
+
+    monitor_interval = 0  # no thread: ``update`` alone draws
+
+    def __init__(
+        self, texts: BarTexts, items: Iterable[Any] | None = None, *, console: "Console", shown: bool, **options: Any
+    ) -> None:
+        self.texts = texts
+        self.console = console
+        self.shown = shown
+        super().__init__(
+            items,
+            file=sys.stdout if shown else io.StringIO(),
+            bar_format="{left} {percentage:3.0f}% |{bar}| {right}",
+            leave=False,
+            mininterval=INTERVAL,
+            miniters=1,
+            ncols=80,  # a fixed size, since tqdm draws nothing in a terminal that reports none; see format_dict
+            nrows=24,
+            **options,
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What tqdm knows: n, initial, total, elapsed (seconds), rate (steps per second; None at first)."""
+        return dict(super().format_dict)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        state = self.state
+        columns = max(1, self.console.width - MARGIN)
+        left = right = ""
+        for left, right in self.texts(state):
+            if len(f"{left} 100% || {right}") + MIN_BAR <= columns:
+                break
+        return {**state, "ncols": columns, "left": left, "right": right}
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        return self.shown and bool(super().display(msg, pos))
+
+
+class _Printer(logging.Handler):
     """Prints above the progress bar, if there is one. Warnings go to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         text = self.format(record)
-        with contextlib.suppress(OSError):  # a closed pipe or a full disk behind it is no reason to stop a run
+        with contextlib.suppress(OSError):  # a closed pipe or a full disk must not stop a run
             tqdm.write(_STYLED.sub("", text) if is_plain(stream) else text, file=stream)
             stream.flush()
 
 
-class _Kept(logging.Handler):
-    """Writes to a file what is printed. A full disk does not stop it, nor does it stop the run."""
+class _FileLog(logging.Handler):
+    """Writes what is printed to a file as well. A full disk stops neither this nor the run."""
 
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(level)
@@ -55,23 +105,22 @@ class _Kept(logging.Handler):
 
 
 class Console:
-    """verbosity 0: warnings only; 1: a line an epoch; 2: also what happens within it. silent: nothing at all."""
-
-    DELAY = 0.3  # seconds that an evaluation may take before it shows how far it is
+    """verbosity 0: warnings only; 1: one line per epoch; 2: progress within the epoch too. silent: nothing at all."""
 
     def __init__(self, verbosity: int, *, silent: bool = False) -> None:
-        self.verbosity, self.silent = 0 if silent else verbosity, silent
+        self.verbosity = 0 if silent else verbosity
+        self.silent = silent
         self.logger = logging.getLogger("run")
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO)
-        self._lines = _Lines(logging.WARNING if verbosity == 0 else logging.INFO)
+        self._printer = _Printer(logging.WARNING if verbosity == 0 else logging.INFO)
         self._bar: Bar | None = None
 
     def open(self, path: Path | None) -> None:
-        """Begin to print, and to write what is printed to a file too."""
-        self.logger.handlers = [logging.NullHandler() if self.silent else self._lines]
+        """Start printing, and logging to a file what is printed."""
+        self.logger.handlers = [logging.NullHandler() if self.silent else self._printer]
         if path is not None and not self.silent:
-            self.logger.addHandler(_Kept(path, self._lines.level))
+            self.logger.addHandler(_FileLog(path, self._printer.level))
 
     def close(self) -> None:
         self.clear()
@@ -91,39 +140,35 @@ class Console:
         return 80
 
     @property
-    def draws(self) -> bool:
-        """Whether there is a bar."""
+    def shows_bar(self) -> bool:
+        """Whether progress within an epoch is a bar."""
         return self.verbosity >= 2 and not is_plain(sys.stdout)
 
     @property
-    def lists(self) -> bool:
-        """Whether there are lines within an epoch, in the bar's place."""
+    def prints_progress(self) -> bool:
+        """Whether progress within an epoch is printed as lines, since a bar cannot be shown."""
         return self.verbosity >= 2 and is_plain(sys.stdout)
 
-    def draw(self, done: int, total: int, forms: Iterable[tuple[str, str]]) -> None:
-        """Show how far something is. forms: what stands left and right of the bar, from the longest to the shortest."""
-        if self.draws:
-            self._bar = self._bar or Bar(sys.stdout)
-            self._bar.draw(done, total, forms, width=self.width)
+    def bar(self, texts: BarTexts, **options: Any) -> Bar:
+        """A progress bar in the place of the one before. options: tqdm's."""
+        self.clear()
+        self._bar = Bar(texts, console=self, shown=self.shows_bar, disable=self.verbosity < 2, **options)
+        return self._bar
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def followed(self, title: str, items: Iterable[Item], total: int) -> Iterable[Item]:
-        """The items themselves. If they take long, a bar goes along with them."""
-        return self._followed(title, items, total) if self.draws else items
+    def track(self, title: str, items: Iterable[Item], total: int) -> Iterable[Item]:
+        """The items themselves, with a progress bar if they take long."""
+        if not self.shows_bar:
+            return items
 
-    def _followed(self, title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
-        start = time.monotonic()
-        due = start + self.DELAY
-        for done, item in enumerate(items):
-            if (now := time.monotonic()) >= due:
-                left = f"left {duration((now - start) * (total - done) / done)}" if done else ""
-                self.draw(done, total, [(title, left), (title, "")])
-                due = now + INTERVAL
-            yield item
-        if due > start + self.DELAY:
-            self.clear()
+        def texts(state: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+            seconds = (total - state["n"]) * state["elapsed"] / max(1, state["n"])
+            yield title, f"ETA {tqdm.format_interval(seconds)}" if state["n"] else ""
+            yield title, ""
+
+        return self.bar(texts, items=items, total=total, delay=DELAY)

@@ -1,4 +1,4 @@
-"""The epochs of a run as a table of aligned columns, which fits into any terminal of 42 columns or more."""
+"""The epochs of a run as a table of aligned columns that fits any terminal of 42 columns or more."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -7,74 +7,73 @@ from logger.console import styled
 from utils.text import duration, number
 
 CELL = 9  # columns of a number, as in 1.234e-05
-TIME, MARK = 6, 4  # as in "3.1 s" and "best"
-HEADER_EVERY = 30  # lines, so that it is on the screen
+TIME = 6  # as in "3.1 s"
+MARK = 4  # "best"
+HEADER_EVERY = 30  # lines, so that a header stays on the screen
+
+Values = Mapping[str, Mapping[str, float]]
+"""Numbers by name and column, as in {"loss": {"train": 1.9, "valid": 1.7}}; a name alone has the column ""."""
 
 
-class _Group(NamedTuple):
-    """A name and its numbers, as training and validation."""
+class _ColumnGroup(NamedTuple):
+    """The columns of one name, such as training and validation."""
 
     name: str
-    heads: tuple[str, ...]
+    columns: tuple[str, ...]
     cell: int
-    """The width of one number."""
+    """The width of one column."""
     gap: int
 
     @property
     def width(self) -> int:
-        return len(self.heads) * (self.gap + self.cell)
+        return len(self.columns) * (self.gap + self.cell)
 
     def line(self, cells: Sequence[str]) -> str:
         return "".join(f"{'':{self.gap}}{cell:>{self.cell}.{self.cell}}" for cell in cells)
 
-    def names(self) -> str:
-        """What stands above the heads: the name of several numbers."""
+    def title(self) -> str:
+        """The name above several columns; blank if there is one column, which carries the name itself."""
         inner = self.width - self.gap
-        return " " * self.width if len(self.heads) == 1 else f"{'':{self.gap}}{self.name[:inner]:^{inner}}"
+        return " " * self.width if len(self.columns) == 1 else f"{'':{self.gap}}{self.name[:inner]:^{inner}}"
 
 
 class EpochTable:
-    """A row an epoch, of several lines where the terminal is too narrow for all values in one."""
+    """One row per epoch, of several lines if the terminal is too narrow for all values in one."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
         self.first = max(len("epoch"), 2 * len(str(epochs)) + 1)
-        self._layout: list[list[_Group]] = []
-        self._lines = 0
-        """Rows since the header, and what came between them."""
+        self._layout: list[list[_ColumnGroup]] = []
+        self._lines = 0  # printed since the header, other messages included
 
-    def row(
-        self, epoch: int, values: Mapping[str, Mapping[str, float]], *, seconds: float, best: bool, width: int
-    ) -> Iterator[str]:
-        """The lines of an epoch, after those of the header where it is time for it.
-
-        values: numbers by name and head, as {"loss": {"train": 1.9, "valid": 1.7}}.
-        """
+    def row(self, epoch: int, values: Values, *, seconds: float, best: bool, width: int) -> Iterator[str]:
+        """The lines of an epoch, after those of the header when it is due. width: columns of the terminal."""
         layout = self._lay_out(values, width)
         if layout != self._layout or self._lines >= HEADER_EVERY:
-            self._layout, self._lines = layout, 0
+            self._layout = layout
+            self._lines = 0
             yield from self._header()
         self._lines += 1
-        start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
         gap = " " * layout[0][0].gap
+        start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
         end = f"{gap}{duration(seconds, fine=True):>{TIME}}" + (f"{gap}{styled('best', 'good')}" if best else "")
         for groups in layout:
-            cells = [group.line([_cell(values[group.name][head]) for head in group.heads]) for group in groups]
+            cells = [group.line([_cell(values[group.name][column]) for column in group.columns]) for group in groups]
             yield f"{start}{''.join(cells)}{end}".rstrip()
             start, end = " " * self.first, ""
 
     def interrupted(self) -> None:
-        """Another line came in between, and the header is one line further away."""
+        """Another line was printed, and the header is one line further up."""
         self._lines += 1
 
-    def _lay_out(self, values: Mapping[str, Mapping[str, float]], width: int) -> list[list[_Group]]:
-        """Which values stand in which line: all in one if there is room, with two spaces between them if possible."""
+    def _lay_out(self, values: Values, width: int) -> list[list[_ColumnGroup]]:
+        """Column groups line by line: one line if there is room, with two spaces between columns if possible."""
         for gap in (2, 1):
             room = width - 1 - self.first - TIME - MARK - 2 * gap
-            groups = [_group(name, tuple(numbers), gap, room) for name, numbers in values.items()]
+            groups = [_column_group(name, tuple(numbers), gap, room) for name, numbers in values.items()]
             if sum(group.width for group in groups) <= room:
                 break
-        lines: list[list[_Group]] = [[]]
+        lines: list[list[_ColumnGroup]] = [[]]
         for group in groups:
             if lines[-1] and sum(other.width for other in lines[-1]) + group.width > room:
                 lines.append([])
@@ -82,21 +81,22 @@ class EpochTable:
         return lines
 
     def _header(self) -> Iterator[str]:
-        start, end = f"{'epoch':>{self.first}}", f"{'time':>{self._layout[0][0].gap + TIME}}"
+        start = f"{'epoch':>{self.first}}"
+        end = f"{'time':>{self._layout[0][0].gap + TIME}}"
         for groups in self._layout:
-            above = "".join(group.names() for group in groups).rstrip()
-            if above:
-                yield styled(" " * self.first + above, "dim")
-            heads = "".join(group.line(group.heads if len(group.heads) > 1 else [group.name]) for group in groups)
-            yield styled(f"{start}{heads}{end}".rstrip(), "dim")
+            titles = "".join(group.title() for group in groups).rstrip()
+            if titles:
+                yield styled(" " * self.first + titles, "dim")
+            heads = [group.line(group.columns if len(group.columns) > 1 else [group.name]) for group in groups]
+            yield styled(f"{start}{''.join(heads)}{end}".rstrip(), "dim")
             start, end = " " * self.first, ""
 
 
-def _group(name: str, heads: tuple[str, ...], gap: int, room: int) -> _Group:
+def _column_group(name: str, columns: tuple[str, ...], gap: int, room: int) -> _ColumnGroup:
     """A group as wide as its numbers and its name, if there is room for it."""
-    count = len(heads)
+    count = len(columns)
     wanted = -(-(len(name) - gap * (count - 1)) // count)
-    return _Group(name, heads, max(CELL, min(wanted, room // count - gap)), gap)
+    return _ColumnGroup(name, columns, max(CELL, min(wanted, room // count - gap)), gap)
 
 
 def _cell(value: float) -> str:

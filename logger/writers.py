@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl and TensorBoard's event file, both cut back exactly on resume."""
+"""The records of a run: metrics.jsonl and TensorBoard's event files, both truncated exactly on resume."""
 
 import contextlib
 import io
@@ -17,37 +17,37 @@ from utils.files import LogFile, atomic_write
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-# the names of event files: the time of their making in seconds, and the machine
+# names of event files: time of creation in seconds, and host
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 VERSION = "brain.Event:2"
-# sorts before all others, so that no resume cuts it
+# sorts before all others, so that no resume truncates it
 DESCRIPTION = "events.out.tfevents.0000000000.description"
 
 
 class Writer:
-    """Takes what is logged. Its state is how much of it stands on disk, so that a resume can cut off the rest."""
+    """Takes what is logged. Its state is the length of its file, so that a resume can drop what was written later."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of each of these curves."""
+        """A point of each of these curves, by tag."""
 
     def epoch(self, record: Mapping[str, float]) -> None:
-        """The values of an epoch that has ended."""
+        """The values of a finished epoch."""
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what is buffered."""
 
     def state_dict(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Take back what was written after this state, of a step."""
+        """Drop what was written after this state, which is that of this step."""
 
     def sync(self) -> None:
-        """Bring everything on disk. Raises OSError if that fails."""
+        """Flush everything to the disk. Raises OSError if that fails."""
 
 
 class JsonlWriter(Writer):
-    """One JSON object a line, one line an epoch. A value that is not finite becomes null, since JSON has none."""
+    """One JSON object per line, one line per epoch. A value that is not finite becomes null, as JSON requires."""
 
     def __init__(self, path: Path) -> None:
         self.file = LogFile(path)
@@ -67,15 +67,17 @@ class JsonlWriter(Writer):
 
 
 class EventWriter(Writer):
-    """TensorBoard's event files. After a resume the old file is cut and a new one begins with a mark of the step, at
-    which a TensorBoard that is open on the folder drops what it had read beyond it.
+    """TensorBoard's event files.
+
+    After a resume the old file is truncated, and a new one starts with a SessionLog.START event of the next step, at
+    which an open TensorBoard drops what it has read from that step on.
     """
 
-    FLUSH = 1.0  # seconds for which events may wait: to write many at once takes a third of the time
+    FLUSH = 1.0  # seconds that events may be buffered: writing many at once takes a third of the time
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._waiting: list[Event] = []
+        self._buffer: list[Event] = []
         self._flushed = 0.0
         self._file: LogFile | None = None
         self._first_step = 0
@@ -88,41 +90,43 @@ class EventWriter(Writer):
         self._add(_event(step, summary=Summary(value=points)))
 
     def event(self, step: int, **content: Any) -> None:
-        """Whatever else TensorBoard shows. content: a field of its Event, as ``summary``."""
+        """Anything else that TensorBoard shows. content: a field of its Event, e.g. ``summary``."""
         self._add(_event(step, **content))
 
     def describe(self, *contents: Mapping[str, Any]) -> None:
-        """What holds for the run as a whole, as its hyperparameters: in a file of its own that takes the place of what
-        was said before, since TensorBoard keeps the first that it reads of them. A full disk does not stop the run.
+        """Replace what describes the run as a whole, e.g. its hyperparameters.
+
+        It has its own file, since TensorBoard keeps the first description that it reads. A full disk does not stop
+        the run.
         """
         with contextlib.suppress(OSError), atomic_write(self.folder / DESCRIPTION) as file:
             file.write(_records([_event(0, file_version=VERSION), *(_event(0, **content) for content in contents)]))
 
     def flush(self) -> None:
         self._flushed = time.monotonic()
-        if not self._waiting:
+        if not self._buffer:
             return
         if self._file is None:
             self._file = LogFile(self.folder / self._new_name())
-            self._waiting[:0] = _beginning(self._first_step)
-        self._file.append(_records(self._waiting))
-        self._waiting.clear()
+            self._buffer[:0] = _first_events(self._first_step)
+        self._file.append(_records(self._buffer))
+        self._buffer.clear()
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        if self._file is None:  # nothing was written since the resume
+        if self._file is None:  # nothing was written after the resume
             return self._resumed
         return {"file": self._file.path.name, "bytes": self._file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Cut the file that was written then, empty later ones, and go on in a new one from the next step."""
+        """Truncate the file of that state, empty later ones, and continue in a new file from the next step."""
         kept = str(state.get("file", ""))
-        # with no file at a later step, TensorBoard was switched off: what there is was written before that
+        # no file at a step > 0: TensorBoard was switched off, and the files are from before that
         for path in self._files() if kept or not step else []:
-            # an empty file, not none: a TensorBoard that reads it now would otherwise wait for it for ever
+            # emptied, not removed: an open TensorBoard would wait for a removed file forever
             if path.name >= kept:
                 LogFile(path).truncate(_length(state) if path.name == kept else 0)
-        self._waiting.clear()
+        self._buffer.clear()
         self._file, self._resumed = None, dict(state)
         self._first_step = step + 1 if step else 0
 
@@ -134,14 +138,14 @@ class EventWriter(Writer):
         return [path for path in self.folder.glob("events.out.tfevents.*") if EVENTS.fullmatch(path.name)]
 
     def _add(self, event: "Event") -> None:
-        self._waiting.append(event)
+        self._buffer.append(event)
         if time.monotonic() >= self._flushed + self.FLUSH:
             self.flush()
 
     def _new_name(self) -> str:
-        """Names sort in the order of writing, even within one second and after the clock was set back."""
-        stamps = [int(path.name.split(".")[3]) + 1 for path in self._files()]
-        return f"events.out.tfevents.{max([int(time.time()), *stamps]):010d}.{socket.gethostname()}"
+        """A name that sorts after all others, even within one second or after the clock was set back."""
+        times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
+        return f"events.out.tfevents.{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
 
 
 def _event(step: int, **content: Any) -> "Event":
@@ -151,7 +155,7 @@ def _event(step: int, **content: Any) -> "Event":
 
 
 def _records(events: "list[Event]") -> bytes:
-    """Events as they stand in a file, each with its length and checksums."""
+    """Events in the format of event files: each with its length and checksums."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     records = io.BytesIO()
@@ -160,8 +164,8 @@ def _records(events: "list[Event]") -> bytes:
     return records.getvalue()
 
 
-def _beginning(first_step: int) -> "list[Event]":
-    """What a file begins with: its format, and from which step on it replaces what was written before it."""
+def _first_events(first_step: int) -> "list[Event]":
+    """The first events of a file: its format, and the step from which it replaces earlier files."""
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     start = SessionLog(status=SessionLog.START)
@@ -199,8 +203,8 @@ class Writers(Writer):
 
 
 def _length(state: Mapping[str, Any]) -> int:
-    """A length in bytes from a checkpoint, which may be anybody's. Raises CheckpointError if it is none."""
+    """The length in bytes from an untrusted checkpoint. Raises CheckpointError if it is not a length."""
     length = state.get("bytes", 0)
     if not isinstance(length, int) or length < 0:
-        raise CheckpointError(f"the checkpoint says that a log file had {length!r} bytes")
+        raise CheckpointError(f"invalid checkpoint: it says that a log file had {length!r} bytes")
     return length

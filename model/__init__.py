@@ -1,0 +1,1 @@
+"""Models, losses and metrics: one file per model. A config names them; a decorator registers them."""

@@ -1,4 +1,4 @@
-"""LeNet as in the PyTorch tutorials: two convolutions, two poolings, three linear layers (LeCun et al. 1998)."""
+"""LeNet (LeCun et al. 1998) as in the PyTorch tutorials: two convolutions with pooling, three linear layers."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ from utils.schema import Fraction
 
 @MODELS.register
 class LeNet(BaseModel):
-    """Classifies 32x32 images; for the tutorials, in_channels 1 with kernel_size 3, or 3 with 5.
+    """Classifies 32x32 images. The tutorials use 1 channel with kernel_size 3, and 3 channels with kernel_size 5.
 
-    dropout: probability with which a feature of the two hidden linear layers is left out in training.
+    dropout: probability that a feature of the two hidden linear layers is zeroed during training.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LeNet(BaseModel):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        # pooling before the ReLU: the same values as the other way round, for a quarter of the ReLU's work
+        # pooling before the ReLU gives the same values as after it, with a quarter of the ReLU's work
         x = F.max_pool2d(self.conv1(x), 2).relu()  # (B, in_channels, 32, 32) -> (B, 6, 14 or 15, ...)
         x = F.max_pool2d(self.conv2(x), 2).relu()  # -> (B, 16, side, side)
         x = self.dropout(self.fc1(x.flatten(1)).relu())  # -> (B, 120)

@@ -1,6 +1,6 @@
-"""Losses: functions of (outputs, targets) that give a tensor of shape (). The losses of torch.nn may be named too.
+"""Losses: functions of (outputs, targets) that return a tensor of shape (). A config may also name losses of torch.nn.
 
-A loss is a mean over the samples unless its argument ``reduction`` is "sum".
+A loss is a mean over samples unless its argument ``reduction`` is "sum".
 """
 
 from typing import Annotated, Literal
@@ -22,11 +22,11 @@ def cross_entropy(
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Of logits, (B, C), against class indices, int64 of shape (B,)."""
+    """Cross entropy of logits of shape (B, C) and class indices, int64 of shape (B,)."""
     return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing, reduction=reduction)
 
 
 @LOSSES.register
 def mse_loss(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Squared error over all elements of outputs and targets of the same shape."""
+    """Squared error over all elements of outputs and targets, which have the same shape."""
     return F.mse_loss(outputs, targets, reduction=reduction)

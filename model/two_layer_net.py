@@ -11,7 +11,7 @@ from utils.registry import MODELS
 class TwoLayerNet(BaseModel):
     """y = W2 relu(W1 x).
 
-    init_std: draw the weights from N(0, init_std ** 2); None: torch's own initial weights.
+    init_std: standard deviation of the normal distribution of the initial weights; None: torch's default.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path)
         ("train.py", ["-c", "nothing.json"], "nothing.json"),
         ("train.py", ["-r", "nothing"], "no such run"),
         ("train.py", ["--resum"], "unrecognized arguments"),
-        ("train.py", ["--epochs", "5"], "any key of the config is given without --, as in trainer.epochs=5"),
+        ("train.py", ["--epochs", "5"], "set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"),
         ("train.py", [str(ROOT / "config.json")], f"did you mean -c {ROOT / 'config.json'}?"),
         ("train.py", [str(ROOT / "saved")], f"did you mean -r {ROOT / 'saved'}?"),
         ("train.py", ["-c", str(ROOT / "configs" / "cifar10_lenet")], 'did you mean "cifar10_lenet.json"?'),

@@ -22,8 +22,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the README's model, data, metric and trainer in it."""
     target = tmp_path_factory.mktemp("readme") / "project"
-    left_out = shutil.ignore_patterns(".git", ".venv", "saved", "data", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(ROOT, target, ignore=left_out)
+    left_out = shutil.ignore_patterns(".git", ".venv", "saved", "__pycache__", ".*_cache", ".hypothesis")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return left_out(folder, names) | ({"data"} if Path(folder) == ROOT else set())  # not base/data
+
+    shutil.copytree(ROOT, target, ignore=ignored)
     my_net, my_data, my_metric, my_trainer = PYTHON
     (target / "trainer" / "mixup.py").write_text(my_trainer)
     (target / "model" / "my_net.py").write_text(my_net)

@@ -1,4 +1,4 @@
-"""What train.py and test.py share on the command line: overrides, and errors as exit statuses."""
+"""The command line that train.py and test.py share: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
 import os
@@ -14,43 +14,47 @@ from utils.config import OVERRIDE
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 
-# options that stand for a key of the config
+# options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
-            message += "; any key of the config is given without --, as in trainer.epochs=5"
-        if current().launched:  # so that one of the processes says it
+            message += "; set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"
+        if current().launched:  # cli.run prints it, in one of the processes
             raise UserError(f"{message}\n{self.format_usage().rstrip()}")
         super().error(message)
 
 
 def parser(about: str) -> argparse.ArgumentParser:
-    """A parser with the arguments of both commands. about: what a script does; its examples, which end the help."""
+    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help."""
     description, _, examples = about.strip().partition("\n\n")
-    made = _Parser(
+    parser = _Parser(
         description=description,
         epilog=f"examples:\n{textwrap.indent(examples, '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("-d", "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps ... (runtime.device)")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any key of the config, as in trainer.epochs=5")
-    return made
+    parser.add_argument(
+        "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="override any key of the config, e.g. trainer.epochs=5"
+    )
+    return parser
 
 
-def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, in any order, with all overrides; a KEY=VALUE that argparse took for the value of -r is one."""
-    options = made.parse_intermixed_args(argv)
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is moved to the overrides."""
+    options = parser.parse_intermixed_args(argv)
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume) and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)
         options.resume = ""
     for word in options.overrides:
         if not OVERRIDE.match(word) and (path := Path(word)).exists():
             option = "-c" if path.suffix == ".json" and "config" in options else "-r"
-            raise UserError(f"{word} is no KEY=VALUE; did you mean {option} {word}?")
+            raise UserError(f"{word} is not a KEY=VALUE override; did you mean {option} {word}?")
     for short, key in SHORTS.items():
         if (value := getattr(options, short, None)) is not None:
             options.overrides.append(f"{key}={value}")
@@ -58,11 +62,11 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else.
 
-    Of several processes that fail, one after the other, only the first says why.
+    If several processes fail, only the first to fail prints its error.
     """
-    status = _status(command, argv)  # only now it is known who else there is
+    status = _status(command, argv)  # before the next line: the command may join a process group
     return current().exit(status)
 
 
@@ -74,11 +78,11 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:  # whoever read the output, as in `| head`, has gone
+    except BrokenPipeError:  # the reader of the output, as in `| head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("stopped at once; what was saved before is whole", file=sys.stderr)
+        print("stopped immediately; earlier checkpoints are intact", file=sys.stderr)
         return 130
     except Exception as error:
         if not current().launched:
@@ -88,8 +92,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
 
 
 def _fail(error: Exception, status: int) -> int:
-    """Say what went wrong, unless another process was the first to fail; give the status of the first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends all at once when the first one has ended
+    """Print the error, unless another process failed first; return the status of the first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it to all when the first one exits
     lost = current().peer_failure(error)
     first, status = current().claim_failure(1 if lost else status)
     if first and (lost or isinstance(error, (UserError, TrainingError))):

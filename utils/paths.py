@@ -1,4 +1,4 @@
-"""Where things are: the project's folder, and paths that a config names relative to it."""
+"""The project's folder, and paths relative to it."""
 
 import hashlib
 import os
@@ -8,12 +8,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def project_path(path: str | Path) -> Path:
-    """A path from a config, taken from the project's folder, so that a run is the same from any working directory."""
+    """A path in a config, relative to the project's folder, so that a run is the same from any working directory."""
     return PROJECT / Path(path).expanduser()
 
 
 def code_version() -> str:
-    """A number that stands for the code of the project, by what its files hold."""
+    """SHA-256 of the code that a run executes: processes of one run must agree on it."""
     hashed = hashlib.sha256()
     folders = ("base", "data_loader", "logger", "model", "trainer", "utils")
     for path in sorted([*PROJECT.glob("*.py"), *(file for name in folders for file in (PROJECT / name).rglob("*.py"))]):
@@ -22,6 +22,6 @@ def code_version() -> str:
 
 
 def display_path(path: Path) -> str:
-    """A path as the user would type it: from where they stand, if it is below."""
+    """A path as the user would type it: relative to the working directory if it is below that."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""The folder of one run: made once, found again on resume, owned by one process at a time."""
+"""The folder of a run: created once, found again on resume, used by one process at a time."""
 
 import contextlib
 import itertools
@@ -22,12 +22,12 @@ from utils.paths import PROJECT, project_path
 
 NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 
-# the run folders that this process owns
+# the run folders that this process has locked
 _owned: set[Path] = set()
 
 
 class RunFolder:
-    """Where everything of a run stands."""
+    """The paths of a run's files, and what is done with the folder as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,29 +36,29 @@ class RunFolder:
         self.log = path / "train.log"
         self.checkpoints = path / "checkpoints"
         self.job = path / ".job"
-        """What the launcher called the job that trains this run, for its restarts to find it."""
+        """The id of the launcher's job that trains this run, so that a restart finds it."""
         self.initial = path / "initial.pth"
-        """The weights that the run began with, if they came from another run."""
+        """The initial weights, if they came from another run."""
 
     @classmethod
     def create(
         cls, save_dir: str, name: str, *, prepare: Callable[["RunFolder"], None] = lambda folder: None
     ) -> "RunFolder":
-        """Make save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... behind it if another run took that second.
+        """Create save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... appended if another run started in that second.
 
-        prepare: writes what a resume needs. The folder has its name only after that, so that a kill at any moment
-        leaves no folder that cannot be resumed. Raises UserError if it cannot be made.
+        prepare: writes what a resume needs. The folder gets its name only after that, so that a kill at any moment
+        leaves no folder that cannot be resumed. Raises UserError if it cannot be created.
         """
         parent = project_path(save_dir) / name
-        file_signature = time.strftime("%Y%m%d-%H%M%S")
-        unnamed = parent / f".{file_signature}-{os.getpid()}.tmp"
+        timestamp = time.strftime("%Y%m%d-%H%M%S")
+        unnamed = parent / f".{timestamp}-{os.getpid()}.tmp"
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
             prepare(cls(unnamed))
-            return cls(_rename(unnamed, parent / file_signature))
+            return cls(_rename(unnamed, parent / timestamp))
         except (OSError, RuntimeError, TrainingError) as error:
             shutil.rmtree(unnamed, ignore_errors=True)
-            raise UserError(f"no run folder can be made in {parent}: {error}; see trainer.save_dir") from error
+            raise UserError(f"cannot create a run folder in {parent}: {error}; see trainer.save_dir") from error
 
     @classmethod
     def newest(cls, save_dir: str, name: str) -> "RunFolder":
@@ -66,35 +66,35 @@ class RunFolder:
         parent = project_path(save_dir) / name
         runs = _runs(parent)
         if not runs:
-            raise CheckpointError(f"there is no run to resume under {parent}; start one without -r")
+            raise CheckpointError(f"no run to resume in {parent}; start one without -r")
         return cls.of(runs[-1].path)[0]
 
     @classmethod
     def of_job(cls, save_dir: str, name: str, job: str) -> "RunFolder | None":
-        """The newest run under save_dir/name that a launcher's job of this name has begun or gone on with."""
+        """The newest run under save_dir/name that the launcher's job of this id has started or resumed."""
         runs = _runs(project_path(save_dir) / name)
-        return next((run for run in reversed(runs) if run._marks().partition("\n")[0] == job), None)
+        return next((run for run in reversed(runs) if run._read_job().partition("\n")[0] == job), None)
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
-        """The run that a path names: its folder, or a checkpoint in it, whose file is then given too."""
+        """The run of a path: its folder, or a checkpoint in it, which is then returned too."""
         if not path.exists():
-            raise CheckpointError(f"{path}: there is no such run folder or checkpoint")
-        data = DATA.fullmatch(path.name)  # the folder beside a sharded checkpoint
+            raise CheckpointError(f"{path}: no such run folder or checkpoint")
+        data = DATA.fullmatch(path.name)  # the folder of a sharded checkpoint
         if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
             path = file
         folder = path if path.is_dir() else path.resolve().parent.parent
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
             runs = _runs(folder) if path.is_dir() else []
-            newest = f"; the newest run in it: {runs[-1].path}" if runs else ""
-            raise CheckpointError(f"{path} is no {what}: there is no config.json in {folder}{newest}")
+            newest = f"; its newest run is {runs[-1].path}" if runs else ""
+            raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{newest}")
         _refuse_links(folder)
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
     def checkpoint_of(cls, path: Path) -> Path:
-        """The checkpoint that a path names: itself, or the best one of a run folder, or else its newest."""
+        """The checkpoint of a path: itself, or the best one of a run folder, or else its newest."""
         run, file = cls.of(path)
         if file is not None:
             return file
@@ -104,7 +104,7 @@ class RunFolder:
         raise CheckpointError(f"{path} has no checkpoint yet")
 
     def last_epoch(self) -> dict[str, Any]:
-        """The newest line of metrics.jsonl; empty if there is none."""
+        """The last line of metrics.jsonl; empty if there is none."""
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             return dict(json.loads(lines[-1])) if lines else {}
@@ -113,17 +113,17 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:
-        """Own this folder until the process ends, however it ends. Raises UserError if somebody else owns it.
+        """Lock this folder, until the process ends at the latest. Raises UserError if another process has locked it.
 
-        doing: what its owner does, for that message.
+        doing: what the process does with it, for that message.
         """
         own = self.path.resolve()
         try:
-            # not once more in this process: closing the file again would give the lock away
+            # not twice in one process: closing the second file would release the lock of the first
             if own in _owned or not lock_file(file := (own / ".lock").open("a")):
-                raise UserError(f"{self.path} is in use: another process {doing} now")
+                raise UserError(f"{self.path} is in use: another process {doing}")
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
         _owned.add(own)
         with file:
             try:
@@ -134,52 +134,50 @@ class RunFolder:
 
     @contextlib.contextmanager
     def owned(self, process_group: ProcessGroup) -> Iterator[None]:
-        """The main process of these owns the folder, and all see it. Raises UserError if one does not."""
+        """The main process locks the folder, and all see it. Raises UserError if one does not."""
         with self.locked() if process_group.is_main_process else contextlib.nullcontext():
             if process_group.launched:
-                mark = process_group.broadcast_object(self._mark)
-                blind = [
-                    str(rank) for rank, found in enumerate(process_group.all_gather(self._marks())) if found != mark
-                ]
+                written = process_group.broadcast_object(self._write_job)
+                texts = process_group.all_gather(self._read_job())
+                blind = [str(rank) for rank, text in enumerate(texts) if text != written]
                 if blind:
                     raise UserError(
-                        f"process {', '.join(blind)} of {process_group.world_size} "
-                        f"does not see the run folder {self.path}; "
-                        "trainer.save_dir must be in a file system that all machines share"
+                        f"process {', '.join(blind)} of {process_group.world_size} does not see the run folder "
+                        f"{self.path}; trainer.save_dir must be on a file system that all machines share"
                     )
             yield
 
     def remove_empty(self) -> bool:
-        """Remove the folder if nothing is in it but what every run begins with; else leave it and give False."""
-        begun = {self.config, self.environment, self.log, self.job, self.initial, self.checkpoints}
-        further = [path for path in self.path.iterdir() if path not in begun and path.name != ".lock"]
-        further = [path for path in further if not path.name.startswith("events.out.tfevents.")]
-        if further or any(self.checkpoints.iterdir()):
+        """Remove the folder if it has only the files that every run starts with. Returns whether it was removed."""
+        initial = {self.config, self.environment, self.log, self.job, self.initial, self.checkpoints}
+        others = [path for path in self.path.iterdir() if path not in initial and path.name != ".lock"]
+        others = [path for path in others if not path.name.startswith("events.out.tfevents.")]
+        if others or any(self.checkpoints.iterdir()):
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return not self.path.exists()
 
-    def _mark(self) -> str:
-        """Note which job trains this run now, in words that only this folder has."""
+    def _write_job(self) -> str:
+        """Write which job trains this run, and random digits by which a process knows that it sees this very file."""
         text = f"{launch()[0] or ''}\n{os.urandom(8).hex()}\n"
         replace_text(self.job, text)
         return text
 
-    def _marks(self) -> str:
+    def _read_job(self) -> str:
         return self.job.read_text(encoding="utf-8") if self.job.is_file() else ""
 
     def _clear_up(self) -> None:
-        """Remove what a process that was killed had not written to its end."""
+        """Remove files that a killed process left incomplete."""
         for folder in (self.path, self.checkpoints):
             for path in folder.glob(".*.tmp"):
                 path.unlink()
 
     def write_config(self, text: str) -> None:
-        """Replace config.json, whole or not at all."""
+        """Replace config.json atomically."""
         replace_text(self.config, text)
 
     def write_environment(self, record: dict[str, Any]) -> None:
-        """Note how this run was started or, below "resumed", how it went on."""
+        """Record how this run was started or, in the list "resumed", how it was resumed."""
         try:
             before = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -191,7 +189,7 @@ class RunFolder:
 
 
 def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
-    """What a run depends on beside its config: command, code, versions, machine."""
+    """What a run depends on besides its config: command, code, versions, machine."""
     import platform
     from importlib.metadata import version
 
@@ -214,7 +212,7 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
 
 
 def _runs(parent: Path) -> list[RunFolder]:
-    """The runs in a folder, in the order in which they were started: by time, then by the number behind it."""
+    """The runs in a folder in the order of their start: by time, then by the number after it."""
     named = [(match, path) for path in parent.glob("*") if (match := NAME.fullmatch(path.name))]
     named.sort(key=lambda run: (run[0][1], int(run[0][2] or 1)))
     return [RunFolder(path) for _, path in named if (path / "config.json").is_file()]
@@ -230,21 +228,21 @@ def _git(*arguments: str) -> str | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. Raises TrainingError."""
+    """Write a file atomically. Raises TrainingError."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises TrainingError."""
+    """Write a file atomically. Raises TrainingError."""
     try:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
+        raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _rename(folder: Path, name: Path) -> Path:
-    """Give a folder this name, or the first of name-2, name-3 ... that is free."""
+    """Rename a folder to this name, or to the first of name-2, name-3 ... that is free."""
     for number in itertools.count(1):
         path = name if number == 1 else name.with_name(f"{name.name}-{number}")
         try:
@@ -256,7 +254,7 @@ def _rename(folder: Path, name: Path) -> Path:
 
 
 def _refuse_links(folder: Path) -> None:
-    """A run folder from somebody else must not lead what is written into it to another place."""
+    """Raise CheckpointError on a symbolic link: a downloaded run folder must not redirect what is written into it."""
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
         if path.is_symlink():
-            raise CheckpointError(f"{path} is a symbolic link; put in its place what it stands for")
+            raise CheckpointError(f"{path} is a symbolic link; replace it by the file or folder it points to")

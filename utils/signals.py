@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: before the training they end the process; while it runs they wait for the end of a step."""
+"""SIGINT and SIGTERM: before training they end the process at once; during training, after the current step."""
 
 import atexit
 import contextlib
@@ -21,27 +21,28 @@ END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process, with status 128 + signal and the command that starts it again.
+    """From now on a signal ends the process with status 128 + signal and prints the command to run again.
 
-    For a script's first line: its imports take seconds, and nothing that could be lost has begun.
+    For the top of a script: its imports take seconds, and there is nothing to save yet.
     """
     for number in WATCHED:
         signal.signal(number, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    again, own = shlex.join(["python", *sys.argv]), 128 + number
-    _, status = current().claim_failure(own)  # a launcher that ends all of them since one has failed
-    if status == own and os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # not print: this may have interrupted a print
-            os.write(2, f"stopped; nothing was changed. To start again:\n{again}\n".encode())
-    os._exit(status)
+    command = shlex.join(["python", *sys.argv])
+    status = 128 + number
+    _, first_status = current().claim_failure(status)  # differs if a launcher ends all processes after one failed
+    if first_status == status and os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # not print, which this may have interrupted
+            os.write(2, f"stopped; nothing was changed. To run it again:\n{command}\n".encode())
+    os._exit(first_status)
 
 
 class SignalWatch:
-    """While entered, the first signal is only remembered; at a second SIGINT what was set up before takes its course.
+    """While entered, the first signal is only recorded; a second SIGINT ends the process by the previous handler.
 
-    advice: what a second SIGINT leaves on the screen.
+    advice: what a second SIGINT prints.
     """
 
     def __init__(self, processes: ProcessGroup | None = None) -> None:
@@ -52,7 +53,7 @@ class SignalWatch:
 
     def __enter__(self) -> "SignalWatch":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in WATCHED}
+            self._before = {number: signal.signal(number, self._record) for number in WATCHED}
         return self
 
     def __exit__(
@@ -62,19 +63,19 @@ class SignalWatch:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise Stopped if a signal came, to whichever process."""
+        """Raise Stopped if any of the processes received a signal."""
         received = self.processes.signal(self.received)
         if received is not None:
             raise Stopped(received)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        # a launcher passes on a Ctrl-C that the terminal sent to all; and it kills whoever takes too long
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        # a launcher forwards a Ctrl-C that the terminal has sent to all anyway; it also kills processes that are slow
         if self.received is None or number != signal.SIGINT or self.processes.launched:
             self.received = self.received or number
             return
-        signal.signal(number, signal.SIG_IGN)  # a third one must not come in between
-        with contextlib.suppress(OSError):  # not print: this may have interrupted a print
-            os.write(2, f"\nstopped at once; what was saved before is whole\n{self.advice}".encode())
+        signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
+        with contextlib.suppress(OSError):  # not print, which this may have interrupted
+            os.write(2, f"\nstopped immediately; earlier checkpoints are intact\n{self.advice}".encode())
         before = self._before[number]
         signal.signal(number, before)
         if before is _end:
@@ -85,20 +86,22 @@ class SignalWatch:
 
 
 def ignore_in_worker(_: int = 0) -> None:
-    """For data worker processes: the terminal's Ctrl-C reaches them too, but the main process ends them."""
+    """For DataLoader workers: a Ctrl-C in the terminal reaches them too, but the main process is to end them."""
     for number in WATCHED:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # if that is killed, they would live on for seconds and complain
+    if sys.platform == "linux":  # else workers of a killed process live on for seconds and print errors
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
         parent = multiprocessing.parent_process()
-        alone = parent is not None and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver"
-        if alone:  # it was killed before that: nobody would ever end this worker
+        orphaned = (
+            parent is not None and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver"
+        )
+        if orphaned:  # the parent was killed before the call above, which then has no effect
             os._exit(1)
 
 
 @functools.cache
 def end_workers_at_exit() -> None:
-    """At the exit of this process multiprocessing asks workers that are left to end, and waits; ours do not hear."""
+    """Kill remaining workers at exit: multiprocessing would send them SIGTERM, which they ignore, and wait."""
     atexit.register(_kill_workers)
 
 

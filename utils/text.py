@@ -5,18 +5,8 @@ from collections.abc import Iterable, Sequence
 
 
 def number(value: float) -> str:
-    """To four figures, trailing zeros included, so that columns stay where they are: "0.1230", "1.839e+06"."""
+    """With four significant digits, trailing zeros included, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")
-
-
-def short_number(value: float) -> str:
-    """A positive number in at most five columns: "12.3k"."""
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5 or unit == "G":
-            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-            return f"{value:.{digits}f}{unit}"
-        value /= 1000
-    raise AssertionError
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:
@@ -34,7 +24,7 @@ def duration(seconds: float, *, fine: bool = False) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """A number of things: "1 epoch", "5,000 steps"."""
+    """A number with its noun: "1 epoch", "5,000 steps"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
@@ -58,7 +48,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, righ
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to a mistyped one: case aside, by its letters, or the only one that contains all of it."""
+    """The known word that a mistyped one is probably meant to be: a similar one, or the only one that contains it."""
     by_lower = {name.lower(): name for name in reversed(list(known))}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
@@ -68,7 +58,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """What to do about an unknown word: the one that was probably meant, or all there are."""
+    """The end of a message about an unknown word: the one that was probably meant, or all there are."""
     names = list(known)
     close = closest(word, names)
     return f'did you mean "{close}"?' if close else f"there are: {', '.join(names) or 'none'}"

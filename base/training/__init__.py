@@ -5,7 +5,7 @@ metrics         the loss and the metrics of a phase; library_metric holds those 
 schedule        the learning rate
 first_batch     what to say when the first batch fails or looks wrong
 observer        the interface of what watches the training (TensorBoard, the test report)
-training_log    what the console, metrics.jsonl and TensorBoard get; throughput estimates speed and time left
+training_log    what the console, metrics.jsonl and TensorBoard get, speed and ETA included
 summary         what the console shows at the start and at the end
 run             a run in its folder: what it writes, logs, and leaves behind if it fails
 resume          which run and which checkpoint to resume

@@ -6,7 +6,7 @@ from typing import Any
 
 from base.base_trainer import BaseTrainer
 from base.build import load_weights
-from base.training.summary import command
+from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed import launch
@@ -56,7 +56,7 @@ def load_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> No
         if file is None:
             advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         else:
-            advice = f"To resume from the newest intact checkpoint:\n{command(folder)}"
+            advice = f"To resume from the newest intact checkpoint:\n{resume_command(folder)}"
         raise CheckpointError(f"{error}\n{advice}") from error
     if found is None:
         _restart(trainer, folder)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from base.base_trainer import BaseTrainer
 from base.experiment import Experiment
-from base.training.summary import command
+from base.training.summary import resume_command
 from utils.config import LoadedConfig, to_json
 from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import display_path
@@ -28,11 +28,11 @@ def logged(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
     """What is printed inside goes to train.log too. If a signal stops the run, the command that resumes it is shown."""
     console = experiment.console
     console.open(folder.log)
-    experiment.signals.advice = f"To resume:\n{command(folder)}\n"
+    experiment.signals.advice = f"To resume:\n{resume_command(folder)}\n"
     try:
         yield
     except Stopped:
-        console.warn(f"stopped and saved. To resume:\n{command(folder)}")
+        console.warn(f"stopped and saved. To resume:\n{resume_command(folder)}")
         raise
     finally:
         console.close()

@@ -1,26 +1,25 @@
-"""What a run says of itself while it trains: to the console, to metrics.jsonl and to TensorBoard."""
+"""What is logged during training: to the console, to metrics.jsonl and to TensorBoard."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from base.training.progress import Progress
-from base.training.throughput import Throughput
-from logger.bar import INTERVAL
 from logger.console import Console
 from logger.table import EpochTable
 from logger.writers import Writers
 from utils.distributed.process_group import ProcessGroup
 from utils.schema import TrainerConfig
-from utils.text import duration, number, short_number
+from utils.text import number
 
-LINES = 1.0  # seconds at least between two lines within an epoch, in a file
+LINE_INTERVAL = 1.0  # least seconds between two lines within an epoch, where there is no bar
 
 
 class TrainingLog:
-    """The console and the writers of one run, fed once a step, once a window and once an epoch."""
+    """Feeds the console and the writers of one run: at each step, each log interval and each epoch."""
 
     def __init__(
         self,
@@ -31,134 +30,155 @@ class TrainingLog:
         *,
         validation_samples: int,
     ) -> None:
-        self.console, self.writers, self.settings, self.process_group = console, writers, settings, process_group
-        self.pace, self.table = Throughput(validation_samples), EpochTable(settings.epochs)
+        self.console = console
+        self.writers = writers
+        self.settings = settings
+        self.process_group = process_group
+        self.validation_samples = validation_samples
+        self.table = EpochTable(settings.epochs)
         self._loss: Tensor | float | None = None
-        self._warm, self._next_line = False, 0.0
+        self._samples = 0  # trained on by this process in this epoch
+        self._rates: tuple[float, float] | None = None  # steps and samples per second, as last known
+        self._end: float | None = None  # of the previous epoch's training
+        self._between: float | None = None  # seconds from there to this epoch: validation and saving
+        self._next_line = 0.0
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
-        """The training of an epoch of so many optimizer steps begins, or goes on."""
-        self._progress, self._steps = progress, steps
-        self._start, self._seconds = time.perf_counter(), 0.0
-        self.pace.begin(self._start)
-        self._draw(self._start)
+        """The training of an epoch of this many optimizer steps starts or resumes."""
+        self._progress = progress
+        self._steps = steps
+        self._samples = 0
+        self._seconds = 0.0
+        self._start = time.perf_counter()
+        if self._end is not None:
+            self._between = self._start - self._end
+        self._bar = self.console.bar(self._bar_texts, total=steps, initial=progress.epoch_steps)
 
     def step(self, loss: Tensor | float, samples: int) -> None:
-        """An optimizer step, this process's part of its loss, and its number of samples."""
+        """After an optimizer step. loss: this process's part of it; samples: how many the step took."""
         self._loss = loss
-        self.pace.steps += 1
-        self.pace.samples += samples
-        if (now := time.perf_counter()) >= self._due:
-            self._draw(now)
+        self._samples += samples
+        self._bar.update()
 
     def log_interval(
         self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
     ) -> None:
-        """A point of the curves within an epoch: the means since the point before. loss: of this very step, in part."""
-        if (
-            self.process_group.world_size > 1
-        ):  # what is shown next is the loss of all; between two points it is an estimate
+        """A point of the curves within an epoch.
+
+        means: since the previous point; rates: the learning rate of each parameter group; loss: as for ``step``.
+        """
+        if self.process_group.world_size > 1:  # the loss of all processes; until the next point it is an estimate
             self._loss = self._total(loss) / self.process_group.world_size
-        if self.console.lists and (now := time.perf_counter()) >= self._next_line:
-            self._next_line = now + LINES
-            self.console.info(self._line(now))
+        now = time.perf_counter()
+        if self.console.prints_progress and now >= self._next_line:
+            self._next_line = now + LINE_INTERVAL
+            self.console.info(self._progress_line())
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()}
-        self.writers.scalars(progress.steps, points | _tags(rates))
+        self.writers.scalars(progress.steps, points | _learning_rates(rates))
 
     def end_training(self) -> None:
-        """The training of an epoch ends, or is interrupted; its validation follows."""
-        now = time.perf_counter()
-        self.pace.end(now)
-        self._seconds = now - self._start
+        """The training of an epoch ended or was interrupted; its validation follows."""
+        self._end = time.perf_counter()
+        self._seconds = self._end - self._start
+        self._update_rates(self._bar.state)
+        self.console.clear()
+        del self._bar  # it refers to this object, and such a cycle would keep the writers' files open
 
     def end_epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
-        """The epoch's line in metrics.jsonl and the console, and its points in TensorBoard."""
-        speed = {"samples_per_second": self.pace.samples / max(self._seconds, 1e-9)}
-        place = {"epoch": progress.epochs, "step": progress.steps}
-        self.writers.epoch({**place, **values, "lr": rates[0], **speed, "seconds": self._seconds})
-        scalars = {_chart(name): value for name, value in values.items()} | speed
-        if progress.steps % self.settings.log_every_steps:  # else the window of this step has them
-            scalars |= _tags(rates)
+        """The epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
+        speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
+        position = {"epoch": progress.epochs, "step": progress.steps}
+        self.writers.epoch({**position, **values, "lr": rates[0], **speed, "seconds": self._seconds})
+        scalars = {_tag(name): value for name, value in values.items()} | speed
+        if progress.steps % self.settings.log_every_steps:  # else log_interval has written them at this step
+            scalars |= _learning_rates(rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
-        shown, width = self._side_by_side(values), self.console.width
-        for line in self.table.row(progress.epochs, shown, seconds=seconds, best=best, width=width):
+        columns = self._columns(values)
+        for line in self.table.row(progress.epochs, columns, seconds=seconds, best=best, width=self.console.width):
             self.console.info(line)
 
-    def _side_by_side(self, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Each value of training beside the validation's. Without validation, the last step's loss says where it is."""
-        shown = {}
+    def _columns(self, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Each training value beside its validation value. Without validation, the loss of the last step is added."""
+        columns = {}
         for name, value in values.items():
             if f"val_{name}" in values:
-                shown[name] = {"train": value, "valid": values[f"val_{name}"]}
-            elif name.removeprefix("val_") not in shown:
-                shown[name] = {"": value}
-        if len(shown) == len(values) and self._loss is not None:
-            shown = {"loss": shown["loss"], "last step": {"": self._total(self._loss)}, **shown}
-        return shown
+                columns[name] = {"train": value, "valid": values[f"val_{name}"]}
+            elif name.removeprefix("val_") not in columns:
+                columns[name] = {"": value}
+        if len(columns) == len(values) and self._loss is not None:
+            columns = {"loss": columns["loss"], "last step": {"": self._total(self._loss)}, **columns}
+        return columns
 
     def _total(self, part: Tensor | float) -> float:
-        """The loss of a step, of all processes."""
+        """The loss of a step over all processes."""
         return self.process_group.all_reduce_sum([float(part)])[0]
 
-    def _draw(self, now: float) -> None:
-        if self.pace.steps and not self._warm:
-            self._warm = True
-            self.pace.begin_here(now)
-        self._due = now + INTERVAL if self.console.draws or not self._warm else math.inf
-        self.console.draw(self._progress.epoch_steps, self._steps, self._forms(now))
+    # ------------------------------------------------------------------ progress within an epoch
 
-    def _line(self, now: float) -> str:
-        """What the bar says, for a file."""
-        place = f"epoch {self._progress.epochs + 1}/{self.settings.epochs}"
-        step = f"step {self._progress.epoch_steps:>{len(str(self._steps))}}/{self._steps}"
-        loss, _, _, *speeds = self._parts(now)
-        lines = [_joined(place, step, f"{loss:<14}", speed, self._left(now)) for speed in speeds]
-        return next((line for line in lines if len(line) < self.console.width), lines[-1])
-
-    def _forms(self, now: float) -> Iterator[tuple[str, str]]:
-        """What stands left and right of the bar, from the longest form to the shortest."""
+    def _bar_texts(self, state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The texts left and right of the bar, from the longest to the shortest."""
+        self._update_rates(state)
         epoch = f"{self._progress.epochs + 1}/{self.settings.epochs}"
-        left = self._left(now)
-        loss, best, value, speed, short = self._parts(now)
-        yield f"epoch {epoch}", _joined(loss, best, speed, left)
-        yield epoch, _joined(loss, best, speed, left)
-        yield epoch, _joined(loss, best, short, left)
-        yield epoch, _joined(loss, value, short, left)
-        yield epoch, _joined(loss, short, left)
-        yield epoch, _joined(loss, left)
+        loss, eta, best, named = self._loss_text(), self._eta_text(state), "", ""
+        if self.settings.monitor and self._progress.best is not None:
+            best = f"best {number(self._progress.best)}"
+            named = f"best {self.settings.monitor.split()[1]} {number(self._progress.best)}"
+        yield f"epoch {epoch}", _join(loss, named, self._speed_text(" samples/s"), eta)
+        yield epoch, _join(loss, named, self._speed_text("/s"), eta)
+        yield epoch, _join(loss, best, self._speed_text("/s"), eta)
+        yield epoch, _join(loss, self._speed_text("/s"), eta)
+        yield epoch, _join(loss, eta)
         yield epoch, loss
 
-    def _parts(self, now: float) -> tuple[str, str, str, str, str]:
-        """Loss, best value with and without its name, speed with and without its unit; empty where there is none."""
-        best, speed = self._progress.best, self.pace.samples_per_second(now)
-        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
-        name = (self.settings.monitor or " ").split(" ", 1)[1]
-        bests = ("", "") if best is None else (f"best {name} {number(best)}", f"best {number(best)}")
-        speeds = ("", "") if speed is None else (f"{short_number(speed)} samples/s", f"{short_number(speed)}/s")
-        return loss, *bests, *speeds
+    def _progress_line(self) -> str:
+        """What the bar would show, as a line of text."""
+        state = self._bar.state
+        self._update_rates(state)
+        epoch = f"epoch {self._progress.epochs + 1}/{self.settings.epochs}"
+        step = f"step {state['n']:>{len(str(self._steps))}}/{self._steps}"
+        start, eta = _join(epoch, step, f"{self._loss_text():<14}"), self._eta_text(state)
+        line = _join(start, self._speed_text(" samples/s"), eta)
+        return line if len(line) < self.console.width else _join(start, self._speed_text("/s"), eta)
 
-    def _left(self, now: float) -> str:
-        """The time that is left of the epoch and of the run, which may end early."""
-        steps, epochs = self._steps - self._progress.epoch_steps, self.settings.epochs - self._progress.epochs - 1
-        left = self.pace.left(now, steps=max(0, steps), epochs=max(0, epochs), steps_per_epoch=self._steps)
-        if left is None:
+    def _loss_text(self) -> str:
+        return "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
+
+    def _speed_text(self, unit: str) -> str:
+        return f"{tqdm.format_sizeof(self._rates[1])}{unit}" if self._rates else ""
+
+    def _eta_text(self, state: Mapping[str, Any]) -> str:
+        """Time to the end of the epoch's training, and to the end of the run, which may stop earlier."""
+        if self._rates is None:
             return ""
+        steps_per_second, samples_per_second = self._rates
+        between = self._between
+        if between is None:  # not measured yet; the forward pass takes about a third of a step's time
+            between = self.validation_samples / samples_per_second / 3
+        epochs = max(0, self.settings.epochs - self._progress.epochs - 1)
+        seconds = max(0, self._steps - state["n"]) / steps_per_second
+        run_seconds = seconds + between + epochs * (self._steps / steps_per_second + between)
         bound = "<" if self.settings.early_stop else ""
-        return f"left {duration(left[0])}, run {bound}{duration(left[1])}"
+        return f"ETA {tqdm.format_interval(seconds)}, run {bound}{tqdm.format_interval(run_seconds)}"
+
+    def _update_rates(self, state: Mapping[str, Any]) -> None:
+        """Speed by tqdm's moving average over this process's steps of this epoch; as it was if there are none yet."""
+        if state["elapsed"] > 0 and (steps := state["n"] - state["initial"]):
+            steps_per_second = state["rate"] or steps / state["elapsed"]
+            self._rates = steps_per_second, steps_per_second * self._samples / steps
 
 
-def _chart(name: str) -> str:
-    """The tag of an epoch's value: training and validation stand in one group of charts."""
+def _tag(name: str) -> str:
+    """The tag of an epoch's value: training and validation share one group of charts."""
     return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
 
 
-def _tags(rates: Sequence[float]) -> dict[str, float]:
+def _learning_rates(rates: Sequence[float]) -> dict[str, float]:
     if len(rates) == 1:
         return {"learning_rate": rates[0]}
     return {f"learning_rate/group_{index}": rate for index, rate in enumerate(rates)}
 
 
-def _joined(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return "  ".join(filter(None, parts))

@@ -341,4 +341,4 @@ def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[
     run = fit("trainer.epochs=1").run_dir
     assert "1 epoch of 5 steps" in capsys.readouterr().out
     train.main(["-r", str(run)])
-    assert "all epochs are done; trainer.epochs=N makes the run longer" in capsys.readouterr().out
+    assert "all epochs are done; set trainer.epochs=N to train longer" in capsys.readouterr().out

@@ -1,13 +1,18 @@
-"""The pieces of what a terminal shows: columns that fit, bars that fit, times that are right."""
+"""Parts of the console output: a table that fits the terminal, and speed and time left that are right."""
 
 import math
+import re
 
 import pytest
 
-from base.training.throughput import Throughput
-from logger.console import STYLES, styled
+from base.training.progress import Progress
+from base.training.training_log import TrainingLog
+from logger.console import STYLES, Console, styled
 from logger.table import EpochTable
-from utils.text import duration, short_number
+from logger.writers import Writers
+from utils.distributed.process_group import ProcessGroup
+from utils.schema import TrainerConfig
+from utils.text import duration
 
 NAMES = ["loss", "accuracy", "top_k_accuracy", "f1_macro", "mean_absolute_percentage_error_of_everything", "x"]
 VALUES = [1.234567, 0.4567, math.nan, 1e-5, -math.inf, -1.25e100]
@@ -39,7 +44,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, count: int,
         assert shown.count(text) == 4, text
 
 
-def test_three_values_of_training_and_validation_stand_in_one_line_of_80_columns() -> None:
+def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns() -> None:
     assert table(3, rows=2) == [
         "               loss              accuracy         top_k_accuracy",
         "  epoch     train     valid     train     valid     train     valid   time",
@@ -55,7 +60,7 @@ def test_values_without_validation_have_one_column_each() -> None:
     ]
 
 
-def test_the_header_comes_again_when_it_has_left_the_screen_or_the_columns_change() -> None:
+def test_the_header_is_repeated_when_it_has_left_the_screen_or_the_columns_change() -> None:
     made = EpochTable(100)
     seen = []
     for epoch in range(1, 65):
@@ -68,7 +73,7 @@ def test_the_header_comes_again_when_it_has_left_the_screen_or_the_columns_chang
     assert "accuracy" in wider[0]
 
 
-def test_a_line_within_each_epoch_brings_no_header_each_time() -> None:
+def test_a_line_within_each_epoch_does_not_repeat_the_header_each_time() -> None:
     made, headers = EpochTable(100), 0
     for epoch in range(1, 31):
         made.interrupted()
@@ -100,58 +105,87 @@ def test_the_time_of_an_epoch_is_finer(seconds: float, text: str) -> None:
     assert duration(seconds, fine=True) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "0.50"), (9.996, "10.0"), (99.96, "100"), (999.6, "1.00k"), (12345, "12.3k"), (2e12, "2000G")],
-)
-def test_a_speed_takes_five_columns(value: float, text: str) -> None:
-    assert short_number(value) == text
+class Clock:
+    """The clock of tqdm and of the training log."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("tqdm.std.time", lambda: self.now)
+        monkeypatch.setattr("base.training.training_log.time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
 
 
-def steps(pace: Throughput, count: int) -> None:
-    pace.steps += count
-    pace.samples += 10 * count
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
-def test_time_left_comes_from_the_steps_that_were_seen() -> None:
+class Run:
+    """A run without training, of 100 steps of 10 samples per epoch, and what its log says of speed and time left."""
+
+    def __init__(self, clock: Clock, *, epochs: int, validation_samples: int = 0) -> None:
+        self.clock = clock
+        self.progress = Progress()
+        settings = TrainerConfig(epochs=epochs)
+        self.log = TrainingLog(Console(2), Writers({}), settings, ProcessGroup(), validation_samples=validation_samples)
+
+    def begin_epoch(self, *, done: int = 0) -> None:
+        self.progress.epoch_steps = done
+        self.log.begin_epoch(self.progress, 100)
+
+    def steps(self, count: int, *, seconds: float) -> None:
+        """This many steps, each of this many seconds."""
+        for _ in range(count):
+            self.clock.now += seconds
+            self.log.step(0.5, 10)
+
+    def end_epoch(self, *, validation: float = 0.0) -> None:
+        self.log.end_training()
+        self.progress.epochs += 1
+        self.clock.now += validation
+
+    def line(self) -> str:
+        """Speed and time left; empty where they are unknown."""
+        return re.sub(r"epoch \d/\d  step +\d+/100( +loss [\d.]+ *)?", "", self.log._progress_line()).strip()
+
+
+def test_time_left_comes_from_the_steps_of_this_process(clock: Clock) -> None:
     """As after a resume in mid-epoch: 60 of 100 steps were done before, by another process."""
-    pace = Throughput()
-    pace.begin(1000)
-    assert pace.left(1001, steps=40, epochs=2, steps_per_epoch=100) is None
-    assert pace.samples_per_second(1001) is None
-    steps(pace, 20)
-    assert pace.samples_per_second(1010) == 20
-    assert pace.left(1010, steps=20, epochs=2, steps_per_epoch=100) == (10, 10 + 2 * 50)
+    run = Run(clock, epochs=3)
+    run.begin_epoch(done=60)
+    clock.now += 0.1
+    assert run.line() == ""
+    clock.now -= 0.1
+    run.steps(20, seconds=0.5)
+    assert run.line() == "20.0 samples/s  ETA 00:10, run 01:50"
 
 
-def test_validation_counts_for_the_run_as_a_third_of_training_until_it_was_seen() -> None:
-    pace = Throughput(validation_samples=120)
-    pace.begin(0)
-    steps(pace, 100)
-    left = pace.left(50, steps=0, epochs=1, steps_per_epoch=100)  # 0.05 seconds a sample of training
-    assert left == pytest.approx((0, 50 + 2 * 120 * 0.05 / 3))
-    pace.end(50)
-    pace.begin(57)  # 7 seconds of validation and saving
-    assert pace.left(57, steps=100, epochs=1, steps_per_epoch=100) == (50, 50 + 7 + 57)
-    assert pace.samples_per_second(57) is None
+def test_validation_counts_as_a_third_of_training_until_it_was_measured(clock: Clock) -> None:
+    run = Run(clock, epochs=2, validation_samples=600)
+    run.begin_epoch()
+    run.steps(100, seconds=0.5)
+    assert run.line() == "20.0 samples/s  ETA 00:00, run 01:10"
+    run.end_epoch(validation=7)
+    run.begin_epoch()
+    assert run.line() == "20.0 samples/s  ETA 00:50, run 00:57"
 
 
-def test_a_first_step_that_compiles_says_nothing_of_the_others() -> None:
-    pace = Throughput()
-    pace.begin(0)
-    steps(pace, 1)
-    pace.begin_here(90)
-    steps(pace, 9)
-    assert pace.left(99, steps=90, epochs=0, steps_per_epoch=100) == (90, 90)
-    assert pace.samples_per_second(99) == 10
+def test_a_first_step_that_compiles_is_soon_forgotten(clock: Clock) -> None:
+    run = Run(clock, epochs=1)
+    run.begin_epoch()
+    run.steps(1, seconds=90)
+    run.steps(39, seconds=1)
+    assert run.line() == "10.0 samples/s  ETA 01:00, run 01:00"
 
 
-def test_the_time_left_follows_a_change_of_speed() -> None:
-    pace = Throughput()
-    for start, end in [(0, 100), (100, 200), (200, 210)]:
-        pace.begin(start)
-        steps(pace, 100)
-        pace.end(end)
-    pace.begin(210)
-    steps(pace, 50)
-    assert pace.left(215, steps=50, epochs=0, steps_per_epoch=100) == (5, 5)
+def test_the_time_left_follows_a_change_of_speed(clock: Clock) -> None:
+    run = Run(clock, epochs=3)
+    for seconds in (1.0, 1.0):
+        run.begin_epoch()
+        run.steps(100, seconds=seconds)
+        run.end_epoch()
+    run.begin_epoch()
+    run.steps(50, seconds=0.25)
+    assert run.line() == "40.0 samples/s  ETA 00:12, run 00:12"

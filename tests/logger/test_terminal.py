@@ -84,9 +84,8 @@ def terminal(
     """Standard output and error on a terminal, with a bar that is drawn at every step and batch."""
     for name, value in {"TERM": "xterm-256color", "NO_COLOR": "", **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
     monkeypatch.setattr("logger.console.INTERVAL", 0.0)
-    monkeypatch.setattr("logger.console.Console.DELAY", 0.0)
+    monkeypatch.setattr("logger.console.DELAY", 0.0)
     made = Terminal(columns)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", made.stream)
@@ -119,7 +118,7 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         "  model     TwoLayerNet, 53 parameters",
         "  data      RandomTensorLoader, 40 samples for training, 10 for validation",
         "  training  SGD, 3 epochs of 5 steps",
-        "  best      min val_loss",
+        "  monitor   val_loss (lower is better)",
         "  device    cpu, fp32",
         f"  run       {run}",
     ]
@@ -137,24 +136,24 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
     script = str(Path(train.__file__).parent / "test.py") if script.startswith("..") else script
     assert screen[12:] == [
         "done after 3 epochs, 15 steps",
-        f"  best      min val_loss = {best['val_loss']:#.4g} in epoch {best['epoch']}",
+        f"  best      val_loss = {best['val_loss']:#.4g} in epoch {best['epoch']}",
         f"  run       {run}",
-        f"  test it   python {script} -r {run}",
-        "  look      tensorboard --logdir saved",
+        f"  test      python {script} -r {run}",
+        "  view      tensorboard --logdir saved",
         "",
     ]
     assert log(result.run_dir) == screen[:-1]
     assert COLOUR.search(shown.written)
 
 
-def test_the_bar_says_how_far_how_good_how_fast_and_how_long(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_progress_loss_best_value_speed_and_eta(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch, columns=100) as shown:
         fit("trainer.verbosity=2", "trainer.epochs=3", "trainer.monitor=min val_loss", "trainer.early_stop=2")
     bar = re.compile(
-        r"epoch 2/3  40% \|.*\| loss \d\.\d+  best val_loss \d\.\d+  [\d.]+[kMG]? samples/s  left \d+ s, run <\d+ s"
+        r"epoch 2/3  40% \|.*\| loss \d\.\d+  best val_loss \d\.\d+  [\d.]+[kMG]? samples/s  ETA 00:\d\d, run <00:\d\d"
     )
     assert any(bar.fullmatch(line) for line in shown.drawn())
-    assert any(re.fullmatch(r"evaluating  50% \|.*\| left \d+ s", line) for line in shown.drawn())
+    assert any(re.fullmatch(r"evaluating  50% \|.*\| ETA 00:\d\d", line) for line in shown.drawn())
 
 
 @pytest.mark.parametrize("columns", [44, 60, 80, 200])
@@ -211,9 +210,7 @@ def test_verbosity(
         assert log(result.run_dir) == printed.splitlines()
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_table(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_continues_its_table(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = BaseTrainer.optimizer_step
 
     def stop(self: BaseTrainer, group: Any) -> Any:
@@ -227,19 +224,21 @@ def test_a_run_that_was_stopped_goes_on_with_its_table(
         with pytest.raises(Stopped):
             fit("trainer.verbosity=2")
     assert first.screen()[-4].split()[0] == "1/2"
-    assert first.screen()[-3] == "warning: stopped and saved. To go on:"
+    assert first.screen()[-3] == "warning: stopped and saved. To resume:"
     run = RunFolder.newest(str(tmp_path / "saved"), "small")
     with terminal(monkeypatch) as second:
         train.main(["-r", str(run.path)])
     screen = second.screen()
-    at = screen.index("  goes on   after step 7, in epoch 2")
+    at = screen.index("  resuming  from step 7, in epoch 2")
     assert screen[at + 2].split()[0] == "epoch"
     assert screen[at + 3].split()[0] == "2/2"
-    assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], "the bar begins where the run stood"
+    assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], (
+        "the bar starts at the step of the checkpoint"
+    )
     assert not [line for line in second.drawn() if re.search(r"2/2   0% ", line)]
 
 
-def test_a_value_that_is_no_number_stands_in_its_column(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_shown_in_its_column(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base.training.metrics.Mean.compute", lambda self: float("nan"))
     with terminal(monkeypatch) as shown:
         fit("trainer.verbosity=2", "trainer.epochs=1", "trainer.monitor=max accuracy")
@@ -270,12 +269,12 @@ class Gone(io.StringIO):
 
 def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr("base.training.training_log.INTERVAL", 0.0)
+    monkeypatch.setattr("logger.console.INTERVAL", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     result = fit("trainer.verbosity=2")
     assert result.epochs == 2
-    assert log(result.run_dir)[-1] == f"  look      tensorboard --logdir {result.run_dir.parent.parent}"
+    assert log(result.run_dir)[-1] == f"  view      tensorboard --logdir {result.run_dir.parent.parent}"
 
 
 def test_an_error_takes_the_bar_away(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

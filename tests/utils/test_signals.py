@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in order: saved, with the command that goes on, and never with a traceback."""
+"""SIGTERM and SIGINT end a run in order: saved, with the command to resume it, and never with a traceback."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_a_second_sigint_stops_at_once(small: Path, tmp_path: Path) -> None:
             wait_for(passed(0.1), running)
         output = running.communicate()[0]
     check_end(running.returncode, output, signal.SIGINT)
-    assert "stopped at once" in output
+    assert "stopped immediately" in output
     [run] = runs(tmp_path)
     newest = checkpoint.step_files(run / "checkpoints")[0]
     assert newest.name < "step-00000007.pth"
@@ -128,7 +128,7 @@ def test_one_run_has_one_owner(small: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert second.returncode == 2
-        assert "is in use: another process trains this run now" in second.stderr
+        assert "is in use: another process trains this run" in second.stderr
         (tmp_path / "paused").unlink()
         assert running.wait() == 0
 

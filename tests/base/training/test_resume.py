@@ -176,9 +176,9 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}", "name=other"], "cannot change"),
         (["-r", "{run}", "trainer.save_dir=elsewhere"], "cannot change"),
         (["-r", "{run}/nothing"], "no such run"),
-        (["-r", "{run}/checkpoints"], "no run folder"),
-        (["-r", "{run}/.."], "; the newest run in it: "),
-        (["-r", "{run}/train.log"], "no checkpoint in a run folder"),
+        (["-r", "{run}/checkpoints"], "is not a run folder"),
+        (["-r", "{run}/.."], "; its newest run is "),
+        (["-r", "{run}/train.log"], "is not a checkpoint in a run folder"),
     ],
 )
 def test_what_cannot_be_resumed_is_said(fit: Fit, arguments: list[str], says: str) -> None:

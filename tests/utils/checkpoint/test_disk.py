@@ -81,7 +81,7 @@ def test_a_run_that_cannot_save_at_its_end_says_so_and_where(
     for path in checkpoint.step_files(run / "checkpoints"):
         checkpoint.verify(path)
     monkeypatch.undo()
-    with pytest.raises(TrainingError, match=r"environment.json cannot be written: No space left"):
+    with pytest.raises(TrainingError, match=r"cannot write .*environment.json: No space left"):
         train.main(["-r", str(run)])
     (small_disk / "filler").unlink()
     train.main(["-r", str(run)])
@@ -102,7 +102,7 @@ def test_a_stop_that_could_not_save_is_not_called_saved(
 
 def test_no_room_for_a_run_folder_is_the_users_error(fit: Fit, small_disk: Path) -> None:
     fill(small_disk)
-    with pytest.raises(UserError, match=r"no run folder can be made .*trainer.save_dir"):
+    with pytest.raises(UserError, match=r"cannot create a run folder .*trainer.save_dir"):
         fit(f"trainer.save_dir={small_disk}")
     assert [path.name for path in small_disk.rglob("*") if path.name not in ("filler", "small")] == []
 
@@ -110,9 +110,9 @@ def test_no_room_for_a_run_folder_is_the_users_error(fit: Fit, small_disk: Path)
 def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     run = fit(f"trainer.save_dir={small_disk}").run_dir
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+    with pytest.raises(UserError, match=r"cannot write .*: Read-only file system"):
         train.main(["-r", str(run), "trainer.epochs=9"])
-    with pytest.raises(UserError, match="no run folder can be made"):
+    with pytest.raises(UserError, match="cannot create a run folder"):
         fit(f"trainer.save_dir={small_disk}")
     with pytest.raises(UserError, match=r"test cannot be made: Read-only file system; for another folder: --out"):
         load_script("test").main(["-r", str(run)])
