@@ -26,11 +26,11 @@ from base.build import build_experiment, build_outputs, build_trainer, build_tra
 from base.experiment import Experiment, Outputs
 from base.training.resume import check_place, load_state, run_of_launch
 from base.training.summary import command, end_summary, start_summary
-from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed.process_group import get_process_group
 from utils.errors import Stopped, TrainingError, UserError
+from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, environment
@@ -97,13 +97,10 @@ def _look(options: argparse.Namespace) -> NoReturn:
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list goes alone; --check takes -c, -d and KEY=VALUE, as a new run without --init-from")
     if options.list is not None:
-        from extras.schema.catalogue import listing
-
-        print(listing(options.list))
+        print(load_extra("schema", "--list").listing(options.list))
         raise SystemExit(0)
-    from extras.check.preflight import preflight
-
-    raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
+    check = load_extra("check", "--check")
+    raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
@@ -145,14 +142,13 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
 def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """Where the run leaves what it found. What TensorBoard shows beside the curves is imported only where it is on."""
     outputs = build_outputs(loaded, folder, experiment)
-    if isinstance(events := outputs.writers.writers.get("events"), EventWriter):
-        from extras.tensorboard.board import Board
-
-        outputs.observer = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
-    elif loaded.config.trainer.tensorboard:  # of several processes, which all add to what the main one shows
-        from extras.report.findings import EvaluationStats
-
-        outputs.observer = EvaluationStats(experiment)
+    if not loaded.config.trainer.tensorboard:
+        return outputs
+    if tensorboard := find_extra("tensorboard"):
+        events, text = outputs.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
+        outputs.observer = tensorboard.make_observer(loaded.config, experiment, events, text)
+    else:
+        experiment.console.warn("TensorBoard gets the curves alone: extras/tensorboard is not in this project")
     return outputs
 
 
