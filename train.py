@@ -144,11 +144,12 @@ def _outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     outputs = build_outputs(loaded, folder, experiment)
     if not loaded.config.trainer.tensorboard:
         return outputs
+    settings = loaded.config.trainer
     if tensorboard := find_extra("tensorboard"):
         events, text = outputs.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
         outputs.observer = tensorboard.make_observer(loaded.config, experiment, events, text)
-    else:
-        experiment.console.warn("TensorBoard gets the curves alone: extras/tensorboard is not in this project")
+    elif settings.pictures_every != 0 or settings.profile_steps is not None:
+        experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
     return outputs
 
 

@@ -28,7 +28,5 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
     if not isinstance(events, EventWriter):
         return stats or Observer()
     if stats is None and config.trainer.pictures_every != 0:
-        experiment.console.warn(
-            "TensorBoard's pictures and curves of evaluations are left out: extras/report is not in this project"
-        )
+        experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
     return Board(config, events, text, stats)
