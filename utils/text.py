@@ -53,7 +53,8 @@ def markdown_table(
     """
     lines = [header, *rows]
     if padded:
-        lines = _aligned([[cell.ljust(3) for cell in header], *rows], right)
+        least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
+        lines = _aligned([least, *rows], right)
     widths = [len(cell) if padded else 3 for cell in lines[0]]
     rule = [f"{'-' * (width - 1)}:" if index in right else "-" * width for index, width in enumerate(widths)]
     return [f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])]

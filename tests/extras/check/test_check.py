@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, TensorDataset
 import train
 from base.base_data_loader import BaseDataLoader
 from extras.check import preflight
+from extras.check.data_checks import _named_tensors
+from extras.check.model_checks import _first_samples
 from tests.configs import BUNDLED, sound
 from utils.config import load_config
 from utils.registry import DATA_LOADERS, METRICS, MODELS
@@ -196,6 +198,19 @@ def test_other_kinds_of_inputs_and_outputs(check: Check, keys: dict[str, Any]) -
     assert status == 0, report
     assert "independence  ok" in report
     assert "equally likely classes would have ln" in report
+
+
+class Pair(NamedTuple):
+    image: Tensor
+    sizes: Tensor
+
+
+def test_named_tuples_stay_named_tuples() -> None:
+    batch = (Pair(torch.rand(9, 2), torch.arange(9)), torch.arange(9))
+    assert list(_named_tensors(batch)) == ["inputs.0", "inputs.1", "targets"]
+    ((first,), targets) = (_first_samples((batch[0],), 4, 9), _first_samples(batch[1], 4, 9))
+    assert isinstance(first, Pair)
+    assert (len(first.image), len(first.sizes), len(targets)) == (4, 4, 4)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
