@@ -1,4 +1,4 @@
-"""Test the model of a run: its best checkpoint, or the one that is named. Or compare runs.
+"""Test the model of a run: its best checkpoint, or the one given. Or compare runs.
 
 python test.py -r saved/two_layer_net/20260101-120000
 python test.py -r saved/two_layer_net/20260101-120000/checkpoints/last.pth
@@ -6,30 +6,36 @@ python test.py --compare saved/two_layer_net
 """
 
 import argparse
+import contextlib
+import json
+import math
 import sys
 
 from utils.signals import end_at_once
-from utils.text import number
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from base.build import build_experiment, build_trainer, load_weights
-from extras.compare.comparison import compare
-from extras.report.evaluation import EvaluationReport
+from base.training.observer import Observer
+from logger.writers import EVENTS, EventWriter
 from utils import checkpoint, cli
 from utils.config import OVERRIDE, load_config
 from utils.distributed import ProcessGroup, get_process_group
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, TrainingError, UserError
+from utils.extras import find_extra, load_extra
 from utils.paths import display_path
 from utils.registry import import_components
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, replace_text
+from utils.text import number, table
+
+Values = Mapping[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -47,15 +53,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     options = cli.parse(made, argv)
     if process_group.launched and options.compare is not None:
-        raise UserError("--compare looks with a process of its own; give it without torchrun")
+        raise UserError("--compare runs in a single process; do not use torchrun")
     return _test(options) if options.compare is None else _compare(options)
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:
     overrides = [name for name in options.compare if OVERRIDE.match(name) and not Path(name).exists()]
     if overrides or options.overrides:
-        raise UserError(f"--compare takes run folders; {' '.join([*overrides, *options.overrides])} is none")
-    compare(list(map(Path, options.compare)), options.out)
+        raise UserError(f"--compare takes run folders, not {' '.join([*overrides, *options.overrides])}")
+    load_extra("compare", "--compare").compare(list(map(Path, options.compare)), options.out)
     return {}
 
 
@@ -64,7 +70,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
     source = RunFolder.checkpoint_of(Path(options.resume))
-    # no optimizer here, and no weights that are in parts
+    # there is no optimizer here, and the weights are not sharded
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
     experiment = build_experiment(loaded)
     progress = _load(source, folder, experiment.model, process_group)["progress"]
@@ -78,31 +84,72 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
         "samples": test.num_samples,
     }
     out = process_group.broadcast_object(lambda: _free(options.out) if options.out else folder.path / "test")
-    report = EvaluationReport(out, experiment)
-    with report.opened():
-        values = build_trainer(loaded, experiment).evaluate(test, report)
+    extra = find_extra("report")
+    report = extra.EvaluationReport(out, experiment) if extra else None
+    with _owned(out, process_group), report or contextlib.nullcontext():
+        values = build_trainer(loaded, experiment).evaluate(test, report or Observer())
         if process_group.is_main_process:
-            print(
-                _table(
-                    f"{display_path(source)} (epoch {progress['epochs']}) on {test.num_samples:,} test samples", values
-                )
-            )
-            name = f"{loaded.config.name}/{folder.path.resolve().name}"
-            report.write(name, about, values, tensorboard=loaded.config.trainer.tensorboard)
-    if process_group.is_main_process:
-        print(f"report: {display_path(report.folder / 'report.md')}")
+            print(f"{display_path(source)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
+            print(*table([("", name, f"{number(value):>12}") for name, value in values.items()]), sep="\n")
+            found = dict(values)
+            if report:
+                found |= {name: value for name, value in report.further_values().items() if name not in found}
+                report.write(f"{loaded.config.name}/{folder.path.resolve().name}", about, found)
+            _write_metrics(out, about, found, tensorboard=loaded.config.trainer.tensorboard)
+    if process_group.is_main_process and report:
+        print(f"report: {display_path(out / 'report.md')}")
+    elif process_group.is_main_process:
+        print(f"metrics: {display_path(out / 'metrics.json')}; no report: extras/report is not in this project")
     return values
 
 
 def _free(folder: Path) -> Path:
-    """A folder for a report alone: what an earlier one left is replaced, and nobody else's files must be."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.md").is_file():
+    """A folder for the results alone: an earlier test's are replaced, other files must not be. Raises UserError."""
+    earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
+    if folder.is_dir() and any(folder.iterdir()) and not earlier:
         raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
     return folder
 
 
+@contextlib.contextmanager
+def _owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
+    """Create the folder and lock it, in the main process. Raises UserError if that fails."""
+    if not process_group.is_main_process:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
+    with RunFolder(folder).locked("writes a report into it"):
+        yield
+
+
+def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, *, tensorboard: bool) -> None:
+    """metrics.json and, for TensorBoard, one point per value. Raises TrainingError if a file cannot be written."""
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    replace_text(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
+    if tensorboard:
+        _write_events(folder, about["step"], values)
+
+
+def _write_events(folder: Path, step: int, values: Values) -> None:
+    """One point per value, in place of an earlier test's. TensorBoard shows the folder as a run of its own."""
+    for path in folder.iterdir():
+        if EVENTS.fullmatch(path.name) and not path.stat().st_size:
+            path.unlink()  # emptied by the test before the last one
+    events = EventWriter(folder)
+    events.resume({}, step=0)
+    events.scalars(step, {f"{name}/test": value for name, value in values.items()})
+    events.flush()
+    try:
+        events.sync()
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written: {error.strerror}") from error
+
+
 def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: ProcessGroup) -> dict[str, Any]:
-    """The same state in all processes, though a run that still trains may put another file in its place any moment."""
+    """The same state in all processes, although a run that still trains may replace the file at any moment."""
     try:
         state = load_weights(model, source, process_group)
         while len(set(process_group.all_gather(state["progress"]["steps"]))) > 1:
@@ -114,12 +161,6 @@ def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: Proc
             f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
         )
         raise CheckpointError(f"{error}\n{advice}") from error
-
-
-def _table(title: str, values: Mapping[str, float]) -> str:
-    width = max(map(len, values))
-    rows = [f"  {name:<{width}}  {number(value):>12}" for name, value in values.items()]
-    return "\n".join([title, *rows])
 
 
 if __name__ == "__main__":

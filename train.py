@@ -26,11 +26,11 @@ from base.experiment import Experiment, Outputs
 from base.training.resume import check_folder, load_state, run_of_launch
 from base.training.run import logged, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
-from logger.writers import EventWriter
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed import get_process_group
 from utils.errors import UserError
+from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -101,13 +101,10 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list cannot be combined with other options; --check takes only -c, -d and KEY=VALUE")
     if options.list is not None:
-        from extras.schema.catalogue import listing
-
-        print(listing(options.list))
+        print(load_extra("schema", "--list").listing(options.list))
         raise SystemExit(0)
-    from extras.check.preflight import preflight
-
-    raise SystemExit(preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
+    check = load_extra("check", "--check")
+    raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
 def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
@@ -166,14 +163,14 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result
 def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """Where the results go. What TensorBoard shows beside the curves is imported only where it is on."""
     made = build_outputs(loaded, folder, experiment)
-    if isinstance(events := made.writers.writers.get("events"), EventWriter):
-        from extras.tensorboard.board import Board
-
-        made.observer = Board(loaded.config, events, to_json(loaded.config, folder=folder.path))
-    elif loaded.config.trainer.tensorboard:  # a process other than the main one, which shows what all of them add up
-        from extras.report.findings import EvaluationStats
-
-        made.observer = EvaluationStats(experiment)
+    settings = loaded.config.trainer
+    if not settings.tensorboard:
+        return made
+    if tensorboard := find_extra("tensorboard"):
+        events, text = made.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
+        made.observer = tensorboard.make_observer(loaded.config, experiment, events, text)
+    elif settings.pictures_every != 0 or settings.profile_steps is not None:
+        experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
     return made
 
 

@@ -1,8 +1,11 @@
-"""Whatever only looks, reports or searches. The core never needs it: any folder here can be deleted.
+"""Whatever only observes, reports or searches. The core never needs it: any folder here can be deleted.
 
 check/          train.py --check
 schema/         train.py --list, config.schema.json and the tables of keys
 tensorboard/    what TensorBoard shows beside the curves
 report/         test.py's report: tables, figures, predictions
 compare/        test.py --compare
+
+Each folder's ``__init__.py`` exports what the scripts call, which they find by utils/extras.py. No folder needs another
+one: ``drawing`` and ``layers`` are shared, and tensorboard/ leaves its pictures out where there is no report/.
 """

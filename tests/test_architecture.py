@@ -58,4 +58,4 @@ def test_files_and_functions_are_small(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_report_draws(path: Path) -> None:
     """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
-    assert path.parent.name in ("report", "compare") or "matplotlib" not in imported(path)
+    assert path.parent.name in ("extras", "report", "compare") or "matplotlib" not in imported(path)

@@ -125,14 +125,35 @@ class TestANewProject:
         assert load_script("new_project").main([str(target)]) == 0
         names = {path.name for path in target.iterdir()}
         assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
-        assert names.isdisjoint({".git", ".venv", "data", "new_project.py"})
-        assert "new_project.py" not in (target / "README.md").read_text()
+        assert names.isdisjoint({".git", ".venv", "data", "dev", "new_project.py"})
+        assert "extras" in names
+        readme = (target / "README.md").read_text()
+        assert "new_project.py" not in readme
+        assert "dev/" not in readme
+        assert "bench" not in (target / "Makefile").read_text()
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
         assert not list(target.rglob("__pycache__"))
         command = [sys.executable, "train.py", "trainer.epochs=1"]
         assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
         assert list(target.glob("saved/*/*/metrics.jsonl"))
         shutil.rmtree(target)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("options", [[], ["--minimal"]])
+    def test_its_tests_are_collected_and_a_part_of_them_passes(self, tmp_path: Path, options: list[str]) -> None:
+        target = tmp_path / "mine"
+        assert load_script("new_project").main([str(target), *options]) == 0
+        assert (target / "extras").exists() == (target / "tests" / "extras").exists() == (not options)
+        assert ("schema:" in (target / "Makefile").read_text()) == (not options)
+        for words in (["--collect-only"], ["tests/utils/config/test_located_json.py", "tests/test_architecture.py"]):
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+            done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stdout
+
+    def test_what_the_readme_says_of_what_is_left_out_is_left_out(self) -> None:
+        readme = "One. `python dev/kill.py` kills\nruns. Two.\n\n| a |\n| extras/ |\n\nA copy: `python new_project.py`."
+        without = load_script("new_project").without_mentions
+        assert without(readme, ("dev", "extras", "new_project.py")) == "One. Two.\n\n| a |"
 
     def test_a_folder_that_is_there_stays_as_it_is(self, tmp_path: Path) -> None:
         assert load_script("new_project").main([str(tmp_path)]) == 2

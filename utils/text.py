@@ -1,6 +1,7 @@
 """How numbers, times and tables are written, everywhere the same."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -10,10 +11,10 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:
-    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "120 ms" and "3.1 s" too."""
+    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "0.4 ms", "120 ms" and "3.1 s" too."""
     whole = round(seconds)
     if fine and seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.{int(seconds < 0.00995)}f} ms"
     if whole < 60:
         return f"{seconds:.{int(fine)}f} s"
     if whole < 3600:
@@ -30,21 +31,51 @@ def count(n: int, noun: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  ") -> list[str]:
     """Lines of aligned columns. right: the columns that are aligned to the right, as numbers are."""
+    return [gap.join(row).rstrip() for row in _aligned(rows, right)]
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), padded: bool = False
+) -> list[str]:
+    """Lines of a Markdown table. right: the columns that are aligned to the right, as numbers are.
+
+    padded: with aligned columns, so that it can be read as plain text too.
+    """
+    lines = [header, *rows]
+    if padded:
+        least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
+        lines = _aligned([least, *rows], right)
+    widths = [len(cell) if padded else 3 for cell in lines[0]]
+    rule = [f"{'-' * (width - 1)}:" if index in right else "-" * width for index, width in enumerate(widths)]
+    return [f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])]
+
+
+def _aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[Sequence[str]]:
+    """The rows with all cells of a column as wide as the widest."""
     rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        gap.join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    aligned: list[Sequence[str]] = []
+    for row in rows:
+        blanks = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
+        aligned.append(
+            [
+                blank + cell if index in right else cell + blank
+                for index, (cell, blank) in enumerate(zip(row, blanks, strict=True))
+            ]
+        )
+    return aligned
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of a Markdown table. right: the columns that are aligned to the right, as numbers are."""
-    rule = ["---:" if index in right else "---" for index in range(len(header))]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+def _columns(text: str) -> int:
+    """Columns of a terminal: letters of Chinese, Japanese and Korean take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def spreadsheet_safe(text: str) -> str:
+    """A text for a CSV file: what a spreadsheet would run as a formula gets an apostrophe before it."""
+    if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
+        return f"'{text}"
+    return text
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What can be seen in one real batch, before anything is trained."""
+"""What one real batch shows before anything is trained."""
 
 import math
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extras.check.finding import CheckResult
-from extras.check.layers import named_tensors
+from extras.check.check_result import CheckResult
+from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import format_error_with_source
 
 
 def check_batch(batch: Any) -> Iterator[CheckResult]:
     """Shape, type and range of everything in a batch."""
-    for name, tensor in named_tensors(batch):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        text = f"{name or 'batch'} {tuple(tensor.shape)} {kind}"
+    for name, tensor in _named_tensors(batch).items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        text = f"{name or 'batch'} {tuple(tensor.shape)} {dtype}"
         if not tensor.numel() or tensor.is_complex():
             yield CheckResult("batch", "FAIL" if not tensor.numel() else "ok", text)
             continue
@@ -29,16 +29,17 @@ def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
         cause = "missing values in the data, or a division by a standard deviation of 0 in a transform"
         return CheckResult("batch", "FAIL", f"{text}: {int((~finite).sum()):,} values are not finite", cause)
     values = tensor.double() if tensor.device.type != "mps" else tensor.float()
-    low, high, mean = float(values.min()), float(values.max()), float(values.mean())
-    spread = float(values.std(correction=0))
-    text = f"{text} in [{low:.4g}, {high:.4g}], mean {mean:.3g}, std {spread:.3g}"
+    low = float(values.min())
+    high = float(values.max())
+    std = float(values.std(correction=0))
+    text = f"{text} in [{low:.4g}, {high:.4g}], mean {float(values.mean()):.3g}, std {std:.3g}"
     if low == high and tensor.numel() > 1:
-        cause = "data sorted by class and not shuffled" if name == "targets" else "a transform that gives a constant"
+        cause = "data sorted by class and not shuffled" if name == "targets" else "a transform that returns a constant"
         return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: all values are the same", cause)
     if name == "targets" and _class_indices(tensor):
         return CheckResult("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
     if name == "inputs" and tensor.is_floating_point() and max(abs(low), abs(high)) > 30:
-        return CheckResult("batch", "note", text, "inputs that are not scaled; most models want about [-1, 1]")
+        return CheckResult("batch", "note", text, "inputs that are not scaled; most models expect about [-1, 1]")
     return CheckResult("batch", "ok", text)
 
 
@@ -47,10 +48,10 @@ def _class_indices(tensor: Tensor) -> bool:
 
 
 def check_first_loss(loss: float, *, classes: int = 0, count: int = 1, baseline: float = math.nan) -> CheckResult:
-    """The loss of the untrained model against that of one that knows nothing.
+    """The loss of the untrained model against that of an uninformed guess.
 
     classes: the loss is the cross-entropy of class indices, which is ln C for C equally likely classes, summed over
-    count samples. baseline: for any other loss, what a constant output would have; NaN if it cannot be told.
+    count samples. baseline: for any other loss, that of a constant output; NaN if unknown.
     """
     if not math.isfinite(loss):
         cause = "a logarithm or a division in the model or in the loss, or inputs that are not scaled"
@@ -72,23 +73,39 @@ def _check_classes(loss: float, classes: int, count: int) -> CheckResult:
     if loss > 2 * expected:
         return CheckResult("first loss", "FAIL", text, "initial weights or inputs that are too large")
     if loss < expected / 2:
-        cause = "targets that are among the inputs, or a loss that wants log_softmax and gets none (nll_loss)"
+        cause = "targets that are among the inputs, or a loss that wants log_softmax but gets logits (nll_loss)"
         return CheckResult("first loss", "FAIL", text, cause)
     return CheckResult("first loss", "ok", text)
 
 
 def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> CheckResult:
-    """Why the batch does not go through model and loss."""
-    cause = "shapes of data_loader, model and loss that do not fit each other"
-    given, targets = next(named_tensors(outputs), ("", None))[1], dict(named_tensors(batch)).get("targets")
-    if given is not None and targets is not None:
-        where = f"the model gives {tuple(given.shape)}, the targets are {tuple(targets.shape)}"
-        indices = _class_indices(targets) and given.dim() == 2
-        if indices and int(targets.max()) >= given.shape[1]:
+    """Why a batch failed in the model or the loss."""
+    cause = "shapes of data_loader, model and loss that do not match"
+    first = next(tensors(outputs), None)
+    targets = _named_tensors(batch).get("targets")
+    if first is not None and targets is not None:
+        where = f"the model returns {tuple(first.shape)}, the targets are {tuple(targets.shape)}"
+        indices = _class_indices(targets) and first.dim() == 2
+        if indices and int(targets.max()) >= first.shape[1]:
             where += f" with class indices up to {int(targets.max())}"
-            cause = f"a model with {given.shape[1]} outputs for more classes; indices count from 0"
+            cause = f"a model with {first.shape[1]} outputs for more classes; indices count from 0"
     else:
-        where = "the batch does not go through the model"
+        where = "the batch failed in the model"
     if training:
-        where += "; in evaluation it went well, in training it does not"
+        where += "; in evaluation it went through, in training it does not"
     return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)
+
+
+def _named_tensors(batch: Any) -> dict[str, Tensor]:
+    """Every tensor of a batch by its path, as in "image.0"; of a pair, the first are inputs and the second targets."""
+    pair = isinstance(batch, (list, tuple)) and len(batch) == 2
+    named = {}
+
+    def take(keys: Keys, tensor: Tensor) -> None:
+        path = [str(key) for key in keys]
+        if pair:
+            path[0] = ("inputs", "targets")[keys[0]]
+        named[".".join(path)] = tensor
+
+    map_with_keys(take, batch)
+    return named

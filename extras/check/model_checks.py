@@ -1,4 +1,4 @@
-"""Whether a model is what it seems: samples apart from each other, all parameters in use, able to learn."""
+"""Whether a model can learn: samples kept apart, all parameters in use, one batch memorised; and what a run costs."""
 
 import math
 from collections.abc import Callable
@@ -6,12 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
 
-from extras.check.finding import CheckResult
-from extras.check.layers import Trace, named_tensors
+from base.experiment import Training
+from extras.check.check_result import CheckResult
+from extras.layers import Trace
+from utils.schema import Config
+from utils.text import duration
+from utils.tree import map_tensors, tensors
 
-# learning by heart: so many steps at one of these rates must leave at most this part of the first loss
-STEPS, RATES, MEMORISED = 50, (3e-3, 3e-2, 3e-4), 0.5
+# memorising one batch: this many steps at one of these rates must leave at most this fraction of the first loss
+STEPS = 50
+RATES = (3e-3, 3e-2, 3e-4)
+MEMORISED = 0.5
 
 
 def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
@@ -19,20 +27,21 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
 
     Inputs that have no gradient, as indices, are exchanged between the other samples instead.
     """
-    arguments, count = trace.arguments or (), _samples(trace)
+    arguments = trace.arguments or ()
+    count = _samples(trace)
     if count is None or count < 2:
-        return CheckResult(
-            "independence", "note", "cannot be told: the outputs do not begin with the samples of the batch"
-        )
-    floats = [tensor for _, tensor in named_tensors(arguments) if tensor.is_floating_point() and len(tensor) == count]
+        text = "cannot be tested: the first dimension of the outputs is not the batch"
+        return CheckResult("independence", "note", text)
+
     kept = min(count, 8)
+    differentiable = any(tensor.is_floating_point() and len(tensor) == count for tensor in tensors(arguments))
+    mixes = _mixes_by_gradient if differentiable else _mixes_by_exchange
     model.eval()
-    apart = _apart_by_gradient if floats else _apart_by_exchange
     try:
-        wrong = apart(model, _first(arguments, kept, count), trace.keywords, kept)
+        mixed = mixes(model, _first_samples(arguments, kept, count), trace.keywords, kept)
     except (RuntimeError, IndexError, ValueError) as error:
-        return CheckResult("independence", "note", f"cannot be told: {str(error).splitlines()[0]}")
-    if wrong:
+        return CheckResult("independence", "note", f"cannot be tested: {str(error).splitlines()[0]}")
+    if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
         return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
     return CheckResult("independence", "ok", "each output depends on its own sample alone")
@@ -40,29 +49,27 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
 
 def _samples(trace: Trace) -> int | None:
     """The number of samples in the batch, if inputs and outputs agree on it."""
-    inputs = next((tensor for _, tensor in named_tensors(trace.arguments)), None)
-    outputs = next((tensor for _, tensor in named_tensors(trace.outputs)), None)
+    inputs = next(tensors(trace.arguments), None)
+    outputs = next(tensors(trace.outputs), None)
     if inputs is None or outputs is None or not inputs.dim() or not outputs.dim() or len(inputs) != len(outputs):
         return None
     return len(inputs)
 
 
-def _first(value: Any, kept: int, count: int) -> Any:
-    """The first samples of everything in a nest that holds one thing a sample."""
-    if isinstance(value, Tensor):
-        return value[:kept].detach() if value.dim() and len(value) == count else value
-    if isinstance(value, dict):
-        return {key: _first(item, kept, count) for key, item in value.items()}
-    return type(value)(_first(item, kept, count) for item in value) if isinstance(value, (list, tuple)) else value
+def _first_samples(arguments: Any, kept: int, count: int) -> Any:
+    """The first samples of every tensor that has one entry per sample."""
+    return map_tensors(
+        lambda tensor: tensor[:kept].detach() if tensor.dim() and len(tensor) == count else tensor, arguments
+    )
 
 
-def _apart_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
-    tensors = [tensor for _, tensor in named_tensors(arguments) if tensor.is_floating_point()]
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    # times one, since a model may work in place on its inputs
-    replaced = {id(tensor): leaf * 1 for tensor, leaf in zip(tensors, leaves, strict=True)}
-    outputs = model(*_swap(arguments, replaced), **keywords)
-    chosen = next(tensor for _, tensor in named_tensors(outputs) if tensor.requires_grad)[count // 2]
+def _mixes_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
+    inputs = [tensor for tensor in tensors(arguments) if tensor.is_floating_point()]
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    # times one, since a model may change its inputs in place
+    replaced = {id(tensor): leaf * 1 for tensor, leaf in zip(inputs, leaves, strict=True)}
+    outputs = model(*_replace(arguments, replaced), **keywords)
+    chosen = next(tensor for tensor in tensors(outputs) if tensor.requires_grad)[count // 2]
     gradients = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True)
     others = torch.arange(count, device=chosen.device) != count // 2
     return any(
@@ -70,51 +77,48 @@ def _apart_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: i
     )
 
 
-def _apart_by_exchange(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
+def _mixes_by_exchange(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
     order = torch.tensor([count // 2 if i == count // 2 else (count - 1 if i == 0 else 0) for i in range(count)])
-    tensors = [tensor for _, tensor in named_tensors(arguments) if tensor.dim() and len(tensor) == count]
-    replaced = {id(tensor): tensor[order.to(tensor.device)] for tensor in tensors}
+    inputs = [tensor for tensor in tensors(arguments) if tensor.dim() and len(tensor) == count]
+    replaced = {id(tensor): tensor[order.to(tensor.device)] for tensor in inputs}
     with torch.no_grad():
-        before = next(tensor for _, tensor in named_tensors(model(*arguments, **keywords)))[count // 2]
-        after = next(tensor for _, tensor in named_tensors(model(*_swap(arguments, replaced), **keywords)))[count // 2]
+        before = next(tensors(model(*arguments, **keywords)))[count // 2]
+        after = next(tensors(model(*_replace(arguments, replaced), **keywords)))[count // 2]
     return not torch.allclose(before, after, rtol=1e-4, atol=1e-6)
 
 
-def _swap(value: Any, replaced: dict[int, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return {key: _swap(item, replaced) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_swap(item, replaced) for item in value)
-    return replaced.get(id(value), value)
+def _replace(arguments: Any, replaced: dict[int, Tensor]) -> Any:
+    return map_tensors(lambda tensor: replaced.get(id(tensor), tensor), arguments)
 
 
 def check_gradients(model: nn.Module) -> CheckResult:
     """Whether every parameter got a gradient from the step that was just made."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    frozen = sum(1 for _ in model.parameters()) - len(trained)
     without = [name for name, parameter in trained if parameter.grad is None]
-    text = f"all {len(trained)} tensors of parameters get one" + (f"; {frozen} are frozen" if frozen else "")
     if without:
         cause = "a layer that forward does not use, or a detach(), item() or no_grad() on the way to the loss"
         return CheckResult("gradients", "FAIL", f"none for {_some(without)}", cause)
-    wrong = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    if wrong:
-        return CheckResult("gradients", "FAIL", f"not finite for {_some(wrong)}", "a sqrt, log or division at 0")
+    not_finite = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    if not_finite:
+        return CheckResult("gradients", "FAIL", f"not finite for {_some(not_finite)}", "a sqrt, log or division at 0")
     zero = [name for name, p in trained if p.grad is not None and not bool(p.grad.any())]
     if zero:
         cause = "ReLUs that are off for all samples, or outputs that are multiplied by 0"
         return CheckResult("gradients", "note", f"zero for {_some(zero)}", cause)
+    frozen = sum(1 for _ in model.parameters()) - len(trained)
+    text = f"all {len(trained)} parameter tensors get one" + (f"; {frozen} are frozen" if frozen else "")
     return CheckResult("gradients", "ok", text)
 
 
 def check_memorising(
     model: nn.Module, step: Callable[[], Tensor], measure: Callable[[], float], numbers: int
 ) -> CheckResult:
-    """Whether the model learns one batch by heart with Adam, at any of three rates; it is put back afterwards.
+    """Whether the model memorises one batch with Adam at any of three rates; its weights are restored afterwards.
 
-    step: leaves the gradients of the batch. measure: its loss in evaluation. numbers: to be learned by heart.
+    step: leaves the gradients of the batch. measure: its loss in evaluation. numbers: how many targets it has.
     """
-    start, best = measure(), math.inf
+    start = measure()
+    best = math.inf
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for rate in RATES:
@@ -125,14 +129,60 @@ def check_memorising(
                 optimizer.step()
             best = min(best, measure())
             model.load_state_dict(before)
-    went = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
+
+    progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < MEMORISED * start:
-        return CheckResult("learning", "ok", f"one batch is learned {went}")
-    text = f"one batch is not learned by heart {went} at best"
+        return CheckResult("learning", "ok", f"one batch is memorised {progress}")
+    text = f"one batch is not memorised {progress} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
         return CheckResult("learning", "note", text, "a model with fewer parameters than the batch has targets")
     cause = "a softmax before a loss that has its own, outputs cut off from the weights, or a loss that ignores them"
     return CheckResult("learning", "FAIL", text, cause)
+
+
+def check_optimizer(config: Config, start: float, end: float, steps: int) -> CheckResult:
+    """How the loss of one batch changed in a few steps of the config's own optimizer."""
+    name = config.optimizer.type
+    rate = config.optimizer.args.get("lr")
+    text = f"{steps} steps of {name}{'' if rate is None else f' (lr {rate:g})'} on it: loss {start:.4g} to {end:.4g}"
+    if not math.isfinite(end):
+        return CheckResult("optimizer", "FAIL", text, "a learning rate that is too high; try a tenth of it")
+    if end > start:
+        return CheckResult("optimizer", "note", text, "a learning rate that is too high, or a noisy first step")
+    return CheckResult("optimizer", "ok", text)
+
+
+def check_time(config: Config, training: Training, step: float, fetching: float, validation: float) -> CheckResult:
+    """The time of the whole run, from the seconds of a step, of loading its batches and of a validation pass."""
+    settings = config.trainer
+    steps = settings.steps_per_epoch or -(-len(training.batches) // settings.accumulate_steps)
+    # worker processes load batches while the model computes; without them, one follows the other
+    parallel = training.batches.num_workers > 0
+    seconds = max(step, fetching / training.batches.num_workers) if parallel else step + fetching
+    total = settings.epochs * (steps * seconds + validation)
+    text = (
+        f"{duration(step, fine=True)} a step and {duration(fetching, fine=True)} for its data; "
+        f"{settings.epochs} epochs of {steps:,} steps take about {duration(total, fine=True)}"
+    )
+    if fetching > step and not parallel:
+        cause = "loading that takes longer than the model: keep the data in memory, or set num_workers"
+        return CheckResult("time", "note", text, cause)
+    return CheckResult("time", "ok", text)
+
+
+def check_memory(model: nn.Module, optimizer: Optimizer) -> CheckResult:
+    """Bytes that stay on the device; activations, which grow with the batch, come on top."""
+    gradients = [parameter.grad for parameter in model.parameters()]
+    text = (
+        f"{_bytes(list(model.parameters()))} parameters, {_bytes(gradients)} gradients, "
+        f"{_bytes(list(optimizer.state.values()))} optimizer; activations not counted"
+    )
+    return CheckResult("memory", "ok", text)
+
+
+def _bytes(nest: Any) -> str:
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
+    return f"{tqdm.format_sizeof(total)}B"
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""``python train.py --check``: everything a run needs is read and built, one batch is looked at, nothing is written."""
+"""``python train.py --check``: builds everything a run needs and inspects one batch; nothing is written."""
 
 import math
 import statistics
@@ -17,12 +17,12 @@ from base.data.batches import MicroBatch, StepBatches
 from base.experiment import Experiment, Training
 from base.metric import StepResult
 from base.training.first_batch import first_batch_warnings
-from extras.check import costs, data_checks, model_checks
-from extras.check.finding import CheckResult, grid, table
-from extras.check.layers import Trace, traced
+from extras.check import data_checks, model_checks
+from extras.check.check_result import CheckResult
+from extras.layers import HEADER, Trace, traced
 from utils.config import LoadedConfig
 from utils.schema import Config
-from utils.text import count
+from utils.text import count, table
 from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
@@ -30,8 +30,8 @@ CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
 
 
 def preflight(loaded: LoadedConfig) -> int:
-    """Print what is found; 0 if nothing would go wrong, else 1. Raises UserError for what cannot be read or built."""
-    # a compiled model cannot be looked into, and to compile it takes longer than all of this
+    """Print the result of each check; 0 if none fails, else 1. Raises UserError for what cannot be read or built."""
+    # the layers of a compiled model cannot be traced, and compiling takes longer than all of this
     runtime = loaded.config.runtime.model_copy(update={"compile": False})
     settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
     loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
@@ -42,25 +42,27 @@ def preflight(loaded: LoadedConfig) -> int:
     print(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
     for warning in loaded.warnings():
         print(f"warning: {warning}\n")
-    findings, trace = [], Trace()
-    for finding in _Check(config, experiment, training, trainer).findings(trace):
-        findings.append(finding)
-        print("\n".join(table([finding])), flush=True)
+
+    results = []
+    trace = Trace()
+    for result in _Check(config, experiment, training, trainer).results(trace):
+        results.append(result)
+        print("\n".join(result.lines()), flush=True)
+
     total = sum(parameter.numel() for parameter in experiment.model.parameters())
-    rows = [("layer", "kind", "output", "parameters"), *trace.rows, ("", "", "all", f"{total:,}")]
-    print("\n" + "\n".join(grid(rows)))
-    failed = sum(finding.verdict == "FAIL" for finding in findings)
-    print(f"\n{failed} of these checks failed" if failed else f"\n{_nothing_failed(findings)}")
+    print("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")
+    failed = sum(result.verdict == "FAIL" for result in results)
+    print(f"{failed} of {count(len(results), 'check')} failed" if failed else _all_passed(results))
     return 1 if failed else 0
 
 
-def _nothing_failed(findings: Sequence[CheckResult]) -> str:
-    notes = sum(finding.verdict == "note" for finding in findings)
-    return "nothing here would go wrong" + (f"; worth a look: {count(notes, 'note')} above" if notes else "")
+def _all_passed(results: Sequence[CheckResult]) -> str:
+    notes = sum(result.verdict == "note" for result in results)
+    return "all checks passed" + (f"; worth a look: {count(notes, 'note')} above" if notes else "")
 
 
 class _Check:
-    """One batch, and what is done with it."""
+    """One batch and the checks on it."""
 
     def __init__(self, config: Config, experiment: Experiment, training: Training, trainer: BaseTrainer) -> None:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
@@ -69,17 +71,13 @@ class _Check:
         trainer.training = training
         trainer.first_batch_passed = True  # what is wrong with it is reported here
 
-    def findings(self, trace: Trace) -> Iterator[CheckResult]:
-        """Each check in turn; none after a forward pass that fails."""
+    def results(self, trace: Trace) -> Iterator[CheckResult]:
+        """The result of each check in turn; none follow a forward pass that fails."""
         try:
             self.batch = self._first_batch()
         except Exception as error:  # the user's data set, which may raise anything
-            yield CheckResult(
-                "batch",
-                "FAIL",
-                format_error_with_source(error),
-                "a data set or a transform that does not fit the samples",
-            )
+            cause = "a data set or a transform that does not fit the samples"
+            yield CheckResult("batch", "FAIL", format_error_with_source(error), cause)
             return
         yield from data_checks.check_batch(self.batch)
         try:
@@ -144,7 +142,7 @@ class _Check:
                 metrics.update(result, samples=len(result.outputs), share=1.0)
             values = metrics.compute()
         except Exception as error:
-            cause = "a metric that is made for outputs or targets of another shape"
+            cause = "a metric for outputs or targets of another shape"
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
             return
         if len(values) > 1:
@@ -152,18 +150,20 @@ class _Check:
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
 
     def _costs(self) -> Iterator[CheckResult]:
-        """A few steps with the optimizer of the config: where the loss goes, time and memory."""
-        start, seconds = self._measure(), []
+        """A few steps with the config's optimizer: how the loss changes, time and memory."""
+        start = self._measure()
+        seconds = []
         for _ in range(TIMED_STEPS):
             began = time.perf_counter()
             self.model.train()
             self.trainer.optimizer_step(self._step())
             self._wait()
             seconds.append(time.perf_counter() - began)
-        yield costs.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
+        yield model_checks.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
         fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
-        yield costs.check_time(self.config, self.training, statistics.median(seconds), fetching, self._validation())
-        yield costs.check_memory(self.model, self.training.optimizer)
+        step = statistics.median(seconds)
+        yield model_checks.check_time(self.config, self.training, step, fetching, self._validation())
+        yield model_checks.check_memory(self.model, self.training.optimizer)
 
     def _step(self) -> StepBatches:
         """An optimizer step of as many micro-batches as the config asks for; always the same batch here."""
@@ -172,7 +172,7 @@ class _Check:
         return StepBatches([batch] * count, count, count * first.size, self.training.batches.after(first))
 
     def _validation(self) -> float:
-        """Seconds of one pass over the validation data, from its first batch."""
+        """Seconds of one pass over the validation data, estimated from its first batch."""
         batches = self.training.validation
         if batches is None:
             return 0.0

@@ -1,1 +1,8 @@
-"""Runs side by side: test.py --compare. ``runs`` reads their folders, ``comparison`` makes the table and the curves."""
+"""``test.py --compare``: runs side by side, as a table, as CSV and as curves.
+
+runs reads their folders, comparison ranks them and makes the table, curves the figure.
+"""
+
+from extras.compare.comparison import compare
+
+__all__ = ["compare"]

@@ -1,4 +1,4 @@
-"""``python test.py --compare RUN [RUN ...]``: runs side by side, as a table, as CSV and as curves."""
+"""``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV beside the curves."""
 
 import csv
 import io
@@ -9,34 +9,33 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
+from extras.compare.curves import Curve, curves
 from extras.compare.runs import ARGUMENT, HOW_FED, UNKNOWN, WHICH_DATA, Run, Task, differing, find_runs, shown_value
-from extras.report.drawing import png
-from extras.report.figures import Curve, curves
-from extras.report.predictions import harmless
+from extras.drawing import png
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_bytes, replace_text
-from utils.text import number
+from utils.text import count, duration, number, spreadsheet_safe, table
 
-TABLE, PICTURE = "comparison.csv", "comparison.png"
+TABLE = "comparison.csv"
+PICTURE = "comparison.png"
 MOST_CURVES = 14
 
 
 @dataclass
-class Group:
-    """Runs of one task, which can be ranked: the best first."""
+class RunGroup:
+    """Runs of one task, which can be ranked, the best first."""
 
     task: Task
     which: str
-    """The arguments by which the data differ from others of the same kind, as in data_dir=photos; empty if none are."""
+    """The arguments that distinguish the data from others of the same kind, as in data_dir=photos; may be empty."""
     monitor: str
     """What they are ranked by: "min NAME" or "max NAME"."""
     runs: list[Run]
     keys: list[str]
-    """Of the config, in which they differ."""
+    """The keys of the config in which they differ."""
 
     @property
     def title(self) -> str:
@@ -44,18 +43,18 @@ class Group:
 
     @property
     def doubtful(self) -> list[str]:
-        """Arguments of the data loader in which the runs differ, and which may stand for other data."""
+        """Arguments of the data loader in which the runs differ, and which may mean other data."""
         names = [key.removeprefix(ARGUMENT) for key in self.keys if key.startswith(ARGUMENT)]
         return [name for name in names if name.partition(".")[0] not in HOW_FED | WHICH_DATA]
 
     @property
     def commit(self) -> str:
-        """The one of all runs, if it is one."""
+        """The commit that all runs have in common; empty if they do not."""
         commits = {run.commit for run in self.runs}
         return commits.pop() if len(commits) == 1 else ""
 
     def short_name(self, run: Run) -> str:
-        """A run's name, without the experiment's if it is the same for all."""
+        """A run's name, without the experiment's if all have the same."""
         same = len({run.name.rpartition("/")[0] for run in self.runs}) == 1
         return run.name.rpartition("/")[2] if same else run.name
 
@@ -63,45 +62,46 @@ class Group:
 def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Print the table, and write it and the curves into a folder. Returns the table's file.
 
-    out: the folder; None: the one that holds all of these runs. Raises CheckpointError if there is no run.
+    out: the folder; None: the one that holds all of these runs. Raises CheckpointError if none of the paths is a run.
     """
     runs, others = find_runs(paths)
-    others = [path for path in others if path.name not in (TABLE, PICTURE)]  # ours, of the last time
+    others = [path for path in others if path.name not in (TABLE, PICTURE)]  # those of an earlier comparison
     if not runs:
         names = ", ".join(map(str, others or paths))
-        raise CheckpointError(f"there is no run to compare: no config.json in {names}")
+        raise CheckpointError(f"no run to compare: no config.json in {names}")
     groups = _groups(runs)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
-    notes += [f"no run: {display_path(path)}" for path in others]
+    notes += [f"not a run: {display_path(path)}" for path in others]
     print("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}; for another folder: --out") from error
+        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
     replace_text(folder / TABLE, _csv(groups))
     replace_bytes(folder / PICTURE, png(curves(dict(_charts(groups)))))
     print(f"\nwritten: {display_path(folder / TABLE)}, {display_path(folder / PICTURE)}")
     return folder / TABLE
 
 
-def _groups(runs: Sequence[Run]) -> list[Group]:
-    """By task, the task with the most runs first, what cannot be read last."""
-    groups, tasks = [], Counter(run.task for run in runs)
+def _groups(runs: Sequence[Run]) -> list[RunGroup]:
+    """By task, the task with the most runs first, runs that cannot be read last."""
+    groups = []
+    tasks = Counter(run.task for run in runs)
     for task in sorted(tasks, key=lambda task: (UNKNOWN in task[:2], -tasks[task])):
         members = [run for run in runs if run.task == task]
         asked = Counter(run.monitor for run in members if run.monitor)
         held_out = any("val_loss" in record for run in members for record in run.records)
         monitor = asked.most_common(1)[0][0] if asked else "min val_loss" if held_out else "min loss"
         ranked = sorted(members, key=lambda run: _rank(run, monitor))
-        groups.append(Group(task, _which(task, tasks), monitor, ranked, differing(members)))
+        groups.append(RunGroup(task, _which(task, tasks), monitor, ranked, differing(members)))
     return groups
 
 
 def _which(task: Task, tasks: Iterable[Task]) -> str:
     others = [set(other.which) for other in tasks if other[:2] == task[:2]]
-    told = [pair for pair in task.which if any(pair not in other for other in others)]
-    return ", ".join(f"{name}={_short(value, 40)}" for name, value in told)
+    distinct = [pair for pair in task.which if any(pair not in other for other in others)]
+    return ", ".join(f"{name}={_short(value, 40)}" for name, value in distinct)
 
 
 def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
@@ -110,39 +110,40 @@ def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
     return best is None, value, run.name
 
 
-def _table(group: Group) -> list[str]:
-    """Lines of 80 columns, or of as many as the terminal has. What finds no place is in the CSV."""
+def _table(group: RunGroup) -> list[str]:
+    """Lines of 80 columns, or of as many as the terminal has. Columns without room are in the CSV alone."""
     width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
-    columns = list(_columns(group))
-    taken, left_out, kept = 0, list[str](), list[list[str]]()
-    for column in columns:
+    taken = 0
+    kept = list[list[str]]()
+    left_out = list[str]()
+    for column in _columns(group):
         needed = max(map(len, column)) + 2
         if taken + needed <= width:
             taken += needed
             kept.append(column)
         else:
             left_out.append(column[0])
-    count = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
-    lines = [f"{group.title}: {count}, by {group.monitor}{f', commit {group.commit}' if group.commit else ''}"]
-    lines += textwrap.wrap(group.which, width, initial_indent="  ", subsequent_indent="    ")
-    for row in zip(*kept, strict=True):
-        cells = [
-            cell.ljust(max(map(len, column))) if column[0] in ("run", "state") else cell.rjust(max(map(len, column)))
-            for cell, column in zip(row, kept, strict=True)
-        ]
-        lines.append(f"  {'  '.join(cells)}".rstrip())
+
+    commit = f", commit {group.commit}" if group.commit else ""
+    lines = [f"{group.title}: {count(len(group.runs), 'run')}, by {group.monitor}{commit}"]
+    lines += _wrapped(group.which, width)
+    numbers = [index for index, column in enumerate(kept) if column[0] not in ("run", "state")]
+    lines += [f"  {line}" for line in table(zip(*kept, strict=True), right=numbers)]
     if group.doubtful:
-        doubt = f"ranked as if the data were the same, whatever this says: {', '.join(group.doubtful)}"
-        lines += textwrap.wrap(doubt, width, initial_indent="  ", subsequent_indent="    ")
+        lines += _wrapped(f"ranked as the same data although these differ: {', '.join(group.doubtful)}", width)
     if left_out:
-        further = f"further in {TABLE}: {', '.join(left_out)}"
-        lines += textwrap.wrap(further, width, initial_indent="  ", subsequent_indent="    ")
+        lines += _wrapped(f"also in {TABLE}: {', '.join(left_out)}", width)
     return lines
 
 
-def _columns(group: Group) -> Iterator[list[str]]:
-    """Each with its head, the most important first."""
-    runs, keys = group.runs, group.keys
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+
+
+def _columns(group: RunGroup) -> Iterator[list[str]]:
+    """Each with its header, the most important first."""
+    runs = group.runs
+    keys = group.keys
     yield ["run", *(_short(group.short_name(run), 34) for run in runs)]
     name = group.monitor.split()[1]
     best = [run.best(group.monitor) for run in runs]
@@ -154,7 +155,7 @@ def _columns(group: Group) -> Iterator[list[str]]:
     yield ["epochs", *(f"{run.epochs}/{run.config.get('trainer.epochs', '?')}" for run in runs)]
     for key in keys[:1]:
         yield _key_column(key, group)
-    yield ["time", *(str(timedelta(seconds=round(run.seconds))) for run in runs)]
+    yield ["time", *(duration(run.seconds) for run in runs)]
     if not group.commit:
         yield ["commit", *(run.commit or "-" for run in runs)]
     if any(run.when.replace("-", "")[:8] != run.path.resolve().name[:8] for run in runs):
@@ -163,16 +164,18 @@ def _columns(group: Group) -> Iterator[list[str]]:
         yield _key_column(key, group)
 
 
-def _key_column(key: str, group: Group) -> list[str]:
-    """Under the last word of a key, or as many as tell it from the others."""
-    return [_head(key, group), *(_short(shown_value(run.config.get(key)) or "-", 16) for run in group.runs)]
+def _key_column(key: str, group: RunGroup) -> list[str]:
+    """Under the last word of a key, or as many as distinguish it from the others."""
+    return [_header(key, group), *(_short(shown_value(run.config.get(key)) or "-", 16) for run in group.runs)]
 
 
-def _head(key: str, group: Group) -> str:
+def _header(key: str, group: RunGroup) -> str:
     words = key.split(".")
     ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
     alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in group.keys) == 1)
-    return next((end for end in alone if end not in ("type", "epochs")), key)  # "epochs" is how far a run came
+    return next(
+        (end for end in alone if end not in ("type", "epochs")), key
+    )  # "epochs" is the number that a run has done
 
 
 def _last(run: Run, name: str) -> str:
@@ -185,17 +188,17 @@ def _short(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 
-def _csv(groups: Sequence[Group]) -> str:
-    """All of it. A key in which runs of one task differ has a column for all."""
+def _csv(groups: Sequence[RunGroup]) -> str:
+    """All runs and all columns. A key in which runs of one task differ is a column for all tasks."""
     keys = list(dict.fromkeys(key for group in groups for key in group.keys))
     metrics = list(
         dict.fromkeys(name for group in groups for run in group.runs for record in run.records for name in record)
     )
     metrics = [name for name in metrics if name not in ("epoch", "seconds")]
-    head = ["run", "folder", "when", "data", "loss", "state", "monitor", "best", "best_epoch", "epochs", "seconds"]
+    header = ["run", "folder", "when", "data", "loss", "state", "monitor", "best", "best_epoch", "epochs", "seconds"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*head, "commit", *(f"last_{name}" for name in metrics), *keys])
+    writer.writerow([*header, "commit", *(f"last_{name}" for name in metrics), *keys])
     for group in groups:
         data = f"{group.task.data} ({group.which})" if group.which else group.task.data
         for run in group.runs:
@@ -204,23 +207,23 @@ def _csv(groups: Sequence[Group]) -> str:
             cells = [run.name, display_path(run.path), run.when, data, run.task.loss, run.state(), group.monitor, *best]
             cells += [run.epochs, round(run.seconds, 3), run.commit, *(last.get(name, "") for name in metrics)]
             cells += [shown_value(run.config.get(key)) for key in keys]
-            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in cells])
     return file.getvalue()
 
 
-def _charts(groups: Sequence[Group]) -> Iterator[tuple[str, list[Curve]]]:
-    """What the runs are ranked by and, below it, the loss in training."""
+def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:
+    """The value that the runs are ranked by and, below it, the training loss."""
     for group in groups:
         best = group.runs[:MOST_CURVES]
-        those = f"\nthe best {MOST_CURVES} of {len(group.runs)} runs" if len(best) < len(group.runs) else ""
+        limit = f"\nthe best {MOST_CURVES} of {len(group.runs)} runs" if len(best) < len(group.runs) else ""
         for name in dict.fromkeys([group.monitor.split()[1], "loss"]):
             lines = [
                 Curve(_legend(run, group), [record["epoch"] for record in run.records], run.values(name))
                 for run in best
             ]
-            yield "\n".join(filter(None, [name, group.title, *textwrap.wrap(group.which, 70)])) + those, lines
+            yield "\n".join(filter(None, [name, group.title, *textwrap.wrap(group.which, 70)])) + limit, lines
 
 
-def _legend(run: Run, group: Group) -> str:
-    keys = [f"{_head(key, group)}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:2]]
+def _legend(run: Run, group: RunGroup) -> str:
+    keys = [f"{_header(key, group)}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:2]]
     return "\n".join([group.short_name(run), *keys]).strip()

@@ -1,4 +1,4 @@
-"""Reads what runs have left, whatever state they are in: nothing is built, nothing of a run's code is needed."""
+"""Reads run folders in whatever state they are: nothing is built, and a run's code is not needed."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
 from utils.run_folder import NAME
 
-# where a run stands and what it says of itself differ from run to run, and are no experiment
+# where a run is kept and how much it prints: not part of the experiment
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 
 UNKNOWN = "unknown"
@@ -22,7 +22,7 @@ UNKNOWN = "unknown"
 WHICH_DATA = {
     "data_dir", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape", "validation_split",
 }  # fmt: skip
-# and those that say how they are read and fed; of any other argument, nobody here knows
+# and those that say how they are read and fed; of any other argument, this is unknown
 HOW_FED = {
     "batch_size", "cache_dir", "crop", "download", "eval_batch_size", "flip", "in_memory", "mean", "num_test_samples",
     "num_workers", "shuffle", "size", "std",
@@ -31,7 +31,7 @@ ARGUMENT = "data_loader.args."
 
 
 class Task(NamedTuple):
-    """What runs must have in common to be ranked together."""
+    """What runs must have in common in order to be ranked together."""
 
     data: str
     loss: str
@@ -47,10 +47,10 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     """By dotted key, as in optimizer.args.lr."""
     records: list[dict[str, float]] = field(default_factory=list)
-    """The lines of metrics.jsonl; what is not finite is left out of them."""
+    """The lines of metrics.jsonl, without values that are not finite."""
     environment: dict[str, Any] = field(default_factory=dict)
     damage: str = ""
-    """What of it cannot be read; empty if it is sound."""
+    """What cannot be read of it; empty if all can."""
 
     @property
     def name(self) -> str:
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """The data and the loss. Values of runs that have other ones cannot be ranked together."""
+        """The data and the loss. Runs in which these differ cannot be ranked together."""
         given = {name: self.config.get(f"{ARGUMENT}{name}") for name in sorted(WHICH_DATA)}
         if isinstance(folder := given["data_dir"], str):
             given["data_dir"] = display_path(project_path(folder))
@@ -74,14 +74,14 @@ class Run:
 
     @property
     def when(self) -> str:
-        """When it began, as in 2026-11-22 00:37:12; empty if nothing says so."""
+        """When it started, as in 2026-11-22 00:37:12; empty if unknown."""
         if NAME.fullmatch(self.path.resolve().name):
             return str(datetime.strptime(self.path.resolve().name[:15], "%Y%m%d-%H%M%S"))
         return str(self.environment.get("time", ""))[:19].replace("T", " ")
 
     @property
     def commit(self) -> str:
-        """The first letters of the commit, with + where files were changed; empty without git."""
+        """The abbreviated commit, with + where files were changed; empty without git."""
         commit = self.environment.get("git_commit")
         return f"{commit[:7]}{'+' if self.environment.get('git_dirty') else ''}" if isinstance(commit, str) else ""
 
@@ -100,12 +100,12 @@ class Run:
     def best(self, monitor: str) -> tuple[float, int] | None:
         """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
         direction, name = monitor.split()
-        there = [(record[name], int(record.get("epoch", 0))) for record in self.records if name in record]
+        values = [(record[name], int(record.get("epoch", 0))) for record in self.records if name in record]
         sign = 1 if direction == "min" else -1
-        return min(there, key=lambda pair: sign * pair[0]) if there else None
+        return min(values, key=lambda pair: sign * pair[0]) if values else None
 
     def state(self) -> str:
-        """What became of it: done, unfinished, damaged or without a checkpoint."""
+        """Its state: done, unfinished, damaged or without a checkpoint."""
         if self.damage:
             return "damaged"
         if not any(self.path.glob("checkpoints/*.pth")):
@@ -117,18 +117,19 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
-    """The runs that these paths name, and the paths that name none. A run folder, or one above it, as saved/lenet/.
+    """The runs at these paths, and the paths without any. A path is a run folder, or one above it, as saved/lenet/.
 
-    Raises CheckpointError for a path where nothing is.
+    Raises CheckpointError for a path that does not exist.
     """
-    runs, others = dict[Path, Run](), list[Path]()
+    runs = dict[Path, Run]()
+    others = list[Path]()
     for path in paths:
         if not path.exists():
-            raise CheckpointError(f"{path}: there is no such run folder")
+            raise CheckpointError(f"{path}: no such run folder")
         folders = [path] if (path / "config.json").is_file() else []
         if not folders and path.is_dir():
             below = sorted([*path.glob("*/"), *path.glob("*/*/")])
-            # with a dot: a run that is being made, or was killed then
+            # with a dot: a run that is being created, or was killed then
             folders = [folder for folder in below if (folder / "config.json").is_file() and folder.name[0] != "."]
         if not folders:
             others.append(path)
@@ -150,7 +151,8 @@ def shown_value(value: Any) -> str:
 
 
 def _read(path: Path) -> Run:
-    run, problems = Run(path), list[str]()
+    run = Run(path)
+    problems = list[str]()
     config = _object(path / "config.json")
     if config is None:
         problems.append("config.json cannot be read")
@@ -167,8 +169,8 @@ def _read(path: Path) -> Run:
         record = _record(line)
         if record is not None:
             run.records.append(record)
-        elif line.endswith("\n"):  # else it is being written now
-            problems.append(f"metrics.jsonl, line {number} is no record of an epoch")
+        elif line.endswith("\n"):  # otherwise it is being written now
+            problems.append(f"metrics.jsonl, line {number} is not the record of an epoch")
     run.damage = "; ".join(problems[:2])
     return run
 
@@ -192,7 +194,7 @@ def _record(line: str) -> dict[str, float] | None:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys. A component that has no arguments is one value, its type."""
+    """By dotted keys. A component without arguments is one value, its type."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield from _flat(item, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What the evaluation of a classification shows beyond its means, added up batch by batch."""
+"""Statistics of a classification's evaluation, added up batch by batch."""
 
 import math
 from collections.abc import Callable
@@ -17,36 +17,36 @@ Counts = npt.NDArray[np.int64]
 Picture = npt.NDArray[np.uint8]
 
 Show = Callable[[Counts], "Tensor | None"]
-"""Pictures of some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if they are none."""
+"""Pictures of some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if the inputs are not pictures."""
 
 
 class Mistake(NamedTuple):
-    """A sample whose class the model got wrong."""
+    """A misclassified sample."""
 
     sample: int
-    """Its place in the evaluated data."""
+    """Its index in the evaluated data."""
     true: int
     predicted: int
     probability: float
     """Of the predicted class."""
     picture: Picture | None
-    """Of shape (H, W, 1 or 3); None if the input is no picture."""
+    """Of shape (H, W, 1 or 3); None if the input is not a picture."""
 
 
 class ClassScores(NamedTuple):
-    """Of each class, float64 of shape (C,); not a number where a ratio has no samples."""
+    """Of each class, float64 of shape (C,); NaN where a ratio has no samples."""
 
     precision: Doubles
-    """Part of the samples predicted as this class that are of it."""
+    """Fraction of the samples predicted as this class that are of it."""
     recall: Doubles
-    """Part of the samples of this class that were predicted as it."""
+    """Fraction of the samples of this class that were predicted as it."""
     f1: Doubles
     support: Counts
     """Samples of this class."""
 
 
 class Classification:
-    """Sums over classified samples. They take C * C numbers and never the outputs themselves.
+    """Sums over classified samples, in C * C numbers; the outputs themselves are not kept.
 
     classes: C. keep: how many of the most confident mistakes are kept, with their pictures.
     """
@@ -72,8 +72,8 @@ class Classification:
     def add(self, start: int, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """Add a batch. start: index of its first sample.
 
-        probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); what is no class is left out,
-        as a loss's ``ignore_index``.
+        probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); what is not a class, as a
+        loss's ``ignore_index``, is left out.
         """
         chances, true = probabilities.numpy(), targets.numpy()
         rows = np.flatnonzero((true >= 0) & (true < self.classes))
@@ -90,7 +90,7 @@ class Classification:
         self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
 
     def gather(self, processes: ProcessGroup) -> None:
-        """Let the main process have what all of them added. Sent are the sums, and those mistakes that are kept."""
+        """Collect the sums of all processes, and the mistakes that are kept, in the main one."""
         for counts in (self.confusion, self.scored):
             processes.reduce_sum(torch.from_numpy(counts))
         self.samples = int(self.confusion.sum())
@@ -132,7 +132,7 @@ class Classification:
     def _add_mistakes(
         self, start: int, rows: Counts, true: Counts, predicted: Counts, confidence: Doubles, show: Show
     ) -> None:
-        """confidence: of the predicted class; -1 where it is right."""
+        """confidence: of the predicted class; -1 where it is correct."""
         least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
         worst = np.argsort(-confidence, kind="stable")[: self.keep]
         worst = worst[confidence[worst] > least]
@@ -149,7 +149,7 @@ class Classification:
 
 
 def _badness(mistake: Mistake) -> tuple[float, int]:
-    """By what mistakes are in order, the worst first."""
+    """The sort key of mistakes, the worst first."""
     return -mistake.probability, mistake.sample
 
 
@@ -157,7 +157,7 @@ def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
     """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they are probabilities already.
 
     Logits and log-probabilities (for NLLLoss) alike go through softmax, which gives exp of the latter. So do scores of
-    a margin loss: they are then in order, but no probabilities. An output that is not a number has none: 0.
+    a margin loss: their order is then right, but they are not calibrated. NaN becomes 0.
     """
     outputs = outputs.detach().float()
     return torch.nan_to_num(outputs if given else outputs.softmax(1), nan=0.0).clamp(0, 1).cpu()

@@ -1,35 +1,22 @@
-"""The pictures of an evaluation, as figures of matplotlib that stand for themselves."""
+"""The figures of an evaluation."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, plain
 from extras.report.classification import Classification, Counts, Mistake
-from extras.report.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, plain
 from extras.report.regression import Doubles, Regression
 from utils.text import number
-
-STYLES = ("-", "--", ":", "-.")
-
-
-class Curve(NamedTuple):
-    """One line of a chart."""
-
-    name: str
-    steps: Sequence[float]
-    values: Sequence[float | None]
-    """None where there is none."""
 
 
 @drawn
 def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
-    """counts: int64 of (C, C), true by predicted. Colours are shares of a true class; counts stand where they fit."""
+    """counts: int64 (C, C), true by predicted. Colours are fractions of a true class; counts are shown if they fit."""
     classes = len(counts)
     cell = 0.52 if classes <= 14 else 0.3 if classes <= 30 else 0.1  # inches
     side = min(max(classes * cell, 1.5), 11)
@@ -39,9 +26,9 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     figure = new_figure(max(side + margin + 0.6, 4), max(side + margin, 3.2))
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    # the root of the share, or a class that is taken for another once in twenty times would not be seen
+    # by the square root, or a class that is predicted as another one time in twenty could not be seen
     image = axes.imshow(share, cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    every = math.ceil(classes / 100)  # with more classes than lines of text, some go without a name
+    every = math.ceil(classes / 100)  # with more classes than lines of text, some have no name
     places = range(0, classes, every)
     ticks = [shown[place] for place in places]
     axes.set_xticks(places, ticks, rotation=0 if classes == 1 else 90 if classes > 14 else 45, fontsize=text)
@@ -54,7 +41,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     if classes <= 30:
         _write_counts(axes, counts, share, size=text - 0.5 if classes <= 14 else 5.5)
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 4 / side + 0.3), aspect=30, pad=0.02)
-    bar.set_label("share of the true class's samples", fontsize=9)
+    bar.set_label("fraction of the true class", fontsize=9)
     bar.outline.set_visible(False)
     return figure
 
@@ -82,16 +69,16 @@ def mistakes_grid(mistakes: Sequence[Mistake], names: Sequence[str], *, columns:
         _paste(axes, mistake, left + 0.15, top + 0.36, side=1.2)
         says = f"{names[mistake.predicted]} {mistake.probability:.0%}"
         axes.text(left + 0.75, top + 0.3, says, ha="center", fontsize=9, color=COLOURS[1])
-        axes.text(left + 0.75, top + 1.74, f"is {names[mistake.true]}", ha="center", fontsize=9)
+        axes.text(left + 0.75, top + 1.74, f"true: {names[mistake.true]}", ha="center", fontsize=9)
         axes.text(left + 0.75, top + 1.91, f"sample {mistake.sample}", ha="center", fontsize=7, color=GREY)
     axes.set(xlim=(0, columns * 1.5), ylim=(rows * 2.0, 0), aspect="equal")
     axes.set_axis_off()
-    axes.set_title("Most confident mistakes: above what was predicted, below what it is", fontsize=10)
+    axes.set_title("Most confident mistakes: predicted class above, true class below", fontsize=10)
     return figure
 
 
 def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float) -> None:
-    """Draw a picture as large as it fits into a square."""
+    """Draw a picture as large as fits into a square."""
     assert mistake.picture is not None
     height, width, channels = mistake.picture.shape
     scale = side / max(height, width)
@@ -105,19 +92,19 @@ def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float
 
 @drawn
 def reliability(found: Classification) -> Figure:
-    """Accuracy by confidence, and how many samples had each."""
+    """Accuracy by confidence, and a histogram of the confidence."""
     figure = new_figure(5, 5.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     count, confidence, right = found.bins
     there = count > 0
     edges = np.arange(found.BINS) / found.BINS
     width = 1 / found.BINS
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as confident as it is right")
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfect calibration")
     upper.bar(edges[there], (right / np.maximum(count, 1))[there], width, align="edge", color=COLOURS[4], ec="white")
     means = (confidence / np.maximum(count, 1))[there], (right / np.maximum(count, 1))[there]
-    upper.plot(*means, "o", color=COLOURS[0], markersize=4, label="mean of a bin")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (share that is right)")
-    upper.set_title(f"Calibration: expected error {found.calibration_error():.1%}, accuracy {found.accuracy():.1%}")
+    upper.plot(*means, "o", color=COLOURS[0], markersize=4, label="mean of each bin")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (fraction correct)")
+    upper.set_title(f"Expected calibration error {found.calibration_error():.1%}, accuracy {found.accuracy():.1%}")
     upper.legend(loc="upper left", frameon=True, edgecolor="none")
     lower.bar(edges, 100 * count / max(found.samples, 1), width, align="edge", color=COLOURS[0], ec="white")
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="% of samples")
@@ -142,7 +129,7 @@ def scatter(found: Regression) -> Figure:
             axes.set(xlim=across, ylim=up)
         axes.legend(loc="upper left")
     values = found.residuals()
-    axes.set(xlabel="true value (in units of the target)", ylabel="predicted value (in units of the target)")
+    axes.set(xlabel="true value (target units)", ylabel="predicted value (target units)")
     axes.set_title(f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}\n{_of(found)}")
     plain(axes)
     return figure
@@ -150,14 +137,14 @@ def scatter(found: Regression) -> Figure:
 
 @drawn
 def residuals(found: Regression) -> Figure:
-    """What is left over, by predicted value and by frequency."""
+    """Residuals by predicted value, and their histogram."""
     figure = new_figure(7, 4.2)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     predicted, true = found.pairs
     values = found.residuals()
     left.axhline(0, color=GREY, linestyle="--")
     left.plot(predicted, predicted - true, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
-    left.set(xlabel="predicted value (in units of the target)", ylabel="predicted - true (in units of the target)")
+    left.set(xlabel="predicted value (target units)", ylabel="predicted - true (target units)")
     left.set_title(f"Residuals: mean {values.mean:.3g}, standard deviation {values.deviation:.3g}\n{_of(found)}")
     if len(true):
         right.hist(predicted - true, bins=40, orientation="horizontal", color=COLOURS[0])
@@ -168,44 +155,8 @@ def residuals(found: Regression) -> Figure:
     return figure
 
 
-@drawn
-def curves(charts: dict[str, Sequence[Curve]], *, x: str = "epoch") -> Figure:
-    """One chart below the other, by what its y axis is called and, in further lines, its title; one line a run."""
-    figure = new_figure(8.5, 0.5 + 3.2 * len(charts))
-    for row, (name, lines) in enumerate(charts.items(), start=1):
-        axes = figure.add_subplot(len(charts), 1, row)
-        for place, line in enumerate(lines):
-            style = STYLES[place // len(COLOURS) % len(STYLES)]
-            values = [math.nan if value is None else value for value in line.values]
-            marker = "o" if len(values) <= 25 else None
-            axes.plot(
-                line.steps, values, style, color=COLOURS[place % len(COLOURS)], marker=marker, ms=3,
-                linewidth=1.4 + 0.8 * max(0, min(len(lines), 4) - 1 - place),  # where two are the same, both are seen
-                label="\n".join(labels([part], longest=32)[0] for part in line.name.split("\n")),
-            )  # fmt: skip
-        label, *above = name.split("\n")
-        axes.set(xlabel=x, ylabel=labels([label], longest=40)[0])
-        axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _scale(axes, [value for line in lines for value in line.values if value is not None])
-        if lines:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
-    return figure
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic scale where a value is a thousand times another: on a linear one, most of a curve were flat."""
-    if values and min(values) > 0 and max(values) > 1000 * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.grid(True)
-    else:
-        plain(axes)
-
-
 def _ends(values: Doubles) -> tuple[float, float]:
-    """From where to where an axis goes, with a little room."""
+    """The limits of an axis, with a small margin."""
     low, high = float(values.min()), float(values.max())
     room = (high - low) * 0.04 or max(abs(high) * 0.04, 1e-6)
     return low - room, high + room
@@ -217,4 +168,4 @@ def _opacity(points: int) -> float:
 
 def _of(found: Regression) -> str:
     kept = found.pairs.shape[1]
-    return f"{found.numbers:,} values" if kept == found.numbers else f"{kept:,} of {found.numbers:,} values are drawn"
+    return f"{found.numbers:,} values" if kept == found.numbers else f"{kept:,} of {found.numbers:,} values drawn"

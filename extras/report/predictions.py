@@ -1,4 +1,4 @@
-"""predictions.csv, written while the evaluation goes on; it takes the place of an older one only when it is whole."""
+"""predictions.csv, written during the evaluation; it replaces an older one only when it is complete."""
 
 import contextlib
 import math
@@ -13,19 +13,21 @@ from torch import Tensor
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import TrainingError
 from utils.files import atomic_write
+from utils.text import spreadsheet_safe
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
 
 
 class Predictions:
-    """A table with one line a sample. Nothing is on the disk before the first, nor if the evaluation fails.
+    """A table with one line per sample. Nothing is written before the first one, nor if the evaluation fails.
 
-    processes: each adds its part of the same batch, which may be of no samples; the main one writes them all.
+    processes: each adds its part of the same batch, which may be empty; the main one writes them all.
     """
 
     def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
-        self.path, self.processes = path, processes or ProcessGroup()
+        self.path = path
+        self.processes = processes or ProcessGroup()
         self.begun = False
         self._stack = contextlib.ExitStack()
         self._file: BinaryIO
@@ -67,7 +69,7 @@ class Predictions:
         )
 
     def add_numbers(self, start: int, outputs: Tensor, targets: Tensor) -> None:
-        """Predicted and true numbers, both (B, ...), from index ``start`` on; none if there are too many a sample."""
+        """Predicted and true numbers, both (B, ...), from index ``start`` on; none if there are too many per sample."""
         width = math.prod(outputs.shape[1:])
         if width > MOST_COLUMNS:
             return
@@ -102,14 +104,7 @@ class Predictions:
         return TrainingError(f"{self.path} cannot be written: {failure.strerror}")
 
 
-def harmless(text: str) -> str:
-    """A text for a table. What a spreadsheet would run as a formula gets an apostrophe before it."""
-    if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
-        return f"'{text}"
-    return text
-
-
 def _field(text: str) -> str:
     """A text as a field of CSV."""
-    text = harmless(text)
+    text = spreadsheet_safe(text)
     return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text

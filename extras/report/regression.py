@@ -1,4 +1,4 @@
-"""What the evaluation of a regression shows beyond its means, added up batch by batch."""
+"""Statistics of a regression's evaluation, added up batch by batch."""
 
 import math
 from typing import NamedTuple
@@ -25,13 +25,13 @@ class Residuals(NamedTuple):
     largest: float
     """The largest absolute one."""
     r2: float
-    """Part of the targets' variance that is explained; not a number where the targets do not vary."""
+    """Explained fraction of the targets' variance; NaN where the targets do not vary."""
 
 
 class Regression:
     """Sums over predicted numbers, and a sample of them spread evenly over the data.
 
-    samples: how many will come. width: numbers a sample.
+    samples: how many there will be. width: numbers per sample.
     """
 
     KEPT = 5000
@@ -41,7 +41,7 @@ class Regression:
         self.width, self.numbers = width, 0
         self.pairs: Doubles = np.empty((2, 0))
         """The sample: predicted and true numbers, (2, at most KEPT)."""
-        # without a common divisor, or only some of a sample's numbers would ever be kept
+        # coprime to the width, or only some of a sample's numbers would ever be kept
         self._places: Counts = np.empty(0, np.int64)  # of the kept pairs, among the numbers of all samples
         self._every = max(1, math.ceil(samples * width / self.KEPT))
         while math.gcd(self._every, width) > 1:
@@ -73,7 +73,7 @@ class Regression:
         self._vary(count, mean, float(np.square(pair[1] - mean).sum()))
 
     def gather(self, processes: ProcessGroup) -> None:
-        """Let the main process have what all of them added."""
+        """Collect the sums of all processes in the main one."""
         for number, other in enumerate(processes.one_by_one(self)):
             if number:
                 self._keep(other.pairs, other._places)

@@ -1,4 +1,4 @@
-"""``make schema``: write config.schema.json, docs/config.md and the README's table of the keys used most anew."""
+"""``make schema``: rewrites config.schema.json, docs/config.md and the README's table of the most used keys."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from extras.schema.json_schema import config_schema, dumps
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 
-# where the table stands in the README; a README without these marks stays as it is
+# the table in the README; a README without these marks is left as it is
 TABLE = re.compile(r"(<!-- keys: begin -->)\n.*?(<!-- keys: end -->)", re.DOTALL)
 
 HEAD = """\
@@ -22,7 +22,7 @@ merged, lists are replaced, null takes an inherited key away, and a component of
 
 
 def texts() -> dict[str, str]:
-    """What is written, by path from the project's folder."""
+    """The files' contents, by path from the project's folder."""
     import_components()
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     return {
@@ -33,7 +33,7 @@ def texts() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m inspection", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m extras.schema", description=__doc__).parse_args()
     for name, text in texts().items():
         path = PROJECT / name
         path.parent.mkdir(exist_ok=True)

@@ -1,50 +1,50 @@
-"""What TensorBoard shows of a run beside the curves that the loop itself writes. docs/tensorboard.md lists it all."""
+"""Writes into TensorBoard's event files what there is beside the curves."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from base.metric import StepResult
 from base.training.observer import Observer
-from extras.report.findings import EvaluationStats
-from extras.tensorboard import anatomy, measures, overview, pictures, summaries
+from extras.tensorboard import histograms, model_summary, pictures, summaries
 from logger.writers import EventWriter
 from utils.schema import Config
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
+    from extras.report import EvaluationStats
     from extras.tensorboard.profile import StepProfile
 
 
 class Board(Observer):
-    """Writes into TensorBoard's event files. text: the config as it stands in the run's folder."""
+    """text: the config as it is in the run's folder. stats: of the evaluations; None without extras/report."""
 
-    findings: EvaluationStats
-
-    def __init__(self, config: Config, events: EventWriter, text: str) -> None:
-        self.config, self.events, self.text = config, events, text
+    def __init__(self, config: Config, events: EventWriter, text: str, stats: "EvaluationStats | None") -> None:
+        self.config = config
+        self.events = events
+        self.text = text
+        self.stats = stats
         self._about: list[dict[str, Any]] = []
         self._profile: StepProfile | None = None
 
     def begin(self, trainer: BaseTrainer) -> None:
-        self.findings = EvaluationStats(trainer.experiment)
-        batch = anatomy.first_batch(trainer, pictures.GRID)
-        model, graph = anatomy.look(trainer, batch)
+        batch = model_summary.first_batch(trainer, pictures.GRID)
+        table, graph = model_summary.model_summary(trainer, batch)
         self._about = [
             {"summary": summaries.text("config", f"```json\n{self.text}```")},
-            {"summary": summaries.text("model", model)},
-            {"summary": overview.layout(self.config, trainer.training)},
-            {"summary": overview.hyperparameters(self.config, time.time())},
+            {"summary": summaries.text("model", table)},
+            {"summary": summaries.layout(self.config, trainer.training)},
+            {"summary": summaries.hyperparameters(self.config, start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),
         ]
         self.events.describe(*self._about)
         if trainer.progress.steps == 0:
             if self.config.trainer.pictures_every != 0:
                 self._draw(trainer, pictures.training(trainer.experiment.data, batch))
-            self._write(0, measures.weights(trainer.experiment.model))
+            self._write(0, histograms.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:
             from extras.tensorboard.profile import StepProfile
 
@@ -53,48 +53,65 @@ class Board(Observer):
 
     def log_interval(self, trainer: BaseTrainer) -> None:
         progress = trainer.progress
-        self.events.scalars(progress.steps, measures.gradient_norm(trainer))
+        self.events.scalars(progress.steps, histograms.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
-            self._write(progress.steps, measures.gradients(trainer.experiment.model))
+            self._write(progress.steps, histograms.gradients(trainer.experiment.model))
 
     def begin_evaluation(self, samples: int) -> None:
-        self.findings.begin_evaluation(samples)
+        if self.stats is not None:
+            self.stats.begin_evaluation(samples)
 
     def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
-        self.findings.evaluated(window, batch, result)
+        if self.stats is not None:
+            self.stats.evaluated(window, batch, result)
 
     def end_evaluation(self) -> None:
-        self.findings.end_evaluation()
+        if self.stats is not None:
+            self.stats.end_evaluation()
 
     def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
-        progress, settings = trainer.progress, self.config.trainer
-        scalars = measures.memory(trainer.runtime.device)
+        progress = trainer.progress
+        settings = self.config.trainer
+        scalars = histograms.memory(trainer.runtime.device)
         if settings.monitor and progress.best_epoch == progress.epochs:
-            scalars |= overview.best(values)
+            scalars |= _best(values)
         self.events.scalars(progress.steps, scalars)
-        self._write(progress.steps, measures.weights(trainer.experiment.model))
-        self._write(progress.steps, pictures.precision_recall(self.findings))
+        self._write(progress.steps, histograms.weights(trainer.experiment.model))
+        if self.stats is None:
+            return
+        if trainer.training.validation is not None:
+            self._write(progress.steps, pictures.precision_recall(self.stats))
         every = settings.pictures_every
         if every != 0 and (trainer.finished() or (every and progress.epochs % every == 0)):
-            self._draw(trainer, self._found(trainer))
+            self._draw_evaluation(trainer, self.stats)
 
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
             self._profile.end(trainer.progress.steps)
-        self.events.describe(*self._about, {"summary": summaries.finished(time.time())})
+        self.events.describe(*self._about, {"summary": summaries.finished()})
 
-    def _found(self, trainer: BaseTrainer) -> "Iterator[Summary]":
+    def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation is not None:
-            yield from pictures.evaluation(self.findings)
-        else:
-            yield from pictures.evaluation(anatomy.found_in_training(trainer), "training")
+            self._draw(trainer, pictures.evaluation(stats))
+        elif trainer.runtime.process_group.world_size == 1:
+            model_summary.evaluate_training_samples(trainer, stats)
+            self._draw(trainer, pictures.evaluation(stats, "training"))
 
-    def _draw(self, trainer: BaseTrainer, made: "Iterable[Summary]") -> None:
+    def _draw(self, trainer: BaseTrainer, drawn: "Iterable[Summary]") -> None:
         try:
-            self._write(trainer.progress.steps, made)
-        except Exception as error:  # a library that is missing, a broken font: no reason to lose an epoch
+            self._write(trainer.progress.steps, drawn)
+        except Exception as error:  # a missing library, a broken font: no reason to lose an epoch
             trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
 
-    def _write(self, step: int, made: "Iterable[Summary]") -> None:
-        for summary in made:
+    def _write(self, step: int, written: "Iterable[Summary]") -> None:
+        for summary in written:
             self.events.event(step, summary=summary)
+
+
+def _best(values: dict[str, float]) -> dict[str, float]:
+    """The values of an epoch that is the best so far; of training only where there is no validation.
+
+    They are written only then, so that the last of them, which the page of hyperparameters shows, are the run's best.
+    """
+    chosen = {name: value for name, value in values.items() if name.startswith("val_")} or values
+    return {f"best/{name.removeprefix('val_')}": value for name, value in chosen.items()}

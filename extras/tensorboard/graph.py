@@ -1,4 +1,4 @@
-"""The graph of a model, written down while a batch goes through it: no tracer that a model might not suit."""
+"""The graph of a model, recorded while a batch goes through it, so that any model serves which runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from tensorboard.compat.proto.versions_pb2 import VersionDef
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from extras.check.layers import named_tensors
+from utils.tree import tensors
 
 MOST = 5000
-"""Nodes; a browser draws no more, as of a loop over a long sequence."""
+"""Nodes; with more, as of a loop over a long sequence, a browser could not draw the graph."""
 
 
 class Recorder(TorchFunctionMode):
@@ -28,7 +28,7 @@ class Recorder(TorchFunctionMode):
         self._weights = {id(tensor): (name, "Parameter") for name, tensor in model.named_parameters()}
         self._weights |= {id(tensor): (name, "Buffer") for name, tensor in model.named_buffers()}
         self._sources: dict[int, str] = {}
-        self._alive: list[Tensor] = []  # else a later tensor might get the id of one that is gone
+        self._alive: list[Tensor] = []  # otherwise a later tensor might get the id of a freed one
         self._taken: dict[str, int] = {}
 
     def graph(self) -> GraphDef:
@@ -36,7 +36,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        outputs = [tensor for _, tensor in named_tensors(result)]
+        outputs = list(tensors(result))
         if self._scopes and outputs:
             # of an attribute, as x.T, func is the getter
             name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
@@ -44,7 +44,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def add(self, name: str, kind: str, inputs: Sequence[str], outputs: Sequence[Tensor]) -> None:
-        """A node that gives these tensors. Equal names are numbered."""
+        """Add a node with these outputs. Equal names are numbered."""
         if len(self.nodes) == MOST:
             return
         count = self._taken[name] = self._taken.get(name, 0) + 1
@@ -60,7 +60,7 @@ class Recorder(TorchFunctionMode):
     def sources(self, value: Any) -> list[str]:
         """The nodes from which the tensors in a nest of arguments come."""
         found = []
-        for _, tensor in named_tensors(value):
+        for tensor in tensors(value):
             if id(tensor) not in self._sources and id(tensor) in self._weights:
                 name, kind = self._weights[id(tensor)]
                 self.add(name.replace(".", "/"), kind, [], [tensor])
@@ -71,7 +71,7 @@ class Recorder(TorchFunctionMode):
     def enter(self, name: str, arguments: Any) -> None:
         """A layer is called; the model itself has no name."""
         if not name:
-            for index, (_, tensor) in enumerate(named_tensors(arguments)):
+            for index, tensor in enumerate(tensors(arguments)):
                 self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
         self._scopes.append(f"{name.replace('.', '/')}/" if name else "")
 
@@ -83,7 +83,7 @@ class Recorder(TorchFunctionMode):
 
 @contextmanager
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Inside, what the model computes is written into the recorder."""
+    """Inside, what the model computes is recorded."""
     handles = []
     for name, module in model.named_modules():
         handles.append(

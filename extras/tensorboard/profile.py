@@ -16,32 +16,33 @@ if TYPE_CHECKING:
 
 
 class StepProfile:
-    """Records optimizer steps, the first and the last of them included, and writes them into the run's folder."""
+    """Records optimizer steps, from the first to the last inclusive, and writes them into the run's folder."""
 
     def __init__(self, steps: Sequence[int], folder: Path, console: Console) -> None:
         self.first, self.last = steps
-        self.folder, self.console = folder, console
+        self.folder = folder
+        self.console = console
         self._profile: profile | None = None
         self._recorded: list[int] = []
         self._step: Any = None
         self._handle: Any = None
 
     def begin(self, trainer: "BaseTrainer") -> None:
-        """Before the first step of this start. The optimizer says when a step is over, so that the loop need not."""
+        """Before the first step of this start. A hook of the optimizer reports each step, so that the loop need not."""
         end = trainer.settings.epochs * trainer.steps_per_epoch()
         if self.first > end:
             self.console.warn(f"trainer.profile_steps: the run ends with step {end:,}, before step {self.first:,}")
             return
-        if trainer.progress.steps >= self.last:  # of a run that goes on
+        if trainer.progress.steps >= self.last:  # a resumed run that is past them
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what it prints of a machine without GPU looks like a failure
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on a machine without a GPU look like failures
         self._handle = trainer.training.optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
         )
         self._between(trainer.progress.steps + 1)
 
     def _between(self, following: int) -> None:
-        """following: the number of the step that begins now."""
+        """A step has ended and another begins. following: the number of the latter."""
         self._end_step()
         if following > self.last:
             self.end()
@@ -59,7 +60,7 @@ class StepProfile:
             self._step = None
 
     def end(self, taken: int | None = None) -> None:
-        """Write what was recorded. taken: how many steps the run had when it came to its end."""
+        """Write what was recorded. taken: the number of steps of the run, where it has ended."""
         if self._handle is None:
             return
         self._handle.remove()
@@ -78,11 +79,11 @@ class StepProfile:
         path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"
         try:
             recorded.export_chrome_trace(str(path))
-        except OSError as error:  # a full disk is no reason to stop a run
+        except OSError as error:  # a full disk does not stop a run
             path.unlink(missing_ok=True)
             self.console.warn(f"trainer.profile_steps: {path} cannot be written: {error.strerror}")
         else:
-            self.console.info(f"profile of the steps {first} to {last}, for ui.perfetto.dev: {display_path(path)}")
+            self.console.info(f"profile of steps {first} to {last}, for ui.perfetto.dev: {display_path(path)}")
 
 
 def _activities() -> list[ProfilerActivity]:

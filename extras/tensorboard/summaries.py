@@ -1,61 +1,75 @@
-"""What TensorBoard's plugins read, as protocol buffers. Its own functions for some of these need TensorFlow."""
+"""What TensorBoard's plugins read, as protocol buffers."""
 
 import json
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as layouts
-from tensorboard.plugins.histogram import metadata as histograms
-from tensorboard.plugins.hparams import metadata as hparams
-from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.plugins.pr_curve import metadata as pr_curves
-from tensorboard.plugins.text import metadata as texts
-from tensorboard.util.tensor_util import make_tensor_proto
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import Tensor
+from torch.utils import tensorboard
+
+from base.experiment import Training
+from utils.schema import Config
+
+summary: Any = tensorboard.summary  # its functions are not typed
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 BUCKETS = 30
 
+# keys that change where a run is kept or what is shown of it, but not its result
+NO_HYPERPARAMETERS: dict[str, Any] = {
+    "schema_path": True,
+    "metrics": True,
+    "trainer": {
+        "save_dir", "save_period", "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "verbosity",
+        "pictures_every", "profile_steps",
+    },
+}  # fmt: skip
+
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
-    """Of any floats, on any device; what is not finite is left out. None if nothing is left.
+    """Of any floats, on any device. None if none is finite: only finite ones are counted.
 
-    Of a tensor that is spread over several processes, the part that this one has.
+    Of a tensor that is sharded over several processes, the histogram is of this one's shard.
     """
     values = getattr(values, "to_local", lambda: values)().detach()
     values = (torch.view_as_real(values) if values.is_complex() else values.float()).flatten()
-    if values.numel() and not values.sum().isfinite():  # to look at each takes longer than all else here
+    if values.numel() and not values.sum().isfinite():  # testing each value takes longer than all the rest
         values = values[values.isfinite()]
     if not values.numel():
         return None
     low, high = (float(bound) for bound in values.aminmax())
-    counts = (
-        torch.histc(values, BUCKETS, low, high).tolist() if low < high else [0.0] * (BUCKETS - 1) + [values.numel()]
-    )
-    edges = np.linspace(low, high, BUCKETS + 1)
-    rows = np.stack([edges[:-1], edges[1:], counts], 1)  # (BUCKETS, 3): left, right, count
-    return _tensor(tag, histograms.create_summary_metadata(None, None), rows)
+    # torch's own histogram() would need all values on the host
+    counts = torch.histc(values, BUCKETS, low, high).tolist() if low < high else [values.numel()]
+    limits = np.linspace(low, high, len(counts) + 1)[1:].tolist()
+    sums = torch.stack([values.sum(dtype=torch.float32), values.square().sum(dtype=torch.float32)]).tolist()
+    made: Summary = summary.histogram_raw(tag, low, high, values.numel(), *sums, limits, counts)
+    return made
 
 
 def image(tag: str, png: bytes) -> Summary:
-    """A picture: the bytes of a PNG file, whose first block tells the size."""
+    """A picture from the bytes of a PNG file, whose first block has the size."""
     width, height = struct.unpack(">II", png[16:24])
-    return Summary(
-        value=[
-            Summary.Value(
-                tag=tag, image=Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-            )
-        ]
-    )
+    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])
+
+
+def image_grid(tag: str, pictures: Tensor) -> Summary:
+    """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
+    framed = torch.nn.functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
+    made: Summary = summary.image(tag, framed, dataformats="NHWC")
+    return made
 
 
 def text(tag: str, markdown: str) -> Summary:
-    return _tensor(tag, texts.create_summary_metadata(None, None), np.array([markdown.encode()], object))
+    made: Summary = summary.text(tag, markdown)
+    made.value[0].tag = tag  # without the suffix that torch adds
+    return made
 
 
 def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
@@ -65,54 +79,62 @@ def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
     """
     precision = true / np.maximum(true + false, 1)
     recall = true / np.maximum(true[0], 1)
-    rows = np.stack([true, false, false[0] - false, true[0] - true, precision, recall])
-    name = tag.partition("/")[2] or tag
-    return _tensor(tag, pr_curves.create_summary_metadata(name, "", len(true)), rows.astype(np.float32))
+    negatives = (false[0] - false, true[0] - true)  # true and false ones
+    made: Summary = summary.pr_curve_raw(tag, true, false, *negatives, precision, recall, num_thresholds=len(true))
+    made.value[0].metadata.display_name = tag.partition("/")[2] or tag
+    return made
 
 
-def layout(charts: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary:
-    """The page of custom scalars: categories of charts, each with the patterns of the tags that it shows together."""
-    categories = [
-        layout_pb2.Category(
-            title=category,
-            chart=[
-                layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
-                for title, patterns in inside.items()
-            ],
-        )
-        for category, inside in charts.items()
-    ]
-    content = layout_pb2.Layout(category=categories).SerializeToString()
-    return _tensor(layouts.CONFIG_SUMMARY_TAG, layouts.create_summary_metadata(), np.array(content, object))
+def layout(config: Config, training: Training) -> Summary:
+    """The page of custom scalars: training and validation in one chart, the most important charts first."""
+    names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
+    phases = ("train", "valid") if training.validation else ("train",)
+    rates = f"^learning_rate{'/.*' if len(training.optimizer.param_groups) > 1 else ''}$"
+    charts: dict[str, dict[str, list[str]]] = {
+        "overview": {
+            **{name: [f"^{re.escape(name)}/{phase}$" for phase in phases] for name in names},
+            "learning rate": [rates],
+            "gradient norm (before clipping)": ["^gradient_norm$"],
+        },
+        "every few steps": {name: [f"^{re.escape(name)}/step$"] for name in names},
+        "the machine": {"samples per second": ["^samples_per_second$"], "memory (MB)": ["^memory/.*$"]},
+    }
+    made: Summary = summary.custom_scalars(
+        {
+            category: {title: ["Multiline", patterns] for title, patterns in inside.items()}
+            for category, inside in charts.items()
+        }
+    )
+    return made
 
 
-def hyperparameters(values: Mapping[str, Any], start: float) -> Summary:
-    """A run's hyperparameters by name: what JSON has. start: when it began, in seconds since 1970.
+def hyperparameters(config: Config, *, start: float) -> Summary:
+    """A run's hyperparameters by the config's keys, ``optimizer.lr`` for optimizer.args.lr. start: seconds since 1970.
 
-    TensorBoard finds their values' kinds and the metrics by itself, and better than if we named them: what one run
-    says of that, it takes for all the runs that it shows.
+    TensorBoard infers the types and the metrics, and better than if we declared them: what one run declares holds for
+    all the runs that it shows.
     """
-    info = plugin_data_pb2.SessionStartInfo(start_time_secs=start)
+    values = config.model_dump(exclude=NO_HYPERPARAMETERS, exclude_none=True)
+    flat = {
+        key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+        for key, value in _flat(values)
+    }
+    # an empty trial_id: each run is a trial of its own, also where two have the same hyperparameters
+    made: Summary = hparams_pb(flat, trial_id="", start_time_secs=start)
+    return made
+
+
+def finished() -> Summary:
+    """That the run ended by itself."""
+    *_, end = summary.hparams({}, {})
+    made: Summary = end
+    return made
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested objects, each under a dotted key."""
     for key, value in values.items():
-        if isinstance(value, bool):
-            info.hparams[key].bool_value = value
-        elif isinstance(value, (int, float)):
-            info.hparams[key].number_value = value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            info.hparams[key].string_value = value if isinstance(value, str) else json.dumps(value)
-    return _hparams(hparams.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=info))
-
-
-def finished(end: float) -> Summary:
-    """That the run came to its end, and when."""
-    info = plugin_data_pb2.SessionEndInfo(status="STATUS_SUCCESS", end_time_secs=end)
-    return _hparams(hparams.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
-
-
-def _hparams(tag: str, content: plugin_data_pb2.HParamsPluginData) -> Summary:
-    value = Summary.Value(tag=tag, metadata=hparams.create_summary_metadata(content), tensor=hparams.NULL_TENSOR)
-    return Summary(value=[value])
-
-
-def _tensor(tag: str, metadata: SummaryMetadata, values: np.ndarray[Any, Any]) -> Summary:
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(values))])
+            yield f"{prefix}{key}", value

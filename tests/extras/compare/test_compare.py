@@ -53,7 +53,7 @@ def compared(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[str]:
     """What is printed: every line is short enough for any terminal."""
     assert cli.run(test.main, ["--compare", *map(str, paths)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in printed if not line.startswith(("written", "damaged", "no run"))) <= 80
+    assert max(len(line) for line in printed if not line.startswith(("written", "damaged", "not a run"))) <= 80
     return [line.rstrip() for line in printed]
 
 
@@ -76,10 +76,10 @@ def test_runs_are_ranked_by_what_they_monitor(make: Make, capsys: pytest.Capture
     printed = compared(capsys, *runs)
     assert printed[:5] == [
         "Photos, cross_entropy: 3 runs, by min val_loss, commit abcdef0",
-        "  run                best    last  epochs   lr     time",
-        "  20260101-000002  0.4000       -     3/3  0.2  0:01:30",
-        "  20260101-000001  0.5000  0.7000     3/3  0.1  0:01:30",
-        "  20260101-000003  0.6000  0.6000     3/3  0.3  0:01:30",
+        "  run                best    last  epochs   lr  time",
+        "  20260101-000002  0.4000       -     3/3  0.2  1:30",
+        "  20260101-000001  0.5000  0.7000     3/3  0.1  1:30",
+        "  20260101-000003  0.6000  0.6000     3/3  0.3  1:30",
     ]
     table = written(runs[0].parent)
     assert [row["run"] for row in table] == [f"small/20260101-00000{place}" for place in (2, 1, 3)]
@@ -121,8 +121,14 @@ def test_what_became_of_each_run_is_said(make: Make, capsys: pytest.CaptureFixtu
     ):
         assert f"  {state} " in states[f"20260101-00000{place}"], (place, printed)
     assert any(line.startswith("unknown task: 1 run") for line in printed)
-    notes = [line for line in printed if line.startswith(("damaged", "no run"))]
-    said = ["metrics.jsonl cannot be read", "line 1 is no record", "config.json cannot be read", "foreign", "notes.txt"]
+    notes = [line for line in printed if line.startswith(("damaged", "not a run"))]
+    said = [
+        "metrics.jsonl cannot be read",
+        "line 1 is not the record",
+        "config.json cannot be read",
+        "foreign",
+        "notes.txt",
+    ]
     for note, part in zip(notes, said, strict=True):
         assert part in note
     assert len(written(done.parent)) == 9
@@ -168,7 +174,7 @@ def test_other_data_of_the_same_kind_are_another_task(make: Make, capsys: pytest
         "Photos (data_dir=dogs, validation_split=0.1)",
         "Photos (data_dir=cats, validation_split=0.2)",
     ]
-    assert not any("as if the data were the same" in line for line in printed)
+    assert not any("as the same data" in line for line in printed)
 
 
 def test_an_argument_that_may_mean_other_data_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +182,7 @@ def test_an_argument_that_may_mean_other_data_is_named(make: Make, capsys: pytes
         run = make(f"20260101-00000{place}", [0.1, 0.2, 0.3], data_loader=photos(subset=subset, batch_size=place))
     printed = compared(capsys, run.parent)
     assert printed[0].startswith("Photos, cross_entropy: 2 runs")
-    assert "  ranked as if the data were the same, whatever this says: subset" in printed
+    assert "  ranked as the same data although these differ: subset" in printed
 
 
 def test_every_argument_of_our_data_loaders_is_known_to_the_comparison() -> None:
@@ -200,7 +206,7 @@ def test_what_finds_no_place_is_in_the_csv(make: Make, capsys: pytest.CaptureFix
         folder = make(f"20260101-00000{run}", [0.1 * run], optimizer=optimizer)
     printed = compared(capsys, folder.parent)
     further = " ".join(line.strip() for line in printed[4:] if line.startswith("  "))
-    assert further.startswith("further in comparison.csv: ")
+    assert further.startswith("also in comparison.csv: ")
     assert keys[-1] in further
     assert written(folder.parent)[0][f"optimizer.args.{keys[-1]}"] == "value 1"
 

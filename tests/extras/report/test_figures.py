@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from extras.report import drawing, figures
+from extras import drawing
+from extras.compare.curves import Curve, curves
+from extras.report import figures
 from extras.report.classification import Classification, Mistake
 from extras.report.regression import Doubles, Regression
 
@@ -107,13 +109,13 @@ def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
 
 
 def test_curves_with_gaps_of_many_runs_and_over_many_magnitudes() -> None:
-    lines = [figures.Curve(f"run_${place}$\nlr=0.1", [1, 2, 3], [1.0, None, place + 2.0]) for place in range(20)]
-    steep = [figures.Curve("steep", range(40), [10.0 ** -(step / 4) for step in range(40)])]
-    figure = figures.curves({"val_loss\nsome data": lines, "loss": steep, "nothing": []})
+    lines = [Curve(f"run_${place}$\nlr=0.1", [1, 2, 3], [1.0, None, place + 2.0]) for place in range(20)]
+    steep = [Curve("steep", range(40), [10.0 ** -(step / 4) for step in range(40)])]
+    figure = curves({"val_loss\nsome data": lines, "loss": steep, "nothing": []})
     size(figure)
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "linear"]
     assert figure.axes[0].get_ylabel() == "val_loss"
-    size(figures.curves({"one": [figures.Curve("run", [1], [None])]}))
+    size(curves({"one": [Curve("run", [1], [None])]}))
 
 
 def test_the_style_is_ours_and_nobody_elses_is_changed() -> None:

@@ -15,7 +15,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from extras.report.markdown import escaped, table
+from extras.report.evaluation_report import escaped
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
@@ -23,6 +23,7 @@ from utils.config import load_config
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
+from utils.text import markdown_table
 
 Fit = Callable[..., train.Result]
 test = load_script("test")
@@ -229,7 +230,7 @@ def test_images_of_any_channels(fit: Fit, channels: int) -> None:
 def test_what_a_loader_gives_for_pictures_is_checked(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
     monkeypatch.setattr(RandomTensorLoader, "pictures", lambda self, inputs: inputs)
-    with pytest.raises(DataError, match=r"RandomTensorLoader.pictures gives \(\d+, 3, 8, 8\) float32; it should be"):
+    with pytest.raises(DataError, match=r"RandomTensorLoader.pictures returns \(\d+, 3, 8, 8\) float32; it should be"):
         test.main(["-r", str(run)])
 
 
@@ -271,7 +272,7 @@ def test_a_link_leads_nothing_out_of_the_folder(run: Path, tmp_path: Path, name:
 
 def test_markdown_shows_names_as_they_are() -> None:
     assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
-    lines = table(["name", "n"], [["고양이", "1"], ["cat", "22"]]).splitlines()
+    lines = markdown_table(["name", "n"], [["고양이", "1"], ["cat", "22"]], right=[1], padded=True)
     assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
-from extras.schema import docstrings
-from extras.schema.catalogue import listing
+from extras.schema import docstrings, listing
 from tests.configs import SOUND, message
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, OPTIMIZERS, REGISTRIES

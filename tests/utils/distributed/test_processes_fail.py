@@ -88,7 +88,7 @@ def test_a_launcher_that_restarts_resumes_its_run(
 def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tmp_path: Path) -> None:
     """One after the other under one launcher; each ends with one message, and status 2 in all processes."""
     for rank in "01":
-        for folder in ("base", "extras", "data_loader", "logger", "model", "trainer", "utils"):
+        for folder in ("base", "data_loader", "logger", "model", "trainer", "utils"):
             shutil.copytree(ROOT / folder, tmp_path / rank / folder, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "train.py", tmp_path / rank)
         (tmp_path / "elsewhere" / rank).mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
         f"cd elsewhere/$RANK; {trains} trainer.save_dir=/proc/self/cwd/saved": "process 1 of 2 does not see the run",
         f"{trains} --bs=1": "1 samples cannot be shared by 2 processes",
         f"{trains} --bsize=1": "error: unrecognized arguments: --bsize=1",
-        f"{python} {ROOT}/test.py --compare .": "error: --compare looks with a process of its own",
+        f"{python} {ROOT}/test.py --compare .": "error: --compare runs in a single process",
     }
     (tmp_path / "cases.sh").write_text(
         "".join(f"({case}) 2> said-{n}-$RANK\necho $? >> status-$RANK\n" for n, case in enumerate(cases))

@@ -1,4 +1,4 @@
-"""How every picture looks, and how it becomes a file. Nothing of matplotlib's global state is left changed."""
+"""The style of every figure, and its conversion to a file. matplotlib's global state is left unchanged."""
 
 import functools
 import io

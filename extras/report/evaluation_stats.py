@@ -1,4 +1,4 @@
-"""What an evaluation shows beyond its means, found batch by batch. The task is recognised from the first result."""
+"""Statistics of an evaluation beyond its means. The task is recognised from the first result."""
 
 import functools
 from typing import Any
@@ -17,9 +17,9 @@ from extras.report.regression import Regression
 from utils.errors import DataError
 
 MOST_CLASSES = 1000
-"""More than these have no confusion matrix: it takes the square of their number."""
+"""With more there is no confusion matrix: its size is the square of their number."""
 
-# losses whose float targets are classes, or probabilities of classes: what they train is no regression
+# losses whose float targets are classes, or probabilities of classes: their task is not a regression
 NO_REGRESSION = {
     "cross_entropy", "CrossEntropyLoss", "BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "SoftMarginLoss",
     "MultiLabelSoftMarginLoss", "HingeEmbeddingLoss",
@@ -27,12 +27,12 @@ NO_REGRESSION = {
 
 
 class EvaluationStats(Observer):
-    """Recognises the task and adds up what it shows; at most one of the two attributes is not None.
+    """Recognises the task and adds up its statistics; at most one of the two attributes is not None.
 
     Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
-    unless the loss takes them for probabilities. Anything else has no findings. Costs one wait for the device a batch.
+    unless the loss takes them for probabilities. Anything else has no statistics. Waits for the device once per batch.
 
-    Of several processes each adds up its own samples; at the end of an evaluation the main one has those of all.
+    Of several processes, each adds up its own samples; at the end of an evaluation the main one has those of all.
     """
 
     classification: Classification | None = None
@@ -76,7 +76,7 @@ class EvaluationStats(Observer):
         self.regression.add(window.start, outputs, targets)
 
     def class_names(self) -> list[str]:
-        """The names of the data set's classes where it has them for all, else the numbers."""
+        """The names of the data set's classes if it names all of them, otherwise their numbers."""
         if self.classification is not None and len(self._names) != self.classification.classes:
             names, count = self.data.class_names, self.classification.classes
             self._names = list(map(str, names if names is not None and len(names) == count else range(count)))
@@ -97,7 +97,7 @@ class EvaluationStats(Observer):
 
 
 def shows(data: BaseDataLoader, batch: Any) -> Show:
-    """Gives pictures of rows of a batch, (inputs, targets). Raises DataError if the loader gives something else."""
+    """Returns pictures of rows of a batch, (inputs, targets). Raises DataError if the loader returns something else."""
 
     def show(rows: Counts) -> Tensor | None:
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
@@ -105,8 +105,8 @@ def shows(data: BaseDataLoader, batch: Any) -> Show:
             return None
         pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
         if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
-            said = describe_batch(pictures)
-            raise DataError(f"{type(data).__name__}.pictures gives {said}; it should be (B, H, W, 1 or 3) uint8")
+            got = describe_batch(pictures)
+            raise DataError(f"{type(data).__name__}.pictures returns {got}; it should be (B, H, W, 1 or 3) uint8")
         return pictures
 
     return show

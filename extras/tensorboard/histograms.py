@@ -1,4 +1,4 @@
-"""Numbers and histograms of weights, gradients and memory."""
+"""Histograms of weights and gradients, and the gradient norm; the memory in use."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,17 +15,17 @@ MEGABYTE = 2**20
 
 
 def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
-    """Of all gradients of the last step together, as the clipping found them.
+    """The norm of all gradients of the last step together, before clipping.
 
-    Empty where this process has only a part of them: the other processes are not there to add theirs.
+    Empty where this process has only a shard of them: the other processes do not take part here.
     """
     norm = trainer.gradient_norm
     if norm is None:
-        values = [values for _, values in _gradients(trainer.experiment.model)]
-        if any(_is_part(value) for value in values):
+        gradients = [gradient for _, gradient in _gradients(trainer.experiment.model)]
+        if any(map(_is_sharded, gradients)):
             return {}
-        norm = nn.utils.get_total_norm(values)
-    return {} if _is_part(norm) else {"gradient_norm": float(norm)}
+        norm = nn.utils.get_total_norm(gradients)
+    return {} if _is_sharded(norm) else {"gradient_norm": float(norm)}
 
 
 def weights(model: nn.Module) -> Iterator[Summary]:
@@ -39,18 +39,18 @@ def gradients(model: nn.Module) -> Iterator[Summary]:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Megabytes that the process holds, where the system tells, and the most that the accelerator has held."""
+    """Megabytes of this process, where the system reports them, and the peak of the accelerator's memory."""
     found = {}
     with suppress(OSError, ImportError):
         found["memory/process_MB"] = _resident() / MEGABYTE
     if device.type != "cpu":
-        with suppress(RuntimeError):  # not every kind of accelerator counts
+        with suppress(RuntimeError):  # not every kind of accelerator reports it
             found["memory/accelerator_MB"] = torch.accelerator.max_memory_allocated() / MEGABYTE
     return found
 
 
 def _resident() -> int:
-    """Bytes in memory now; where there is no /proc, the most there were."""
+    """Resident bytes now; their peak where there is no /proc."""
     statistics = Path("/proc/self/statm")
     import resource
 
@@ -62,8 +62,8 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _is_part(values: Tensor) -> bool:
-    """Whether other processes have the rest of a tensor: a DTensor, whose import would take 0.2 s."""
+def _is_sharded(values: Tensor) -> bool:
+    """Whether other processes have the rest of a tensor: then it is a DTensor, whose import would take 0.2 s."""
     return hasattr(values, "to_local")
 
 

@@ -15,7 +15,7 @@ from base.data.sources import Source, TensorSource
 from base.metric import StepResult
 from data_loader.cifar10 import CIFAR10Loader
 from extras.report.classification import Classification, are_probabilities, as_probabilities
-from extras.report.findings import EvaluationStats
+from extras.report.evaluation_stats import EvaluationStats
 from extras.report.regression import Regression
 from model.loss import cross_entropy, mse_loss
 from utils.distributed.process_group import ProcessGroup

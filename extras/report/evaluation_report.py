@@ -1,0 +1,183 @@
+"""The report of test.py, in one folder: report.md, its figures and predictions.csv."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from base.data.batches import BatchRange
+from base.experiment import Experiment
+from extras.report.classification import Classification, Show
+from extras.report.evaluation_stats import EvaluationStats
+from extras.report.predictions import Predictions
+from extras.report.regression import Regression
+from utils.run_folder import replace_bytes, replace_text
+from utils.text import markdown_table, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("confusion_matrix", "mistakes", "calibration", "scatter", "residuals")
+
+
+class EvaluationReport(EvaluationStats):
+    """Writes what it observes. Files of an older report that this one does not have are removed.
+
+    As a context: the predictions replace an older file only if nothing is raised inside.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self.folder = folder
+        self.predictions = Predictions(folder / "predictions.csv", self.processes)
+
+    def __enter__(self) -> "EvaluationReport":
+        self.predictions.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.predictions.__exit__(kind, error, trace)
+
+    def add_probabilities(self, window: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+        super().add_probabilities(window, probabilities, targets, show)
+        self.predictions.add_classes(window.start, probabilities, targets, self.class_names())
+
+    def add_numbers(self, window: BatchRange, outputs: Tensor, targets: Tensor) -> None:
+        super().add_numbers(window, outputs, targets)
+        self.predictions.add_numbers(window.start, outputs, targets)
+
+    def further_values(self) -> dict[str, float]:
+        """Values beside those that the config asks for."""
+        if self.classification is not None:
+            return {"expected_calibration_error": self.classification.calibration_error()}
+        return {"r2": self.regression.residuals().r2} if self.regression is not None else {}
+
+    def write(self, run: str, about: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Everything but the predictions. run: its name; about: what was tested; values: the loss and the metrics.
+
+        Raises TrainingError if a file cannot be written.
+        """
+        from extras.drawing import png
+
+        figures = self._figures()
+        for name, figure in figures.items():
+            replace_bytes(self.folder / f"{name}.png", png(figure))
+        for name in FIGURES:
+            if name not in figures:
+                (self.folder / f"{name}.png").unlink(missing_ok=True)
+        if not self.predictions.begun:
+            self.predictions.path.unlink(missing_ok=True)
+        text = "\n\n".join([f"# Test of {escaped(run)}", *self._sections(about, values, list(figures))])
+        replace_text(self.folder / "report.md", text + "\n")
+
+    def _figures(self) -> "dict[str, Figure]":
+        from extras.report import figures
+
+        drawn: dict[str, Figure | None] = {}
+        if self.classification is not None:
+            names = self.class_names()
+            drawn["confusion_matrix"] = figures.confusion_matrix(self.classification.confusion, names)
+            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names)
+            drawn["calibration"] = figures.reliability(self.classification)
+        elif self.regression is not None:
+            drawn["scatter"] = figures.scatter(self.regression)
+            drawn["residuals"] = figures.residuals(self.regression)
+        return {name: figure for name, figure in drawn.items() if figure is not None}
+
+    def _sections(self, about: Mapping[str, Any], values: Mapping[str, float], figures: list[str]) -> Iterator[str]:
+        yield (
+            f"{about['checkpoint']}: epoch {about['epoch']}, step {about['step']:,}; {about['samples']:,} test samples."
+        )
+        yield _table(["metric", "value"], [[escaped(name), _digits(value)] for name, value in values.items()])
+        if self.classification is not None:
+            yield from _classes(self.classification, [escaped(name) for name in self.class_names()], figures)
+        elif self.regression is not None:
+            yield from _residuals(self.regression)
+        else:
+            yield "The task is neither a classification nor a regression, so the report ends here."
+        if self.predictions.begun:
+            yield "Every sample: [predictions.csv](predictions.csv)."
+
+
+def _classes(found: Classification, names: list[str], figures: list[str]) -> Iterator[str]:
+    """names: escaped."""
+    scores = found.scores()
+    present = scores.support > 0
+    columns = [scores.precision, scores.recall, scores.f1]
+    rows = [
+        [name, *(_digits(value, ".3f") for value in values), f"{count:,}"]
+        for name, *values, count in zip(names, *columns, scores.support, strict=True)
+    ]
+    means = [float(np.nan_to_num(column[present]).mean()) if present.any() else math.nan for column in columns]
+    rows.append(["mean over classes", *(_digits(value, ".3f") for value in means), f"{found.samples:,}"])
+    yield "## Classes"
+    yield _table(["class", "precision", "recall", "F1", "support"], rows)
+    yield "![confusion matrix](confusion_matrix.png)"
+    yield from _confusions(found, names)
+    yield "## Most confident mistakes"
+    if "mistakes" in figures:
+        yield "![mistakes](mistakes.png)"
+    elif found.mistakes:
+        mistakes = [
+            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", str(mistake.sample)]
+            for mistake in found.mistakes
+        ]
+        yield _table(["predicted", "true", "probability", "sample"], mistakes, left=2)
+    else:
+        yield "None."
+    yield "## Calibration"
+    yield "![calibration](calibration.png)"
+
+
+def _confusions(found: Classification, names: list[str], most: int = 5) -> Iterator[str]:
+    wrong = found.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    rows = []
+    for index in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        true, predicted = divmod(int(index), found.classes)
+        if count := int(wrong[true, predicted]):
+            share = count / int(found.confusion[true].sum())
+            rows.append([names[true], names[predicted], f"{count:,}", f"{share:.1%}"])
+    if rows:
+        yield _table(["true class", "most often predicted as", "samples", "of the class"], rows, left=2)
+
+
+def _residuals(found: Regression) -> Iterator[str]:
+    values = found.residuals()
+    named = {
+        "mean (bias)": values.mean,
+        "standard deviation": values.deviation,
+        "root mean square": values.rmse,
+        "mean absolute value": values.mae,
+        "largest absolute value": values.largest,
+    }
+    yield "## Residuals: predicted - true"
+    yield _table([f"of {found.numbers:,} values", ""], [[name, _digits(value)] for name, value in named.items()])
+    yield "![predicted and true values](scatter.png)"
+    yield "![residuals](residuals.png)"
+
+
+def _table(header: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """The first ``left`` columns are texts, the others numbers."""
+    return "\n".join(markdown_table(header, rows, right=range(left, len(header)), padded=True))
+
+
+def _digits(value: float, form: str = "") -> str:
+    """A number in a table; a dash where there is none. form: as of str.format; by default, four significant digits."""
+    if math.isnan(value):
+        return "-"
+    return format(value, form) if form else number(value)
+
+
+def escaped(text: str) -> str:
+    """A name as Markdown shows it: with its underscores, dollars and bars, and in one line."""
+    # an underscore within a word is not markup
+    special = r"[\\`*{}\[\]<>#|$~]|\b_+|_+\b"
+    return re.sub(special, lambda found: "".join(f"\\{letter}" for letter in found[0]), " ".join(text.split()))

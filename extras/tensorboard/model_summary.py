@@ -1,0 +1,94 @@
+"""The layers of a model and its results on training samples, which go through it without leaving a trace."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from base.base_model import count_parameters
+from base.base_trainer import BaseTrainer
+from base.data.batches import BatchRange
+from extras.layers import HEADER, Trace, traced
+from extras.tensorboard.graph import Recorder, recording
+from utils.random import isolated
+from utils.text import markdown_table
+from utils.tree import map_tensors
+
+if TYPE_CHECKING:
+    from extras.report import EvaluationStats
+
+SAMPLES = 1000
+"""Training samples that are evaluated where there are none for validation."""
+
+
+def first_batch(trainer: BaseTrainer, samples: int) -> Any:
+    """The first samples of the training, as the model gets them.
+
+    By the workers, where there are any: a data set that opens a file in this process might not survive their start.
+    """
+    batches = trainer.training.batches
+    [micro_batch] = batches.load([BatchRange(0, 0, min(samples, batches.num_samples))])
+    return micro_batch.data
+
+
+def model_summary(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
+    """The table of layers as Markdown, and the graph as TensorBoard reads it; None if the model cannot be traced.
+
+    batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
+    """
+    model = trainer.experiment.model
+    if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
+        return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
+    trace = Trace()
+    recorder = Recorder(model)
+    samples = map_tensors(lambda tensor: tensor[:2] if tensor.dim() else tensor, batch)
+    try:
+        with untouched(trainer), traced(model, trace), recording(model, recorder):
+            trainer.eval_step(trainer.runtime.to_device(samples))
+    except Exception as error:  # of the user's own code, which may not support a batch of this size
+        return f"{_size(model)}\n\nThere is neither a table of layers nor a graph: {error}", None
+    table = "\n".join(markdown_table(HEADER, trace.rows, right=[3]))
+    return f"{_size(model)}\n\n{table}", recorder.graph().SerializeToString()
+
+
+def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") -> None:
+    """Collect the model's results on the first training samples, in a run without validation."""
+    batches = trainer.training.batches
+    ranges = list(itertools.islice(batches.ranges(), min(len(batches), -(-SAMPLES // batches.batch_size))))
+    stats.begin_evaluation(sum(batch_range.size for batch_range in ranges))
+    with untouched(trainer):
+        for micro_batch in batches.load(ranges):
+            result = trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
+            stats.evaluated(micro_batch.range, micro_batch.data, result)
+
+
+@contextmanager
+def untouched(trainer: BaseTrainer) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and not compiled; afterwards its modes, buffers and the random
+    generators are as before.
+
+    Not in inference mode: a tensor that a model keeps for later, as a table of positions, must serve in training too.
+    """
+    model = trainer.experiment.model
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with ExitStack() as stack:
+        stack.enter_context(isolated(trainer.experiment.seed, "model summary"))
+        stack.enter_context(torch.no_grad())
+        if trainer.runtime.settings.compile:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _size(model: nn.Module) -> str:
+    return f"{type(model).__name__}: {count_parameters(model):,} trainable parameters"

@@ -1,0 +1,27 @@
+"""The folders of extras/, any of which may be deleted."""
+
+import importlib
+from types import ModuleType
+
+from utils.errors import UserError
+
+
+def find_extra(folder: str) -> ModuleType | None:
+    """The package ``extras.FOLDER``; None if it was deleted. An import that fails within it raises its own error."""
+    name = f"extras.{folder}"
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("extras", name):
+            raise
+        return None
+    # without a file it is what Python makes of a leftover __pycache__
+    return package if package.__file__ else None
+
+
+def load_extra(folder: str, asked_for: str) -> ModuleType:
+    """The package ``extras.FOLDER``. asked_for: what needs it, as "--check". Raises UserError if it was deleted."""
+    package = find_extra(folder)
+    if package is None:
+        raise UserError(f"{asked_for} needs extras/{folder}, which is not in this project")
+    return package
