@@ -1,6 +1,6 @@
 """What a launcher starts in the tests: several runs one after the other in the same processes, which costs one start.
 
-python -m torch.distributed.run ... -m tests.utils.distributed.process_group JOBS RESULTS
+python -m torch.distributed.run ... -m tests.utils.distributed.team JOBS RESULTS
 
 JOBS is a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an earlier
 job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out": where

@@ -101,7 +101,7 @@ class Team:
                 job["run"] = ["-c", str(path), *job.get("run", [])]
         tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
         tasks.write_text(json.dumps(jobs))
-        arguments = ["-m", "tests.utils.distributed.process_group", str(tasks), str(results)]
+        arguments = ["-m", "tests.utils.distributed.team", str(tasks), str(results)]
         command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-6000:] + done.stdout
