@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ IMAGES: Json = {
         "monitor": "min val_loss",
         "verbosity": 0,
     },
-    "runtime": {"device": "cpu", "timeout": 60},
+    "runtime": {"device": "cpu", "timeout": 600},
 }
 SUMS: Json = {
     "name": "sums",
@@ -51,7 +51,7 @@ SUMS: Json = {
     "loss": {"type": "MSELoss", "args": {"reduction": "sum"}},
     "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
     "trainer": {"epochs": 3, "accumulate_steps": 2, "tensorboard": False, "verbosity": 0},
-    "runtime": {"device": "cpu", "timeout": 60},
+    "runtime": {"device": "cpu", "timeout": 600},
 }
 RESTLESS: Json = {
     **IMAGES,
@@ -68,8 +68,6 @@ LBFGS: Json = {
     "trainer": {**SUMS["trainer"], "epochs": 1},
 }
 STEP = 6  # in the middle of the second epoch, and between two points of the curves
-
-Launch = Callable[..., list[Any]]
 
 
 def environment() -> dict[str, str]:
@@ -88,31 +86,46 @@ class Team:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.launches = 0
+        command = [sys.executable, "-m", "tests.utils.distributed.team"]
+        pipe = subprocess.PIPE
+        self.launcher = subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True)
 
     def __call__(self, count: int, named: dict[str, Json]) -> dict[str, Any]:
         """By name: a folder, or what was said instead. A job may name an earlier one of these by its number."""
+        self.launches += 1
         jobs = list(named.values())
         for index, job in enumerate(jobs):
             if "config" in job:
-                path = self.folder / f"config-{count}-{index}.json"
+                path = self.folder / f"config-{self.launches}-{index}.json"
                 config = {**job.pop("config")}
                 config["trainer"] = {**config["trainer"], "save_dir": str(self.folder / "saved")}
                 path.write_text(json.dumps(config))
                 job["run"] = ["-c", str(path), *job.get("run", [])]
-        tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
+        tasks, results, log = (self.folder / f"{name}-{self.launches}" for name in ("jobs", "results", "log"))
         tasks.write_text(json.dumps(jobs))
-        arguments = ["-m", "tests.utils.distributed.team", str(tasks), str(results)]
-        command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-6000:] + done.stdout
+        assert self.launcher.stdin is not None
+        assert self.launcher.stdout is not None
+        self.launcher.stdin.write(json.dumps([count, str(tasks), str(results), str(log)]) + "\n")
+        self.launcher.stdin.flush()
+        assert self.launcher.stdout.readline() == "0\n", log.read_text()[-9000:]
         found = [Path(item) if item.startswith("/") else item for item in json.loads(results.read_text())]
         return dict(zip(named, found, strict=True))
 
+    def close(self) -> None:
+        self.launcher.communicate()
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    team = Team(tmp_path_factory.mktemp("process_group"))
+    yield team
+    team.close()
+
+
+@pytest.fixture(scope="module")
+def runs(process_group: Team) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
-    process_group = Team(tmp_path_factory.mktemp("process_group"))
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
 
     def new(config: Json, *more: str) -> Json:
