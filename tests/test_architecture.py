@@ -69,15 +69,24 @@ def import_graph(modules: Mapping[str, Path]) -> dict[str, set[str]]:
     """The modules of this project that each of them imports.
 
     ``from package import name`` counts as an import of package.name where that is a module, and of the package's
-    ``__init__`` otherwise. That Python runs every ``__init__`` above a module first is left out: it would make a circle
-    of each package that exports what its files define.
+    ``__init__`` otherwise. Whoever imports a module of a package from outside it runs its ``__init__`` too.
     """
     graph = {}
     for module, path in modules.items():
         found = imports(path.read_text(), package_of(module, path))
         named = {f"{source}.{name}" if f"{source}.{name}" in modules else source for source, name in found}
-        graph[module] = (named & modules.keys()) - {module}
+        packages = {package for name in named & modules.keys() for package in parents(name)} - {
+            module,
+            *parents(module),
+        }
+        graph[module] = ((named | packages) & modules.keys()) - {module}
     return graph
+
+
+def parents(module: str) -> set[str]:
+    """The packages that a module is in."""
+    parts = module.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
 def first_names(path: Path) -> set[str]:

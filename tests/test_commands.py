@@ -11,7 +11,7 @@ import pytest
 
 import train
 from tests.conftest import load_script
-from tests.helpers import ROOT, lines
+from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
 
 Fit = Callable[..., train.Result]
@@ -20,7 +20,7 @@ Write = Callable[..., Path]
 
 def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ class TestANewProject:
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
         assert not list(target.rglob("__pycache__"))
         command = [sys.executable, "train.py", "trainer.epochs=1"]
-        assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
+        assert subprocess.run(command, cwd=target, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
         assert list(target.glob("saved/*/*/metrics.jsonl"))
         shutil.rmtree(target)
 

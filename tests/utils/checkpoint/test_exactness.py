@@ -1,7 +1,7 @@
 """A run that is killed and goes on ends with the bits of one that was left alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,18 @@ import pytest
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
-from tests.helpers import leave_out
+from tests.helpers import leave_out, temporarily
 from tests.small_data import SmallTensors
 from utils.registry import DATA_LOADERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
+
+
+@pytest.fixture
+def _small_tensors() -> Iterator[None]:
+    with temporarily(DATA_LOADERS, SmallTensors):
+        yield
 
 
 class Killed(BaseException):
@@ -34,10 +40,10 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
 
 
 @pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress"])
+@pytest.mark.usefixtures("_small_tensors")
 def test_the_comparison_sees_a_part_that_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
     whole = train.main(["-c", str(path)])

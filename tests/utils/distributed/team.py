@@ -12,6 +12,7 @@ log: the file for what they print.
 """
 
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -23,11 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
+from tests.helpers import PATIENCE
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
 from utils.distributed.process_group import get_process_group
@@ -35,7 +37,16 @@ from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, MODELS, import_components
 
 DIGITS = 5  # of a port, padded with spaces
-PATIENCE = 600  # seconds; only a process that hangs comes to it
+# what the runs would import on the way, each process by itself
+LATE_IMPORTS = (
+    "extras.report.figures",
+    "extras.tensorboard.board",
+    "torchmetrics",
+    "torchvision.transforms.v2",
+    "utils.checkpoint.sharded",
+    "utils.distributed.parallel",
+    "utils.distributed.torchrun",
+)
 
 
 class Restless(BaseModel):
@@ -155,6 +166,8 @@ def run_all(jobs: Path, results: Path) -> int:
 def main() -> None:
     register()
     import_components()
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         count, *paths = json.loads(line)

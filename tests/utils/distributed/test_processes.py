@@ -38,6 +38,7 @@ IMAGES: Json = {
         "log_every_steps": 4,
         "monitor": "min val_loss",
         "verbosity": 0,
+        "pictures_every": 0,  # a second each time
     },
     "runtime": {"device": "cpu", "timeout": 600},
 }
@@ -127,12 +128,17 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 def runs(process_group: Team) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
+    pictures = ["trainer.pictures_every=null"]
 
     def new(config: Json, *more: str) -> Json:
         return {"config": config, "run": list(more)}
 
     def on(run: Any, *more: str) -> Json:
-        return {"run": list(more), "of": run if isinstance(run, int) else str(run), "step": STEP}
+        return {
+            "run": ["trainer.pictures_every=0", *more],
+            "of": run if isinstance(run, int) else str(run),
+            "step": STEP,
+        }
 
     def tested(run: Any, name: str) -> Json:
         # a last batch of one sample: not all processes have a part of it
@@ -146,7 +152,7 @@ def runs(process_group: Team) -> dict[str, Any]:
     one = process_group(
         1,
         {
-            "images 1": new(IMAGES),
+            "images 1": new(IMAGES, *pictures),
             "sums 1": new(SUMS),
             "restless 1": new(RESTLESS),
             "idle 1": new(IDLE),
@@ -160,10 +166,10 @@ def runs(process_group: Team) -> dict[str, Any]:
     two = process_group(
         2,
         {
-            "images 2": new(IMAGES),
+            "images 2": new(IMAGES, *pictures),
             "sums 2": new(SUMS),
             "restless 2": new(RESTLESS),
-            "images 2 fsdp": new(IMAGES, *fsdp),
+            "images 2 fsdp": new(IMAGES, *fsdp, *pictures),
             "sums 2 fsdp": new(SUMS, *fsdp),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
@@ -192,7 +198,7 @@ def runs(process_group: Team) -> dict[str, Any]:
     three = process_group(
         3,
         {
-            "images 3": new(IMAGES),
+            "images 3": new(IMAGES, *pictures),
             "sums 3": new(SUMS),
             "images 2 to 3": on(two["images 2"]),
             "images 2 fsdp to 3 fsdp": on(two["images 2 fsdp"]),
