@@ -14,6 +14,8 @@ import pytest
 from tests.helpers import PATIENCE, ROOT, same, state
 from utils.config.located_json import parse
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 

@@ -14,6 +14,8 @@ from tests.campaign import Campaign, check_end, config, differences, logged, pas
 from tests.helpers import PATIENCE, ROOT
 from utils import checkpoint
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 

@@ -96,6 +96,7 @@ class Peculiar(nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(fit: Fit) -> None:
     for keys in ({"model": {"type": "Peculiar", "args": {}}}, IMAGES):
         with temporarily(MODELS, Peculiar):
@@ -142,6 +143,7 @@ def test_a_regression_shows_predicted_over_true_values_and_no_classes(fit: Fit) 
     assert not [tag for tag in found if tag.startswith(("images", "evaluation/c", "evaluation/m", "precision"))]
 
 
+@pytest.mark.slow
 def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> None:
     none = ("data_loader.args.validation_split=0", "trainer.pictures_every=1", "data_loader.args.num_workers=1")
     assert "training/predicted_over_true" in tags(fit(*none, **LINE).run_dir)
@@ -151,6 +153,7 @@ def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> No
     assert same(state(looked)["model"], state(alone)["model"])
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fit) -> None:
     def steps(*settings: str) -> list[int]:
         found = read(fit("trainer.epochs=5", *settings).run_dir)
@@ -345,6 +348,7 @@ def test_batches_need_not_be_pairs(fit: Fit) -> None:
     assert {"evaluation/confusion_matrix", "gradient_norm", "model"} <= found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "classes", "grid"),
     [([1, 8, 8], 3, True), ([16, 4, 4], 3, True), ([6], 1, False), ([6], 100, False), ([2, 3], 2, False)],
@@ -430,6 +434,7 @@ def test_mistakes_are_told(fit: Fit, overrides: list[str], says: str) -> None:
         fit(*overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "missing"),
     [

@@ -28,6 +28,7 @@ class Killed(BaseException):
     """Ends a run as a kill would: nothing is saved."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loader", "kills"), [("SmallTensors", 2), ("SmallSamples", 1)])
 def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path, loader: str, kills: int) -> None:
     """The short form of dev/campaigns/kill.py: a real process, SIGKILL before a random file operation, everything on.
@@ -39,6 +40,7 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
     assert campaign.kills == kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress"])
 @pytest.mark.usefixtures("_small_tensors")
 def test_the_comparison_sees_a_part_that_is_left_out(
@@ -72,6 +74,7 @@ def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
     patch.setattr(BaseTrainer, method, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["take_step", "evaluate", "end_epoch"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("per_epoch", ["null", "4"])

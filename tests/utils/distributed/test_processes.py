@@ -16,6 +16,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from tests.helpers import ROOT, Json, lines, same, state
 from utils.checkpoint.file import step_files
 
+pytestmark = pytest.mark.slow
+
 # 97 samples to train on in batches of 8: no number of processes divides them, and the last batch is a single one
 IMAGES: Json = {
     "name": "images",

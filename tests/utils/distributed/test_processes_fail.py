@@ -17,6 +17,8 @@ from tests.utils.distributed.test_processes import differences, environment, tor
 from utils.checkpoint.file import step_files
 from utils.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 OFTEN = {"epochs": 4, "save_every_steps": 2, "keep_last": None}
 Write = Callable[..., Path]
 
