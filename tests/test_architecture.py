@@ -151,6 +151,11 @@ def test_an_import_is_seen_wherever_it_stands(tmp_path: Path) -> None:
     assert graph["base.exported"] == {"base"}
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    found = circles(import_graph(MODULES))
+    assert not found, "circles of imports: " + "; ".join(", ".join(group) for group in found)
+
+
 @pytest.mark.parametrize("name", USER_IMPORTS)
 def test_what_users_import_is_there(name: str) -> None:
     module, _, attribute = name.rpartition(".")
