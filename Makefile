@@ -1,4 +1,5 @@
-# make train, make test, make check, make schema: each sets up .venv first, and only when the requirements changed.
+# make train, make test, make test-fast, make check, make schema: each sets up .venv first, and only when the
+# requirements changed.
 PYTHON ?= python3
 VENV   ?= .venv
 CONFIG ?= config.json
@@ -9,7 +10,10 @@ LOWEST ?= .venv-lowest
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: train test test-lowest check schema bench clean
+# a process for each core, and whole files to each: what a file prepares is prepared once. One alone: ARGS="-n 0 --pdb"
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: train test test-fast test-lowest check schema bench clean
 
 # make train NPROC=2: two processes of this machine share each batch
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc-per-node $(NPROC),$(BIN)/python)
@@ -18,7 +22,11 @@ train: $(READY)
 	$(LAUNCH) train.py -c $(CONFIG) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# without the tests that take several seconds each
+test-fast: $(READY)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # the tests with the lowest versions that the requirements allow, in an environment of about 7 GB beside .venv
 test-lowest:

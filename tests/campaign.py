@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers import ROOT, TIMES, Json, curves, lines, same, state
-
-WAIT = 300.0  # seconds; only a process that hangs comes to it
+from tests.helpers import PATIENCE, ROOT, TIMES, Json, curves, lines, same, state
 
 
 def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full") -> Json:
@@ -56,7 +54,7 @@ def process(*arguments: str, save_dir: Path, **variables: str) -> Iterator[subpr
 
 def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
     """Look again and again until the condition holds, or the process has ended."""
-    end = time.monotonic() + WAIT
+    end = time.monotonic() + PATIENCE
     while running.poll() is None and not condition() and time.monotonic() < end:
         time.sleep(0.002)
 
@@ -125,9 +123,9 @@ class Campaign:
                 wait_for(changed, running)
                 wait_for(passed(self.random.uniform(0, 0.6)), running)
             else:
-                wait_for(passed(WAIT), running)
+                wait_for(passed(PATIENCE), running)
             running.send_signal(number)
-            output = running.communicate(timeout=WAIT)[0]
+            output = running.communicate(timeout=PATIENCE)[0]
         if running.returncode == 0 or "done after" in output:  # a signal to a process that is just leaving
             return True
         check_end(running.returncode, output, number)
@@ -157,7 +155,7 @@ class Campaign:
     def _finish(self, arguments: list[str]) -> None:
         environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
         with process(*arguments, save_dir=self.folder, **environment) as running:
-            output = running.communicate(timeout=WAIT)[0]
+            output = running.communicate(timeout=PATIENCE)[0]
         assert running.returncode == 0, output
 
 

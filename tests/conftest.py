@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+# before numpy and torch are imported, and for every process that a test starts: one thread each
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

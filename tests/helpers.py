@@ -1,8 +1,10 @@
 """What several tests look at."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,8 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
 
+if TYPE_CHECKING:
+    from utils.registry import Registry
+
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
+PATIENCE = 900
+"""Seconds to wait for a process or a page; only what hangs comes to it, however busy the machine is."""
 TIMES = ("samples_per_second", "seconds", "memory/process_MB")
 """Figures of time and memory, which no two runs have in common."""
 
@@ -43,6 +50,18 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+@contextmanager
+def temporarily(registry: "Registry", *components: Callable[..., Any]) -> Iterator[None]:
+    """Register these until the block is left."""
+    for component in components:
+        registry.register(component)
+    try:
+        yield
+    finally:
+        for component in components:
+            registry.unregister(component.__name__)
 
 
 def leave_out(part: str) -> None:

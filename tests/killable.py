@@ -1,5 +1,6 @@
 """train.py as a process of its own, with the two small data sets, that can kill itself where a test says so.
 
+SIGNAL_AT=MODULE:NUMBER: this signal when a module begins to be imported.
 KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is opened, renamed, linked, cut or removed.
 PAUSE_AT=STEP: at this optimizer step make the file RUNS/paused, and wait as long as it is there.
 DO_AT=STEP:RANK:WHAT: at this optimizer step, in this process of several, unless a launcher has started it again: "kill"
@@ -14,6 +15,19 @@ from utils.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once()
+
+    def signal_at(module: str, number: int) -> None:
+        """Send this process a signal when a module begins to be imported."""
+
+        def watch(event: str, arguments: tuple[object, ...]) -> None:
+            if event == "import" and arguments[0] == module:
+                os.kill(os.getpid(), number)
+
+        sys.addaudithook(watch)
+
+    if "SIGNAL_AT" in os.environ:
+        name, _, signal_number = os.environ["SIGNAL_AT"].partition(":")
+        signal_at(name, int(signal_number))
 
 import runpy
 import signal

@@ -1,21 +1,43 @@
-"""The shape of the code: who may import whom, and how large things are."""
+"""The shape of the code: who may import whom, what users import, and how large things are."""
 
 import ast
+import importlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT
 
-# rooms only look and report: whatever a run goes through must not import them
-FLOORS = ["utils", "logger", "base", "component", "extras", "root"]
-COMPONENTS = ("data_loader", "model", "trainer")
-FLOOR_OF = dict.fromkeys(COMPONENTS, "component")
-SOURCES = [
-    path
-    for path in sorted(ROOT.rglob("*.py"))
-    if path.relative_to(ROOT).parts[0] in {*FLOORS, *FLOOR_OF} or path.parent == ROOT
+# each imports only what stands left of it; the users' folders never import one another, and nothing imports dev
+FLOORS = ["utils", "logger", "base", "component", "extras", "root", "dev"]
+FLOOR_OF = dict.fromkeys(("data_loader", "model", "trainer"), "component")
+FOLDERS = [*FLOORS[:3], *FLOOR_OF, "extras", "dev"]
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))])
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"test"}  # "test" is Python's own package
+
+# what projects made from this one import; renaming one of these breaks them
+USER_IMPORTS = [
+    "base.array_file.ArrayFile",
+    "base.base_data_loader.BaseDataLoader",
+    "base.base_model.BaseModel",
+    "base.base_trainer.BaseTrainer",
+    "base.data.TensorSource",
+    "base.experiment.Experiment",
+    "base.metric.StepResult",
+    "trainer.trainer.Trainer",
+    "utils.registry.DATA_LOADERS",
+    "utils.registry.LOSSES",
+    "utils.registry.METRICS",
+    "utils.registry.MODELS",
+    "utils.registry.TRAINERS",
+    "utils.schema.TrainerConfig",
 ]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def folder_of(path: Path) -> str:
@@ -23,39 +45,133 @@ def folder_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else "root"
 
 
-def imported(path: Path) -> set[str]:
-    """The first name of every module that a file imports, in functions too."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(text: str, package: str) -> set[tuple[str, str]]:
+    """Every (module, name) that a file imports, in functions and under TYPE_CHECKING too; name: "" for ``import a``.
+
+    package: what a relative import starts from.
+    """
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: 1 - node.level or None] if node.level else []
+            module = ".".join([*parents, *filter(None, [node.module])])
+            found |= {(module, alias.name) for alias in node.names}
+    return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def package_of(module: str, path: Path) -> str:
+    return module if path.name == "__init__.py" else module.rpartition(".")[0]
+
+
+def import_graph(modules: Mapping[str, Path]) -> dict[str, set[str]]:
+    """The modules of this project that each of them imports.
+
+    ``from package import name`` counts as an import of package.name where that is a module, and of the package's
+    ``__init__`` otherwise. Whoever imports a module of a package from outside it runs its ``__init__`` too.
+    """
+    graph = {}
+    for module, path in modules.items():
+        found = imports(path.read_text(), package_of(module, path))
+        named = {f"{source}.{name}" if f"{source}.{name}" in modules else source for source, name in found}
+        packages = {package for name in named & modules.keys() for package in parents(name)} - {
+            module,
+            *parents(module),
+        }
+        graph[module] = ((named | packages) & modules.keys()) - {module}
+    return graph
+
+
+def parents(module: str) -> set[str]:
+    """The packages that a module is in."""
+    parts = module.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def first_names(path: Path) -> set[str]:
+    """The first part of every module that a file imports from elsewhere."""
+    return {
+        module.split(".")[0] for module, _ in imports(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))
+    }
+
+
+def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, directly or through others: strongly connected components."""
+    reached = {name: reachable(graph, name) for name in graph}
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def reachable(graph: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    """What a module imports, directly or through others; itself only if it is in a circle."""
+    found: set[str] = set()
+    left = list(graph[start])
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += graph[name]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_point_to_the_left(path: Path) -> None:
     folder = folder_of(path)
     floor = FLOORS.index(FLOOR_OF.get(folder, folder))
-    scripts = {script.stem for script in ROOT.glob("*.py")} - {"test"}  # "test" is Python's own package
-    for name in imported(path):
-        assert name not in scripts, f"{path.name} imports the script {name}.py"
+    for name in sorted(first_names(path)):
+        if name in SCRIPTS:
+            assert folder == "dev", f"{name_of(path)} imports the script {name}.py"
         if name in FLOOR_OF or name in FLOORS:
             other = FLOORS.index(FLOOR_OF.get(name, name))
             assert other < floor or name == folder, f"{folder} may not import {name}"
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *ROOT.glob("dev/**/*.py")], ids=lambda path: str(path.relative_to(ROOT)))
+def test_circles_are_found() -> None:
+    graph = {"a": ["b"], "b": ["c", "d"], "c": ["a"], "d": [], "e": ["f"], "f": ["e"], "g": ["a"]}
+    assert circles(graph) == [["a", "b", "c"], ["e", "f"]]
+
+
+def test_an_import_is_seen_wherever_it_stands(tmp_path: Path) -> None:
+    texts = {
+        "top": "import base.first\n",
+        "inner": "def f():\n    from base import first\n",
+        "typing": "if TYPE_CHECKING:\n    from base.first import Name\n",
+        "relative": "from . import first\nfrom .second import Name\n",
+        "exported": "from base import Name\n",
+    }
+    modules = {"base": tmp_path / "__init__.py"}
+    for name, text in {"first": "", "second": "", **texts}.items():
+        modules[f"base.{name}"] = tmp_path / f"{name}.py"
+        modules[f"base.{name}"].write_text(text)
+    modules["base"].write_text("")
+    graph = import_graph(modules)
+    assert all(graph[f"base.{name}"] == {"base.first"} for name in ("top", "inner", "typing"))
+    assert graph["base.relative"] == {"base.first", "base.second"}
+    assert graph["base.exported"] == {"base"}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    found = circles(import_graph(MODULES))
+    assert not found, "circles of imports: " + "; ".join(", ".join(group) for group in found)
+
+
+@pytest.mark.parametrize("name", USER_IMPORTS)
+def test_what_users_import_is_there(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_and_functions_are_small(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert (node.end_lineno or 0) - node.lineno < 50, f"{node.name} has more than 50 lines"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [path for path in SOURCES if folder_of(path) != "dev"], ids=name_of)
 def test_only_the_report_draws(path: Path) -> None:
     """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
-    assert path.parent.name in ("extras", "report", "compare") or "matplotlib" not in imported(path)
+    assert path.parent.name in ("extras", "report", "compare") or "matplotlib" not in first_names(path)

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from tests.conftest import load_script
-from tests.helpers import ROOT, lines
+from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
 
 Fit = Callable[..., train.Result]
@@ -20,9 +20,10 @@ Write = Callable[..., Path]
 
 def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+@pytest.mark.slow
 def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path) -> None:
     write_config()
     done = run("train.py", "-c", "config.json", "--lr", "0.05", "trainer.epochs=1", cwd=tmp_path)
@@ -53,6 +54,7 @@ def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path)
     assert len(list((tmp_path / "saved" / "small").iterdir())) == 1, "testing made a new run folder"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [
@@ -120,6 +122,7 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
 
 @pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
 class TestANewProject:
+    @pytest.mark.slow
     def test_it_has_everything_but_the_runs_and_trains(self, tmp_path: Path) -> None:
         target = tmp_path / "mine"
         assert load_script("new_project").main([str(target)]) == 0
@@ -134,7 +137,7 @@ class TestANewProject:
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
         assert not list(target.rglob("__pycache__"))
         command = [sys.executable, "train.py", "trainer.epochs=1"]
-        assert subprocess.run(command, cwd=target, capture_output=True, timeout=300, check=False).returncode == 0
+        assert subprocess.run(command, cwd=target, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
         assert list(target.glob("saved/*/*/metrics.jsonl"))
         shutil.rmtree(target)
 

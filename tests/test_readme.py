@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, same, state
+from tests.helpers import PATIENCE, ROOT, same, state
 from utils.config.located_json import parse
+
+pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -39,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train.py", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_a_model_of_ones_own(project: Path) -> None:

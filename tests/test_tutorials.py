@@ -66,6 +66,7 @@ def five_epochs(trainer: BaseTrainer) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
     trainer, source = two_layer_net(torch.float64)
     w1, w2 = (parameter.detach().numpy().T.copy() for parameter in trainer.model.parameters())
@@ -77,6 +78,7 @@ def test_two_layer_net_follows_the_hand_derived_gradients() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_two_layer_net_falls_as_published(tmp_path: Path) -> None:
     """The published run's losses after 100, 200 ... 500 steps, to a factor of three: the random numbers are others."""
     trainer, _ = two_layer_net(torch.float32)
@@ -90,12 +92,14 @@ def test_two_layer_net_falls_as_published(tmp_path: Path) -> None:
     assert fallen[-1] < 1e-2
 
 
+@pytest.mark.slow
 def test_linear_regression_finds_the_coefficients(tmp_path: Path) -> None:
     result = run("linear_regression", tmp_path)
     weights = state(result.run_dir)["model"]["linear.weight"]
     assert weights.flatten().tolist() == pytest.approx([3, 1, -2], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_lenet_overfits_random_targets(tmp_path: Path) -> None:
     result = run("lenet_random", tmp_path)
     assert result.last["loss"] < 1e-4
@@ -116,6 +120,7 @@ def test_lenet_has_the_tutorials_parameters(
     assert model(torch.randn(2, channels, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_the_tutorials_recipe_learns_small_cifar10(own_cifar10: Path, tmp_path: Path) -> None:
     """Classes that differ in brightness are learnt; at a larger rate, since there are so few steps."""
     overrides = [f"data_loader.args.data_dir={own_cifar10}", "trainer.epochs=30", "--lr=0.01", "trainer.verbosity=0"]

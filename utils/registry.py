@@ -76,6 +76,10 @@ class Registry:
         self._own[name] = component
         return component
 
+    def unregister(self, name: str) -> None:
+        """Forget a component that ``register`` added, as a test or a notebook does. Raises KeyError without it."""
+        del self._own[name]
+
     def get(self, name: str) -> Callable[..., Any] | None:
         return self._own.get(name) or self._from_library(name)
 

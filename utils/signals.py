@@ -77,9 +77,9 @@ class SignalWatch:
         with contextlib.suppress(OSError):  # not print, which this may have interrupted
             os.write(2, f"\nstopped immediately; earlier checkpoints are intact\n{self.advice}".encode())
         before = self._before[number]
-        signal.signal(number, before)
-        if before is _end:
+        if before is _end:  # before that is put back, or one more would say that nothing was changed
             os._exit(128 + number)
+        signal.signal(number, before)
         if callable(before):
             before(number, frame)
         raise KeyboardInterrupt
@@ -106,6 +106,8 @@ def end_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
+    # torch's handler raises an error about workers that were killed, here for one that is meant
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from tests.campaign import WAIT, config, differences, logged
-from tests.helpers import ROOT, Json, lines, state
+from tests.campaign import config, differences, logged
+from tests.helpers import PATIENCE, ROOT, Json, lines, state
 
 KILLS_A_JOB = 7
 RESTARTS = 100
@@ -63,7 +63,7 @@ class Job:
 
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Whether the condition came to hold before the job ended."""
-        end = time.monotonic() + WAIT
+        end = time.monotonic() + PATIENCE
         while not self.ended() and time.monotonic() < end:
             if condition():
                 return True
@@ -74,7 +74,7 @@ class Job:
     def end(self) -> int:
         """Wait for the end, and give the exit status."""
         try:
-            return self.running.wait(timeout=WAIT)
+            return self.running.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it hangs:\n{self.output()[-6000:]}") from None
 

@@ -180,6 +180,7 @@ def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str, capsys:
     assert ("fp16: slow on a CPU" in capsys.readouterr().out) == (precision == "fp16")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_model_trains_and_keeps_its_names(fit: Fit) -> None:
     plain, compiled = fit(), fit("runtime.compile=true")

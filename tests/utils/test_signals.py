@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.campaign import Campaign, check_end, config, differences, logged, passed, process, wait_for
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
 from utils import checkpoint
+
+pytestmark = pytest.mark.slow
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -32,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(code: str) -> "subprocess.CompletedProcess[str]":
     """A process of this project that runs some code."""
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def runs(folder: Path) -> list[Path]:
@@ -40,14 +42,12 @@ def runs(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("seconds", [0.3, 1.2])
-def test_during_the_imports(small: Path, tmp_path: Path, number: signal.Signals, seconds: float) -> None:
-    """The moment is any: what is shown holds at each, and the bench draws more of them."""
-    with process("-c", str(small), save_dir=tmp_path) as running:
-        wait_for(passed(seconds), running)
-        running.send_signal(number)
+@pytest.mark.parametrize("module", ["torch", "base.build"])
+def test_during_the_imports(small: Path, tmp_path: Path, number: signal.Signals, module: str) -> None:
+    with process("-c", str(small), save_dir=tmp_path, SIGNAL_AT=f"{module}:{int(number)}") as running:
         output = running.communicate()[0]
     check_end(running.returncode, output, number)
+    assert not runs(tmp_path)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

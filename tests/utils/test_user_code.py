@@ -13,6 +13,8 @@ import pytest
 
 from utils.paths import PROJECT
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs")
 RunWith = Callable[..., str]
 

@@ -1,7 +1,7 @@
 """``train.py --check``: a fault of each kind is found and its cause named; sound configs pass; nothing is written."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from extras.check import preflight
 from extras.check.data_checks import _named_tensors
 from extras.check.model_checks import _first_samples
 from tests.configs import BUNDLED, sound
+from tests.helpers import temporarily
 from utils.config import load_config
 from utils.registry import DATA_LOADERS, METRICS, MODELS
 
@@ -120,11 +121,8 @@ def everything(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
     """Status and report of a check of the sound config with some keys replaced."""
-    for registry, component in ((MODELS, Planted), (MODELS, Words), (MODELS, Steps), (DATA_LOADERS, Made)):
-        monkeypatch.setitem(registry._own, component.__name__, component)
-    monkeypatch.setitem(METRICS._own, "everything", everything)
 
     def run(**keys: Any) -> tuple[int, str]:
         path = tmp_path / "config.json"
@@ -133,7 +131,8 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
         return status, capsys.readouterr().out
 
-    return run
+    with temporarily(MODELS, Planted, Words, Steps), temporarily(DATA_LOADERS, Made), temporarily(METRICS, everything):
+        yield run
 
 
 def planted(fault: str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def test_it_is_up_to_date(schema: Schema) -> None:
     assert part(new) == part(schema), "run make schema to update it"
 
 
+@pytest.mark.slow
 def test_the_table_of_keys_is_up_to_date() -> None:
     for name in ("docs/config.md", "README.md"):
         assert texts()[name] == (PROJECT / name).read_text(encoding="utf-8"), f"run make schema to update {name}"
@@ -261,6 +262,7 @@ def test_arguments_carry_docstring_default_and_range(schema: Schema) -> None:
         assert {f"metrics.{name}" for name in METRICS.names()} <= schema["definitions"].keys()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(VALUES))
 def test_the_schema_refuses_what_the_loader_finds_structurally_wrong(seed: int, change: Any) -> None:

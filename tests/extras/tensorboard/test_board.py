@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from extras.tensorboard.board import Board
 from extras.tensorboard.graph import MOST, Recorder, recording
 from extras.tensorboard.summaries import histogram
 from model.lenet import LeNet
-from tests.helpers import ROOT, Json, curves, same, state
+from tests.helpers import ROOT, Json, curves, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import Killed, killed_in
 from trainer.trainer import Trainer
@@ -53,8 +53,9 @@ LINE: Json = {
 
 
 @pytest.fixture(autouse=True)
-def _small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
+def _small_tensors() -> Iterator[None]:
+    with temporarily(DATA_LOADERS, SmallTensors):
+        yield
 
 
 def read(run: Path) -> EventAccumulator:
@@ -95,13 +96,12 @@ class Peculiar(nn.Module):
         return outputs
 
 
-def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(MODELS._own, "Peculiar", Peculiar)
+@pytest.mark.slow
+def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(fit: Fit) -> None:
     for keys in ({"model": {"type": "Peculiar", "args": {}}}, IMAGES):
-        looked = fit("trainer.pictures_every=1", "trainer.profile_steps=[2,3]", **keys).run_dir
-        alone = fit("trainer.tensorboard=false", **keys).run_dir
+        with temporarily(MODELS, Peculiar):
+            looked = fit("trainer.pictures_every=1", "trainer.profile_steps=[2,3]", **keys).run_dir
+            alone = fit("trainer.tensorboard=false", **keys).run_dir
         one, other = state(looked), state(alone)
         assert [part for part in one if part != "writers" and not same(one[part], other[part])] == []
 
@@ -127,8 +127,7 @@ def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit
             given.append(batch[0])
             return super().train_step(batch)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TRAINERS._own, "Watching", Watching)
+    with temporarily(TRAINERS, Watching):
         run = fit("trainer.type=Watching", "trainer.pictures_every=1", **IMAGES).run_dir
     (shown,) = read(run).Images("images/training")
     assert shown.step == 0
@@ -144,6 +143,7 @@ def test_a_regression_shows_predicted_over_true_values_and_no_classes(fit: Fit) 
     assert not [tag for tag in found if tag.startswith(("images", "evaluation/c", "evaluation/m", "precision"))]
 
 
+@pytest.mark.slow
 def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> None:
     none = ("data_loader.args.validation_split=0", "trainer.pictures_every=1", "data_loader.args.num_workers=1")
     assert "training/predicted_over_true" in tags(fit(*none, **LINE).run_dir)
@@ -153,6 +153,7 @@ def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> No
     assert same(state(looked)["model"], state(alone)["model"])
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fit) -> None:
     def steps(*settings: str) -> list[int]:
         found = read(fit("trainer.epochs=5", *settings).run_dir)
@@ -272,9 +273,9 @@ class InDict(Trainer):
         return super().eval_step((batch["x"], batch["y"]))
 
 
-def test_what_cannot_be_watched_still_trains(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS._own, "Unwatchable", Unwatchable)
-    run = fit("data_loader.args.eval_batch_size=10", model={"type": "Unwatchable", "args": {}}).run_dir
+def test_what_cannot_be_watched_still_trains(fit: Fit) -> None:
+    with temporarily(MODELS, Unwatchable):
+        run = fit("data_loader.args.eval_batch_size=10", model={"type": "Unwatchable", "args": {}}).run_dir
     assert "too few samples for me" in written(run, "model")
 
 
@@ -327,7 +328,7 @@ def test_histograms_of_all_kinds_of_numbers(kind: torch.dtype) -> None:
     assert histogram("x", values.real[3:]) is None
 
 
-def test_batches_need_not_be_pairs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_need_not_be_pairs(fit: Fit) -> None:
     class AsDataset(torch.utils.data.Dataset[Any]):
         def __init__(self, source: Any) -> None:
             self.source = source
@@ -342,12 +343,13 @@ def test_batches_need_not_be_pairs(fit: Fit, monkeypatch: pytest.MonkeyPatch) ->
         def training_data(self, *, augment: bool) -> Any:
             return AsDataset(super().training_data(augment=augment))
 
-    monkeypatch.setitem(TRAINERS._own, "InDict", InDict)
-    monkeypatch.setitem(DATA_LOADERS._own, "RandomTensorLoader", Dicts)
-    found = tags(fit("trainer.type=InDict", "trainer.pictures_every=1").run_dir)
+    with temporarily(TRAINERS, InDict), temporarily(DATA_LOADERS, Dicts):
+        settings = ("data_loader.type=Dicts", "trainer.type=InDict", "trainer.pictures_every=1")
+        found = tags(fit(*settings).run_dir)
     assert {"evaluation/confusion_matrix", "gradient_norm", "model"} <= found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "classes", "grid"),
     [([1, 8, 8], 3, True), ([16, 4, 4], 3, True), ([6], 1, False), ([6], 100, False), ([2, 3], 2, False)],
@@ -433,6 +435,7 @@ def test_mistakes_are_told(fit: Fit, overrides: list[str], says: str) -> None:
         fit(*overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "missing"),
     [

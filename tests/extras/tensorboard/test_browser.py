@@ -19,22 +19,25 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.ui import WebDriverWait
 
 import train
-from tests.helpers import ROOT, Json
+from tests.helpers import PATIENCE, ROOT, Json, temporarily
 from tests.small_data import SmallTensors
 from utils.registry import DATA_LOADERS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-WAIT = 30.0  # seconds; only what is not there comes to it
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--window-size=1400,1000",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed (apt-get install chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="Chromium and chromedriver are not installed (apt-get install chromium-driver)",
+    ),
+]
 
 # elements of a page, those in the shadow trees of its components too
 EVERYWHERE = """
@@ -62,7 +65,7 @@ class Page:
         self.browser.get(f"{self.address}#{name}")
 
     def until(self, condition: Callable[[], Any], missing: str) -> None:
-        WebDriverWait(self.browser, WAIT, poll_frequency=0.2).until(lambda _: condition(), missing)
+        WebDriverWait(self.browser, PATIENCE, poll_frequency=0.2).until(lambda _: condition(), missing)
 
     def has(self, *words: str) -> None:
         """Wait until all these words stand there."""
@@ -102,8 +105,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "config.json").write_text(json.dumps(config))
         return train.main(["-c", str(folder / "config.json"), *overrides]).run_dir
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
+    with temporarily(DATA_LOADERS, SmallTensors), pytest.MonkeyPatch.context() as patch:
         patch.setattr(SmallTensors, "class_names", tuple(f"class/{label}" for label in range(10)))
         resumed = fit("images", 0.01, "trainer.epochs=1", **images)
         train.main(["-r", str(resumed), "trainer.epochs=2"])
@@ -135,7 +137,7 @@ def page(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
 
 
 def fetch(address: str, path: str) -> Any:
-    with urlopen(f"{address}data/{path}", timeout=WAIT) as answer:
+    with urlopen(f"{address}data/{path}", timeout=PATIENCE) as answer:
         return json.load(answer)
 
 
@@ -200,7 +202,7 @@ def test_hyperparameters(page: Page, saved: Path) -> None:
     asked["colParams"] = columns
     body = json.dumps(asked).encode()
     address = f"{page.address}data/plugin/hparams/session_groups"
-    with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=WAIT) as answer:
+    with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=PATIENCE) as answer:
         groups = json.load(answer)["sessionGroups"]
     best = [next(m["value"] for m in group["metricValues"] if m["name"]["tag"] == "best/loss") for group in groups]
     assert len(best) == 3

@@ -40,6 +40,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any
 
     def optimizer_step(self: BaseTrainer, step: Any) -> Tensor | float:
         if action := actions.pop(self.progress.steps + 1, None):
+            self.outputs.checkpointer.wait()  # what it removes when it fails would make room again
             action()
         return original(self, step)
 
@@ -81,8 +82,16 @@ def test_a_run_that_cannot_save_at_its_end_says_so_and_where(
     for path in checkpoint.step_files(run / "checkpoints"):
         checkpoint.verify(path)
     monkeypatch.undo()
+    load_state = vars(train)["load_state"]
+
+    def load_and_fill(*arguments: Any) -> None:
+        load_state(*arguments)
+        fill(small_disk)  # what was logged after the checkpoint is gone, and has left room
+
+    monkeypatch.setattr(train, "load_state", load_and_fill)
     with pytest.raises(TrainingError, match=r"cannot write .*environment.json: No space left"):
         train.main(["-r", str(run)])
+    monkeypatch.undo()
     (small_disk / "filler").unlink()
     train.main(["-r", str(run)])
     assert differences(whole.run_dir, run) == []

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
-from tests.helpers import leave_out
+from tests.helpers import leave_out, temporarily
 from tests.small_data import SmallTensors
 from utils import checkpoint
 from utils.registry import DATA_LOADERS
@@ -21,10 +21,17 @@ from utils.run_folder import RunFolder
 Fit = Callable[..., train.Result]
 
 
+@pytest.fixture
+def _small_tensors() -> Iterator[None]:
+    with temporarily(DATA_LOADERS, SmallTensors):
+        yield
+
+
 class Killed(BaseException):
     """Ends a run as a kill would: nothing is saved."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loader", "kills"), [("SmallTensors", 2), ("SmallSamples", 1)])
 def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path, loader: str, kills: int) -> None:
     """The short form of dev/campaigns/kill.py: a real process, SIGKILL before a random file operation, everything on.
@@ -36,11 +43,12 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
     assert campaign.kills == kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress"])
+@pytest.mark.usefixtures("_small_tensors")
 def test_the_comparison_sees_a_part_that_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setitem(DATA_LOADERS._own, "SmallTensors", SmallTensors)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
     whole = train.main(["-c", str(path)])
@@ -69,6 +77,7 @@ def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
     patch.setattr(BaseTrainer, method, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["optimizer_step", "evaluate", "end_epoch"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("per_epoch", ["null", "4"])

@@ -99,6 +99,7 @@ def test_torch_reads_the_folder_with_its_own_tools(fit: Fit, tmp_path: Path) -> 
     assert same(whole, {f"model.{name}": value for name, value in state(run)["model"].items()})
 
 
+@pytest.mark.slow
 def test_what_writes_it_is_not_imported_where_it_is_not_asked_for(write_config: Callable[..., Path]) -> None:
     code = (
         f"import sys, train; train.main(['-c', {str(write_config())!r}, 'trainer.verbosity=0']);"

@@ -191,6 +191,7 @@ def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:
     assert {"OneCycleLR", "StepLR", "ReduceLROnPlateau"} <= set(SCHEDULERS.names())
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
     """torch imports it with the first optimizer, which takes longer than everything else before the message."""
     (tmp_path / "config.json").write_text(SOUND.replace('"seed"', '"sed"').replace('"momentum"', '"momentun"'))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.configs import BUNDLED, SOUND, message
 from tests.utils.config.mutations import mutant, renamed_keys
 
+pytestmark = pytest.mark.slow
+
 LOCATED = re.compile(r"^(\d+ mistakes in the config:\n\n)?[^\n]*config\.json:\d+:\d+: ")
 
 

@@ -1,30 +1,52 @@
-"""What a launcher starts in the tests: several runs one after the other in the same processes, which costs one start.
+"""Runs jobs in any number of processes, as torchrun starts them, but by forking one process that has all imports.
 
-python -m torch.distributed.run ... -m tests.utils.distributed.run_jobs JOBS RESULTS
+python -m tests.utils.distributed.run_jobs
 
-JOBS is a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an earlier
-job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out": where
-to leave its report}.
+Reads a line per launch, [count, jobs, results, log], and answers with its exit status. torchrun itself, which would
+import torch anew in every process, is tried in test_processes_fail.py.
+
+jobs: a file with a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an
+earlier job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out":
+where to leave its report}. All are run one after the other in the same processes. results: the file for what they gave.
+log: the file for what they print.
 """
 
 import functools
+import importlib
 import json
+import os
 import shutil
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
+from tests.helpers import PATIENCE
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
 from utils.distributed import get_process_group
 from utils.errors import TrainingError, UserError
-from utils.registry import DATA_LOADERS, MODELS
+from utils.registry import DATA_LOADERS, MODELS, import_components
+
+DIGITS = 5  # of a port, padded with spaces
+# what the runs would import on the way, each process by itself
+LATE_IMPORTS = (
+    "extras.report.figures",
+    "extras.tensorboard.board",
+    "torchmetrics",
+    "torchvision.transforms.v2",
+    "utils.checkpoint.sharded",
+    "utils.distributed.parallel",
+    "utils.distributed.torchrun",
+)
 
 
 class Restless(BaseModel):
@@ -88,12 +110,72 @@ def register() -> None:
     MODELS.register(Idle)
 
 
-if __name__ == "__main__":
+def launch(count: int, jobs: Path, results: Path, log: Path) -> int:
+    """Run the jobs in so many processes; the exit status of the first that fails, or 0."""
+    ports, port = os.pipe()
+    children = {}
+    with log.open("w") as output:
+        for rank in range(count):
+            child = os.fork()
+            if child == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                if count > 1:
+                    join(rank, count, port=int(os.read(ports, DIGITS)))
+                os._exit(run_all(jobs, results))
+            children[child] = rank
+    # only now: a process that is forked beside the store's thread could wait for a lock of it forever
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in children:
+        os.write(port, f"{store.port:{DIGITS}}".encode())
+    status = 0
+    while children:
+        child, ended = os.wait()
+        del children[child]
+        if ended and not status:
+            status = os.waitstatus_to_exitcode(ended)
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return status
+
+
+def join(rank: int, count: int, *, port: int) -> None:
+    """What torchrun tells a process: its place, and where the launcher's store is."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launcher = {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    os.environ.update({key: str(value) for key, value in {**place, **launcher}.items()})
+
+
+def run_all(jobs: Path, results: Path) -> int:
+    try:
+        process_group = get_process_group()
+        process_group.connect(PATIENCE)
+        found = work(json.loads(jobs.read_text()))
+        if process_group.is_main_process:
+            results.write_text(json.dumps(found))
+        process_group.finish()
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def main() -> None:
     register()
+    import_components()
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
     torch.set_num_threads(1)
-    get_process_group().connect(60)
-    found = work(json.loads(Path(sys.argv[1]).read_text()))
-    if get_process_group().is_main_process:
-        Path(sys.argv[2]).write_text(json.dumps(found))
-    get_process_group().finish()
-    get_process_group().exit(0)
+    for line in sys.stdin:
+        count, *paths = json.loads(line)
+        launcher = os.fork()
+        if launcher == 0:
+            os._exit(launch(count, *map(Path, paths)))
+        print(os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

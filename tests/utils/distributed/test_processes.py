@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from tests.helpers import ROOT, Json, lines, same, state
 from utils.checkpoint.file import step_files
+
+pytestmark = pytest.mark.slow
 
 # 97 samples to train on in batches of 8: no number of processes divides them, and the last batch is a single one
 IMAGES: Json = {
@@ -38,8 +40,9 @@ IMAGES: Json = {
         "log_every_steps": 4,
         "monitor": "min val_loss",
         "verbosity": 0,
+        "pictures_every": 0,  # a second each time
     },
-    "runtime": {"device": "cpu", "timeout": 60},
+    "runtime": {"device": "cpu", "timeout": 600},
 }
 SUMS: Json = {
     "name": "sums",
@@ -51,7 +54,7 @@ SUMS: Json = {
     "loss": {"type": "MSELoss", "args": {"reduction": "sum"}},
     "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
     "trainer": {"epochs": 3, "accumulate_steps": 2, "tensorboard": False, "verbosity": 0},
-    "runtime": {"device": "cpu", "timeout": 60},
+    "runtime": {"device": "cpu", "timeout": 600},
 }
 RESTLESS: Json = {
     **IMAGES,
@@ -68,8 +71,6 @@ LBFGS: Json = {
     "trainer": {**SUMS["trainer"], "epochs": 1},
 }
 STEP = 6  # in the middle of the second epoch, and between two points of the curves
-
-Launch = Callable[..., list[Any]]
 
 
 def environment() -> dict[str, str]:
@@ -88,38 +89,58 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.launches = 0
+        command = [sys.executable, "-m", "tests.utils.distributed.run_jobs"]
+        pipe = subprocess.PIPE
+        self.launcher = subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True)
 
     def __call__(self, count: int, named: dict[str, Json]) -> dict[str, Any]:
         """By name: a folder, or what was said instead. A job may name an earlier one of these by its number."""
+        self.launches += 1
         jobs = list(named.values())
         for index, job in enumerate(jobs):
             if "config" in job:
-                path = self.folder / f"config-{count}-{index}.json"
+                path = self.folder / f"config-{self.launches}-{index}.json"
                 config = {**job.pop("config")}
                 config["trainer"] = {**config["trainer"], "save_dir": str(self.folder / "saved")}
                 path.write_text(json.dumps(config))
                 job["run"] = ["-c", str(path), *job.get("run", [])]
-        tasks, results = self.folder / f"jobs-{count}.json", self.folder / f"results-{count}.json"
+        tasks, results, log = (self.folder / f"{name}-{self.launches}" for name in ("jobs", "results", "log"))
         tasks.write_text(json.dumps(jobs))
-        arguments = ["-m", "tests.utils.distributed.run_jobs", str(tasks), str(results)]
-        command = [sys.executable, *arguments] if count == 1 else torchrun(count, *arguments)
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-6000:] + done.stdout
+        assert self.launcher.stdin is not None
+        assert self.launcher.stdout is not None
+        self.launcher.stdin.write(json.dumps([count, str(tasks), str(results), str(log)]) + "\n")
+        self.launcher.stdin.flush()
+        assert self.launcher.stdout.readline() == "0\n", log.read_text()[-9000:]
         found = [Path(item) if item.startswith("/") else item for item in json.loads(results.read_text())]
         return dict(zip(named, found, strict=True))
 
+    def close(self) -> None:
+        self.launcher.communicate()
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+
+@pytest.fixture(scope="module")
+def run_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"))
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture(scope="module")
+def runs(run_jobs: Jobs) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
-    run_jobs = Jobs(tmp_path_factory.mktemp("jobs"))
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
+    pictures = ["trainer.pictures_every=null"]
 
     def new(config: Json, *more: str) -> Json:
         return {"config": config, "run": list(more)}
 
     def on(run: Any, *more: str) -> Json:
-        return {"run": list(more), "of": run if isinstance(run, int) else str(run), "step": STEP}
+        return {
+            "run": ["trainer.pictures_every=0", *more],
+            "of": run if isinstance(run, int) else str(run),
+            "step": STEP,
+        }
 
     def tested(run: Any, name: str) -> Json:
         # a last batch of one sample: not all processes have a part of it
@@ -133,7 +154,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     one = run_jobs(
         1,
         {
-            "images 1": new(IMAGES),
+            "images 1": new(IMAGES, *pictures),
             "sums 1": new(SUMS),
             "restless 1": new(RESTLESS),
             "idle 1": new(IDLE),
@@ -147,10 +168,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     two = run_jobs(
         2,
         {
-            "images 2": new(IMAGES),
+            "images 2": new(IMAGES, *pictures),
             "sums 2": new(SUMS),
             "restless 2": new(RESTLESS),
-            "images 2 fsdp": new(IMAGES, *fsdp),
+            "images 2 fsdp": new(IMAGES, *fsdp, *pictures),
             "sums 2 fsdp": new(SUMS, *fsdp),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
@@ -179,7 +200,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     three = run_jobs(
         3,
         {
-            "images 3": new(IMAGES),
+            "images 3": new(IMAGES, *pictures),
             "sums 3": new(SUMS),
             "images 2 to 3": on(two["images 2"]),
             "images 2 fsdp to 3 fsdp": on(two["images 2 fsdp"]),

@@ -1,0 +1,244 @@
+"""Every private name of another library that the code relies on: where, and what happens once it is gone.
+
+A private name may change in any release. To use one more, add it here; to stop using one, remove its line.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torchmetrics
+from torch.nn.modules import loss
+from torch.optim import SGD
+from torch.optim import optimizer as optimizers
+from torch.optim.lr_scheduler import StepLR
+
+from tests.helpers import ROOT
+
+FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "extras", "dev")
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))])
+
+# documented in spite of the underscore: named tuples, and how a process ends without Python's own end
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+
+
+class Private(NamedTuple):
+    name: str
+    file: str
+    exists: Callable[[], bool]
+    """Whether the installed version of the library has it."""
+    when_gone: str
+
+
+def sgd() -> SGD:
+    return SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+
+def reducer() -> type:
+    from torch._C._distributed_c10d import Reducer
+
+    return Reducer
+
+
+PRIVATE = [
+    Private(
+        "_version",
+        "base/data/sources.py",
+        lambda: isinstance(torch.zeros(1)._version, int),
+        "reading a batch fails: a data set that is changed in place can no longer be noticed",
+    ),
+    Private(
+        "_update_count",
+        "base/training/metrics.py",
+        lambda: torchmetrics.MeanMetric()._update_count == 0,
+        "saving fails for a config with metrics of torchmetrics",
+    ),
+    Private(
+        "_reductions",
+        "base/training/metrics.py",
+        lambda: isinstance(torchmetrics.MeanMetric()._reductions, dict),
+        "several processes cannot join their metrics of torchmetrics",
+    ),
+    Private(
+        "_output_shapes",
+        "extras/tensorboard/graph.py",
+        lambda: True,  # TensorFlow's name in a file; tests/extras/tensorboard/test_browser.py sees whether it is read
+        "TensorBoard's graph shows no shapes",
+    ),
+    Private(
+        "_C",
+        "utils/distributed/torchrun.py",
+        lambda: hasattr(torch, "_C"),
+        "see _distributed_c10d",
+    ),
+    Private(
+        "_distributed_c10d",
+        "utils/distributed/torchrun.py",
+        lambda: hasattr(__import__("torch._C._distributed_c10d", fromlist=["_"]), "PrefixStore"),
+        "no run of several processes starts: ImportError",
+    ),
+    Private(
+        "_rebuild_buckets",
+        "utils/distributed/parallel.py",
+        lambda: hasattr(reducer(), "_rebuild_buckets"),
+        "no run of several processes under DDP starts",
+    ),
+    Private(
+        "_opt_called",
+        "utils/optimizers.py",
+        lambda: _called_after_a_step(),
+        "every step that follows a scheduler's takes torch's slower way: right, and 20 to 60 us slower",
+    ),
+    *(
+        Private(
+            name, "utils/optimizers.py", exists, "each step takes torch's slower way: right, and 20 to 60 us slower"
+        )
+        for name, exists in {
+            "_is_profiler_enabled": lambda: hasattr(torch.autograd.profiler, "_is_profiler_enabled"),
+            "_optimizer_step_pre_hooks": lambda: "_optimizer_step_pre_hooks" in vars(sgd()),
+            "_optimizer_step_post_hooks": lambda: "_optimizer_step_post_hooks" in vars(sgd()),
+            "_global_optimizer_pre_hooks": lambda: hasattr(optimizers, "_global_optimizer_pre_hooks"),
+            "_global_optimizer_post_hooks": lambda: hasattr(optimizers, "_global_optimizer_post_hooks"),
+        }.items()
+    ),
+    Private(
+        "_Loss",
+        "utils/registry.py",
+        lambda: issubclass(torch.nn.CrossEntropyLoss, loss._Loss),
+        "no command starts: ImportError",
+    ),
+    Private(
+        "_initializing",
+        "utils/registry.py",
+        lambda: hasattr(pytest.__spec__, "_initializing"),
+        "two components of one name in one file are no longer refused: the second takes the first one's place",
+    ),
+]
+
+
+def _called_after_a_step() -> bool:
+    optimizer = sgd()
+    StepLR(optimizer, 1)  # puts its own step around the optimizer's
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(1)
+    optimizer.step()
+    return bool(vars(optimizer).get("_opt_called"))
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name.isidentifier() and name != "_"
+
+
+def defined(trees: dict[Path, ast.Module]) -> tuple[set[str], set[str]]:
+    """The project's own private names: attributes and methods of its classes, and what its modules define."""
+    attributes: set[str] = set()
+    globals_: set[str] = set()
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                attributes |= names_of(node.body)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+                attributes.add(node.attr)
+        globals_ |= names_of(tree.body)
+    return attributes, globals_
+
+
+def names_of(body: list[ast.stmt]) -> set[str]:
+    """What the statements of a class or a module define."""
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names
+
+
+def is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def foreign(trees: dict[Path, ast.Module]) -> Iterator[tuple[str, str, int]]:
+    """(name, file, line) of each private name that the project uses and does not define itself."""
+    attributes, globals_ = defined(trees)
+    own = attributes | globals_
+    for path, tree in trees.items():
+        modules = imported_from(tree, FOLDERS)
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.Attribute):
+                of_ours = isinstance(node.value, ast.Name) and node.value.id in modules
+                known = own if of_ours or is_self(node.value) else attributes
+                names = [] if node.attr in known else [node.attr]
+            elif isinstance(node, ast.Import):
+                names = [part for alias in node.names for part in alias.name.split(".")]
+            elif isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                names = [name for name in names if name not in own]
+            elif isinstance(node, ast.Constant) and isinstance(
+                node.value, str
+            ):  # getattr, monkeypatching, "in vars(x)"
+                names = [part for part in node.value.split(".") if part not in own]
+            for name in names:
+                if is_private(name) and name not in DOCUMENTED:
+                    yield name, path.relative_to(ROOT).as_posix(), getattr(node, "lineno", 0)
+
+
+def imported_from(tree: ast.Module, packages: tuple[str, ...]) -> set[str]:
+    """The names under which a file has modules or objects of these packages."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in packages:
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def test_every_private_name_that_is_used_is_listed_and_no_other() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in SOURCES}
+    listed = {(entry.name, entry.file) for entry in PRIVATE}
+    used = {(name, file): line for name, file, line in foreign(trees)}
+    missing = [f"{file}:{line} uses {name}" for (name, file), line in used.items() if (name, file) not in listed]
+    assert not missing, f"use something public, or add to PRIVATE in {__name__}: {missing}"
+    unused = [f"{file} does not use {name}" for name, file in sorted(listed - used.keys())]
+    assert not unused, f"remove from PRIVATE in {__name__}: {unused}"
+
+
+@pytest.mark.parametrize("entry", PRIVATE, ids=lambda entry: entry.name)
+def test_a_private_name_is_there(entry: Private) -> None:
+    try:
+        found = entry.exists()
+    except (AttributeError, ImportError):
+        found = False
+    assert found, f"{entry.name} is gone from the installed version, so in {entry.file}: {entry.when_gone}"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("import torch._C", "_C"),
+        ("from torch.nn.modules.loss import _Loss", "_Loss"),
+        ("import torch\nx = torch.zeros(1)._version", "_version"),
+        ("getattr(x, '_reductions', None)", "_reductions"),
+        ("class A:\n    def f(self):\n        return self._inherited", "_inherited"),
+        ("def _version(x):\n    return x._version", "_version"),
+    ],
+)
+def test_a_private_name_is_seen(text: str, name: str) -> None:
+    assert [found for found, _, _ in foreign({ROOT / "a.py": ast.parse(text)})] == [name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class A:\n    def f(self):\n        self._x = 1\n        return other._x",
+        "def _f(): ...\nx = '_f'",
+        "from collections import namedtuple\nx._replace(a=1)",
+        "import os\nos._exit(0)",
+        "from utils import files\nfiles._f()\ndef _f(): ...",
+    ],
+)
+def test_the_projects_own_and_documented_names_are_not(text: str) -> None:
+    assert list(foreign({ROOT / "a.py": ast.parse(text)})) == []
