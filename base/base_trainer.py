@@ -126,16 +126,16 @@ class BaseTrainer(ABC):
         """Optimizer steps in an epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
-    def take_step(self, step: StepBatches) -> Tensor | float:
+    def take_step(self, group: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, as ``keep`` gives it."""
-        samples = step.samples
+        samples = group.samples
         training, progress, sum_loss = self.training, self.progress, self.experiment.sum_loss
         results: list[StepResult] = []
 
         def evaluate() -> Tensor:
             results.clear()
             total = None
-            for micro_batch in self.runtime.exchanging(step.micro_batches):
+            for micro_batch in self.runtime.exchanging(group.micro_batches):
                 weight = 1.0 if sum_loss else micro_batch.size / samples
                 result = self.train_step(self.runtime.to_device(micro_batch.data), weight)
                 results.append(result)
@@ -149,18 +149,18 @@ class BaseTrainer(ABC):
                 training.optimizer, evaluate, clip_grad_norm=self.settings.clip_grad_norm
             )
             loss: Any = None
-            for result, micro_batch in zip(results, step.micro_batches, strict=True):
+            for result, micro_batch in zip(results, group.micro_batches, strict=True):
                 size = micro_batch.size
                 part = self.train_metrics.update(result, samples=size, share=size / samples)
                 loss = part if loss is None else loss + part
         except MISFITS as error:
             raise (
-                error if self._fits else misfit(error, step.micro_batches[0].data, self.experiment.data.class_names)
+                error if self._fits else misfit(error, group.micro_batches[0].data, self.experiment.data.class_names)
             ) from error
         if not self._fits:
             self._begin_well(results[0])
         training.schedule.after_step(moved=moved)
-        progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
+        progress.step(group.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
         return loss  # type: ignore[no-any-return]
 

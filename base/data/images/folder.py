@@ -166,7 +166,7 @@ class _Files(Dataset[Pixels | str]):
 def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
     """The pixels of some images at a time, in their order."""
     chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
-    loader: DataLoader[list[Pixels | str]] = DataLoader(
+    loader: DataLoader[Pixels | str] = DataLoader(
         files,
         batch_size=chunk,
         num_workers=_processes(len(files) // chunk),
