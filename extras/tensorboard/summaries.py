@@ -128,6 +128,8 @@ def finished() -> Summary:
     """That the run ended by itself."""
     *_, end = summary.hparams({}, {})
     made: Summary = end
+    # torch's has no value, and is not read without one
+    made.value[0].tensor.CopyFrom(hparams_pb({}, trial_id="").value[0].tensor)
     return made
 
 
