@@ -16,6 +16,7 @@ from base.data.batches import Batches, BatchRange, StepBatches
 from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
+from base.training.closure import closure_step
 from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
 from base.training.observer import Observer
 from base.training.progress import Progress
@@ -43,7 +44,8 @@ class BaseTrainer(ABC):
         self.progress = Progress()
         self.gradient_norm: Tensor | None = None
         """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
-        self._loss_weight = 1.0
+        self.loss_weight = 1.0
+        """What ``backward`` multiplies a loss with: the share of a micro-batch in its optimizer step."""
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
@@ -65,7 +67,7 @@ class BaseTrainer(ABC):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied."""
-        self.runtime.backward(loss, self._loss_weight)
+        self.runtime.backward(loss, self.loss_weight)
 
     # ------------------------------------------------------------------ the loop
 
@@ -156,7 +158,7 @@ class BaseTrainer(ABC):
         """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
         runtime, optimizer = self.runtime, self.training.optimizer
         if self.training.needs_closure:
-            loss = self.closure_step(step)
+            loss = closure_step(self, step)
             stepped = True
         else:
             loss = 0.0
@@ -164,7 +166,7 @@ class BaseTrainer(ABC):
             for number, micro_batch in enumerate(step.micro_batches, start=1):
                 runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
                 share = micro_batch.size / step.samples
-                self._loss_weight = 1.0 if self.experiment.sum_loss else share
+                self.loss_weight = 1.0 if self.experiment.sum_loss else share
                 try:
                     result = self.train_step(runtime.to_device(micro_batch.data))
                     loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
@@ -181,43 +183,6 @@ class BaseTrainer(ABC):
         self.training.schedule.after_step(moved=stepped)
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
-        return loss
-
-    def closure_step(self, step: StepBatches) -> Tensor | float:
-        """An optimizer step of LBFGS, or of any optimizer whose ``step`` needs a closure: it evaluates the loss and the
-        gradients of all micro-batches, as often as the optimizer asks. Metrics are those of the last evaluation.
-        """
-        runtime, optimizer = self.runtime, self.training.optimizer
-        micro_batches = list(step.micro_batches)
-        results: list[StepResult] = []
-
-        def closure() -> Tensor:
-            results.clear()
-            runtime.zero_grad(optimizer)
-            total = torch.zeros((), device=runtime.device)
-            for number, micro_batch in enumerate(micro_batches, start=1):
-                runtime.sync_gradients(number == step.count)
-                self._loss_weight = 1.0 if self.experiment.sum_loss else micro_batch.size / step.samples
-                try:
-                    result = self.train_step(runtime.to_device(micro_batch.data))
-                except FORWARD_ERRORS as error:
-                    raise self.explain(error, micro_batch.data) from error
-                results.append(result)
-                total += self._loss_weight * result.loss.detach()
-            if self.settings.clip_grad_norm is not None:
-                self.gradient_norm = nn.utils.clip_grad_norm_(self.training.parameters, self.settings.clip_grad_norm)
-            return runtime.sum_over_processes(total)
-
-        optimizer.step(closure)  # type: ignore[arg-type]
-        loss: Tensor | float = 0.0
-        for result, micro_batch in zip(results, micro_batches, strict=True):
-            try:
-                share = micro_batch.size / step.samples
-                loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
-            except FORWARD_ERRORS as error:
-                raise self.explain(error, micro_batch.data) from error
-        if not self.first_batch_passed:
-            self.check_first_batch(results[0])
         return loss
 
     def log_interval(self, loss: Tensor | float) -> None:

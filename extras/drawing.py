@@ -57,7 +57,7 @@ def drawn(make: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, of no window and of no list of open figures."""
+    """A figure of so many inches, without a window and not in the list of open figures."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure

@@ -80,8 +80,8 @@ class _BatchViews:
     """Batches of consecutive samples in memory without a copy, which would take a tenth of a small net's step
     (64 samples of 1,000 floats).
 
-    Nobody may write into such a batch. torch's count of in-place changes, the private ``Tensor._version``, tells if
-    somebody did; it does not count in inference mode, where batches must be copied.
+    Nothing may write into such a batch. torch's count of in-place changes, the private ``Tensor._version``, shows
+    whether something did; it does not count in inference mode, where batches must be copied.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:

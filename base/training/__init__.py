@@ -3,6 +3,7 @@
 progress        what is counted: steps, epochs, the position in the data, the best value
 metrics         the loss and the metrics of a phase; library_metric holds those of torchmetrics
 schedule        the learning rate
+closure         the step of LBFGS, or of any optimizer that evaluates the loss itself
 first_batch     what to say when the first batch fails or looks wrong
 observer        the interface of what watches the training (TensorBoard, the test report)
 training_log    what the console, metrics.jsonl and TensorBoard get, speed and ETA included

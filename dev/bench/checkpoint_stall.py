@@ -7,7 +7,7 @@ python -m torch.distributed.run --nproc-per-node 2 dev/bench/checkpoint_stall.py
 The optimizer is AdamW: a checkpoint holds three numbers a parameter. Figures are medians, in milliseconds, of the main
 process: copy: the state copied in memory and nothing else; stall: what the training waits for; during: what the steps
 beside the write take longer, all together, since it needs a processor too (of a single process only); written: from the
-save until it stands, with nothing beside it; read: until it is in memory again, every byte checked.
+save until it is on disk, with nothing running beside it; read: until it is in memory again, every byte checked.
 """
 
 import argparse

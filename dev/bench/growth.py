@@ -1,6 +1,6 @@
 """Whether a long run costs more a step, or more to resume, than a short one: ``python dev/bench/growth.py [STEPS]``.
 
-Trains a small net for 1,000 and for STEPS (default 100,000) steps, then goes on with each for 1,000 more.
+Trains a small net for 1,000 and for STEPS (default 100,000) steps, then resumes each for 1,000 more.
 """
 
 import sys

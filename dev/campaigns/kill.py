@@ -1,4 +1,4 @@
-"""Kill runs again and again, let them go on, and compare what they end with to a run that was left alone.
+"""Kill runs again and again, resume them, and compare the result with an uninterrupted run.
 
 python dev/campaigns/kill.py --kills 100
 
@@ -58,7 +58,7 @@ def campaign(folder: Path, data: str, options: argparse.Namespace) -> int:
         done.update(one.moments)
         wrong += bool(found)
         print(
-            f"{data}: run {runs}, {one.kills} kills ({done.total()} in all): {found or 'equal to the bit'}", flush=True
+            f"{data}: run {runs}, {one.kills} kills ({done.total()} in all): {found or 'equal bit for bit'}", flush=True
         )
     moments = ", ".join(f"{count} {moment}" for moment, count in sorted(done.items()))
     print(f"{data}: {done.total()} kills ({moments}) in {runs} runs, {wrong} runs differ", flush=True)

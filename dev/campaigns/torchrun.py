@@ -2,7 +2,7 @@
 
 python dev/campaigns/torchrun.py --kills 20
 
-SIGKILL to random workers at random moments, which torchrun starts again; then the whole job killed and gone on with by
+SIGKILL to random workers at random moments, which torchrun starts again; then the whole job killed and resumed by
 other numbers of processes; SIGTERM to torchrun; and a worker that hangs. Needs Linux, no data, and about twenty seconds
 a kill. Status 1 if anything did not hold.
 """
@@ -155,7 +155,7 @@ def kill_workers(folder: Path, kills: int, seed: int) -> bool:
         wrong += bool(found)
         print(
             f"{name}: {moments.total() - before} kills, went on {resumed} times, {time.monotonic() - begun:.0f} s: "
-            f"{found or 'equal to the bit'}",
+            f"{found or 'equal bit for bit'}",
             flush=True,
         )
     print(
@@ -223,13 +223,13 @@ def stop_torchrun(folder: Path) -> bool:
         seconds, said = time.monotonic() - begun, job.output()
     run = run_of(folder, "stopped")
     found = state(run)
-    told = said.count("stopped and saved")
+    messages = said.count("stopped and saved")
     print(
         f"SIGTERM: saved step {found['progress']['steps']}, ended after {seconds:.1f} s, torchrun's status {status}, "
     )
     wrong = differences(run_of(folder, "alone"), trained(folder, "stopped", 2, "-r", str(run)))
-    print(f"         told {told} time, then gone on with: {wrong or 'equal to the bit'}", flush=True)
-    return told == 1 and not wrong and len(found["random"]) == 2
+    print(f"         {messages} message, then resumed: {wrong or 'equal bit for bit'}", flush=True)
+    return messages == 1 and not wrong and len(found["random"]) == 2
 
 
 def hang(folder: Path) -> bool:
@@ -244,7 +244,7 @@ def hang(folder: Path) -> bool:
         said = re.findall("error: .*", job.output())
     print(f"a worker hangs: after {seconds:.1f} s, {said}\nthen started again, {time.monotonic() - begun:.0f} s after")
     found = differences(run_of(folder, "alone"), run_of(folder, "hung"))
-    print(f"         torchrun's status {status}: {found or 'equal to the bit'}", flush=True)
+    print(f"         torchrun's status {status}: {found or 'equal bit for bit'}", flush=True)
     return len(said) == 1 and "process 1 of 2 hung" in said[0] and status == 0 and not found
 
 

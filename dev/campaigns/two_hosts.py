@@ -3,7 +3,7 @@
 sudo python dev/campaigns/two_hosts.py --down 30
 
 The hosts are two network namespaces of this machine, joined by a pair of virtual interfaces; they are removed at the
-end. Needs Linux, root and ``ip``. Status 1 if the job did not start again by itself, or did not end to the bit as the
+end. Needs Linux, root and ``ip``. Status 1 if the job did not start again by itself, or did not end bit for bit as the
 other run.
 """
 
@@ -96,10 +96,10 @@ def cut(folder: Path, options: argparse.Namespace) -> bool:
     run = run_of(folder, "cut")
     resumed = len(json.loads((run / "environment.json").read_text()).get("resumed", []))
     ended = statuses == [0, 0]
-    found = differences(run_of(folder, "alone"), run) if ended else ["it did not go on to its end"]
+    found = differences(run_of(folder, "alone"), run) if ended else ["it did not finish"]
     print(
         f"host {options.cut} without its link for {options.down:g} s: ended {seconds:.0f} s after the cut, went on "
-        f"{resumed} times, torchrun's statuses {statuses}: {found or 'equal to the bit'}"
+        f"{resumed} times, torchrun's statuses {statuses}: {found or 'equal bit for bit'}"
     )
     return not found
 

@@ -45,13 +45,13 @@ class EvaluationReport(EvaluationStats):
     ) -> None:
         self.predictions.__exit__(kind, error, trace)
 
-    def add_probabilities(self, window: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
-        super().add_probabilities(window, probabilities, targets, show)
-        self.predictions.add_classes(window.start, probabilities, targets, self.class_names())
+    def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+        super().add_probabilities(batch_range, probabilities, targets, show)
+        self.predictions.add_classes(batch_range.start, probabilities, targets, self.class_names())
 
-    def add_numbers(self, window: BatchRange, outputs: Tensor, targets: Tensor) -> None:
-        super().add_numbers(window, outputs, targets)
-        self.predictions.add_numbers(window.start, outputs, targets)
+    def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
+        super().add_numbers(batch_range, outputs, targets)
+        self.predictions.add_numbers(batch_range.start, outputs, targets)
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""

@@ -50,30 +50,30 @@ class EvaluationStats(Observer):
         self.classification = self.regression = None
         self._begun, self._expected = False, samples
 
-    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
+    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._begun:
             self._recognise(result)
-        if not window.size:
+        if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
             probabilities = as_probabilities(result.outputs, given=self._given)
-            self.add_probabilities(window, probabilities, result.targets.cpu().long(), shows(self.data, batch))
+            self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), shows(self.data, batch))
         elif self.regression is not None:
-            self.add_numbers(window, result.outputs.detach().cpu(), result.targets.cpu())
+            self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
 
     def end_evaluation(self) -> None:
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
 
-    def add_probabilities(self, window: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
+    def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """A batch of a classification, (B, C) and (B,), on the CPU."""
         assert self.classification is not None
-        self.classification.add(window.start, probabilities, targets, show)
+        self.classification.add(batch_range.start, probabilities, targets, show)
 
-    def add_numbers(self, window: BatchRange, outputs: Tensor, targets: Tensor) -> None:
+    def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         """A batch of a regression, both (B, ...), on the CPU."""
         assert self.regression is not None
-        self.regression.add(window.start, outputs, targets)
+        self.regression.add(batch_range.start, outputs, targets)
 
     def class_names(self) -> list[str]:
         """The names of the data set's classes if it names all of them, otherwise their numbers."""

@@ -29,7 +29,7 @@ def listing(name: str = "") -> str:
 
 
 def _further(name: str) -> str:
-    """How to go on from a name that is not there, whatever kind it was meant to be."""
+    """What to do about an unknown name, whatever kind it was meant to be."""
     if name in FORMER_NAMES:
         return f"here it is {FORMER_NAMES[name]}"
     close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])

@@ -17,7 +17,7 @@ def paragraph(component: Callable[..., Any]) -> str:
 
 
 def without_arguments(component: Callable[..., Any], names: Collection[str]) -> str:
-    """The docstring as it stands, but for what it says of arguments of these names."""
+    """The docstring without its descriptions of these arguments."""
     kept, inside = list[str](), -1
     for line in inspect.cleandoc(_own_doc(component)).splitlines():
         indent, match = len(line) - len(line.lstrip()), _ARGUMENT.match(line)
@@ -46,7 +46,7 @@ def _own_doc(item: Any) -> str:
 
 
 def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Each argument that is described, with its text: what stands deeper below it belongs to it."""
+    """Each argument that is described, with its text: what is indented below it belongs to it."""
     for number, line in enumerate(lines):
         match = _ARGUMENT.match(line)
         if not match:

@@ -204,7 +204,7 @@ def _about(description: str | None, schema: Schema) -> Schema:
     if not description:
         return schema
     text = " ".join(description.split())
-    # what stands beside "$ref" does not count in draft 7
+    # draft 7 ignores every key beside "$ref"
     return {"description": text, "allOf": [schema]} if "$ref" in schema else {**schema, "description": text}
 
 

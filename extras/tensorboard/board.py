@@ -61,9 +61,9 @@ class Board(Observer):
         if self.stats is not None:
             self.stats.begin_evaluation(samples)
 
-    def evaluated(self, window: BatchRange, batch: Any, result: StepResult) -> None:
+    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if self.stats is not None:
-            self.stats.evaluated(window, batch, result)
+            self.stats.evaluated(batch_range, batch, result)
 
     def end_evaluation(self) -> None:
         if self.stats is not None:
