@@ -16,7 +16,7 @@ HEAD = """\
 
 Written by `make schema` from utils/schema.py; do not edit. A component is `{"type": NAME, "args": {...}}` or its name
 alone; `python train.py --list` shows them all. A config that `extends` another one says only what differs: objects are
-merged, lists are replaced, null takes an inherited key away, and a component of another type replaces the inherited one.
+merged, lists are replaced, null removes an inherited key, and a component of another type replaces the inherited one.
 
 """
 
