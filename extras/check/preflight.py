@@ -17,6 +17,7 @@ from base.data.batches import MicroBatch, StepBatches
 from base.experiment import Experiment, Training
 from base.metric import StepResult
 from base.training.first_batch import first_batch_warnings
+from base.training.schedule import Schedule
 from extras.check import data_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
@@ -68,7 +69,9 @@ class _Check:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
         self.fetching: list[float] = []
-        trainer.training = training
+        # the schedule stays where it is: its length is that of the run
+        constant = Schedule(training.optimizer, None, per_step=False, length=0)
+        trainer.training = replace(training, schedule=constant)
         trainer.first_batch_passed = True  # what is wrong with it is reported here
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
