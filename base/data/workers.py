@@ -61,4 +61,6 @@ class _RequestSampler(Sampler[Any]):
         self.requests: Iterator[Request] = iter(())
 
     def __iter__(self) -> Iterator[Request]:
-        return self.requests
+        # not kept: they refer to the Batches that refer to these workers, and a cycle would outlive its use
+        requests, self.requests = self.requests, iter(())
+        yield from requests

@@ -36,7 +36,8 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
             total += trainer.loss_weight * result.loss.detach()
         if settings.clip_grad_norm is not None:
             trainer.gradient_norm = nn.utils.clip_grad_norm_(trainer.training.parameters, settings.clip_grad_norm)
-        return runtime.sum_over_processes(total)
+        summed: Tensor = runtime.sum_over_processes(total)
+        return summed
 
     optimizer.step(closure)
     loss: Tensor | float = 0.0
