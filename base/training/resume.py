@@ -80,3 +80,4 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     if folder.initial.exists():
         load_weights(trainer.model, folder.initial, trainer.runtime.process_group)
     trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
+    trainer.outputs.writers.resume({}, step=0)

@@ -147,6 +147,8 @@ def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[st
     """The other frameworks beside the loops by hand, in Markdown; empty if none is installed."""
     lines = ["\n", "| job | framework | s | ratio to by hand |", "|---|---|---|---|"]
     for row in rows:
+        if not peers(row):
+            continue
         by_hand = median(run["loop"] for run in figures["by hand", row.by_hand])
         for peer in peers(row):
             taken = [run["loop"] for run in figures[peer]]

@@ -90,7 +90,7 @@ def started(folder: Path, launcher: Sequence[str], *arguments: str, inside: Sequ
     """A job, ended at the latest when the block is left. launcher: options of torchrun; inside: what runs that."""
     log = folder / f"torchrun-{len(list(folder.glob('torchrun-*')))}.log"
     command = [*inside, sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *launcher]
-    script = [str(ROOT / "tests" / "killable.py"), *arguments]
+    script = ["-m", "tests.killable", *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:
         running = subprocess.Popen([*command, *script], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)

@@ -17,6 +17,7 @@ from base.data.batches import MicroBatch, StepBatches
 from base.experiment import Experiment, Training
 from base.metric import StepResult
 from base.training.first_batch import first_batch_warnings
+from base.training.metrics import Metrics
 from base.training.schedule import Schedule
 from extras.check import data_checks, model_checks
 from extras.check.check_result import CheckResult
@@ -72,6 +73,8 @@ class _Check:
         # the schedule stays where it is: its length is that of the run
         constant = Schedule(training.optimizer, None, per_step=False, length=0)
         trainer.training = replace(training, schedule=constant)
+        # metrics are checked by themselves
+        trainer.train_metrics = Metrics({}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss)
         trainer.first_batch_passed = True  # what is wrong with it is reported here
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:

@@ -112,7 +112,7 @@ def test_a_data_worker_that_is_killed_is_one_clear_message(small: Path, tmp_path
         os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
         output = running.communicate()[0]
     assert running.returncode == 1
-    assert "a process that prepares batches has ended" in output
+    assert "a DataLoader worker died" in output
     assert "Traceback" not in output
 
 

@@ -259,9 +259,9 @@ def test_a_mistake_is_one_message_and_status_2(
     run = make("20260101-000001", [0.1])
     (tmp_path / "empty").mkdir()
     for arguments, says in [
-        (["--compare", "nowhere"], "nowhere: there is no such run folder"),
-        (["--compare", "empty"], "there is no run to compare: no config.json in empty"),
-        (["--compare", str(run), "trainer.epochs=3"], "--compare takes run folders; trainer.epochs=3 is none"),
+        (["--compare", "nowhere"], "nowhere: no such run folder"),
+        (["--compare", "empty"], "no run to compare: no config.json in empty"),
+        (["--compare", str(run), "trainer.epochs=3"], "--compare takes run folders, not trainer.epochs=3"),
     ]:
         assert cli.run(test.main, arguments) == 2
         printed = capsys.readouterr()

@@ -200,7 +200,7 @@ LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
     ],
 )
 def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, task: str | None) -> None:
-    runtime = SimpleNamespace(processes=ProcessGroup())
+    runtime = SimpleNamespace(process_group=ProcessGroup())
     findings = EvaluationStats(SimpleNamespace(data=Noise(batch_size=1), criterion=loss, runtime=runtime))  # type: ignore[arg-type]
     findings.begin_evaluation(6)
     with torch.inference_mode():

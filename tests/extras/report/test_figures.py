@@ -74,7 +74,7 @@ def test_mistakes_with_pictures_of_any_shape_and_without() -> None:
         figure = figures.mistakes_grid(mistakes[:count], NAMES)
         assert figure is not None
         size(figure)
-        assert written(figure)[:3] == ["a/b/c 90%", "is plain", "sample 0"]
+        assert written(figure)[:3] == ["a/b/c 90%", "true: plain", "sample 0"]
     assert figures.mistakes_grid([Mistake(0, 0, 1, 0.9, None)], NAMES) is None
     assert figures.mistakes_grid([], NAMES) is None
 

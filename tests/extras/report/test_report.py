@@ -277,15 +277,15 @@ def test_markdown_shows_names_as_they_are() -> None:
 
 
 def test_several_processes_read_one_checkpoint_though_another_takes_its_place(run: Path) -> None:
-    class Team(ProcessGroup):
+    class Two(ProcessGroup):
         """Of two, the other reads ``best.pth`` before it is replaced, and then again."""
 
         others: ClassVar = ["", 3, "", 5]
 
-        def all(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             return [value, self.others.pop(0)]
 
     folder = RunFolder(run)
     model = build_experiment(load_config(folder.config)).model
-    assert test._load(folder.checkpoints / "last.pth", folder, model, Team())["progress"]["steps"] == 5
-    assert not Team.others
+    assert test._load(folder.checkpoints / "last.pth", folder, model, Two())["progress"]["steps"] == 5
+    assert not Two.others

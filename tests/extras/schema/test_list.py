@@ -63,7 +63,7 @@ def test_a_metric_of_one_task_is_told_by_its_argument(tmp_path: Path, name: str,
 def test_what_is_said_of_an_argument_stands_in_one_place() -> None:
     text = listing("ImageFolderLoader")
     assert text.count("edge of the images in pixels") == text.count("else a tenth of") == 1
-    assert "It is made anew when a file is added" in text
+    assert "The array is rebuilt when a file is added" in text
     assert listing("SGD").startswith('SGD, an optimizer for "optimizer"')
 
 
@@ -76,7 +76,7 @@ def test_it_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("further", [["seed=1"], ["-c", "config.json"], ["--check"], ["-r"], ["--bs", "3"]])
 def test_nothing_that_it_would_ignore_goes_with_it(further: list[str]) -> None:
-    with pytest.raises(UserError, match="--list goes alone"):
+    with pytest.raises(UserError, match="--list cannot be combined with other options"):
         train.main(["--list", "LeNet", *further])
 
 

@@ -309,7 +309,7 @@ def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch
 
     def begun_by_two(self: Board, trainer: BaseTrainer) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.runtime.process_group, "count", 2)
+            patch.setattr(trainer.runtime.process_group, "world_size", 2)
             begin(self, trainer)
 
     monkeypatch.setattr(Board, "begin", begun_by_two)
@@ -426,7 +426,7 @@ def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys:
         (["trainer.profile_steps=[5,2]"], "comes after the last"),
         (["trainer.profile_steps=[0,2]"], "profile_steps"),
         (["trainer.profile_steps=[3]"], "profile_steps"),
-        (["trainer.profile_steps=[1,2]", "trainer.tensorboard=false"], "goes with TensorBoard"),
+        (["trainer.profile_steps=[1,2]", "trainer.tensorboard=false"], "needs TensorBoard"),
         (["trainer.pictures_every=-1"], "pictures_every"),
     ],
 )

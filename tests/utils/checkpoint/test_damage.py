@@ -99,7 +99,7 @@ def test_nothing_begins_again_in_silence_where_checkpoints_are_gone(fit: Fit) ->
     before = lines(run)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match="came to epoch 4"):
+    with pytest.raises(CheckpointError, match="reached epoch 4"):
         train.main(["-r", str(run)])
     assert lines(run) == before
 
@@ -109,7 +109,7 @@ def test_where_all_are_damaged_each_is_named_with_a_way_out(fit: Fit) -> None:
     files = sorted((run / "checkpoints").glob("step-*"))
     for path in files:
         flip(path)
-    with pytest.raises(CheckpointError, match=r"To begin anew: python train.py -c") as caught:
+    with pytest.raises(CheckpointError, match=r"To start a new run: python train.py -c") as caught:
         train.main(["-r", str(run)])
     assert all(path.name in str(caught.value) for path in files)
 

@@ -27,7 +27,7 @@ def launch(
     config: Path, runs: Path, trouble: str, *options: str, count: int = 2
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Train under torchrun with a process that fails. Also the exit statuses that torchrun names."""
-    command = torchrun(count, str(ROOT / "tests" / "killable.py"), "-c", str(config), options=options)
+    command = torchrun(count, "-m", "tests.killable", "-c", str(config), options=options)
     variables = {**environment(), "DO_AT": trouble, "RUNS": str(runs)}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     return done, re.findall(r"exitcode +: (-?\d+)", done.stderr)
