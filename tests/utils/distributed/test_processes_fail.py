@@ -100,8 +100,8 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
     config, python = write_config(), sys.executable
     trains = f"{python} {ROOT}/train.py -c {config}"
     cases = {
-        f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 do not have the same config",
-        f"{python} $RANK/train.py -c {config}": "error: process 0 and process 1 do not have the same code",
+        f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 differ in their config",
+        f"{python} $RANK/train.py -c {config}": "error: process 0 and process 1 differ in their code",
         # a path that leads each process to another place, as a disk of its own would
         f"cd elsewhere/$RANK; {trains} trainer.save_dir=/proc/self/cwd/saved": "process 1 of 2 does not see the run",
         f"{trains} --bs=1": "1 samples cannot be shared by 2 processes",
