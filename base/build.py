@@ -116,18 +116,19 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """The writers and the checkpointer of a run folder. Only the main process gets ones that write."""
-    settings, console, main = (
-        loaded.config.trainer,
-        experiment.console,
-        experiment.runtime.process_group.is_main_process,
-    )
+    settings = loaded.config.trainer
+    main = experiment.runtime.process_group.is_main_process
     kinds: dict[str, Writer] = {}
     if main:
         kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
     if main and settings.tensorboard:
         kinds["events"] = EventWriter(folder.path)
     writers = Writers(kinds)
-    how: dict[str, Any] = {"keep_last": settings.keep_last, "warn": console.warn, "before_commit": writers.sync}
+    how: dict[str, Any] = {
+        "keep_last": settings.keep_last,
+        "warn": experiment.console.warn,
+        "before_commit": writers.sync,
+    }
     if settings.checkpoint == "sharded":
         from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
 

@@ -1,6 +1,7 @@
 """Optimizers: which need a closure, how their state is loaded, and a step without torch's profiler marks."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,26 +56,30 @@ class UnmarkedStep:
         )
 
 
-def adapt_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A saved state as this optimizer can load it: with its own kernels and the memory format of its parameters.
+def laid_out_like(value: Any, parameter: Tensor) -> Any:
+    """A saved value in the memory format of its parameter.
 
     A fused kernel walks through memory as it is laid out: a momentum in another format would go to other weights.
     """
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def adapt_state(
+    optimizer: Optimizer, state: dict[str, Any], *, adapt: Callable[[Any, Tensor], Any] = laid_out_like
+) -> dict[str, Any]:
+    """A saved state as this optimizer can load it: with its own kernels, and each value as its parameter needs it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(state["state"]) > len(parameters):
         return state  # torch says what is wrong with it
-
-    def laid_out(value: Any, like: Tensor) -> Any:
-        if not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride():
-            return value
-        return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
     groups = [
         saved | {key: own[key] for key in ("fused", "foreach") if key in own}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     states = {
-        index: {name: laid_out(value, parameters[index]) for name, value in values.items()}
+        index: {name: adapt(value, parameters[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     return {"state": states, "param_groups": groups}

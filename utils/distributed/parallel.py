@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
+from utils.optimizers import adapt_state
 from utils.tree import Keys, map_tensors
 
 GradientSync = Callable[[bool], None]
@@ -133,24 +135,9 @@ def _broadcast_buffers(model: nn.Module, _: Any) -> None:
 
 def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
     """Let an optimizer over sharded parameters load the state of the whole model; and return it, if ``whole``."""
-
-    def shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if len(state["state"]) > len(parameters):
-            return state  # torch says what is wrong with it
-        shards = {
-            index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
-            for index, values in state["state"].items()
-        }
-        kernels = [
-            {key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups
-        ]
-        groups = [saved | own for saved, own in zip(state["param_groups"], kernels, strict=True)]
-        return {"state": shards, "param_groups": groups}
-
     if whole:
         optimizer.register_state_dict_post_hook(lambda _, state: map_tensors(_gather, state))
-    optimizer.register_load_state_dict_pre_hook(shard_state)
+    optimizer.register_load_state_dict_pre_hook(functools.partial(adapt_state, adapt=_shard_like))
 
 
 def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
