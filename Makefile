@@ -5,7 +5,6 @@ VENV   ?= .venv
 CONFIG ?= config.json
 ARGS   ?=
 NPROC  ?= 1
-LOWEST ?= .venv-lowest
 
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
@@ -28,6 +27,7 @@ test: $(READY)
 test-fast: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
 
+LOWEST ?= .venv-lowest
 # the tests with the lowest versions that the requirements allow, in an environment of about 7 GB beside .venv
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)

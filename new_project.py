@@ -62,8 +62,8 @@ def without_mentions(readme: str, left_out: Sequence[str]) -> str:
 
 
 def without_targets(makefile: str, left_out: Sequence[str]) -> str:
-    """The Makefile without the targets that run a module of these folders."""
-    module = re.compile(rf"-m ({'|'.join(map(re.escape, left_out))})\b")
+    """The Makefile without the targets that run a module of these folders, or read a file in one."""
+    module = re.compile(rf"-[mc] ({'|'.join(map(re.escape, left_out))})[./]")
     paragraphs = makefile.split("\n\n")
     gone = [paragraph for paragraph in paragraphs if module.search(paragraph)]
     text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph not in gone)
