@@ -78,6 +78,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
             f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if folder.initial.exists():
-        load_weights(trainer.model, folder.initial, trainer.runtime.process_group)
+        # not trainer.model, which DDP wraps: its names have a prefix
+        load_weights(trainer.experiment.model, folder.initial, trainer.runtime.process_group)
     trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 import train
 from base.base_trainer import BaseTrainer
@@ -66,6 +67,26 @@ IMAGES: dict[str, Any] = {
 
 def test_a_run_without_a_checkpoint_begins_again(fit: Fit) -> None:
     whole = fit(*BUSY, "trainer.epochs=2")
+    half = fork(whole.run_dir, 0)
+    train.main(["-r", str(half)])
+    equal(whole.run_dir, half)
+
+
+class Wrapped(nn.Module):
+    """A model as DDP wraps it: the names in its state begin with "module."."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.module(inputs)
+
+
+def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit("trainer.epochs=1")
+    monkeypatch.setattr("utils.runtime.Runtime.wrap_ddp", lambda self, model: Wrapped(model))
+    whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
     equal(whole.run_dir, half)
