@@ -177,7 +177,7 @@ def test_weights_and_gradients(page: Page, name: str, drawn: str) -> None:
 
 def test_text(page: Page) -> None:
     page.open("text")
-    page.has("62,006 parameters", "Conv2d", '"type": "SmallTensors"', '"epochs": 2')
+    page.has("62,006 trainable parameters", "Conv2d", '"type": "SmallTensors"', '"epochs": 2')
 
 
 def test_custom_scalars(page: Page) -> None:
