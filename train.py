@@ -134,13 +134,13 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
 def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None) -> Result:
     """Resume a run in its folder, from its newest intact checkpoint or from one of its checkpoint files."""
     loaded = load_config(folder.config, overrides)
-    check_folder(loaded, folder)
+    changed = check_folder(loaded, folder)
     experiment = build_experiment(loaded)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(experiment.runtime.process_group), logged(experiment, folder):
         trainer.begin(training, outputs(loaded, folder, experiment))
-        load_state(trainer, folder, file)
+        load_state(loaded, trainer, folder, file, changed)
         return run(loaded, trainer, folder)
 
 

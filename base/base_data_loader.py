@@ -13,7 +13,7 @@ from base.data.batches import Batches
 from base.data.sources import Source, as_source
 from utils.errors import DataError
 from utils.random import permutation
-from utils.schema import Fraction, Workers
+from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
 
 
 class BaseDataLoader(ABC):
@@ -28,6 +28,9 @@ class BaseDataLoader(ABC):
         samples are held out in every run, whatever its seed, so that runs can be compared.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches beside the training.
+
+    An argument of a subclass cannot change when a run is resumed, unless its annotation says so: ``Changeable[str]``,
+    as for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py).
     """
 
     class_names: Sequence[str] | None = None
@@ -35,11 +38,11 @@ class BaseDataLoader(ABC):
     def __init__(
         self,
         *,
-        batch_size: PositiveInt,
-        eval_batch_size: PositiveInt | None = None,
+        batch_size: BetweenEpochs[PositiveInt],
+        eval_batch_size: Changeable[PositiveInt | None] = None,
         validation_split: Fraction | NonNegativeInt = 0,
-        shuffle: bool = True,
-        num_workers: Workers = 0,
+        shuffle: BetweenEpochs[bool] = True,
+        num_workers: Changeable[Workers] = 0,
     ) -> None:
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size

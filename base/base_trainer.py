@@ -21,6 +21,7 @@ from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_b
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.training_log import TrainingLog
+from utils.config.resume import fixed_values
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
@@ -50,6 +51,8 @@ class BaseTrainer(ABC):
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
         self.first_batch_passed = False
+        self.has_started = False
+        """Whether this process has taken a step, or saved."""
 
     # ------------------------------------------------------------------ what a subclass defines and calls
 
@@ -111,6 +114,11 @@ class BaseTrainer(ABC):
         if not saved:
             raise TrainingError(f"the run ended, but {checkpointer.failure}")
 
+    def start(self) -> None:
+        """The first step of this process is taken: what it was started with now counts."""
+        self.has_started = True
+        self.outputs.on_first_step()
+
     def finished(self) -> bool:
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
 
@@ -128,6 +136,8 @@ class BaseTrainer(ABC):
             for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
                 self.experiment.signals.check()
                 loss = self.optimizer_step(step)
+                if not self.has_started:
+                    self.start()
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:
                     self.log_interval(loss)
@@ -282,6 +292,8 @@ class BaseTrainer(ABC):
         if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
             return
         self.check_finite()
+        if not self.has_started:
+            self.start()
         checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
         self._saved = moment
 
@@ -300,22 +312,17 @@ class BaseTrainer(ABC):
         """The state of every part, by name: tensors and plain values."""
         state = {name: part.state_dict() for name, part in self.stateful().items()}
         random = self.runtime.process_group.gather(generator_states())
-        return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
+        writers = self.outputs.writers.state_dict()
+        return {**state, "random": random, "writers": writers, "config": fixed_values(self.experiment.config)}
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Resume from a checkpoint: parts and random generators. What was logged or saved after it is dropped.
-
-        Raises CheckpointError if a part does not fit.
-        """
+        """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""
         loads = {name: part.load_state_dict for name, part in self.stateful().items()}
         for name, load in {**loads, "random": self._restore_random}.items():
             try:
                 load(state[name])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
-        # in this order: as long as later checkpoints can be resumed from, their logs must be there
-        self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
-        self.outputs.writers.resume(state["writers"], step=self.progress.steps)
         self._saved = self.progress.state_dict()
 
     def _restore_random(self, states: list[Any]) -> None:

@@ -60,7 +60,18 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
     make_metrics()  # so that a mistake is reported now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     signals = SignalWatch(process_group)
-    return Experiment(config.seed, runtime, data, model, criterion, sum_loss, make_metrics, console, signals)
+    return Experiment(
+        config.model_dump(by_alias=True, exclude={"schema_path"}),
+        config.seed,
+        runtime,
+        data,
+        model,
+        criterion,
+        sum_loss,
+        make_metrics,
+        console,
+        signals,
+    )
 
 
 def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
@@ -196,15 +207,19 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
 
 
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
-    functions, library = {}, dict[str, Any]()
+    functions, library, definitions = {}, dict[str, Any](), {}
     for index, metric in enumerate(loaded.config.metrics):
         name, component = metric.name or metric.type, METRICS[metric.type]
         make = functools.partial(component, **metric.args)
+        definitions[name] = metric.model_dump()
         if inspect.isclass(component):
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
         else:
             functions[name] = make
-    return Metrics(functions, library, device=runtime.device, sum_loss=sum_loss, process_group=runtime.process_group)
+    group = runtime.process_group
+    return Metrics(
+        functions, library, device=runtime.device, sum_loss=sum_loss, process_group=group, definitions=definitions
+    )
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
@@ -227,21 +242,23 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> Schedule:
     config, component = loaded.config, loaded.config.lr_scheduler
+    epochs = config.trainer.epochs
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
-        return Schedule(optimizer, None, per_step=False, length=0)
+        return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, epochs=epochs)
+    settings = component.model_dump()
     per_step = component.interval == "step"
-    length = config.trainer.epochs * (steps if per_step else 1)
-    if problem := contradiction(component.model_dump(), length):
+    length = epochs * (steps if per_step else 1)
+    if problem := contradiction(settings, length):
         raise loaded.error(problem.path, problem.message)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
         return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **args), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
-        return make_scheduler(component.model_dump(), optimizer, length, build, ("lr_scheduler",))
+        return make_scheduler(settings, optimizer, length, build, ("lr_scheduler",))
 
-    return Schedule(optimizer, make, per_step=per_step, length=length)
+    return Schedule(optimizer, make, per_step=per_step, steps_per_epoch=steps, epochs=epochs, settings=settings)
 
 
 def load_weights(model: nn.Module, source: Path, process_group: ProcessGroup) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,6 +23,8 @@ from utils.signals import SignalWatch
 class Experiment:
     """What training and testing have in common."""
 
+    config: dict[str, Any]
+    """As in the run's config.json; a checkpoint has it too, so that a resumed run knows what has changed."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader
@@ -57,3 +60,5 @@ class Outputs:
     writers: Writers
     checkpointer: Checkpointer
     observer: Observer
+    on_first_step: Callable[[], None] = lambda: None
+    """Called when this process has taken its first optimizer step, or saves."""

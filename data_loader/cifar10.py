@@ -12,7 +12,7 @@ from base.data.sources import TensorSource
 from utils.errors import DataError
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS
-from utils.schema import Fraction
+from utils.schema import Changeable, Fraction
 
 
 @DATA_LOADERS.register
@@ -29,8 +29,8 @@ class CIFAR10Loader(ImageLoader):
     def __init__(
         self,
         *,
-        data_dir: str = "data",
-        download: bool = True,
+        data_dir: Changeable[str] = "data",
+        download: Changeable[bool] = True,
         validation_split: Fraction | NonNegativeInt = 0.1,
         **images: Any,
     ) -> None:

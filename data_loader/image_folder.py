@@ -13,7 +13,7 @@ from base.data.sources import TensorSource
 from utils.errors import DataError
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS
-from utils.schema import Fraction
+from utils.schema import Changeable, Fraction
 
 
 @DATA_LOADERS.register
@@ -33,9 +33,9 @@ class ImageFolderLoader(ImageLoader):
     def __init__(
         self,
         *,
-        data_dir: str,
+        data_dir: Changeable[str],
         size: PositiveInt,
-        cache_dir: str | None = None,
+        cache_dir: Changeable[str | None] = None,
         validation_split: Fraction | NonNegativeInt | None = None,
         **images: Any,
     ) -> None:

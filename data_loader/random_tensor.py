@@ -1,5 +1,7 @@
 """Random tensors: data without a download, to try out a model or the machine."""
 
+from typing import Any
+
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -7,7 +9,6 @@ from torch import Tensor
 from base.base_data_loader import BaseDataLoader
 from base.data.sources import TensorSource
 from utils.registry import DATA_LOADERS
-from utils.schema import Fraction, Workers
 
 
 @DATA_LOADERS.register
@@ -26,7 +27,6 @@ class RandomTensorLoader(BaseDataLoader):
     def __init__(
         self,
         *,
-        batch_size: PositiveInt,
         num_samples: PositiveInt,
         input_shape: list[PositiveInt],
         target_shape: list[PositiveInt] | None = None,
@@ -34,18 +34,9 @@ class RandomTensorLoader(BaseDataLoader):
         linear: list[float] | None = None,
         num_test_samples: PositiveInt = 1000,
         seed: NonNegativeInt = 0,
-        eval_batch_size: PositiveInt | None = None,
-        validation_split: Fraction | NonNegativeInt = 0,
-        shuffle: bool = True,
-        num_workers: Workers = 0,
+        **batches: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            validation_split=validation_split,
-            shuffle=shuffle,
-            num_workers=num_workers,
-        )
+        super().__init__(**batches)
         if [target_shape, num_classes, linear].count(None) != 2:
             raise ValueError('exactly one of "target_shape", "num_classes" and "linear" says what the targets are')
         if linear is not None and len(linear) != torch.Size(input_shape).numel():

@@ -53,6 +53,14 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
+def annotations(component: Callable[..., Any], name: str) -> Iterator[Any]:
+    """How a parameter is annotated, in the constructor of a class and then in those of the classes above it."""
+    for function in _constructors(component):
+        parameter = inspect.signature(function).parameters.get(name)
+        if parameter is not None:
+            yield _resolve(function, parameter.annotation)
+
+
 def takes_any_keyword(component: Callable[..., Any]) -> bool:
     """Whether unknown names reach the component, which then has to refuse them itself."""
     return all(
@@ -244,5 +252,5 @@ def _either(messages: list[str]) -> str:
 
 def shortened(value: Any) -> str:
     """A value as JSON, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

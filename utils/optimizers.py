@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as module
 
+INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
+"""Arguments of torch's optimizers that count only when the state of a parameter is made. LBFGS does not shorten a
+history that is longer than a new ``history_size``."""
+
 
 def needs_closure(optimizer: Optimizer) -> bool:
     """Whether ``step`` cannot be called without a closure that evaluates the loss, as that of LBFGS."""
@@ -83,3 +87,21 @@ def adapt_state(
         for index, values in state["state"].items()
     }
     return {"state": states, "param_groups": groups}
+
+
+def missing_state(optimizer: Optimizer, saved: dict[str, Any]) -> set[str]:
+    """What a step of this optimizer, as fresh as it is, finds no state of in a saved one: of an argument, such as
+    ``amsgrad``, that was not set when the state was made.
+
+    saved: the "state" of a state_dict. One that has nothing of a parameter yet is filled by the next step.
+    """
+    parameter = optimizer.param_groups[0]["params"][0]
+
+    def closure() -> Tensor:
+        parameter.grad = torch.ones_like(parameter)
+        return torch.zeros(())
+
+    closure()
+    optimizer.step(closure)  # type: ignore[arg-type]
+    made = set(optimizer.state[parameter])
+    return {name for values in saved.values() if values for name in made - set(values)}

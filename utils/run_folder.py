@@ -103,13 +103,17 @@ class RunFolder:
                 return run.checkpoints / name
         raise CheckpointError(f"{path} has no checkpoint yet")
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, up to one that cannot be read."""
+        records = []
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                records.append(dict(json.loads(line)))
+        return records
+
     def last_epoch(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty if there is none."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            return dict(json.loads(lines[-1])) if lines else {}
-        except (OSError, ValueError, TypeError):
-            return {}
+        return (self.epochs() or [{}])[-1]
 
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:

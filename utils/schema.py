@@ -1,13 +1,29 @@
 """The keys of a config, their types, ranges and defaults. An editor and the README show the docstrings here."""
 
+import enum
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
 KeyPath = tuple[str | int, ...]
 """The keys and list indices that lead from the root of a config to a value."""
+
+
+class OnResume(enum.Enum):
+    """What happens where the config of a resumed run differs from that of its checkpoint."""
+
+    TAKES_EFFECT = "takes effect"
+    BETWEEN_EPOCHS = "takes effect between epochs"
+    """Refused in the middle of an epoch."""
+    REFUSED = "refused"
+
+
+T = TypeVar("T")
+Changeable = Annotated[T, OnResume.TAKES_EFFECT]
+BetweenEpochs = Annotated[T, OnResume.BETWEEN_EPOCHS]
+Fixed = Annotated[T, OnResume.REFUSED]
 
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
@@ -48,6 +64,15 @@ def name_and_args(entry: Any, *, default: str | None = None) -> tuple[str, dict[
     return (name, args) if isinstance(name, str) and isinstance(args, dict) else None
 
 
+class OptimizerConfig(Component):
+    """An optimizer of ``torch.optim``, or your own."""
+
+    type: Fixed[str]
+    """Its name, as ``python train.py --list`` prints it."""
+    args: Changeable[dict[str, Any]] = Field(default_factory=dict)
+    """The arguments of its constructor."""
+
+
 class MetricConfig(Component):
     """A metric, by name."""
 
@@ -65,81 +90,81 @@ class SchedulerConfig(Component):
 class TrainerConfig(Section):
     """How long to train, what to watch and what to keep."""
 
-    type: str = "Trainer"
+    type: Fixed[str] = "Trainer"
     """The trainer class."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Changeable[dict[str, Any]] = Field(default_factory=dict)
     """Further arguments of your own trainer class."""
-    epochs: PositiveInt = 10
+    epochs: Changeable[PositiveInt] = 10
     """Number of epochs of the whole run."""
-    steps_per_epoch: PositiveInt | None = None
+    steps_per_epoch: BetweenEpochs[PositiveInt | None] = None
     """Optimizer steps in an epoch; null: one pass over the training data."""
-    accumulate_steps: PositiveInt = 1
+    accumulate_steps: BetweenEpochs[PositiveInt] = 1
     """Batches whose gradients make one optimizer step."""
-    clip_grad_norm: PositiveFloat | None = None
+    clip_grad_norm: Changeable[PositiveFloat | None] = None
     """Largest norm of all gradients together; null: no clipping."""
-    monitor: Annotated[str, Field(pattern=MONITOR)] | None = None
+    monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
-    early_stop: PositiveInt | None = None
+    early_stop: Changeable[PositiveInt | None] = None
     """Stop after so many epochs in which the monitored value did not improve; null: never."""
-    save_dir: Annotated[str, Field(min_length=1)] = "saved"
+    save_dir: Fixed[Annotated[str, Field(min_length=1)]] = "saved"
     """Folder of all runs; a run is saved in save_dir/name/time."""
-    save_period: PositiveInt = 1
+    save_period: Changeable[PositiveInt] = 1
     """Epochs between two checkpoints. The best and the last epoch are always saved."""
-    save_every_steps: PositiveInt | None = None
+    save_every_steps: Changeable[PositiveInt | None] = None
     """Optimizer steps between two checkpoints within an epoch; null: none."""
-    keep_last: PositiveInt | None = 3
+    keep_last: Changeable[PositiveInt | None] = 3
     """Number of newest checkpoints to keep, beside the best; null: all."""
-    checkpoint: Literal["full", "sharded"] = "full"
+    checkpoint: Changeable[Literal["full", "sharded"]] = "full"
     """"full": one file, by the main process; "sharded": weights and optimizer state in a folder beside it, by all."""
-    log_every_steps: PositiveInt = 50
+    log_every_steps: Changeable[PositiveInt] = 50
     """Optimizer steps between two points of the training curves."""
-    tensorboard: bool = True
+    tensorboard: Changeable[bool] = True
     """Write TensorBoard's event file."""
-    pictures_every: NonNegativeInt | None = None
+    pictures_every: Changeable[NonNegativeInt | None] = None
     """Epochs between pictures of what the validation got wrong, for TensorBoard; null: at the end; 0: no pictures."""
-    profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    profile_steps: Changeable[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None] = None
     """First and last optimizer step to profile, as in [10, 20]; null: none."""
-    verbosity: Annotated[int, Field(ge=0, le=2)] = 2  # Literal[0, 1, 2] would take true for 1
+    verbosity: Changeable[Annotated[int, Field(ge=0, le=2)]] = 2  # Literal[0, 1, 2] would take true for 1
     """Console: 0 warnings only, 1 a line an epoch, 2 also a progress bar (lines in a file) within it."""
 
 
 class RuntimeConfig(Section):
     """Where and in which arithmetic to compute."""
 
-    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    device: Changeable[Annotated[str, Field(pattern=DEVICE)]] = "auto"
     """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps" ..."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Changeable[Literal["fp32", "bf16", "fp16"]] = "fp32"
     """Arithmetic of forward and backward pass; weights stay in fp32. fp16 scales the loss."""
-    compile: bool = False
+    compile: Changeable[bool] = False
     """Compile the model with torch.compile: slow to start, often faster after that."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Changeable[Literal["ddp", "fsdp"]] = "ddp"
     """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a part of it."""
-    unused_parameters: bool = False
+    unused_parameters: Changeable[bool] = False
     """With "ddp": look at each step for parameters that took no part in the loss, which costs time."""
-    timeout: PositiveFloat = 600.0
+    timeout: Changeable[PositiveFloat] = 600.0
     """Seconds that a process waits for another one before the run gives up."""
 
 
 class Config(Section):
     """One experiment."""
 
-    schema_path: str | None = Field(default=None, alias="$schema")
+    schema_path: Changeable[str | None] = Field(default=None, alias="$schema")
     """The JSON schema that lets an editor complete and check this file."""
-    name: Annotated[str, Field(pattern=NAME, max_length=100)]
+    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100)]]
     """Name of the experiment and of its folder under trainer.save_dir."""
-    seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
+    seed: Fixed[Annotated[NonNegativeInt, Field(lt=2**31)]] = 0
     """All randomness follows from this number: initial weights, order, augmentation, dropout."""
-    data_loader: Component
+    data_loader: Fixed[Component]
     """The data set."""
-    model: Component
+    model: Fixed[Component]
     """The network."""
-    loss: Component
+    loss: Fixed[Component]
     """What is minimised: a function or class of model/loss.py, or a loss of torch.nn."""
-    metrics: list[MetricConfig] = Field(default_factory=list)
+    metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
-    optimizer: Component
+    optimizer: OptimizerConfig
     """An optimizer of torch.optim, or your own."""
-    lr_scheduler: SchedulerConfig | None = None
+    lr_scheduler: Changeable[SchedulerConfig | None] = None
     """The learning rate's schedule; null: constant."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """The training loop."""

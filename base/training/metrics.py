@@ -104,6 +104,7 @@ class Metrics:
     sum_loss: the loss is a sum over the samples, not a mean. It is then logged as the sum over an optimizer step's
         samples in training, and over the data set in evaluation.
     process_group: each process adds its own part of the samples; they are summed when they are read.
+    definitions: what the config says of each metric. One that says something else than a saved state starts empty.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class Metrics:
         device: torch.device,
         sum_loss: bool = False,
         process_group: ProcessGroup | None = None,
+        definitions: Mapping[str, Any] | None = None,
     ) -> None:
         self.functions = dict(functions)
         self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
         self.means = {name: Mean() for name in ("loss", *functions)}
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
+        self.definitions = dict(definitions or {})
         self._interval: Sequence[float] | None = None
 
     def update(self, result: StepResult, *, samples: int, share: float) -> Tensor | float:
@@ -188,7 +191,7 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """The state of each process. All must call it; the main process gets the result."""
         own = {name: metric.state_dict() for name, metric in self._all().items()}
-        return {"processes": self.process_group.gather(own)}
+        return {"processes": self.process_group.gather(own), "definitions": self.definitions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError where a metric of torchmetrics cannot be split among another number of processes."""
@@ -197,7 +200,8 @@ class Metrics:
         same = len(state["processes"]) == self.process_group.world_size
         for name, metric in self._all().items():
             saved = [part[name] for part in state["processes"] if name in part]
-            if not saved:  # a metric that was added on resume starts here
+            # a metric that was added or changed on resume starts here
+            if not saved or state["definitions"].get(name) != self.definitions.get(name):
                 continue
             metric.load_state_dict(saved[rank] if same else saved[0])
             if not same:

@@ -42,14 +42,22 @@ class Progress:
         # set here, not after the loop: a checkpoint of the last step must know that it is the last
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
-    def judge(self, value: float, *, lower_is_better: bool) -> bool:
-        """Whether this epoch's monitored value is the best so far. A value that is not a number never is."""
+    def judge(self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None) -> bool:
+        """Whether an epoch's monitored value is the best so far. A value that is not a number never is.
+
+        epoch, step: at its end; None: now.
+        """
         better = value == value and (self.best is None or (value < self.best if lower_is_better else value > self.best))
         if better:
-            self.best, self.best_epoch, self.best_step, self.stale_epochs = value, self.epochs, self.steps, 0
+            self.best, self.stale_epochs = value, 0
+            self.best_epoch, self.best_step = epoch or self.epochs, step or self.steps
         else:
             self.stale_epochs += 1
         return better
+
+    def forget_best(self) -> None:
+        """Before the epochs are judged by another value."""
+        self.best, self.best_epoch, self.best_step, self.stale_epochs = None, 0, None, 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

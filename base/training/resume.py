@@ -1,17 +1,27 @@
 """Which run to resume, and from which checkpoint."""
 
+import contextlib
+import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from base.base_trainer import BaseTrainer
 from base.build import load_weights
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
+from utils.config.located_json import Problem, config_error
+from utils.config.resume import Change, changes, fixed_changes
 from utils.distributed import launch
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
+from utils.optimizers import missing_state
 from utils.paths import display_path
+from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 
 
@@ -32,37 +42,107 @@ def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
     return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
 
 
-def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
-    """A resumed run stays in its folder. Raises CheckpointError if its config now names another one."""
-    before = load_config(folder.config, dry_run=False).config
-    if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
-        raise CheckpointError(
-            "a resumed run stays in its folder: name and trainer.save_dir cannot change. "
-            f"To start a new run from its weights: --init-from {display_path(folder.path)}"
-        )
+def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
+    """What differs from the config in the folder. Raises ConfigError if something has changed that cannot."""
+    before = load_config(folder.config, dry_run=False).config.model_dump(by_alias=True)
+    changed = changes(before, loaded.config.model_dump(by_alias=True))
+    _refuse(loaded, changed, folder, epoch_steps=0)
+    return changed
 
 
-def load_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> None:
-    """Resume from this checkpoint of the run, or from the newest intact one; if there is none yet, from the start."""
+def load_state(
+    loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None, changed: Sequence[Change]
+) -> None:
+    """Resume from this checkpoint of the run, or from the newest intact one; if there is none yet, from the start.
+
+    changed: from ``check_folder``, and takes effect. Raises ConfigError if it cannot, and leaves the folder as it is.
+    """
+    found = _find(trainer, folder, file)
+    if found is None:
+        _restart(trainer, folder)
+        return
+    source, state = found
+    try:
+        before, progress = state["config"], state["progress"]
+        fixed = fixed_changes(before, trainer.experiment.config)
+        _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
+        if state["schedule"]["made_from"]["initial"] != trainer.training.schedule.made_from()["initial"]:
+            _refuse_optimizer(loaded, changed, state["optimizer"]["state"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is not a whole checkpoint: {type(error).__name__} {error}") from error
+    trainer.load_state_dict(state, source)
+    for change in changed:
+        trainer.console.info(f"resumed with {change}")
+    _adopt(trainer, before["trainer.monitor"], folder)
+    # in this order: as long as later checkpoints can be resumed from, their logs must be there
+    outputs, progress = trainer.outputs, trainer.progress
+    outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
+    outputs.writers.resume(state["writers"], step=progress.steps)
+
+
+def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to resume from and its state. Raises CheckpointError if there are only damaged ones."""
     process_group = trainer.runtime.process_group
     allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
-    found: tuple[Path, dict[str, Any]] | None
     try:
         if file:
-            found = file, checkpoint.read_together(file, process_group, allocator)
-        else:
-            found = checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
+            return file, checkpoint.read_together(file, process_group, allocator)
+        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
     except CheckpointError as error:
         if file is None:
             advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         else:
             advice = f"To resume from the newest intact checkpoint:\n{resume_command(folder)}"
         raise CheckpointError(f"{error}\n{advice}") from error
-    if found is None:
-        _restart(trainer, folder)
+
+
+# ------------------------------------------------------------------ what has changed in the config
+
+
+def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, *, epoch_steps: int) -> None:
+    """Raises ConfigError if something has changed that cannot, after so many steps of an epoch."""
+    problems = list(filter(None, (change.refusal(epoch_steps) for change in changed)))
+    if not problems:
         return
-    source, state = found
-    trainer.load_state_dict(state, source)
+    run = shlex.quote(display_path(folder.path))
+    advice = f"To start a new run from its weights: python train.py -c {run}/config.json --init-from {run} KEY=VALUE"
+    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{advice}")
+
+
+def _refuse_optimizer(loaded: LoadedConfig, changed: Sequence[Change], saved: dict[str, Any]) -> None:
+    """Raises ConfigError if the optimizer's arguments need a state that the run does not have."""
+    component, missing = loaded.config.optimizer, set[str]()
+    with contextlib.suppress(Exception):  # one that does not take this parameter cannot be tried
+        missing = missing_state(OPTIMIZERS[component.type]([nn.Parameter(torch.ones(2, 2))], **component.args), saved)
+    if missing:
+        paths = [change.path for change in changed if change.path[:2] == ("optimizer", "args")]
+        message = f"cannot be set when a run is resumed: the run has no {', '.join(sorted(missing))}, which this needs"
+        raise config_error(loaded.document, [Problem(path, message) for path in paths or [("optimizer", "args")]])
+
+
+def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
+    """Judge the finished epochs by another monitored value, and lay out a schedule that has changed.
+
+    monitor: that of the checkpoint.
+    """
+    progress, schedule = trainer.progress, trainer.training.schedule
+    judges = monitor != trainer.settings.monitor
+    if not judges and not schedule.changed:
+        return
+    epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
+    mode, name = (trainer.settings.monitor or "min ").split(" ")
+    # null stands for a value that is not finite; a metric that was added later has none
+    judged = [
+        (math.nan if record[name] is None else record[name], record["epoch"], record["step"])
+        for record in epochs
+        if record["epoch"] <= progress.epochs and name in record
+    ]
+    if judges:
+        progress.forget_best()
+        for value, epoch, step in judged:
+            progress.judge(value, lower_is_better=mode == "min", epoch=epoch, step=step)
+    if schedule.changed:
+        schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:

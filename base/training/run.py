@@ -13,14 +13,14 @@ from utils.run_folder import RunFolder, environment
 
 
 def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> None:
-    """The config and the environment of a run that is about to train."""
+    """The environment of a run that is about to train, and its config once it has taken a step."""
     process_group = trainer.runtime.process_group
     if not process_group.is_main_process:
         return
+    folder.write_environment(environment(str(trainer.runtime.device), process_group.world_size, loaded.config.seed))
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:
-        folder.write_config(text)
-    folder.write_environment(environment(str(trainer.runtime.device), process_group.world_size, loaded.config.seed))
+        trainer.outputs.on_first_step = lambda: folder.write_config(text)
 
 
 @contextmanager

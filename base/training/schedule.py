@@ -1,7 +1,7 @@
 """The learning rate schedule: when it moves, and over what length."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,16 +13,30 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 class Schedule:
     """A torch scheduler that moves after each optimizer step or after each epoch.
 
-    make: builds the scheduler; None: the rate is constant. length: of the run, in steps or epochs as the interval is.
+    make: builds the scheduler; None: the rate is constant.
+    settings: the scheduler's part of the config, by which a resumed run knows whether it has changed.
+    steps_per_epoch, epochs: of the run.
     """
 
-    def __init__(self, optimizer: Optimizer, make: SchedulerFactory | None, *, per_step: bool, length: int) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        make: SchedulerFactory | None,
+        *,
+        per_step: bool,
+        steps_per_epoch: int,
+        epochs: int,
+        settings: Any = None,
+    ) -> None:
         self.optimizer, self.make = optimizer, make
-        self.per_step, self.length = per_step, length
+        self.per_step, self.steps_per_epoch = per_step, steps_per_epoch
+        self.length = epochs * (steps_per_epoch if per_step else 1)
+        self.settings = settings
         self.moves = 0
         self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
         self.scheduler = make(optimizer) if make else None
         self._used: list[float] | None = None
+        self._saved: dict[str, Any] = {}
 
     def after_step(self, *, moved: bool) -> None:
         """moved: whether the optimizer stepped, and fp16 did not skip it."""
@@ -43,23 +57,65 @@ class Schedule:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        scheduler = self.scheduler.state_dict() if self.scheduler else None
-        return {"scheduler": scheduler, "moves": self.moves, "length": self.length, "used": self.used()}
+        return {
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "moves": self.moves,
+            "used": self.used(),
+            "made_from": self.made_from(),
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Resume from a state, after the optimizer has. If the run has another length now, the schedule is computed for
-        it from the first step on. Returns whether that changed the learning rates.
-        """
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state, after the optimizer has. ``lay_out`` must follow where ``changed`` says so."""
         self._used = state["used"]
-        if self.scheduler is None or state["scheduler"] is None:
-            return False
-        if state["length"] == self.length or isinstance(self.scheduler, ReduceLROnPlateau):
-            self.moves = state["moves"]
+        self._saved = state
+        self.moves = state["moves"]
+        if not self.changed and self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
-            return False
-        before = self.rates()
-        self._replay(state["moves"])
-        return self.rates() != before
+
+    @property
+    def changed(self) -> bool:
+        """Whether the state that was loaded is that of another schedule, or of other arguments of the optimizer."""
+        return bool(self._saved) and self._saved["made_from"] != self.made_from()
+
+    def lay_out(self, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
+        """Compute the schedule and the other settings of the optimizer as if they had been so from the first step.
+
+        epochs, epoch_steps: how far the run is. monitored: the values that ReduceLROnPlateau would have seen.
+        """
+        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+            group.pop("initial_lr", None)
+            group.update(initial)
+        if self.make is None:
+            return
+        self.scheduler = self.make(self.optimizer)
+        before, now = self._saved["made_from"], self.made_from()
+        if not self.per_step:
+            moves = epochs
+        elif before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
+            moves = self._saved["moves"]  # fewer than there were steps if fp16 skipped some
+        else:
+            moves = epochs * self.steps_per_epoch + epoch_steps
+        self.moves = 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                for value in monitored:
+                    self._move(value)
+            else:
+                for _ in range(min(moves, self.length)):
+                    self._move(None)
+        self._used = self._saved["used"]
+
+    def made_from(self) -> dict[str, Any]:
+        """What the learning rates follow from."""
+        kernels = ("fused", "foreach")  # which depend on the machine and change nothing
+        return {
+            "settings": self.settings,
+            "per_step": self.per_step,
+            "steps_per_epoch": self.steps_per_epoch if self.per_step else None,
+            "length": self.length if self.scheduler and not isinstance(self.scheduler, ReduceLROnPlateau) else None,
+            "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
+        }
 
     def _move(self, monitored: float | None) -> None:
         assert self.scheduler is not None
@@ -70,18 +126,6 @@ class Schedule:
             self.scheduler.step(monitored)
         else:
             self.scheduler.step()
-
-    def _replay(self, moves: int) -> None:
-        assert self.make is not None
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group.pop("initial_lr", None)
-            group.update(initial)
-        self.scheduler = self.make(self.optimizer)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
-            for _ in range(moves):
-                self.scheduler.step()
-        self.moves = moves
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

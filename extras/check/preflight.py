@@ -71,7 +71,7 @@ class _Check:
         self.model, self.runtime = experiment.model, experiment.runtime
         self.fetching: list[float] = []
         # the schedule stays where it is: its length is that of the run
-        constant = Schedule(training.optimizer, None, per_step=False, length=0)
+        constant = Schedule(training.optimizer, None, per_step=False, steps_per_epoch=1, epochs=1)
         trainer.training = replace(training, schedule=constant)
         # metrics are checked by themselves
         trainer.train_metrics = Metrics({}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss)

@@ -8,9 +8,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from utils.arguments import describe, limited
-from utils.schema import Config, keys_of, section_at
+from utils.config.located_json import dotted
+from utils.config.resume import rule_of
+from utils.schema import Config, KeyPath, keys_of, section_at
 
-HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
+HEAD = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
 
 
 MOST_USED = (
@@ -29,20 +31,22 @@ MOST_USED = (
 
 def config_table(*keys: str) -> str:
     """Every key, or those that are asked for, with type, default and meaning, as Markdown."""
-    rows = list(_rows(Config, ""))
-    rows[1:1] = ["| `extends` | str | | Path of a config that gives all keys that are not given here. |"]
+    rows = list(_rows(Config))
+    rows[1:1] = ["| `extends` | str | | | Path of a config that gives all keys that are not given here. |"]
     return "\n".join(
         [HEAD, *(row for row in rows if not keys or row.startswith(tuple(f"| `{key}` |" for key in keys)))]
     )
 
 
-def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
+def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
     for key, field in keys_of(section).items():
-        below = section_at((key,)) or section_at((key, 0)) if not prefix else None
+        below = section_at((key,)) or section_at((key, 0)) if not path else None
         meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
-        yield f"| `{prefix}{key}` | {_type(field, below)} | {_default(field, below)} | {meaning} |"
-        if below and key in ("metrics", "lr_scheduler", "trainer", "runtime"):
-            yield from _rows(below, f"{key}.")
+        rule = rule_of((*path, key))
+        cells = [_type(field, below), _default(field, below), rule.value if rule else "", meaning]
+        yield f"| `{dotted((*path, key))}` | {' | '.join(cells)} |"
+        if below and key in ("metrics", "optimizer", "lr_scheduler", "trainer", "runtime"):
+            yield from _rows(below, (key,))
 
 
 def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:

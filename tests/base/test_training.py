@@ -1,6 +1,7 @@
 """What the training loop promises: steps, accumulation, clipping, judging, stopping, keeping, arithmetic."""
 
 import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -254,8 +255,11 @@ def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> No
     run = fit().run_dir
     for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]:
         path.unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["args"]["in_features"] = 5
+    (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="first batch"):
-        train.main(["-r", str(run), "model.args.in_features=5"])
+        train.main(["-r", str(run)])
     assert (run / "config.json").exists()
 
 

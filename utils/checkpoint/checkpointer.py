@@ -67,8 +67,7 @@ class Checkpointer:
             self.warn(f"checkpoints after step {step} moved to {self.folder / ASIDE}: {len(later)}")
 
         link(self.folder / "last.pth", step_file)
-        if best_step is not None:
-            self._restore_best(best_step)
+        self._restore_best(best_step)
 
     # ------------------------------------------------------------------ in the thread
 
@@ -111,9 +110,13 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ on resume
 
-    def _restore_best(self, step: int) -> None:
-        """Point best.pth to the best checkpoint again, or set it aside where that checkpoint was not kept."""
+    def _restore_best(self, step: int | None) -> None:
+        """Point best.pth to the best checkpoint again, or set it aside where that was not kept or there is none."""
         best = self.folder / "best.pth"
+        if step is None:
+            if best.exists():
+                self._set_aside(best)
+            return
         step_file = self.folder / file_name(step)
         if not step_file.exists() and best.exists():
             with contextlib.suppress(CheckpointError):

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from base.base_data_loader import BaseDataLoader
 from base.data.images.cache import Images
 from base.data.sources import SampleRandom, TensorSource
+from utils.schema import Changeable
 
 
 class ImageLoader(BaseDataLoader):
@@ -32,7 +33,7 @@ class ImageLoader(BaseDataLoader):
         flip: bool = False,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        in_memory: bool = True,
+        in_memory: Changeable[bool] = True,
         **batches: Any,
     ) -> None:
         super().__init__(**batches)

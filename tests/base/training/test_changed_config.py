@@ -1,0 +1,499 @@
+"""A run that is resumed with another config: each key takes effect, or is refused and the folder stays as it is."""
+
+import copy
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.training.schedule import Schedule
+from tests.helpers import lines, same, state
+from utils import arguments
+from utils.config.resume import rule_of
+from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
+from utils.errors import UserError
+from utils.optimizers import INITIAL_ONLY, adapt_state, missing_state
+from utils.registry import OPTIMIZERS, SCHEDULERS
+from utils.schema import Config, OnResume, keys_of, section_at
+
+Fit = Callable[..., train.Result]
+RULES = OnResume
+
+# another value of every key
+OTHER: dict[str, Any] = {
+    "$schema": None,
+    "name": "another",
+    "seed": 1,
+    "data_loader": {"args": {"num_samples": 60}},
+    "model": {"args": {"bias": False}},
+    "loss": {"args": {"label_smoothing": 0.1}},
+    "metrics": ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}],
+    "optimizer.type": "RMSprop",
+    "optimizer.args": {"lr": 0.5},
+    "lr_scheduler": {"type": "StepLR", "args": {"step_size": 1}},
+    "trainer.type": "AnotherTrainer",
+    "trainer.args": {"factor": 2.0},
+    "trainer.epochs": 3,
+    "trainer.steps_per_epoch": 3,
+    "trainer.accumulate_steps": 2,
+    "trainer.clip_grad_norm": 0.01,
+    "trainer.monitor": "max val_accuracy",
+    "trainer.early_stop": 1,
+    "trainer.save_dir": "another",
+    "trainer.save_period": 2,
+    "trainer.save_every_steps": 3,
+    "trainer.keep_last": 1,
+    "trainer.checkpoint": "sharded",
+    "trainer.log_every_steps": 3,
+    "trainer.tensorboard": False,
+    "trainer.pictures_every": 3,
+    "trainer.profile_steps": [9, 9],
+    "trainer.verbosity": 2,
+    "runtime.device": "auto",
+    "runtime.precision": "bf16",
+    "runtime.compile": True,
+    "runtime.strategy": "fsdp",
+    "runtime.unused_parameters": True,
+    "runtime.timeout": 60.0,
+}
+
+
+def keys() -> list[str]:
+    """Every key that has a rule of its own."""
+    found = []
+    for key in keys_of(Config):
+        section = section_at((key,))
+        inner = keys_of(section) if section and rule_of((key,)) is None else {}
+        found += [f"{key}.{name}" for name in inner] or [key]
+    return found
+
+
+def test_every_key_has_a_rule_and_is_tried_here() -> None:
+    assert keys() == list(OTHER)
+    assert all(rule_of(tuple(key.split("."))) for key in keys())
+
+
+@pytest.fixture
+def killed(fit: Fit) -> Path:
+    """A run of two epochs as it was at step 8 of 10, in the second."""
+    run = fit("trainer.monitor=min val_loss", "trainer.save_every_steps=4", "trainer.keep_last=null").run_dir
+    for path in (run / "checkpoints").iterdir():
+        if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > 8:
+            path.unlink()
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    # .lock and the last line of the log may be written
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", "train.log")
+    }
+
+
+def resume(run: Path, key: str, value: Any) -> str | None:
+    """Resume with another value. The error's message, if it is refused; the folder is then as it was."""
+    before = files(run)
+    overrides = [f"{key}={json.dumps(value)}"]
+    if isinstance(value, dict) and "type" not in value:
+        overrides = [f"{key}.{'.'.join(path)}={json.dumps(leaf)}" for path, leaf in leaves(value)]
+    try:
+        train.main(["-r", str(run), *overrides])
+    except UserError as error:
+        assert files(run) == before
+        return str(error)
+    return None
+
+
+def leaves(value: dict[str, Any]) -> list[tuple[list[str], Any]]:
+    found = []
+    for key, inner in value.items():
+        found += [([key, *path], leaf) for path, leaf in leaves(inner)] if isinstance(inner, dict) else [([key], inner)]
+    return found
+
+
+SETTLED_ELSEWHERE = {"$schema", "trainer.args", "trainer.type", "runtime.device", "runtime.compile", "runtime.strategy"}
+
+
+@pytest.mark.parametrize("key", [key for key in OTHER if key not in SETTLED_ELSEWHERE])
+def test_a_changed_key_takes_effect_or_is_refused(killed: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = resume(killed, key, OTHER[key])
+    rule = rule_of(tuple(key.split(".")))
+    if rule is RULES.TAKES_EFFECT:
+        assert error is None
+        assert f"resumed with {key}" in capsys.readouterr().out
+        written = json.loads((killed / "config.json").read_text())
+        for part in key.split("."):
+            written = written[part]
+        if not isinstance(OTHER[key], (dict, list)):
+            assert written == OTHER[key]
+        assert len(lines(killed)) == (3 if key == "trainer.epochs" else 2)
+    elif rule is RULES.BETWEEN_EPOCHS:
+        assert error
+        assert "in the middle of an epoch: this run has" in error
+    else:
+        assert error
+        assert "cannot change when a run is resumed: this run has" in error
+        assert "--init-from" in error
+
+
+@pytest.mark.parametrize(("key", "value"), [("trainer.steps_per_epoch", 3), ("trainer.accumulate_steps", 2)])
+def test_the_length_of_an_epoch_changes_between_epochs(fit: Fit, key: str, value: int) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    train.main(["-r", str(run), "trainer.epochs=2", f"{key}={value}"])
+    assert [line["step"] for line in lines(run)] == [5, 8]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("batch_size", 4), ("eval_batch_size", 3), ("num_workers", 1), ("shuffle", False), ("validation_split", 5)],
+)
+def test_arguments_of_a_data_loader(killed: Path, argument: str, value: Any) -> None:
+    error = resume(killed, "data_loader", {"args": {argument: value}})
+    assert bool(error) == (argument not in ("num_workers", "eval_batch_size"))
+    assert set(inspect.signature(BaseDataLoader.__init__).parameters) - {"self"} >= {argument}
+
+
+def test_a_hand_edited_config_is_held_to_the_same_law(killed: Path) -> None:
+    config = json.loads((killed / "config.json").read_text())
+    config["optimizer"] = {"type": "AdamW", "args": {"lr": 0.001}}
+    (killed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r'optimizer.type: cannot change .* this run has "SGD", got "AdamW"'):
+        train.main(["-r", str(killed)])
+
+
+def test_a_refused_change_leaves_a_run_that_can_be_resumed(killed: Path) -> None:
+    assert resume(killed, "optimizer", {"type": "AdamW", "args": {"lr": 0.001}})
+    train.main(["-r", str(killed)])
+    assert len(lines(killed)) == 2
+
+
+def test_a_changed_rate_is_that_of_the_next_step(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    train.main(["-r", str(run), "trainer.epochs=2", "--lr", "0.5"])
+    other = fit("trainer.epochs=1").run_dir
+    train.main(["-r", str(other), "trainer.epochs=2"])
+    assert [line["lr"] for line in lines(run)] == [0.1, 0.5]
+    assert lines(run)[1]["loss"] != lines(other)[1]["loss"]
+
+
+def test_no_step_taken_leaves_the_config_as_it_was(fit: Fit) -> None:
+    run = fit().run_dir
+    before = (run / "config.json").read_text()
+    train.main(["-r", str(run), "--lr", "0.5"])
+    assert (run / "config.json").read_text() == before
+
+
+# ------------------------------------------------------------------ what is monitored
+
+
+def test_another_monitor_judges_the_finished_epochs_again(fit: Fit) -> None:
+    run = fit("trainer.monitor=min val_loss", "trainer.epochs=4", "--lr", "0.5", "trainer.keep_last=null").run_dir
+    result = train.main(["-r", str(run), "trainer.epochs=5", "trainer.monitor=min val_accuracy"])
+    accuracies = [line["val_accuracy"] for line in lines(run)]
+    assert result.best == min(accuracies)
+    best = state(run, "best.pth")["progress"]
+    assert best["epochs"] == accuracies.index(min(accuracies)) + 1
+
+
+def test_a_best_checkpoint_that_was_not_kept_is_told_of(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.monitor=max loss", "trainer.epochs=4", "trainer.keep_last=1").run_dir
+    losses = [line["loss"] for line in lines(run)]
+    assert losses[1] != min(losses)
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.epochs=5", "trainer.monitor=max val_loss", "--lr", "1e-9"])
+    best = max(lines(run), key=lambda line: line["val_loss"])
+    if best["step"] not in (5, 20):
+        assert "the best checkpoint so far" in capsys.readouterr().err
+
+
+def test_without_a_monitor_there_is_no_best_checkpoint(killed: Path) -> None:
+    shutil.copy(killed / "checkpoints" / "step-00000005.pth", killed / "checkpoints" / "best.pth")
+    train.main(["-r", str(killed), "trainer.monitor=null"])
+    assert not (killed / "checkpoints" / "best.pth").exists()
+    assert (killed / "checkpoints" / "set-aside" / "best.pth").exists()
+
+
+# ------------------------------------------------------------------ every argument of torch's optimizers
+
+NEW_ARGUMENTS: dict[str, Any] = {
+    "betas": (0.5, 0.6),
+    "momentum": 0.5,
+    "etas": (0.4, 1.3),
+    "step_sizes": (1e-3, 2e-3),
+    "nesterov": True,
+    "t0": 1.0,
+    "eps": 0.3,
+    "alpha": 0.3,
+    "rho": 0.3,
+    "lambd": 0.3,
+    "tolerance_grad": 1e3,
+    "tolerance_change": 1e3,
+    "max_iter": 1,
+    "max_eval": 1,
+    "history_size": 1,
+    "line_search_fn": "strong_wolfe",
+    "ns_coefficients": (3.0, -4.0, 2.0),
+    "ns_steps": 1,
+    "adjust_lr_fn": "match_rms_adamw",
+    "d": 4.0,
+    "beta2_decay": -0.3,
+    "initial_accumulator_value": 3.0,
+    "max_exp_avg_sq": True,
+}
+OLD_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9},
+    "RMSprop": {"momentum": 0.9},
+    "LBFGS": {"max_iter": 4, "history_size": 3},
+    **{name: {"weight_decay": 0.1} for name in ("Adam", "NAdam", "RAdam")},
+}
+KERNELS = {"foreach", "fused", "capturable", "differentiable"}
+"""How the same numbers are computed."""
+ADAFACTOR_EPS = (0.5, 0.5)
+# Muon makes a matrix of 2x2 orthogonal either way; Adafactor's updates are not as large as this threshold
+TOO_SMALL_TO_SEE = {("Muon", "nesterov"), ("Muon", "eps"), ("Adafactor", "d")}
+
+
+def optimizer_arguments() -> list[tuple[str, str]]:
+    names = [name for name in OPTIMIZERS.names() if name not in OPTIMIZERS.own()]
+    return [(name, key) for name in names for key in OPTIMIZERS.parameters(name) if key not in KERNELS]
+
+
+def new_value(name: str, key: str) -> Any:
+    if (name, key) == ("Adafactor", "eps"):
+        return ADAFACTOR_EPS
+    if key in NEW_ARGUMENTS:
+        return NEW_ARGUMENTS[key]
+    default = OPTIMIZERS.parameters(name)[key].default
+    return not default if isinstance(default, bool) else default * 0.5 + 0.07
+
+
+def steps(optimizer: Optimizer, parameter: nn.Parameter, count: int) -> torch.Tensor:
+    target = torch.linspace(-2, 2, 4, dtype=parameter.dtype).reshape(2, 2)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = ((parameter - target) ** 4).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            parameter.grad = parameter.grad.to_sparse() if parameter.grad is not None else None
+        return loss
+
+    for _ in range(count):
+        closure()
+        optimizer.step(closure)  # type: ignore[arg-type]
+    return parameter.detach().clone()
+
+
+def made(name: str, args: dict[str, Any]) -> tuple[Optimizer, nn.Parameter]:
+    parameter = nn.Parameter(torch.tensor([[0.3, -0.2], [0.1, 0.4]]))
+    optimizer = OPTIMIZERS[name]([parameter], **args)
+    optimizer.register_load_state_dict_pre_hook(adapt_state)
+    return optimizer, parameter
+
+
+@pytest.mark.parametrize(("name", "key"), optimizer_arguments())
+def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, key: str) -> None:
+    """It takes effect as if the value had been written into the optimizer's parameter groups."""
+    args: dict[str, Any] = {"lr": 0.01, **OLD_ARGUMENTS.get(name, {})}
+    value = new_value(name, key)
+    if key == "momentum_decay":
+        value = 0.4
+    before, old_parameter = made(name, args)
+    schedule = Schedule(before, None, per_step=False, steps_per_epoch=1, epochs=1)
+    steps(before, old_parameter, 3)
+    saved = copy.deepcopy((before.state_dict(), schedule.state_dict()))
+    weights = old_parameter.detach().clone()
+
+    def resumed(args: dict[str, Any]) -> tuple[torch.Tensor, Any, Any]:
+        after, parameter = made(name, args)
+        parameter.data.copy_(weights)
+        schedule = Schedule(after, None, per_step=False, steps_per_epoch=1, epochs=1)
+        after.load_state_dict(copy.deepcopy(saved[0]))
+        schedule.load_state_dict(saved[1])
+        if schedule.changed:
+            schedule.lay_out(1, 0, [])
+        return steps(after, parameter, 3), after.state_dict()["state"], after.param_groups[0][key]
+
+    if name not in ("SparseAdam",) and missing_state(made(name, args | {key: value})[0], saved[0]["state"]):
+        assert key in ("amsgrad", "centered")  # refused
+        return
+    unchanged = resumed(args)
+    if key not in INITIAL_ONLY.get(name, ()):
+        changed = resumed(args | {key: value})
+        assert changed[2] == value
+        assert (name, key) in TOO_SMALL_TO_SEE or not same(unchanged[:2], changed[:2])
+    assert torch.equal(unchanged[0], steps(before, old_parameter, 3))
+
+
+def test_a_state_that_the_run_does_not_have_is_refused(fit: Fit) -> None:
+    run = fit("trainer.epochs=1", optimizer={"type": "Adam", "args": {"lr": 0.01}}).run_dir
+    error = resume(run, "optimizer.args", {"amsgrad": True})
+    assert error
+    assert "optimizer.args.amsgrad: cannot be set when a run is resumed: the run has no max_exp_avg_sq" in error
+    assert resume(run, "optimizer.args", {"lr": 0.5, "betas": [0.5, 0.9]}) is None
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, args in INITIAL_ONLY.items() for key in args])
+def test_an_argument_that_counts_only_at_the_start_is_refused(fit: Fit, name: str, key: str) -> None:
+    run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}}).run_dir
+    error = resume(run, "optimizer.args", {key: 3 if key == "history_size" else 0.5})
+    assert error
+    assert f"optimizer.args.{key}: cannot change when a run is resumed" in error
+
+
+# ------------------------------------------------------------------ every argument of torch's schedulers
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "StepLR": {"step_size": 3, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [2, 5], "gamma": 0.5},
+    "ConstantLR": {"factor": 0.5, "total_iters": 4},
+    "LinearLR": {"start_factor": 0.5, "end_factor": 0.9, "total_iters": 6},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {"T_max": 12, "eta_min": 0.001},
+    "CosineAnnealingWarmRestarts": {"T_0": 4, "T_mult": 1, "eta_min": 0.001},
+    "PolynomialLR": {"total_iters": 12, "power": 1.0},
+    "CyclicLR": {
+        "base_lr": 0.01,
+        "max_lr": 0.1,
+        "step_size_up": 3,
+        "step_size_down": 4,
+        "mode": "exp_range",
+        "gamma": 0.9,
+    },
+    "OneCycleLR": {"max_lr": 0.1, "pct_start": 0.25, "div_factor": 10.0, "final_div_factor": 100.0},
+    "ReduceLROnPlateau": {"factor": 0.5, "patience": 1, "threshold": 0.0, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8},
+    "WarmupCosine": {},
+}
+NEW_SCHEDULES: dict[str, Any] = {
+    "milestones": [1, 3],
+    "gamma": 0.8,
+    "factor": 0.7,
+    "T_mult": 2,
+    "mode": {"CyclicLR": "triangular2", "ReduceLROnPlateau": "max"},
+    "threshold": 0.9,
+    "threshold_mode": "abs",
+    "cooldown": 3,
+    "min_lr": 0.09,
+    "eps": 0.9,
+    "anneal_strategy": "linear",
+    "scale_mode": "iterations",
+    "base_momentum": 0.5,
+    "max_momentum": 0.99,
+    "cycle_momentum": False,
+    "three_phase": True,
+    "step_size_down": 6,
+}
+# without effect here: the two modes of scaling, and a length, which must be the run's
+NO_EFFECT = {("CyclicLR", "scale_mode"), ("ReduceLROnPlateau", "threshold_mode")}
+LENGTH = {"total_steps", "epochs", "steps_per_epoch"}
+MONITORED = [1.0, 0.9, 0.95, 0.97, 0.99, 0.5, 0.6, 0.7]
+
+
+def scheduler_arguments() -> list[tuple[str, str]]:
+    names = [name for name in SCHEDULERS.names() if name in SCHEDULES]
+    return [
+        (name, key)
+        for name in names
+        for key in SCHEDULERS.parameters(name)
+        if (name, key) not in NO_EFFECT and key not in LENGTH and key not in ("verbose", "scale_fn")
+    ]
+
+
+def schedule_of(name: str, args: dict[str, Any]) -> Schedule:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+
+    def build(_: Any, name: str, args: dict[str, Any]) -> LRScheduler:
+        scheduler: LRScheduler = SCHEDULERS[name](**args)
+        return scheduler
+
+    def make(optimizer: Optimizer) -> LRScheduler:
+        return make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
+
+    return Schedule(optimizer, make, per_step=False, steps_per_epoch=1, epochs=12, settings=args)
+
+
+def move(schedule: Schedule, start: int, stop: int) -> list[Any]:
+    found = []
+    for index in range(start, stop):
+        schedule.optimizer.step()
+        schedule.after_epoch(MONITORED[index])
+        group = schedule.optimizer.param_groups[0]
+        found.append((group["lr"], group["momentum"]))
+    return found
+
+
+def test_every_scheduler_of_torch_is_tried_here() -> None:
+    from_json = set(SCHEDULERS.names()) - {"LambdaLR", "MultiplicativeLR"} - COMPOUND_SCHEDULERS
+    assert from_json - set(SCHEDULERS.own()) <= set(SCHEDULES)
+
+
+@pytest.mark.parametrize(("name", "key"), scheduler_arguments())
+def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name: str, key: str) -> None:
+    args = SCHEDULES[name]
+    value = NEW_SCHEDULES.get(key)
+    if isinstance(value, dict):
+        value = value[name]
+    if value is None:
+        default = args.get(key, SCHEDULERS.parameters(name)[key].default)
+        value = default + 1 if isinstance(default, int) else default * 0.5
+    before = schedule_of(name, args)
+    move(before, 0, 5)
+    saved, group = before.state_dict(), dict(before.optimizer.state_dict()["param_groups"][0])
+
+    after = schedule_of(name, args | {key: value})
+    after.optimizer.load_state_dict({"state": {}, "param_groups": [group]})
+    after.load_state_dict(saved)
+    assert after.changed
+    after.lay_out(5, 0, MONITORED[:5])
+
+    whole = schedule_of(name, args | {key: value})
+    expected = move(whole, 0, 8)
+    assert move(after, 5, 8) == expected[5:]
+    assert expected != move(schedule_of(name, args), 0, 8)
+
+
+def test_a_schedule_added_removed_or_replaced(fit: Fit) -> None:
+    step_lr = {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}
+    plain = fit("trainer.epochs=2").run_dir
+    resume(plain, "trainer", {"epochs": 4})
+    for first, then in [(None, step_lr), (step_lr, None), (step_lr, {"type": "ExponentialLR", "args": {"gamma": 0.1}})]:
+        run = fit("trainer.epochs=2", lr_scheduler=first).run_dir
+        train.main(["-r", str(run), "trainer.epochs=4", f"lr_scheduler={json.dumps(then)}"])
+        whole = fit("trainer.epochs=4", lr_scheduler=then).run_dir
+        assert [line["lr"] for line in lines(run)[2:]] == [line["lr"] for line in lines(whole)[2:]]
+
+
+def test_a_plateau_follows_the_values_of_the_finished_epochs(fit: Fit) -> None:
+    plateau = {"type": "ReduceLROnPlateau", "args": {"patience": 0, "threshold": 0.9}}
+    monitor = "trainer.monitor=min val_loss"
+    run = fit("trainer.epochs=3", monitor).run_dir
+    train.main(["-r", str(run), "trainer.epochs=4", f"lr_scheduler={json.dumps(plateau)}"])
+    # each epoch after the first one was no improvement by 90 %, so that two cuts are laid out
+    assert lines(run)[3]["lr"] == pytest.approx(0.1 * 0.1**2)
+
+
+def test_the_interval_of_a_schedule_changes(fit: Fit) -> None:
+    schedule = {"type": "ExponentialLR", "args": {"gamma": 0.9}}
+    run = fit("trainer.epochs=2", lr_scheduler=schedule).run_dir
+    train.main(["-r", str(run), "trainer.epochs=3", "lr_scheduler.interval=step"])
+    assert lines(run)[2]["lr"] == pytest.approx(0.1 * 0.9**14)  # the rate of step 15, after 14 moves
+
+
+def test_annotations_of_the_classes_above_count() -> None:
+    assert OnResume.BETWEEN_EPOCHS in [
+        marker
+        for annotation in arguments.annotations(BaseDataLoader, "batch_size")
+        for marker in annotation.__metadata__
+    ]

@@ -1,0 +1,148 @@
+"""What differs between the config of a checkpoint and that of the run that resumes from it, and whether it may.
+
+The rule of each key stands beside it in utils/schema.py, that of an argument in the annotation of its component.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from utils import arguments
+from utils.arguments import shortened
+from utils.config.located_json import Problem, dotted
+from utils.config.problems import components
+from utils.optimizers import INITIAL_ONLY
+from utils.registry import REGISTRIES
+from utils.schema import Config, KeyPath, OnResume, keys_of, section_at
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that differs."""
+
+    path: KeyPath
+    before: Any
+    after: Any
+    rule: OnResume
+
+    def __str__(self) -> str:
+        """As in "optimizer.args.lr 0.01 -> 0.5"."""
+        return f"{dotted(self.path)} {_shown(self.before)} -> {_shown(self.after)}"
+
+    def refusal(self, epoch_steps: int) -> Problem | None:
+        """Why it may not be, after so many steps of an epoch; None if it may."""
+        values = f"this run has {_shown(self.before)}, got {_shown(self.after)}"
+        if self.rule is OnResume.REFUSED:
+            return Problem(self.path, f"cannot change when a run is resumed: {values}")
+        if self.rule is OnResume.BETWEEN_EPOCHS and epoch_steps:
+            return Problem(self.path, f"cannot change in the middle of an epoch: {values}")
+        return None
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What differs between two checked configs, as ``Config.model_dump`` gives them."""
+    return list(_changes((), _with_defaults(before), _with_defaults(after)))
+
+
+def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint remembers of a config, by dotted path: what cannot change at any time, and what is monitored.
+
+    Without name and save_dir, which lead to the run's folder: it may have been moved since.
+    """
+    filled = _with_defaults(config)
+    found = {}
+    for path, value in _values((), filled):
+        component = filled[str(path[0])]["type"] if path[1:2] == ("args",) else None
+        monitored = path == ("trainer", "monitor")
+        if path not in (("name",), ("trainer", "save_dir")) and (
+            monitored or rule_of(path, component) is not OnResume.TAKES_EFFECT
+        ):
+            found[dotted(path)] = value
+    return found
+
+
+def fixed_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What differs between the config of a checkpoint, as ``fixed_values`` gives it, and a checked config."""
+    now = fixed_values(after)
+    found = []
+    for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
+        path = tuple(key.split("."))
+        kind = after.get(path[0])
+        component = kind["type"] if path[1:2] == ("args",) and isinstance(kind, dict) else None
+        found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
+    return found
+
+
+def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
+    """The rule of a key of the schema, or of an argument of a component of this name; None: its keys have their own."""
+    rule = _marker(keys_of(Config)[str(path[0])].metadata)
+    section = section_at(path[:1])
+    if len(path) > 1 and rule is None and section:
+        rule = _marker(keys_of(section)[str(path[1])].metadata)
+    if len(path) > 2 and path[1] == "args" and component:
+        rule = _argument_rule(str(path[0]), component, str(path[2])) or rule
+    return rule
+
+
+def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
+    if kind == "optimizer" and argument in INITIAL_ONLY.get(component, ()):
+        return OnResume.REFUSED
+    made = REGISTRIES[kind].get(component)
+    annotations = arguments.annotations(made, argument) if made else ()
+    return next(filter(None, (_marker(get_args(annotation)) for annotation in annotations)), None)
+
+
+def _marker(metadata: Any) -> OnResume | None:
+    return next((item for item in metadata if isinstance(item, OnResume)), None)
+
+
+def _changes(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Iterator[Change]:
+    if before == after:
+        return
+    if not (isinstance(before, dict) and isinstance(after, dict)) or len(path) > 2:
+        yield _change(path, before, after, component)
+        return
+    if path and before.get("type") != after.get("type"):  # their arguments have nothing in common
+        yield _change((*path, "type"), before.get("type"), after.get("type"))
+        before, after = ({**section, "type": None, "args": None} for section in (before, after))
+    for key in {**before, **after}:
+        name = before.get("type") if path else None
+        yield from _changes((*path, key), before.get(key, _MISSING), after.get(key, _MISSING), component or name)
+
+
+def _change(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Change:
+    rule = rule_of(path, component)
+    assert rule is not None, f"utils/schema.py has no rule for {dotted(path)}"
+    return Change(path, before, after, rule)
+
+
+def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """The leaves of a config: keys, and whole arguments."""
+    if isinstance(value, dict) and len(path) < 3 and value:
+        for key, inner in value.items():
+            yield from _values((*path, key), inner)
+    else:
+        yield path, value
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which the arguments that components are not given have their defaults."""
+    filled = {key: value for key, value in config.items() if key != "$schema"}
+    for kind, _, entry in components(dict(config)):
+        if kind == "metrics":
+            continue
+        known = REGISTRIES[kind].parameters(entry["type"])
+        defaults = {name: item.default for name, item in known.items() if item.default is not Parameter.empty}
+        filled[kind] = {**entry, "args": defaults | entry["args"]}
+    return filled
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    return shortened(value.model_dump() if isinstance(value, BaseModel) else value)
