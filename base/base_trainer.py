@@ -21,6 +21,7 @@ from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_b
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.training_log import TrainingLog
+from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
@@ -49,6 +50,7 @@ class BaseTrainer(ABC):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
+        self._state_tested = False
         self.first_batch_passed = False
 
     # ------------------------------------------------------------------ what a subclass defines and calls
@@ -89,6 +91,8 @@ class BaseTrainer(ABC):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            checkpoint.check_parts(self.stateful())
+            self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)
             while not self.finished():
                 self.train_epoch()
@@ -129,6 +133,9 @@ class BaseTrainer(ABC):
                 self.experiment.signals.check()
                 loss = self.optimizer_step(step)
                 self.log.step(loss, step.samples)
+                if not self._state_tested:  # with what the optimizer has added in its first step
+                    self.state_dict()
+                    self._state_tested = True
                 if self.progress.steps % settings.log_every_steps == 0:
                     self.log_interval(loss)
                 if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
@@ -297,10 +304,10 @@ class BaseTrainer(ABC):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every part, by name: tensors and plain values."""
+        """The state of every part, by name: tensors and plain values. Raises UserError if there is anything else."""
         state = {name: part.state_dict() for name, part in self.stateful().items()}
         random = self.runtime.process_group.gather(generator_states())
-        return {**state, "random": random, "writers": self.outputs.writers.state_dict()}
+        return checkpoint.plain({**state, "random": random, "writers": self.outputs.writers.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Resume from a checkpoint: parts and random generators. What was logged or saved after it is dropped.
