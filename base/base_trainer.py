@@ -20,11 +20,14 @@ from base.training.closure import closure_step
 from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
 from base.training.observer import Observer
 from base.training.progress import Progress
+from base.training.saved_data import SavedData
+from base.training.saved_state import check_state
 from base.training.training_log import TrainingLog
 from utils import checkpoint
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
+from utils.user_code import format_error_with_source
 
 
 class BaseTrainer(ABC):
@@ -78,6 +81,7 @@ class BaseTrainer(ABC):
         self.training = training
         self.outputs = outputs
         self.model = self.runtime.wrap_ddp(self.experiment.model)
+        self.saved_data = SavedData(training, self.experiment.data)
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
@@ -295,6 +299,7 @@ class BaseTrainer(ABC):
     def stateful(self) -> dict[str, Any]:
         """Every part that has a state, by its name in a checkpoint. A subclass may add its own."""
         return {
+            "data": self.saved_data,
             "model": self.experiment.model,
             "optimizer": self.training.optimizer,
             "schedule": self.training.schedule,
@@ -314,12 +319,18 @@ class BaseTrainer(ABC):
 
         Raises CheckpointError if a part does not fit.
         """
-        loads = {name: part.load_state_dict for name, part in self.stateful().items()}
+        parts = self.stateful()
+        check_state(state, parts, [generator_states()], source)
+        self.outputs.writers.check(state["writers"])
+        loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
         for name, load in {**loads, "random": self._restore_random}.items():
             try:
                 load(state[name])
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
+            except UserError:
+                raise
+            except Exception as error:  # of whatever kind: torch's and the user's code was given somebody's values
+                what = format_error_with_source(error)
+                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
         # in this order: as long as later checkpoints can be resumed from, their logs must be there
         self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
         self.outputs.writers.resume(state["writers"], step=self.progress.steps)

@@ -10,7 +10,7 @@ from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed import launch
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, DataError
 from utils.paths import display_path
 from utils.run_folder import RunFolder
 
@@ -62,7 +62,13 @@ def load_state(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> No
         _restart(trainer, folder)
         return
     source, state = found
-    trainer.load_state_dict(state, source)
+    try:
+        trainer.load_state_dict(state, source)
+    except DataError as error:
+        raise DataError(
+            f"{error}. Restore the data set, or start a new run from these weights: python train.py "
+            f"-c {shlex.quote(display_path(folder.config))} --init-from {shlex.quote(display_path(folder.path))}"
+        ) from error
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:

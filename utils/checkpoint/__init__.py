@@ -10,7 +10,7 @@ shards          the folder with the tensors of a sharded checkpoint, by torch.di
 
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.checkpoint.file import MARK, TensorAllocator, file_name, snapshot, step_files, verify, write
-from utils.checkpoint.loading import newest_sound, read, read_together
+from utils.checkpoint.loading import newest_sound, read, read_together, saved_progress
 from utils.checkpoint.plain import check_parts, plain
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "plain",
     "read",
     "read_together",
+    "saved_progress",
     "snapshot",
     "step_files",
     "verify",
