@@ -73,7 +73,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     # there is no optimizer here, and the weights are not sharded
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
     experiment = build_experiment(loaded)
-    progress = _load(source, folder, experiment.model, process_group)["progress"]
+    progress = checkpoint.saved_progress(_load(source, folder, experiment.model, process_group), source)
     with process_group.main_process_first():
         test = experiment.data.test()
     test.divide(process_group.rank, process_group.world_size)
@@ -152,7 +152,7 @@ def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: Proc
     """The same state in all processes, although a run that still trains may replace the file at any moment."""
     try:
         state = load_weights(model, source, process_group)
-        while len(set(process_group.all_gather(state["progress"]["steps"]))) > 1:
+        while len(set(process_group.all_gather(checkpoint.saved_progress(state, source)["steps"]))) > 1:
             state = load_weights(model, source, process_group)
         return state
     except CheckpointError as error:

@@ -20,11 +20,15 @@ from base.training.closure import closure_step
 from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
 from base.training.observer import Observer
 from base.training.progress import Progress
+from base.training.saved_data import SavedData
+from base.training.saved_state import check_state
 from base.training.training_log import TrainingLog
+from utils import checkpoint
 from utils.config.resume import fixed_values
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
+from utils.user_code import format_error_with_source
 
 
 class BaseTrainer(ABC):
@@ -79,6 +83,7 @@ class BaseTrainer(ABC):
         self.training = training
         self.outputs = outputs
         self.model = self.runtime.wrap_ddp(self.experiment.model)
+        self.saved_data = SavedData(training, self.experiment.data)
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
@@ -92,6 +97,8 @@ class BaseTrainer(ABC):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            checkpoint.check_parts(self.stateful())
+            self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)
             while not self.finished():
                 self.train_epoch()
@@ -117,6 +124,7 @@ class BaseTrainer(ABC):
     def start(self) -> None:
         """The first step of this process is taken: what it was started with now counts."""
         self.has_started = True
+        self.state_dict()  # raises UserError if this state, with what the optimizer has added, could not be loaded
         self.outputs.on_first_step()
 
     def finished(self) -> bool:
@@ -300,6 +308,7 @@ class BaseTrainer(ABC):
     def stateful(self) -> dict[str, Any]:
         """Every part that has a state, by its name in a checkpoint. A subclass may add its own."""
         return {
+            "data": self.saved_data,
             "model": self.experiment.model,
             "optimizer": self.training.optimizer,
             "schedule": self.training.schedule,
@@ -309,20 +318,27 @@ class BaseTrainer(ABC):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every part, by name: tensors and plain values."""
+        """The state of every part, by name: tensors and plain values. Raises UserError if there is anything else."""
         state = {name: part.state_dict() for name, part in self.stateful().items()}
         random = self.runtime.process_group.gather(generator_states())
         writers = self.outputs.writers.state_dict()
-        return {**state, "random": random, "writers": writers, "config": fixed_values(self.experiment.config)}
+        fixed = fixed_values(self.experiment.config)
+        return checkpoint.plain({**state, "random": random, "writers": writers, "config": fixed})
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""
-        loads = {name: part.load_state_dict for name, part in self.stateful().items()}
+        parts = self.stateful()
+        check_state(state, parts, [generator_states()], source)
+        self.outputs.writers.check(state["writers"])
+        loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
         for name, load in {**loads, "random": self._restore_random}.items():
             try:
                 load(state[name])
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {error}") from error
+            except UserError:
+                raise
+            except Exception as error:  # of whatever kind: torch's and the user's code was given somebody's values
+                what = format_error_with_source(error)
+                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
         self._saved = self.progress.state_dict()
 
     def _restore_random(self, states: list[Any]) -> None:

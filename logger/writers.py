@@ -193,6 +193,15 @@ class Writers(Writer):
     def state_dict(self) -> dict[str, Any]:
         return {name: writer.state_dict() for name, writer in self.writers.items()}
 
+    def check(self, states: Any) -> None:
+        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of writers."""
+        if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+            raise CheckpointError(f"invalid checkpoint: it says of the log files {states!r:.80}")
+        for name in self.writers.keys() & states.keys():
+            _length(states[name])
+            if not isinstance(states[name].get("file", ""), str):
+                raise CheckpointError(f"invalid checkpoint: it names a log file {states[name]['file']!r:.80}")
+
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
         for name, writer in self.writers.items():
             writer.resume(state.get(name, {}), step=step)
@@ -205,6 +214,6 @@ class Writers(Writer):
 def _length(state: Mapping[str, Any]) -> int:
     """The length in bytes from an untrusted checkpoint. Raises CheckpointError if it is not a length."""
     length = state.get("bytes", 0)
-    if not isinstance(length, int) or length < 0:
+    if type(length) is not int or length < 0:
         raise CheckpointError(f"invalid checkpoint: it says that a log file had {length!r} bytes")
     return length

@@ -33,6 +33,9 @@ class LibraryMetric:
         return {"values": dict(self.metric.metric_state), "updates": self.metric.update_count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if this is the state of another metric."""
+        if state["values"].keys() != self.metric.metric_state.keys() or state["updates"] < 0:
+            raise ValueError(f"{self.name} keeps {', '.join(self.metric.metric_state)}")
         self.metric.reset()
         device = self.metric.device
         for name, value in map_tensors(lambda tensor: tensor.to(device), state["values"]).items():

@@ -63,5 +63,17 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if these are not the counters of a run."""
+        if state.keys() != asdict(self).keys():
+            raise ValueError(f"its keys are {', '.join(map(str, state))}")
+        for name, value in state.items():
+            optional = name in ("best", "best_step") and value is None
+            kinds = {"best": (int, float), "trained": (bool,)}.get(name, (int,))
+            if not optional and (type(value) not in kinds or (name != "best" and value < 0)):
+                raise ValueError(f"{name} cannot be {value!r}")
+        if max(state["epoch_steps"], state["best_step"] or 0) > state["steps"]:
+            raise ValueError(f"it counts more than {state['steps']} steps")
+        if max(state["best_epoch"], state["stale_epochs"]) > state["epochs"]:
+            raise ValueError(f"it counts more than {state['epochs']} epochs")
         for name, value in state.items():
             setattr(self, name, value)

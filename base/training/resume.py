@@ -18,7 +18,7 @@ from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import Problem, config_error
 from utils.config.resume import Change, changes, fixed_changes
 from utils.distributed import launch
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.optimizers import missing_state
 from utils.paths import display_path
 from utils.registry import OPTIMIZERS
@@ -70,7 +70,10 @@ def load_state(
             _refuse_optimizer(loaded, changed, state["optimizer"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a whole checkpoint: {type(error).__name__} {error}") from error
-    trainer.load_state_dict(state, source)
+    try:
+        trainer.load_state_dict(state, source)
+    except DataError as error:
+        raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
     for change in changed:
         trainer.console.info(f"resumed with {change}")
     _adopt(trainer, before["trainer.monitor"], folder)
@@ -104,9 +107,12 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
     problems = list(filter(None, (change.refusal(epoch_steps) for change in changed)))
     if not problems:
         return
+    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(folder)}")
+
+
+def _new_run(folder: RunFolder) -> str:
     run = shlex.quote(display_path(folder.path))
-    advice = f"To start a new run from its weights: python train.py -c {run}/config.json --init-from {run} KEY=VALUE"
-    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{advice}")
+    return f"To start a new run from its weights: python train.py -c {run}/config.json --init-from {run} KEY=VALUE"
 
 
 def _refuse_optimizer(loaded: LoadedConfig, changed: Sequence[Change], saved: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import DATA, file_name, read_file, snapshot, step_files, step_of, write
+from utils.checkpoint.file import DATA, file_name, read_file, snapshot, step_files, step_of, verify, write
+from utils.checkpoint.loading import saved_progress
 from utils.errors import CheckpointError
 from utils.files import link
 
@@ -56,6 +57,8 @@ class Checkpointer:
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
         """Continue from a checkpoint of a step. Later checkpoints, of the abandoned branch, move to set-aside/."""
+        for name in ("last.pth", "best.pth"):
+            self._repair_from(self.folder / name)
         step_file = self.folder / file_name(step)
         link(step_file, source)  # which may be last.pth, or a copy, where the step file itself is gone
 
@@ -91,8 +94,10 @@ class Checkpointer:
 
     def _update_links(self, step: int, best_step: int | None) -> None:
         link(self.folder / "last.pth", self.folder / file_name(step))
-        if best_step is not None:
-            link(self.folder / "best.pth", self.folder / file_name(best_step))
+        best = self.folder / "best.pth"
+        # an earlier best one is linked already; where links are copies, its step file may have been damaged since
+        if best_step == step or (best_step is not None and not best.exists()):
+            link(best, self.folder / file_name(best_step))
 
     def _prune(self, step: int, best_step: int | None) -> None:
         """Remove the checkpoints that are not kept, and the tensors of sharded ones whose file is gone."""
@@ -110,6 +115,18 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ on resume
 
+    def _repair_from(self, name: Path) -> None:
+        """Where last.pth or best.pth is undamaged but its step file is damaged or missing, make that from it.
+
+        They are one file, unless the folder was copied or the file system has no hard links.
+        """
+        if not name.is_file() or any(name.samefile(path) for path in step_files(self.folder)):
+            return
+        with contextlib.suppress(CheckpointError):
+            step_file = self.folder / file_name(saved_progress(read_file(name), name)["steps"])
+            if not _is_sound(step_file):
+                link(step_file, name)
+
     def _restore_best(self, step: int | None) -> None:
         """Point best.pth to the best checkpoint again, or set it aside where that was not kept or there is none."""
         best = self.folder / "best.pth"
@@ -118,11 +135,9 @@ class Checkpointer:
                 self._set_aside(best)
             return
         step_file = self.folder / file_name(step)
-        if not step_file.exists() and best.exists():
-            with contextlib.suppress(CheckpointError):
-                if read_file(best)["progress"]["steps"] == step:
-                    link(step_file, best)
-        if step_file.exists():
+        if step_file.exists() and best.exists() and best.samefile(step_file):
+            return
+        if _is_sound(step_file):
             link(best, step_file)
         elif best.exists():
             self._set_aside(best)
@@ -131,7 +146,18 @@ class Checkpointer:
     def _set_aside(self, path: Path) -> None:
         aside = self.folder / ASIDE
         aside.mkdir(exist_ok=True)
-        path.replace(aside / path.name)
+        target = aside / path.name
+        if target.exists() and _is_sound(target) and not _is_sound(path):
+            target = target.with_name(f"{target.name}.damaged")
+        path.replace(target)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 class NoCheckpoints(Checkpointer):

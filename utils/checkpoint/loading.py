@@ -1,12 +1,15 @@
 """Which checkpoint is loaded, in one process or in several: the one that was named, or the newest undamaged one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import TensorAllocator, file_name, read_file, step_files, verify
+from utils.checkpoint.file import STEP_FILE, TensorAllocator, file_name, read_file, step_files, step_of, verify
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
+
+MAX_COUNT = 10**15
+"""Of epochs and steps: more than any run can have."""
 
 
 def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
@@ -21,6 +24,17 @@ def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
     from utils.checkpoint.shards import read_tensors  # which imports what takes seconds
 
     return read_tensors(path, state, allocate)
+
+
+def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """How far the run was, of which the counts "epochs" and "steps" are sure to be such. Raises CheckpointError."""
+    progress = state.get("progress")
+    counts = [progress.get(name) for name in ("epochs", "steps")] if isinstance(progress, dict) else []
+    if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
+        raise CheckpointError(f"{path} does not say how far the run was; it was not written by this project")
+    if STEP_FILE.fullmatch(path.name) and step_of(path) != counts[1]:
+        raise CheckpointError(f"{path} holds another step than its name says: step {counts[1]}")
+    return dict(progress or {})
 
 
 def read_together(path: Path, process_group: ProcessGroup, allocate: TensorAllocator | None = None) -> dict[str, Any]:
@@ -52,12 +66,13 @@ def newest_sound(
     for path in process_group.broadcast_object(lambda: list(_candidates(folder))):
         try:
             state = read_together(path, process_group, allocate)
+            step = saved_progress(state, path)["steps"]
         except CheckpointError as error:
             damaged.append(str(error))
             warn(f"{error}; falling back to an older one")
             continue
 
-        step_file = folder / file_name(state["progress"]["steps"])
+        step_file = folder / file_name(step)
         if not (step_file.exists() and step_file.samefile(path)):
             try:
                 verify(step_file)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import train
 from base.base_trainer import BaseTrainer
-from tests.helpers import curves, lines, same, state
-from utils.errors import CheckpointError, Stopped, UserError
+from base.data import TensorSource
+from data_loader.random_tensor import RandomTensorLoader
+from tests.helpers import curves, lines, same, state, temporarily
+from utils.errors import CheckpointError, DataError, Stopped, UserError
+from utils.registry import DATA_LOADERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -206,6 +209,51 @@ def test_what_cannot_be_resumed_is_said(fit: Fit, arguments: list[str], says: st
     run = fit().run_dir
     with pytest.raises(UserError, match=says):
         train.main([argument.format(run=run) for argument in arguments])
+
+
+class Changing(RandomTensorLoader):
+    """A data set that is another one when its attributes change."""
+
+    size = 200
+    classes: tuple[str, ...] = ("a", "b", "c")
+    targets: int | None = None
+    held_out = 20
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.class_names, self.validation_split = self.classes, self.held_out
+        source = self._draw(self.size, 0)
+        if self.targets is not None:
+            source.targets[self.targets] = 0  # type: ignore[index]
+        return source
+
+
+@pytest.mark.parametrize("at", [14, 18])  # in the middle of an epoch, and at its end
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"size": 100}, "Changing has changed: this run had 180 samples for training, and now there are 80"),
+        ({"size": 400}, "180 samples for training, and now there are 380"),
+        ({"size": 201, "held_out": 21}, "20 samples for validation, and now there are 21"),
+        ({"classes": ("a", "c", "b")}, "this run had other classes, and now there are 'a', 'c', 'b'"),
+        ({"targets": slice(0, 100)}, "this run had other targets"),
+    ],
+)
+def test_another_data_set_is_refused(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str, at: int
+) -> None:
+    data = {"num_samples": 1, "input_shape": [6], "num_classes": 3, "batch_size": 10}
+    often = ("trainer.save_every_steps=2", "trainer.keep_last=null", "trainer.epochs=2")
+    with temporarily(DATA_LOADERS, Changing):
+        run = fork(fit(*often, data_loader={"type": "Changing", "args": data}).run_dir, at)
+        before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and path.name != "train.log"}
+        for name, value in change.items():
+            monkeypatch.setattr(Changing, name, value)
+        with pytest.raises(DataError, match=rf"{says}(.|\n)*--init-from"):
+            train.main(["-r", str(run)])
+        after = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and path.name != "train.log"}
+        assert after == before
+        monkeypatch.undo()
+        train.main(["-r", str(run)])
 
 
 def test_a_run_that_is_in_use_is_refused(fit: Fit) -> None:

@@ -1,6 +1,8 @@
 """Damage to a checkpoint is found before a weight of it is used, named, and passed over where that is possible."""
 
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.campaign import differences
 from tests.conftest import load_script
 from tests.helpers import lines
 from utils import checkpoint
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.errors import CheckpointError
 
 Fit = Callable[..., train.Result]
@@ -136,3 +139,55 @@ def test_going_back_to_a_file_takes_the_best_back_too(fit: Fit) -> None:
         assert checkpoint.read(run / "checkpoints" / "best.pth")["progress"]["steps"] == found["best_step"]
     else:
         assert not (run / "checkpoints" / "best.pth").exists(), "it was of the course that was left"
+
+
+def copied(run: Path) -> Path:
+    """A copy of a run in which no two names are one file, as a download or a file system without links makes it."""
+    target = run.with_name("20000101-000000")
+    shutil.copytree(run, target)
+    return target
+
+
+@pytest.mark.parametrize("spoil", [empty, flip, remove])
+def test_a_sound_best_one_is_never_replaced_by_a_damaged_one(fit: Fit, spoil: Callable[[Path], None]) -> None:
+    run = copied(fit(*OFTEN, "trainer.epochs=3").run_dir)
+    folder = run / "checkpoints"
+    best = (folder / "best.pth").read_bytes()
+    step = checkpoint.read(folder / "best.pth")["progress"]["steps"]
+    spoil(folder / f"step-{step:08d}.pth")
+    train.main(["-r", str(run)])
+    assert (folder / "best.pth").read_bytes() == best
+    assert (folder / f"step-{step:08d}.pth").read_bytes() == best
+
+
+def test_a_sound_last_one_is_kept_where_its_step_file_is_damaged(fit: Fit) -> None:
+    run = copied(fit(*OFTEN, "trainer.epochs=3").run_dir)
+    folder = run / "checkpoints"
+    last = (folder / "last.pth").read_bytes()
+    flip(folder / "step-00000015.pth")
+    train.main(["-r", str(folder / "step-00000003.pth"), "trainer.epochs=1"])
+    assert (folder / "set-aside" / "step-00000015.pth").read_bytes() == last
+    flip(folder / "step-00000005.pth")
+    shutil.copy(folder / "step-00000005.pth", folder / "step-00000015.pth")
+    (folder / "last.pth").unlink()
+    (folder / "best.pth").unlink()
+    train.main(["-r", str(folder / "step-00000003.pth"), "trainer.epochs=1"])
+    assert (folder / "set-aside" / "step-00000015.pth").read_bytes() == last
+
+
+def test_a_sound_best_one_stays_while_training_goes_on_without_links(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    original, bests = Checkpointer._store, list[bytes]()
+
+    def store(self: Checkpointer, step: int, state: object) -> None:
+        if step == 6:  # after the first epoch, which was the best one
+            bests.append((self.folder / "best.pth").read_bytes())
+            flip(self.folder / "step-00000005.pth")
+        original(self, step, state)
+
+    monkeypatch.setattr(Checkpointer, "_store", store)
+    run = fit("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.epochs=2", "--lr=1e-30").run_dir
+    assert [(run / "checkpoints" / "best.pth").read_bytes()] == bests

@@ -16,7 +16,7 @@ import torch
 import train
 from tests.conftest import load_script
 from utils import checkpoint
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError, UserError
 
 Fit = Callable[..., train.Result]
 
@@ -133,6 +133,88 @@ def test_a_checkpoint_that_makes_no_sense_is_refused(
     forge(run, change)
     with pytest.raises(CheckpointError, match=says):
         train.main(["-r", str(run)])
+
+
+def replace(*keys: Any, by: Any) -> Callable[[dict[str, Any]], None]:
+    """Replace the value at these keys of a state; by ...: remove it."""
+
+    def change(state: Any) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        if by is ...:
+            del state[keys[-1]]
+        else:
+            state[keys[-1]] = by
+
+    return change
+
+
+FORGED: list[tuple[Any, ...]] = [
+    *((part, by) for part in ("optimizer", "schedule", "metrics", "progress", "random", "writers") for by in (5, ...)),
+    *(("progress", "steps", by) for by in (10**30, -1, "x", True, 1.5, None, ..., 3)),
+    *(("progress", key, -1) for key in ("epochs", "epoch_steps", "passes", "samples", "best_step", "stale_epochs")),
+    *(("progress", key, by) for key in ("trained", "best", "best_epoch") for by in ("x", ..., [1])),
+    ("progress", "samples", 10**9),
+    ("progress", "step", 1),
+    ("random", []),
+    ("random", 0, "torch", torch.zeros(3)),
+    ("random", 0, "numpy", ...),
+    ("random", 0, "python", 1, torch.zeros(1)),
+    ("schedule", "moves", 10**30),
+    ("schedule", "moves", -1),
+    ("schedule", "used", ["x"]),
+    ("metrics", "processes", 5),
+    ("metrics", "processes", 0, "loss", "interval", ["x", 1]),
+    ("metrics", "processes", 0, "loss", "whole", 0, torch.zeros(2)),
+    ("metrics", "processes", 0, "F1Score", "values", {"compute": torch.zeros(1)}),
+    ("metrics", "processes", 0, "F1Score", "values", "tp", torch.zeros(9)),
+    ("metrics", "processes", 0, "F1Score", "updates", -1),
+    ("optimizer", "param_groups", 0, "lr", "x"),
+    ("optimizer", "param_groups", 0, "momentum", None),
+    ("optimizer", "param_groups", 0, "dampening", ...),
+    ("optimizer", "param_groups", 0, "params", 0, 7),
+    ("optimizer", "state", 0, 5),
+    ("optimizer", "state", 99, {}),
+    ("optimizer", "state", 0, "momentum_buffer", torch.zeros(1)),
+    ("writers", "metrics", 5),
+    ("writers", "metrics", "bytes", -5),
+    ("writers", "events", "bytes", True),
+    ("writers", "events", "file", 5),
+    ("data", 5),
+    ("data", "training", "x"),
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=lambda forged: ".".join(map(str, forged)).replace("\n", " ")[:60])
+def test_a_forged_value_is_refused_and_nothing_changes(fit: Fit, forged: tuple[Any, ...]) -> None:
+    run = fit(
+        "trainer.save_every_steps=7",
+        "trainer.epochs=1",
+        metrics=["accuracy", {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}],
+        optimizer={"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}},
+        lr_scheduler={"type": "StepLR", "args": {"step_size": 2}},
+    ).run_dir
+    forge(run, replace(*forged[:-1], by=forged[-1]))
+    before = content(run)
+    with pytest.raises(UserError, match=r"step-00000005\.pth|data_loader|invalid checkpoint"):
+        train.main(["-r", str(run), "trainer.epochs=2"])
+    assert content(run) == before
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("train.log", ".lock")
+    }
+
+
+@pytest.mark.parametrize("forged", [("progress", 5), ("progress", ...), ("progress", "steps", "x"), ("model", 5)])
+def test_a_forged_checkpoint_is_not_tested_either(fit: Fit, forged: tuple[Any, ...]) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    forge(run, replace(*forged[:-1], by=forged[-1]))
+    with pytest.raises(CheckpointError, match=r"step-00000005\.pth"):
+        load_script("test").main(["-r", str(run / "checkpoints" / "step-00000005.pth")])
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "config.json", ".lock", "checkpoints/last.pth"])

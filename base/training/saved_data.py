@@ -1,0 +1,67 @@
+"""What a checkpoint remembers of the data set: a resumed run must not continue with another one."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from torch import Tensor
+
+from base.base_data_loader import BaseDataLoader
+from base.data.batches import Batches
+from base.experiment import Training
+from utils.errors import DataError
+from utils.text import count
+
+MAX_HASHED = 10_000_000  # targets, which take 0.1 s
+
+
+class SavedData:
+    """The number of samples, the classes and, where they are integers in memory, a hash of the targets."""
+
+    def __init__(self, training: Training, data: BaseDataLoader) -> None:
+        self.name = type(data).__name__
+        self.num_samples = training.batches.num_samples
+        names = data.class_names
+        self._facts: dict[str, Any] = {
+            "training": self.num_samples,
+            "validation": training.validation.num_samples if training.validation else 0,
+            "classes": None if names is None else [str(name) for name in names],
+            "targets": _hash(training.batches),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._facts)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises DataError that says what has changed."""
+        now = self._facts
+        for key, what in (("training", "for training"), ("validation", "for validation")):
+            if key in state and state[key] != now[key]:
+                raise DataError(self._changed(f"{count(state[key], 'sample')} {what}", f"{now[key]:,}"))
+        for key, what in (("classes", "other classes"), ("targets", "other targets")):
+            before = state.get(key)
+            if None not in (before, now[key]) and before != now[key]:
+                raise DataError(self._changed(what, _listed(now[key]) if key == "classes" else "these"))
+
+    def check_position(self, samples: int) -> None:
+        """Raise DataError if a pass over the data cannot have used so many samples."""
+        if samples >= self.num_samples:
+            raise DataError(
+                self._changed(f"more than {count(samples, 'sample')} for training", f"{self.num_samples:,}")
+            )
+
+    def _changed(self, before: str, now: str) -> str:
+        return f"data_loader: the data set of {self.name} has changed: this run had {before}, and now there are {now}"
+
+
+def _hash(batches: Batches) -> str | None:
+    targets = getattr(batches.source, "targets", None)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return None
+    if not 0 < targets.numel() <= MAX_HASHED or targets.device.type != "cpu":
+        return None
+    return blake2b(targets.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _listed(classes: list[str]) -> str:
+    return ", ".join(map(repr, classes[:5])) + (" ..." if len(classes) > 5 else "")

@@ -1,0 +1,146 @@
+"""Whether a saved state can be one of this run. A checksum does not say so: anybody can compute it.
+
+Checked before any part is loaded and before anything changes on disk, so that a refusal costs nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from utils.checkpoint import saved_progress
+from utils.errors import CheckpointError
+from utils.tree import Keys
+
+# our own parts, in which a value keeps its type; that of a user's part may change it
+PARTS = ("schedule", "runtime", "metrics", "progress")
+# what torch's optimizers keep in the shape of the parameter
+LIKE_PARAMETER = {
+    "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
+    "sum",
+}  # fmt: skip
+# of torch's optimizers, which fill them in for a checkpoint from before
+LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
+
+
+def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequence[Any], source: Path) -> None:
+    """Raise CheckpointError that names the part of a saved state which cannot be one of these parts.
+
+    random: the states of the generators now, of one process or of several.
+    """
+    own = {name: parts[name].state_dict() for name in PARTS if name in parts}
+    progress = saved_progress(saved, source)
+    try:
+        for name in (*parts, "random", "writers"):
+            if name not in saved and name != "data":  # which earlier checkpoints did not have
+                raise _Misfit((name,), "it is missing")
+        _check(saved["schedule"], {"moves": 0, "used": [0.0], "made_from": {}}, ("schedule",))
+        if saved["schedule"].get("made_from") != own["schedule"]["made_from"]:  # another schedule, laid out on resume
+            del own["schedule"]
+        for name, state in own.items():
+            _check(saved[name], state, (name,))
+        _check(saved["random"], random, ("random",))
+        if not len(saved["random"]):
+            raise _Misfit(("random",), "it is empty")
+        if isinstance(parts.get("optimizer"), Optimizer):
+            _check_optimizer(saved["optimizer"], parts["optimizer"])
+        if "data" in parts:
+            if "data" in saved:
+                _check(saved["data"], parts["data"].state_dict(), ("data",))
+                parts["data"].load_state_dict(saved["data"])
+            parts["data"].check_position(progress.get("samples", 0))
+        moves = (saved["schedule"] or {}).get("moves")
+        if type(moves) is not int or not 0 <= moves <= progress["steps"]:  # they may be gone through one by one
+            raise _Misfit(("schedule", "moves"), f"{moves!r} in {progress['steps']} steps")
+    except _Misfit as error:
+        part, where = error.keys[0], ".".join(map(str, error.keys))
+        raise CheckpointError(
+            f"the {part} in {source} does not fit the config of this run: {where}: {error}"
+        ) from error
+
+
+class _Misfit(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
+    def __init__(self, keys: Keys, message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
+def _check(saved: Any, own: Any, keys: Keys) -> None:
+    """Raise _Misfit if a value is of another type than ours; of a number, also if it is too large for a tensor."""
+    if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
+        return
+    name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
+    if not fits(saved, own, keys):
+        raise _Misfit(keys, f"it is {_described(saved)}, and should be {name}")
+    if isinstance(own, Mapping):
+        for key, value in own.items():
+            if key in saved:
+                _check(saved[key], value, (*keys, key))
+    elif isinstance(own, (list, tuple)) and own:
+        for index, value in enumerate(saved):
+            like = own[min(index, len(own) - 1)]
+            _check(value, like, (*keys, index))
+            if keys[0] == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
+                raise _Misfit((*keys, index), f"its keys should be {', '.join(map(str, like))}")
+
+
+def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
+    if isinstance(saved, Tensor):
+        return keys[0] == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
+    return isinstance(saved, (int, float)) and not isinstance(saved, bool) and (saved != saved or abs(saved) < 2**63)
+
+
+def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:
+    return (isinstance(saved, Tensor) and saved.shape == own.shape) or (own.dim() == 0 and _is_number(saved, own, keys))
+
+
+KINDS: list[tuple[Any, str, Callable[[Any, Any, Keys], bool]]] = [
+    (bool, "true or false", lambda saved, own, keys: isinstance(saved, bool)),
+    ((int, float), "a number", _is_number),
+    (str, "text", lambda saved, own, keys: isinstance(saved, str)),
+    (Tensor, "a tensor of the same shape", _is_tensor),
+    (Mapping, "a dict", lambda saved, own, keys: isinstance(saved, Mapping)),
+    ((list, tuple), "a list", lambda saved, own, keys: isinstance(saved, (list, tuple))),
+    (object, "something else", lambda saved, own, keys: True),
+]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _check_optimizer(saved: Any, optimizer: Optimizer) -> None:
+    _check(saved, {"state": {}, "param_groups": []}, ("optimizer",))
+    own = optimizer.state_dict()["param_groups"]
+    required = optimizer.defaults.keys() - LATER_ARGUMENTS
+    for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
+        keys: Keys = ("optimizer", "param_groups", index)
+        _check(group, {}, keys)
+        if missing := required - group.keys():
+            raise _Misfit(keys, f"it lacks {', '.join(sorted(missing))}")
+        for name in values.keys() & group.keys():
+            if not (name in ("foreach", "fused") and group[name] is None):  # torch chooses, and may have before
+                _check(group[name], values[name], (*keys, name))
+            if isinstance(values[name], (list, tuple)) and len(group[name]) != len(values[name]) and name != "params":
+                raise _Misfit((*keys, name), f"it should have {len(values[name])} values")
+        if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
+            raise _Misfit((*keys, "params"), "these are not the parameters")
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved.get("state", {}).items():
+        keys = ("optimizer", "state", index)
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise _Misfit(keys, f"there are {len(parameters)} parameters")
+        if not isinstance(values, Mapping):
+            raise _Misfit(keys, f"it is {_described(values)}, and should be a dict")
+        if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
+            _check(values["step"], 0, (*keys, "step"))
+        for name in LIKE_PARAMETER & values.keys():
+            shape = getattr(values[name], "shape", None)
+            optional = name == "momentum_buffer" and values[name] is None
+            if not optional and shape != parameters[index].shape:
+                raise _Misfit((*keys, name), f"it should have the shape {tuple(parameters[index].shape)}")

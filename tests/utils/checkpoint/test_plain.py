@@ -1,0 +1,197 @@
+"""What a checkpoint could not give back is refused before the first step; what has a plain form is stored in that."""
+
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train
+from base.base_trainer import BaseTrainer
+from tests.helpers import same, state, temporarily
+from trainer.trainer import Trainer
+from utils import checkpoint
+from utils.errors import UserError
+from utils.registry import MODELS, OPTIMIZERS, TRAINERS
+
+Fit = Callable[..., train.Result]
+Pair = namedtuple("Pair", "a b")
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
+
+
+class Own(Tensor):
+    """A tensor of a class that nobody else has."""
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (np.float64(1.5), 1.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (np.arange(3.0), torch.arange(3.0, dtype=torch.float64)),
+        (np.arange(6)[::-2], torch.tensor([5, 3, 1])),
+        (np.arange(3, dtype=">i4"), torch.arange(3, dtype=torch.int32)),
+        (torch.ones(2).as_subclass(Own), torch.ones(2)),
+        ({np.int64(1): [(np.float32(2),)]}, {1: [(2.0,)]}),
+        (Counter({"a": np.int64(2)}), Counter({"a": 2})),
+        (OrderedDict(b=1, a=np.float64(2)), OrderedDict(b=1, a=2.0)),
+        ({1, 2}, {1, 2}),
+        (torch.Size([1]), torch.Size([1])),
+        (torch.float16, torch.float16),
+        (10**30, 10**30),
+        ("é", "é"),
+    ],
+)
+def test_what_has_a_plain_form_is_stored_in_it(tmp_path: Path, value: Any, stored: Any) -> None:
+    path = tmp_path / "step-00000001.pth"
+    checkpoint.write(path, checkpoint.plain({"model": {"v": value}}))
+    found = checkpoint.read(path)["model"]["v"]
+    assert same(found, stored)
+    assert type(found) is type(stored)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        threading.Lock(),
+        Path("x"),
+        len,
+        lambda: 1,
+        deque([1]),
+        defaultdict(int),
+        frozenset([1]),
+        Pair(1, 2),
+        10**1000,
+        np.array(["text"]),
+        np.datetime64("2020-01-01"),
+        np.random.default_rng(),
+        torch.Generator(),
+        torch.empty(1, device="meta"),
+        {1, np.float64(1.5)},
+        ITSELF,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_has_none_is_refused_by_its_keys(value: Any) -> None:
+    with pytest.raises(UserError, match=r"could not be read again(.|\n)*\n  model\.fc\.state\.0"):
+        checkpoint.plain({"model": {"fc.state": [value]}})
+
+
+def test_tensors_are_neither_copied_nor_read() -> None:
+    weights = nn.Linear(2, 2).state_dict()
+    made = checkpoint.plain({"model": weights})["model"]
+    assert all(made[name] is weights[name] for name in weights)
+    assert made._metadata == weights._metadata  # type: ignore[attr-defined]
+
+
+class Layer(nn.Linear):
+    extra: Any = None
+
+    def get_extra_state(self) -> Any:
+        return {"v": self.extra}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state["v"]
+
+
+class ExtraState(nn.Module):
+    """A model with a state of its own in a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = Layer(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x)
+
+
+class OneWay(nn.Linear):
+    """A model that gives a state and cannot take it."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+
+    def get_extra_state(self) -> Any:
+        return 1
+
+
+class Odd(torch.optim.SGD):
+    """Keeps what no checkpoint can hold, from its first step on."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["lock"] = Path("x")
+
+
+class Part:
+    value: Any = None
+
+    def state_dict(self) -> Any:
+        return {"v": self.value}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.value = state["v"]
+
+
+class PartTrainer(Trainer):
+    """Has a part of its own."""
+
+    part: Any = None
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "mine": self.part}
+
+
+def refused(fit: Fit, tmp_path: Path, says: str, trainer: str = "Trainer", **keys: Any) -> None:
+    with pytest.raises(UserError, match=rf"{says}(.|\n)*removed the empty run folder"):
+        fit(f"trainer.type={trainer}", **keys)
+    assert list((tmp_path / "saved" / "small").iterdir()) == []
+
+
+def test_a_model(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    original = BaseTrainer.optimizer_step
+
+    def optimizer_step(self: BaseTrainer, step: Any) -> Any:
+        steps.append(self.progress.steps)
+        return original(self, step)
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", optimizer_step)
+    with temporarily(MODELS, ExtraState):
+        monkeypatch.setattr(Layer, "extra", Path("x"))
+        refused(fit, tmp_path, r"\n  model\.fc\._extra_state\.v is of type pathlib", model="ExtraState")
+        assert not steps
+        monkeypatch.setattr(Layer, "extra", np.float64(1.5))
+        run = fit(model="ExtraState").run_dir
+        assert state(run)["model"]["fc._extra_state"] == {"v": 1.5}
+        assert train.main(["-r", str(run), "trainer.epochs=3"]).epochs == 3
+
+
+def test_a_model_that_could_not_take_its_state_back(fit: Fit, tmp_path: Path) -> None:
+    with temporarily(MODELS, OneWay):
+        refused(fit, tmp_path, r"model\._extra_state: OneWay has get_extra_state\(\) but no set", model="OneWay")
+
+
+def test_an_optimizer_whose_first_step_makes_the_state(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporarily(OPTIMIZERS, Odd), pytest.raises(UserError, match=r"optimizer\.state\.0\.lock is of type pathlib"):
+        fit(optimizer={"type": "Odd", "args": {"lr": 0.1}})
+
+
+def test_a_part_of_a_trainer(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporarily(TRAINERS, PartTrainer):
+        monkeypatch.setattr(PartTrainer, "part", Part())
+        monkeypatch.setattr(Part, "value", deque([1]))
+        refused(fit, tmp_path, r"\n  mine\.v is of type collections\.deque", trainer="PartTrainer")
+        monkeypatch.setattr(PartTrainer, "part", torch.optim.Optimizer.state_dict)
+        monkeypatch.setattr(PartTrainer, "part", type("Half", (), {"state_dict": dict})())
+        refused(fit, tmp_path, r"\n  mine has no load_state_dict\(\)", trainer="PartTrainer")

@@ -1,0 +1,142 @@
+"""What a checkpoint may hold: tensors and plain values, which ``torch.load(weights_only=True)`` gives back.
+
+Everything else would be written without an error, and refused when it is read. So it is refused before it is written.
+"""
+
+import copy
+import io
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.tree import Keys
+
+MAX_DEPTH = 100
+MAX_NAMED = 5
+
+
+def plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A state with NumPy's numbers as Python's, and its arrays and tensors of other classes as tensors.
+
+    Tensors are neither copied nor read. Raises UserError that names the part and the key of what has no plain form.
+    """
+    found = _Plain()
+    made: dict[str, Any] = found.convert(state, ())
+    if found.problems:
+        raise _error(found.problems)
+    return made
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise UserError if a part gives a state that it could not take back."""
+    problems = [f"{name} has no load_state_dict()" for name, part in parts.items() if not _takes_state(part)]
+    for name, part in parts.items():
+        for inner, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            kind = type(module)
+            if (
+                kind.get_extra_state is not nn.Module.get_extra_state
+                and kind.set_extra_state is nn.Module.set_extra_state
+            ):
+                where = ".".join(filter(None, [name, inner, "_extra_state"]))
+                problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
+    if problems:
+        raise UserError(
+            f"a checkpoint of this run could not be loaded again:\n  {_listed(problems)}\nDefine the method."
+        )
+
+
+def _takes_state(part: Any) -> bool:
+    return callable(getattr(part, "load_state_dict", None))
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def convert(self, value: Any, keys: Keys) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, float) or (kind is int and abs(value) < 2**63):
+            return value
+        if kind is str and value.isascii():
+            return value
+        if isinstance(value, Tensor):
+            return self._tensor(value, keys)
+        if kind in (dict, OrderedDict, Counter, list, tuple):
+            return self._container(value, keys)
+        if isinstance(value, np.generic) and not _is_storable(value):
+            number = value.item()
+            return self.convert(number, keys) if not isinstance(number, np.generic) else self._refuse(value, keys)
+        if isinstance(value, np.ndarray):
+            return self._array(value, keys)
+        return value if _is_storable(value) else self._refuse(value, keys)
+
+    def _container(self, value: Any, keys: Keys) -> Any:
+        if len(keys) > MAX_DEPTH:
+            self.problems.append(f"{_dotted(keys[:3])}... is nested too deeply, or holds itself")
+            return value
+        if isinstance(value, (list, tuple)):
+            return type(value)([self.convert(item, (*keys, index)) for index, item in enumerate(value)])
+        items = {self.convert(key, (*keys, key)): self.convert(item, (*keys, key)) for key, item in value.items()}
+        if type(value) is dict:
+            return items
+        made = copy.copy(value)  # with attributes, such as the _metadata of a module's state
+        made.clear()
+        for key, item in items.items():
+            made[key] = item
+        vars(made).update(self._container(vars(value), keys))
+        return made
+
+    def _tensor(self, value: Tensor, keys: Keys) -> Any:
+        if type(value) is Tensor or isinstance(value, nn.Parameter) or hasattr(value, "device_mesh"):  # a DTensor
+            return self._refuse(value, keys, "a tensor on device meta, without values") if value.is_meta else value
+        if hasattr(value, "__tensor_flatten__"):  # a subclass that is made of other tensors
+            return value if _is_storable(value) else self._refuse(value, keys)
+        return value.detach().as_subclass(Tensor)
+
+    def _array(self, value: Any, keys: Keys) -> Any:
+        try:
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        except (TypeError, ValueError):
+            return self._refuse(value, keys, f"a NumPy array of type {value.dtype}")
+
+    def _refuse(self, value: Any, keys: Keys, what: str = "") -> Any:
+        kind = type(value)
+        name = (
+            kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__name__}"
+        )
+        self.problems.append(f"{_dotted(keys)} is {what or f'of type {name}'}")
+        return value
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether a value comes back as what it was."""
+    try:
+        file = io.BytesIO()
+        torch.save(value, file)
+        file.seek(0)
+        return type(torch.load(file, weights_only=True)) is type(value)
+    except Exception:  # of whatever kind: pickle runs the value's own code
+        return False
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
+
+
+def _listed(problems: list[str]) -> str:
+    more = len(problems) - MAX_NAMED
+    return "\n  ".join([*problems[:MAX_NAMED], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _error(problems: list[str]) -> UserError:
+    return UserError(
+        "a checkpoint of this run could not be read again, since it may hold only tensors and plain values:\n  "
+        f"{_listed(problems)}\n"
+        "Where this state is made (state_dict, get_extra_state), give numbers, text, tensors, or lists, tuples and "
+        "dicts of them."
+    )
