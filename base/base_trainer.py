@@ -333,7 +333,8 @@ class BaseTrainer(ABC):
                 raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
         # in this order: as long as later checkpoints can be resumed from, their logs must be there
         self.outputs.checkpointer.resume(source, self.progress.steps, best_step=self.progress.best_step)
-        self.outputs.writers.resume(state["writers"], step=self.progress.steps)
+        if lost := self.outputs.writers.resume(state["writers"], step=self.progress.steps):
+            self.console.warn(f"part of the logs is gone; the run resumes with what is left: {lost}")
         self._saved = self.progress.state_dict()
 
     def _restore_random(self, states: list[Any]) -> None:

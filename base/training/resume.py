@@ -11,31 +11,43 @@ from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed import launch
 from utils.errors import CheckpointError, DataError
-from utils.paths import display_path
+from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
+from utils.text import printable
 
 
-def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
+def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False) -> RunFolder | None:
     """The run to resume; None to start a new one.
 
     A launcher that restarts its processes, and a job that is started again under the same run id, resume their own run.
-    newest: any other command resumes the newest run of this name.
+    newest: any other command resumes the run that was started last, of this name or (any_name) of all.
     """
     config = loaded.config
     job, restarted = launch()
     own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
     if own is not None:
         text = to_json(config, folder=own.path)
-        unfinished = own.last_epoch().get("epoch", 0) < config.trainer.epochs
+        unfinished = _logged_epochs(own) < config.trainer.epochs
         if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
             return own
-    return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
+    if not newest:
+        return None
+    last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
+    which = "of all" if any_name else f"of {config.name}"
+    print(f"resuming the run that was started last {which}: {printable(display_path(last.path))}", flush=True)
+    return last
+
+
+def _logged_epochs(folder: RunFolder) -> int:
+    epoch = folder.last_epoch().get("epoch", 0)
+    return epoch if isinstance(epoch, int) else 0
 
 
 def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
     """A resumed run stays in its folder. Raises CheckpointError if its config now names another one."""
     before = load_config(folder.config, dry_run=False).config
-    if before.name != loaded.config.name or before.trainer.save_dir != loaded.config.trainer.save_dir:
+    folders = {project_path(config.trainer.save_dir).resolve() for config in (before, loaded.config)}
+    if before.name != loaded.config.name or len(folders) > 1:
         raise CheckpointError(
             "a resumed run stays in its folder: name and trainer.save_dir cannot change. "
             f"To start a new run from its weights: --init-from {display_path(folder.path)}"
@@ -76,7 +88,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
 
     Raises CheckpointError if its log shows that there were checkpoints, which are gone.
     """
-    logged = folder.last_epoch().get("epoch", 0)
+    logged = _logged_epochs(folder)
     # the second save that is due waits for the first one
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
