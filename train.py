@@ -3,7 +3,7 @@
 python train.py -c configs/linear_regression.json trainer.epochs=5
 python train.py --lr 1e-7                                # config.json with another learning rate
 python train.py --check -c configs/cifar10_lenet.json    # inspects everything, trains nothing
-python train.py -r                                       # resumes the newest run
+python train.py -r                                       # resumes the run that was started last
 """
 
 import argparse
@@ -34,6 +34,9 @@ from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
+
+# overrides that say which run a bare -r resumes
+WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,12 @@ def main(argv: Sequence[str] | None = None) -> Result:
         folder, file = RunFolder.of(Path(options.resume))
         return resume(folder, options.overrides, file=file)
     newest = options.resume is not None
-    loaded = load_config(options.config or PROJECT / "config.json", options.overrides, dry_run=not newest)
+    # the other overrides are for the config of the run that is resumed
+    overrides = [item for item in options.overrides if not newest or item.startswith(WHICH_RUN)]
+    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=not newest)
     process_group.connect(loaded.config.runtime.timeout)
-    folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest))
+    any_name = options.config is None and not any(item.startswith("name=") for item in overrides)
+    folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest, any_name=any_name))
     if folder_to_resume is not None:
         return resume(folder_to_resume, options.overrides)
     return train(loaded, init_from=options.init_from)
@@ -81,7 +87,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = cli.parser(__doc__ or "")
     made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     made.add_argument(
-        "-r", "--resume", nargs="?", const="", metavar="RUN", help="a run folder or checkpoint; default: the newest run"
+        "-r",
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="a run folder or checkpoint; default: the run started last",
     )
     made.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="start a new run from these weights")
     made.add_argument("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")

@@ -19,7 +19,7 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule
 from logger.console import Console
-from logger.writers import EventWriter, JsonlWriter, Writer, Writers
+from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
@@ -132,6 +132,7 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     kinds: dict[str, Writer] = {}
     if main:
         kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
+        kinds["log"] = ConsoleLog(folder.log)
     if main and settings.tensorboard:
         kinds["events"] = EventWriter(folder.path)
     writers = Writers(kinds)

@@ -9,6 +9,6 @@ base/training/training_log.py decides what is shown and recorded, and when.
 
 from logger.console import Console
 from logger.table import EpochTable
-from logger.writers import EventWriter, JsonlWriter, Writer, Writers
+from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 
-__all__ = ["Console", "EpochTable", "EventWriter", "JsonlWriter", "Writer", "Writers"]
+__all__ = ["Console", "ConsoleLog", "EpochTable", "EventWriter", "JsonlWriter", "Writer", "Writers"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import CheckpointError
-from utils.files import LogFile, atomic_write
+from utils.files import LogFile, atomic_write, size
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -39,8 +39,12 @@ class Writer:
     def state_dict(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Drop what was written after this state, which is that of this step."""
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        """Drop what was written after this state, which is that of this step.
+
+        Returns what is missing of what was written before it, for a warning; "" if all is there.
+        """
+        return ""
 
     def sync(self) -> None:
         """Flush everything to the disk. Raises OSError if that fails."""
@@ -59,11 +63,31 @@ class JsonlWriter(Writer):
     def state_dict(self) -> dict[str, Any]:
         return {"bytes": self.file.length()}
 
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        self.file.truncate(_length(state))
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        length = _length(state)
+        kept = _whole_lines(self.file.path, length)
+        self.file.truncate(kept)
+        return _lost(self.file.path, kept, length)
 
     def sync(self) -> None:
         self.file.sync()
+
+
+class ConsoleLog(Writer):
+    """Knows how long the console's train.log is, which the console writes and no resume truncates."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._length = size(path)  # now, before the console adds to it
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": size(self.path)}
+
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        return _lost(self.path, self._length, _length(state))
+
+    def sync(self) -> None:
+        LogFile(self.path).sync()
 
 
 class EventWriter(Writer):
@@ -82,6 +106,8 @@ class EventWriter(Writer):
         self._file: LogFile | None = None
         self._first_step = 0
         self._resumed: dict[str, Any] = {}
+        self._earlier: dict[str, int] = {}
+        """The sizes of the files that were there when this writer resumed, so that a missing one is noticed."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -116,19 +142,26 @@ class EventWriter(Writer):
         self.flush()
         if self._file is None:  # nothing was written after the resume
             return self._resumed
-        return {"file": self._file.path.name, "bytes": self._file.length()}
+        return {"file": self._file.path.name, "bytes": self._file.length(), "earlier": self._earlier}
 
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate the file of that state, empty later ones, and continue in a new file from the next step."""
         kept = str(state.get("file", ""))
+        expected = {**state.get("earlier", {}), **({kept: _length(state)} if kept else {})}
         # no file at a step > 0: TensorBoard was switched off, and the files are from before that
         for path in self._files() if kept or not step else []:
             # emptied, not removed: an open TensorBoard would wait for a removed file forever
-            if path.name >= kept:
-                LogFile(path).truncate(_length(state) if path.name == kept else 0)
+            length = expected.get(path.name, size(path) if path.name < kept else 0)
+            LogFile(path).truncate(length if size(path) >= length else _whole_records(path))
+        left = {path.name: size(path) for path in self._files()}
+        self._earlier = {name: length for name, length in left.items() if length}
         self._buffer.clear()
-        self._file, self._resumed = None, dict(state)
+        self._file, self._resumed = None, {**state, "earlier": self._earlier}
+        if kept:
+            self._resumed["bytes"] = left.get(kept, 0)
         self._first_step = step + 1 if step else 0
+        lost = [_lost(self.folder / name, left.get(name, 0), length) for name, length in expected.items()]
+        return ", ".join(filter(None, lost))
 
     def sync(self) -> None:
         if self._file is not None:
@@ -199,16 +232,49 @@ class Writers(Writer):
             raise CheckpointError(f"invalid checkpoint: it says of the log files {states!r:.80}")
         for name in self.writers.keys() & states.keys():
             _length(states[name])
+            earlier = states[name].get("earlier", {})
+            if not isinstance(earlier, dict):
+                raise CheckpointError(f"invalid checkpoint: it names log files {earlier!r:.80}")
+            for length in earlier.values():
+                _length({"bytes": length})
             if not isinstance(states[name].get("file", ""), str):
                 raise CheckpointError(f"invalid checkpoint: it names a log file {states[name]['file']!r:.80}")
 
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        for name, writer in self.writers.items():
-            writer.resume(state.get(name, {}), step=step)
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        lost = [writer.resume(state.get(name, {}), step=step) for name, writer in self.writers.items()]
+        return ", ".join(filter(None, lost))
 
     def sync(self) -> None:
         for writer in self.writers.values():
             writer.sync()
+
+
+def _whole_lines(path: Path, length: int) -> int:
+    """The bytes of the whole lines in the first so many bytes of a file."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return file.read(length).rfind(b"\n") + 1
+
+
+def _whole_records(path: Path) -> int:
+    """The bytes of the whole events in a file: each has its length, a checksum of that, its content and a checksum."""
+    end = size(path)
+    at = 0
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            after = at + 16 + int.from_bytes(head[:8], "little")
+            if after > end:
+                break
+            at = file.seek(after)
+    return at
+
+
+def _lost(path: Path, length: int, expected: int) -> str:
+    """What a warning says of a file that has this length, and should have another; "" if it is long enough."""
+    if length >= expected:
+        return ""
+    return f"{path.name} has {length:,} of {expected:,} bytes" if path.exists() else f"{path.name} is missing"
 
 
 def _length(state: Mapping[str, Any]) -> int:

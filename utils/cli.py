@@ -48,7 +48,7 @@ def parser(about: str) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is moved to the overrides."""
     options = parser.parse_intermixed_args(argv)
-    if isinstance(options.resume, str) and OVERRIDE.match(options.resume) and not Path(options.resume).exists():
+    if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
         options.overrides.insert(0, options.resume)
         options.resume = ""
     for word in options.overrides:

@@ -1,7 +1,9 @@
 """Files that survive a kill at any moment: with the old content or the new one, never with a part of it."""
 
 import contextlib
+import errno
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,6 +51,35 @@ def link(name: Path, target: Path) -> None:
     else:
         temporary.replace(name)
         sync_folder(name.parent)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read it. Raises OSError for anything else: to open a named pipe would wait forever."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file in UTF-8. Raises OSError, or ValueError if it is something else."""
+    with open_regular(path) as file:
+        return file.read().decode()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def ends_with_newline(path: Path) -> bool:
+    """Whether a line can be appended to a file as it is: also if it is empty or not there."""
+    if not size(path):
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def sync_folder(folder: Path) -> None:
@@ -154,5 +185,5 @@ class LogFile:
 
     def _on_disk(self) -> int:
         if self._written is None:
-            self._written = self.path.stat().st_size if self.path.exists() else 0
+            self._written = size(self.path)
         return self._written

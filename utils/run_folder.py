@@ -17,7 +17,7 @@ from typing import Any
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
-from utils.files import atomic_write, lock_file
+from utils.files import atomic_write, lock_file, read_text
 from utils.paths import PROJECT, project_path
 
 NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
@@ -37,6 +37,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.job = path / ".job"
         """The id of the launcher's job that trains this run, so that a restart finds it."""
+        self.started = path / ".started"
+        """When the run was created, in nanoseconds since 1970: the folder's name is in local time."""
         self.initial = path / "initial.pth"
         """The initial weights, if they came from another run."""
 
@@ -54,6 +56,7 @@ class RunFolder:
         unnamed = parent / f".{timestamp}-{os.getpid()}.tmp"
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
+            (unnamed / ".started").write_text(f"{time.time_ns()}\n")
             prepare(cls(unnamed))
             return cls(_rename(unnamed, parent / timestamp))
         except (OSError, RuntimeError, TrainingError) as error:
@@ -61,12 +64,12 @@ class RunFolder:
             raise UserError(f"cannot create a run folder in {parent}: {error}; see trainer.save_dir") from error
 
     @classmethod
-    def newest(cls, save_dir: str, name: str) -> "RunFolder":
-        """The newest run under save_dir/name. Raises CheckpointError if there is none."""
-        parent = project_path(save_dir) / name
-        runs = _runs(parent)
+    def newest(cls, save_dir: str, name: str | None) -> "RunFolder":
+        """The run under save_dir, of this name or of any, that was started last. Raises CheckpointError if none was."""
+        parent = project_path(save_dir)
+        runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
-            raise CheckpointError(f"no run to resume in {parent}; start one without -r")
+            raise CheckpointError(f"no run to resume in {parent / (name or '')}; start one without -r")
         return cls.of(runs[-1].path)[0]
 
     @classmethod
@@ -106,8 +109,8 @@ class RunFolder:
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, up to one that cannot be read."""
         records = []
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            for line in read_text(self.path / "metrics.jsonl").splitlines():
                 records.append(dict(json.loads(line)))
         return records
 
@@ -153,7 +156,7 @@ class RunFolder:
 
     def remove_empty(self) -> bool:
         """Remove the folder if it has only the files that every run starts with. Returns whether it was removed."""
-        initial = {self.config, self.environment, self.log, self.job, self.initial, self.checkpoints}
+        initial = {self.config, self.environment, self.log, self.job, self.initial, self.started, self.checkpoints}
         others = [path for path in self.path.iterdir() if path not in initial and path.name != ".lock"]
         others = [path for path in others if not path.name.startswith("events.out.tfevents.")]
         if others or any(self.checkpoints.iterdir()):
@@ -168,7 +171,10 @@ class RunFolder:
         return text
 
     def _read_job(self) -> str:
-        return self.job.read_text(encoding="utf-8") if self.job.is_file() else ""
+        try:
+            return read_text(self.job)
+        except (OSError, ValueError):
+            return ""
 
     def _clear_up(self) -> None:
         """Remove files that a killed process left incomplete."""
@@ -183,8 +189,8 @@ class RunFolder:
     def write_environment(self, record: dict[str, Any]) -> None:
         """Record how this run was started or, in the list "resumed", how it was resumed."""
         try:
-            before = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = json.loads(read_text(self.environment))
+        except (OSError, ValueError, RecursionError):
             before = None
         if isinstance(before, dict):
             resumed = before.get("resumed", [])
@@ -215,11 +221,26 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _runs(parent: Path) -> list[RunFolder]:
-    """The runs in a folder in the order of their start: by time, then by the number after it."""
-    named = [(match, path) for path in parent.glob("*") if (match := NAME.fullmatch(path.name))]
-    named.sort(key=lambda run: (run[0][1], int(run[0][2] or 1)))
-    return [RunFolder(path) for _, path in named if (path / "config.json").is_file()]
+def _runs(*parents: Path) -> list[RunFolder]:
+    """The runs in some folders in the order of their start."""
+    named = [path for parent in parents for path in parent.glob("*") if NAME.fullmatch(path.name)]
+    runs = [RunFolder(path) for path in named if (path / "config.json").is_file()]
+    return sorted(runs, key=_start)
+
+
+def _start(run: RunFolder) -> tuple[int, str, int]:
+    """The instant at which a run was started, in nanoseconds; the name decides between runs of the same one."""
+    digits, _, number = run.path.name.rpartition("-") if run.path.name.count("-") > 1 else (run.path.name, "", "")
+    name = (digits, int(number or 1))
+    with contextlib.suppress(OSError, ValueError):
+        return int(read_text(run.started)), *name
+    # runs from before, in whole seconds
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        started = datetime.fromisoformat(json.loads(read_text(run.environment))["time"])
+        return int(started.timestamp()) * 10**9, *name
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        return int(time.mktime(time.strptime(digits, "%Y%m%d-%H%M%S"))) * 10**9, *name
+    return 0, *name
 
 
 def _git(*arguments: str) -> str | None:

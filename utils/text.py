@@ -1,8 +1,14 @@
 """How numbers, times and tables are written, everywhere the same."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+
+# C0 and C1 control characters, marks that reverse the order of letters, and line separators
+_CONTROL = re.compile(
+    r"(?!\x1b\[(?:0|2|33|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
 
 def number(value: float) -> str:
@@ -69,6 +75,14 @@ def _aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[Sequen
 def _columns(text: str) -> int:
     """Columns of a terminal: letters of Chinese, Japanese and Korean take two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which could move its cursor or worse, are shown as \\x1b and the like.
+
+    Line breaks, tabs and the styles of logger/console.py stay.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def spreadsheet_safe(text: str) -> str:

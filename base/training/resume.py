@@ -23,23 +23,34 @@ from utils.optimizers import missing_state
 from utils.paths import display_path
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
+from utils.text import printable
 
 
-def run_of_launch(loaded: LoadedConfig, *, newest: bool) -> RunFolder | None:
+def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False) -> RunFolder | None:
     """The run to resume; None to start a new one.
 
     A launcher that restarts its processes, and a job that is started again under the same run id, resume their own run.
-    newest: any other command resumes the newest run of this name.
+    newest: any other command resumes the run that was started last, of this name or (any_name) of all.
     """
     config = loaded.config
     job, restarted = launch()
     own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
     if own is not None:
         text = to_json(config, folder=own.path)
-        unfinished = own.last_epoch().get("epoch", 0) < config.trainer.epochs
+        unfinished = _logged_epochs(own) < config.trainer.epochs
         if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
             return own
-    return RunFolder.newest(config.trainer.save_dir, config.name) if newest else None
+    if not newest:
+        return None
+    last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
+    which = "of all" if any_name else f"of {config.name}"
+    print(f"resuming the run that was started last {which}: {printable(display_path(last.path))}", flush=True)
+    return last
+
+
+def _logged_epochs(folder: RunFolder) -> int:
+    epoch = folder.last_epoch().get("epoch", 0)
+    return epoch if isinstance(epoch, int) else 0
 
 
 def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
@@ -80,7 +91,8 @@ def load_state(
     # in this order: as long as later checkpoints can be resumed from, their logs must be there
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
-    outputs.writers.resume(state["writers"], step=progress.steps)
+    if lost := outputs.writers.resume(state["writers"], step=progress.steps):
+        trainer.console.warn(f"part of the logs is gone; the run resumes with what is left: {lost}")
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
@@ -141,7 +153,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
     judged = [
         (math.nan if record[name] is None else record[name], record["epoch"], record["step"])
         for record in epochs
-        if record["epoch"] <= progress.epochs and name in record
+        if record.keys() >= {"epoch", "step", name} and record["epoch"] <= progress.epochs
     ]
     if judges:
         progress.forget_best()
@@ -156,7 +168,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
 
     Raises CheckpointError if its log shows that there were checkpoints, which are gone.
     """
-    logged = folder.last_epoch().get("epoch", 0)
+    logged = _logged_epochs(folder)
     # the second save that is due waits for the first one
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(

@@ -39,7 +39,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield _row("device", f"{device}, {precision}{slow}{strategy}")
     yield _row("run", display_path(folder.path))
     if trainer.finished():
-        yield _row("finished", "all epochs are done; set trainer.epochs=N to train longer")
+        yield _row("finished", _how_to_train_longer(trainer))
     elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
@@ -59,6 +59,18 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")
     if loaded.config.trainer.tensorboard:
         yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent.parent))}")
+
+
+def _how_to_train_longer(trainer: BaseTrainer) -> str:
+    settings, progress = trainer.settings, trainer.progress
+    done = progress.epochs >= settings.epochs
+    if not trainer.stopped_early():
+        return "all epochs are done; set trainer.epochs=N to train longer"
+    name = (settings.monitor or " ").split(" ")[1]
+    change = f"trainer.early_stop=N with N > {progress.stale_epochs}, or null" + (
+        ", and trainer.epochs" if done else ""
+    )
+    return f"stopped early: {name} did not improve; set {change} to train longer"
 
 
 def resume_command(folder: RunFolder) -> str:

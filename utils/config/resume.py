@@ -15,6 +15,7 @@ from utils.arguments import shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.problems import components
 from utils.optimizers import INITIAL_ONLY
+from utils.paths import project_path
 from utils.registry import REGISTRIES
 from utils.schema import Config, KeyPath, OnResume, keys_of, section_at
 
@@ -133,6 +134,8 @@ def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config in which the arguments that components are not given have their defaults."""
     filled = {key: value for key, value in config.items() if key != "$schema"}
+    filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
+    config = filled
     for kind, _, entry in components(dict(config)):
         if kind == "metrics":
             continue

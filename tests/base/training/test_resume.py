@@ -1,9 +1,12 @@
 """A run that goes on: in its folder, from where it was, as if it had never stopped."""
 
+import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,19 @@ def test_patience_is_kept_across_a_resume(fit: Fit) -> None:
     assert train.main(["-r", str(short.run_dir), "trainer.epochs=30"]).epochs == whole.epochs
 
 
+def test_what_makes_a_finished_run_longer_is_said(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(fit("trainer.epochs=9", "trainer.monitor=max loss", "trainer.early_stop=2").run_dir)
+    capsys.readouterr()
+    stopped = train.main(["-r", run, "trainer.epochs=20"]).epochs
+    advice = "finished  stopped early: loss did not improve; set trainer.early_stop=N with N > 2, or null"
+    assert f"{advice} to train longer" in capsys.readouterr().out
+    train.main(["-r", run, f"trainer.epochs={stopped}"])
+    assert f"{advice}, and trainer.epochs to train longer" in capsys.readouterr().out
+    assert train.main(["-r", run, "trainer.early_stop=3", "trainer.epochs=20"]).epochs == stopped + 1
+    train.main(["-r", run, "trainer.early_stop=null", f"trainer.epochs={stopped + 1}"])
+    assert "all epochs are done; set trainer.epochs=N to train longer" in capsys.readouterr().out
+
+
 def test_a_finished_run_stays_as_it_is(fit: Fit) -> None:
     done = fit()
     before = lines(done.run_dir)
@@ -152,6 +168,53 @@ def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Cal
     assert len(lines(newest.run_dir)) == 3
     with pytest.raises(CheckpointError, match="no run to resume"):
         train.main([*config, "-r", "name=other"])
+
+
+def test_the_run_that_was_started_last_counts_whatever_the_clock_said(
+    fit: Fit, write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def in_zone(zone: str, **keys: Any) -> Path:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        return fit("trainer.epochs=1", **keys).run_dir
+
+    try:
+        seoul = in_zone("Asia/Seoul")
+        new_york = in_zone("America/New_York")
+        assert new_york.name < seoul.name
+        other = in_zone("Asia/Seoul", name="other")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    config = ["-c", str(write_config())]
+    capsys.readouterr()
+    assert train.main([*config, "-r"]).run_dir == new_york
+    assert f"started last of small: {new_york}\n" in capsys.readouterr().out
+    (new_york / ".started").unlink()  # as a run from before this file was written
+    (seoul / ".started").unlink()
+    environment = json.loads((seoul / "environment.json").read_text())
+    environment["time"] = str(datetime.now(timezone(timedelta(hours=-5))) - timedelta(seconds=60))
+    (seoul / "environment.json").write_text(json.dumps(environment))
+    assert train.main([*config, "-r"]).run_dir == new_york
+
+    here = f"trainer.save_dir={tmp_path / 'saved'}"
+    assert train.main(["-r", here, "model.args.hidden_features=5"]).run_dir == other, (
+        "a key of the run, not of config.json"
+    )
+    assert f"started last of all: {other}\n" in capsys.readouterr().out
+    assert train.main(["-r", here, "name=small"]).run_dir == new_york
+
+
+def test_an_override_after_a_bare_r_is_never_a_run(
+    fit: Fit, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    config = str(write_config())
+    monkeypatch.chdir(tmp_path)
+    Path("trainer.epochs=2").mkdir()
+    assert train.main(["-c", config, "-r", "trainer.epochs=2"]).epochs == 2
+    assert len(lines(run)) == 2
 
 
 def test_a_checkpoint_file_sets_later_ones_aside(fit: Fit) -> None:

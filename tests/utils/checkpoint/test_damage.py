@@ -150,10 +150,11 @@ def copied(run: Path) -> Path:
 
 @pytest.mark.parametrize("spoil", [empty, flip, remove])
 def test_a_sound_best_one_is_never_replaced_by_a_damaged_one(fit: Fit, spoil: Callable[[Path], None]) -> None:
-    run = copied(fit(*OFTEN, "trainer.epochs=3").run_dir)
+    run = copied(fit(*OFTEN, "trainer.epochs=3", "trainer.monitor=max val_loss").run_dir)
     folder = run / "checkpoints"
     best = (folder / "best.pth").read_bytes()
     step = checkpoint.read(folder / "best.pth")["progress"]["steps"]
+    assert step == 5
     spoil(folder / f"step-{step:08d}.pth")
     train.main(["-r", str(run)])
     assert (folder / "best.pth").read_bytes() == best
