@@ -38,6 +38,7 @@ class RandomTensorLoader(BaseDataLoader):
         validation_split: Fraction | NonNegativeInt = 0,
         shuffle: bool = True,
         num_workers: Workers = 0,
+        drop_last: bool = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -45,6 +46,7 @@ class RandomTensorLoader(BaseDataLoader):
             validation_split=validation_split,
             shuffle=shuffle,
             num_workers=num_workers,
+            drop_last=drop_last,
         )
         if [target_shape, num_classes, linear].count(None) != 2:
             raise ValueError('exactly one of "target_shape", "num_classes" and "linear" says what the targets are')
