@@ -17,7 +17,15 @@ from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
 from base.training.closure import closure_step
-from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
+from base.training.first_batch import (
+    FORWARD_ERRORS,
+    check_smallest_batch,
+    explained,
+    first_batch_warnings,
+    nan_warning,
+    non_finite_loss,
+    watch_first_batch,
+)
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.training_log import TrainingLog
@@ -49,7 +57,9 @@ class BaseTrainer(ABC):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
+        self._told_of_nan = False
         self.first_batch_passed = False
+        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
 
     # ------------------------------------------------------------------ what a subclass defines and calls
 
@@ -76,6 +86,7 @@ class BaseTrainer(ABC):
         self.training = training
         self.outputs = outputs
         self.model = self.runtime.wrap_ddp(self.experiment.model)
+        watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
@@ -89,6 +100,7 @@ class BaseTrainer(ABC):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            check_smallest_batch(self)
             self.outputs.observer.begin(self)
             while not self.finished():
                 self.train_epoch()
@@ -201,6 +213,7 @@ class BaseTrainer(ABC):
     def evaluate(self, batches: Batches, observer: Observer) -> dict[str, float]:
         """The loss and the metrics over all samples of some batches, each counted once."""
         metrics = self.experiment.make_metrics()
+        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
         observer.begin_evaluation(batches.num_samples)
         self.model.eval()
         # whatever a model draws in evaluation leaves the generators as they were for training
@@ -228,6 +241,9 @@ class BaseTrainer(ABC):
         monitored = self.monitored(values)
         lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
+        if monitored is not None and math.isnan(monitored) and not self._told_of_nan:
+            self._told_of_nan = True
+            self.console.warn(nan_warning(str(settings.monitor).split()[1], progress.epochs))
         self.log.end_epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
         self.outputs.observer.end_epoch(self, values)
@@ -249,9 +265,7 @@ class BaseTrainer(ABC):
 
     def explain(self, error: Exception, batch: Any) -> Exception:
         """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        if self.first_batch_passed:
-            return error
-        return first_batch_error(error, batch, self.experiment.data.class_names)
+        return explained(error, batch, self.experiment.data.class_names, first=not self.first_batch_passed)
 
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
