@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,10 @@ from utils.schema import TrainerConfig
 class BaseTrainer(ABC):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
+    supervised: ClassVar[bool] = True
+    """Whether the model's outputs are compared with the targets. With False (a GAN, an autoencoder, contrastive
+    learning) the config may have no loss, and --check, report and pictures do not take the outputs for a classifier's.
+    """
     training: Training
     outputs: Outputs
     log: TrainingLog
@@ -270,6 +274,8 @@ class BaseTrainer(ABC):
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
+        if not self.supervised:
+            return
         for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
             self.console.warn(warning)
 

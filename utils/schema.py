@@ -133,8 +133,9 @@ class Config(Section):
     """The data set."""
     model: Component
     """The network."""
-    loss: Component
-    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn."""
+    loss: Component | None = None
+    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn. Only a trainer that is not
+    supervised may do without."""
     metrics: list[MetricConfig] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
     optimizer: Component

@@ -39,7 +39,7 @@ class LibraryMetric:
             return float(value)
         if isinstance(value, (int, float)):
             return value
-        shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
             f'metrics: "{self.name}" gives {shape}, not one number; "average": "macro" may help, or a metric of your '
             "own that makes one number of it"

@@ -331,8 +331,11 @@ def failing_metric() -> type:
 @pytest.mark.parametrize(
     ("metric", "says"),
     [
-        ({"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}}, r"tensor of shape \(3, 3\)"),
-        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "a tuple, not one number"),
+        (
+            {"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}},
+            r"gives \(3, 3\), not one number",
+        ),
+        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not one number"),
         ({"type": "Recall", "args": {"task": "multiclass", "num_classes": 3, "average": None}}, '"average": "macro"'),
         ("Failing", '"Failing" cannot be computed: KeyError'),
     ],
