@@ -161,15 +161,15 @@ def section_at(path: KeyPath) -> type[BaseModel] | None:
     inside = path[0] == "metrics" if len(path) == 2 else len(path) == 1
     if field is None or not inside:
         return None
-    return next((kind for kind in _members(field.annotation) if issubclass(kind, BaseModel)), None)
+    return next((kind for kind in members(field.annotation) if issubclass(kind, BaseModel)), None)
 
 
-def _members(annotation: Any) -> Iterator[type]:
+def members(annotation: Any) -> Iterator[type]:
     """The classes in an annotation."""
     if isinstance(annotation, type) and not get_args(annotation):
         yield annotation
     for inner in get_args(annotation):
-        yield from _members(inner)
+        yield from members(inner)
 
 
 # what victoresque/pytorch-template's users type, and what it is called here

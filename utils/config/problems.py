@@ -116,7 +116,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     name, args = named
     component = registry.get(name)
     if component is None:
-        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name)
+        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'there is no {registry.kind} "{name}"; {hint}')
         return
