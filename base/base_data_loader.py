@@ -28,6 +28,8 @@ class BaseDataLoader(ABC):
         samples are held out in every run, whatever its seed, so that runs can be compared.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches beside the training.
+    drop_last: leave the last training batch of a pass out if it is short, as for BatchNorm, which cannot take a single
+        sample. Validation and test data are always used to the last sample.
 
     An argument of a subclass cannot change when a run is resumed, unless its annotation says so: ``Changeable[str]``,
     as for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py).
@@ -43,12 +45,14 @@ class BaseDataLoader(ABC):
         validation_split: Fraction | NonNegativeInt = 0,
         shuffle: BetweenEpochs[bool] = True,
         num_workers: Changeable[Workers] = 0,
+        drop_last: BetweenEpochs[bool] = False,
     ) -> None:
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
         self.shuffle = shuffle
         self.num_workers = num_workers
+        self.drop_last = drop_last
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
@@ -62,6 +66,12 @@ class BaseDataLoader(ABC):
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
         source = as_source(self.training_data(augment=True))
         train, _ = self._split(len(source))
+        count = len(source) if train is None else len(train)
+        if self.drop_last and count < self.batch_size:
+            raise DataError(
+                f"data_loader.args.drop_last: the {count} training samples do not fill one batch of {self.batch_size}, "
+                "so none would be left; set a smaller batch_size, or drop_last to false"
+            )
         return Batches(
             source,
             batch_size=self.batch_size,
@@ -69,6 +79,7 @@ class BaseDataLoader(ABC):
             shuffle=self.shuffle,
             seed=seed,
             num_workers=self.num_workers,
+            drop_last=self.drop_last,
         )
 
     def validation(self) -> Batches | None:

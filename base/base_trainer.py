@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,15 @@ from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
 from base.training.closure import closure_step
-from base.training.first_batch import FORWARD_ERRORS, first_batch_error, first_batch_warnings, non_finite_loss
+from base.training.first_batch import (
+    FORWARD_ERRORS,
+    check_smallest_batch,
+    explained,
+    first_batch_warnings,
+    nan_warning,
+    non_finite_loss,
+    watch_first_batch,
+)
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
@@ -34,6 +42,10 @@ from utils.user_code import format_error_with_source
 class BaseTrainer(ABC):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
+    supervised: ClassVar[bool] = True
+    """Whether the model's outputs are compared with the targets. With False (a GAN, an autoencoder, contrastive
+    learning) the config may have no loss, and --check, report and pictures do not take the outputs for a classifier's.
+    """
     training: Training
     outputs: Outputs
     log: TrainingLog
@@ -54,9 +66,11 @@ class BaseTrainer(ABC):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
+        self._told_of_nan = False
         self.first_batch_passed = False
         self.has_started = False
         """Whether this process has taken a step, or saved."""
+        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
 
     # ------------------------------------------------------------------ what a subclass defines and calls
 
@@ -84,6 +98,7 @@ class BaseTrainer(ABC):
         self.outputs = outputs
         self.model = self.runtime.wrap_ddp(self.experiment.model)
         self.saved_data = SavedData(training, self.experiment.data)
+        watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
@@ -97,6 +112,7 @@ class BaseTrainer(ABC):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            check_smallest_batch(self)
             checkpoint.check_parts(self.stateful())
             self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)
@@ -219,6 +235,7 @@ class BaseTrainer(ABC):
     def evaluate(self, batches: Batches, observer: Observer) -> dict[str, float]:
         """The loss and the metrics over all samples of some batches, each counted once."""
         metrics = self.experiment.make_metrics()
+        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
         observer.begin_evaluation(batches.num_samples)
         self.model.eval()
         # whatever a model draws in evaluation leaves the generators as they were for training
@@ -246,6 +263,9 @@ class BaseTrainer(ABC):
         monitored = self.monitored(values)
         lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
+        if monitored is not None and math.isnan(monitored) and not self._told_of_nan:
+            self._told_of_nan = True
+            self.console.warn(nan_warning(str(settings.monitor).split()[1], progress.epochs))
         self.log.end_epoch(progress, values, self.training.schedule.used(), best=best)
         self.training.schedule.after_epoch(monitored)
         self.outputs.observer.end_epoch(self, values)
@@ -267,13 +287,13 @@ class BaseTrainer(ABC):
 
     def explain(self, error: Exception, batch: Any) -> Exception:
         """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        if self.first_batch_passed:
-            return error
-        return first_batch_error(error, batch, self.experiment.data.class_names)
+        return explained(error, batch, self.experiment.data.class_names, first=not self.first_batch_passed)
 
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
+        if not self.supervised:
+            return
         for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
             self.console.warn(warning)
 

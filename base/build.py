@@ -71,6 +71,7 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
         make_metrics,
         console,
         signals,
+        supervised=getattr(TRAINERS[config.trainer.type], "supervised", True),
     )
 
 
@@ -191,7 +192,10 @@ def _call(
 
 def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
     """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction"."""
-    component, function = loaded.config.loss, LOSSES[loaded.config.loss.type]
+    component = loaded.config.loss
+    if component is None:
+        return _no_loss, False
+    function = LOSSES[component.type]
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
         module = _build(loaded, "loss", component, nn.Module)
@@ -200,11 +204,16 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")
-    if reduction not in ("mean", "sum"):
+    if reduction not in ("mean", "batchmean", "sum"):
         raise loaded.error(
             ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
         )
     return criterion, reduction == "sum"
+
+
+def _no_loss(*_: Any) -> Tensor:
+    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
+    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')
 
 
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:

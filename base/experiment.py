@@ -37,6 +37,8 @@ class Experiment:
     """Makes the empty metrics of one phase."""
     console: Console
     signals: SignalWatch
+    supervised: bool = True
+    """What the trainer says of itself: whether the model's outputs are compared with the targets."""
 
 
 @dataclass

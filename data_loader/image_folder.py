@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from base.data.batches import Batches
 from base.data.images.cache import ImageCache, Images, fingerprint, look
@@ -25,6 +25,8 @@ class ImageFolderLoader(ImageLoader):
 
     data_dir: folder of the data set, relative to the project's folder.
     size: edge of the images in pixels, as the model sees them.
+    white: in grey images of more than 8 bits, the value of white (0 is black); None: as the format says, 65535 for 16
+        bits and for integers of 32, or a TIFF's SMaxSampleValue.
     cache_dir: folder for the arrays, which may be deleted at any time; None: data_dir/cache.
     validation_split: as for every data set; None: data_dir/val holds the validation data if it exists, else a tenth of
         data_dir/train is held out.
@@ -35,11 +37,13 @@ class ImageFolderLoader(ImageLoader):
         *,
         data_dir: Changeable[str],
         size: PositiveInt,
+        white: PositiveFloat | None = None,
         cache_dir: Changeable[str | None] = None,
         validation_split: Fraction | NonNegativeInt | None = None,
         **images: Any,
     ) -> None:
         self.size = size
+        self.white = white
         self.data_dir = project_path(data_dir)
         self.cache_dir = project_path(cache_dir) / self.data_dir.name if cache_dir else self.data_dir / "cache"
         self.has_val_folder = validation_split is None and (self.data_dir / "val").is_dir()
@@ -71,7 +75,9 @@ class ImageFolderLoader(ImageLoader):
         if part not in self._read:
             root = self.data_dir / part
             check_classes(root, self.class_names)
-            made_from = fingerprint("images", self.size, self.class_names, files=look(root, wanted=is_image))
+            made_from = fingerprint(
+                "images, version 2", self.size, self.white, self.class_names, files=look(root, wanted=is_image)
+            )
             cache = ImageCache(self.cache_dir, f"{part}-{self.size}", made_from)
             self._read[part] = cache.load(in_memory=self.in_memory) or self._decode(part, cache)
         return self._read[part]
@@ -79,7 +85,7 @@ class ImageFolderLoader(ImageLoader):
     def _decode(self, part: str, cache: ImageCache) -> Images:
         root = self.data_dir / part
         try:
-            cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train"))
+            cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train", white=self.white))
         except OSError as error:
             raise DataError(
                 f"the images of {root} are decoded into {cache.pixels}, which cannot be written: {error.strerror}; "

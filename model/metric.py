@@ -5,6 +5,7 @@ For metrics that are not means over samples (F1, AUROC ...), name a class of tor
 
 from pydantic import PositiveInt
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from utils.errors import ConfigError
 from utils.registry import METRICS
@@ -26,11 +27,13 @@ def top_k_accuracy(outputs: Tensor, targets: Tensor, *, k: PositiveInt = 5) -> T
 
 @METRICS.register
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error, averaged over the elements of each sample."""
-    return (outputs - targets).square().flatten(1).mean(1)
+    """Squared error, averaged over the elements of each sample. Outputs and targets have the same shape, (B, ...)."""
+    return (
+        F.mse_loss(outputs, targets, reduction="none").reshape(len(outputs), -1).mean(1)
+    )  # (B, ...) -> (B, D) -> (B,)
 
 
 @METRICS.register
 def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Absolute error, averaged over the elements of each sample."""
-    return (outputs - targets).abs().flatten(1).mean(1)
+    """Absolute error, averaged over the elements of each sample. Outputs and targets have the same shape, (B, ...)."""
+    return F.l1_loss(outputs, targets, reduction="none").reshape(len(outputs), -1).mean(1)  # (B, ...) -> (B, D) -> (B,)

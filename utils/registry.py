@@ -8,6 +8,7 @@ A config's ``"type"`` is looked up here and nowhere else, so that it can never i
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -31,7 +32,11 @@ FOLDERS = ("data_loader", "model", "trainer")
 
 # a class of torchmetrics for one task, as MulticlassAccuracy; Accuracy makes it from its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
-_CLASSES = {"binary": "", "multiclass": ', "num_classes": ...', "multilabel": ', "num_labels": ...'}
+_CLASSES: dict[str, dict[str, Any]] = {
+    "binary": {},
+    "multiclass": {"num_classes": "..."},
+    "multilabel": {"num_labels": "..."},
+}
 
 
 class Registry:
@@ -101,9 +106,9 @@ class Registry:
         public = getattr(library, "__all__", None) or dir(library)
         return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
 
-    def suggest(self, name: str) -> str:
-        """What to do about a name that is not registered."""
-        if suggestion := self.of_task(name) or self._unregistered(name):
+    def suggest(self, name: str, args: Mapping[str, Any] | None = None) -> str:
+        """What to do about a name that is not registered. args: what the config gives it."""
+        if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
             return suggestion
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
@@ -111,13 +116,23 @@ class Registry:
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
         return f"there are: {', '.join(self._own or self.names())}{rest}"
 
-    def of_task(self, name: str) -> str:
-        """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name."""
+    def of_task(self, name: str, args: Mapping[str, Any]) -> str:
+        """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name.
+
+        Of an argument with another default there, as "average", the one that the name stands for is given.
+        """
         word = _OF_TASK.fullmatch(name)
         if not word or "task" not in self.parameters(word[2]):
             return ""
         task = word[1].lower()
-        return f'here it is {{"type": "{word[2]}", "args": {{"task": "{task}"{_CLASSES[task]}}}}}'
+        written = {"task": task, **_CLASSES[task]}
+        of_task = getattr(importlib.import_module(f"{self.library}.classification"), name, None)
+        known = self.parameters(word[2])
+        for key, parameter in (parameters(of_task) if of_task else {}).items():
+            if key in known and parameter.default not in (parameter.empty, known[key].default):
+                written[key] = parameter.default
+        entry = {"type": word[2], "args": {**written, **args}}
+        return f"here it is {json.dumps(entry)}".replace('"..."', "...")
 
     def _unregistered(self, name: str) -> str:
         """What to do if a file of the users' folders defines this name without registering it; empty otherwise."""

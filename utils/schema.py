@@ -158,8 +158,9 @@ class Config(Section):
     """The data set."""
     model: Fixed[Component]
     """The network."""
-    loss: Fixed[Component]
-    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn."""
+    loss: Fixed[Component | None] = None
+    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn. Only a trainer that is not
+    supervised may do without."""
     metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
     optimizer: OptimizerConfig
@@ -185,15 +186,15 @@ def section_at(path: KeyPath) -> type[BaseModel] | None:
     inside = path[0] == "metrics" if len(path) == 2 else len(path) == 1
     if field is None or not inside:
         return None
-    return next((kind for kind in _members(field.annotation) if issubclass(kind, BaseModel)), None)
+    return next((kind for kind in members(field.annotation) if issubclass(kind, BaseModel)), None)
 
 
-def _members(annotation: Any) -> Iterator[type]:
+def members(annotation: Any) -> Iterator[type]:
     """The classes in an annotation."""
     if isinstance(annotation, type) and not get_args(annotation):
         yield annotation
     for inner in get_args(annotation):
-        yield from _members(inner)
+        yield from members(inner)
 
 
 # what victoresque/pytorch-template's users type, and what it is called here

@@ -74,6 +74,8 @@ class Batches:
     indices: the samples that take part, integers of shape (N,); None: all.
     shuffle: whether each pass has a new order.
     num_workers: processes that load batches; with 0 this process loads them.
+    drop_last: leave a short last batch out, so that all have batch_size samples. Which samples those are is another
+        matter in each pass if it is shuffled.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        drop_last: bool = False,
     ) -> None:
         self.source = source
         self.batch_size = batch_size
@@ -93,6 +96,7 @@ class Batches:
         self.seed = seed
         self.num_workers = num_workers
         self.num_samples = len(source) if indices is None else len(indices)
+        self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.rank, self.world_size = 0, 1
         self._kept_order: tuple[int, Tensor] | None = None
         self._random_block: RandomBlock | None = None
@@ -100,7 +104,11 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in one pass; a short last one counts."""
-        return -(-self.num_samples // self.batch_size)
+        return -(-self.samples_per_pass // self.batch_size)
+
+    def smallest_batch(self) -> int:
+        """Samples of the last batch of a pass."""
+        return self.samples_per_pass % self.batch_size or self.batch_size
 
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a last step of fewer micro-batches counts."""
@@ -116,13 +124,13 @@ class Batches:
         """The batches from a position on, without end."""
         passes, start = position
         while True:
-            batch_range = BatchRange(passes, start, min(start + self.batch_size, self.num_samples))
+            batch_range = BatchRange(passes, start, min(start + self.batch_size, self.samples_per_pass))
             yield batch_range
             passes, start = self.after(batch_range)
 
     def after(self, batch_range: BatchRange) -> Position:
         """The position after a batch."""
-        if batch_range.stop < self.num_samples:
+        if batch_range.stop < self.samples_per_pass:
             return Position(batch_range.passes, batch_range.stop)
         return Position(batch_range.passes + 1, 0)
 

@@ -1,6 +1,9 @@
 """Processes that load batches beside the training."""
 
+import re
 from collections.abc import Iterator
+from multiprocessing import get_start_method
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
+from utils.errors import DataError
 from utils.random import mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
@@ -38,9 +42,22 @@ class Workers:
         )
 
     def load(self, requests: Iterator[Request]) -> Iterator[Any]:
-        """The batches of some requests, in their order; requests are taken ahead of what is given."""
+        """The batches of some requests, in their order; requests are taken ahead of what is given.
+
+        Raises DataError if the data set cannot be sent to another process.
+        """
         self._sampler.requests = requests
-        return iter(self._loader)
+        try:
+            return iter(self._loader)
+        except (AttributeError, TypeError, PicklingError) as error:
+            if not re.search("pickle|local object", str(error)):
+                raise
+            raise DataError(
+                f"the data set cannot be sent to worker processes: {error}\n"
+                f'They are started by the method "{get_start_method()}", which cannot send a lambda, nor a function or '
+                "class inside another one: define it at the top level of its file, or set data_loader.args.num_workers "
+                "to 0."
+            ) from error
 
 
 class _BatchDataset(Dataset[Any]):

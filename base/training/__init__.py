@@ -5,6 +5,7 @@ metrics         the loss and the metrics of a phase; library_metric holds those 
 schedule        the learning rate
 closure         the step of LBFGS, or of any optimizer that evaluates the loss itself
 first_batch     what to say when the first batch fails or looks wrong
+broadcast       whether a loss or a metric compares each output with its own target
 observer        the interface of what watches the training (TensorBoard, the test report)
 training_log    what the console, metrics.jsonl and TensorBoard get, speed and ETA included
 summary         what the console shows at the start and at the end

@@ -4,16 +4,42 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from base.data.batches import Batches, BatchRange
 from base.data.sources import describe_batch
 from base.metric import StepResult
+from base.training.broadcast import check_next_step, name_of
 from utils.distributed import current
 from utils.errors import TrainingError, UserError
+from utils.random import isolated
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's words
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SUM_TOLERANCE = 0.02  # of the probabilities of a sample, in bf16 too
+
+
+def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, phase: str) -> None:
+    """Have the next batch of a BaseTrainer checked as the first one of these batches, unless one of them was before.
+
+    step: "train_step" or "eval_step", which the batch goes through. phase: "training" or "evaluation".
+    """
+    if batches in trainer.watched:
+        return
+    trainer.watched.append(batches)
+    trainer.first_batch_passed = False
+    metrics.phase_to_check = phase
+    check_next_step(trainer, step, phase)
+
+
+def explained(error: Exception, batch: Any, class_names: Sequence[str] | None, *, first: bool) -> Exception:
+    """The error to raise for one of a forward pass. first: of the first batch of a phase."""
+    if ONE_SAMPLE in str(error):
+        return one_sample_error(error)
+    return first_batch_error(error, batch, class_names) if first else error
 
 
 def first_batch_error(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
@@ -23,6 +49,41 @@ def first_batch_error(error: Exception, batch: Any, class_names: Sequence[str] |
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
         f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+    )
+
+
+def check_smallest_batch(trainer: Any) -> None:
+    """Raise UserError, before the first step, if the last training batch is one sample that BatchNorm cannot take.
+
+    With several processes a forward pass is not for one of them alone to try; the step itself then fails.
+    """
+    batches, model = trainer.training.batches, trainer.experiment.model
+    size = batches.smallest_batch()
+    norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
+    if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    stop = batches.samples_per_pass
+    with isolated("smallest batch"), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
+        model.train()
+        try:
+            trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
+        except ValueError as error:
+            if ONE_SAMPLE in str(error):
+                raise one_sample_error(error, samples=stop, batch_size=batches.batch_size) from error
+        except Exception:
+            pass  # whatever else is wrong is told in the first batch
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
+    where = f"the last batch of an epoch ({samples:,} samples in batches of {batch_size})" if samples else "this batch"
+    return UserError(
+        f"{where} is one sample, of which BatchNorm cannot take the variance in training: {error}\n"
+        "Set data_loader.args.drop_last=true to leave a short last batch out, or another data_loader.args.batch_size."
     )
 
 
@@ -51,7 +112,7 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
     Rows of zeros are allowed: that is how samples are ignored.
     """
     outputs, targets = result.outputs, result.targets
-    name = getattr(getattr(criterion, "func", None) or type(criterion), "__name__", "")
+    name = name_of(criterion)
     both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
     if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
         return None
@@ -66,6 +127,14 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
         f"{name} expects class probabilities, but these targets are not (range {float(targets.min()):.4g} to "
         f"{float(targets.max()):.4g}, one row sums to {float(sums[deviation.argmax()]):.4g}). "
         f"Class indices are int64 of shape (B,); {others}"
+    )
+
+
+def nan_warning(name: str, epoch: int) -> str:
+    """name: of the monitored value."""
+    return (
+        f"{name}, which trainer.monitor watches, is NaN in epoch {epoch}: such an epoch is never the best, and "
+        f"best.pth is not written for it. Find out what makes {name} NaN, or set trainer.monitor to another value"
     )
 
 

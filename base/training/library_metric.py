@@ -1,12 +1,18 @@
 """Metrics of torchmetrics: what is not a mean over samples."""
 
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils.errors import ConfigError
+from base.training.broadcast import NoBroadcast, check_same_shape
+from utils.distributed import current
+from utils.errors import ConfigError, UserError
 from utils.tree import map_tensors
+from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -20,11 +26,44 @@ class LibraryMetric:
         self.metric = metric
 
     def compute(self) -> float:
-        value = self.metric.compute()
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f'metrics: "{self.name}" gives {shape}, not one number; "average": "macro" may help')
-        return float(value)
+        try:
+            value = self.metric.compute()
+        except Exception as error:  # of a library or the user's code
+            if isinstance(error, UserError) or current().peer_failure(error):
+                raise
+            raise ConfigError(
+                f'metrics: "{self.name}" cannot be computed: {format_error_with_source(error)}\n'
+                "Change its arguments, or remove it from the config."
+            ) from error
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return float(value)
+        if isinstance(value, (int, float)):
+            return value
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(
+            f'metrics: "{self.name}" gives {shape}, not one number; "average": "macro" may help, or a metric of your '
+            "own that makes one number of it"
+        )
+
+    def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
+        """Measure a batch and compute, on a copy. Raises ConfigError if that gives no number."""
+        copy = deepcopy(self.metric)
+        copy.reset()
+        copy.distributed_available_fn = lambda: False  # the other processes may have no samples of this batch
+        trial = LibraryMetric(self.name, copy)
+        what = f'the metric "{self.name}"'
+        elementwise = type(copy).__module__.startswith("torchmetrics.regression")
+        if elementwise and isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            check_same_shape(what, phase, outputs.shape, targets.shape)
+        own = not type(copy).__module__.startswith("torchmetrics.")
+        with warnings.catch_warnings(action="ignore"):  # of a metric that one batch is too little for
+            with NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
+                copy.update(outputs, targets)
+            try:
+                trial.compute()
+            except ConfigError:
+                copy.update(outputs, targets)  # some need two samples, and the batch may have one
+                trial.compute()
 
     def reset(self) -> None:
         self.metric.reset()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from base.metric import MetricFunction, StepResult
+from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
+from utils.random import isolated
 from utils.tree import map_tensors
 
 if TYPE_CHECKING:
@@ -123,6 +125,8 @@ class Metrics:
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
+        self.phase_to_check = ""
+        """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
         self._interval: Sequence[float] | None = None
 
     def update(self, result: StepResult, *, samples: int, share: float) -> Tensor | float:
@@ -150,6 +154,8 @@ class Metrics:
         # squares and sums overflow in half precision, long before what they measure is out of range
         outputs = map_tensors(_in_float32, outputs)
         targets = map_tensors(_in_float32, targets)
+        if self.phase_to_check:
+            self._check(outputs, targets)
         for name, function in self.functions.items():
             values = function(outputs, targets)  # (B,)
             if values.shape != (samples,):
@@ -160,6 +166,16 @@ class Metrics:
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():
             metric.metric.update(outputs, targets)
+
+    def _check(self, outputs: Any, targets: Any) -> None:
+        """Raise ConfigError if a metric broadcasts, or gives no number. Nothing is added."""
+        phase, self.phase_to_check = self.phase_to_check, ""
+        with isolated("metrics"):
+            for name, function in self.functions.items():
+                with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+                    function(outputs, targets)
+            for metric in self.library.values():
+                metric.dry_run(outputs, targets, phase)
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call. Metrics of torchmetrics are only known at the end."""

@@ -3,6 +3,7 @@
 Checked before any part is loaded and before anything changes on disk, so that a refusal costs nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
     if isinstance(saved, Tensor):
         return keys[0] == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
-    return isinstance(saved, (int, float)) and not isinstance(saved, bool) and (saved != saved or abs(saved) < 2**63)
+    if isinstance(saved, float):
+        return not math.isfinite(saved) or abs(saved) < 2**63
+    return isinstance(saved, int) and not isinstance(saved, bool) and abs(saved) < 2**63
 
 
 def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:

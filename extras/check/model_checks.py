@@ -1,5 +1,6 @@
 """Whether a model can learn: samples kept apart, all parameters in use, one batch memorised; and what a run costs."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from extras.layers import Trace
 from utils.schema import Config
 from utils.text import duration
 from utils.tree import map_tensors, tensors
+from utils.user_code import format_error
 
 # memorising one batch: this many steps at one of these rates must leave at most this fraction of the first loss
 STEPS = 50
@@ -39,8 +41,8 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     model.eval()
     try:
         mixed = mixes(model, _first_samples(arguments, kept, count), trace.keywords, kept)
-    except (RuntimeError, IndexError, ValueError) as error:
-        return CheckResult("independence", "note", f"cannot be tested: {str(error).splitlines()[0]}")
+    except Exception as error:  # of the user's own code, for inputs that it was not written for
+        return CheckResult("independence", "note", f"cannot be tested: {format_error(error).splitlines()[0]}")
     if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
         return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
@@ -69,7 +71,10 @@ def _mixes_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: i
     # times one, since a model may change its inputs in place
     replaced = {id(tensor): leaf * 1 for tensor, leaf in zip(inputs, leaves, strict=True)}
     outputs = model(*_replace(arguments, replaced), **keywords)
-    chosen = next(tensor for tensor in tensors(outputs) if tensor.requires_grad)[count // 2]
+    found = [tensor for tensor in tensors(outputs) if tensor.requires_grad and tensor.dim() and len(tensor) == count]
+    if not found:
+        raise ValueError("no output has a gradient for each sample")
+    chosen = found[0][count // 2]
     gradients = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True)
     others = torch.arange(count, device=chosen.device) != count // 2
     return any(
@@ -119,19 +124,20 @@ def check_memorising(
     """
     start = measure()
     best = math.inf
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    goal = start - (1 - MEMORISED) * abs(start)  # a loss may be negative
+    before = copy.deepcopy(model.state_dict())  # not only tensors: a model's get_extra_state gives anything
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for rate in RATES:
-        if best >= MEMORISED * start:
+        if best >= goal:
             optimizer = torch.optim.Adam(trained, lr=rate)
             for _ in range(STEPS):
                 step()
                 optimizer.step()
             best = min(best, measure())
-            model.load_state_dict(before)
+            model.load_state_dict(copy.deepcopy(before))
 
     progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
-    if best < MEMORISED * start:
+    if best < goal:
         return CheckResult("learning", "ok", f"one batch is memorised {progress}")
     text = f"one batch is not memorised {progress} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:

@@ -1,11 +1,13 @@
 """``python train.py --check``: builds everything a run needs and inspects one batch; nothing is written."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +15,23 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
-from base.data.batches import MicroBatch, StepBatches
-from base.experiment import Experiment, Training
+from base.data.batches import BatchRange, MicroBatch, StepBatches
+from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
+from base.training.broadcast import check_next_step
 from base.training.first_batch import first_batch_warnings
 from base.training.metrics import Metrics
+from base.training.observer import Observer
 from base.training.schedule import Schedule
-from extras.check import data_checks, model_checks
+from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
+from logger.writers import Writers
+from utils.checkpoint.checkpointer import NoCheckpoints
 from utils.config import LoadedConfig
 from utils.schema import Config
 from utils.text import count, table
+from utils.tree import tensors
 from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
@@ -69,13 +76,18 @@ class _Check:
     def __init__(self, config: Config, experiment: Experiment, training: Training, trainer: BaseTrainer) -> None:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
+        self.first = next(training.batches.ranges())
+        self.metrics_pass = True
         self.fetching: list[float] = []
+        self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule stays where it is: its length is that of the run
         constant = Schedule(training.optimizer, None, per_step=False, steps_per_epoch=1, epochs=1)
-        trainer.training = replace(training, schedule=constant)
+        nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
+        trainer.begin(replace(training, schedule=constant), Outputs(Writers({}), nowhere, Observer()))
         # metrics are checked by themselves
         trainer.train_metrics = Metrics({}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss)
         trainer.first_batch_passed = True  # what is wrong with it is reported here
+        self.kept = exactness_checks.Kept(trainer)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
         """The result of each check in turn; none follow a forward pass that fails."""
@@ -87,24 +99,37 @@ class _Check:
             return
         yield from data_checks.check_batch(self.batch)
         try:
+            check_next_step(self.trainer, "eval_step", "training")
             with traced(self.model, trace):
-                result = self._evaluate()
+                result = self._evaluate(self.batch)
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
-        for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
-            yield CheckResult("classes", "note", doubt)
+        if self.trainer.supervised:
+            for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
+                yield CheckResult("classes", "note", doubt)
         yield self._first_loss(result)
-        yield from self._metrics(result)
-        yield model_checks.check_independence(self.model, trace)
+        yield from self._metrics(result, self.first.size, "training")
+        yield self._lenient(model_checks.check_independence(self.model, trace))
         try:
             self._gradients()
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
             return
-        yield model_checks.check_gradients(self.model)
-        yield model_checks.check_memorising(self.model, self._gradients, self._measure, result.targets.numel())
+        yield self._lenient(model_checks.check_gradients(self.model))
+        yield from self._smallest_batch()
+        yield from self._validation_batch()
+        if self.trainer.supervised:
+            numbers = sum(tensor.numel() for tensor in tensors(result.targets))
+            yield model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
         yield from self._costs()
+        yield from exactness_checks.check_exactness(self.kept, self.training.batches)
+
+    def _lenient(self, result: CheckResult) -> CheckResult:
+        """What would be wrong in a classifier may be meant so by a trainer that is not supervised."""
+        if self.trainer.supervised or result.verdict != "FAIL" or "not finite" in result.text:
+            return result
+        return replace(result, verdict="note")
 
     def _first_batch(self) -> Any:
         start = time.perf_counter()
@@ -116,13 +141,13 @@ class _Check:
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
-    def _evaluate(self) -> StepResult:
+    def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
         with torch.no_grad():
-            return self.trainer.eval_step(self.batch)
+            return self.trainer.eval_step(batch)
 
     def _measure(self) -> float:
-        return float(self._evaluate().loss)
+        return float(self._evaluate(self.batch).loss)
 
     def _gradients(self) -> Tensor:
         """The gradients of the batch, in training, as the first step of a run would have them."""
@@ -131,27 +156,33 @@ class _Check:
         return self.trainer.train_step(self.batch).loss.detach()
 
     def _first_loss(self, result: StepResult) -> CheckResult:
-        loss, outputs, targets = result
-        if self.config.loss.type in CLASSIFIES and isinstance(targets, Tensor) and not targets.is_floating_point():
+        loss, component = float(result.loss), self.config.loss
+        outputs, targets = _only(result.outputs), _only(result.targets)
+        if component is None or outputs is None or targets is None or not self.trainer.supervised:
+            return data_checks.check_first_loss(loss)
+        if classes := data_checks.count_classes(outputs, targets):
             count = targets.numel() if self.experiment.sum_loss else 1
-            return data_checks.check_first_loss(float(loss), classes=outputs.shape[1], count=count)
+            certain = component.type in CLASSIFIES
+            return data_checks.check_first_loss(loss, classes=classes, count=count, certain=certain)
         baseline = math.nan
-        if isinstance(targets, Tensor) and isinstance(outputs, Tensor) and targets.shape == outputs.shape:
+        same = isinstance(result.outputs, Tensor) and isinstance(result.targets, Tensor)
+        if same and targets.shape == outputs.shape:
             constant = targets.to(outputs.dtype).mean(0).expand_as(outputs)
             baseline = float(self.experiment.criterion(constant, targets))
-        return data_checks.check_first_loss(float(loss), baseline=baseline)
+        return data_checks.check_first_loss(loss, baseline=baseline)
 
-    def _metrics(self, result: StepResult) -> Iterator[CheckResult]:
+    def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics()
+        metrics.phase_to_check = phase
         try:
-            with torch.no_grad():
-                metrics.update(result, samples=len(result.outputs), share=1.0)
+            metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
         except Exception as error:
             cause = "a metric for outputs or targets of another shape"
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
+            self.metrics_pass = False
             return
-        if len(values) > 1:
+        if len(values) > 1 and phase == "training":
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
 
@@ -168,29 +199,62 @@ class _Check:
         yield model_checks.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
         fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
         step = statistics.median(seconds)
-        yield model_checks.check_time(self.config, self.training, step, fetching, self._validation())
+        yield model_checks.check_time(self.config, self.training, step, fetching, self.validation)
         yield model_checks.check_memory(self.model, self.training.optimizer)
 
     def _step(self) -> StepBatches:
         """An optimizer step of as many micro-batches as the config asks for; always the same batch here."""
-        count, first = self.config.trainer.accumulate_steps, next(self.training.batches.ranges())
+        count, first = self.config.trainer.accumulate_steps, self.first
         batch = MicroBatch(first, first.size, self.batch)
         return StepBatches([batch] * count, count, count * first.size, self.training.batches.after(first))
 
-    def _validation(self) -> float:
-        """Seconds of one pass over the validation data, estimated from its first batch."""
+    def _smallest_batch(self) -> Iterator[CheckResult]:
+        """A training step with as few samples as the last batch has."""
+        batches = self.training.batches
+        size, stop = batches.smallest_batch(), batches.samples_per_pass
+        if size == self.first.size:
+            return
+        try:
+            [micro_batch] = batches.load([BatchRange(0, stop - size, stop)])
+            self.model.train()
+            self.trainer.train_step(self.runtime.to_device(micro_batch.data))
+        except Exception as error:
+            text = (
+                f"the last batch of an epoch has {count(size, 'sample')}, and fails: {format_error_with_source(error)}"
+            )
+            cause = "BatchNorm on a single sample; set data_loader.args.drop_last=true, or another batch_size"
+            yield CheckResult("last batch", "FAIL", text, cause)
+        else:
+            yield CheckResult("last batch", "ok", f"the last batch of an epoch has {count(size, 'sample')}")
+        batches.close()
+
+    def _validation_batch(self) -> Iterator[CheckResult]:
+        """The first validation batch, which another data set or collate function may make; silent if it is sound."""
         batches = self.training.validation
         if batches is None:
-            return 0.0
+            return
         start = time.perf_counter()
-        batch = next(batches.one_pass()).data
-        with torch.no_grad():
-            self.model.eval()
-            self.trainer.eval_step(self.runtime.to_device(batch))
-        self._wait()
-        batches.close()
-        return (time.perf_counter() - start) * len(batches)
+        try:
+            micro_batch = next(batches.one_pass())
+            check_next_step(self.trainer, "eval_step", "validation")
+            result = self._evaluate(self.runtime.to_device(micro_batch.data))
+            self._wait()
+        except Exception as error:
+            cause = "validation data that are not of the kind of the training data"
+            yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
+            return
+        finally:
+            batches.close()
+        self.validation = (time.perf_counter() - start) * len(batches)
+        if self.metrics_pass:
+            yield from self._metrics(result, micro_batch.size, "validation")
 
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":
             torch.accelerator.synchronize()
+
+
+def _only(nest: Any) -> Tensor | None:
+    """The tensor of a nest that has a single one."""
+    found = list(tensors(nest))
+    return found[0] if len(found) == 1 else None

@@ -30,7 +30,8 @@ class EvaluationStats(Observer):
     """Recognises the task and adds up its statistics; at most one of the two attributes is not None.
 
     Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
-    unless the loss takes them for probabilities. Anything else has no statistics. Waits for the device once per batch.
+    unless the loss takes them for probabilities. Anything else, and what a trainer that is not supervised gives, has no
+    statistics. Waits for the device once per batch.
 
     Of several processes, each adds up its own samples; at the end of an evaluation the main one has those of all.
     """
@@ -41,6 +42,7 @@ class EvaluationStats(Observer):
     def __init__(self, experiment: Experiment) -> None:
         self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = _name(experiment.criterion)
+        self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
         self._expected = 0
         self._names: list[str] = []
@@ -53,6 +55,8 @@ class EvaluationStats(Observer):
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._begun:
             self._recognise(result)
+        if self.classification is None and self.regression is None:
+            return
         if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
@@ -85,6 +89,8 @@ class EvaluationStats(Observer):
     def _recognise(self, result: StepResult) -> None:
         self._begun = True
         outputs, targets = result.outputs, result.targets
+        if not self.supervised:
+            return
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.is_floating_point()):
             return
         if not targets.is_floating_point() and not targets.is_complex():

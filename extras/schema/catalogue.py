@@ -33,7 +33,7 @@ def _further(name: str) -> str:
     if name in FORMER_NAMES:
         return f"here it is {FORMER_NAMES[name]}"
     close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])
-    return METRICS.of_task(name) or (f'did you mean "{close}"?' if close else "python train.py --list shows all")
+    return METRICS.of_task(name, {}) or (f'did you mean "{close}"?' if close else "python train.py --list shows all")
 
 
 def _kind(kind: str, registry: Registry) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 from extras.schema import docstrings
 from utils.arguments import STRICT, NotJson, json_type
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, Registry
+from utils.registry import REGISTRIES, TRAINERS, Registry
 from utils.schema import Config, keys_of, section_at
 
 Schema = dict[str, Any]
@@ -71,9 +71,21 @@ def _root(*, partial: bool) -> Schema:
             "Path of the config that this one extends, relative to this file. It gives all that is not given here."
         )
         properties = {"extends": {"type": "string", "description": extends}, **properties}
-    required = [key for key, field in keys_of(Config).items() if field.is_required()]
+    required = [key for key, field in keys_of(Config).items() if field.is_required() or key == "loss"]
     schema: Schema = {"properties": properties, "additionalProperties": False}
-    return schema if partial else {**schema, "required": required}
+    if partial:
+        return schema
+    if unsupervised := _unsupervised():
+        named = {"properties": {"type": {"enum": unsupervised}}, "required": ["type"]}
+        given = {"properties": {"loss": {"not": {"type": "null"}}}, "required": ["loss"]}
+        schema |= {"if": {"properties": {"trainer": named}, "required": ["trainer"]}, "else": given}
+        required.remove("loss")
+    return {**schema, "required": required}
+
+
+def _unsupervised() -> list[str]:
+    """The trainers with which a config may have no loss."""
+    return [name for name in TRAINERS.names() if not getattr(TRAINERS[name], "supervised", True)]
 
 
 def _component(kind: str, *, partial: bool) -> Schema:
@@ -82,7 +94,8 @@ def _component(kind: str, *, partial: bool) -> Schema:
     if kind == "metrics":
         several = {"type": "array", "items": {"$ref": f"#/definitions/{kind}"}}
         return {"anyOf": [several, {"type": "null"}]} if partial else several
-    return {"anyOf": [reference, {"type": "null"}]} if kind == "lr_scheduler" else reference
+    nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
+    return {"anyOf": [reference, {"type": "null"}]} if nullable else reference
 
 
 def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:

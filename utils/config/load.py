@@ -16,13 +16,14 @@ from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES
-from utils.schema import Config, KeyPath
+from utils.schema import Component, Config, KeyPath
 from utils.text import hint
 
 # what a line of metrics.jsonl holds besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
 # of a schedule whose length only the data decides
 ASSUMED_LENGTH = 1000
+REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,8 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
     if steps and not config.trainer.tensorboard:
         yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
-    reduction = config.loss.args.get("reduction", "mean")
-    if "loss" not in flawed_keys and config.loss.type not in LOSSES.own() and reduction not in ("mean", "sum"):
-        message = f'the loss must be "mean" or "sum" over the samples, got "{reduction}"'
-        yield Problem(("loss", "args", "reduction"), message)
+    if config.loss is not None and "loss" not in flawed_keys and config.loss.type not in LOSSES.own():
+        yield from _reduction_problems(config.loss)
     scheduler = config.lr_scheduler
     if scheduler is None or "lr_scheduler" in flawed_keys:
         return
@@ -100,6 +99,16 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("lr_scheduler",), 'ReduceLROnPlateau follows trainer.monitor; set it, as in "min val_loss"')
     elif scheduler.type == "ReduceLROnPlateau" and scheduler.interval == "step":
         yield Problem(("lr_scheduler", "interval"), 'ReduceLROnPlateau moves after each epoch: "interval": "epoch"')
+
+
+def _reduction_problems(loss: Component) -> Iterator[Problem]:
+    """A loss of torch must be a mean or a sum over the samples."""
+    reduction = loss.args.get("reduction", "mean")
+    # which is a mean over samples, where "mean" is one over all their elements
+    allowed = (*REDUCTIONS, "batchmean") if loss.type == "KLDivLoss" else REDUCTIONS
+    if reduction not in allowed:
+        message = f'the loss must be "mean" or "sum" over the samples, got "{reduction}"'
+        yield Problem(("loss", "args", "reduction"), message)
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from utils import arguments
 from utils.arguments import in_json_words, inside, shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, SCHEDULERS, Registry
+from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry
 from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, KeyPath, keys_of, name_and_args, section_at
 from utils.text import closest
 
@@ -91,7 +91,22 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
 
 def component_problems(config: dict[str, Any]) -> list[Problem]:
     """What is wrong with the names of a config's components, and with their arguments by their signatures."""
-    return [problem for kind, path, entry in components(config) for problem in _problems(REGISTRIES[kind], entry, path)]
+    found = [
+        problem for kind, path, entry in components(config) for problem in _problems(REGISTRIES[kind], entry, path)
+    ]
+    return [*found, *_missing_loss(config)]
+
+
+def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:
+    """A loss must be given, unless the trainer says ``supervised = False``."""
+    name, _ = name_and_args(config.get("trainer", {}), default=TRAINERS.default) or (None, None)
+    if config.get("loss") is not None or not getattr(TRAINERS.get(name or ""), "supervised", True):
+        return
+    known = _known(())
+    if "loss" in config:
+        yield Problem(("loss",), f"{COMPONENT}, got null")
+    elif "loss" not in {_meant(key, known) for key in config if key not in known}:
+        yield Problem((), 'the key "loss" is missing')
 
 
 def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
@@ -101,7 +116,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     name, args = named
     component = registry.get(name)
     if component is None:
-        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name)
+        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'there is no {registry.kind} "{name}"; {hint}')
         return

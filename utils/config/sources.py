@@ -1,20 +1,22 @@
 """The values of a config before any check: of the file, over the file that it extends, and under overrides."""
 
+import inspect
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from utils.arguments import accepts_null
+from utils.arguments import accepts_null, json_type
 from utils.config.located_json import Document, Source, dotted, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
-from utils.schema import KeyPath, keys_of, section_at
+from utils.schema import KeyPath, keys_of, members, section_at
 from utils.text import closest
 
 OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_BYTES = 1_000_000
 
 
@@ -144,14 +146,35 @@ def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether null means "not given" here: the key has a default, and null is not a value that it takes."""
     *parents, key = path
-    if len(path) == 3 and parents[1] == "args" and parents[0] in REGISTRIES:
-        registry = REGISTRIES[str(parents[0])]
-        name = config[str(parents[0])].get("type", registry.default)
-        parameter = registry.parameters(str(name)).get(str(key))
+    if _is_argument(path):
+        parameter = _argument(config, path)
         return parameter is None or (parameter.default is not parameter.empty and not accepts_null(parameter))
     section = section_at(tuple(parents))
     field = keys_of(section).get(str(key)) if section else None
     return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+
+
+def _is_argument(path: KeyPath) -> bool:
+    return len(path) == 3 and path[1] == "args" and path[0] in REGISTRIES
+
+
+def _argument(config: dict[str, Any], path: KeyPath) -> inspect.Parameter | None:
+    """The parameter of the component that the argument at this path is for."""
+    registry = REGISTRIES[str(path[0])]
+    name = config[str(path[0])].get("type", registry.default)
+    return registry.parameters(str(name)).get(str(path[2]))
+
+
+def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
+    """Whether the value at a path is a string, and cannot be a number or true or false."""
+    if _is_argument(path):
+        parameter = _argument(config, path)
+        kinds = set(members(json_type(parameter.annotation))) if parameter else set()
+    else:
+        section = section_at(path[:-1])
+        field = keys_of(section).get(str(path[-1])) if section else None
+        kinds = set(members(field.annotation)) if field else set()
+    return str in kinds and not kinds & {int, float, bool}
 
 
 def apply_override(document: Document, override: str) -> None:
@@ -171,7 +194,10 @@ def apply_override(document: Document, override: str) -> None:
         path = (*path, _key(container, part, path, source))
         container = _open(document, container, path, source)
     path = (*path, _key(container, parts[-1], path, source))
-    container[path[-1]] = _value(text, source.name)
+    value = _value(text, source.name)
+    if isinstance(value, (int, float)) and _is_text(document.value, path):
+        value = text  # name=12345: in a file it would be in quotes, which a shell takes away
+    container[path[-1]] = value
     document.set_source(path, source)
 
 
@@ -205,6 +231,8 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
+        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers for everybody but JSON
+            return float(text)
         if text[:1] not in ("{", "[", '"'):
             return text
         quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE between single quotes."

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
+ORIENTATION = 0x0112  # tags of EXIF and TIFF
+S_MAX_SAMPLE_VALUE = 341  # MaxSampleValue, by its specification, is not for showing an image
+FLAT = 3  # the largest difference of the bytes of an image that shows nothing
+MOST_FLAT = 3
 MOST_NAMED = 1000  # unreadable files in a message
 
 
@@ -82,12 +86,14 @@ def skipped_files(root: Path) -> str:
     return f"; skipped: {count:,} files that are not images ({' '.join(suffixes[:5])})" if count else ""
 
 
-def decode(root: Path, class_names: Sequence[str], size: int, *, every_class: bool) -> Decoded:
+def decode(
+    root: Path, class_names: Sequence[str], size: int, *, every_class: bool, white: float | None = None
+) -> Decoded:
     """All images of some classes. Raises DataError, naming every file that cannot be decoded.
 
-    every_class: whether each class must have images.
+    every_class: whether each class must have images. white: see ``read_image``.
     """
-    files = _Files(root, class_names, size)
+    files = _Files(root, class_names, size, white)
     labels = np.array([label for _, label in files.samples], dtype=np.int64)
     empty = [
         name
@@ -99,33 +105,81 @@ def decode(root: Path, class_names: Sequence[str], size: int, *, every_class: bo
     return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {display_path(root)}"))
 
 
-def read_image(path: str, *, size: int) -> Pixels:
+def read_image(path: str, *, size: int, white: float | None = None) -> Pixels:
     """The pixels of a file, (size, size, 3): upright, the shorter side scaled to size, the longer one cropped.
 
-    Transparent pixels become white; of 16 bits the upper 8 are taken. Raises what Pillow raises, or ValueError.
+    Transparent pixels become white. Raises what Pillow raises, or ValueError.
+
+    white: in grey images of more than 8 bits, the value of white; 0 is black. None: as the format says, which is 65535
+        for 16 bits and for integers of 32, and the TIFF tag SMaxSampleValue where a file has one. Floats need one of
+        the two.
     """
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a part of its size, in a part of the time
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.BILINEAR))
+        upright = _upright(image)
+        return np.asarray(ImageOps.fit(_to_rgb(upright, white), (size, size), Image.Resampling.BILINEAR))
 
 
-def _to_rgb(image: "Image.Image") -> "Image.Image":
+def _upright(image: "Image.Image") -> "Image.Image":
+    """An image turned as its EXIF says. Nothing else of the EXIF is read, or written as ImageOps.exif_transpose does:
+    cameras and editors leave much in it that is not well formed.
+    """
     from PIL import Image
 
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of an unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # Pillow would make everything above 255 white
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 2**16:
-            raise ValueError("its pixels are integers of more than 16 bits; save it with 8 or 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds
+        return image
+    if isinstance(orientation, tuple):
+        orientation = orientation[0] if orientation else 1
+    if isinstance(orientation, bytes):
+        orientation = orientation[0] if len(orientation) == 1 else 1
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _white(image: "Image.Image") -> float | None:
+    """The value of white by a file's own word, or its format's; None if neither says it."""
+    value = getattr(image, "tag_v2", {}).get(S_MAX_SAMPLE_VALUE)
+    value = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(value, (int, float)) and value > 0:
+        return float(value)
+    return None if image.mode == "F" else 65535.0
+
+
+def _to_rgb(image: "Image.Image", white: float | None) -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would make everything above 255 white
+        return Image.fromarray(_to_bytes(np.asarray(image), white or _white(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
+    """Grey values (H, W) from 0 to white, as bytes; of 16 bits, the upper 8."""
+    advice = "save it with 8 or 16 bits, or set data_loader.args.white to the value of white"
+    if white is None:
+        raise ValueError(f"its pixels are floats of an unknown range; {advice}")
+    if not (values.min() >= 0 and values.max() <= white):
+        found = f"its pixels go from {values.min():g} to {values.max():g}"
+        range_ = "0 to 65535: integers of more than 16 bits" if white == 65535 else f"0 to {white:g}"
+        raise ValueError(f"{found}, not within {range_}; {advice}")
+    levels = white if values.dtype.kind == "f" else white + 1
+    scaled: Pixels = np.minimum(values.astype(np.float64) * (256 / levels), 255).astype(np.uint8)
+    return scaled
 
 
 class _Files(Dataset[Pixels | str]):
@@ -134,11 +188,12 @@ class _Files(Dataset[Pixels | str]):
     class_names: an image's label is the index of its class among them.
     """
 
-    def __init__(self, root: Path, class_names: Sequence[str], size: int) -> None:
+    def __init__(self, root: Path, class_names: Sequence[str], size: int, white: float | None) -> None:
         from torchvision.datasets.folder import make_dataset
 
         self.root = root
         self.size = size
+        self.white = white
         labels = {folder: class_names.index(class_name(folder)) for folder in class_folders(root)}
         self.samples: list[tuple[str, int]] = make_dataset(
             str(root), labels, is_valid_file=self._is_valid, allow_empty=True
@@ -156,7 +211,7 @@ class _Files(Dataset[Pixels | str]):
 
         path, _ = self.samples[index]
         try:
-            return read_image(path, size=self.size)
+            return read_image(path, size=self.size, white=self.white)
         except UnidentifiedImageError:
             return f"{display_path(Path(path))}: not an image, or cut short"
         except Exception as error:  # Pillow raises many kinds for files that are damaged
@@ -175,9 +230,15 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
         generator=torch.Generator(),  # by default the loader would draw from the model's
     )
     broken: list[str] = []
+    flat: list[str] = []
+    seen = 0
     start = time.perf_counter()
     for items in _counted(loader, len(files), title):
         broken += [item for item in items if isinstance(item, str)]
+        for (path, _), item in zip(files.samples[seen:], items, strict=False):
+            if not isinstance(item, str) and np.ptp(item) <= FLAT:
+                flat.append(f"{display_path(Path(path))} (all about {int(item.max())} of 255)")
+        seen += len(items)
         if not broken:
             yield np.stack(items)
     if broken:
@@ -188,6 +249,15 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
             + more
         )
     seconds = time.perf_counter() - start
+    if flat:
+        more = f" and {len(flat) - MOST_FLAT:,} more" if flat[MOST_FLAT:] else ""
+        print(
+            f"warning: {len(flat):,} of {len(files):,} images came out as a single shade: "
+            f"{', '.join(flat[:MOST_FLAT])}{more}. Are they empty, or saved with values that use a small part of their "
+            "range? data_loader.args.white sets the value of white in grey images of more than 8 bits",
+            file=sys.stderr,
+            flush=True,
+        )
     print(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}", file=sys.stderr, flush=True)
 
 

@@ -319,3 +319,16 @@ def test_random_numbers_are_even() -> None:
     correlation = torch.corrcoef(torch.stack([first[0], second[0], second[1]]))
     assert (correlation - torch.eye(3)).abs().max() < 0.03
     assert torch.bincount(draws.integers(0, 9)[0], minlength=9).min() > 2000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        source = TensorSource(torch.zeros(8), torch.zeros(8), transform=lambda x: x + 1)
+        with pytest.raises(DataError, match=r'lambda.*\n.*"spawn".*define it at the top level of its file'):
+            next(Batches(source, batch_size=4, num_workers=1).one_pass())
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import shutil
+import struct
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 
 from base.data.images.folder import read_image
@@ -276,3 +277,79 @@ def test_a_mistake_has_its_place_in_the_config(fit: Callable[..., Any], photos: 
         fit(data_loader={"type": "ImageFolderLoader", "args": args}, model="LeNet")
     with pytest.raises(UserError, match=r'"crop" must be at most 16'):
         fit(data_loader={"type": "ImageFolderLoader", "args": {**args, "crop": 17}}, model="LeNet")
+
+
+def gradient(dtype: Any, white: float) -> Any:
+    """Grey from black to white, (16, 16)."""
+    return np.linspace(0, white, 256).reshape(16, 16).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "stored", "args"),
+    [
+        ("16.png", np.uint16, 65535, {}),
+        ("16.tiff", np.uint16, 65535, {}),
+        ("12.png", np.uint16, 4095, {"white": 4095.0}),
+        ("32.tiff", np.int32, 65535, {}),
+        ("32.tiff", np.int32, 255, {"white": 255.0}),
+        ("32.tiff", np.int32, 70_000, {"white": 70_000.0}),
+        ("float.tiff", np.float32, 1, {"white": 1.0}),
+        ("float.tiff", np.float32, 255, {"white": 255.0}),
+    ],
+)
+def test_grey_of_more_than_8_bits_goes_from_black_to_white(
+    tmp_path: Path, name: str, dtype: Any, stored: float, args: dict[str, float]
+) -> None:
+    Image.fromarray(gradient(dtype, stored)).save(tmp_path / name)
+    found = read_image(str(tmp_path / name), size=16, **args)[:, :, 0]
+    assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.int32, 255), (np.float32, 1)])
+def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, white: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[341] = float(white)
+    tags.tagtype[341] = 12
+    Image.fromarray(gradient(dtype, white)).save(tmp_path / "said.tiff", tiffinfo=tags)
+    found = read_image(str(tmp_path / "said.tiff"), size=16)[:, :, 0]
+    assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("dark.tiff", np.int32), ("dark.png", np.uint16)])
+def test_images_that_come_out_as_one_shade_are_told_by_name(
+    photos: Path, capfd: pytest.CaptureFixture[str], name: str, dtype: Any
+) -> None:
+    assert "warning" not in (loader(photos).read("train"), capfd.readouterr().err)[1]
+    Image.fromarray(gradient(dtype, 255)).save(photos / "train" / "big dog" / name)
+    loader(photos).read("train")
+    said = capfd.readouterr().err
+    assert "warning: 1 of 21 images came out as a single shade" in said
+    assert f"{name} (all about 0 of 255)" in said
+    assert "data_loader.args.white" in said
+    assert pixels(loader(photos, white=255)).amax(dim=(1, 2, 3)).min() > 150
+    assert "warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("tag", [0x0100, 0x011A, 0x8769, 0x0131])
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_the_exif_only_the_orientation_counts(tmp_path: Path, tag: int, turned: bool) -> None:
+    """ImageWidth, XResolution, the EXIF directory and Software, stored as a byte, which none of them is."""
+    entries = [(0x0112, 3, struct.pack("<HH", 6 if turned else 1, 0)), (tag, 1, b"\7\0\0\0")]
+    directory = b"".join(struct.pack("<HHI", number, kind, 1) + value for number, kind, value in sorted(entries))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + b"\0\0\0\0"
+    image = parts(tmp_path).crop((10, 0, 30, 20))
+    image.save(tmp_path / "odd.jpg", exif=exif, quality=95)
+    found = read_image(str(tmp_path / "odd.jpg"), size=20).astype(int)
+    red = found[:8] if turned else found[:, :8]
+    assert np.abs(red - RED).max() < 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert (read_image(str(tmp_path / "turned.png"), size=16) == expected).all()

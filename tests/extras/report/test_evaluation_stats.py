@@ -242,3 +242,17 @@ def test_photographs_come_back_to_the_byte() -> None:
     images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
     pictures = loader.pictures(loader.normalize(images))
     assert torch.equal(pictures, images)
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_a_process_without_samples_takes_any_outputs(supervised: bool) -> None:
+    """A batch may have fewer samples than there are processes, and a model return a dict."""
+    runtime = SimpleNamespace(process_group=ProcessGroup())
+    experiment: Any = SimpleNamespace(data=None, criterion=cross_entropy, runtime=runtime, supervised=supervised)
+    for outputs in ({"logits": SCORES[:1]}, (SCORES[:1], [SCORES[:1]]), SCORES[:1]):
+        stats = EvaluationStats(experiment)
+        stats.begin_evaluation(1)
+        targets: Any = LABELS[:1] if isinstance(outputs, Tensor) else {"label": LABELS[:1]}
+        stats.evaluated(BatchRange(0, 0, 0), None, StepResult(torch.tensor(0.0), outputs, targets))  # type: ignore[arg-type]
+        stats.end_evaluation()
+        assert (stats.classification is not None) == (supervised and isinstance(outputs, Tensor))

@@ -45,8 +45,14 @@ def test_a_name_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("MulticlassAccuracy", '{"type": "Accuracy", "args": {"task": "multiclass", "num_classes": ...}}'),
-        ("MultilabelF1Score", '{"type": "F1Score", "args": {"task": "multilabel", "num_labels": ...}}'),
+        (
+            "MulticlassAccuracy",
+            '{"type": "Accuracy", "args": {"task": "multiclass", "num_classes": ..., "average": "macro"}}',
+        ),
+        (
+            "MultilabelF1Score",
+            '{"type": "F1Score", "args": {"task": "multilabel", "num_labels": ..., "average": "macro"}}',
+        ),
         ("BinaryRecall", '{"type": "Recall", "args": {"task": "binary"}}'),
     ],
 )

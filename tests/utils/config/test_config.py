@@ -145,6 +145,7 @@ def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
     loaded = load_config(
         path, ["lr_scheduler=null", "loss.args.label_smoothing=0.1", "metrics.0.name=acc", "optimizer=Adam"]
     )
+    assert loaded.config.loss is not None
     assert loaded.config.loss.args == {"label_smoothing": 0.1}
     assert loaded.config.metrics[0].name == "acc"
     assert loaded.config.optimizer.args == {}
@@ -201,3 +202,45 @@ def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
         "assert 'torchmetrics' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("lr_scheduler.args.max_lr=.001", ("lr_scheduler", "args", "max_lr"), 0.001),
+        ("lr_scheduler.args.max_lr=1.", ("lr_scheduler", "args", "max_lr"), 1.0),
+        ("lr_scheduler.args.max_lr=+5e-3", ("lr_scheduler", "args", "max_lr"), 0.005),
+        ("name=12345", ("name",), "12345"),
+        ("name=1e5", ("name",), "1e5"),
+        ("name=true", ("name",), "true"),
+        ("trainer.save_dir=.5", ("trainer", "save_dir"), ".5"),
+        ("trainer.monitor=null", ("trainer", "monitor"), None),
+        ("trainer.epochs=3", ("trainer", "epochs"), 3),
+    ],
+)
+def test_an_override_is_a_number_or_a_text_as_its_key_wants(
+    tmp_path: Path, override: str, path: tuple[str, ...], value: Any
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(SOUND)
+    found: Any = load_config(file, [override]).config.model_dump()
+    for key in path:
+        found = found[key]
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("MulticlassAccuracy", '"args": {"task": "multiclass", "num_classes": ..., "average": "macro"}'),
+        ("BinaryF1Score", '{"type": "F1Score", "args": {"task": "binary"}}'),
+        (
+            {"type": "MulticlassAccuracy", "args": {"num_classes": 3}},
+            '{"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}',
+        ),
+    ],
+)
+def test_a_metric_of_one_task_is_shown_as_a_config_gives_it(tmp_path: Path, metric: Any, says: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(SOUND)
+    assert says in message(file, f"metrics={json.dumps([metric])}")

@@ -51,6 +51,7 @@ def test_objects_are_merged_and_lists_replaced(extend: Extend) -> None:
     assert [metric.type for metric in config.metrics] == ["accuracy"]
     assert config.optimizer.args == {"lr": 0.5, "momentum": 0.9}
     assert config.data_loader == base.data_loader
+    assert config.loss is not None
     assert (config.loss.type, config.loss.args) == ("cross_entropy", {"label_smoothing": 0.1})
     assert config.trainer == base.trainer
 
@@ -62,6 +63,7 @@ def test_another_type_inherits_nothing(extend: Extend) -> None:
     assert config.optimizer.args == {}
     assert config.lr_scheduler is not None
     assert (config.lr_scheduler.args, config.lr_scheduler.interval) == ({"step_size": 1}, "epoch")
+    assert config.loss is not None
     assert config.loss.type == "MSELoss"
 
 

@@ -1,0 +1,192 @@
+"""Whether a loss or a metric pairs every output with its own target, and not each with all: checked on a first batch.
+
+Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B), without an error and with a wrong result.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Size, Tensor, broadcast_shapes
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from base.metric import StepResult
+from utils.errors import ConfigError
+from utils.tree import tensors
+
+# losses that compare each element of their input with the same element of their target
+ELEMENTWISE = {
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+    F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
+    F.multilabel_margin_loss, F.multilabel_soft_margin_loss,
+}  # fmt: skip
+OUTPUTS, TARGETS = 1, 2  # where a tensor comes from
+_TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
+
+
+class NoBroadcast(TorchFunctionMode):
+    """Inside, an operation between outputs and targets of different shapes raises ConfigError.
+
+    Refused are torch's elementwise losses of different shapes; and any other operation between the outputs, or what has
+    been made of them in their shape, and the targets, if its result is larger than both.
+
+    what: the loss or the metric, for the message. phase: of which the batch is the first one.
+    """
+
+    def __init__(self, what: str, phase: str, outputs: Any, targets: Any) -> None:
+        super().__init__()
+        self.what, self.phase = what, phase
+        self._shapes = {OUTPUTS: _shapes(outputs), TARGETS: _shapes(targets)}
+        self._origins: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # or a later tensor might get the id of a freed one
+        for origin, nest in ((OUTPUTS, outputs), (TARGETS, targets)):
+            for tensor in tensors(nest):
+                self._mark(tensor, origin)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in ELEMENTWISE:
+            inputs = args[0] if args else kwargs.get("input")
+            targets = args[1] if len(args) > 1 else kwargs.get("target")
+            if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+                check_same_shape(self.what, self.phase, inputs.shape, targets.shape)
+        result = func(*args, **kwargs)
+        given = list(tensors([args, list(kwargs.values())]))
+        origin = 0
+        for tensor in given:
+            origin |= self._origins.get(id(tensor), 0)
+        if isinstance(result, Tensor):
+            if origin == OUTPUTS | TARGETS:
+                self._check_size(given, result)
+            elif origin:
+                self._mark(result, origin)
+        return result
+
+    def _mark(self, tensor: Tensor, origin: int) -> None:
+        self._origins[id(tensor)] = origin
+        self._alive.append(tensor)
+
+    def _of(self, given: list[Tensor], origin: int) -> Iterator[Tensor]:
+        """Those that are the outputs, or the targets, and still have their shape."""
+        for tensor in given:
+            if self._origins.get(id(tensor)) == origin and tensor.shape in self._shapes[origin]:
+                yield tensor
+
+    def _check_size(self, given: list[Tensor], result: Tensor) -> None:
+        for outputs in self._of(given, OUTPUTS):
+            for targets in self._of(given, TARGETS):
+                larger = result.numel() > max(outputs.numel(), targets.numel())
+                if (
+                    larger
+                    and outputs.shape != targets.shape
+                    and result.shape == _broadcast(outputs.shape, targets.shape)
+                ):
+                    raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
+
+
+def check_same_shape(what: str, phase: str, outputs: Size, targets: Size) -> None:
+    """Raise ConfigError if an elementwise loss or metric gets different shapes. A single number may have any, and a
+    target of shape () is the same for all outputs.
+    """
+    if outputs != targets and len(targets) and not outputs.numel() == targets.numel() == 1:
+        raise mismatch(what, phase, outputs, targets)
+
+
+def mismatch(what: str, phase: str, outputs: Size, targets: Size) -> ConfigError:
+    together = _broadcast(outputs, targets)
+    effect = f"they broadcast to {tuple(together)}, which gives a wrong result" if together else "they do not fit"
+    return ConfigError(
+        f"the first {phase} batch: {what} compares outputs of shape {tuple(outputs)} with targets of shape "
+        f"{tuple(targets)}: {effect}.\n{_advice(outputs, targets)}"
+    )
+
+
+def _advice(outputs: Size, targets: Size) -> str:
+    if outputs.numel() == targets.numel():
+        if len(outputs) + 1 == len(targets) and outputs == targets[:-1]:
+            return "Let the model keep the last dimension (no squeeze), or the data loader give targets without it."
+        if len(targets) + 1 == len(outputs) and targets == outputs[:-1]:
+            return "Let the model return outputs.squeeze(-1), or the data loader give targets[:, None]."
+    return "Let the model return outputs of the targets' shape, or the data loader give targets of the outputs' shape."
+
+
+def _broadcast(one: Size, other: Size) -> Size | None:
+    try:
+        shape: Size = broadcast_shapes(one, other)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return None
+    return shape
+
+
+def _shapes(nest: Any) -> set[Size]:
+    return {tensor.shape for tensor in tensors(nest)}
+
+
+class CheckedLoss:
+    """A trainer's loss during the first batch of a phase."""
+
+    def __init__(self, loss: Callable[..., Tensor], phase: str) -> None:
+        self.loss, self.phase = loss, phase
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        outputs, targets = [*args, *kwargs.values(), None, None][:2]
+        with NoBroadcast(f"the loss {name_of(self.loss)}", self.phase, outputs, targets):
+            return self.loss(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loss, name)
+
+
+def check_next_step(trainer: Any, name: str, phase: str) -> None:
+    """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
+
+    Later calls go straight to the method, so that they cost nothing. Of a loss that the trainer does not call as
+    ``self.criterion``, torch's own warning is taken.
+    """
+    step = getattr(trainer, name)
+    before = vars(trainer).get(name)
+
+    def checked(batch: Any) -> StepResult:
+        vars(trainer).pop(name)
+        if before is not None:
+            setattr(trainer, name, before)
+        loss = trainer.criterion
+        trainer.criterion = CheckedLoss(loss, phase)
+        try:
+            with _torch_warnings(phase):
+                result: StepResult = step(batch)
+        finally:
+            if isinstance(trainer.criterion, CheckedLoss):
+                trainer.criterion = loss
+        return result
+
+    setattr(trainer, name, checked)
+
+
+@contextmanager
+def _torch_warnings(phase: str) -> Iterator[None]:
+    """Raise ConfigError where torch warns that a loss broadcasts; other warnings stay what they are."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        except UserWarning as warning:  # where warnings are errors
+            _check_warning(warning, phase)
+            raise
+    for each in caught:
+        _check_warning(each.message, phase)
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, source=each.source)
+
+
+def _check_warning(warning: Warning | str, phase: str) -> None:
+    if found := _TORCH_WARNING.match(str(warning)):
+        targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
+        check_same_shape("a loss", phase, outputs, targets)
+
+
+def name_of(function: Any) -> str:
+    """The name of a loss or metric: a function, one with arguments, or a module."""
+    function = getattr(function, "func", function)
+    return str(getattr(function, "__name__", type(function).__name__))

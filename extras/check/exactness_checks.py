@@ -1,0 +1,178 @@
+"""What breaks exactness in silence: state that changes in training and that no checkpoint has, and data with a random
+generator of their own. docs/exactness.md says what to do about each.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from base.base_trainer import BaseTrainer
+from base.data.batches import Batches, BatchRange
+from base.metric import StepResult
+from extras.check.check_result import CheckResult
+from utils.tree import tensors
+
+SAMPLES = 8
+ADVICE = "see What breaks it in docs/exactness.md"
+
+
+class _Plain(BaseTrainer):
+    """What attributes a trainer has by itself."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        raise NotImplementedError
+
+    eval_step = train_step
+
+
+class Kept:
+    """Copies of what a trainer keeps outside its checkpoints, to compare with after some steps."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.trainer = trainer
+        self.own = vars(_Plain(trainer.experiment, trainer.settings)).keys() | {
+            "training", "outputs", "log", "train_step", "eval_step",
+        }  # fmt: skip
+        self.attributes = {name: _content(value) for name, value in self._attributes().items()}
+        self.buffers = _content(self._buffers())
+        self.loss_buffers = _content(self._loss_buffers())
+
+    def results(self) -> Iterator[CheckResult]:
+        """A note for each kind of state that has changed, or is trained, and is in no checkpoint."""
+        if names := _changed(self.buffers, self._buffers()):
+            text = f"buffers of the model that change and are not persistent, so that no checkpoint has them: {names}"
+            yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
+        if names := _changed(self.loss_buffers, self._loss_buffers()):
+            text = f"buffers of the loss that change, and no checkpoint has them: {names}"
+            yield CheckResult("exactness", "note", text, f"a loss with a moving mean; {ADVICE}")
+        saved = _Saved(self.trainer)
+        names = ", ".join(
+            name
+            for name, value in self._attributes().items()
+            if (_trains(value) or not _same(self.attributes.get(name), _content(value))) and not saved.has(value)
+        )
+        if names:
+            text = f"attributes of the trainer that change in training and are in no part of a checkpoint: {names}"
+            yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
+
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The model's buffers that are not in its state."""
+        model = self.trainer.experiment.model
+        saved = model.state_dict(keep_vars=True)
+        return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+    def _loss_buffers(self) -> dict[str, Tensor]:
+        loss = self.trainer.experiment.criterion
+        return dict(loss.named_buffers()) if isinstance(loss, nn.Module) else {}
+
+
+def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
+    """Notes on what a resumed run would have otherwise than one that was never stopped."""
+    yield from kept.results()
+    try:
+        repeatable = _same(*(_first_samples(batches) for _ in range(2)))
+    except Exception:  # a data set that can be read in worker processes alone
+        return
+    if not repeatable:
+        text = "the same samples, loaded twice under the same seed, differ"
+        yield CheckResult("exactness", "note", text, f"a random generator of the data set's own; {ADVICE}")
+
+
+def _first_samples(batches: Batches) -> Any:
+    """The first samples, loaded in this process."""
+    alone = copy.copy(batches)
+    alone.num_workers = 0
+    [micro_batch] = alone.load([BatchRange(0, 0, min(SAMPLES, batches.samples_per_pass))])
+    return _content(micro_batch.data)
+
+
+class _Saved:
+    """What a checkpoint of a trainer would hold."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.parts = list(trainer.stateful().values())
+        states = [part.state_dict() for part in self.parts]
+        self.pointers = {tensor.data_ptr() for tensor in tensors(states)}
+        self.pointers |= {
+            buffer.data_ptr() for part in self.parts if isinstance(part, nn.Module) for buffer in part.buffers()
+        }
+        further = [state for name, state in zip(trainer.stateful(), states, strict=True) if name not in _PARTS]
+        self.tensors = list(tensors(further))
+        self.values = list(_leaves(further))
+
+    def has(self, value: Any) -> bool:
+        """Whether a part holds this value, or an equal one."""
+        if any(value is part for part in self.parts):
+            return True
+        if isinstance(value, nn.Module):
+            return all(self._has_tensor(tensor) for tensor in (*value.parameters(), *value.buffers()))
+        leaves = list(_leaves(_content(value)))
+        plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        return all(map(self._has_tensor, tensors(value))) and all(leaf in self.values for leaf in plain)
+
+    def _has_tensor(self, tensor: Tensor) -> bool:
+        if not tensor.numel() or tensor.data_ptr() in self.pointers:
+            return True
+        return any(_same(tensor, other) for other in self.tensors)
+
+
+# those of BaseTrainer, whose values are not those of a trainer's own attributes
+_PARTS = {"model", "optimizer", "schedule", "runtime", "metrics", "progress"}
+
+
+def _trains(value: Any) -> bool:
+    """Whether a value is a module that may be trained, in a later step if not in the first ones."""
+    return isinstance(value, nn.Module) and any(parameter.requires_grad for parameter in value.parameters())
+
+
+def _content(value: Any) -> Any:
+    """A copy of all tensors and plain values in something; None for what cannot be copied so."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, nn.Module):
+        return _content([*value.parameters(), *value.buffers()])
+    if isinstance(value, dict):
+        return {key: _content(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_content(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else None
+    if isinstance(value, (int, float, str, bool)):
+        return value
+    state = getattr(value, "state_dict", None)
+    return _content(state()) if callable(state) else None
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, (list, tuple)):
+        for item in content:
+            yield from _leaves(item)
+    elif content is not None:
+        yield content
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two contents are equal, bit for bit; NaN equals itself."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and (one == other or one != one)
+
+
+def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:
+    """The names of the tensors that are not what they were, as a text."""
+    return ", ".join(name for name, tensor in now.items() if not _same(before.get(name), tensor.detach()))

@@ -1,0 +1,373 @@
+"""The first batch of each phase: what broadcasts, what one sample breaks, what gives no number, is found there."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset, TensorDataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.data import TensorSource
+from base.metric import StepResult
+from base.training.broadcast import NoBroadcast
+from base.training.metrics import Metrics
+from tests.helpers import lines, same, state, temporarily
+from trainer.trainer import Trainer
+from utils.errors import ConfigError, UserError
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+REGRESSION = {"num_samples": 48, "input_shape": [6], "target_shape": [1], "batch_size": 10, "validation_split": 8}
+
+
+class Squeezed(nn.Module):
+    """(B, 6) -> (B,), or () for a single sample."""
+
+    def __init__(self, everything: bool = False) -> None:
+        super().__init__()
+        self.linear, self.everything = nn.Linear(6, 1), everything
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(x)
+        return (outputs.squeeze() if self.everything else outputs.squeeze(1)).sigmoid()
+
+
+class Normalised(nn.Module):
+    """(B, 6) -> (B, 3) with a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layers(x)
+        return outputs
+
+
+class Lines(BaseDataLoader):
+    """Numbers with targets of shape (), and of shape (1,) in validation or test."""
+
+    def __init__(self, *, wrong: str = "", **batches: Any) -> None:
+        super().__init__(**batches)
+        self.wrong = wrong
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        inputs = torch.randn(49, 6, generator=torch.Generator().manual_seed(0))
+        wrong = self.wrong == "validation" and not augment
+        return TensorDataset(inputs, inputs.sum(1, keepdim=wrong).sigmoid())
+
+    def test_data(self) -> TensorSource:
+        inputs = torch.randn(11, 6)
+        return TensorSource(inputs, inputs.sum(1, keepdim=self.wrong == "test").sigmoid())
+
+
+def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that broadcasts by itself."""
+    return ((2 * outputs - targets.float()) ** 2).mean()
+
+
+def own_metric(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A metric whose result has the shape (B,) although it compares each with all."""
+    return (outputs - targets).abs().mean(1)
+
+
+class Direct(Trainer):
+    """Calls a loss of torch by itself."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = F.mse_loss(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+@pytest.fixture(autouse=True)
+def _components() -> Iterator[None]:
+    with (
+        temporarily(MODELS, Squeezed, Normalised),
+        temporarily(DATA_LOADERS, Lines),
+        temporarily(LOSSES, own_loss, F.smooth_l1_loss, F.gaussian_nll_loss),
+        temporarily(METRICS, own_metric),
+        temporarily(TRAINERS, Direct),
+    ):
+        yield
+
+
+def own_lines(wrong: str = "") -> dict[str, Any]:
+    args = {"wrong": wrong, "batch_size": 10, "validation_split": 8}
+    return {"type": "Lines", "args": args}
+
+
+def regression(model: Any = "Squeezed", **keys: Any) -> dict[str, Any]:
+    loader = {"type": "RandomTensorLoader", "args": REGRESSION}
+    return {"data_loader": loader, "model": model, "loss": "mse_loss", "metrics": [], **keys}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse_loss", "own_loss", "smooth_l1_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss",
+        "BCEWithLogitsLoss", "KLDivLoss", "PoissonNLLLoss", "SoftMarginLoss", "HingeEmbeddingLoss",
+        "MultiLabelSoftMarginLoss",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("optimizer", ["SGD", "LBFGS"])
+def test_a_loss_that_broadcasts_is_refused(fit: Fit, tmp_path: Path, loss: str, optimizer: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit(**regression(loss=loss, optimizer=optimizer))
+    message = str(caught.value)
+    assert (
+        f"first training batch: the loss {loss} compares outputs of shape (10,) with targets of shape (10, 1)"
+        in message
+    )
+    assert "(no squeeze)" in message
+    assert not list(tmp_path.glob("saved/small/*"))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("metric", ["mean_squared_error", "mean_absolute_error", "own_metric", "MeanSquaredError"])
+def test_a_metric_that_broadcasts_is_refused(fit: Fit, metric: str) -> None:
+    # a loss that takes both shapes by itself
+    with temporarily(LOSSES, flat_loss), pytest.raises(ConfigError) as caught:
+        fit(**regression(loss="flat_loss", metrics=[metric]))
+    assert f'the metric "{metric}" compares outputs of shape (10,) with targets of shape (10, 1)' in str(caught.value)
+
+
+def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Right for any two shapes of as many numbers."""
+    return F.mse_loss(outputs.flatten(), targets.flatten())
+
+
+@pytest.mark.filterwarnings("default")
+def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
+    from torchmetrics import regression as library
+
+    outputs, targets = torch.rand(6), torch.rand(6, 1)
+    for name in library.__all__:
+        component = METRICS.get(name)
+        if component is None:
+            continue
+        needed = {"MinkowskiDistance": {"p": 2.0}, "CriticalSuccessIndex": {"threshold": 0.5}}
+        args = needed.get(name, {})
+        made = Metrics({}, {name: component(**args)}, device=torch.device("cpu"))
+        made.phase_to_check = "training"
+        with pytest.raises(ConfigError, match=r"outputs of shape \(6,\) with targets of shape \(6, 1\)"):
+            made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=6, share=1.0)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_loss_that_the_trainer_calls_by_itself_is_refused_too(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match=r"a loss compares outputs of shape \(10,\) with targets of shape \(10, 1\)"):
+        fit("trainer.type=Direct", **regression())
+
+
+@pytest.mark.parametrize("phase", ["validation", "test"])
+def test_other_shapes_in_validation_or_test_are_refused(fit: Fit, phase: str) -> None:
+    from tests.conftest import load_script
+
+    keys = regression(data_loader=own_lines(phase), metrics=["mean_squared_error"])
+    shapes = r"first evaluation batch: .* outputs of shape \(\d+,\) with targets of shape \(\d+, 1\)"
+    if phase == "validation":
+        with pytest.raises(ConfigError, match=shapes):
+            fit(**keys)
+    else:
+        result = fit(**keys)
+        with pytest.raises(ConfigError, match=shapes):
+            load_script("test").main(["-r", str(result.run_dir)])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_last_batch_of_one_sample_is_not_misjudged(fit: Fit) -> None:
+    """49 - 8 samples in batches of 10: the last has one, whose outputs the model squeezes to shape ()."""
+    keys = regression({"type": "Squeezed", "args": {"everything": True}}, data_loader=own_lines())
+    assert fit(**keys).steps == 10
+    assert fit("data_loader.args.validation_split=1", **keys).steps == 10
+    assert fit("data_loader.args.batch_size=1", "trainer.epochs=1", **keys).steps == 41
+
+
+def test_checks_change_no_number_and_are_made_once(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = NoBroadcast.__init__
+
+    def counted(self: NoBroadcast, what: str, phase: str, *nests: Any) -> None:
+        calls.append(phase)
+        original(self, what, phase, *nests)
+
+    monkeypatch.setattr(NoBroadcast, "__init__", counted)
+    auroc = {"type": "AUROC", "name": "auroc", "args": {"task": "multiclass", "num_classes": 3}}
+    checked = fit("trainer.epochs=3", metrics=["accuracy", auroc])
+    assert calls == ["training", "training", "evaluation", "evaluation"]  # the loss and accuracy, once in each
+    monkeypatch.setattr("base.base_trainer.watch_first_batch", lambda *_: None)
+    plain = fit("trainer.epochs=3", metrics=["accuracy", auroc])
+    assert lines(checked.run_dir) == lines(plain.run_dir)
+    for part in ("model", "random", "metrics"):
+        assert same(state(checked.run_dir)[part], state(plain.run_dir)[part])
+
+
+def pairwise(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Compares each with all on purpose, and says so by its indices."""
+    return (outputs[:, None] - targets[None, :]).square().mean()
+
+
+def quantile(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Three outputs to one target."""
+    error = targets - outputs
+    return torch.maximum(0.1 * error, -0.9 * error).mean()
+
+
+def test_what_broadcasts_on_purpose_is_not_refused() -> None:
+    for loss, outputs, targets in (
+        (pairwise, torch.rand(5), torch.rand(5)),
+        (quantile, torch.rand(5, 3), torch.rand(5, 1)),
+        (F.mse_loss, torch.rand(5, 1), torch.ones(())),
+        (lambda o, t: (o - o.mean()).square().mean() + t.mean(), torch.rand(5), torch.rand(5, 1)),
+        (lambda o, t: torch.cat([o, t[:, 0]]).mean(), torch.rand(5), torch.rand(5, 1)),
+    ):
+        with NoBroadcast("loss", "training", outputs, targets), warnings.catch_warnings(action="ignore"):
+            loss(outputs, targets)
+
+
+# ------------------------------------------------------------------ BatchNorm, and drop_last
+
+
+def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_path: Path) -> None:
+    args = {"data_loader.args.num_samples": 41, "data_loader.args.validation_split": 0}
+    overrides = [f"{key}={value}" for key, value in args.items()]
+    with pytest.raises(UserError, match=r"41 samples in batches of 8\) is one sample.*\n.*drop_last=true") as caught:
+        fit(*overrides, model="Normalised")
+    assert "No step completed" in str(caught.value)
+    assert not list(tmp_path.glob("saved/small/*"))
+    assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
+
+
+def test_the_trial_of_one_sample_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BatchNorm after a convolution takes one sample, so that training goes on."""
+    loader = {"type": "RandomTensorLoader", "args": {"num_samples": 9, "input_shape": [1, 4, 4], "num_classes": 3}}
+    loader["args"] |= {"batch_size": 8}  # type: ignore[operator]
+    with temporarily(MODELS, Convolved):
+        tried = fit(model="Convolved", data_loader=loader)
+        monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+        plain = fit(model="Convolved", data_loader=loader)
+    assert same(state(tried.run_dir)["model"], state(plain.run_dir)["model"])
+    assert same(state(tried.run_dir)["random"], state(plain.run_dir)["random"])
+
+
+class Convolved(nn.Module):
+    """(B, 1, 4, 4) -> (B, 3), with BatchNorm over pixels and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layers(x)
+        return outputs
+
+
+def test_a_run_with_drop_last_resumes_exactly(fit: Fit) -> None:
+    options = ["data_loader.args.num_samples=53", "data_loader.args.drop_last=true", "trainer.keep_last=null"]
+    whole = fit(*options, "trainer.epochs=3", "trainer.save_every_steps=2")
+    assert [record["step"] for record in lines(whole.run_dir)] == [5, 10, 15]
+    for step in (2, 5, 8):
+        before = lines(whole.run_dir)
+        weights = state(whole.run_dir)["model"]
+        train.main(["-r", str(whole.run_dir / "checkpoints" / f"step-{step:08d}.pth")])
+        assert lines(whole.run_dir) == before
+        assert same(state(whole.run_dir)["model"], weights)
+
+
+def test_each_pass_with_drop_last_leaves_out_other_samples() -> None:
+    class Counted(BaseDataLoader):
+        def training_data(self, *, augment: bool) -> TensorSource:
+            return TensorSource(torch.arange(10), torch.arange(10))
+
+        test_data = training_data  # type: ignore[assignment]
+
+    made = Counted(batch_size=4, drop_last=True)
+    batches = made.training(seed=0)
+    assert (len(batches), batches.optimizer_steps(1)) == (2, 2)
+    ranges = batches.ranges()
+    passes = [[batches.sample_indices(next(ranges)) for _ in range(2)] for _ in range(3)]
+    seen = [set(torch.cat(each).tolist()) for each in passes]  # type: ignore[arg-type]
+    assert [len(each) for each in seen] == [8, 8, 8]
+    assert len(set.union(*seen)) > 8
+    with pytest.raises(UserError, match="do not fill one batch of 20"):
+        Counted(batch_size=20, drop_last=True).training(seed=0)
+
+
+# ------------------------------------------------------------------ metrics that give no number
+
+
+def failing_metric() -> type:
+    from torchmetrics import Metric
+
+    class Failing(Metric):
+        """Cannot be computed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("n", torch.zeros(()), dist_reduce_fx="sum")
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            self.n += len(targets)  # type: ignore[operator]
+
+        def compute(self) -> Tensor:
+            raise KeyError("nothing")
+
+    return Failing
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (
+            {"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}},
+            r"gives \(3, 3\), not one number",
+        ),
+        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not one number"),
+        ({"type": "Recall", "args": {"task": "multiclass", "num_classes": 3, "average": None}}, '"average": "macro"'),
+        ("Failing", '"Failing" cannot be computed: KeyError'),
+    ],
+)
+def test_a_metric_without_a_number_is_found_in_the_first_batch(
+    fit: Fit, tmp_path: Path, metric: Any, says: str
+) -> None:
+    with temporarily(METRICS, failing_metric()), pytest.raises(ConfigError, match=says) as caught:
+        fit(metrics=["accuracy", metric])
+    assert "No step completed" in str(caught.value)
+    assert not list(tmp_path.glob("saved/small/*"))
+
+
+def test_a_metric_for_two_samples_is_not_refused_for_a_batch_of_one(fit: Fit) -> None:
+    keys = regression({"type": "LinearRegression", "args": {"in_features": 6}}, metrics=["R2Score"])
+    assert "R2Score" in fit("data_loader.args.batch_size=1", "trainer.epochs=1", **keys).last
+
+
+# ------------------------------------------------------------------ a monitored value that is NaN
+
+
+def never(outputs: Tensor, targets: Tensor) -> Tensor:
+    """No number."""
+    return torch.full((len(targets),), torch.nan)
+
+
+def test_a_monitored_value_that_is_nan_is_told_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(METRICS, never):
+        result = fit("trainer.epochs=3", "trainer.monitor=max val_never", metrics=["never"])
+    shown = capsys.readouterr()
+    assert shown.err.count("val_never, which trainer.monitor watches, is NaN in epoch 1") == 1
+    assert "best.pth is not written" in shown.err
+    assert "none: val_never was NaN in every epoch" in shown.out
+    assert not (result.run_dir / "checkpoints" / "best.pth").exists()
+    assert json.loads((result.run_dir / "config.json").read_text())["trainer"]["monitor"] == "max val_never"

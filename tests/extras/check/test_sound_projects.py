@@ -1,0 +1,335 @@
+"""``--check`` takes what is sound for sound, of whatever kind; and notes what breaks exactness in silence."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.experiment import Experiment
+from base.metric import StepResult
+from extras.check import preflight
+from tests.configs import sound
+from tests.conftest import load_script
+from tests.helpers import temporarily
+from trainer.trainer import Trainer
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
+from utils.schema import TrainerConfig
+
+Check = Callable[..., tuple[int, str]]
+
+
+class Nested(nn.Module):
+    """8 numbers to logits in a dict, a tuple or a list; with a state of its own, and a buffer."""
+
+    calls: Tensor
+
+    def __init__(self, kind: str = "dict", moving: bool = False, normed: bool = False) -> None:
+        super().__init__()
+        self.kind, self.moving = kind, moving
+        self.linear = nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8) if normed else nn.Identity()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        if self.moving and self.training:
+            self.calls = self.calls + 1
+        x = x["x"] if isinstance(x, dict) else x
+        y = self.linear(self.norm(x))
+        return {"dict": {"logits": y, "more": [y.sum()]}, "tuple": (y, y.sum(1)), "list": [y]}.get(self.kind, y)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"kind": self.kind, "table": {"rows": torch.zeros(2)}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        assert state["kind"] == self.kind
+
+
+class Pairs(BaseDataLoader):
+    """40 samples, the inputs and targets in a nest; with a generator of its own, if it is asked for."""
+
+    def __init__(
+        self, *, batch_size: int = 10, own_random: bool = False, nested: bool = True, samples: int = 40
+    ) -> None:
+        super().__init__(batch_size=batch_size, validation_split=9)
+        self.own_random, self.nested, self.samples = own_random, nested, samples
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return _Pairs(self)
+
+    def test_data(self) -> Dataset[Any]:
+        return _Pairs(self)
+
+
+class _Pairs(Dataset[Any]):
+    def __init__(self, loader: Pairs) -> None:
+        self.loader = loader
+        self.generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(loader.samples, 8, generator=self.generator)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        x, label = self.inputs[index], index % 3
+        if self.loader.own_random:
+            x = x + torch.randn(8, generator=self.generator)
+        return ({"x": x}, {"label": label, "name": f"sample {index}"}) if self.loader.nested else (x, label)
+
+
+def nested_loss(outputs: Any, targets: Any) -> Tensor:
+    """Cross entropy of whatever it gets."""
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return F.cross_entropy(logits, targets["label"])
+
+
+def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of (B, T, C), under a name of its own."""
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+class Tokens(nn.Module):
+    """(B, 8) tokens to (B, 8, 89), with large initial weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(89, 16), nn.Linear(16, 89)
+        nn.init.normal_(self.linear.weight, std=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(self.table(x))
+        return outputs
+
+
+class Text(BaseDataLoader):
+    """Tokens, and the next ones as targets."""
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        tokens = torch.randint(89, (40, 9), generator=torch.Generator().manual_seed(0))
+        return torch.utils.data.TensorDataset(tokens[:, :-1], tokens[:, 1:])
+
+    def test_data(self) -> Dataset[Any]:
+        return self.training_data(augment=False)
+
+
+class MovingLoss(nn.Module):
+    """Cross entropy that counts its calls in a buffer."""
+
+    reduction = "mean"
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.count += 1
+        return F.cross_entropy(outputs, targets)
+
+
+class Keeping(Trainer):
+    """Uses what training gives it, and keeps a mean and a second network, in its checkpoints or not."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, saved: bool) -> None:
+        super().__init__(experiment, settings)
+        self.saved = saved
+        self.mean = torch.zeros(3)
+        self.critic = nn.Linear(2, 2)
+        self.still = torch.ones(2)
+
+    def train_step(self, batch: Any) -> StepResult:
+        assert self.training.optimizer.param_groups[0]["lr"] > 0
+        assert self.outputs.writers is not None
+        assert self.log.settings is self.settings
+        result = super().train_step(batch)
+        self.mean = 0.9 * self.mean + result.outputs.detach().mean(0)
+        return result
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "mean": _Mean(self), "critic": self.critic} if self.saved else super().stateful()
+
+
+class _Mean:
+    def __init__(self, trainer: Keeping) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.trainer.mean.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.mean = state["mean"]
+
+
+class Adversarial(Trainer):
+    """A GAN in miniature: its loss does not fall, its outputs are no classifier's, its targets play no part."""
+
+    supervised = False
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = (outputs.sin() * inputs.roll(1, 0)[:, :3]).mean() - 1
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+    eval_step = train_step
+
+    def backward(self, loss: Tensor) -> None:
+        if loss.requires_grad:
+            super().backward(loss)
+
+
+class Careless(Adversarial):
+    """Calls a loss that the config does not give."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.criterion(*batch)
+        return super().train_step(batch)
+
+
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
+    """Status and report of a check of the sound config with some keys replaced; None leaves one out."""
+
+    def run(**keys: Any) -> tuple[int, str]:
+        config = {**sound(), "lr_scheduler": None, "metrics": [], "trainer": {"save_dir": str(tmp_path)}, **keys}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        status = preflight(load_config(path))
+        return status, capsys.readouterr().out
+
+    with (
+        temporarily(MODELS, Nested, Tokens),
+        temporarily(DATA_LOADERS, Pairs, Text),
+        temporarily(LOSSES, nested_loss, token_loss, MovingLoss),
+        temporarily(TRAINERS, Keeping, Adversarial, Careless),
+    ):
+        yield run
+
+
+def nested(**args: Any) -> dict[str, Any]:
+    return {"data_loader": "Pairs", "model": {"type": "Nested", "args": args}, "loss": "nested_loss"}
+
+
+def plain(**args: Any) -> dict[str, Any]:
+    return {"data_loader": {"type": "Pairs", "args": {"nested": False, **args}}, "loss": "cross_entropy"}
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "list"])
+def test_nests_as_outputs_and_targets(check: Check, kind: str) -> None:
+    status, report = check(**nested(kind=kind))
+    assert status == 0, report
+    assert "inputs.x (10, 8) float32" in report
+    assert "learning      ok" in report
+
+
+def test_attributes_that_training_gives_are_there(check: Check) -> None:
+    keys = plain() | {"trainer": {"type": "Keeping", "args": {"saved": True}}}
+    status, report = check(**keys)
+    assert status == 0, report
+    assert "exactness" not in report
+
+
+def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
+    _, report = check(**plain(), trainer={"type": "Keeping", "args": {"saved": False}})
+    assert "in no part of a checkpoint: mean, critic\n" in report
+    _, report = check(**(nested(moving=True)))
+    assert "not persistent, so that no checkpoint has them: calls\n" in report
+    assert "exactness" not in check(**nested())[1]
+    _, report = check(**plain() | {"loss": "MovingLoss"})
+    assert "buffers of the loss that change, and no checkpoint has them: count\n" in report
+
+
+@pytest.mark.parametrize("own_random", [True, False])
+def test_data_with_a_generator_of_their_own_are_noted(check: Check, own_random: bool) -> None:
+    status, report = check(**plain(own_random=own_random))
+    assert status == 0, report
+    assert ("loaded twice under the same seed, differ" in report) == own_random
+
+
+@pytest.mark.parametrize("samples", [40, 42])
+def test_the_smallest_batch_is_tried(check: Check, samples: int) -> None:
+    """31 or 33 samples are left for training, in batches of 10."""
+    status, report = check(
+        **plain(samples=samples) | {"model": {"type": "Nested", "args": {"kind": "", "normed": True}}}
+    )
+    assert status == (1 if samples == 40 else 0), report
+    assert ("last batch    FAIL  the last batch of an epoch has 1 sample, and fails: ValueError" in report) == (
+        samples == 40
+    )
+    assert ("drop_last=true" in report) == (samples == 40)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_loss_or_a_metric_that_broadcasts_fails(check: Check) -> None:
+    regression = {
+        "data_loader": {
+            "type": "RandomTensorLoader",
+            "args": {
+                "num_samples": 60,
+                "input_shape": [8],
+                "target_shape": [],
+                "batch_size": 10,
+                "validation_split": 9,
+            },
+        },
+        "model": {"type": "LinearRegression", "args": {"in_features": 8}},
+    }
+    status, report = check(**regression, loss="L1Loss")
+    assert status == 1
+    assert "compares outputs of shape (10, 1) with targets of shape (10,)" in report
+    assert "squeeze(-1)" in report
+
+
+def test_a_first_loss_far_above_ln_c_is_noted_whatever_the_loss_is_called(check: Check) -> None:
+    loader = {"type": "Text", "args": {"batch_size": 10}}
+    _, report = check(data_loader=loader, model="Tokens", loss="token_loss")
+    assert "first loss    note" in report
+    assert "equally likely classes would have ln 89 = 4.489" in report
+
+
+UNSUPERVISED: dict[str, Any] = {"loss": None, "trainer": {"type": "Adversarial"}}
+
+
+def test_a_trainer_that_is_not_supervised_needs_no_loss_and_passes(check: Check) -> None:
+    status, report = check(**plain() | UNSUPERVISED)
+    assert status == 0, report
+    assert "learning" not in report
+    assert "equally likely" not in report
+
+
+@pytest.mark.usefixtures("check")
+def test_it_trains_is_tested_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**sound(), "lr_scheduler": None, "metrics": []} | plain()
+    keys["trainer"] = {"type": "Adversarial", "epochs": 1, "save_dir": str(tmp_path), "monitor": "min val_loss"}
+    del keys["loss"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(keys))
+    run = train.main(["-c", str(path)]).run_dir
+    assert json.loads((run / "config.json").read_text())["loss"] is None
+    assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+    assert "loss" in load_script("test").main(["-r", str(run)])
+    assert "neither a classification nor a regression" in (run / "test" / "report.md").read_text()
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match='the key "loss" is missing'):
+        train.main(["-c", str(path), "trainer.type=Trainer"])
+    with pytest.raises(ConfigError, match="the config has no loss"):
+        train.main(["-c", str(path), "trainer.type=Careless"])
+
+
+def test_a_mean_over_a_batch_is_a_mean_over_samples(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(sound()))
+    loss = 'loss={"type": "%s", "args": {"reduction": "batchmean"}}'
+    assert load_config(path, [loss % "KLDivLoss"]).config.loss is not None
+    with pytest.raises(ConfigError, match='must be "mean" or "sum"'):
+        load_config(path, [loss % "MSELoss"])
