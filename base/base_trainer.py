@@ -26,6 +26,7 @@ from base.training.first_batch import (
     non_finite_loss,
     watch_first_batch,
 )
+from base.training.loss import StepLoss, count_of
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
@@ -61,8 +62,9 @@ class BaseTrainer(ABC):
         self.progress = Progress()
         self.gradient_norm: Tensor | None = None
         """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
-        self.loss_weight = 1.0
-        """What ``backward`` multiplies a loss with: the share of a micro-batch in its optimizer step."""
+        self.waits_for_count = False
+        """Whether ``backward`` waits for ``train_step`` to return, whose result says how much its gradients weigh."""
+        self._waiting: list[Tensor] = []
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
@@ -87,8 +89,21 @@ class BaseTrainer(ABC):
         return self.runtime.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied."""
-        self.runtime.backward(loss, self.loss_weight)
+        """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied.
+
+        With accumulation or several processes they are there when ``train_step`` has returned, since the share depends
+        on ``StepResult.count``.
+        """
+        if self.waits_for_count:
+            self._waiting.append(loss)
+        else:
+            self.runtime.backward(loss)
+
+    def finish_backward(self, weight: Tensor | float) -> None:
+        """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""
+        waiting, self._waiting = self._waiting, []
+        for loss in waiting:
+            self.runtime.backward(loss, weight)
 
     # ------------------------------------------------------------------ the loop
 
@@ -195,21 +210,23 @@ class BaseTrainer(ABC):
             loss = closure_step(self, step)
             stepped = True
         else:
-            loss = 0.0
+            total = self.begin_step(step)
             runtime.zero_grad(optimizer)
             for number, micro_batch in enumerate(step.micro_batches, start=1):
                 runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
-                share = micro_batch.size / step.samples
-                self.loss_weight = 1.0 if self.experiment.sum_loss else share
+                size = micro_batch.size
                 try:
                     result = self.train_step(runtime.to_device(micro_batch.data))
-                    loss += self.train_metrics.update(result, samples=micro_batch.size, share=share)
+                    count = count_of(result, self.criterion)
+                    self.finish_backward(total.add(result.loss, count, size))
+                    self.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, micro_batch.data) from error
                 if not self.first_batch_passed:
                     self.check_first_batch(result)
                 del result  # or its outputs would stay in memory during the next forward pass
             runtime.unscale(optimizer)
+            loss = total.finish(self.training.parameters, runtime.process_group)
             if self.settings.clip_grad_norm is not None:
                 self.gradient_norm = nn.utils.clip_grad_norm_(self.training.parameters, self.settings.clip_grad_norm)
             stepped = runtime.step(optimizer)
@@ -218,6 +235,12 @@ class BaseTrainer(ABC):
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
         return loss
+
+    def begin_step(self, step: StepBatches) -> StepLoss:
+        """The loss of an optimizer step, before its first micro-batch."""
+        alone = step.count == 1 and self.runtime.process_group.world_size == 1
+        self.waits_for_count = not alone
+        return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
     def log_interval(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
@@ -246,7 +269,8 @@ class BaseTrainer(ABC):
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 try:
                     result = self.eval_step(self.runtime.to_device(data))
-                    metrics.update(result, samples=size, share=size / batches.num_samples)
+                    count = count_of(result, self.criterion)
+                    metrics.update(result, samples=size, share=size / batches.num_samples, count=count)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, data) from error
                 self.first_batch_passed = True

@@ -15,6 +15,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
+from base.training.loss import counted
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule
@@ -208,7 +209,7 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
         raise loaded.error(
             ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
         )
-    return criterion, reduction == "sum"
+    return counted(criterion), reduction == "sum"
 
 
 def _no_loss(*_: Any) -> Tensor:

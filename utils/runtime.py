@@ -135,13 +135,14 @@ class Runtime:
             self._set_gradient_sync(sync)
             self._gradient_sync = sync
 
-    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+    def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the share of this loss in its optimizer step."""
-        weight *= self.process_group.world_size  # DDP and FSDP average over the processes, and this is a sum
+        weight = weight * self.process_group.world_size  # DDP and FSDP average over the processes, and this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
         # as the gradient of the loss, the weight costs no operation of its own
-        loss.backward(None if weight == 1.0 else self._as_gradient(loss, weight))  # type: ignore[no-untyped-call]
+        gradient = weight.to(loss.dtype) if isinstance(weight, Tensor) else self._as_gradient(loss, weight)
+        loss.backward(gradient)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         UnmarkedStep.zero_grad(optimizer)
@@ -167,8 +168,10 @@ class Runtime:
             return loss
         return loss.new_tensor(self.process_group.all_reduce_sum([loss.item()])[0])
 
-    def _as_gradient(self, loss: Tensor, weight: float) -> Tensor:
-        """The weight as a tensor like the loss. It is mostly that of the step before."""
+    def _as_gradient(self, loss: Tensor, weight: float) -> Tensor | None:
+        """The weight as a tensor like the loss; None for 1. It is mostly that of the step before."""
+        if weight == 1.0:
+            return None
         last, tensor = self._last_weight
         if last != weight or tensor.dtype != loss.dtype or tensor.device != loss.device:
             tensor = loss.new_tensor(weight)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from base.data.batches import StepBatches
 from base.metric import StepResult
 from base.training.first_batch import FORWARD_ERRORS
+from base.training.loss import count_of
 
 
 def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
@@ -18,34 +19,36 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     """
     runtime, optimizer, settings = trainer.runtime, trainer.training.optimizer, trainer.settings
     micro_batches = list(step.micro_batches)
-    shares = [micro_batch.size / step.samples for micro_batch in micro_batches]
-    results: list[StepResult] = []
+    results: list[tuple[StepResult, Any]] = []
+    loss: Tensor | float = 0.0
 
     def closure() -> Tensor:
+        nonlocal loss
         results.clear()
         runtime.zero_grad(optimizer)
-        total = torch.zeros((), device=runtime.device)
-        for number, (micro_batch, share) in enumerate(zip(micro_batches, shares, strict=True), start=1):
+        total = trainer.begin_step(step)
+        for number, micro_batch in enumerate(micro_batches, start=1):
             runtime.sync_gradients(number == step.count)
-            trainer.loss_weight = 1.0 if trainer.experiment.sum_loss else share
             try:
                 result = trainer.train_step(runtime.to_device(micro_batch.data))
+                count = count_of(result, trainer.criterion)
+                trainer.finish_backward(total.add(result.loss, count, micro_batch.size))
             except FORWARD_ERRORS as error:
                 raise trainer.explain(error, micro_batch.data) from error
-            results.append(result)
-            total += trainer.loss_weight * result.loss.detach()
+            results.append((result, count))
+        loss = total.finish(trainer.training.parameters, runtime.process_group)
         if settings.clip_grad_norm is not None:
             trainer.gradient_norm = nn.utils.clip_grad_norm_(trainer.training.parameters, settings.clip_grad_norm)
-        summed: Tensor = runtime.sum_over_processes(total)
+        summed: Tensor = runtime.sum_over_processes(torch.as_tensor(loss, device=runtime.device))
         return summed
 
     optimizer.step(closure)
-    loss: Tensor | float = 0.0
-    for result, micro_batch, share in zip(results, micro_batches, shares, strict=True):
+    for (result, count), micro_batch in zip(results, micro_batches, strict=True):
+        size = micro_batch.size
         try:
-            loss += trainer.train_metrics.update(result, samples=micro_batch.size, share=share)
+            trainer.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
         except FORWARD_ERRORS as error:
             raise trainer.explain(error, micro_batch.data) from error
     if not trainer.first_batch_passed:
-        trainer.check_first_batch(results[0])
+        trainer.check_first_batch(results[0][0])
     return loss

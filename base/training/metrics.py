@@ -45,9 +45,14 @@ class Mean:
         self.sum = 0.0
         self.weight = 0.0
 
-    def add(self, value: Tensor | float, *, factor: float = 1.0, weight: float = 1.0) -> None:
-        """Add factor * value with a weight. value: from ``to_scalar``."""
-        self.interval_weight += weight
+    def add(self, value: Tensor | float, *, factor: Tensor | float = 1.0, weight: Tensor | float = 1.0) -> None:
+        """Add factor * value with a weight. All are from ``to_scalar``."""
+        if isinstance(weight, Tensor):
+            self._pending_weights.append(weight)
+        else:
+            self.interval_weight += weight
+        if isinstance(factor, Tensor):
+            value, factor = factor * value, 1.0
         if not isinstance(value, Tensor):
             self.interval_sum += factor * value
             return
@@ -69,6 +74,7 @@ class Mean:
 
     def drop_interval(self) -> None:
         self._pending: list[tuple[Tensor, float]] = []
+        self._pending_weights: list[Tensor] = []
         self.interval_sum = 0.0
         self.interval_weight = 0.0
 
@@ -95,7 +101,9 @@ class Mean:
         values = torch.stack([value for value, _ in self._pending]).tolist()
         for value, (_, factor) in zip(values, self._pending, strict=True):
             self.interval_sum += factor * value
-        self._pending = []
+        if self._pending_weights:
+            self.interval_weight += sum(torch.stack(self._pending_weights).tolist())
+        self._pending, self._pending_weights = [], []
 
 
 class Metrics:
@@ -129,25 +137,23 @@ class Metrics:
         """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
         self._interval: Sequence[float] | None = None
 
-    def update(self, result: StepResult, *, samples: int, share: float) -> Tensor | float:
+    def update(self, result: StepResult, *, samples: int, share: float, count: Tensor | float | None = None) -> None:
         """Add a micro-batch.
 
         samples: those of this process; 0 for a batch that counts for nothing, since other processes have its samples.
         share: the part of the optimizer step's, or of the data set's, samples that are in this micro-batch.
-
-        Returns what the micro-batch adds to the loss of the step, from ``to_scalar``.
+        count: what the loss is a mean over, from ``to_scalar``; None: samples.
         """
         self._interval = None
         if not samples:
-            return 0.0
-        loss = to_scalar(result.loss)
+            return
         if self.sum_loss:
-            self.means["loss"].add(loss, weight=share)
-        else:
-            self.means["loss"].add(loss, factor=samples, weight=samples)
+            self.means["loss"].add(to_scalar(result.loss), weight=share)
+        elif isinstance(count, Tensor) or count != 0:
+            weight = samples if count is None else count
+            self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
         if self.functions or self.library:
             self._measure(result.outputs, result.targets, samples)
-        return loss if self.sum_loss or share == 1.0 else share * loss
 
     @torch.no_grad()
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:

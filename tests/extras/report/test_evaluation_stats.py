@@ -206,7 +206,8 @@ def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, tas
     with torch.inference_mode():
         for start in (0, 3):
             part = slice(start, start + 3)
-            result = StepResult(torch.tensor(0.0), *(item[part] if item.dim() else item for item in (outputs, targets)))
+            parts = [item[part] if item.dim() else item for item in (outputs, targets)]
+            result = StepResult(torch.tensor(0.0), parts[0], parts[1])
             findings.evaluated(BatchRange(0, start, start + 3), (torch.rand(3, 3, 8, 8), LABELS[part]), result)
     assert (findings.classification is not None) == (task == "classification")
     assert (findings.regression is not None) == (task == "regression")

@@ -1,0 +1,136 @@
+"""What a loss is a mean over, and the loss of an optimizer step of several micro-batches and processes."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from base.metric import StepResult
+from base.training.metrics import to_scalar
+from utils.distributed.process_group import ProcessGroup
+
+SMALLEST = 1e-12  # instead of 0; a sum of class weights may be small
+
+Count = Callable[[Tensor, Tensor], Tensor | float]
+"""(outputs, targets) -> what the loss is a mean over, shape ()."""
+
+
+class CountedLoss:
+    """A loss whose mean is not over samples, and what its last value was a mean over.
+
+    loss: the mean. count: of a batch. total: the same loss as a sum; divided by the count it is 0 where nothing counts,
+    and not NaN. None: the loss is as ``loss`` gives it.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], count: Count, total: Callable[..., Tensor] | None = None) -> None:
+        self.loss, self.total = loss, total
+        self.func = getattr(loss, "func", loss)
+        self._count = count
+        self.last_count: Tensor | float | None = None
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.last_count = count = self._count(outputs, targets)
+        if self.total is None or (not isinstance(count, Tensor) and count > 0):
+            return self.loss(outputs, targets)
+        loss: Tensor = self.total(outputs, targets) / _at_least(count, SMALLEST)
+        return loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["loss"], name)
+
+
+def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that knows what it is a mean over; the loss itself if that is samples.
+
+    Of torch's losses only those of class indices are no means over samples: cross entropy and negative log likelihood
+    leave ``ignore_index`` out, weigh each class, and have a target for each token or pixel. A loss class of one's own
+    may have a method ``count(outputs, targets)``.
+    """
+    if callable(own := getattr(loss, "count", None)):
+        return CountedLoss(loss, own)
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
+        total: Callable[..., Tensor] | None = None
+        if type(loss).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
+            total = summed = copy.copy(loss)
+            summed.reduction = "sum"
+        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
+    if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
+        weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
+        if loss.func.__module__ in ("model.loss", F.__name__) and loss.keywords.get("reduction", "mean") == "mean":
+            total = functools.partial(loss, reduction="sum")
+            return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
+    return loss
+
+
+def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
+    """What ``torch.nn.functional.cross_entropy`` divides by: the targets that are not ignored, by their weights.
+
+    outputs: (B, C, ...); targets: class indices, int64 of shape (B, ...), or probabilities of the shape of outputs, of
+    which every one counts.
+    """
+    if targets.is_floating_point():
+        return targets.numel() // targets.shape[1] if targets.dim() > 1 else len(targets)
+    kept = targets != ignore
+    if weight is None:
+        return to_scalar(kept.sum())
+    return to_scalar((weight[torch.where(kept, targets, 0)] * kept).sum())
+
+
+class StepLoss:
+    """The loss of one optimizer step, over its micro-batches and all processes.
+
+    The step's loss is what one large batch would have: the sum over the micro-batches of count * loss, divided by the
+    sum of the counts, which is known only at the end. Until then each count is taken as a share of the samples.
+
+    samples: of the step. alone: a step of one micro-batch in one process, whose loss is that of the micro-batch.
+    """
+
+    def __init__(self, samples: int, *, alone: bool, sum_loss: bool) -> None:
+        self.samples, self.alone, self.sum_loss = samples, alone, sum_loss
+        self.loss: Tensor | float = 0.0
+        self.count: Tensor | float = 0.0
+        self.counts_samples = True
+
+    def add(self, loss: Tensor, count: Tensor | float | None, samples: int) -> Tensor | float:
+        """Add a micro-batch of so many samples. Returns the weight of its gradients. count: None: samples."""
+        self.counts_samples &= count is None
+        if count is None or not samples:
+            count = samples
+        weight = 1.0 if self.alone or (self.sum_loss and samples) else count / self.samples
+        self.count += count
+        if not isinstance(count, (int, float)) or count > 0:
+            self.loss += to_scalar(loss) if weight == 1.0 else weight * to_scalar(loss)
+        return weight
+
+    def finish(self, parameters: list[nn.Parameter], process_group: ProcessGroup) -> Tensor | float:
+        """Divide the gradients by what was counted, and return this process's part of the loss."""
+        if self.alone or self.sum_loss or self.counts_samples:
+            return self.loss
+        count = self.count
+        if process_group.world_size > 1:
+            [count] = process_group.all_reduce_sum([float(count)])
+        scale: Tensor | float = self.samples / _at_least(count, SMALLEST)
+        if not isinstance(scale, Tensor) and scale == 1.0:
+            return self.loss
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        return scale * self.loss
+
+
+def count_of(result: StepResult, loss: Any) -> Tensor | float | None:
+    """What the loss of a step is a mean over; None: samples. loss: the trainer's; its last count is taken from it."""
+    count: Tensor | float | None = result.count
+    if isinstance(loss, CountedLoss):
+        if count is None:
+            count = loss.last_count
+        loss.last_count = None
+    return to_scalar(count) if isinstance(count, Tensor) else count
+
+
+def _at_least(value: Tensor | float, least: float) -> Any:
+    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)

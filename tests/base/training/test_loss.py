@@ -1,0 +1,169 @@
+"""A loss whose mean is not over samples: the same number however the data are divided, and the same training."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.base_model import BaseModel
+from base.base_trainer import BaseTrainer
+from base.data.sources import TensorSource
+from base.metric import StepResult
+from base.training.loss import CountedLoss, count_targets, counted
+from model.loss import cross_entropy
+from tests.helpers import lines, state, temporarily
+from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+IGNORED = -100
+
+
+class Tokens(BaseDataLoader):
+    """Sequences of 5 tokens of 3 classes. Whole runs of samples have no token that counts."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(48, 5, 4, generator=generator)
+        targets = torch.randint(3, (48, 5), generator=generator)
+        ignored = torch.rand(48, 5, generator=generator) < 0.6
+        ignored[8:16] = True
+        return TensorSource(inputs, targets.masked_fill(ignored, IGNORED))
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+class TokenNet(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).transpose(1, 2)  # type: ignore[no-any-return]  # (B, T, C) -> (B, C, T)
+
+
+class Weighted(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__(weight=torch.tensor([0.2, 1.0, 5.0]), ignore_index=IGNORED)
+
+
+class Masked(nn.Module):
+    """The mean over the tokens whose target is 0 or 1, by a method of its own."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
+        kept = (targets == 0) | (targets == 1)
+        return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+    def count(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((targets == 0) | (targets == 1)).sum()
+
+
+class CountingTrainer(BaseTrainer):
+    """Says itself what its loss is a mean over."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = self.eval_step(batch)
+        self.backward(result.loss)
+        return result
+
+    def eval_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        kept = targets != IGNORED
+        losses = F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none")
+        return StepResult(losses.sum() / kept.sum().clamp(min=1), outputs, targets, count=kept.sum())
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with (
+        temporarily(DATA_LOADERS, Tokens),
+        temporarily(MODELS, TokenNet),
+        temporarily(LOSSES, Weighted, Masked),
+        temporarily(TRAINERS, CountingTrainer),
+    ):
+        yield
+
+
+def tokens(fit: Fit, batch_size: int, *overrides: str, loss: Any = "CrossEntropyLoss", **args: Any) -> train.Result:
+    return fit(
+        f"data_loader.args.batch_size={batch_size}",
+        "data_loader.args.shuffle=false",
+        *overrides,
+        data_loader={"type": "Tokens", "args": {"batch_size": 48, "validation_split": 12, **args}},
+        model={"type": "TokenNet"},
+        loss=loss,
+        metrics=[],
+    )
+
+
+LOSS: list[Any] = ["cross_entropy", "CrossEntropyLoss", "Weighted", "Masked"]
+
+
+@pytest.mark.parametrize("loss", LOSS)
+def test_a_validation_loss_does_not_depend_on_the_batch_size(fit: Fit, loss: Any) -> None:
+    values = [tokens(fit, 36, loss=loss, eval_batch_size=size).last["val_loss"] for size in (12, 5, 3, 1)]
+    assert values == pytest.approx(values[:1] * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSS)
+@pytest.mark.parametrize("optimizer", ["SGD", "LBFGS"])
+def test_accumulation_trains_what_one_large_batch_does(fit: Fit, loss: Any, optimizer: str) -> None:
+    chosen = (f'optimizer={{"type": "{optimizer}", "args": {{"lr": 0.1}}}}', "trainer.epochs=3")
+    whole = tokens(fit, 36, *chosen, loss=loss)
+    parts = tokens(fit, 4, *chosen, "trainer.accumulate_steps=9", loss=loss)
+    for name, weights in state(whole.run_dir)["model"].items():
+        torch.testing.assert_close(state(parts.run_dir)["model"][name], weights, rtol=1e-3, atol=1e-4)
+    assert [line["loss"] for line in lines(parts.run_dir)] == pytest.approx(
+        [line["loss"] for line in lines(whole.run_dir)], rel=1e-5
+    )
+
+
+def test_a_trainer_says_what_its_loss_is_a_mean_over(fit: Fit) -> None:
+    one = tokens(fit, 36)
+    for trainer in ("Trainer", "CountingTrainer"):
+        parts = tokens(fit, 4, "trainer.accumulate_steps=9", f"trainer.type={trainer}", eval_batch_size=5)
+        assert parts.last["loss"] == pytest.approx(one.last["loss"], rel=1e-5)
+        assert parts.last["val_loss"] == pytest.approx(one.last["val_loss"], rel=1e-5)
+
+
+def test_a_batch_in_which_nothing_counts_is_no_nan(fit: Fit) -> None:
+    """Samples 8 to 15 have no token that counts: a whole batch of 8."""
+    for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted"):
+        result = tokens(fit, 8, loss=loss)
+        assert result.steps == 10
+        assert result.last["loss"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
+    outputs = torch.randn(6, 3, 5)
+    targets = torch.randint(3, (6, 5)) if dtype == torch.int64 else torch.rand(6, 3, 5).softmax(1)
+    if dtype == torch.int64:
+        targets[0, :3] = 7
+    ignore = 7 if dtype == torch.int64 else IGNORED  # torch takes no other for probabilities
+    for weight in (None, torch.tensor([0.2, 1.0, 5.0])):
+        for smoothing in (0.0, 0.1):
+            module = nn.CrossEntropyLoss(weight=weight, ignore_index=ignore, label_smoothing=smoothing)
+            total = F.cross_entropy(
+                outputs, targets, weight=weight, ignore_index=ignore, reduction="sum", label_smoothing=smoothing
+            )
+            loss = counted(module)
+            assert isinstance(loss, CountedLoss)
+            value, count = float(loss(outputs, targets)), loss.last_count
+            assert count is not None
+            assert value == pytest.approx(float(total / count), rel=1e-5)
+            assert loss(outputs, targets).equal(module(outputs, targets))
+
+
+def test_losses_over_samples_are_left_as_they_are() -> None:
+    for loss in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCEWithLogitsLoss(), nn.MultiMarginLoss()):
+        assert counted(loss) is loss
+    assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
+    assert isinstance(counted(__import__("functools").partial(cross_entropy)), CountedLoss)
