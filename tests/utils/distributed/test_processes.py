@@ -79,11 +79,6 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def torchrun(count: int, *command: str, options: tuple[str, ...] = ()) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *options]
-    return [sys.executable, *launcher, *command]
-
-
 class Jobs:
     """Runs jobs one after the other in the same number of processes."""
 
