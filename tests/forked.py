@@ -19,9 +19,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 PACKAGES = (
     "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.utils.data",
@@ -33,25 +33,63 @@ VARIABLE = "FORK_SERVER"
 
 
 class Process:
-    """A process that is being forked; pid is known at once, and wait() gives its exit status, negative for a signal."""
+    """Like subprocess.Popen: a process that runs ``python words``, its standard input empty and its output kept.
+
+    session: whether it gets a session of its own, so that os.killpg reaches it and its children.
+    """
 
     def __init__(
-        self, address: str, words: list[str], folder: str, variables: dict[str, str], files: list[int]
+        self, *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None, session: bool = False
     ) -> None:
-        self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.connect(address)
-        request = json.dumps({"words": words, "folder": folder, "variables": variables}).encode()
-        socket.send_fds(self.connection, [len(request).to_bytes(8)], files)
-        self.connection.sendall(request)
-        self.answers = self.connection.makefile("r")
-        self.pid = int(self.answers.readline())
+        self.returncode: int | None = None
+        self.printed: list[str] = []
+        self._files = [tempfile.TemporaryFile("w+") for _ in ("stdout", "stderr")]  # noqa: SIM115
+        variables = dict(os.environ if env is None else env)
+        request = {"words": [*map(str, words)], "folder": str(cwd), "variables": variables, "session": session}
+        with Path(os.devnull).open() as nothing:
+            files = [file.fileno() for file in (nothing, *self._files)]
+            self._connection, self._answers, self.pid = send(server(), request, files)
 
-    def wait(self, seconds: float | None = None) -> int:
-        self.connection.settimeout(seconds)
-        status = int(self.answers.readline())
-        self.answers.close()
-        self.connection.close()
-        return status
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, negative for a signal."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+            self._connection.close()
+            for file in self._files:
+                file.seek(0)
+                self.printed.append(file.read())
+                file.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end of the process: what it printed to standard output and to standard error."""
+        self.wait(timeout)
+        return self.printed[0], self.printed[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def send(address: str, request: dict[str, Any], files: list[int]) -> tuple[socket.socket, TextIO, int]:
+    """Have a process forked. Gives the connection, on which its exit status will come, and its pid."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    text = json.dumps(request).encode()
+    socket.send_fds(connection, [len(text).to_bytes(8)], files)
+    connection.sendall(text)
+    answers = connection.makefile("r")
+    return connection, answers, int(answers.readline())
 
 
 @functools.cache
@@ -73,20 +111,12 @@ def server() -> str:
 
 
 def run(
-    *words: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout: float | None = None
+    *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """As subprocess.run([python, *words], ...) with the output as text."""
-    arguments = [str(word) for word in words]
-    with (
-        Path(os.devnull).open() as nothing,
-        tempfile.TemporaryFile("w+") as output,
-        tempfile.TemporaryFile("w+") as errors,
-    ):
-        files = [file.fileno() for file in (nothing, output, errors)]
-        status = Process(server(), arguments, str(cwd), dict(os.environ if env is None else env), files).wait(timeout)
-        for file in (output, errors):
-            file.seek(0)
-        return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
+    process = Process(*words, cwd=cwd, env=env)
+    output, errors = process.communicate(timeout)
+    return subprocess.CompletedProcess(words, process.wait(), output, errors)
 
 
 def serve(address: str) -> dict[str, Any]:
@@ -117,6 +147,8 @@ def fork(connection: socket.socket) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         connection.close()
+        if request.pop("session"):
+            os.setsid()
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
@@ -147,14 +179,11 @@ def become(words: list[str], folder: str, variables: dict[str, str]) -> None:
 
 def forward(words: list[str]) -> None:
     """Stand for a process that the server forks: pass signals to it, and exit with its status."""
-    process = Process(os.environ[VARIABLE], words, os.getcwd(), dict(os.environ), [0, 1, 2])  # noqa: PTH109
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        os.kill(process.pid, number)
-
+    request = {"words": words, "folder": str(Path.cwd()), "variables": dict(os.environ), "session": False}
+    _, answers, pid = send(os.environ[VARIABLE], request, [0, 1, 2])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
-    status = process.wait()
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    status = int(answers.readline())
     if status < 0:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)

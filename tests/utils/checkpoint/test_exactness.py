@@ -38,7 +38,7 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
 
     A moment by the clock might come after the run's end on a fast machine.
     """
-    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",))
+    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",), fork=True)
     assert differences(campaign.alone(), campaign.killed(kills)) == []
     assert campaign.kills == kills
 
