@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import forked
 from tests.helpers import PATIENCE, ROOT, TIMES, Json, curves, lines, same, state
+
+Running = subprocess.Popen[str] | forked.Process
 
 
 def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full") -> Json:
@@ -34,25 +37,31 @@ def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoi
 
 
 @contextmanager
-def process(*arguments: str, save_dir: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """train.py with these arguments, ended at the latest when the block is left."""
-    started = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.killable", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RUNS": str(save_dir), **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    with started:
-        try:
-            yield started
-        finally:
-            started.kill()
+def process(*arguments: str, save_dir: Path, fork: bool = True, **variables: str) -> Iterator[Running]:
+    """train.py with these arguments, ended at the latest when the block is left. fork: without the import of torch."""
+    words = ("-m", "tests.killable", *arguments)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUNS": str(save_dir), **variables}
+    started: Running
+    if fork:
+        started = forked.Process(*words, cwd=ROOT, env=environment, session=True)
+    else:
+        started = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
 
 
-def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], running: Running) -> None:
     """Look again and again until the condition holds, or the process has ended."""
     end = time.monotonic() + PATIENCE
     while running.poll() is None and not condition() and time.monotonic() < end:
@@ -86,6 +95,7 @@ class Campaign:
     checkpoint: str = "full"
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     kinds: tuple[str, ...] = ("start", "work", "work", "file")
+    fork: bool = False
     kills: int = 0
     moments: list[str] = field(default_factory=list)
 
@@ -116,7 +126,7 @@ class Campaign:
             environment["KILL_AT"] = str(self.random.randint(1, 120))
         again = self._other_workers() if arguments[0] == "-r" else []
         changed = logged(self.folder)
-        with process(*arguments, *again, save_dir=self.folder, **environment) as running:
+        with process(*arguments, *again, save_dir=self.folder, fork=self.fork, **environment) as running:
             if kind == "start":
                 wait_for(passed(self.random.uniform(0, 3)), running)
             elif kind == "work":
@@ -125,7 +135,7 @@ class Campaign:
             else:
                 wait_for(passed(PATIENCE), running)
             running.send_signal(number)
-            output = running.communicate(timeout=PATIENCE)[0]
+            output = "".join(running.communicate(timeout=PATIENCE))
         if running.returncode == 0 or "done after" in output:  # a signal to a process that is just leaving
             return True
         check_end(running.returncode, output, number)
@@ -154,12 +164,12 @@ class Campaign:
 
     def _finish(self, arguments: list[str]) -> None:
         environment = {"LEAVE_OUT": self.left_out} if self.left_out else {}
-        with process(*arguments, save_dir=self.folder, **environment) as running:
-            output = running.communicate(timeout=PATIENCE)[0]
+        with process(*arguments, save_dir=self.folder, fork=self.fork, **environment) as running:
+            output = "".join(running.communicate(timeout=PATIENCE))
         assert running.returncode == 0, output
 
 
-def check_end(status: int, output: str, number: signal.Signals) -> None:
+def check_end(status: int | None, output: str, number: signal.Signals) -> None:
     """What a process shows that was ended by a signal: no traceback, and how to go on if the run had begun."""
     if number == signal.SIGKILL:  # a data worker may complain that its parent is gone
         assert status == -number, output

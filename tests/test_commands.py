@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they leave, and their exit status."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
+from tests import forked
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
@@ -54,7 +56,6 @@ def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path)
     assert len(list((tmp_path / "saved" / "small").iterdir())) == 1, "testing made a new run folder"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [
@@ -70,12 +71,29 @@ def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path)
         ("test.py", [], "required"),
     ],
 )
-def test_a_mistake_is_one_message_and_status_2(script: str, arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = run(script, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert says in done.stderr
+def test_a_mistake_is_one_message_and_status_2(
+    script: str, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = train.main if script == "train.py" else load_script("test").main
+    try:
+        status: int | str | None = cli.run(main, arguments)
+    except SystemExit as argparse_exit:
+        status = argparse_exit.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert says in printed.err
+    assert printed.err.count("error:") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_a_process_ends_with_the_message_and_status_2(script: str, tmp_path: Path) -> None:
+    done = forked.run(ROOT / script, "-r", "nothing", cwd=tmp_path, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: " in done.stderr
+    assert "no such run" in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("script", ["train", "test"])
@@ -137,8 +155,7 @@ class TestANewProject:
         assert not [word for word in ("bench", "dev/", "test-lowest") if word in makefile]
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
         assert not list(target.rglob("__pycache__"))
-        command = [sys.executable, "train.py", "trainer.epochs=1"]
-        assert subprocess.run(command, cwd=target, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
+        assert forked.run("train.py", "trainer.epochs=1", cwd=target, timeout=PATIENCE).returncode == 0
         assert list(target.glob("saved/*/*/metrics.jsonl"))
         shutil.rmtree(target)
 
@@ -149,10 +166,10 @@ class TestANewProject:
         assert load_script("new_project").main([str(target), *options]) == 0
         assert (target / "extras").exists() == (target / "tests" / "extras").exists() == (not options)
         assert ("schema:" in (target / "Makefile").read_text()) == (not options)
-        for words in (["--collect-only"], ["tests/utils/config/test_located_json.py", "tests/test_architecture.py"]):
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-            done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, done.stdout
+        words = ["pytest", "-p", "no:cacheprovider", "-k", "test_located_json or test_architecture"]  # collects all
+        done = forked.run("-m", *words, cwd=target, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout
+        assert re.search(r"\d+ passed, \d{3,} deselected", done.stdout)
 
     def test_what_the_readme_says_of_what_is_left_out_is_left_out(self) -> None:
         readme = "One. `python dev/kill.py` kills\nruns. Two.\n\n| a |\n| extras/ |\n\nA copy: `python new_project.py`."

@@ -4,13 +4,13 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.helpers import PATIENCE, ROOT, same, state
 from utils.config.located_json import parse
 
@@ -39,9 +39,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "train.py", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=PATIENCE, check=False)
+def run(project: Path, *arguments: str) -> CompletedProcess[str]:
+    return forked.run("train.py", *arguments, cwd=project, timeout=PATIENCE)
 
 
 def test_a_model_of_ones_own(project: Path) -> None:

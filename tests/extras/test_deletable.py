@@ -3,13 +3,14 @@ says so in one line where it is asked for."""
 
 import json
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from tests.helpers import ROOT
+from tests import forked
+from tests.helpers import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +31,8 @@ NOTES = {
 }
 
 
-def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=project, capture_output=True, text=True, timeout=300, check=False
-    )
+def run(project: Path, *words: str) -> CompletedProcess[str]:
+    return forked.run(*words, cwd=project, timeout=PATIENCE)
 
 
 def results(project: Path) -> tuple[str, dict[str, float], list[dict[str, float]], str]:
@@ -56,27 +55,32 @@ def results(project: Path) -> tuple[str, dict[str, float], list[dict[str, float]
     return notes, {name: metrics[name] for name in ("step", "samples", "loss")}, kept, tested.stdout
 
 
-def copy_to(project: Path) -> Path:
+@dataclass
+class Whole:
+    """The project with all of extras/, compiled, and what it gives."""
+
+    project: Path
+    metrics: dict[str, float]
+    epochs: list[dict[str, float]]
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    project = tmp_path_factory.mktemp("whole") / "project"
     for folder in NEEDED:
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train.py", "test.py", "config.json"):
         shutil.copy(ROOT / name, project / name)
-    return project
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[dict[str, float]], str]:
-    project = copy_to(tmp_path_factory.mktemp("whole"))
     notes, metrics, epochs, printed = results(project)
     assert notes == ""
-    return metrics, epochs, printed.splitlines()[1]
+    shutil.rmtree(project / "saved")
+    return Whole(project, metrics, epochs, printed.splitlines()[1])
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "all of it"])
-def test_the_rest_works_without(
-    folder: str, tmp_path: Path, whole: tuple[dict[str, float], list[dict[str, float]], str]
-) -> None:
-    project = copy_to(tmp_path)
+def test_the_rest_works_without(folder: str, tmp_path: Path, whole: Whole) -> None:
+    project = shutil.copytree(whole.project, tmp_path / "project")
     missing = FOLDERS if folder == "all of it" else [folder]
     shutil.rmtree(project / "extras" / ("" if folder == "all of it" else folder))
     if folder != "all of it":  # as git leaves it, of which Python makes a package without a file
@@ -84,7 +88,7 @@ def test_the_rest_works_without(
 
     notes, metrics, epochs, printed = results(project)
     assert notes == (NOTES["tensorboard"] if len(missing) > 1 else NOTES.get(folder, ""))
-    assert (metrics, epochs, printed.splitlines()[1]) == whole
+    assert (metrics, epochs, printed.splitlines()[1]) == (whole.metrics, whole.epochs, whole.printed)
     assert ("no report: extras/report is not in this project" in printed) == ("report" in missing)
     for name, (command, message) in GONE.items():
         if name in missing:

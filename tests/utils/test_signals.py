@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.campaign import Campaign, check_end, config, differences, logged, passed, process, wait_for
 from tests.helpers import PATIENCE, ROOT
 from utils import checkpoint
@@ -28,7 +29,7 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Campaign(tmp_path_factory.mktemp("alone"), "SmallTensors", seed=0).alone()
+    return Campaign(tmp_path_factory.mktemp("alone"), "SmallTensors", seed=0, fork=True).alone()
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
@@ -44,8 +45,9 @@ def runs(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("module", ["torch", "base.build"])
 def test_during_the_imports(small: Path, tmp_path: Path, number: signal.Signals, module: str) -> None:
-    with process("-c", str(small), save_dir=tmp_path, SIGNAL_AT=f"{module}:{int(number)}") as running:
-        output = running.communicate()[0]
+    at = f"{module}:{int(number)}"
+    with process("-c", str(small), save_dir=tmp_path, fork=module != "torch", SIGNAL_AT=at) as running:
+        output = "".join(running.communicate())
     check_end(running.returncode, output, number)
     assert not runs(tmp_path)
 
@@ -75,7 +77,7 @@ def test_to_all_processes_of_a_run_and_then_the_command_that_it_prints(
         assert begun()
         os.killpg(running.pid, number)
         (tmp_path / "paused").unlink()
-        output = running.communicate()[0]
+        output = "".join(running.communicate())
     check_end(running.returncode, output, number)
     [run] = runs(tmp_path)
     assert (run / "checkpoints" / "step-00000007.pth").exists()
@@ -94,7 +96,7 @@ def test_a_second_sigint_stops_at_once(small: Path, tmp_path: Path) -> None:
         while running.poll() is None:
             running.send_signal(signal.SIGINT)
             wait_for(passed(0.1), running)
-        output = running.communicate()[0]
+        output = "".join(running.communicate())
     check_end(running.returncode, output, signal.SIGINT)
     assert "stopped immediately" in output
     [run] = runs(tmp_path)
@@ -110,7 +112,7 @@ def test_a_data_worker_that_is_killed_is_one_clear_message(small: Path, tmp_path
         if not children.exists():
             pytest.skip("the children of a process are read from /proc")
         os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-        output = running.communicate()[0]
+        output = "".join(running.communicate())
     assert running.returncode == 1
     assert "a DataLoader worker died" in output
     assert "Traceback" not in output
@@ -120,13 +122,7 @@ def test_one_run_has_one_owner(small: Path, tmp_path: Path) -> None:
     with process("-c", str(small), save_dir=tmp_path, PAUSE_AT="7") as running:
         wait_for((tmp_path / "paused").exists, running)
         [run] = runs(tmp_path)
-        second = subprocess.run(
-            [sys.executable, "-m", "tests.killable", "-r", str(run)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        second = forked.run("-m", "tests.killable", "-r", str(run), cwd=ROOT, timeout=PATIENCE)
         assert second.returncode == 2
         assert "is in use: another process trains this run" in second.stderr
         (tmp_path / "paused").unlink()

@@ -1,16 +1,17 @@
 """Mistakes in a user's own code are reported with the user's line and without a frame of the template's.
 
-Each test copies the project, puts a file into it and runs a command, as a user would.
+Each test puts a file into a copy of the project and runs a command, as a user would.
 """
 
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
 
+from tests import forked
+from tests.helpers import PATIENCE
 from utils.paths import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -32,24 +33,35 @@ class Mine(nn.Module):
 """
 
 
-@pytest.fixture
-def run_with(tmp_path: Path) -> RunWith:
-    """stderr of train.py in a project with one more file; its status must be 2, without a traceback."""
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("project")
     for folder in FOLDERS:
-        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*PROJECT.glob("*.py"), PROJECT / "config.json"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, target)
+    return target
+
+
+@pytest.fixture
+def run_with(project: Path) -> Iterator[RunWith]:
+    """stderr of train.py in a project with one more file; its status must be 2, without a traceback."""
+    files = []
 
     def run(name: str, text: str, *arguments: str) -> str:
-        (tmp_path / name).write_text(text)
-        command = [sys.executable, "train.py", "trainer.epochs=1", "trainer.steps_per_epoch=1", *arguments]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        files.append(project / name)
+        files[-1].write_text(text)
+        command = ["train.py", "trainer.epochs=1", "trainer.steps_per_epoch=1", *arguments]
+        ended = forked.run(*command, cwd=project, timeout=PATIENCE)
         assert ended.returncode == 2, ended.stderr
         assert "Traceback" not in ended.stderr
-        assert not list((tmp_path / "saved").glob("*/*")), "a run folder was made"
+        assert not list((project / "saved").glob("*/*")), "a run folder was made"
         return ended.stderr
 
-    return run
+    yield run
+    for file in files:
+        file.unlink(missing_ok=True)
+        Path(cache_from_source(str(file))).unlink(missing_ok=True)  # or another file of that size and second is this
 
 
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:

@@ -20,7 +20,6 @@ def size(figure: Figure) -> tuple[int, int]:
     """Height and width of a figure in pixels. Drawing it raises if anything warns."""
     pixels = drawing.pixels(figure)
     assert pixels.dtype == np.uint8
-    assert drawing.png(figure).startswith(b"\x89PNG")
     return pixels.shape[:2]
 
 
@@ -51,6 +50,7 @@ def test_a_confusion_matrix_of_any_size(classes: int) -> None:
 def test_names_of_every_kind() -> None:
     figure = figures.confusion_matrix(confusion(10), NAMES)
     size(figure)
+    assert drawing.png(figure).startswith(b"\x89PNG")
     shown = ticks(figure)
     assert shown[:4] == ["plain", "a/b/c", "$x_1$", "two lines"]
     assert shown[4].startswith("long long")

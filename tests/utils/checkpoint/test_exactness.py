@@ -1,6 +1,7 @@
 """A run that is killed and resumed ends with the same bits as one that was not."""
 
 import json
+import shutil
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +22,6 @@ from utils.run_folder import RunFolder
 Fit = Callable[..., train.Result]
 
 
-@pytest.fixture
-def _small_tensors() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, SmallTensors):
-        yield
-
-
 class Killed(BaseException):
     """Ends a run as a kill would: nothing is saved."""
 
@@ -38,30 +33,39 @@ def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path,
 
     A moment by the clock might come after the run's end on a fast machine.
     """
-    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",))
+    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",), fork=True)
     assert differences(campaign.alone(), campaign.killed(kills)) == []
     assert campaign.kills == kills
 
 
+@pytest.fixture(scope="module")
+def whole_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A run, and one like it that was killed at its 13th step."""
+    folder = tmp_path_factory.mktemp("runs")
+    path = folder / "config.json"
+    path.write_text(json.dumps(config(folder, loader="SmallTensors", name="whole", workers=0)))
+    with temporarily(DATA_LOADERS, SmallTensors):
+        whole = train.main(["-c", str(path)]).run_dir
+        with pytest.MonkeyPatch.context() as patch:
+            killed_in(patch, "optimizer_step", calls=13)
+            with pytest.raises(Killed):
+                train.main(["-c", str(path), "name=killed"])
+        yield whole, RunFolder.newest(str(folder), "killed").path
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress"])
-@pytest.mark.usefixtures("_small_tensors")
+@pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress", ""])
 def test_the_comparison_sees_a_part_that_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, whole_and_killed: tuple[Path, Path]
 ) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config(tmp_path, loader="SmallTensors", name="whole", workers=0)))
-    whole = train.main(["-c", str(path)])
-    with monkeypatch.context() as patch:
-        killed_in(patch, "optimizer_step", calls=13)
-        with pytest.raises(Killed):
-            train.main(["-c", str(path), "name=killed"])
-    run = RunFolder.newest(str(tmp_path), "killed").path
+    whole, killed = whole_and_killed
+    run = shutil.copytree(killed, tmp_path / killed.name)
     with monkeypatch.context() as patch:
         patch.setattr(BaseTrainer, "load_state_dict", BaseTrainer.load_state_dict)  # put back when the block is left
-        leave_out(part)
+        if part:
+            leave_out(part)
         train.main(["-r", str(run)])
-    assert differences(whole.run_dir, run) != []
+    assert (differences(whole, run) != []) == bool(part)
 
 
 def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:

@@ -5,15 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from types import MappingProxyType
 
 import pytest
 
 import train
+from tests import forked
 from tests.helpers import PATIENCE, ROOT, lines, state
-from tests.utils.distributed.test_processes import differences, environment, torchrun
+from tests.utils.distributed.test_processes import differences, environment
 from utils.checkpoint.file import step_files
 from utils.errors import ConfigError
 
@@ -23,14 +25,33 @@ OFTEN = {"epochs": 4, "save_every_steps": 2, "keep_last": None}
 Write = Callable[..., Path]
 
 
+# python, for a command of a shell script or of torchrun, that need not import torch
+PYTHON = (sys.executable, "-S", str(ROOT / "tests" / "forked.py"))
+
+
 def launch(
     config: Path, runs: Path, trouble: str, *options: str, count: int = 2
-) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+) -> tuple[CompletedProcess[str], list[str]]:
     """Train under torchrun with a process that fails. Also the exit statuses that torchrun names."""
-    command = torchrun(count, "-m", "tests.killable", "-c", str(config), options=options)
-    variables = {**environment(), "DO_AT": trouble, "RUNS": str(runs)}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
-    return done, re.findall(r"exitcode +: (-?\d+)", done.stderr)
+    command = [*PYTHON, "-m", "tests.killable", "-c", str(config)]
+    variables = {"DO_AT": trouble, "RUNS": str(runs)}
+    done = torchrun(count, *command, options=("--no-python", *options), cwd=ROOT, variables=variables)
+    return done, exit_statuses(done)
+
+
+def torchrun(
+    count: int, *command: str, options: tuple[str, ...], cwd: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> CompletedProcess[str]:
+    variables = {**environment(), forked.VARIABLE: forked.server(), **variables}
+    return forked.run(*torchrun_words(count, *command, options=options), cwd=cwd, env=variables, timeout=PATIENCE)
+
+
+def torchrun_words(count: int, *command: str, options: tuple[str, ...] = ()) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *options, *command]
+
+
+def exit_statuses(done: CompletedProcess[str]) -> list[str]:
+    return re.findall(r"exitcode +: (-?\d+)", done.stderr)
 
 
 def only_run(folder: Path) -> Path:
@@ -56,7 +77,11 @@ def test_a_loss_that_is_no_number_in_one_process_ends_all(write_config: Write, t
 def test_a_signal_to_one_process_stops_all_at_one_step(write_config: Write, tmp_path: Path) -> None:
     # long enough: the processes ask each other at least every 16 steps
     config = write_config(trainer={"epochs": 40, "save_period": 40, "tensorboard": False})
-    done, statuses = launch(config, tmp_path, "7:1:stop")
+    # torchrun and its processes as they are in use, none of them forked
+    command = [sys.executable, *torchrun_words(2, "-m", "tests.killable", "-c", str(config))]
+    variables = {**environment(), "DO_AT": "7:1:stop", "RUNS": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    statuses = exit_statuses(done)
     assert statuses == ["143", "143"]
     assert done.stderr.count("stopped and saved") == 1
     saved = state(only_run(tmp_path))
@@ -97,7 +122,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
         (tmp_path / "elsewhere" / rank).mkdir(parents=True)
     with (tmp_path / "1" / "model" / "lenet.py").open("a") as file:
         file.write("# changed\n")
-    config, python = write_config(), sys.executable
+    config, python = write_config(), " ".join(PYTHON)
     trains = f"{python} {ROOT}/train.py -c {config}"
     cases = {
         f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 differ in their config",
@@ -111,8 +136,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
     (tmp_path / "cases.sh").write_text(
         "".join(f"({case}) 2> said-{n}-$RANK\necho $? >> status-$RANK\n" for n, case in enumerate(cases))
     )
-    command = torchrun(2, "bash", "cases.sh", options=("--no-python",))
-    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=PATIENCE)
+    assert torchrun(2, "bash", "cases.sh", options=("--no-python",), cwd=tmp_path).returncode == 0
     for number, expected in enumerate(cases.values()):
         said = [(tmp_path / f"said-{number}-{rank}").read_text() for rank in "01"]
         assert expected in "".join(said)
@@ -125,14 +149,13 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
 def test_a_mistake_of_one_process_ends_those_that_wait_for_it(write_config: Write, tmp_path: Path) -> None:
     script = tmp_path / "start.sh"
     script.write_text(
-        f"exec {sys.executable} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
+        f"exec {' '.join(PYTHON)} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
     )
-    command = torchrun(2, "bash", str(script), options=("--no-python",))
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    done = torchrun(2, "bash", str(script), options=("--no-python",), cwd=ROOT)
     assert done.stderr.count("error:") == 1
     assert "stopped" not in done.stderr
     assert 'unknown key "epoch"' in done.stderr
-    assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2", "2"]
+    assert exit_statuses(done) == ["2", "2"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -143,8 +166,8 @@ def test_a_rendezvous_that_nobody_joins_ends_with_a_message(write_config: Write,
         "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0" if rank == "0" else "1"}
-    command: list[Any] = [sys.executable, script, ROOT / "train.py", "-c", write_config()]
-    done = subprocess.run(command, env={**environment(), **place}, capture_output=True, text=True, timeout=PATIENCE)
+    command = (script, ROOT / "train.py", "-c", write_config())
+    done = forked.run(*command, cwd=tmp_path, env={**environment(), **place}, timeout=PATIENCE)
     assert done.returncode == 2, done.stderr
     assert f"error: process {rank} of 2: timed out after 0.5 s waiting for the other processes" in done.stderr
 

@@ -1,0 +1,199 @@
+"""Runs scripts in processes that need not import torch: they are forked from one that has imported it.
+
+Such a process is like one started by ``python``: it has its own folder, environment, arguments, output, signals and
+exit status, and imports the project's code itself. Only third-party packages, which take most of the time, are there.
+
+python tests/forked.py --serve SOCKET    # the process that the others are forked from; ends with its standard input
+python tests/forked.py WORDS...          # as python WORDS..., forked by the server that FORK_SERVER names
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+PACKAGES = (
+    "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.utils.data",
+    "torchmetrics", "torchvision.datasets", "torchvision.transforms.v2", "tensorboard.summary", "matplotlib.figure",
+    "tensorboard.backend.event_processing.event_accumulator", "matplotlib.backends.backend_agg", "numpy", "PIL.Image",
+    "pydantic", "tqdm",
+)  # fmt: skip
+VARIABLE = "FORK_SERVER"
+
+
+class Process:
+    """Like subprocess.Popen: a process that runs ``python words``, its standard input empty and its output kept.
+
+    session: whether it gets a session of its own, so that os.killpg reaches it and its children.
+    """
+
+    def __init__(
+        self, *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None, session: bool = False
+    ) -> None:
+        self.returncode: int | None = None
+        self.printed: list[str] = []
+        self._files = [tempfile.TemporaryFile("w+") for _ in ("stdout", "stderr")]  # noqa: SIM115
+        variables = dict(os.environ if env is None else env)
+        request = {"words": [*map(str, words)], "folder": str(cwd), "variables": variables, "session": session}
+        with Path(os.devnull).open() as nothing:
+            files = [file.fileno() for file in (nothing, *self._files)]
+            self._connection, self._answers, self.pid = send(server(), request, files)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, negative for a signal."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+            self._connection.close()
+            for file in self._files:
+                file.seek(0)
+                self.printed.append(file.read())
+                file.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end of the process: what it printed to standard output and to standard error."""
+        self.wait(timeout)
+        return self.printed[0], self.printed[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def send(address: str, request: dict[str, Any], files: list[int]) -> tuple[socket.socket, TextIO, int]:
+    """Have a process forked. Gives the connection, on which its exit status will come, and its pid."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    text = json.dumps(request).encode()
+    socket.send_fds(connection, [len(text).to_bytes(8)], files)
+    connection.sendall(text)
+    answers = connection.makefile("r")
+    return connection, answers, int(answers.readline())
+
+
+@functools.cache
+def server() -> str:
+    """The address of this process's server, which is started on the first call."""
+    folder = tempfile.TemporaryDirectory()
+    address = f"{folder.name}/socket"
+    command = [sys.executable, __file__, "--serve", address]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline() == b"ready\n"
+
+    def end() -> None:
+        started.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    return address
+
+
+def run(
+    *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run([python, *words], ...) with the output as text."""
+    process = Process(*words, cwd=cwd, env=env)
+    output, errors = process.communicate(timeout)
+    return subprocess.CompletedProcess(words, process.wait(), output, errors)
+
+
+def serve(address: str) -> dict[str, Any]:
+    """Fork a process for each request, and return the request in that process."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of the processes that wait for the others
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in ready:
+                os._exit(0)
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return fork(connection)
+
+
+def fork(connection: socket.socket) -> dict[str, Any]:
+    """Fork once more: the child returns the request, the parent answers with its pid and its exit status."""
+    size, files, _, _ = socket.recv_fds(connection, 8, 3)
+    request: dict[str, Any] = json.loads(connection.recv(int.from_bytes(size), socket.MSG_WAITALL))
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        if request.pop("session"):
+            os.setsid()
+        for target, file in enumerate(files):
+            os.dup2(file, target)
+            os.close(file)
+        return request
+    for file in (*files, 0, 1, 2):  # the output ends when the child does
+        os.close(file)
+    connection.sendall(f"{child}\n".encode())
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    connection.sendall(f"{status}\n".encode())
+    os._exit(0)
+
+
+def become(words: list[str], folder: str, variables: dict[str, str]) -> None:
+    """Run what ``python words`` would run."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, folder)
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def forward(words: list[str]) -> None:
+    """Stand for a process that the server forks: pass signals to it, and exit with its status."""
+    request = {"words": words, "folder": str(Path.cwd()), "variables": dict(os.environ), "session": False}
+    _, answers, pid = send(os.environ[VARIABLE], request, [0, 1, 2])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    status = int(answers.readline())
+    if status < 0:
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder
+    if sys.argv[1] == "--serve":
+        become(**serve(sys.argv[2]))
+    else:
+        forward(sys.argv[1:])
