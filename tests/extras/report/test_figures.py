@@ -35,7 +35,9 @@ def confusion(classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.diag(np.arange(classes)) + 1
 
 
-@pytest.mark.parametrize("classes", [1, 2, 10, 30, 100, 1000])
+@pytest.mark.parametrize(
+    "classes", [1, 2, 10, *(pytest.param(many, marks=pytest.mark.slow) for many in (30, 100, 1000))]
+)
 def test_a_confusion_matrix_of_any_size(classes: int) -> None:
     names = [f"name {place}" for place in range(classes)]
     figure = figures.confusion_matrix(confusion(classes), names)

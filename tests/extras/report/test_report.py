@@ -25,6 +25,8 @@ from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
 from utils.text import markdown_table
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., train.Result]
 test = load_script("test")
 
