@@ -40,7 +40,8 @@ def flush_streams() -> None:
 
 def say(*values: Any, sep: str = " ") -> None:
     """Print without control characters, which may stand in the names of somebody's classes and files."""
-    print(*(printable(str(value)) for value in values), sep=sep, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the reader of the output, as in `| head`, has gone
+        print(*(printable(str(value)) for value in values), sep=sep, flush=True)
 
 
 def say_error(*values: Any) -> None:
