@@ -91,7 +91,7 @@ def test_what_one_may_not_read_or_write(
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_path_that_no_file_can_have(name: str) -> None:
-    with pytest.raises(UserError, match="cannot be read|no such run"):
+    with pytest.raises(UserError, match=r"cannot be read|no such run"):
         train.main(["-r", name])
 
 
