@@ -101,5 +101,5 @@ def _fail(error: Exception, status: int) -> int:
     if first and (lost or isinstance(error, (UserError, TrainingError))):
         say_error(f"error: {lost or error}")
     elif first:
-        traceback.print_exception(error)
+        say_error("".join(traceback.format_exception(error)).rstrip())
     return status

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from traceback import format_exception
 from typing import Any, TextIO
 
 from utils.text import printable
@@ -18,6 +19,7 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
     sys.stdout = _open(sys.stdout, 1)
     sys.stderr = _open(sys.stderr, 2)
+    sys.excepthook = lambda kind, error, trace: say_error("".join(format_exception(kind, error, trace)).rstrip())
 
 
 def _open(stream: TextIO | None, number: int) -> TextIO:

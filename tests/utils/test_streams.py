@@ -46,6 +46,14 @@ def test_no_message_carries_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == f"error: {SHOWN}\n"
 
 
+@pytest.mark.slow
+def test_a_traceback_carries_none_either() -> None:
+    code = "from utils.streams import prepare_streams as p; p(); raise ValueError('a\\x1b[2Jb')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nValueError: a\\x1b[2Jb\n")
+
+
 def test_a_component_with_such_a_name(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(train.main, ["-c", str(write_config(loss=EVIL))]) == 2
     assert not {"\x1b", "\x07", "\x9b"} & set(capsys.readouterr().err)
