@@ -33,6 +33,7 @@ from utils.extras import find_extra, load_extra
 from utils.paths import display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
+from utils.streams import say
 from utils.text import number, table
 
 Values = Mapping[str, float]
@@ -89,17 +90,17 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     with _owned(out, process_group), report or contextlib.nullcontext():
         values = build_trainer(loaded, experiment).evaluate(test, report or Observer())
         if process_group.is_main_process:
-            print(f"{display_path(source)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
-            print(*table([("", name, f"{number(value):>12}") for name, value in values.items()]), sep="\n")
+            say(f"{display_path(source)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
+            say(*table([("", name, f"{number(value):>12}") for name, value in values.items()]), sep="\n")
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
                 report.write(f"{loaded.config.name}/{folder.path.resolve().name}", about, found)
             _write_metrics(out, about, found, tensorboard=loaded.config.trainer.tensorboard)
     if process_group.is_main_process and report:
-        print(f"report: {display_path(out / 'report.md')}")
+        say(f"report: {display_path(out / 'report.md')}")
     elif process_group.is_main_process:
-        print(f"metrics: {display_path(out / 'metrics.json')}; no report: extras/report is not in this project")
+        say(f"metrics: {display_path(out / 'metrics.json')}; no report: extras/report is not in this project")
     return values
 
 

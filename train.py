@@ -34,6 +34,7 @@ from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
+from utils.streams import say
 
 # overrides that say which run a bare -r resumes
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
@@ -112,7 +113,7 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     if options.resume is not None or options.init_from or (options.list is not None and not alone):
         raise UserError("--list cannot be combined with other options; --check takes only -c, -d and KEY=VALUE")
     if options.list is not None:
-        print(load_extra("schema", "--list").listing(options.list))
+        say(load_extra("schema", "--list").listing(options.list))
         raise SystemExit(0)
     check = load_extra("check", "--check")
     raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))

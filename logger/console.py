@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from utils.files import LogFile, ends_with_newline
+from utils.text import printable
 
 Item = TypeVar("Item")
 BarTexts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
@@ -20,7 +21,7 @@ BarTexts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
 
 INTERVAL = 0.2  # seconds between two drawings: each one reads the loss, and so waits for the device
 DELAY = 0.3  # seconds that an evaluation may take without a bar
-MARGIN = 2  # columns left free: the ^C that a terminal echoes must not start a second line
+MARGIN = 3  # columns left free: the ^C that a terminal echoes must not start a second line
 MIN_BAR = 6  # columns of the bar itself
 STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
@@ -31,9 +32,14 @@ def styled(text: str, style: str) -> str:
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
-def is_plain(stream: TextIO) -> bool:
+def is_plain(stream: TextIO | None) -> bool:
     """Whether only plain text may be written: to a file or a pipe, or if the user or the terminal asks for it."""
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return True
+    try:
+        return not stream.isatty()
+    except (OSError, ValueError):  # a stream that somebody closed
+        return True
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -62,6 +68,19 @@ class Bar(tqdm):  # type: ignore[misc]
             **options,
         )
 
+    def status_printer(self, file: Any) -> Callable[[str], None]:
+        """Draws in place of what is in the line, a ^C and the rest of a wider bar included, in any width."""
+
+        def draw(text: str) -> None:
+            columns = max(1, self.console.width - 1)
+            text = text[:columns]
+            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+                # the text twice: the cursor stays behind it
+                file.write(f"\r{text:<{columns}}\r{text}")
+                file.flush()
+
+        return draw
+
     @property
     def state(self) -> dict[str, Any]:
         """What tqdm knows: n, initial, total, elapsed (seconds), rate (steps per second; None at first)."""
@@ -86,9 +105,12 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        text = self.format(record)
-        with contextlib.suppress(OSError):  # a closed pipe or a full disk must not stop a run
-            tqdm.write(_STYLED.sub("", text) if is_plain(stream) else text, file=stream)
+        text = printable(self.format(record))
+        if stream is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe or a full disk must not stop a run
+            # from the first column on, where a ^C may stand
+            tqdm.write(_STYLED.sub("", text) if is_plain(stream) else f"\r{text}", file=stream)
             stream.flush()
 
 
@@ -103,7 +125,8 @@ class _FileLog(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.file.append(_STYLED.sub("", f"{self.format(record)}\n").encode())
+        text = printable(_STYLED.sub("", self.format(record)))
+        self.file.append(f"{text}\n".encode(errors="backslashreplace"))
 
 
 class Console:
@@ -137,7 +160,7 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal; 80 in a file."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             return os.get_terminal_size(sys.stdout.fileno()).columns or 80
         return 80
 

@@ -1,9 +1,7 @@
 """The command line that train.py and test.py share: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
-import os
 import signal
-import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +11,8 @@ from typing import Any, NoReturn
 from utils.config import OVERRIDE
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
+from utils.streams import flush_streams, say_error
+from utils.text import printable
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
             message += "; set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"
         if current().launched:  # cli.run prints it, in one of the processes
             raise UserError(f"{message}\n{self.format_usage().rstrip()}")
-        super().error(message)
+        super().error(printable(message))
 
 
 def parser(about: str) -> argparse.ArgumentParser:
@@ -66,7 +66,10 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
 
     If several processes fail, only the first to fail prints its error.
     """
-    status = _status(command, argv)  # before the next line: the command may join a process group
+    try:
+        status = _status(command, argv)  # before the next line: the command may join a process group
+    finally:
+        flush_streams()
     return current().exit(status)
 
 
@@ -79,10 +82,9 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:  # the reader of the output, as in `| head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("stopped immediately; earlier checkpoints are intact", file=sys.stderr)
+        say_error("stopped immediately; earlier checkpoints are intact")
         return 130
     except Exception as error:
         if not current().launched:
@@ -97,7 +99,7 @@ def _fail(error: Exception, status: int) -> int:
     lost = current().peer_failure(error)
     first, status = current().claim_failure(1 if lost else status)
     if first and (lost or isinstance(error, (UserError, TrainingError))):
-        print(f"error: {lost or error}", file=sys.stderr)
+        say_error(f"error: {lost or error}")
     elif first:
-        traceback.print_exception(error)
+        say_error("".join(traceback.format_exception(error)).rstrip())
     return status

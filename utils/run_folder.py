@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import atomic_write, lock_file, read_text
 from utils.paths import PROJECT, project_path
 
+# what a run folder has, besides checkpoints and event files
+FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
 NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 
 # the run folders that this process has locked
@@ -80,7 +83,14 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
-        """The run of a path: its folder, or a checkpoint in it, which is then returned too."""
+        """The run of a path: its folder, or a checkpoint in it, which is then returned too. Raises CheckpointError."""
+        try:
+            return cls._of(path)
+        except (OSError, ValueError) as error:  # a folder that may not be entered, a name that is too long
+            raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    @classmethod
+    def _of(cls, path: Path) -> tuple["RunFolder", Path | None]:
         if not path.exists():
             raise CheckpointError(f"{path}: no such run folder or checkpoint")
         data = DATA.fullmatch(path.name)  # the folder of a sharded checkpoint
@@ -92,7 +102,7 @@ class RunFolder:
             runs = _runs(folder) if path.is_dir() else []
             newest = f"; its newest run is {runs[-1].path}" if runs else ""
             raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{newest}")
-        _refuse_links(folder)
+        _check_files(folder)
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
@@ -125,6 +135,14 @@ class RunFolder:
         doing: what the process does with it, for that message.
         """
         own = self.path.resolve()
+        for path in (
+            own / ".lock",
+            self.checkpoints,
+            *(own / name for name in sorted(FILES)),
+            *own.glob("events.out.*"),
+        ):
+            if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
+                raise UserError(f"{path} cannot be written: you have no permission; change it with chmod u+w")
         try:
             # not twice in one process: closing the second file would release the lock of the first
             if own in _owned or not lock_file(file := (own / ".lock").open("a")):
@@ -180,7 +198,8 @@ class RunFolder:
         """Remove files that a killed process left incomplete."""
         for folder in (self.path, self.checkpoints):
             for path in folder.glob(".*.tmp"):
-                path.unlink()
+                with contextlib.suppress(OSError):  # a folder of this name, which no process of ours has left
+                    path.unlink()
 
     def write_config(self, text: str) -> None:
         """Replace config.json atomically."""
@@ -192,6 +211,9 @@ class RunFolder:
             before = json.loads(read_text(self.environment))
         except (OSError, ValueError, RecursionError):
             before = None
+        if before is None and self.environment.exists():
+            with contextlib.suppress(OSError):  # it is not ours to read, but perhaps somebody's to repair
+                self.environment.rename(self.environment.with_name("environment.json.damaged"))
         if isinstance(before, dict):
             resumed = before.get("resumed", [])
             record = {**before, "resumed": [*(resumed if isinstance(resumed, list) else []), record]}
@@ -278,8 +300,22 @@ def _rename(folder: Path, name: Path) -> Path:
     raise AssertionError
 
 
-def _refuse_links(folder: Path) -> None:
-    """Raise CheckpointError on a symbolic link: a downloaded run folder must not redirect what is written into it."""
+def _check_files(folder: Path) -> None:
+    """Raise CheckpointError if something in a run folder is not the file or folder that its name says, or unreadable.
+
+    A symbolic link: a downloaded run folder must not redirect what is written into it. A named pipe: whoever opens it
+    waits forever.
+    """
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
-        if path.is_symlink():
+        mode = path.lstat().st_mode
+        is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith("events.out.tfevents.")
+        if stat.S_ISLNK(mode):
             raise CheckpointError(f"{path} is a symbolic link; replace it by the file or folder it points to")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
+        if is_file and stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path} is a folder, and should be a file; move it away")
+        if path.name in ("checkpoints", "test") and path.parent == folder and stat.S_ISREG(mode):
+            raise CheckpointError(f"{path} is a file, and should be a folder; move it away")
+        if (is_file or stat.S_ISDIR(mode)) and not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} cannot be read: you have no permission; change it with chmod u+r")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: before training they end the process at once; during training, after the current step."""
+"""Signals that ask a run to stop: before training they end the process at once; during training, after the step."""
 
 import atexit
 import contextlib
@@ -10,13 +10,21 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
+from utils.streams import prepare_streams
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal or the ssh connection is gone. The others are what batch systems send before the end of a job
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+WATCHED = tuple(
+    signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__
+)  # Windows has two of them
+TOGETHER = 0.5
+"""Seconds in which two SIGINTs are one: a terminal sends it to all its processes, and a launcher passes it on."""
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
@@ -25,8 +33,15 @@ def end_at_once() -> None:
 
     For the top of a script: its imports take seconds, and there is nothing to save yet.
     """
-    for number in WATCHED:
+    prepare_streams()
+    for number in _free_signals():
         signal.signal(number, _end)
+
+
+def _free_signals() -> list[signal.Signals]:
+    """Those that nobody has taken: nohup ignores SIGHUP, and a project may use SIGUSR1 for something else."""
+    always = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in WATCHED if number in always or signal.getsignal(number) in (signal.SIG_DFL, _end)]
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
@@ -35,12 +50,12 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     _, first_status = current().claim_failure(status)  # differs if a launcher ends all processes after one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # not print, which this may have interrupted
-            os.write(2, f"stopped; nothing was changed. To run it again:\n{command}\n".encode())
+            os.write(2, f"stopped; nothing was changed. To run it again:\n{command}\n".encode(errors="replace"))
     os._exit(first_status)
 
 
 class SignalWatch:
-    """While entered, the first signal is only recorded; a second SIGINT ends the process by the previous handler.
+    """While entered, the first signal is only recorded; a later SIGINT ends the process by the previous handler.
 
     advice: what a second SIGINT prints.
     """
@@ -49,11 +64,12 @@ class SignalWatch:
         self.processes = processes or ProcessGroup()
         self.received: int | None = None
         self.advice = ""
+        self._first = 0.0  # when the first signal came, by the monotonic clock
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalWatch":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._record) for number in WATCHED}
+            self._before = {number: signal.signal(number, self._record) for number in _free_signals()}
         return self
 
     def __exit__(
@@ -71,11 +87,18 @@ class SignalWatch:
     def _record(self, number: int, frame: FrameType | None) -> None:
         # a launcher forwards a Ctrl-C that the terminal has sent to all anyway; it also kills processes that are slow
         if self.received is None or number != signal.SIGINT or self.processes.launched:
-            self.received = self.received or number
+            if self.received is None:
+                self.received = number
+                self._first = time.monotonic()
+            return
+        if time.monotonic() < self._first + TOGETHER:
             return
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
         with contextlib.suppress(OSError):  # not print, which this may have interrupted
-            os.write(2, f"\nstopped immediately; earlier checkpoints are intact\n{self.advice}".encode())
+            start = "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else "\n"  # in place of the bar
+            os.write(
+                2, f"{start}stopped immediately; earlier checkpoints are intact\n{self.advice}".encode(errors="replace")
+            )
         before = self._before[number]
         if before is _end:  # before that is put back, or one more would say that nothing was changed
             os._exit(128 + number)

@@ -23,7 +23,7 @@ from utils.optimizers import missing_state
 from utils.paths import display_path
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
-from utils.text import printable
+from utils.streams import say
 
 
 def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False) -> RunFolder | None:
@@ -44,7 +44,7 @@ def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False)
         return None
     last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
     which = "of all" if any_name else f"of {config.name}"
-    print(f"resuming the run that was started last {which}: {printable(display_path(last.path))}", flush=True)
+    say(f"resuming the run that was started last {which}: {display_path(last.path)}")
     return last
 
 

@@ -30,6 +30,7 @@ from logger.writers import Writers
 from utils.checkpoint.checkpointer import NoCheckpoints
 from utils.config import LoadedConfig
 from utils.schema import Config
+from utils.streams import say
 from utils.text import count, table
 from utils.tree import tensors
 from utils.user_code import format_error_with_source
@@ -48,20 +49,20 @@ def preflight(loaded: LoadedConfig) -> int:
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     config = loaded.config
-    print(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
+    say(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
     for warning in loaded.warnings():
-        print(f"warning: {warning}\n")
+        say(f"warning: {warning}\n")
 
     results = []
     trace = Trace()
     for result in _Check(config, experiment, training, trainer).results(trace):
         results.append(result)
-        print("\n".join(result.lines()), flush=True)
+        say("\n".join(result.lines()))
 
     total = sum(parameter.numel() for parameter in experiment.model.parameters())
-    print("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")
+    say("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")
     failed = sum(result.verdict == "FAIL" for result in results)
-    print(f"{failed} of {count(len(results), 'check')} failed" if failed else _all_passed(results))
+    say(f"{failed} of {count(len(results), 'check')} failed" if failed else _all_passed(results))
     return 1 if failed else 0
 
 

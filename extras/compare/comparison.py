@@ -17,6 +17,7 @@ from extras.drawing import png
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_bytes, replace_text
+from utils.streams import say
 from utils.text import count, duration, number, spreadsheet_safe, table
 
 TABLE = "comparison.csv"
@@ -72,7 +73,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     groups = _groups(runs)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
     notes += [f"not a run: {display_path(path)}" for path in others]
-    print("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
+    say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
     replace_text(folder / TABLE, _csv(groups))
     replace_bytes(folder / PICTURE, png(curves(dict(_charts(groups)))))
-    print(f"\nwritten: {display_path(folder / TABLE)}, {display_path(folder / PICTURE)}")
+    say(f"\nwritten: {display_path(folder / TABLE)}, {display_path(folder / PICTURE)}")
     return folder / TABLE
 
 

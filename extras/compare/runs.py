@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import CheckpointError
+from utils.files import read_text
 from utils.paths import display_path, project_path
 from utils.run_folder import NAME
 
@@ -159,7 +160,7 @@ def _read(path: Path) -> Run:
     run.config = dict(_flat(config or {}))
     run.environment = _object(path / "environment.json") or {}
     try:
-        text = (path / "metrics.jsonl").read_text(encoding="utf-8")
+        text = read_text(path / "metrics.jsonl")
     except FileNotFoundError:
         text = ""
     except (OSError, ValueError):
@@ -177,7 +178,7 @@ def _read(path: Path) -> Run:
 
 def _object(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -22,6 +22,7 @@ import pytest
 
 import train
 from base.base_trainer import BaseTrainer
+from logger.console import Console
 from tests.conftest import load_script
 from tests.helpers import lines as records
 from utils import cli
@@ -255,6 +256,51 @@ def test_testing_leaves_no_bar_behind(fit: Fit, monkeypatch: pytest.MonkeyPatch)
     assert "evaluating" not in "".join(shown.screen())
     found = json.loads((result.run_dir / "test" / "metrics.json").read_text())
     assert found["samples"] == 20
+
+
+class Echo(io.StringIO):
+    """A terminal whose user types ^C, or makes it narrower, while a bar is shown."""
+
+    columns = 80
+    echoed = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if "40% |" in text and not self.echoed:
+            self.echoed = True
+            super().write("^C")
+            self.columns = 50
+        return count
+
+
+def test_nothing_is_left_of_a_bar_that_was_typed_into_and_made_narrower(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Echo()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(Console, "width", property(lambda self: stream.columns))
+    monkeypatch.setattr("logger.console.INTERVAL", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    fit("trainer.verbosity=2", "trainer.epochs=1")
+    text = COLOUR.sub("", stream.getvalue())
+    before, after = text.split("^C", 1)
+    assert max(map(len, re.split(r"[\r\n]", after.split("done after")[0]))) < 50
+    line, column = list(before.rpartition("\n")[2].rpartition("\r")[2] + "^C"), 0
+    assert len(line) < 80
+    screen = ""
+    line = line[:49]  # what a narrower terminal cuts off is gone
+    for character in after.partition("\n")[0]:
+        column = 0 if character == "\r" else column
+        if character != "\r":
+            line[column : column + 1] = [character]
+            column += 1
+    screen = "".join(line)
+    assert "^C" not in screen
+    assert "|" not in screen
 
 
 class Gone(io.StringIO):

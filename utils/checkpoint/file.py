@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError
-from utils.files import atomic_write
+from utils.files import atomic_write, open_regular
 from utils.tree import Keys, map_tensors
 
 STEP_FILE = re.compile(r"step-(\d{8,})\.pth")
@@ -122,8 +122,8 @@ def verify(path: Path) -> None:
     """Read a file once and compare its SHA-256. Raises CheckpointError if a single byte of it is not as written."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            left = path.stat().st_size - COMMENT_LENGTH - 2
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2
             while left > 0 and (chunk := file.read(min(left, 1 << 20))):
                 digest.update(chunk)
                 left -= len(chunk)

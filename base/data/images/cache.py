@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +18,7 @@ from base.array_file import ArrayFile
 from utils.errors import DataError
 from utils.files import atomic_write, file_signature, lock_file
 from utils.paths import display_path
+from utils.streams import say_error
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -107,9 +107,7 @@ class ImageCache:
         waiting = False
         while not lock_file(file := self.lock.open("a")):
             if not waiting:
-                print(
-                    f"waiting for another process, which makes {display_path(self.pixels)}", file=sys.stderr, flush=True
-                )
+                say_error(f"waiting for another process, which makes {display_path(self.pixels)}")
             waiting = True
             time.sleep(0.2)
         with file:

@@ -20,6 +20,7 @@ from base.data.images.cache import Decoded, Pixels
 from utils.errors import DataError
 from utils.paths import display_path
 from utils.signals import ignore_in_worker
+from utils.streams import say_error
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -251,26 +252,24 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
     seconds = time.perf_counter() - start
     if flat:
         more = f" and {len(flat) - MOST_FLAT:,} more" if flat[MOST_FLAT:] else ""
-        print(
+        say_error(
             f"warning: {len(flat):,} of {len(files):,} images came out as a single shade: "
             f"{', '.join(flat[:MOST_FLAT])}{more}. Are they empty, or saved with values that use a small part of their "
             "range? data_loader.args.white sets the value of white in grey images of more than 8 bits",
-            file=sys.stderr,
-            flush=True,
         )
-    print(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}", file=sys.stderr, flush=True)
+    say_error(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}")
 
 
 def _counted(chunks: Iterable[list[Pixels | str]], count: int, title: str) -> Iterator[list[Pixels | str]]:
     """Show the progress: a bar in a terminal, otherwise a line every 5,000 images."""
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     done = 0
     with tqdm(total=count, desc=title, unit=" images", leave=False, disable=not terminal, dynamic_ncols=True) as bar:
         for items in chunks:
             yield items
             bar.update(len(items))
             if not terminal and (done + len(items)) // 5000 > done // 5000:
-                print(f"{title}: {done + len(items):,} of {count:,}", file=sys.stderr, flush=True)
+                say_error(f"{title}: {done + len(items):,} of {count:,}")
             done += len(items)
 
 

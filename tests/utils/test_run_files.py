@@ -1,0 +1,112 @@
+"""What lies in a run folder in place of a file: a folder, a pipe, what may not be read. One message, and no waiting."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from tests.conftest import load_script
+from utils.errors import UserError
+from utils.run_folder import RunFolder
+
+Fit = Callable[..., train.Result]
+FILES = [
+    *(f"checkpoints/{name}.pth" for name in ("best", "last", "step-00000005")),
+    *("metrics.jsonl", "environment.json", "config.json", "train.log", ".lock", ".job", ".started", "initial.pth"),
+    *("events.out.tfevents.9999999999.x", "checkpoints", "test"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """To open a named pipe would wait forever."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def run(fit: Fit) -> Path:
+    return fit("trainer.epochs=1", "trainer.monitor=min val_loss").run_dir
+
+
+def commands(run: Path) -> Iterator[Callable[[], Any]]:
+    yield lambda: train.main(["-r", str(run), "trainer.epochs=2"])
+    yield lambda: train.main(["-r", str(run / "checkpoints" / "last.pth"), "trainer.epochs=2"])
+    yield lambda: load_script("test").main(["-r", str(run)])
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_is_named(run: Path, name: str, make: Callable[[Path], None]) -> None:
+    if make is os.mkdir and name in ("checkpoints", "test"):
+        return
+    path = run / name
+    if path.is_dir():
+        path.rename(run / "aside")
+    else:
+        path.unlink(missing_ok=True)
+    make(path)
+    for command in commands(run):
+        with pytest.raises(UserError, match=f"{path.name}|no such run|no config.json"):
+            command()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "test"])
+def test_a_file_in_place_of_a_folder(run: Path, name: str) -> None:
+    if (run / name).exists():
+        (run / name).rename(run / "aside")
+    (run / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is a file, and should be a folder"):
+        train.main(["-r", str(run)])
+
+
+@pytest.mark.parametrize(("mode", "says"), [(os.R_OK, "cannot be read"), (os.W_OK, "cannot be written")])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "environment.json", "config.json", "train.log", ".lock", "checkpoints"]
+)
+def test_what_one_may_not_read_or_write(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str, mode: int, says: str
+) -> None:
+    original = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, asked: original(path, asked) and (path != run / name or asked != mode)
+    )
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"{name} {says}: you have no permission"):
+        train.main(["-r", str(run), "trainer.epochs=2"])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_path_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be read|no such run"):
+        train.main(["-r", name])
+
+
+def test_an_environment_that_cannot_be_read_is_kept(run: Path) -> None:
+    (run / "environment.json").write_text("[1, 2")
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    assert (run / "environment.json.damaged").read_text() == "[1, 2"
+
+
+def test_a_run_that_is_compared(run: Path, tmp_path: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    load_script("test").main(["--compare", str(run), "--out", str(tmp_path / "out")])
+
+
+def test_the_job_of_another_run_may_be_anything(run: Path) -> None:
+    (run / ".job").mkdir()
+    assert RunFolder.of_job(str(run.parent.parent), "small", "1") is None

@@ -1,0 +1,130 @@
+"""Output that nobody takes, in any encoding, with names that would steer a terminal: nothing fails or gets through."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import train
+from logger.console import Console, styled
+from tests.helpers import PATIENCE, ROOT
+from utils import cli
+from utils.errors import UserError
+from utils.signals import SignalWatch
+from utils.text import printable
+
+Write = Callable[..., Path]
+EVIL = "a\x1b]0;title\x07\x1b[2J\x1b[31mred\r\b\x9bmü\u202e"
+SHOWN = "a\\x1b]0;title\\x07\\x1b[2J\\x1b[31mred\\r\\x08\\x9bmü\\u202e"
+
+
+def test_control_characters_are_shown_and_styles_stay() -> None:
+    assert printable(EVIL) == SHOWN
+    assert printable(f"{styled('good', 'good')}\n\t실험") == f"{styled('good', 'good')}\n\t실험"
+
+
+def test_no_message_carries_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(1)
+    console.open(tmp_path / "train.log")
+    console.info(EVIL)
+    console.warn(EVIL)
+    console.close()
+    captured = capsys.readouterr()
+    assert captured.out == f"{SHOWN}\n"
+    assert captured.err == f"warning: {SHOWN}\n"
+    assert "\x1b" not in (tmp_path / "train.log").read_text()
+
+    def fail(_: object) -> None:
+        raise UserError(EVIL)
+
+    assert cli.run(fail) == 2
+    assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+@pytest.mark.slow
+def test_a_traceback_carries_none_either() -> None:
+    code = "from utils.streams import prepare_streams as p; p(); raise ValueError('a\\x1b[2Jb')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nValueError: a\\x1b[2Jb\n")
+
+
+def test_a_component_with_such_a_name(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(train.main, ["-c", str(write_config(loss=EVIL))]) == 2
+    assert not {"\x1b", "\x07", "\x9b"} & set(capsys.readouterr().err)
+
+
+def test_streams_that_are_none(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ["-c", str(write_config()), "trainer.verbosity=2"]
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.run(train.main, config) == 0
+    assert cli.run(train.main, [*config, "x=1"]) == 2
+
+
+def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    """A line of bash; $T stands for train.py. Its errors go to a file, which is what is returned as stderr."""
+    made = {**os.environ, "OMP_NUM_THREADS": "1", "T": f"{sys.executable} {ROOT / 'train.py'}", **environment}
+    return subprocess.run(["bash", "-c", command], env=made, capture_output=True, timeout=PATIENCE, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_name_that_the_encoding_does_not_have(write_config: Write, encoding: str) -> None:
+    done = shell(f"$T -c {write_config(name='실험')} trainer.epochs=1", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"\\uc2e4\\ud5d8\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "streams",
+    [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "| head -1", "| true", ">/dev/full 2>/dev/full"],
+)
+def test_nobody_takes_the_output(write_config: Write, tmp_path: Path, streams: str) -> None:
+    command = f"$T -c {write_config()} trainer.epochs=1"
+    done = shell(f"set -o pipefail; {command} {streams}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    [run] = (tmp_path / "saved" / "small").iterdir()
+    assert json.loads((run / "metrics.jsonl").read_text())["epoch"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_a_signal_is_taken_only_where_nobody_else_has_it(number: signal.Signals) -> None:
+    def mine(*_: object) -> None:
+        pass
+
+    before = signal.getsignal(number)
+    try:
+        for taken in (signal.SIG_IGN, mine):  # nohup, or a project's own use
+            signal.signal(number, taken)
+            with SignalWatch():
+                assert signal.getsignal(number) == taken
+        signal.signal(number, signal.SIG_DFL)
+        with SignalWatch() as watch:
+            os.kill(os.getpid(), number)
+            assert watch.received == number
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_two_sigints_at_once_are_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    monkeypatch.setattr("utils.signals.time.monotonic", lambda: now[0])
+    with SignalWatch() as watch:
+        for moment in (100.0, 100.1, 100.49):
+            now[0] = moment
+            os.kill(os.getpid(), signal.SIGINT)
+        assert watch.received == signal.SIGINT
+        now[0] = 100.6
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert "stopped immediately" in capfd.readouterr().err
