@@ -18,7 +18,9 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 # what a project adds, in its folders or beside train.py, may be longer, and draw
 OUR_SCRIPTS = {"train.py", "test.py", "new_project.py"}
 OWN = [
-    path for path in SOURCES if path.parent.name not in FLOOR_OF and (path.parent != ROOT or path.name in OUR_SCRIPTS)
+    path
+    for path in SOURCES
+    if path.relative_to(ROOT).parts[0] not in FLOOR_OF and (path.parent != ROOT or path.name in OUR_SCRIPTS)
 ]
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"test"}  # "test" is Python's own package
 
