@@ -11,7 +11,38 @@ from utils.registry import import_components
 
 import_components()
 
+# the project's configs: ours, and those that a project adds
 BUNDLED = sorted([PROJECT / "config.json", *PROJECT.glob("configs/*.json")])
+OURS = {
+    "RandomTensorLoader", "CIFAR10Loader", "ImageFolderLoader", "TwoLayerNet", "LeNet", "LinearRegression",
+    "cross_entropy", "mse_loss", "Trainer",
+}  # fmt: skip
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a config is as the template's are: whole, with its schema, and made of the template's own components."""
+    config = json.loads(path.read_text())
+    if "extends" in config or "$schema" not in config:
+        return False
+    parts = [config.get("data_loader"), config.get("model"), config.get("loss"), config.get("trainer", {})]
+    return {part.get("type", "Trainer") if isinstance(part, dict) else part for part in parts} <= OURS
+
+
+TEMPLATES = [path for path in BUNDLED if is_ours(path)]
+
+
+def with_small_data(path: Path, folder: Path) -> list[str]:
+    """Overrides that put the ten classes of small images in a folder in place of a config's images."""
+    config = load_config(path).config
+    if config.data_loader.type not in ("CIFAR10Loader", "ImageFolderLoader"):
+        return []
+    overrides = [f"data_loader.args.data_dir={folder}"]
+    if "num_classes" in config.model.args:
+        overrides.append("model.args.num_classes=10")
+    if any("num_classes" in metric.args for metric in config.metrics):
+        overrides += ["metrics=[]", "trainer.monitor=null", "trainer.early_stop=null"]
+    return overrides
+
 
 SOUND = """\
 {

@@ -54,14 +54,19 @@ def same(left: Any, right: Any) -> bool:
 
 @contextmanager
 def temporarily(registry: "Registry", *components: Callable[..., Any]) -> Iterator[None]:
-    """Register these until the block is left."""
-    for component in components:
+    """Register these until the block is left, in place of those of the same names, which a project may have."""
+    before = {component.__name__: registry.own().get(component.__name__) for component in components}
+    for name, component in zip(before, components, strict=True):
+        if before[name] is not None:
+            registry.unregister(name)
         registry.register(component)
     try:
         yield
     finally:
-        for component in components:
-            registry.unregister(component.__name__)
+        for name, previous in before.items():
+            registry.unregister(name)
+            if previous is not None:
+                registry.register(previous)
 
 
 def leave_out(part: str) -> None:

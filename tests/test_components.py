@@ -1,5 +1,8 @@
 """Tests that run over everything registered and over every config: a new component is tested by existing."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,44 +12,63 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
+from base.experiment import Outputs
+from base.training.observer import Observer
+from logger.writers import Writers
+from tests.configs import TEMPLATES, with_small_data
 from tests.conftest import CONFIGS
 from tests.helpers import ROOT, lines
+from utils.checkpoint.checkpointer import NoCheckpoints
 from utils.config import load_config
+from utils.errors import DataError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
 from utils.user_code import where
 
 NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 
 
+@contextmanager
+def skipped_without_data() -> Iterator[None]:
+    """A project's own data need not be on every machine that runs the tests."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        pytest.skip(f"its data are not on this machine: {error}")
+
+
 def prepare(path: Path, data: Path) -> BaseTrainer:
     """Everything of a config, built, with small data in place of the real ones."""
-    raw = load_config(path).config
-    overrides = ["runtime.device=cpu"]
-    if "data_dir" in DATA_LOADERS.parameters(raw.data_loader.type):
-        overrides.append(f"data_loader.args.data_dir={data}")
-    loaded = load_config(path, overrides)
-    experiment = build_experiment(loaded)
-    trainer = build_trainer(loaded, experiment)
-    trainer.training = build_training(loaded, experiment)
+    loaded = load_config(path, ["runtime.device=cpu", *with_small_data(path, data)])
+    with skipped_without_data():
+        experiment = build_experiment(loaded)
+        trainer = build_trainer(loaded, experiment)
+        training = build_training(loaded, experiment)
+    nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
+    trainer.begin(training, Outputs(Writers({}), nowhere, Observer()))
     return trainer
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Path) -> None:
+    """In a project's own configs, parameters may take no part in a step, or get a gradient of zero at the start."""
     trainer = prepare(path, own_cifar10)
     batch = next(iter(trainer.training.batches.one_pass()))
     result = trainer.train_step(batch.data)
     assert result.loss.shape == ()
     assert torch.isfinite(result.loss)
-    assert len(result.outputs) == len(result.targets) == batch.range.size
+    if path in TEMPLATES:
+        assert len(result.outputs) == len(result.targets) == batch.range.size
     for name, parameter in trainer.model.named_parameters():
-        assert parameter.grad is not None, f"{name} gets no gradient"
-        assert torch.isfinite(parameter.grad).all(), name
-        assert parameter.grad.any(), f"the gradient of {name} is zero everywhere"
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+        if path in TEMPLATES:
+            assert parameter.grad is not None, f"{name} gets no gradient"
+            assert parameter.grad.any(), f"the gradient of {name} is zero everywhere"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Path) -> None:
+    """Of a project's own models, train.py --check says it, whatever their inputs are."""
     trainer = prepare(path, own_cifar10)
     inputs, _ = next(iter(trainer.training.batches.one_pass())).data
     trainer.model.eval()
@@ -58,11 +80,11 @@ def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Pat
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_every_config_trains_for_some_steps(path: Path, own_cifar10: Path, tmp_path: Path) -> None:
-    raw = load_config(path).config
     overrides = [f"trainer.save_dir={tmp_path}", "trainer.epochs=2", "trainer.steps_per_epoch=3", "runtime.device=cpu"]
-    if "data_dir" in DATA_LOADERS.parameters(raw.data_loader.type):
-        overrides.append(f"data_loader.args.data_dir={own_cifar10}")
-    result = train.main(["-c", str(path), *overrides])
+    if path not in TEMPLATES:
+        overrides.append("lr_scheduler=null")  # which may be made for the length of the real run
+    with skipped_without_data():
+        result = train.main(["-c", str(path), *overrides, *with_small_data(path, own_cifar10)])
     assert result.steps == 6
     assert [record["step"] for record in lines(result.run_dir)] == [3, 6]
 

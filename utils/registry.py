@@ -119,20 +119,22 @@ class Registry:
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
         """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name.
 
-        Of an argument with another default there, as "average", the one that the name stands for is given.
+        An argument whose default differs between the two, as "average", is named too.
         """
         word = _OF_TASK.fullmatch(name)
         if not word or "task" not in self.parameters(word[2]):
             return ""
         task = word[1].lower()
-        written = {"task": task, **_CLASSES[task]}
+        differing = {}
         of_task = getattr(importlib.import_module(f"{self.library}.classification"), name, None)
         known = self.parameters(word[2])
         for key, parameter in (parameters(of_task) if of_task else {}).items():
-            if key in known and parameter.default not in (parameter.empty, known[key].default):
-                written[key] = parameter.default
-        entry = {"type": word[2], "args": {**written, **args}}
-        return f"here it is {json.dumps(entry)}".replace('"..."', "...")
+            if key in known and key not in args and parameter.default not in (parameter.empty, known[key].default):
+                differing[key] = parameter.default
+        entry = {"type": word[2], "args": {"task": task, **_CLASSES[task], **args}}
+        written = json.dumps(entry).replace('"..."', "...")
+        same = f"; with {json.dumps(differing)[1:-1]} among them it gives what {name} gives" if differing else ""
+        return f"here it is {written}{same}"
 
     def _unregistered(self, name: str) -> str:
         """What to do if a file of the users' folders defines this name without registering it; empty otherwise."""

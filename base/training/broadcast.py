@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Size, Tensor, broadcast_shapes
+from torch import Size, Tensor, broadcast_shapes, dist
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +21,7 @@ from utils.tree import tensors
 ELEMENTWISE = {
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
-    F.multilabel_margin_loss, F.multilabel_soft_margin_loss,
+    F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
 OUTPUTS, TARGETS = 1, 2  # where a tensor comes from
 _TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
@@ -50,7 +50,7 @@ class NoBroadcast(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in ELEMENTWISE:
             inputs = args[0] if args else kwargs.get("input")
-            targets = args[1] if len(args) > 1 else kwargs.get("target")
+            targets = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
             if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
                 check_same_shape(self.what, self.phase, inputs.shape, targets.shape)
         result = func(*args, **kwargs)

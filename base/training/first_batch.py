@@ -1,6 +1,7 @@
 """What to say when the first batch fails, looks wrong, or a loss is not finite."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def check_smallest_batch(trainer: Any) -> None:
         return
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     stop = batches.samples_per_pass
-    with isolated("smallest batch"), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    compiled = trainer.runtime.settings.compile  # which would take longer than all the rest
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with isolated("smallest batch"), torch.no_grad(), eager:
         [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
         model.train()
         try:

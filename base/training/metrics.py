@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from base.data.sources import describe_batch
 from base.metric import MetricFunction, StepResult
 from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
@@ -167,7 +168,8 @@ class Metrics:
             if values.shape != (samples,):
                 raise ConfigError(
                     f'metrics: "{name}" gave shape {tuple(values.shape)} for {samples} samples; '
-                    f"a metric function gives one number a sample, shape ({samples},)"
+                    f"a metric function gives one number a sample, shape ({samples},). "
+                    f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
                 )
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():

@@ -22,7 +22,11 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield config.name
     yield _row("model", f"{config.model.type}, {count_parameters(trainer.model):,} parameters")
     validation = f", {training.validation.num_samples:,} for validation" if training.validation else ""
-    yield _row("data", f"{config.data_loader.type}, {training.batches.num_samples:,} samples for training{validation}")
+    batches = training.batches
+    left_out = batches.num_samples - batches.samples_per_pass
+    dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""
+    samples = f"{batches.num_samples:,} samples for training{dropped}{validation}"
+    yield _row("data", f"{config.data_loader.type}, {samples}")
     schedule = f" with {config.lr_scheduler.type}" if config.lr_scheduler else ""
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
     yield _row("training", f"{config.optimizer.type}{schedule}, {length}")

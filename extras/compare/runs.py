@@ -25,8 +25,8 @@ WHICH_DATA = {
 }  # fmt: skip
 # and those that say how they are read and fed; of any other argument, this is unknown
 HOW_FED = {
-    "batch_size", "cache_dir", "crop", "download", "eval_batch_size", "flip", "in_memory", "mean", "num_test_samples",
-    "num_workers", "shuffle", "size", "std",
+    "batch_size", "cache_dir", "crop", "download", "drop_last", "eval_batch_size", "flip", "in_memory", "mean",
+    "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
 ARGUMENT = "data_loader.args."
 

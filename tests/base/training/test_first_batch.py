@@ -94,7 +94,7 @@ def _components() -> Iterator[None]:
     with (
         temporarily(MODELS, Squeezed, Normalised),
         temporarily(DATA_LOADERS, Lines),
-        temporarily(LOSSES, own_loss, F.smooth_l1_loss, F.gaussian_nll_loss),
+        temporarily(LOSSES, own_loss, distance, F.smooth_l1_loss, F.gaussian_nll_loss),
         temporarily(METRICS, own_metric),
         temporarily(TRAINERS, Direct),
     ):
@@ -115,8 +115,8 @@ def regression(model: Any = "Squeezed", **keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "loss",
     [
-        "mse_loss", "own_loss", "smooth_l1_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss",
-        "BCEWithLogitsLoss", "KLDivLoss", "PoissonNLLLoss", "SoftMarginLoss", "HingeEmbeddingLoss",
+        "mse_loss", "own_loss", "distance", "smooth_l1_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss",
+        "BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "PoissonNLLLoss", "SoftMarginLoss", "HingeEmbeddingLoss",
         "MultiLabelSoftMarginLoss",
     ],
 )  # fmt: skip
@@ -140,6 +140,26 @@ def test_a_metric_that_broadcasts_is_refused(fit: Fit, metric: str) -> None:
     with temporarily(LOSSES, flat_loss), pytest.raises(ConfigError) as caught:
         fit(**regression(loss="flat_loss", metrics=[metric]))
     assert f'the metric "{metric}" compares outputs of shape (10,) with targets of shape (10, 1)' in str(caught.value)
+
+
+def test_a_metric_of_another_shape_is_told_with_all_shapes(fit: Fit) -> None:
+    loader = {"type": "RandomTensorLoader", "args": {**REGRESSION, "target_shape": [1]}}
+    model = {"type": "LinearRegression", "args": {"in_features": 6, "out_features": 3}}
+    with temporarily(LOSSES, no_loss), pytest.raises(ConfigError) as caught:
+        fit(data_loader=loader, model=model, loss="no_loss", metrics=["accuracy"])
+    message = str(caught.value)
+    assert '"accuracy" gave shape (10, 10) for 10 samples' in message
+    assert "Outputs: (10, 3) float32; targets: (10, 1) float32" in message
+
+
+def no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Does not look at the targets."""
+    return outputs.square().mean()
+
+
+def distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A number in one step."""
+    return torch.dist(outputs, targets)
 
 
 def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -247,6 +267,16 @@ def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_p
     assert "No step completed" in str(caught.value)
     assert not list(tmp_path.glob("saved/small/*"))
     assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
+
+
+def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was not tried before, as with several processes."""
+    monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+    overrides = ["data_loader.args.num_samples=41", "data_loader.args.validation_split=0"]
+    with pytest.raises(UserError, match=r"this batch is one sample.*\n.*drop_last=true.*batch_size"):
+        fit(*overrides, model="Normalised")
+    with pytest.raises(UserError, match=r"this batch is one sample"):
+        fit("--bs=1", model="Normalised")
 
 
 def test_the_trial_of_one_sample_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
