@@ -74,7 +74,10 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     # there is no optimizer here, and the weights are not sharded
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
     experiment = build_experiment(loaded)
-    progress = checkpoint.saved_progress(_load(source, folder, experiment.model, process_group), source)
+    state = _load(source, folder, experiment.model, process_group)
+    progress = checkpoint.saved_progress(state, source)
+    trainer = build_trainer(loaded, experiment)
+    trainer.load_for_evaluation(state, source)
     with process_group.main_process_first():
         test = experiment.data.test()
     test.divide(process_group.rank, process_group.world_size)
@@ -88,7 +91,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     extra = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None
     with _owned(out, process_group), report or contextlib.nullcontext():
-        values = build_trainer(loaded, experiment).evaluate(test, report or Observer())
+        values = trainer.evaluate(test, report or Observer())
         if process_group.is_main_process:
             say(f"{display_path(source)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
             say(*table([("", name, f"{number(value):>12}") for name, value in values.items()]), sep="\n")

@@ -24,6 +24,7 @@ from base.training.first_batch import (
     first_batch_warnings,
     nan_warning,
     non_finite_loss,
+    untrained_parameters,
     watch_first_batch,
 )
 from base.training.loss import StepLoss, count_of
@@ -316,6 +317,8 @@ class BaseTrainer(ABC):
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
+        if warning := untrained_parameters(self):
+            self.console.warn(warning)
         if not self.supervised:
             return
         for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
@@ -350,7 +353,12 @@ class BaseTrainer(ABC):
         self._saved = moment
 
     def stateful(self) -> dict[str, Any]:
-        """Every part that has a state, by its name in a checkpoint. A subclass may add its own."""
+        """Every part that has a state, by its name in a checkpoint. A subclass may add its own.
+
+        What it makes in its constructor is there in a test too, as averaged weights must be.
+        """
+        if not hasattr(self, "training"):
+            return {"model": self.experiment.model}
         return {
             "data": self.saved_data,
             "model": self.experiment.model,
@@ -384,6 +392,17 @@ class BaseTrainer(ABC):
                 what = format_error_with_source(error)
                 raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
         self._saved = self.progress.state_dict()
+
+    def load_for_evaluation(self, state: dict[str, Any], source: Path) -> None:
+        """Take from a checkpoint what is there without training: the model and the parts that a subclass has added, so
+        that a test evaluates what the validation did. Raises CheckpointError if one does not fit.
+        """
+        for name, part in self.stateful().items():
+            try:
+                part.load_state_dict(state[name])
+            except Exception as error:
+                what = format_error_with_source(error)
+                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
 
     def _restore_random(self, states: list[Any]) -> None:
         """Each process resumes its own generators; one that had none before seeds new ones."""

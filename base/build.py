@@ -24,7 +24,7 @@ from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
-from utils.config.schedulers import contradiction, make_scheduler
+from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError, DataError, UserError
 from utils.optimizers import needs_closure
@@ -235,8 +235,8 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
     component = loaded.config.optimizer
-    parameters = [p for p in experiment.model.parameters() if p.requires_grad]
-    if not parameters:
+    parameters = list(experiment.model.parameters())  # frozen ones too: they may be thawed later
+    if not any(parameter.requires_grad for parameter in parameters):
         raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
     args = dict(component.args)
     fused = experiment.runtime.supports_fused(component.type)
@@ -257,7 +257,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
         return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, epochs=epochs)
-    settings = component.model_dump()
+    settings = with_mode(component.model_dump(), config.trainer.monitor)
     per_step = component.interval == "step"
     length = epochs * (steps if per_step else 1)
     if problem := contradiction(settings, length):

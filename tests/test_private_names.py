@@ -23,8 +23,8 @@ OURS = set(FOLDERS) - {"data_loader", "model", "trainer"}  # what a project does
 SCRIPTS = [ROOT / name for name in ("train.py", "test.py", "new_project.py") if (ROOT / name).exists()]
 SOURCES = sorted([*SCRIPTS, *(path for folder in OURS for path in ROOT.glob(f"{folder}/**/*.py"))])
 
-# documented in spite of the underscore: named tuples, and how a process ends without Python's own end
-DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+# documented in spite of the underscore: named tuples, a module's extra state, the end of a process without Python's own
+DOCUMENTED = {"_asdict", "_exit", "_extra_state", "_fields", "_make", "_replace"}
 
 
 class Private(NamedTuple):

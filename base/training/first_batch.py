@@ -96,6 +96,27 @@ def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequen
     yield from filter(None, warnings)
 
 
+def untrained_parameters(trainer: Any) -> str | None:
+    """What to say of parameters that require a gradient and are in no optimizer: they would never change."""
+    trained = {id(parameter) for parameter in trainer.training.parameters}
+    modules = {"model": trainer.experiment.model}
+    modules |= {name: part for name, part in vars(trainer).items() if isinstance(part, nn.Module) and name != "model"}
+    names = [
+        f"{name}.{inner}"
+        for name, module in modules.items()
+        for inner, parameter in module.named_parameters()
+        # a frozen model of the trainer's own has no gradient
+        if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
+    ]
+    if not names:
+        return None
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        f"no optimizer has {', '.join(names[:5])}{more}, so that they never change. Make them in the model's "
+        "constructor, or set requires_grad to False"
+    )
+
+
 def surplus_outputs(result: StepResult, class_names: Sequence[str] | None) -> str | None:
     """A classifier with more outputs, (B, C), than the data have classes, which trains all the same."""
     outputs, targets = result.outputs, result.targets

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from utils.config.dry_run import dry_run_problems
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
-from utils.config.schedulers import contradiction, ineffective_rate
+from utils.config.schedulers import contradiction, ineffective_rate, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
@@ -95,10 +95,8 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
     length = _schedule_length(config)
     if length and (problem := contradiction(scheduler.model_dump(), length)):
         yield problem
-    if scheduler.type == "ReduceLROnPlateau" and not config.trainer.monitor:
-        yield Problem(("lr_scheduler",), 'ReduceLROnPlateau follows trainer.monitor; set it, as in "min val_loss"')
-    elif scheduler.type == "ReduceLROnPlateau" and scheduler.interval == "step":
-        yield Problem(("lr_scheduler", "interval"), 'ReduceLROnPlateau moves after each epoch: "interval": "epoch"')
+    if problem := monitor_conflict(scheduler.type, scheduler.args, scheduler.interval, config.trainer.monitor):
+        yield problem
 
 
 def _reduction_problems(loss: Component) -> Iterator[Problem]:

@@ -5,9 +5,10 @@ from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.config.located_json import Problem
+from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, name_and_args
 
 # the argument that is the length of the run unless the config gives it
@@ -38,6 +39,34 @@ def make_scheduler(entry: Any, optimizer: Optimizer, length: int, build: Build, 
     if name != "ChainedScheduler":
         args["optimizer"] = optimizer
     return build(path, name, args)
+
+
+def follows_monitor(name: str) -> bool:
+    """Whether a scheduler moves by the monitored value: ReduceLROnPlateau, or your own class that extends it."""
+    made = SCHEDULERS.get(name)
+    return isinstance(made, type) and issubclass(made, ReduceLROnPlateau)
+
+
+def with_mode(entry: dict[str, Any], monitor: str | None) -> dict[str, Any]:
+    """The entry of a scheduler that moves by the monitored value, with the mode of the monitor."""
+    if not monitor or not follows_monitor(entry["type"]) or "mode" not in SCHEDULERS.parameters(entry["type"]):
+        return entry
+    return {**entry, "args": {"mode": monitor.split()[0], **entry["args"]}}
+
+
+def monitor_conflict(name: str, args: dict[str, Any], interval: str, monitor: str | None) -> Problem | None:
+    """What is wrong with a scheduler that moves by the monitored value."""
+    if not follows_monitor(name):
+        return None
+    if not monitor:
+        return Problem(("lr_scheduler",), f'{name} follows trainer.monitor; set it, as in "min val_loss"')
+    if interval == "step":
+        return Problem(("lr_scheduler", "interval"), f'{name} moves after each epoch: "interval": "epoch"')
+    mode = monitor.split()[0]
+    if args.get("mode", mode) != mode:
+        message = f'contradicts trainer.monitor, which is "{monitor}"; leave it out, and it follows the monitor'
+        return Problem(("lr_scheduler", "args", "mode"), message)
+    return None
 
 
 def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:

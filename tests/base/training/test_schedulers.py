@@ -24,6 +24,27 @@ def made(entry: Any, length: int) -> Any:
     return make_scheduler(entry, optimizer, length, build, ("lr_scheduler",))
 
 
+def test_a_plateau_follows_the_monitor(fit: Callable[..., train.Result]) -> None:
+    """Every epoch's accuracy is an improvement under "max", and none is under "min"."""
+    plateau = {"type": "ReduceLROnPlateau", "args": {"patience": 0, "threshold": -0.9, "factor": 0.5}}
+    up = fit("trainer.monitor=max val_accuracy", "trainer.epochs=4", lr_scheduler=plateau)
+    assert up.last["lr"] == 0.1
+    down = fit(
+        "trainer.monitor=min val_accuracy",
+        "trainer.epochs=4",
+        "lr_scheduler.args.threshold=0.99",
+        lr_scheduler=plateau,
+    )
+    assert down.last["lr"] == pytest.approx(0.1 / 4)
+
+
+def test_a_plateau_cannot_contradict_the_monitor(fit: Callable[..., train.Result]) -> None:
+    plateau = {"type": "ReduceLROnPlateau", "args": {"mode": "min"}}
+    with pytest.raises(ConfigError, match=r'lr_scheduler.args.mode: contradicts trainer.monitor.*"max val_accuracy"'):
+        fit("trainer.monitor=max val_accuracy", lr_scheduler=plateau)
+    fit("trainer.monitor=min val_loss", "trainer.epochs=1", lr_scheduler=plateau)
+
+
 def test_the_length_of_the_run_is_filled_in() -> None:
     assert made("CosineAnnealingLR", 12).T_max == 12
     assert made({"type": "CosineAnnealingLR", "args": {"T_max": 5}}, 12).T_max == 5

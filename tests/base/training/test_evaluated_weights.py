@@ -1,0 +1,125 @@
+"""What is validated is what is tested, and what trains is what the optimizer has."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import train
+from base.base_model import BaseModel
+from base.experiment import Experiment
+from base.metric import StepResult
+from tests.conftest import load_script
+from tests.helpers import lines, state, temporarily
+from trainer.trainer import Trainer
+from utils.registry import MODELS, TRAINERS
+from utils.schema import TrainerConfig
+
+Fit = Callable[..., train.Result]
+
+
+class AveragedTrainer(Trainer):
+    """Validates an average of the weights, as a user writes it."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        average = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(experiment.model, multi_avg_fn=average, use_buffers=True)
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        self.ema.update_parameters(self.experiment.model)
+        return result
+
+    def evaluate(self, *args: Any) -> dict[str, float]:
+        model, self.model = self.model, self.ema
+        try:
+            return super().evaluate(*args)
+        finally:
+            self.model = model
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "ema": self.ema}
+
+
+class Thawing(Trainer):
+    """Trains the first layer from the second epoch on, which is frozen in the model's constructor."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.model.get_submodule("first").requires_grad_(self.progress.epochs >= 1)
+        return super().train_step(batch)
+
+
+class Frozen(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5).requires_grad_(False), nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.second(self.first(inputs))
+
+
+class LateTrainer(Trainer):
+    """Replaces a layer after the optimizer was made, and has a layer of its own."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        experiment.model.second = nn.Linear(5, 3)
+        self.scale = nn.Linear(3, 3)
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.scale(self.model(inputs))
+        loss = self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(TRAINERS, AveragedTrainer, Thawing, LateTrainer), temporarily(MODELS, Frozen):
+        yield
+
+
+def test_what_is_validated_is_what_is_tested(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test data are made those of the validation: test.py gives the very number that chose the best checkpoint."""
+    result = fit("trainer.type=AveragedTrainer", "trainer.monitor=min val_loss", "--lr", "0.5", "trainer.epochs=3")
+    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.test", lambda self: self.validation())
+    tested = load_script("test").main(["-r", str(result.run_dir)])
+    assert tested["loss"] == result.best
+    best = state(result.run_dir, "best.pth")
+    assert not torch.equal(best["ema"]["module.fc1.weight"], best["model"]["fc1.weight"])
+
+
+def test_averaged_weights_resume_exactly(fit: Fit) -> None:
+    whole = fit("trainer.type=AveragedTrainer", "trainer.epochs=3")
+    short = fit("trainer.type=AveragedTrainer", "trainer.epochs=1")
+    train.main(["-r", str(short.run_dir), "trainer.epochs=3"])
+    assert lines(short.run_dir) == lines(whole.run_dir)
+    one, other = (state(run.run_dir)["ema"] for run in (whole, short))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def weights(run: Path) -> Tensor:
+    found: Tensor = state(run)["model"]["first.weight"]
+    return found
+
+
+def test_a_layer_that_is_thawed_later_trains(fit: Fit) -> None:
+    keys = {"model": {"type": "Frozen"}}
+    frozen, thawed = (fit("trainer.type=Thawing", f"trainer.epochs={epochs}", **keys).run_dir for epochs in (1, 2))
+    initial = fit("trainer.epochs=1", **keys).run_dir
+    assert torch.equal(weights(frozen), weights(initial))
+    assert not torch.equal(weights(thawed), weights(initial))
+
+
+def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("trainer.type=LateTrainer", model={"type": "Frozen"})
+    expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so that they never"
+    assert expected in capsys.readouterr().err
+    fit(model={"type": "Frozen"})
+    assert "no optimizer has" not in capsys.readouterr().err
