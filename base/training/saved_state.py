@@ -86,7 +86,7 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
     if isinstance(saved, Tensor):
         return keys[0] == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
-    return isinstance(saved, (int, float)) and not isinstance(saved, bool) and (saved != saved or abs(saved) < 2**63)
+    return isinstance(saved, float) or (type(saved) is int and abs(saved) < 2**63)
 
 
 def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:
