@@ -42,7 +42,7 @@ def check_parts(parts: Mapping[str, Any]) -> None:
                 kind.get_extra_state is not nn.Module.get_extra_state
                 and kind.set_extra_state is nn.Module.set_extra_state
             ):
-                where = ".".join(filter(None, [name, inner, "_extra_state"]))
+                where = ".".join(filter(None, [name, inner]))
                 problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
     if problems:
         raise UserError(

@@ -179,7 +179,7 @@ def test_a_model(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_that_could_not_take_its_state_back(fit: Fit, tmp_path: Path) -> None:
     with temporarily(MODELS, OneWay):
-        refused(fit, tmp_path, r"model\._extra_state: OneWay has get_extra_state\(\) but no set", model="OneWay")
+        refused(fit, tmp_path, r"model: OneWay has get_extra_state\(\) but no set", model="OneWay")
 
 
 def test_an_optimizer_whose_first_step_makes_the_state(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
