@@ -108,7 +108,7 @@ def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     assert differences(whole, run) == []
 
 
-def test_nothing_begins_again_in_silence_where_checkpoints_are_gone(fit: Fit) -> None:
+def test_a_run_does_not_restart_silently_where_checkpoints_are_gone(fit: Fit) -> None:
     run = fit("trainer.epochs=4").run_dir
     before = lines(run)
     for path in (run / "checkpoints").iterdir():
