@@ -1,5 +1,6 @@
 """What the tests share: small data made here, runs in a temporary folder, nothing from the network."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -78,44 +79,45 @@ def own_cifar10(monkeypatch: pytest.MonkeyPatch, cifar10_folder: Path) -> Path:
     return cifar10_folder
 
 
+def small_config(folder: Path, **keys: Any) -> Path:
+    """A small classification on random tensors that trains in a blink; the keywords replace its keys."""
+    config: Json = {
+        "name": "small",
+        "data_loader": {
+            "type": "RandomTensorLoader",
+            "args": {
+                "num_samples": 50,
+                "num_test_samples": 20,
+                "input_shape": [6],
+                "num_classes": 3,
+                "batch_size": 8,
+                "validation_split": 10,
+            },
+        },
+        "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3}},
+        "loss": "cross_entropy",
+        "metrics": ["accuracy"],
+        "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+        "trainer": {
+            "epochs": 2,
+            "save_dir": str(folder / "saved"),
+            "verbosity": 1,
+            "log_every_steps": 2,
+            "pictures_every": 0,  # half a second each time
+        },
+        "runtime": {"device": "cpu"},
+    }
+    for key, value in keys.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) and "type" not in value else value
+    path = folder / "config.json"
+    path.write_text(json.dumps(config, indent=2))
+    return path
+
+
 @pytest.fixture
 def write_config(tmp_path: Path) -> Callable[..., Path]:
-    """A small classification on random tensors that trains in a blink; the arguments replace its keys."""
-
-    def write(**keys: Any) -> Path:
-        config: Json = {
-            "name": "small",
-            "data_loader": {
-                "type": "RandomTensorLoader",
-                "args": {
-                    "num_samples": 50,
-                    "num_test_samples": 20,
-                    "input_shape": [6],
-                    "num_classes": 3,
-                    "batch_size": 8,
-                    "validation_split": 10,
-                },
-            },
-            "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3}},
-            "loss": "cross_entropy",
-            "metrics": ["accuracy"],
-            "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
-            "trainer": {
-                "epochs": 2,
-                "save_dir": str(tmp_path / "saved"),
-                "verbosity": 1,
-                "log_every_steps": 2,
-                "pictures_every": 0,  # half a second each time
-            },
-            "runtime": {"device": "cpu"},
-        }
-        for key, value in keys.items():
-            config[key] = {**config[key], **value} if isinstance(value, dict) and "type" not in value else value
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(config, indent=2))
-        return path
-
-    return write
+    """Writes the small config, with some keys replaced."""
+    return functools.partial(small_config, tmp_path)
 
 
 @pytest.fixture

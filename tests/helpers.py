@@ -1,6 +1,7 @@
 """What several tests look at."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,12 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def state(run: Path, name: str = "last.pth") -> Json:
     return checkpoint.read(run / "checkpoints" / name)
+
+
+def copy_run(run: Path, folder: Path) -> Path:
+    """A copy of a run; names of one checkpoint file are links to one file in it too."""
+    subprocess.run(["cp", "-a", str(run), str(folder)], check=True)
+    return folder / run.name
 
 
 def same(left: Any, right: Any) -> bool:

@@ -141,7 +141,7 @@ def test_circles_are_found() -> None:
     assert circles(graph) == [["a", "b", "c"], ["e", "f"]]
 
 
-def test_an_import_is_seen_wherever_it_stands(tmp_path: Path) -> None:
+def test_an_import_is_found_anywhere_in_a_file(tmp_path: Path) -> None:
     texts = {
         "top": "import base.first\n",
         "inner": "def f():\n    from base import first\n",

@@ -112,6 +112,7 @@ def test_a_mistake_leaves_no_run_folder(write_config: Write, tmp_path: Path) -> 
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.slow
 def test_testing_takes_the_best_checkpoint_or_the_one_named(fit: Fit) -> None:
     test = load_script("test")
     result = fit("trainer.epochs=6", "trainer.monitor=max val_loss", "--lr=0.5", "trainer.keep_last=null")

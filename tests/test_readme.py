@@ -43,7 +43,7 @@ def run(project: Path, *arguments: str) -> CompletedProcess[str]:
     return forked.run("train.py", *arguments, cwd=project, timeout=PATIENCE)
 
 
-def test_a_model_of_ones_own(project: Path) -> None:
+def test_the_readmes_model(project: Path) -> None:
     done = run(project, 'model={"type": "MyNet", "args": {"in_features": 1000}}', "--lr=1e-5", "trainer.epochs=2")
     assert done.returncode == 0, done.stderr
     wrong = run(project, 'model={"type": "MyNet", "args": {"in_features": "many"}}')
@@ -66,7 +66,7 @@ def own(project: Path, **keys: Any) -> Path:
     return path
 
 
-def test_data_and_a_metric_of_ones_own(project: Path) -> None:
+def test_the_readmes_data_and_metric(project: Path) -> None:
     metrics, trainer = ["accuracy", "confidence"], {"epochs": 2, "monitor": "max val_confidence"}
     config = own(project, metrics=metrics, trainer=trainer)
     done = run(project, "-c", str(config), "data_loader.args.num_workers=2")
@@ -74,7 +74,7 @@ def test_data_and_a_metric_of_ones_own(project: Path) -> None:
     assert "confidence" in done.stdout
 
 
-def test_a_trainer_of_ones_own_goes_on_exactly(project: Path) -> None:
+def test_the_readmes_trainer_resumes_exactly(project: Path) -> None:
     (options,) = re.findall(r"`python train\.py -c \S+ (trainer\.type=.*)` trains", README)
     for name, epochs in (("whole", 2), ("halves", 1)):
         config = own(project, name=name)

@@ -162,7 +162,7 @@ def test_every_optimizer_of_torch_trains(fit: Fit, name: str) -> None:
     assert moved[0] != moved[-1]
 
 
-def test_a_larger_run_lays_its_schedule_out_anew(fit: Fit) -> None:
+def test_a_larger_run_recomputes_its_schedule(fit: Fit) -> None:
     scheduler = {"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}
     short = fit("trainer.epochs=2", lr_scheduler=scheduler)
     assert lines(short.run_dir)[-1]["lr"] < 1e-3
@@ -310,7 +310,7 @@ def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
     assert first.run_dir != again.run_dir
 
 
-def test_more_outputs_than_classes_are_told() -> None:
+def test_more_outputs_than_classes_are_a_warning() -> None:
     result = StepResult(torch.zeros(()), torch.zeros(4, 10), torch.tensor([0, 1, 1, 0]))
     assert "the model has 10 outputs, but the data have 2 classes" in str(surplus_outputs(result, ("cat", "dog")))
     assert surplus_outputs(result, None) is None
@@ -326,7 +326,7 @@ ENTROPIES = [functools.partial(LOSSES.own()["cross_entropy"], label_smoothing=0.
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
-def test_targets_that_are_not_probabilities_are_told(criterion: Any) -> None:
+def test_targets_that_are_not_probabilities_are_reported(criterion: Any) -> None:
     for rows in ([[0.5, 2.0]], [[1.0, 0.0], [-0.5, 1.5]], [[1.0, 1.0, 0.0]], [[0.0], [1.0]]):
         assert "mse_loss" in str(not_probabilities(soft(*rows), criterion)), rows
         assert not_probabilities(soft(*rows), nn.MSELoss()) is None
@@ -343,7 +343,7 @@ def test_probabilities_are_no_mistake(criterion: Any) -> None:
     assert not_probabilities(indices, criterion) is None
 
 
-def test_numbers_under_cross_entropy_are_told_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_under_cross_entropy_are_reported_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
     assert capsys.readouterr().err.count("cross_entropy expects class probabilities") == 1
 

@@ -45,7 +45,7 @@ def test_an_open_reader_sees_one_curve(fit: Fit, monkeypatch: pytest.MonkeyPatch
     assert display_path(reader) == curves(run) == curves(whole.run_dir)
 
 
-def test_each_step_stands_once_in_the_files_and_no_reader_has_to_sort_it_out(fit: Fit) -> None:
+def test_each_step_is_in_the_files_once_and_in_order(fit: Fit) -> None:
     run = fit(*OFTEN, "trainer.keep_last=null").run_dir
     before = records(run)
     assert len({(tag, step) for tag, step, _ in before}) == len(before)

@@ -158,7 +158,7 @@ def test_workers_that_are_left_do_not_hold_up_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker looks for its parent itself")
-def test_a_worker_that_begins_after_its_parent_was_killed_ends(tmp_path: Path) -> None:
+def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path: Path) -> None:
     code = (
         "import multiprocessing, os\nfrom utils.signals import ignore_in_worker\n"
         "def work():\n    os.getppid = lambda: 1\n    ignore_in_worker()\n"

@@ -99,7 +99,7 @@ def test_changed_files_are_read_again(cifar10: Path, change: str) -> None:
 @pytest.mark.parametrize("file", ["train.npy", "train.npz"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped", "other shape"])
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_damaged_cache_is_made_anew(cifar10: Path, file: str, damage: str, in_memory: bool) -> None:
+def test_a_damaged_cache_is_rebuilt(cifar10: Path, file: str, damage: str, in_memory: bool) -> None:
     whole, labels, _ = read(cifar10)
     path = cifar10 / "cifar-10-cache" / file
     data = bytearray(path.read_bytes())

@@ -117,7 +117,7 @@ def test_validation_may_have_a_folder_of_its_own(photos: Path) -> None:
     assert split.num_samples == 5
 
 
-def test_what_is_no_image_is_left_out_and_told(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_images_are_skipped_and_reported(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cats = photos / "train" / "고양이"
     for name in ("notes.txt", "film.gif", ".hidden.png", "._0.png"):
         (cats / name).write_bytes(b"no image")
@@ -154,7 +154,7 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
-def test_another_layout_is_told(photos: Path, change: Callable[[Path], Any], message: str) -> None:
+def test_another_layout_is_reported(photos: Path, change: Callable[[Path], Any], message: str) -> None:
     change(photos)
     with pytest.raises(DataError, match=message):
         loader(photos).training(seed=0)

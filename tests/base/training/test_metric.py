@@ -53,7 +53,7 @@ def test_intervals_are_means_since_the_last_one() -> None:
     assert made.compute()["loss"] == pytest.approx(float(F.cross_entropy(OUTPUTS, TARGETS)), rel=1e-6)
 
 
-def test_sums_go_on_from_a_saved_state_to_the_bit() -> None:
+def test_sums_resume_from_a_saved_state_bit_for_bit() -> None:
     from torchmetrics import F1Score
 
     def make() -> Metrics:

@@ -71,7 +71,7 @@ IMAGES: dict[str, Any] = {
 }
 
 
-def test_a_run_without_a_checkpoint_begins_again(fit: Fit) -> None:
+def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     whole = fit(*BUSY, "trainer.epochs=2")
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
@@ -98,7 +98,7 @@ def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch
     equal(whole.run_dir, half)
 
 
-def test_a_longer_run_goes_on_in_the_same_folder(fit: Fit) -> None:
+def test_a_longer_run_resumes_in_the_same_folder(fit: Fit) -> None:
     short = fit("trainer.epochs=2", "trainer.monitor=min val_loss")
     longer = train.main(["-r", str(short.run_dir), "trainer.epochs=5"])
     asked = fit("trainer.epochs=5", "trainer.monitor=min val_loss")
@@ -138,7 +138,7 @@ def test_a_finished_run_stays_as_it_is(fit: Fit) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("method", ["optimizer_step", "evaluate"])
-def test_a_signal_saves_and_the_run_goes_on(
+def test_a_signal_saves_and_the_run_resumes(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, method: str
 ) -> None:
     whole = fit(*BUSY)
@@ -268,7 +268,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/train.log"], "is not a checkpoint in a run folder"),
     ],
 )
-def test_what_cannot_be_resumed_is_said(fit: Fit, arguments: list[str], says: str) -> None:
+def test_what_cannot_be_resumed_is_reported(fit: Fit, arguments: list[str], says: str) -> None:
     run = fit().run_dir
     with pytest.raises(UserError, match=says):
         train.main([argument.format(run=run) for argument in arguments])

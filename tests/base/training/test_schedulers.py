@@ -85,7 +85,7 @@ def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) ->
     assert (problem and problem.path[-1]) == key
 
 
-def test_a_rate_that_the_scheduler_overrules_is_told_of(
+def test_a_rate_that_the_scheduler_overrules_is_reported(
     write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a file it is common; on the command line something is expected of it."""

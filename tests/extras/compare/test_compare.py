@@ -20,6 +20,8 @@ from utils.registry import DATA_LOADERS
 test = load_script("test")
 Make = Callable[..., Path]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
@@ -98,7 +100,7 @@ def test_the_largest_is_best_where_that_is_monitored(make: Make, capsys: pytest.
     assert [line.split()[0] for line in printed[2:4]] == ["20260101-000002", "20260101-000001"]
 
 
-def test_what_became_of_each_run_is_said(make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_outcome_of_each_run_is_shown(make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     done = make("20260101-000001", [0.3, 0.2, 0.1])
     make("20260101-000002", [0.4, 0.5])
     early = {"epochs": 50, "early_stop": 2, "monitor": "min val_loss"}

@@ -236,7 +236,7 @@ def test_what_a_loader_gives_for_pictures_is_checked(fit: Fit, monkeypatch: pyte
         test.main(["-r", str(run)])
 
 
-def test_an_empty_test_set_is_said_and_nothing_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_test_set_is_reported_and_nothing_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = TensorSource(torch.empty(0, 6), torch.empty(0, dtype=torch.int64))
     monkeypatch.setattr(RandomTensorLoader, "test_data", lambda self: empty)
     with pytest.raises(DataError, match="the test data are empty"):

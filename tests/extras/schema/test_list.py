@@ -56,7 +56,7 @@ def test_a_name_that_is_not_there() -> None:
         ("BinaryRecall", '{"type": "Recall", "args": {"task": "binary"}}'),
     ],
 )
-def test_a_metric_of_one_task_is_told_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
+def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f'no component "{name}"; here it is {text}')):
         listing(name)
     config = tmp_path / "config.json"
@@ -66,7 +66,7 @@ def test_a_metric_of_one_task_is_told_by_its_argument(tmp_path: Path, name: str,
     assert message(config) == ""
 
 
-def test_what_is_said_of_an_argument_stands_in_one_place() -> None:
+def test_an_argument_is_described_in_one_place() -> None:
     text = listing("ImageFolderLoader")
     assert text.count("edge of the images in pixels") == text.count("else a tenth of") == 1
     assert "The array is rebuilt when a file is added" in text

@@ -97,7 +97,7 @@ class Peculiar(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(fit: Fit) -> None:
+def test_an_observed_run_ends_with_the_same_bits_as_one_that_is_not(fit: Fit) -> None:
     for keys in ({"model": {"type": "Peculiar", "args": {}}}, IMAGES):
         with temporarily(MODELS, Peculiar):
             looked = fit("trainer.pictures_every=1", "trainer.profile_steps=[2,3]", **keys).run_dir
@@ -106,6 +106,7 @@ def test_a_run_ends_with_the_same_bits_whether_it_is_looked_at_or_not(fit: Fit) 
         assert [part for part in one if part != "writers" and not same(one[part], other[part])] == []
 
 
+@pytest.mark.slow
 def test_a_classification_shows_all_there_is(fit: Fit) -> None:
     run = fit("trainer.pictures_every=1", "trainer.monitor=max val_accuracy", **IMAGES).run_dir
     weights = {name for name, _ in LeNet().named_parameters()}
@@ -119,6 +120,7 @@ def test_a_classification_shows_all_there_is(fit: Fit) -> None:
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoints"]
 
 
+@pytest.mark.slow
 def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit: Fit, tmp_path: Path) -> None:
     given: list[Tensor] = []
 
@@ -168,7 +170,7 @@ def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fi
     assert steps("trainer.pictures_every=null", *early) == [15]
 
 
-def test_a_run_that_goes_on_shows_what_it_is_now(fit: Fit) -> None:
+def test_a_resumed_run_shows_what_it_is_now(fit: Fit) -> None:
     run = fit("trainer.epochs=1", "trainer.pictures_every=null").run_dir
     before = tags(run)
     train.main(["-r", str(run)])  # at its end already
@@ -180,7 +182,7 @@ def test_a_run_that_goes_on_shows_what_it_is_now(fit: Fit) -> None:
     assert [event.step for event in read(run).Images("evaluation/confusion_matrix")] == [5, 10]
 
 
-def test_an_unfinished_run_is_not_said_to_be_finished(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_run_is_not_shown_as_finished(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit().run_dir
     with monkeypatch.context() as patch:
         killed_in(patch, "optimizer_step", calls=2)
@@ -222,12 +224,12 @@ def test_the_gradient_norm_is_that_before_clipping(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["LBFGS", "Rprop"])
-def test_other_optimizers_are_looked_at_too(fit: Fit, optimizer: str) -> None:
+def test_runs_with_other_optimizers_are_shown_too(fit: Fit, optimizer: str) -> None:
     run = fit(optimizer={"type": optimizer}, trainer={"profile_steps": [1, 2]}).run_dir
     assert "gradient_norm" in tags(run)
 
 
-def test_the_model_stands_there_as_a_table_and_as_a_graph(fit: Fit) -> None:
+def test_the_model_is_shown_as_a_table_and_as_a_graph(fit: Fit) -> None:
     run = fit(**IMAGES).run_dir
     table = written(run, "model")
     assert "62,006 trainable parameters" in table
@@ -406,7 +408,7 @@ def test_steps_beyond_the_end_of_the_run(
     assert says in printed.out + printed.err
 
 
-def test_a_run_that_goes_on_profiles_what_is_left_of_the_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_profiles_the_remaining_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("trainer.profile_steps=[9,12]").run_dir
     train.main(["-r", str(run), "trainer.epochs=3"])
     train.main(["-r", str(run), "trainer.epochs=4"])
@@ -430,7 +432,7 @@ def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys:
         (["trainer.pictures_every=-1"], "pictures_every"),
     ],
 )
-def test_mistakes_are_told(fit: Fit, overrides: list[str], says: str) -> None:
+def test_mistakes_are_reported(fit: Fit, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         fit(*overrides)
 

@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -51,7 +52,12 @@ look(document);
 COUNT = EVERYWHERE + "return found.filter((element) => element.getClientRects().length).length;"
 LOADED = EVERYWHERE + "return found.filter((image) => image.complete && image.naturalWidth > 50).length;"
 TEXT = EVERYWHERE + "return found.map((element) => element.textContent).join(' ');"
+FETCHED = "return performance.getEntriesByType('resource').length;"
 WORDS = "span, div, text, title, td, th, h3, code, p, vaadin-grid-cell-content"
+
+
+QUIET = 60
+"""Seconds after which a page that neither changes nor fetches anything is complete, whatever is missing on it."""
 
 
 class Page:
@@ -64,21 +70,42 @@ class Page:
         self.browser.get("about:blank")  # another fragment alone would not load the page anew
         self.browser.get(f"{self.address}#{name}")
 
-    def until(self, condition: Callable[[], Any], missing: str) -> None:
-        WebDriverWait(self.browser, PATIENCE, poll_frequency=0.2).until(lambda _: condition(), missing)
+    def until(self, missing: Callable[[], Any]) -> None:
+        """Wait until nothing is missing. A page that is complete without it fails, with the text that it has."""
+        before, since = "", time.monotonic()
+
+        def found(_: Chrome) -> bool:
+            nonlocal before, since
+            lacking, now, text = missing(), time.monotonic(), self.text()
+            content = f"{self.browser.execute_script(FETCHED)} {text}"
+            if content != before:
+                before, since = content, now
+            where = f"{self.browser.current_url}, which has: {' '.join(text.split())}"
+            assert not lacking or now - since < QUIET, f"{lacking} not found on {where}"
+            return not lacking
+
+        WebDriverWait(self.browser, PATIENCE, poll_frequency=0.2).until(found)
+
+    def text(self) -> str:
+        return str(self.browser.execute_script(TEXT, WORDS))
 
     def has(self, *words: str) -> None:
-        """Wait until all these words stand there."""
-        self.until(lambda: not self.lacks(words), f"one of {words} is not on {self.browser.current_url}")
+        """Wait until the page has all these words."""
 
-    def shows(self, selector: str, at_least: int) -> None:
+        def lacking() -> list[str]:
+            text = self.text()
+            return [word for word in words if word not in text]
+
+        self.until(lacking)
+
+    def shows(self, selector: str, at_least: int, script: str = COUNT) -> None:
         """Wait until so many elements are visible."""
-        missing = f"fewer than {at_least} {selector} on {self.browser.current_url}"
-        self.until(lambda: self.browser.execute_script(COUNT, selector) >= at_least, missing)
 
-    def lacks(self, words: Sequence[str]) -> list[str]:
-        text = self.browser.execute_script(TEXT, WORDS)
-        return [word for word in words if word not in text]
+        def lacking() -> str:
+            count = self.browser.execute_script(script, selector)
+            return f"{at_least} of {selector} (but {count})" if count < at_least else ""
+
+        self.until(lacking)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +156,9 @@ def page(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
             addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
             address = next(found[0] for found in addresses if found)
             with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
-                made = Page(browser, address)
-                made.until(lambda: everything_is_read(address), "TensorBoard did not read the runs")
-                yield made
+                reading = WebDriverWait(browser, PATIENCE, poll_frequency=0.2)
+                reading.until(lambda _: everything_is_read(address), "TensorBoard did not read the runs")
+                yield Page(browser, address)
         finally:
             server.terminate()
 
@@ -159,7 +186,7 @@ def test_scalars(page: Page) -> None:
 def test_images(page: Page) -> None:
     page.open("images")
     page.has("images/training", "evaluation/confusion_matrix", "evaluation/mistakes", "evaluation/predicted_over_true")
-    page.until(lambda: page.browser.execute_script(LOADED, "img") >= 7, "the pictures did not load")
+    page.shows("img", at_least=7, script=LOADED)
 
 
 def test_graph(page: Page) -> None:

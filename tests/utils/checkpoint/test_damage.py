@@ -10,8 +10,8 @@ import pytest
 
 import train
 from tests.campaign import differences
-from tests.conftest import load_script
-from tests.helpers import lines
+from tests.conftest import load_script, small_config
+from tests.helpers import copy_run, lines
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.errors import CheckpointError
@@ -65,6 +65,16 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+@pytest.fixture(scope="module")
+def whole_and_begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of three epochs, and one that stopped after two."""
+    config = small_config(tmp_path_factory.mktemp("runs"))
+    return (
+        train.main(["-c", str(config), *OFTEN, "trainer.epochs=3"]).run_dir,
+        train.main(["-c", str(config), *OFTEN, "name=begun"]).run_dir,
+    )
+
+
 @pytest.mark.parametrize("spoil", [empty, flip, remove])
 @pytest.mark.parametrize(
     "names",
@@ -78,10 +88,14 @@ def remove(path: Path) -> None:
     ],
 )
 def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
-    fit: Fit, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], spoil: Callable[[Path], None]
+    whole_and_begun: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: tuple[str, ...],
+    spoil: Callable[[Path], None],
 ) -> None:
-    whole = fit(*OFTEN, "trainer.epochs=3")
-    run = fit(*OFTEN, name="spoiled").run_dir
+    whole, begun = whole_and_begun
+    run = copy_run(begun, tmp_path)
     for name in names:
         path = run / "checkpoints" / name
         if path.exists():
@@ -94,10 +108,10 @@ def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     said = capsys.readouterr().err
     if spoil is not remove and "best.pth" not in names:
         assert f"{names[-1]} is damaged" in said
-    assert differences(whole.run_dir, run) == []
+    assert differences(whole, run) == []
 
 
-def test_nothing_begins_again_in_silence_where_checkpoints_are_gone(fit: Fit) -> None:
+def test_a_run_does_not_restart_silently_where_checkpoints_are_gone(fit: Fit) -> None:
     run = fit("trainer.epochs=4").run_dir
     before = lines(run)
     for path in (run / "checkpoints").iterdir():

@@ -108,6 +108,7 @@ def test_what_writes_it_is_not_imported_where_it_is_not_asked_for(write_config: 
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_testing_and_fine_tuning_take_it(fit: Fit) -> None:
     values = [load_script("test").main(["-r", str(fit(kind, name="x").run_dir)]) for kind in (SHARDED, OFTEN[2])]
     assert values[0] == values[1]
