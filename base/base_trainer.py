@@ -31,14 +31,13 @@ from base.training.loss import StepLoss, count_of
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.saved_state import check_state
+from base.training.saved_state import check_state, load_parts
 from base.training.training_log import TrainingLog
 from utils import checkpoint
 from utils.config.resume import fixed_values
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, UserError
+from utils.errors import ConfigError, Stopped, TrainingError
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.schema import TrainerConfig
-from utils.user_code import format_error_with_source
 
 
 class BaseTrainer(ABC):
@@ -383,26 +382,14 @@ class BaseTrainer(ABC):
         check_state(state, parts, [generator_states()], source)
         self.outputs.writers.check(state["writers"])
         loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
-        for name, load in {**loads, "random": self._restore_random}.items():
-            try:
-                load(state[name])
-            except UserError:
-                raise
-            except Exception as error:  # of whatever kind: torch's and the user's code was given somebody's values
-                what = format_error_with_source(error)
-                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
+        load_parts({**loads, "random": self._restore_random}, state, source)
         self._saved = self.progress.state_dict()
 
     def load_for_evaluation(self, state: dict[str, Any], source: Path) -> None:
         """Take from a checkpoint what is there without training: the model and the parts that a subclass has added, so
         that a test evaluates what the validation did. Raises CheckpointError if one does not fit.
         """
-        for name, part in self.stateful().items():
-            try:
-                part.load_state_dict(state[name])
-            except Exception as error:
-                what = format_error_with_source(error)
-                raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
+        load_parts({name: part.load_state_dict for name, part in self.stateful().items()}, state, source)
 
     def _restore_random(self, states: list[Any]) -> None:
         """Each process resumes its own generators; one that had none before seeds new ones."""

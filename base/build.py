@@ -22,6 +22,7 @@ from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
+from utils.arguments import with_tensors
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
@@ -166,7 +167,8 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
 
 
 def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type[T]) -> T:
-    make = functools.partial(REGISTRIES[kind][component.type], **component.args)
+    made = REGISTRIES[kind][component.type]
+    make = functools.partial(made, **with_tensors(made, component.args))
     return _call(loaded, (kind, "args"), component.type, make, expected)
 
 
@@ -204,7 +206,9 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
             raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
-        criterion, reduction = functools.partial(function, **component.args), component.args.get("reduction", "mean")
+        args = with_tensors(function, component.args)
+        moved = {name: value.to(runtime.device) if isinstance(value, Tensor) else value for name, value in args.items()}
+        criterion, reduction = functools.partial(function, **moved), component.args.get("reduction", "mean")
     if reduction not in ("mean", "batchmean", "sum"):
         raise loaded.error(
             ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'

@@ -19,11 +19,23 @@ def cross_entropy(
     outputs: Tensor,
     targets: Tensor,
     *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross entropy of logits of shape (B, C) and class indices, int64 of shape (B,)."""
-    return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing, reduction=reduction)
+    """Cross entropy of logits of shape (B, C, ...) and class indices, int64 of shape (B, ...).
+
+    weight: of each class, float of shape (C,). ignore_index: a target that does not count.
+    """
+    return F.cross_entropy(
+        outputs,
+        targets,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
 
 
 @LOSSES.register

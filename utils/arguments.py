@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
 from utils.schema import KeyPath
 from utils.text import closest, hint
@@ -135,6 +137,8 @@ def json_type(annotation: Any) -> Any:
     """The part of an annotation that JSON can have: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
+    if is_tensor(annotation):
+        return list[float] | None if _union(annotation) else list[float]
     if annotation in PLAIN:
         return annotation
     if typing.get_origin(annotation) is Literal:
@@ -145,12 +149,31 @@ def json_type(annotation: Any) -> Any:
     if origin is Annotated:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
     if _union(annotation):
-        kinds = [kind for kind in map(json_type, inner) if kind is not NotJson]
+        # beside another type, a tensor is not asked for
+        kinds = [kind for kind in (json_type(item) for item in inner if item is not Tensor) if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
         return _container(origin, inner)
     return NotJson
+
+
+def is_tensor(annotation: Any) -> bool:
+    """Whether an argument is a tensor and nothing else, such as class weights: a config gives a list of numbers."""
+    return annotation is Tensor or (
+        _union(annotation) and set(typing.get_args(annotation)) in ({Tensor}, {Tensor, type(None)})
+    )
+
+
+def with_tensors(component: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked arguments of a component, with lists as tensors where it takes tensors."""
+    known = parameters(component)
+    return {
+        name: torch.tensor(value, dtype=torch.get_default_dtype())
+        if isinstance(value, list) and name in known and is_tensor(known[name].annotation)
+        else value
+        for name, value in args.items()
+    }
 
 
 def _literal(annotation: Any) -> Any:
@@ -185,6 +208,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(kind) for kind in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
+    if annotation is Tensor:
+        return "list of float"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
     if typing.get_origin(annotation) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from utils.arguments import with_tensors
 from utils.config.located_json import Problem
 from utils.config.problems import components
 from utils.config.schedulers import make_scheduler
@@ -72,6 +73,7 @@ def _without_flaws(
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
     """Build a component. Raises _Refused at the argument that is to blame, if there is a single one."""
+    args = with_tensors(make, args)
     try:
         return make(**args)
     except Exception as error:

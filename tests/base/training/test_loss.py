@@ -103,7 +103,15 @@ def tokens(fit: Fit, batch_size: int, *overrides: str, loss: Any = "CrossEntropy
     )
 
 
-LOSS: list[Any] = ["cross_entropy", "CrossEntropyLoss", "Weighted", "Masked"]
+WEIGHTS = {"weight": [0.2, 1.0, 5.0]}
+LOSS: list[Any] = [
+    "cross_entropy",
+    {"type": "cross_entropy", "args": WEIGHTS},
+    "CrossEntropyLoss",
+    {"type": "CrossEntropyLoss", "args": WEIGHTS | {"ignore_index": IGNORED}},
+    "Weighted",
+    "Masked",
+]
 
 
 @pytest.mark.parametrize("loss", LOSS)

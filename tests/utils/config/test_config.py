@@ -58,7 +58,11 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
         ("metrics", [{"type": "F1Score", "args": {"task": "multiclass"}}], "F1Score does not take this"),
         ("metrics", [{"type": "F1Score", "args": {"task": "binary", "k": 1}}], 'F1Score has no argument "k"'),
         ("loss", {"type": "CrossEntropyLoss", "args": {"reduction": "none"}}, 'must be "mean" or "sum"'),
-        ("loss", {"type": "CrossEntropyLoss", "args": {"weight": [1, 2, 3]}}, "Tensor or null, which JSON cannot give"),
+        (
+            "loss",
+            {"type": "CrossEntropyLoss", "args": {"weight": ["a"]}},
+            'loss.args.weight.0: should be a number, got "a"',
+        ),
         ("loss", "CTCLoss", 'there is no loss "CTCLoss"'),
         ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
         ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the schedule cannot move"),

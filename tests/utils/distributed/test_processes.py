@@ -70,6 +70,13 @@ LBFGS: Json = {
     "optimizer": {"type": "LBFGS", "args": {"max_iter": 3, "line_search_fn": "strong_wolfe"}},
     "trainer": {**SUMS["trainer"], "epochs": 1},
 }
+WEIGHTS: Json = {
+    **IMAGES,
+    "name": "weights",
+    "loss": {"type": "cross_entropy", "args": {"weight": [0.1, 5, 1, 1, 3, 0.2, 1, 4, 2, 1], "ignore_index": 3}},
+    "metrics": [],
+    "trainer": {**IMAGES["trainer"], "epochs": 1},
+}
 STEP = 4  # in the middle of the second epoch, and between two points of the curves
 
 
@@ -154,6 +161,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "restless 1": new(RESTLESS),
             "idle 1": new(IDLE),
             "lbfgs 1": new(LBFGS),
+            "weights 1": new(WEIGHTS),
             "images 1 sharded": new(IMAGES, *sharded),
             "images 1 fp16": new(IMAGES, *fp16),
             "images 1 tested": tested(0, "images 1 tested"),
@@ -190,6 +198,8 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "images 2 fp16 fsdp": new(IMAGES, *fp16, *fsdp),
             "images 1 to 2 fp16 fsdp": on(one["images 1 fp16"], *fsdp),
             "images 2 tested": tested(one["images 1"], "images 2 tested"),
+            "weights 2": new(WEIGHTS),
+            "weights 2 fsdp": new(WEIGHTS, *fsdp),
         },
     )
     three = run_jobs(
@@ -298,6 +308,8 @@ def differences(left: Any, right: Any, *, rtol: float, atol: float = 1e-6, at: s
         "images 4 sharded to 1",
         "images 4 fsdp sharded to 1",
         "idle 2",
+        "weights 2",
+        "weights 2 fsdp",
         "lbfgs 2",
     ],
 )
