@@ -3,7 +3,7 @@
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,9 @@ from base.training.first_batch import (
     FORWARD_ERRORS,
     check_smallest_batch,
     explained,
-    first_batch_warnings,
     nan_warning,
     non_finite_loss,
-    untrained_parameters,
+    trainer_warnings,
     watch_first_batch,
 )
 from base.training.loss import StepLoss, count_of
@@ -44,9 +43,10 @@ class BaseTrainer(ABC):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
     supervised: ClassVar[bool] = True
-    """Whether the model's outputs are compared with the targets. With False (a GAN, an autoencoder, contrastive
-    learning) the config may have no loss, and --check, report and pictures do not take the outputs for a classifier's.
-    """
+    """Whether outputs are compared with targets. False (a GAN, an autoencoder): the config may have no loss, and
+    --check, report and pictures do not take the outputs for a classifier's."""
+    logs: ClassVar[Sequence[str]] = ()
+    """Names of further values that a step may log, by ``StepResult.log``."""
     training: Training
     outputs: Outputs
     log: TrainingLog
@@ -316,11 +316,7 @@ class BaseTrainer(ABC):
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
-        if warning := untrained_parameters(self):
-            self.console.warn(warning)
-        if not self.supervised:
-            return
-        for warning in first_batch_warnings(result, self.criterion, self.experiment.data.class_names):
+        for warning in trainer_warnings(self, result):
             self.console.warn(warning)
 
     def check_finite(self) -> None:

@@ -231,9 +231,14 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
         else:
             functions[name] = make
-    group = runtime.process_group
     return Metrics(
-        functions, library, device=runtime.device, sum_loss=sum_loss, process_group=group, definitions=definitions
+        functions,
+        library,
+        device=runtime.device,
+        sum_loss=sum_loss,
+        process_group=runtime.process_group,
+        definitions=definitions,
+        logs=TRAINERS[loaded.config.trainer.type].logs,  # type: ignore[attr-defined]
     )
 
 

@@ -90,6 +90,14 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
+def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
+    """What is surely a mistake in a BaseTrainer's first batch that went through all the same."""
+    if warning := untrained_parameters(trainer):
+        yield warning
+    if trainer.supervised:
+        yield from first_batch_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
+
+
 def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
     """What is surely a mistake in a first batch that went through all the same."""
     warnings = (surplus_outputs(result, class_names), not_probabilities(result, criterion))

@@ -116,6 +116,7 @@ class Metrics:
         samples in training, and over the data set in evaluation.
     process_group: each process adds its own part of the samples; they are summed when they are read.
     definitions: what the config says of each metric. One that says something else than a saved state starts empty.
+    logs: names of further values that a step may log. One that no step of the phase has logged is left out.
     """
 
     def __init__(
@@ -127,10 +128,12 @@ class Metrics:
         sum_loss: bool = False,
         process_group: ProcessGroup | None = None,
         definitions: Mapping[str, Any] | None = None,
+        logs: Sequence[str] = (),
     ) -> None:
+        self.logs = tuple(logs)
         self.functions = dict(functions)
         self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
-        self.means = {name: Mean() for name in ("loss", *functions)}
+        self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
@@ -155,6 +158,20 @@ class Metrics:
             self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
         if self.functions or self.library:
             self._measure(result.outputs, result.targets, samples)
+        for name, value in result.log.items():
+            self._log(name, value, samples)
+
+    def _log(self, name: str, value: Tensor | float, samples: int) -> None:
+        if name not in self.logs:
+            raise ConfigError(
+                f'the trainer logs "{name}", which its class attribute "logs" does not name: logs = ("{name}", ...)'
+            )
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ConfigError(
+                f'the trainer logs "{name}" of shape {tuple(value.shape)}; a logged value is a single number, shape ()'
+            )
+        number = to_scalar(value.squeeze()) if isinstance(value, Tensor) else float(value)
+        self.means[name].add(number, factor=samples, weight=samples)
 
     @torch.no_grad()
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
@@ -187,14 +204,19 @@ class Metrics:
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call. Metrics of torchmetrics are only known at the end."""
-        totals = iter(self._summed_interval())
+        numbers = iter(self._summed_interval())
         self._interval = None
-        return {name: mean.close_interval(next(totals), next(totals)) for name, mean in self.means.items()}
+        totals = {name: (next(numbers), next(numbers)) for name in self.means}
+        means = {name: self.means[name].close_interval(*total) for name, total in totals.items()}
+        return {name: value for name, value in means.items() if name not in self.logs or totals[name][1]}
 
     def compute(self) -> dict[str, float]:
         """Every value over all that was added since the reset."""
         self.close_interval()
-        return {name: metric.compute() for name, metric in self._all().items()}
+        return {name: metric.compute() for name, metric in self._all().items() if not self._is_empty_log(name)}
+
+    def _is_empty_log(self, name: str) -> bool:
+        return name in self.logs and not self.means[name].weight
 
     def reset(self) -> None:
         self._interval = None

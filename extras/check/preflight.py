@@ -86,7 +86,9 @@ class _Check:
         nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
         trainer.begin(replace(training, schedule=constant), Outputs(Writers({}), nowhere, Observer()))
         # metrics are checked by themselves
-        trainer.train_metrics = Metrics({}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss)
+        trainer.train_metrics = Metrics(
+            {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.logs
+        )
         trainer.first_batch_passed = True  # what is wrong with it is reported here
         self.kept = exactness_checks.Kept(trainer)
 

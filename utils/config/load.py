@@ -15,7 +15,7 @@ from utils.config.schedulers import contradiction, ineffective_rate, monitor_con
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
-from utils.registry import LOSSES
+from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath
 from utils.text import hint
 
@@ -111,12 +111,17 @@ def _reduction_problems(loss: Component) -> Iterator[Problem]:
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
     names = [metric.name or metric.type for metric in config.metrics]
+    logs = list(getattr(TRAINERS.get(config.trainer.type), "logs", ()))
+    for name in logs:
+        if name in [*names, *LOGGED] or name.startswith("val_"):
+            message = f'{config.trainer.type} logs "{name}", and that name is taken; change its class attribute "logs"'
+            yield Problem(("trainer", "type"), message)
     for index, name in enumerate(names):
         if name in [*names[:index], *LOGGED] or name.startswith("val_"):
             yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another one with "name"')
     if config.trainer.monitor:
         _, _, monitored = config.trainer.monitor.partition(" ")
-        logged = ["loss", *names]
+        logged = ["loss", *names, *logs]
         known = [*logged, *(f"val_{name}" for name in logged)]
         if monitored not in known:
             yield Problem(("trainer", "monitor"), f'no metric gives "{monitored}"; {hint(monitored, known)}')

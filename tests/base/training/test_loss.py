@@ -16,7 +16,8 @@ from base.data.sources import TensorSource
 from base.metric import StepResult
 from base.training.loss import CountedLoss, count_targets, counted
 from model.loss import cross_entropy
-from tests.helpers import lines, state, temporarily
+from tests.helpers import curves, lines, state, temporarily
+from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
@@ -175,3 +176,64 @@ def test_losses_over_samples_are_left_as_they_are() -> None:
         assert counted(loss) is loss
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
     assert isinstance(counted(__import__("functools").partial(cross_entropy)), CountedLoss)
+
+
+# ------------------------------------------------------------------ further values
+
+
+class LoggingTrainer(CountingTrainer):
+    """Logs the norm of the outputs, and in training the number of samples of the batch."""
+
+    logs: tuple[str, ...] = ("norm", "batch")
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        return result._replace(log={**result.log, "batch": len(batch[0])})
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(log={"norm": result.outputs.norm(dim=(1, 2)).mean()})
+
+
+class Unnamed(LoggingTrainer):
+    logs = ("norm",)
+
+
+class Shaped(LoggingTrainer):
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(log={"norm": result.outputs.norm(dim=(1, 2))})
+
+
+class Taken(LoggingTrainer):
+    logs = ("val_norm",)
+
+
+def test_a_step_logs_further_values(fit: Fit) -> None:
+    with temporarily(TRAINERS, LoggingTrainer):
+        chosen = ("trainer.type=LoggingTrainer", "trainer.monitor=max val_norm", "trainer.log_every_steps=1")
+        result = tokens(fit, 8, *chosen, eval_batch_size=5)
+        one = tokens(fit, 8, *chosen, eval_batch_size=12)
+        again = train.main(["-r", str(one.run_dir), "trainer.epochs=3"])
+    line = lines(result.run_dir)[-1]
+    assert {"norm", "val_norm", "batch"} <= line.keys()
+    assert "val_batch" not in line  # the evaluation has not logged it
+    assert line["batch"] == pytest.approx((4 * 8 * 8 + 4 * 4) / 36)  # averaged over the samples
+    assert line["val_norm"] == pytest.approx(lines(one.run_dir)[1]["val_norm"], rel=1e-6)
+    assert result.best == max(line["val_norm"] for line in lines(result.run_dir))
+    assert again.last["val_norm"] > 0
+    assert len(curves(result.run_dir)["norm/step"]) == 10
+    assert "norm/valid" in curves(result.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        (Unnamed, 'the trainer logs "batch", which its class attribute "logs" does not name'),
+        (Shaped, r'logs "norm" of shape \(8,\); a logged value is a single number'),
+        (Taken, 'trainer.type: Taken logs "val_norm", and that name is taken'),
+    ],
+)
+def test_a_value_that_cannot_be_logged(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:
+    with temporarily(TRAINERS, trainer), pytest.raises(UserError, match=says):
+        tokens(fit, 8, f"trainer.type={trainer.__name__}")
