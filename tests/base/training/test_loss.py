@@ -1,7 +1,7 @@
 """A loss whose mean is not over samples: the same number however the data are divided, and the same training."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -184,7 +184,7 @@ def test_losses_over_samples_are_left_as_they_are() -> None:
 class LoggingTrainer(CountingTrainer):
     """Logs the norm of the outputs, and in training the number of samples of the batch."""
 
-    logs: tuple[str, ...] = ("norm", "batch")
+    logs: ClassVar[Sequence[str]] = ("norm", "batch")
 
     def train_step(self, batch: Any) -> StepResult:
         result = super().train_step(batch)
