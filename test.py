@@ -24,6 +24,7 @@ from torch import nn
 
 from base.build import build_experiment, build_trainer, load_weights
 from base.training.observer import Observer
+from base.training.state import load_for_evaluation
 from logger.writers import EVENTS, EventWriter
 from utils import checkpoint, cli
 from utils.config import OVERRIDE, load_config
@@ -77,7 +78,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     state = _load(source, folder, experiment.model, process_group)
     progress = checkpoint.saved_progress(state, source)
     trainer = build_trainer(loaded, experiment)
-    trainer.load_for_evaluation(state, source)
+    load_for_evaluation(trainer, state, source)
     with process_group.main_process_first():
         test = experiment.data.test()
     test.divide(process_group.rank, process_group.world_size)

@@ -30,12 +30,11 @@ from base.training.loss import StepLoss, count_of
 from base.training.observer import Observer
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.saved_state import check_state, load_parts
+from base.training.state import load_state, state_of
 from base.training.training_log import TrainingLog
 from utils import checkpoint
-from utils.config.resume import fixed_values
 from utils.errors import ConfigError, Stopped, TrainingError
-from utils.random import generator_states, isolated, restore_generators, seed_generators
+from utils.random import isolated
 from utils.schema import TrainerConfig
 
 
@@ -365,32 +364,10 @@ class BaseTrainer(ABC):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every part, by name: tensors and plain values. Raises UserError if there is anything else."""
-        state = {name: part.state_dict() for name, part in self.stateful().items()}
-        random = self.runtime.process_group.gather(generator_states())
-        writers = self.outputs.writers.state_dict()
-        fixed = fixed_values(self.experiment.config)
-        return checkpoint.plain({**state, "random": random, "writers": writers, "config": fixed})
+        """What a checkpoint has: tensors and plain values. Raises UserError if there is anything else."""
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""
-        parts = self.stateful()
-        check_state(state, parts, [generator_states()], source)
-        self.outputs.writers.check(state["writers"])
-        loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
-        load_parts({**loads, "random": self._restore_random}, state, source)
+        load_state(self, state, source)
         self._saved = self.progress.state_dict()
-
-    def load_for_evaluation(self, state: dict[str, Any], source: Path) -> None:
-        """Take from a checkpoint what is there without training: the model and the parts that a subclass has added, so
-        that a test evaluates what the validation did. Raises CheckpointError if one does not fit.
-        """
-        load_parts({name: part.load_state_dict for name, part in self.stateful().items()}, state, source)
-
-    def _restore_random(self, states: list[Any]) -> None:
-        """Each process resumes its own generators; one that had none before seeds new ones."""
-        rank = self.runtime.process_group.rank
-        if rank < len(states):
-            restore_generators(states[rank])
-        else:
-            seed_generators(self.experiment.seed, "joined", rank, self.progress.steps)

@@ -2,6 +2,7 @@
 
 progress        what is counted: steps, epochs, the position in the data, the best value
 metrics         the loss and the metrics of a phase; library_metric holds those of torchmetrics
+loss            what a loss is a mean over, over the micro-batches and processes of a step
 schedule        the learning rate
 closure         the step of LBFGS, or of any optimizer that evaluates the loss itself
 first_batch     what to say when the first batch fails or looks wrong
@@ -10,5 +11,6 @@ observer        the interface of what watches the training (TensorBoard, the tes
 training_log    what the console, metrics.jsonl and TensorBoard get, speed and ETA included
 summary         what the console shows at the start and at the end
 run             a run in its folder: what it writes, logs, and leaves behind if it fails
-resume          which run and which checkpoint to resume
+resume          which run and which checkpoint to resume, and what of the config may have changed
+state           what a checkpoint has of a trainer; saved_state and saved_data check one before it is loaded
 """

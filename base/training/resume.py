@@ -85,14 +85,14 @@ def load_state(
         trainer.load_state_dict(state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
-    for change in changed:
-        trainer.console.info(f"resumed with {change}")
     _adopt(trainer, before["trainer.monitor"], folder)
     # in this order: as long as later checkpoints can be resumed from, their logs must be there
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"part of the logs is gone; the run resumes with what is left: {lost}")
+    for change in changed:
+        trainer.console.info(f"resumed with {change}")
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
