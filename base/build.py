@@ -238,7 +238,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,
-        logs=TRAINERS[loaded.config.trainer.type].logs,  # type: ignore[attr-defined]
+        logs=getattr(TRAINERS[loaded.config.trainer.type], "logs", ()),
     )
 
 
