@@ -15,11 +15,18 @@ from pathlib import Path
 from tests import forked
 from tests.helpers import PATIENCE, ROOT, TIMES, Json, curves, lines, same, state
 
+WEIGHTS = [0.1, 5.0, 1.0, 1.0, 3.0, 0.2, 1.0, 4.0, 2.0, 1.0]  # of ten classes
+
 Running = subprocess.Popen[str] | forked.Process
 
 
-def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full") -> Json:
-    """Everything that a resume could get wrong: 5 steps an epoch, the last of one short batch, about 8 epochs."""
+def config(
+    save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full", weighted: bool = False
+) -> Json:
+    """Everything that a resume could get wrong: 5 steps an epoch, the last of one short batch, about 8 epochs.
+
+    weighted: with class weights and a trainer that validates averaged weights.
+    """
     data = {"batch_size": 8, "validation_split": 16, "num_workers": workers, "eval_batch_size": 16}
     watch = {"monitor": "min val_loss", "early_stop": 4}
     often = {"epochs": 12, "accumulate_steps": 3, "save_every_steps": 2, "log_every_steps": 1, "keep_last": 2}
@@ -27,11 +34,18 @@ def config(save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoi
         "name": name,
         "data_loader": {"type": loader, "args": data},
         "model": {"type": "LeNet", "args": {"dropout": 0.3}},
-        "loss": "cross_entropy",
+        "loss": {"type": "cross_entropy", "args": {"weight": WEIGHTS}} if weighted else "cross_entropy",
         "metrics": ["accuracy"],
         "optimizer": {"type": "AdamW", "args": {"lr": 0.001}},
         "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}, "interval": "step"},
-        "trainer": {**often, **watch, "checkpoint": checkpoint, "save_dir": str(save_dir), "verbosity": 1},
+        "trainer": {
+            "type": "AveragedTrainer" if weighted else "Trainer",
+            **often,
+            **watch,
+            "checkpoint": checkpoint,
+            "save_dir": str(save_dir),
+            "verbosity": 1,
+        },
         "runtime": {"device": "cpu"},
     }
 
@@ -93,6 +107,7 @@ class Campaign:
     workers: tuple[int, ...] = (2,)
     left_out: str = ""
     checkpoint: str = "full"
+    weighted: bool = False
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     kinds: tuple[str, ...] = ("start", "work", "work", "file")
     fork: bool = False
@@ -148,7 +163,8 @@ class Campaign:
 
     def _config(self, name: str) -> Path:
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name, checkpoint=self.checkpoint)))
+        how = {"checkpoint": self.checkpoint, "weighted": self.weighted}
+        path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name, **how)))  # type: ignore[arg-type]
         return path
 
     def _run(self, name: str) -> Path | None:

@@ -39,9 +39,10 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
+from tests.averaged import AveragedTrainer
 from tests.helpers import ROOT, leave_out
 from tests.small_data import SmallSamples, SmallTensors
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.truncate", "os.remove", "os.mkdir", "os.listdir"}
 
@@ -99,6 +100,7 @@ def do_at(at: int, rank: str, what: str) -> None:
 if __name__ == "__main__":
     DATA_LOADERS.register(SmallTensors)
     DATA_LOADERS.register(SmallSamples)
+    TRAINERS.register(AveragedTrainer)
     if "LEAVE_OUT" in os.environ:
         leave_out(os.environ["LEAVE_OUT"])
     if "PAUSE_AT" in os.environ:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train
 from base.base_model import BaseModel
 from base.experiment import Experiment
 from base.metric import StepResult
+from tests.averaged import AveragedTrainer
 from tests.conftest import load_script
 from tests.helpers import lines, state, temporarily
 from trainer.trainer import Trainer
@@ -20,30 +20,6 @@ from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
 
 Fit = Callable[..., train.Result]
-
-
-class AveragedTrainer(Trainer):
-    """Validates an average of the weights, as a user writes it."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        average = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(experiment.model, multi_avg_fn=average, use_buffers=True)
-
-    def train_step(self, batch: Any) -> StepResult:
-        result = super().train_step(batch)
-        self.ema.update_parameters(self.experiment.model)
-        return result
-
-    def evaluate(self, *args: Any) -> dict[str, float]:
-        model, self.model = self.model, self.ema
-        try:
-            return super().evaluate(*args)
-        finally:
-            self.model = model
-
-    def stateful(self) -> dict[str, Any]:
-        return {**super().stateful(), "ema": self.ema}
 
 
 class Thawing(Trainer):
