@@ -82,7 +82,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(write_config: Write, tmp_
     variables = {**environment(), "DO_AT": "7:1:stop", "RUNS": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     statuses = exit_statuses(done)
-    assert statuses == ["143", "143"]
+    assert set(statuses) == {"143"}  # torchrun of torch 2.9 names only the first
     assert done.stderr.count("stopped and saved") == 1
     saved = state(only_run(tmp_path))
     assert saved["progress"]["steps"] >= 7
@@ -155,7 +155,7 @@ def test_a_mistake_of_one_process_ends_those_that_wait_for_it(write_config: Writ
     assert done.stderr.count("error:") == 1
     assert "stopped" not in done.stderr
     assert 'unknown key "epoch"' in done.stderr
-    assert exit_statuses(done) == ["2", "2"]
+    assert set(exit_statuses(done)) == {"2"}
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
