@@ -1,7 +1,7 @@
 """Optimizers: which need a closure, how their state is loaded, and a step without torch's profiler marks."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,13 +89,28 @@ def adapt_state(
     return {"state": states, "param_groups": groups}
 
 
-def missing_state(optimizer: Optimizer, saved: dict[str, Any]) -> set[str]:
-    """What a step of this optimizer, as fresh as it is, finds no state of in a saved one: of an argument, such as
-    ``amsgrad``, that was not set when the state was made.
+def missing_state(
+    make: Callable[[list[Tensor]], Optimizer], parameters: Sequence[Tensor], saved: dict[int, Any]
+) -> set[str]:
+    """What a step of an optimizer finds no state of in a saved one: of an argument, such as ``amsgrad``, that was not
+    set when the state was made.
 
-    saved: the "state" of a state_dict. One that has nothing of a parameter yet is filled by the next step.
+    make: the optimizer for some parameters. saved: the "state" of its state_dict, by the index of the parameter. One
+    that has nothing of a parameter yet is filled by the next step.
     """
-    parameter = optimizer.param_groups[0]["params"][0]
+    made = dict[int, set[str]]()  # by the number of dimensions, on which the state of Adafactor depends
+    missing = set[str]()
+    for index, parameter in enumerate(parameters):
+        if saved.get(index):
+            if parameter.dim() not in made:
+                made[parameter.dim()] = _state_after_a_step(make, parameter.dim())
+            missing |= made[parameter.dim()] - set(saved[index])
+    return missing
+
+
+def _state_after_a_step(make: Callable[[list[Tensor]], Optimizer], dimensions: int) -> set[str]:
+    parameter = torch.nn.Parameter(torch.ones((2,) * dimensions))
+    optimizer = make([parameter])
 
     def closure() -> Tensor:
         parameter.grad = torch.ones_like(parameter)
@@ -103,5 +118,4 @@ def missing_state(optimizer: Optimizer, saved: dict[str, Any]) -> set[str]:
 
     closure()
     optimizer.step(closure)  # type: ignore[arg-type]
-    made = set(optimizer.state[parameter])
-    return {name for values in saved.values() if values for name in made - set(values)}
+    return set(optimizer.state[parameter])

@@ -1,14 +1,12 @@
 """Which run to resume, and from which checkpoint."""
 
 import contextlib
+import functools
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from base.base_trainer import BaseTrainer
 from base.build import load_weights
@@ -78,7 +76,7 @@ def load_state(
         fixed = fixed_changes(before, trainer.experiment.config)
         _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         if state["schedule"]["made_from"]["initial"] != trainer.training.schedule.made_from()["initial"]:
-            _refuse_optimizer(loaded, changed, state["optimizer"]["state"])
+            _refuse_optimizer(loaded, trainer, changed, state["optimizer"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a whole checkpoint: {type(error).__name__} {error}") from error
     try:
@@ -127,11 +125,14 @@ def _new_run(folder: RunFolder) -> str:
     return f"To start a new run from its weights: python train.py -c {run}/config.json --init-from {run} KEY=VALUE"
 
 
-def _refuse_optimizer(loaded: LoadedConfig, changed: Sequence[Change], saved: dict[str, Any]) -> None:
+def _refuse_optimizer(
+    loaded: LoadedConfig, trainer: BaseTrainer, changed: Sequence[Change], saved: dict[int, Any]
+) -> None:
     """Raises ConfigError if the optimizer's arguments need a state that the run does not have."""
     component, missing = loaded.config.optimizer, set[str]()
     with contextlib.suppress(Exception):  # one that does not take this parameter cannot be tried
-        missing = missing_state(OPTIMIZERS[component.type]([nn.Parameter(torch.ones(2, 2))], **component.args), saved)
+        make = functools.partial(OPTIMIZERS[component.type], **component.args)
+        missing = missing_state(make, trainer.training.parameters, saved)
     if missing:
         paths = [change.path for change in changed if change.path[:2] == ("optimizer", "args")]
         message = f"cannot be set when a run is resumed: the run has no {', '.join(sorted(missing))}, which this needs"
