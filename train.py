@@ -23,7 +23,7 @@ from typing import NoReturn
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
 from base.experiment import Experiment, Outputs
-from base.training.resume import check_folder, load_state, run_of_launch
+from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
 from base.training.run import logged, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import checkpoint, cli
@@ -153,7 +153,8 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     with experiment.signals, folder.owned(experiment.runtime.process_group), logged(experiment, folder):
         trainer.begin(training, outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
-        return run(loaded, trainer, folder)
+        with first_step_checks_state(trainer, folder):
+            return run(loaded, trainer, folder)
 
 
 def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:

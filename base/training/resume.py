@@ -4,7 +4,8 @@ import contextlib
 import functools
 import math
 import shlex
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ def load_state(
         trainer.console.warn(f"part of the logs is gone; the run resumes with what is left: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
+
+
+@contextlib.contextmanager
+def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+    """An error inside torch's optimizer or scheduler, in the first step after a resume, is one of the saved state."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if trainer.has_started or not frames or Path(frames[-1].filename).parent.name != "optim":
+            raise
+        raise CheckpointError(
+            f"the state of the optimizer or its schedule in {folder.checkpoints} cannot be used: "
+            f"{type(error).__name__}: {error}. Resume from another checkpoint, or: {_new_run(folder)}"
+        ) from error
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:

@@ -201,6 +201,30 @@ def test_a_forged_value_is_refused_and_nothing_changes(fit: Fit, forged: tuple[A
     assert content(run) == before
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "change"),
+    [
+        ("Adam", lambda state: state["optimizer"]["state"][0].pop("exp_avg")),
+        ("RMSprop", lambda state: state["optimizer"]["state"][1].update(square_avg="x")),
+        ("SGD", lambda state: state["schedule"]["scheduler"].update(_schedulers=3, step_size="x")),
+    ],
+)
+def test_a_forged_state_that_fails_in_the_first_step_is_named(
+    fit: Fit, optimizer: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    run = fit(
+        "trainer.epochs=3",
+        optimizer={"type": optimizer, "args": {"lr": 0.01}},
+        lr_scheduler={"type": "StepLR", "args": {"step_size": 2}, "interval": "step"},
+    ).run_dir
+    for path in (run / "checkpoints").iterdir():
+        if path.name != "step-00000010.pth" and path.name != "last.pth":
+            path.unlink()
+    forge(run, change)
+    with pytest.raises(UserError, match=r"optimizer|schedule"):
+        train.main(["-r", str(run)])
+
+
 def content(run: Path) -> dict[str, bytes]:
     return {
         str(path): path.read_bytes()
