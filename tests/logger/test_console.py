@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -129,7 +130,10 @@ class Run:
         self.clock = clock
         self.progress = Progress()
         settings = TrainerConfig(epochs=epochs)
-        self.log = TrainingLog(Console(2), Writers({}), settings, ProcessGroup(), validation_samples=validation_samples)
+        self.console = Console(2)
+        self.log = TrainingLog(
+            self.console, Writers({}), settings, ProcessGroup(), validation_samples=validation_samples
+        )
 
     def begin_epoch(self, *, done: int = 0) -> None:
         self.progress.epoch_steps = done
@@ -151,9 +155,23 @@ class Run:
         return re.sub(r"epoch \d/\d  step +\d+/100( +loss [\d.]+ *)?", "", self.log._progress_line()).strip()
 
 
-def test_time_left_comes_from_the_steps_of_this_process(clock: Clock) -> None:
+@pytest.fixture
+def make_run(clock: Clock) -> Iterator[Callable[..., Run]]:
+    """Makes a run whose bar is removed after the test: tqdm would draw later ones a line below it."""
+    runs: list[Run] = []
+
+    def make(**settings: int) -> Run:
+        runs.append(Run(clock, **settings))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.console.clear()
+
+
+def test_time_left_comes_from_the_steps_of_this_process(clock: Clock, make_run: Callable[..., Run]) -> None:
     """As after a resume in mid-epoch: 60 of 100 steps were done before, by another process."""
-    run = Run(clock, epochs=3)
+    run = make_run(epochs=3)
     run.begin_epoch(done=60)
     clock.now += 0.1
     assert run.line() == ""
@@ -162,8 +180,8 @@ def test_time_left_comes_from_the_steps_of_this_process(clock: Clock) -> None:
     assert run.line() == "20.0 samples/s  ETA 00:10, run 01:50"
 
 
-def test_validation_counts_as_a_third_of_training_until_it_was_measured(clock: Clock) -> None:
-    run = Run(clock, epochs=2, validation_samples=600)
+def test_validation_counts_as_a_third_of_training_until_it_was_measured(make_run: Callable[..., Run]) -> None:
+    run = make_run(epochs=2, validation_samples=600)
     run.begin_epoch()
     run.steps(100, seconds=0.5)
     assert run.line() == "20.0 samples/s  ETA 00:00, run 01:10"
@@ -172,16 +190,16 @@ def test_validation_counts_as_a_third_of_training_until_it_was_measured(clock: C
     assert run.line() == "20.0 samples/s  ETA 00:50, run 00:57"
 
 
-def test_a_first_step_that_compiles_is_soon_forgotten(clock: Clock) -> None:
-    run = Run(clock, epochs=1)
+def test_a_first_step_that_compiles_is_soon_forgotten(make_run: Callable[..., Run]) -> None:
+    run = make_run(epochs=1)
     run.begin_epoch()
     run.steps(1, seconds=90)
     run.steps(39, seconds=1)
     assert run.line() == "10.0 samples/s  ETA 01:00, run 01:00"
 
 
-def test_the_time_left_follows_a_change_of_speed(clock: Clock) -> None:
-    run = Run(clock, epochs=3)
+def test_the_time_left_follows_a_change_of_speed(make_run: Callable[..., Run]) -> None:
+    run = make_run(epochs=3)
     for seconds in (1.0, 1.0):
         run.begin_epoch()
         run.steps(100, seconds=seconds)

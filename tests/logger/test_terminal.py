@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tqdm import tqdm
 
 import train
 from base.base_trainer import BaseTrainer
@@ -88,8 +87,6 @@ def terminal(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("logger.console.INTERVAL", 0.0)
     monkeypatch.setattr("logger.console.DELAY", 0.0)
-    for bar in list(getattr(tqdm, "_instances", ())):  # of an evaluation that failed in an earlier test
-        bar.close()
     made = Terminal(columns)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", made.stream)
