@@ -25,6 +25,7 @@ from utils import checkpoint
 from utils.arguments import with_tensors
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
+from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError, DataError, UserError
@@ -63,7 +64,7 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     signals = SignalWatch(process_group)
     return Experiment(
-        config.model_dump(by_alias=True, exclude={"schema_path"}),
+        fixed_values(config.model_dump(by_alias=True)),
         config.seed,
         runtime,
         data,

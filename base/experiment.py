@@ -23,8 +23,8 @@ from utils.signals import SignalWatch
 class Experiment:
     """What training and testing have in common."""
 
-    config: dict[str, Any]
-    """As in the run's config.json; a checkpoint has it too, so that a resumed run knows what has changed."""
+    fixed: dict[str, Any]
+    """What of the config cannot change in the run, by dotted key. A checkpoint has it too."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader

@@ -125,6 +125,13 @@ def _shapes(nest: Any) -> set[Size]:
     return {tensor.shape for tensor in tensors(nest)}
 
 
+def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Those among the arguments of a loss. By name, torch's losses call them ``input`` and ``target``."""
+    named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
+    outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
+    return outputs, targets
+
+
 class CheckedLoss:
     """A trainer's loss during the first batch of a phase."""
 
@@ -132,7 +139,7 @@ class CheckedLoss:
         self.loss, self.phase = loss, phase
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        outputs, targets = [*args, *kwargs.values(), None, None][:2]
+        outputs, targets = outputs_and_targets(args, kwargs)
         with NoBroadcast(f"the loss {name_of(self.loss)}", self.phase, outputs, targets):
             return self.loss(*args, **kwargs)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.metric import StepResult
+from base.training.broadcast import outputs_and_targets
 from base.training.metrics import to_scalar
 from utils.distributed.process_group import ProcessGroup
 
@@ -32,11 +33,12 @@ class CountedLoss:
         self._count = count
         self.last_count: Tensor | float | None = None
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        outputs, targets = outputs_and_targets(args, kwargs)
         self.last_count = count = self._count(outputs, targets)
         if self.total is None or (not isinstance(count, Tensor) and count > 0):
-            return self.loss(outputs, targets)
-        loss: Tensor = self.total(outputs, targets) / _at_least(count, SMALLEST)
+            return self.loss(*args, **kwargs)
+        loss: Tensor = self.total(*args, **kwargs) / _at_least(count, SMALLEST)
         return loss
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +105,7 @@ class StepLoss:
         weight = 1.0 if self.alone or (self.sum_loss and samples) else count / self.samples
         self.count += count
         if not isinstance(count, (int, float)) or count > 0:
-            self.loss += to_scalar(loss) if weight == 1.0 else weight * to_scalar(loss)
+            self.loss += to_scalar(loss) if self.alone else weight * to_scalar(loss)
         return weight
 
     def finish(self, parameters: list[nn.Parameter], process_group: ProcessGroup) -> Tensor | float:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from base.base_trainer import BaseTrainer
 from base.build import load_weights
 from base.training.summary import resume_command
@@ -74,7 +76,7 @@ def load_state(
     source, state = found
     try:
         before, progress = state["config"], state["progress"]
-        fixed = fixed_changes(before, trainer.experiment.config)
+        fixed = fixed_changes(before, trainer.experiment.fixed)
         _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         if state["schedule"]["made_from"]["initial"] != trainer.training.schedule.made_from()["initial"]:
             _refuse_optimizer(loaded, trainer, changed, state["optimizer"]["state"])
@@ -84,7 +86,7 @@ def load_state(
         trainer.load_state_dict(state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
-    _adopt(trainer, before["trainer.monitor"], folder)
+    _adopt(trainer, before.get("trainer.monitor"), folder)
     # in this order: as long as later checkpoints can be resumed from, their logs must be there
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
@@ -101,11 +103,11 @@ def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator
         yield
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if trainer.has_started or not frames or Path(frames[-1].filename).parent.name != "optim":
+        if trainer.has_started or not frames or Path(frames[-1].filename).parent != Path(torch.optim.__file__).parent:
             raise
         raise CheckpointError(
             f"the state of the optimizer or its schedule in {folder.checkpoints} cannot be used: "
-            f"{type(error).__name__}: {error}. Resume from another checkpoint, or: {_new_run(folder)}"
+            f"{type(error).__name__}: {error}. Resume from another checkpoint. {_new_run(folder)}"
         ) from error
 
 

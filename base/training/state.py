@@ -9,7 +9,6 @@ from typing import Any
 
 from base.training.saved_state import check_state
 from utils import checkpoint
-from utils.config.resume import fixed_values
 from utils.errors import CheckpointError, UserError
 from utils.random import generator_states, restore_generators, seed_generators
 from utils.user_code import format_error_with_source
@@ -23,7 +22,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
     state = {name: part.state_dict() for name, part in trainer.stateful().items()}
     state["random"] = trainer.runtime.process_group.gather(generator_states())
     state["writers"] = trainer.outputs.writers.state_dict()
-    return checkpoint.plain({**state, "config": fixed_values(trainer.experiment.config)})
+    return checkpoint.plain({**state, "config": trainer.experiment.fixed})
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:

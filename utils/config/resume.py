@@ -67,14 +67,12 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fixed_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What differs between the config of a checkpoint, as ``fixed_values`` gives it, and a checked config."""
-    now = fixed_values(after)
+def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them."""
     found = []
     for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
         path = tuple(key.split("."))
-        kind = after.get(path[0])
-        component = kind["type"] if path[1:2] == ("args",) and isinstance(kind, dict) else None
+        component = now.get(f"{path[0]}.type") if path[1:2] == ("args",) else None
         found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
     return found
 

@@ -1,5 +1,6 @@
 """A loss whose mean is not over samples: the same number however the data are divided, and the same training."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from base.data.sources import TensorSource
 from base.metric import StepResult
 from base.training.loss import CountedLoss, count_targets, counted
 from model.loss import cross_entropy
+from tests.conftest import load_script
 from tests.helpers import curves, lines, state, temporarily
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
@@ -169,6 +171,22 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert count is not None
             assert value == pytest.approx(float(total / count), rel=1e-5)
             assert loss(outputs, targets).equal(module(outputs, targets))
+            assert loss(target=targets, input=outputs).equal(module(outputs, targets))
+            assert loss.last_count == pytest.approx(count)
+
+
+def test_counts_that_stay_on_the_device_give_the_same(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator the host does not read a loss or a count in each step; here tensors stand for those."""
+    args = ("trainer.accumulate_steps=3", "trainer.log_every_steps=1")
+    expected = tokens(fit, 4, *args)
+    for module in ("base.training.metrics", "base.training.loss"):
+        monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
+    result = tokens(fit, 4, *args)
+    assert [line["loss"] for line in lines(result.run_dir)] == pytest.approx(
+        [line["loss"] for line in lines(expected.run_dir)], rel=1e-5
+    )
+    found, points = (dict(curves(each.run_dir)["loss/step"]) for each in (result, expected))
+    assert found == pytest.approx(points, rel=1e-5)
 
 
 def test_losses_over_samples_are_left_as_they_are() -> None:
@@ -215,6 +233,7 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
         result = tokens(fit, 8, *chosen, eval_batch_size=5)
         one = tokens(fit, 8, *chosen, eval_batch_size=12)
         again = train.main(["-r", str(one.run_dir), "trainer.epochs=3"])
+        load_script("test").main(["-r", str(one.run_dir)])
     line = lines(result.run_dir)[-1]
     assert {"norm", "val_norm", "batch"} <= line.keys()
     assert "val_batch" not in line  # the evaluation has not logged it
@@ -224,6 +243,8 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
     assert again.last["val_norm"] > 0
     assert len(curves(result.run_dir)["norm/step"]) == 10
     assert "norm/valid" in curves(result.run_dir)
+    tested = json.loads((one.run_dir / "test" / "metrics.json").read_text(encoding="utf-8"))
+    assert tested["norm"] > 0
 
 
 @pytest.mark.parametrize(
