@@ -2,7 +2,8 @@
 
 import enum
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
@@ -180,13 +181,41 @@ def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def section_at(path: KeyPath) -> type[BaseModel] | None:
     """The section that describes the object at a path of the config; None for arguments of components."""
-    if not path:
-        return Config
-    field = keys_of(Config).get(str(path[0]))
-    inside = path[0] == "metrics" if len(path) == 2 else len(path) == 1
-    if field is None or not inside:
-        return None
-    return next((kind for kind in members(field.annotation) if issubclass(kind, BaseModel)), None)
+    kinds = (kind for kind in _alternatives(_annotation_at(path)) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+
+
+def field_at(path: KeyPath) -> FieldInfo | None:
+    """The key of the schema at a path of the config; None for an argument, an element of a list or a name."""
+    return _field(_annotation_at(path[:-1]), path[-1])
+
+
+def _field(annotation: Any, key: str | int) -> FieldInfo | None:
+    sections = (kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next((keys_of(section)[key] for section in sections if key in keys_of(section)), None)
+
+
+def _annotation_at(path: KeyPath) -> Any:
+    annotation: Any = Config
+    for key in path:
+        if field := _field(annotation, key):
+            annotation = field.annotation
+            continue
+        elements = list if isinstance(key, int) else dict
+        inside = [get_args(kind)[-1] for kind in _alternatives(annotation) if get_origin(kind) is elements]
+        annotation = inside[0] if inside else None
+    return annotation
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The members of a union, without what ``Annotated`` says of them; else the annotation alone."""
+    if get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _alternatives(member)
+    else:
+        yield annotation
 
 
 def members(annotation: Any) -> Iterator[type]:

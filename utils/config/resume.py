@@ -17,7 +17,7 @@ from utils.config.problems import components
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES
-from utils.schema import Config, KeyPath, OnResume, keys_of, section_at
+from utils.schema import KeyPath, OnResume, field_at, section_at
 
 _MISSING = object()
 
@@ -55,10 +55,8 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Without name and save_dir, which lead to the run's folder: it may have been moved since.
     """
-    filled = _with_defaults(config)
     found = {}
-    for path, value in _values((), filled):
-        component = filled[str(path[0])]["type"] if path[1:2] == ("args",) else None
+    for path, value, component in _values((), _with_defaults(config)):
         monitored = path == ("trainer", "monitor")
         if path not in (("name",), ("trainer", "save_dir")) and (
             monitored or rule_of(path, component) is not OnResume.TAKES_EFFECT
@@ -71,20 +69,20 @@ def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
     """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them."""
     found = []
     for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
-        path = tuple(key.split("."))
-        component = now.get(f"{path[0]}.type") if path[1:2] == ("args",) else None
+        path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
         found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
     return found
 
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
     """The rule of a key of the schema, or of an argument of a component of this name; None: its keys have their own."""
-    rule = _marker(keys_of(Config)[str(path[0])].metadata)
-    section = section_at(path[:1])
-    if len(path) > 1 and rule is None and section:
-        rule = _marker(keys_of(section)[str(path[1])].metadata)
-    if len(path) > 2 and path[1] == "args" and component:
-        rule = _argument_rule(str(path[0]), component, str(path[2])) or rule
+    rule = None
+    for length in range(1, len(path) + 1):
+        if field := field_at(path[:length]):  # a rule holds for all that is below, unless that has its own
+            rule = _marker(field.metadata) or rule
+    if component and "args" in path[:-1]:
+        rule = _argument_rule(str(path[0]), component, str(path[path.index("args") + 1])) or rule
     return rule
 
 
@@ -103,15 +101,24 @@ def _marker(metadata: Any) -> OnResume | None:
 def _changes(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Iterator[Change]:
     if before == after:
         return
-    if not (isinstance(before, dict) and isinstance(after, dict)) or len(path) > 2:
+    if not (_has_keys(path, before) and _has_keys(path, after)):
         yield _change(path, before, after, component)
         return
+    if isinstance(before, list):
+        before, after = (dict(enumerate(values)) for values in (before, after))
     if path and before.get("type") != after.get("type"):  # their arguments have nothing in common
-        yield _change((*path, "type"), before.get("type"), after.get("type"))
+        yield _change((*path, "type"), before.get("type", _MISSING), after.get("type", _MISSING))
         before, after = ({**section, "type": None, "args": None} for section in (before, after))
     for key in {**before, **after}:
-        name = before.get("type") if path else None
-        yield from _changes((*path, key), before.get(key, _MISSING), after.get(key, _MISSING), component or name)
+        name = component or before.get("type") if path else None
+        yield from _changes((*path, key), before.get(key, _MISSING), after.get(key, _MISSING), name)
+
+
+def _has_keys(path: KeyPath, value: Any) -> bool:
+    """Whether a value is a part of the config whose keys or elements have rules of their own, not an argument's."""
+    if isinstance(value, list):
+        return path != ("metrics",) and section_at((*path, 0)) is not None
+    return isinstance(value, dict) and (section_at(path) is not None or path[-1] == "args")
 
 
 def _change(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Change:
@@ -120,13 +127,15 @@ def _change(path: KeyPath, before: Any, after: Any, component: str | None = None
     return Change(path, before, after, rule)
 
 
-def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """The leaves of a config: keys, and whole arguments."""
-    if isinstance(value, dict) and len(path) < 3 and value:
-        for key, inner in value.items():
-            yield from _values((*path, key), inner)
-    else:
-        yield path, value
+def _values(path: KeyPath, value: Any, component: str | None = None) -> Iterator[tuple[KeyPath, Any, str | None]]:
+    """The leaves of a config, keys and whole arguments, and the component that an argument is for."""
+    if not value or not _has_keys(path, value):
+        yield path, value, component
+        return
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    name = inner.get("type") if path[-1:] != ("args",) else component
+    for key in inner:
+        yield from _values((*path, key), inner[key], name)
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
