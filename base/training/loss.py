@@ -126,12 +126,17 @@ class StepLoss:
 
 def count_of(result: StepResult, loss: Any) -> Tensor | float | None:
     """What the loss of a step is a mean over; None: samples. loss: the trainer's; its last count is taken from it."""
-    count: Tensor | float | None = result.count
-    if isinstance(loss, CountedLoss):
-        if count is None:
-            count = loss.last_count
-        loss.last_count = None
+    counted_by_loss = last_count(loss)
+    count: Tensor | float | None = counted_by_loss if result.count is None else result.count
     return to_scalar(count) if isinstance(count, Tensor) else count
+
+
+def last_count(loss: Any) -> Tensor | float | None:
+    """What the last value of a loss is a mean over, given once; None: samples."""
+    count = None
+    if isinstance(loss, CountedLoss):
+        count, loss.last_count = loss.last_count, None
+    return count
 
 
 def _at_least(value: Tensor | float, least: float) -> Any:

@@ -14,6 +14,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from extras.schema import docstrings
 from utils.arguments import STRICT, NotJson, json_type
+from utils.config.problems import SEVERAL_BY_NAME
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.registry import REGISTRIES, TRAINERS, Registry
 from utils.schema import Config, keys_of, section_at
@@ -94,8 +95,24 @@ def _component(kind: str, *, partial: bool) -> Schema:
     if kind == "metrics":
         several = {"type": "array", "items": {"$ref": f"#/definitions/{kind}"}}
         return {"anyOf": [several, {"type": "null"}]} if partial else several
+    if kind in SEVERAL_BY_NAME:
+        reference = _one_or_several(kind, reference)
     nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
     return {"anyOf": [reference, {"type": "null"}]} if nullable else reference
+
+
+def _one_or_several(kind: str, reference: Schema) -> Schema:
+    """A component, or an object of components by name, which has none of a component's keys."""
+    section = section_at((kind,))
+    assert section is not None
+    by_name = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": dict.fromkeys(keys_of(section), False),
+        "additionalProperties": {"type": "object"},
+    }
+    several = {"type": "object", "additionalProperties": reference}
+    return {"if": by_name, "then": several, "else": reference}
 
 
 def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
@@ -107,6 +124,9 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         args = _arguments(kind, registry, name, partial=partial)
         made[f"{kind}.{name}{suffix}"] = args
         then: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{suffix}"}}}
+        if kind == "optimizer":  # a parameter group takes the same arguments, and needs none
+            group = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{PARTIAL}"}}}
+            then["properties"]["groups"] = {"items": group}
         if args.get("required"):
             then["required"] = ["args"]
         named: Schema = {"properties": {"type": {"const": name}}}
@@ -201,8 +221,20 @@ def _or_null(schema: Schema) -> Schema:
 def _plain(section: type[BaseModel], key: str) -> Schema:
     """One key of the schema's own."""
     field = keys_of(section)[key]
-    schema = _draft_7(section.model_json_schema(by_alias=True)["properties"][key])
-    return _about(field.description, schema)
+    whole = section.model_json_schema(by_alias=True)
+    return _about(field.description, _draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
+
+
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """A schema of pydantic's with its definitions in the places that refer to them."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = {**definitions[schema["$ref"].rpartition("/")[2]], **schema}
+        del schema["$ref"]
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:
