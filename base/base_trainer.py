@@ -26,7 +26,7 @@ from base.training.first_batch import (
     trainer_warnings,
     watch_first_batch,
 )
-from base.training.loss import StepLoss, count_of
+from base.training.loss import StepLoss, count_of, stateful_loss
 from base.training.observer import Observer
 from base.training.optimizing import Turns
 from base.training.progress import Progress
@@ -377,11 +377,13 @@ class BaseTrainer(ABC):
 
         What it makes in its constructor is there in a test too, as averaged weights must be.
         """
+        loss = stateful_loss(self.experiment.criterion)
+        parts = {"model": self.experiment.model} | ({"loss": loss} if loss else {})
         if not hasattr(self, "training"):
-            return {"model": self.experiment.model}
+            return parts
         return {
             "data": self.saved_data,
-            "model": self.experiment.model,
+            **parts,
             **self.training.stateful(),
             "runtime": self.runtime,
             "metrics": self.train_metrics,

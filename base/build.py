@@ -203,9 +203,8 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
     function = LOSSES[component.type]
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
+        seed_generators(loaded.config.seed, "loss")
         module = _build(loaded, "loss", component, nn.Module)
-        if next(module.parameters(), None) is not None:
-            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         args = with_tensors(function, component.args)
@@ -293,6 +292,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
                 (*group.path, unknown[0]),
                 f"{component.type} takes it for all parameters alike; a group may have: {there}",
             )
+    if name and needs_closure(optimizer):
+        raise loaded.error(at, f"{component.type} calls the loss itself, which one of several optimizers cannot")
     try:
         experiment.runtime.prepare_optimizer(experiment.model, optimizer)
     except ConfigError as error:

@@ -68,6 +68,14 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return loss
 
 
+def stateful_loss(loss: Any) -> nn.Module | None:
+    """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
+    module = loss.loss if isinstance(loss, CountedLoss) else loss
+    if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
+        return None
+    return module if module.state_dict() else None
+
+
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
     """What ``torch.nn.functional.cross_entropy`` divides by: the targets that are not ignored, by their weights.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from base.training.loss import stateful_loss
 from utils.config.located_json import Problem
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
 from utils.text import closest
@@ -38,8 +39,8 @@ class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place 
 
 def parameters_of(model: nn.Module, loss: Any) -> Parameters:
     """All parameters that can be trained: the model's, and those of a loss that has some."""
-    of_loss = dict(loss.named_parameters()) if isinstance(loss, nn.Module) else {}
-    return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss.items()}}
+    of_loss = module.named_parameters() if (module := stateful_loss(loss)) else ()
+    return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss}}
 
 
 def divide(

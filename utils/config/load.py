@@ -84,8 +84,21 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
     if config.loss is not None and "loss" not in flawed_keys and config.loss.type not in LOSSES.own():
         yield from _reduction_problems(config.loss)
+    if isinstance(config.optimizer, dict):
+        yield from _several_conflicts(config)
     if not flawed_keys & {"lr_scheduler", "optimizer"}:
         yield from _scheduler_conflicts(config)
+
+
+def _several_conflicts(config: Config) -> Iterator[Problem]:
+    """What several optimizers exclude."""
+    if config.runtime.strategy == "fsdp":
+        yield Problem(("runtime", "strategy"), 'several optimizers need "ddp": each exchanges its gradients by itself')
+    if config.runtime.precision == "fp16" and config.trainer.accumulate_steps > 1:
+        message = (
+            "with several optimizers and accumulate_steps > 1, the loss scale would change within a step; use bf16"
+        )
+        yield Problem(("runtime", "precision"), message)
 
 
 def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
