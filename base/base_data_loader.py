@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.data.batches import Batches
-from base.data.sources import Source, as_source
+from base.data.orders import Bucketed, Order, Shuffled, Weighted, balanced_weights, check_lengths, check_weights
+from base.data.sources import Source, as_source, class_indices
 from utils.errors import DataError
 from utils.random import permutation
 from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
@@ -28,6 +29,7 @@ class BaseDataLoader(ABC):
         samples are held out in every run, whatever its seed, so that runs can be compared.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches beside the training.
+    balanced: draw each class equally often in training: the samples with replacement, as many as a pass has.
     drop_last: leave the last training batch of a pass out if it is short, as for BatchNorm, which cannot take a single
         sample. Validation and test data are always used to the last sample.
 
@@ -46,13 +48,17 @@ class BaseDataLoader(ABC):
         shuffle: BetweenEpochs[bool] = True,
         num_workers: Changeable[Workers] = 0,
         drop_last: BetweenEpochs[bool] = False,
+        balanced: BetweenEpochs[bool] = False,
     ) -> None:
+        if balanced and not shuffle:
+            raise ValueError('"balanced" draws the samples at random, and "shuffle" is false; leave one of them out')
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.balanced = balanced
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
@@ -61,6 +67,21 @@ class BaseDataLoader(ABC):
     @abstractmethod
     def test_data(self) -> Source | Dataset[Any]:
         """The test data, never augmented. Only test.py asks for them."""
+
+    def sample_weights(self) -> Tensor | None:
+        """How often each training sample is drawn, relative to the others: floats >= 0 of shape (N,), for all samples
+        of ``training_data``, before some are held out. None: every sample once a pass.
+
+        With weights, a pass draws as many samples as there are, with replacement.
+        """
+        return None
+
+    def lengths(self) -> Tensor | None:
+        """The length of each training sample, as of a text, of shape (N,), for all samples of ``training_data``.
+
+        With lengths, a batch holds samples of similar length, so that little is padded. None: any samples.
+        """
+        return None
 
     def training(self, seed: int) -> Batches:
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
@@ -76,7 +97,7 @@ class BaseDataLoader(ABC):
             source,
             batch_size=self.batch_size,
             indices=train,
-            shuffle=self.shuffle,
+            order=self._order(source, train, seed),
             seed=seed,
             num_workers=self.num_workers,
             drop_last=self.drop_last,
@@ -116,6 +137,50 @@ class BaseDataLoader(ABC):
 
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
+
+    def _order(self, source: Source, train: Tensor | None, seed: int) -> Order | None:
+        """The order of each pass over the training samples; None: as they are in the source.
+
+        train: the indices of those to train on, (N,); None: all. Raises DataError for weights that cannot be drawn by.
+        """
+        weights, lengths = self._weights(source, train), self.lengths()
+        if not self.shuffle:
+            if weights is not None or lengths is not None:
+                hook = "sample_weights() draws" if weights is not None else "lengths() sorts"
+                raise DataError(
+                    f"data_loader.args.shuffle: {type(self).__name__}.{hook} the samples, so shuffle cannot be false"
+                )
+            return None
+        order: Order = Shuffled(len(source) if train is None else len(train), seed)
+        if weights is not None:
+            order = Weighted(weights, seed)
+        if lengths is None:
+            return order
+        lengths = check_lengths(lengths, len(source))
+        return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
+
+    def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
+        """The weights of the samples to train on, float64 of shape (N,); None if each comes once."""
+        given = self.sample_weights()
+        if given is not None and self.balanced:
+            raise DataError(
+                f"data_loader.args.balanced: {type(self).__name__} has sample_weights() of its own; leave balanced out"
+            )
+        if given is not None:
+            weights = check_weights(given, len(source))
+            weights = weights if train is None else weights[train]
+            if not weights.any():
+                raise DataError("sample_weights() is 0 for every sample to train on, so that none can be drawn")
+            return weights
+        if not self.balanced:
+            return None
+        classes = class_indices(source)
+        if classes is None:
+            raise DataError(
+                "data_loader.args.balanced: needs a class for each sample: integer targets >= 0 of shape (N,) in a "
+                'TensorSource, or as "targets" of the data set; otherwise give sample_weights()'
+            )
+        return balanced_weights(classes if train is None else classes[train])
 
     def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Sorted indices of the samples to train on, (N,), and of those held out, (M,); None: all, none."""

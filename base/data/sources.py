@@ -13,7 +13,10 @@ from utils.errors import DataError
 from utils.random import cpu_generator_states, restore_generators, seed_sample
 from utils.tree import tensors
 
-__all__ = ["SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor", "describe_batch"]
+__all__ = [
+    "SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor", "class_indices",
+    "describe_batch",
+]  # fmt: skip
 
 
 class Source(Protocol):
@@ -118,8 +121,9 @@ class SampleSource:
         states = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
         try:
             samples = []
-            for index in as_tensor(indices).tolist():
-                seed_sample(*random.key, index)
+            draws = as_tensor(random.indices).tolist()
+            for index, draw in zip(as_tensor(indices).tolist(), draws, strict=True):
+                seed_sample(*random.key, draw)
                 samples.append(self.dataset[index])
         finally:
             restore_generators(states)
@@ -138,6 +142,24 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
 
 def as_source(data: Source | Dataset[Any]) -> Source:
     return SampleSource(data) if isinstance(data, Dataset) else data
+
+
+def class_indices(source: Source) -> Tensor | None:
+    """The class of every sample, int64 of shape (N,); None if the targets are something else.
+
+    They are the targets of a ``TensorSource``, or a data set's attribute ``targets``, as torchvision's have it.
+    """
+    targets = getattr(getattr(source, "dataset", source), "targets", None)
+    if isinstance(targets, ArrayFile):
+        targets = targets.rows(slice(0, len(targets)))
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if not whole or targets.shape != (len(source),) or int(targets.min()) < 0:
+        return None
+    return targets.long()
 
 
 def describe_batch(batch: Any) -> str:
