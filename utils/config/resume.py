@@ -68,13 +68,18 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fixed_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What differs between the config of a checkpoint, as ``fixed_values`` gives it, and a checked config."""
+    """What differs between the config of a checkpoint, as ``fixed_values`` gives it, and a checked config.
+
+    An argument that its component did not have when the checkpoint was written, and that has its default, does not.
+    """
     now = fixed_values(after)
     found = []
     for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
         path = tuple(key.split("."))
         kind = after.get(path[0])
         component = kind["type"] if path[1:2] == ("args",) and isinstance(kind, dict) else None
+        if component and key not in before and now[key] == _default(path, component):
+            continue
         found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
     return found
 
@@ -96,6 +101,11 @@ def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
     made = REGISTRIES[kind].get(component)
     annotations = arguments.annotations(made, argument) if made else ()
     return next(filter(None, (_marker(get_args(annotation)) for annotation in annotations)), None)
+
+
+def _default(path: KeyPath, component: str) -> Any:
+    parameter = REGISTRIES[str(path[0])].parameters(component).get(str(path[2]))
+    return _MISSING if parameter is None else parameter.default
 
 
 def _marker(metadata: Any) -> OnResume | None:
