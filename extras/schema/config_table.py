@@ -40,13 +40,13 @@ def config_table(*keys: str) -> str:
 
 def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
     for key, field in keys_of(section).items():
-        below = section_at((key,)) or section_at((key, 0)) if not path else None
+        below = section_at((*path, key)) or section_at((*path, key, 0))
         meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
         rule = rule_of((*path, key))
         cells = [_type(field, below), _default(field, below), rule.value if rule else "", meaning]
         yield f"| `{dotted((*path, key))}` | {' | '.join(cells)} |"
-        if below and key in ("metrics", "optimizer", "lr_scheduler", "trainer", "runtime"):
-            yield from _rows(below, (key,))
+        if below and key not in ("data_loader", "loss"):
+            yield from _rows(below, (*path, key))
 
 
 def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
@@ -55,6 +55,8 @@ def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
     if below is None:
         parts = [describe(field.annotation), *map(limited, field.metadata)]
         return " ".join(filter(None, parts)).replace("|", "\\|")
+    if below.__name__ == "WeightsConfig":
+        return "path, object or null"
     if below.__name__.endswith(("TrainerConfig", "RuntimeConfig")):
         return "object"
     component = "list of components" if "list" in str(field.annotation) else "component"

@@ -13,6 +13,7 @@ from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry
 from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, KeyPath, keys_of, name_and_args, section_at
 from utils.text import closest
 
+WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
 
 
@@ -34,6 +35,8 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "string_pattern_mismatch":
         return f"should be {PATTERNS[item['ctx']['pattern']]}"
+    if item["type"] == "model_type" and path == ("model", "weights"):
+        return WEIGHTS
     if item["type"] == "model_type":
         return "should be an object: { ... }" if path[0] in ("trainer", "runtime") else COMPONENT
     return in_json_words(item["msg"])

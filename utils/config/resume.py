@@ -68,7 +68,8 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them."""
     found = []
-    for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
+    # a key that an earlier checkpoint does not have yet is null in it
+    for key in [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
         found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
