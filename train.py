@@ -8,6 +8,7 @@ python train.py -r                                       # resumes the run that 
 
 import argparse
 import gc
+import json
 import sys
 
 from utils.signals import end_at_once
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_outputs, build_trainer, build_training, load_weights
+from base.build import build_experiment, build_outputs, build_trainer, build_training
 from base.experiment import Experiment, Outputs
+from base.initial_weights import load_initial_weights
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
 from base.training.run import logged, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest, any_name=any_name))
     if folder_to_resume is not None:
         return resume(folder_to_resume, options.overrides)
-    return train(loaded, init_from=options.init_from)
+    return train(loaded)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,14 +97,17 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="a run folder or checkpoint; default: the run started last",
     )
-    made.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="start a new run from these weights")
+    made.add_argument("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
     made.add_argument("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     made.add_argument("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
     made.add_argument("--check", action="store_true", help="check everything that a run needs, without training")
     made.add_argument(
         "--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one"
     )
-    return cli.parse(made, argv)
+    options = cli.parse(made, argv)
+    if options.init_from is not None:
+        options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
+    return options
 
 
 def inspect(options: argparse.Namespace) -> NoReturn:
@@ -110,8 +115,8 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     if get_process_group().launched:
         raise UserError("--check and --list run in a single process; do not use torchrun")
     alone = not (options.overrides or options.config or options.check)
-    if options.resume is not None or options.init_from or (options.list is not None and not alone):
-        raise UserError("--list cannot be combined with other options; --check takes only -c, -d and KEY=VALUE")
+    if options.resume is not None or (options.list is not None and not alone):
+        raise UserError("--list cannot be combined with other options; --check does not take -r")
     if options.list is not None:
         say(load_extra("schema", "--list").listing(options.list))
         raise SystemExit(0)
@@ -119,19 +124,18 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
-def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
-    """A new run, from the first step to the last. init_from: a checkpoint or run folder to take the weights from."""
+def train(loaded: LoadedConfig) -> Result:
+    """A new run, from the first step to the last."""
     experiment = build_experiment(loaded)
     process_group = experiment.runtime.process_group
-    source = RunFolder.checkpoint_of(init_from) if init_from else None
-    weights = load_weights(experiment.model, source, process_group)["model"] if source else None
+    weights = load_initial_weights(loaded, experiment.model, process_group)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
 
     def prepare(folder: RunFolder) -> None:
         folder.write_config(to_json(loaded.config, folder=folder.path))
         if weights is not None:  # a run that is killed before its first checkpoint must find these weights again
-            checkpoint.write(folder.initial, {"model": weights})
+            checkpoint.write(folder.initial, {"model": weights.taken})
 
     def create() -> RunFolder:
         return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
@@ -140,6 +144,8 @@ def train(loaded: LoadedConfig, *, init_from: Path | None = None) -> Result:
         folder = process_group.broadcast_object(create)
         with folder.owned(process_group), removed_if_empty(trainer, folder), logged(experiment, folder):
             trainer.begin(training, outputs(loaded, folder, experiment))
+            if weights is not None:
+                experiment.console.info(f"initial weights: {weights}")
             return run(loaded, trainer, folder)
 
 

@@ -92,6 +92,33 @@ class GroupConfig(Section):
     """Its learning rate is logged as lr_NAME; null: a name made of the first pattern."""
 
 
+class WeightsConfig(Section):
+    """Weights that a new run starts from. A bare string is short for ``{"file": PATH}``."""
+
+    file: Annotated[str, Field(min_length=1)]
+    """A run folder, a checkpoint, a state dict (.pth, .pt) or a .safetensors file."""
+    skip: list[str] = Field(default_factory=list)
+    """Shell patterns (*, ?, [ab]) of the parameters and buffers that are not taken; all others must fit."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Prefixes of the file's names, and what they become, as in {"encoder.": "backbone."}."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+class ModelConfig(Component):
+    """The network."""
+
+    weights: WeightsConfig | None = None
+    """What a new run starts from; null: the initial weights of the model's own code."""
+
+
 class OptimizerConfig(Component):
     """An optimizer of ``torch.optim``, or your own."""
 
@@ -222,7 +249,7 @@ class Config(Section):
     """All randomness follows from this number: initial weights, order, augmentation, dropout."""
     data_loader: Fixed[Component]
     """The data set."""
-    model: Fixed[Component]
+    model: Fixed[ModelConfig]
     """The network."""
     loss: Fixed[Component | None] = None
     """What is minimised: a function or class of model/loss.py, or a loss of torch.nn. Only a trainer that is not

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import shlex
 import traceback
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from base.base_trainer import BaseTrainer
-from base.build import load_weights
+from base.initial_weights import load_taken
 from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
@@ -21,6 +22,7 @@ from utils.config.located_json import Problem, config_error
 from utils.config.resume import Change, changes, fixed_changes
 from utils.distributed import launch
 from utils.errors import CheckpointError, ConfigError, DataError
+from utils.files import read_text
 from utils.optimizers import missing_state
 from utils.paths import display_path
 from utils.registry import OPTIMIZERS
@@ -143,7 +145,13 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
 
 def _new_run(folder: RunFolder) -> str:
     run = shlex.quote(display_path(folder.path))
-    return f"To start a new run from its weights: python train.py -c {run}/config.json --init-from {run} KEY=VALUE"
+    whole = ""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        weights = json.loads(read_text(folder.config))["model"].get("weights")
+        if weights and (weights["skip"] or weights["rename"]):  # they were for the file that this run started from
+            whole = " 'model.weights.skip=[]' 'model.weights.rename={}'"
+    command = f"python train.py -c {run}/config.json --init-from {run}{whole} KEY=VALUE"
+    return f"To start a new run from its weights: {command}"
 
 
 def _refuse_optimizer(
@@ -198,8 +206,11 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
             f"there is no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
             f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
+    if not folder.initial.exists() and trainer.experiment.fixed.get("model.weights.file"):
+        raise CheckpointError(f"{folder.initial}, the weights that this run started from, is missing. Restore it")
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix
-        load_weights(trainer.experiment.model, folder.initial, trainer.runtime.process_group)
+        state = checkpoint.read_together(folder.initial, trainer.runtime.process_group)
+        load_taken(trainer.experiment.model, state["model"], folder.initial)
     trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

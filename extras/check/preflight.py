@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
+from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.first_batch import first_batch_warnings
@@ -48,6 +49,7 @@ def preflight(loaded: LoadedConfig) -> int:
     experiment = build_experiment(loaded)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
+    weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)
     config = loaded.config
     say(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
     for warning in loaded.warnings():
@@ -55,7 +57,8 @@ def preflight(loaded: LoadedConfig) -> int:
 
     results = []
     trace = Trace()
-    for result in _Check(config, experiment, training, trainer).results(trace):
+    from_file = [CheckResult("weights", "ok", str(weights))] if weights else []
+    for result in chain(from_file, _Check(config, experiment, training, trainer).results(trace)):
         results.append(result)
         say("\n".join(result.lines()))
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from utils.arguments import describe, limited
 from utils.config.located_json import dotted
 from utils.config.resume import rule_of
-from utils.schema import Component, Config, KeyPath, keys_of, section_at
+from utils.schema import Component, Config, KeyPath, WeightsConfig, keys_of, section_at
 
 HEAD = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
 
@@ -46,7 +46,7 @@ def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
         below = section_at(below_at)
         meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
         rule = rule_of(here)
-        inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "model", "loss") else []
+        inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "loss") else []
         rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
         cells = [_type(field, below), _default(field, below), rule.value if rule and rules == {rule} else "", meaning]
         name = dotted(tuple(part for part in here if part != 0))
@@ -59,6 +59,8 @@ def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
         parts = [describe(field.annotation), *map(limited, field.metadata)]
         kind = " ".join(filter(None, parts)).replace("|", "\\|")
         return "object" if kind.startswith("dict") else kind
+    if below is WeightsConfig:
+        return "path, object or null"
     is_list = "list[" in str(field.annotation)
     if not issubclass(below, Component):
         return "list of objects" if is_list else "object"

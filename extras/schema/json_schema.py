@@ -199,6 +199,18 @@ def _draft_7(schema: Any) -> Any:
     return renamed
 
 
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """A schema with pydantic's definitions in place of its references to them."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        named = definitions[schema["$ref"].removeprefix("#/$defs/")]
+        return _inlined({**named, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
 def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
     """An object of plain keys: "trainer", "runtime"."""
     keys = {name: _plain(section, name) for name in keys_of(section)}
@@ -223,18 +235,6 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
     return _about(field.description, _draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
-
-
-def _inlined(schema: Any, definitions: Schema) -> Any:
-    """A schema of pydantic's with its definitions in the places that refer to them."""
-    if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        schema = {**definitions[schema["$ref"].rpartition("/")[2]], **schema}
-        del schema["$ref"]
-    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

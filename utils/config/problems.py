@@ -26,6 +26,7 @@ from utils.schema import (
 from utils.text import closest
 
 SEVERAL_BY_NAME = ("optimizer", "lr_scheduler")
+WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
 
 
@@ -50,6 +51,8 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "string_pattern_mismatch":
         return f"should be {PATTERNS[item['ctx']['pattern']]}"
+    if item["type"] == "model_type" and path == ("model", "weights"):
+        return WEIGHTS
     if item["type"] == "model_type":
         return COMPONENT if issubclass(section_at(path) or Component, Component) else "should be an object: { ... }"
     return in_json_words(item["msg"])

@@ -217,7 +217,7 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
     key: Any = path[-1]
     inner = container[key] if isinstance(container, list) else container.get(key)
     if isinstance(inner, str) and path[0] in REGISTRIES:
-        inner = {"type": inner}
+        inner = {"file" if path == ("model", "weights") else "type": inner}
     elif inner is None:
         inner = {}
         document.set_source(path, source)

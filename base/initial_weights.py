@@ -1,0 +1,195 @@
+"""The weights that a run starts from, where its config names a file: what is taken, and all that does not fit."""
+
+import difflib
+import glob
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils.checkpoint.weights_file import read_weights
+from utils.config import LoadedConfig
+from utils.config.located_json import Problem, config_error
+from utils.distributed.process_group import ProcessGroup
+from utils.errors import CheckpointError, UserError
+from utils.paths import display_path, project_path
+from utils.schema import WeightsConfig
+from utils.text import count, hint
+from utils.user_code import format_error_with_source
+
+AT = ("model", "weights")
+WRAPPED = ("module.", "_orig_mod.")  # what DDP and torch.compile put before each name
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights that have been loaded into a model."""
+
+    file: Path
+    taken: dict[str, Any]
+    """By the model's names. A resumed run takes these again, and does not need the file."""
+    left: list[str]
+    """What of the model keeps the values that its own code has given it."""
+
+    def __str__(self) -> str:
+        """As in "8 tensors of lenet.pth; 2 of the model not taken: fc3.weight, fc3.bias"."""
+        names = ", ".join(self.left[:4]) + (", ..." if len(self.left) > 4 else "")
+        left = f"; {len(self.left)} of the model not taken: {names}" if self.left else ""
+        return f"{count(len(self.taken), 'tensor')} of {display_path(self.file)}{left}"
+
+
+def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: ProcessGroup) -> InitialWeights | None:
+    """Load the weights that the config names, in all processes; None if it names none.
+
+    Raises UserError at the line of the config, with all names and shapes that do not fit.
+    """
+    settings = loaded.config.model.weights
+    if settings is None:
+        return None
+    try:
+        file, weights = _read_together(project_path(settings.file), process_group)
+    except CheckpointError as error:
+        raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
+    # not the values of the state: FSDP gathers them in the main process alone
+    named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    own = {name: named.get(name) for name in model.state_dict()}
+    renamed, problems = _renamed(weights, own, settings)
+    taken = {name: value for name, value in renamed.items() if not _is_skipped(name, settings)}
+    left = [name for name in _missing(own, taken) if _is_skipped(name, settings)]
+    problems += _useless_patterns(settings, {**own, **renamed})
+    if not taken:
+        problems.append(Problem((*AT, "skip"), f"nothing of {file} is left to take"))
+    if misfits := dict(_misfits(own, taken, left)):
+        lines = [f"  {name}: {how}" for name, how in misfits.items()]
+        shown = "\n".join([*lines, _advice(list(misfits), {**own, **renamed})])
+        message = f"the weights of {file} do not fit this model, {loaded.config.model.type}:\n{shown}"
+        problems.append(Problem((*AT, "file"), message))
+    if problems:
+        raise config_error(loaded.document, problems)
+    load_taken(model, taken, file)
+    return InitialWeights(file, taken, left)
+
+
+def load_taken(model: nn.Module, taken: Mapping[str, Any], file: Path) -> None:
+    """Load weights by the model's names, of which there may be fewer than it has. Raises UserError if one fails."""
+    try:
+        result = model.load_state_dict(dict(taken), strict=False)
+    except Exception as error:  # of whatever kind: the user's code may get somebody's values
+        raise UserError(f"the weights of {file} do not fit this model: {format_error_with_source(error)}") from error
+    if result.unexpected_keys:
+        raise UserError(f"the weights of {file} do not fit this model, which has no {result.unexpected_keys[0]}")
+
+
+def _read_together(path: Path, process_group: ProcessGroup) -> tuple[Path, dict[str, Any]]:
+    """The weights, in each process. If one of them cannot read the file, all raise CheckpointError."""
+    found, problem = (path, dict[str, Any]()), ""
+    try:
+        found = read_weights(path)
+    except CheckpointError as error:
+        problem = str(error)
+    problems = list(filter(None, process_group.all_gather(problem)))
+    if problems:
+        raise CheckpointError(problems[0])
+    return found
+
+
+# ------------------------------------------------------------------ names
+
+
+def _renamed(
+    weights: Mapping[str, Any], own: Mapping[str, Any], settings: WeightsConfig
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The weights by the names that the config and the wrappers of torch leave, and what is wrong with "rename"."""
+    for wrapper in WRAPPED:
+        names = [*own, *settings.rename]
+        if all(name.startswith(wrapper) for name in weights) and not any(name.startswith(wrapper) for name in names):
+            weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
+    renamed, problems, prefixes = dict[str, Any](), list[Problem](), dict[str, str | None]()
+    for name, value in weights.items():
+        prefix = max((each for each in settings.rename if name.startswith(each)), key=len, default=None)
+        now = name if prefix is None else settings.rename[prefix] + name[len(prefix) :]
+        if now in renamed:
+            blamed = prefix if prefix is not None else prefixes[now]
+            problems.append(Problem((*AT, "rename", blamed or ""), f'two weights would be called "{now}"'))
+        renamed[now], prefixes[now] = value, prefix
+    for old in settings.rename:
+        if old not in prefixes.values():
+            message = f'no name in the file begins with "{old}"; {_hint(old, weights)}'
+            problems.append(Problem((*AT, "rename", old), message, at_key=True))
+    return renamed, problems
+
+
+def _is_skipped(name: str, settings: WeightsConfig) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in settings.skip)
+
+
+def _useless_patterns(settings: WeightsConfig, names: Mapping[str, Any]) -> list[Problem]:
+    """The patterns of "skip" that match neither a name of the model nor one of the file."""
+    return [
+        Problem((*AT, "skip", index), f'no parameter or buffer matches "{pattern}"; {_hint(pattern, names)}')
+        for index, pattern in enumerate(settings.skip)
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+def _hint(text: str, names: Mapping[str, Any]) -> str:
+    """What a prefix or pattern that matches nothing was probably meant to be."""
+    prefixes = [prefix for name in names for prefix in _prefixes(name)]
+    ends = "*" if text.endswith("*") else ""
+    near = difflib.get_close_matches(text.rstrip("*"), dict.fromkeys([*prefixes, *names]), n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{near[0]}{ends}"?'
+    return hint(text, dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names))
+
+
+def _prefixes(name: str) -> list[str]:
+    """Of "a.b.weight": "a." and "a.b."."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: length + 1]) + "." for length in range(len(parts))]
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+def _missing(own: Mapping[str, Tensor | None], taken: Mapping[str, Any]) -> list[str]:
+    """The model's names that are not among the weights. One of two names of the same tensor is enough."""
+    given = {id(tensor) for name, tensor in own.items() if name in taken and tensor is not None}
+    return [name for name, tensor in own.items() if name not in taken and (tensor is None or id(tensor) not in given)]
+
+
+def _misfits(own: Mapping[str, Tensor | None], taken: Mapping[str, Any], left: list[str]) -> Iterator[tuple[str, str]]:
+    """Each name that does not fit, and how."""
+    for name in _missing(own, taken):
+        if name not in left:
+            yield name, f"it is not in the file; the model has {_described(own[name])}"
+    for name, value in taken.items():
+        if name not in own:
+            yield name, f"the model does not have it; the file has {_described(value)}"
+        elif own[name] is not None and not _fits(value, own[name]):
+            yield name, f"the file has {_described(value)}, the model {_described(own[name])}"
+
+
+def _fits(value: Any, own: Any) -> bool:
+    if not isinstance(value, Tensor) or value.shape != own.shape:
+        return False
+    return (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__ if value is not None else "its own state"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _advice(misfits: list[str], names: Mapping[str, Any]) -> str:
+    """The patterns that would leave these out: of whole modules where nothing of them fits."""
+    patterns = dict[str, None]()
+    fitting = names.keys() - {*misfits}
+    for name in misfits:
+        whole = next((p for p in _prefixes(name) if not any(other.startswith(p) for other in fitting)), None)
+        patterns[f"{glob.escape(whole)}*" if whole else glob.escape(name)] = None
+    quoted = ", ".join(f'"{pattern}"' for pattern in patterns)
+    return f'To train without these weights of the file: "skip": [{quoted}]; "rename" changes prefixes of its names'

@@ -1,0 +1,404 @@
+"""A new run that starts from weights in a file: what is taken, what is left, and every file that must be refused."""
+
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train
+from tests.base.training.test_resume import equal, fork
+from tests.conftest import load_script
+from tests.helpers import PATIENCE, ROOT, same, state, temporarily
+from tests.utils.checkpoint.test_untrusted import Payload, sign
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError, UserError
+from utils.registry import MODELS
+
+Fit = Callable[..., train.Result]
+
+
+class Net(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(6, 5, bias=False)
+        self.output = nn.Linear(5, 3, bias=False)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.output(self.hidden(inputs).relu())
+
+
+@pytest.fixture(autouse=True)
+def _net() -> Iterator[None]:
+    with temporarily(MODELS, Net):
+        yield
+
+
+def weights(**more: Any) -> dict[str, Tensor]:
+    """Those of Net, in numbers that it would not start with."""
+    shapes = {"hidden.weight": (5, 6), "output.weight": (3, 5)}
+    return {name: torch.full(shape, index + 0.5) for index, (name, shape) in enumerate(shapes.items())} | more
+
+
+def model(file: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "Net", "weights": {"file": str(file), **more} if more else str(file)}
+
+
+def saved(folder: Path, value: Any, name: str = "weights.pth") -> Path:
+    torch.save(value, folder / name)
+    return folder / name
+
+
+def initial(run: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = checkpoint.read(run / "initial.pth")["model"]
+    return found
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """The format: the length of a JSON header, the header, the bytes of the tensors."""
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "bare": lambda found: found,
+    "state_dict": lambda found: {"epoch": 3, "state_dict": found},
+    "model": lambda found: {"model": found, "best": 0.5},
+    "model_state_dict": lambda found: {"model_state_dict": found},
+    "ddp": lambda found: {f"module.{name}": tensor for name, tensor in found.items()},
+    "compiled ddp": lambda found: {
+        "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in found.items()}
+    },
+    "half": lambda found: {name: tensor.half() for name, tensor in found.items()},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_a_state_dict_is_taken_in_the_usual_wrappers(fit: Fit, tmp_path: Path, how: str) -> None:
+    run = fit("trainer.epochs=1", "--lr=1e-30", model=model(saved(tmp_path, WRAPPED[how](weights())))).run_dir
+    assert same(dict(state(run)["model"]), weights())
+
+
+def test_the_old_format_of_torch_is_taken(fit: Fit, tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same(initial(fit(model=model(tmp_path / "old.pt")).run_dir), weights())
+
+
+def test_runs_and_checkpoints_are_taken_by_both_ways(fit: Fit, tmp_path: Path) -> None:
+    first = fit("trainer.monitor=min loss", model="Net").run_dir
+    copied = tmp_path / "copied.pth"
+    copied.write_bytes((first / "checkpoints" / "last.pth").read_bytes())
+    for source in (first, first / "checkpoints" / "last.pth", copied):
+        by_config, by_option = fit(model=model(source)).run_dir, fit("--init-from", str(source), model="Net").run_dir
+        assert same(initial(by_config), state(first, "best.pth")["model"])
+        assert same(initial(by_option), initial(by_config))
+    assert json.loads((by_option / "config.json").read_text())["model"]["weights"]["file"] == str(copied)
+
+
+def test_a_path_of_the_command_line_is_where_the_user_is_and_one_of_a_config_in_the_project(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, weights())
+    monkeypatch.chdir(tmp_path)
+    assert same(initial(fit("--init-from", "weights.pth", model="Net").run_dir), weights())
+    with pytest.raises(CheckpointError, match=rf"model\.weights\.file: {ROOT}/weights\.pth: no such file"):
+        fit(model=model("weights.pth"))
+    monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
+    assert same(initial(fit(model=model("weights.pth")).run_dir), weights())
+
+
+def test_what_is_skipped_keeps_its_initial_values_and_is_named(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = weights(**{"output.weight": torch.ones(9, 5), "head.bias": torch.ones(2)})
+    run = fit("--lr=1e-30", model=model(saved(tmp_path, other), skip=["output.*", "head.*"])).run_dir
+    plain = fit("--lr=1e-30", model="Net").run_dir
+    assert same(initial(run), {"hidden.weight": other["hidden.weight"]})
+    assert same(state(run)["model"]["hidden.weight"], other["hidden.weight"])
+    assert same(state(run)["model"]["output.weight"], state(plain)["model"]["output.weight"])
+    assert "weights.pth; 1 of the model not taken: output.weight" in capsys.readouterr().out
+
+
+def test_prefixes_are_renamed(fit: Fit, tmp_path: Path) -> None:
+    found = {"module.body.hidden.weight": weights()["hidden.weight"], "module.head.weight": weights()["output.weight"]}
+    file = saved(tmp_path, found)
+    assert same(initial(fit(model=model(file, rename={"body.": "", "head.": "output."})).run_dir), weights())
+    raw = {"module.body.": "", "module.head.": "output."}
+    assert same(initial(fit(model=model(file, rename=raw)).run_dir), weights())
+
+
+def test_all_that_does_not_fit_is_listed_with_the_patterns_that_leave_it_out(fit: Fit, tmp_path: Path) -> None:
+    found = {"hidden.weight": torch.ones(7, 6), "head.a.weight": torch.ones(2), "head.a.bias": torch.ones(2), "n": 5}
+    with pytest.raises(ConfigError) as caught:
+        fit(model=model(saved(tmp_path, found)))
+    message = str(caught.value)
+    for part in (
+        ": model.weights.file: the weights of",
+        "hidden.weight: the file has (7, 6) float32, the model (5, 6) float32",
+        "output.weight: it is not in the file; the model has (3, 5) float32",
+        "head.a.weight: the model does not have it; the file has (2,) float32",
+        "n: the model does not have it; the file has int",
+    ):
+        assert part in message
+    assert '"skip": ["output.*", "hidden.*", "head.*", "n"]' in message
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_numbers_of_another_kind_do_not_fit(fit: Fit, tmp_path: Path, dtype: torch.dtype) -> None:
+    file = saved(tmp_path, {name: tensor.to(dtype) for name, tensor in weights().items()})
+    with pytest.raises(ConfigError, match=r"hidden.weight: the file has \(5, 6\) (int64|complex64|bool), the model"):
+        fit(model=model(file))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"skip": ["ouput.*"]}, r'skip\.0: no parameter or buffer matches "ouput\.\*"; did you mean "output\.\*"'),
+        ({"skip": ["zzz"]}, r'no parameter or buffer matches "zzz"; there are: hidden\.\*, output\.\*'),
+        ({"skip": ["*"]}, r"model\.weights\.skip: nothing of .* is left to take"),
+        ({"rename": {"hiden.": "x."}}, r'rename\.hiden\.: no name in the file begins with "hiden\."; .*"hidden\."'),
+        ({"rename": {"hidden.": "output."}}, r'two weights would be called "output.weight"'),
+    ],
+)
+def test_a_pattern_or_prefix_without_effect_is_an_error_at_its_place(
+    fit: Fit, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        fit(model=model(saved(tmp_path, weights()), **settings))
+    assert not (tmp_path / "saved").exists()
+
+
+class Tied(nn.Module):
+    """The weights of its output are those of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 3, bias=False)
+        self.head = nn.Linear(6, 3, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.head(inputs)
+
+
+def test_one_name_of_a_tied_weight_is_enough(fit: Fit, tmp_path: Path) -> None:
+    with temporarily(MODELS, Tied):
+        file = saved(tmp_path, {"embed.weight": torch.ones(3, 6)})
+        run = fit("--lr=1e-30", model={"type": "Tied", "weights": str(file)}).run_dir
+    assert same(state(run)["model"]["head.weight"], torch.ones(3, 6))
+
+
+# ------------------------------------------------------------------ kept in the run
+
+
+@pytest.mark.parametrize("skip", [[], ["output.*"]])
+def test_neither_a_resume_nor_a_test_needs_the_file_again(fit: Fit, tmp_path: Path, skip: list[str]) -> None:
+    file = saved(tmp_path, weights())
+    whole = fit("trainer.epochs=2", "trainer.save_every_steps=3", model=model(file, skip=skip)).run_dir
+    unstarted = fork(whole, 0)
+    file.unlink()
+    train.main(["-r", str(unstarted)])
+    equal(whole, unstarted)
+    assert load_script("test").main(["-r", str(unstarted)]) == load_script("test").main(["-r", str(whole)])
+
+
+def test_a_run_killed_before_its_first_checkpoint_needs_no_file(fit: Fit, tmp_path: Path) -> None:
+    args = {"in_features": 6, "hidden_features": 5, "out_features": 3, "bias": False}
+    found = {"fc1.weight": weights()["hidden.weight"], "head.weight": torch.ones(2)}
+    file = saved(tmp_path, found)
+    taken = {"file": str(file), "skip": ["head.*", "fc2.*"]}
+    whole = fit(model={"type": "TwoLayerNet", "args": args, "weights": taken}).run_dir
+    variables = {**os.environ, "DO_AT": "1:0:kill", "RUNS": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.killable", "-c", str(tmp_path / "config.json"), "name=killed"]
+    killed = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, timeout=PATIENCE, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (run,) = (tmp_path / "saved" / "killed").iterdir()
+    assert not list((run / "checkpoints").iterdir())
+    file.unlink()
+    train.main(["-r", str(run)])
+    assert same(state(run)["model"], state(whole)["model"])
+    load_script("test").main(["-r", str(run)])
+
+
+def test_a_run_whose_initial_weights_are_gone_does_not_start_from_others(fit: Fit, tmp_path: Path) -> None:
+    run = fork(fit("trainer.epochs=1", model=model(saved(tmp_path, weights()))).run_dir, 0)
+    (run / "initial.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"initial\.pth, .* is missing"):
+        train.main(["-r", str(run)])
+
+
+def test_other_weights_are_refused_on_resume_and_the_way_out_works(fit: Fit, tmp_path: Path) -> None:
+    file = saved(tmp_path, weights())
+    run = fit("trainer.epochs=1", model=model(file, skip=["output.*"])).run_dir
+    with pytest.raises(ConfigError, match=r"model\.weights\.file: cannot change when a run is resumed") as caught:
+        train.main(["-r", str(run), "model.weights.file=x.pth"])
+    assert "'model.weights.skip=[]' 'model.weights.rename={}'" in str(caught.value)
+    options = ["model.weights.skip=[]", "model.weights.rename={}", "name=next"]
+    following = train.main(["-c", str(run / "config.json"), "--init-from", str(run), *options]).run_dir
+    assert same(initial(following), state(run)["model"])
+
+
+def test_a_checkpoint_from_before_the_key_resumes(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    path = checkpoint.step_files(run / "checkpoints")[0]
+    before = checkpoint.read(path)
+    assert "model.weights" in before["config"]
+    del before["config"]["model.weights"]
+    (path.parent / "last.pth").unlink()
+    checkpoint.write(path, before)
+    assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+
+
+# ------------------------------------------------------------------ files that are refused
+
+
+def broken(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(data: bytes) -> bytes:
+    at = data.index(torch.full((4,), 0.5).numpy().tobytes())
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data[: len(data) // 2], "is damaged: File is not a zip file"),
+        (lambda data: data[:1], "is damaged, or"),
+        (lambda data: b"", "is damaged, or"),
+        (flipped, "is damaged: weights/data/0 does not have its checksum"),
+        (lambda data: b"hello, world", "is damaged, or"),
+        (lambda data: b"\x00" * 5000, "is damaged, or"),
+    ],
+)
+def test_a_damaged_file_is_refused(fit: Fit, tmp_path: Path, change: Callable[[bytes], bytes], says: str) -> None:
+    file = saved(tmp_path, weights())
+    broken(file, change)
+    with pytest.raises(CheckpointError, match=rf"model\.weights\.file: .*weights\.pth {says}"):
+        fit(model=model(file))
+    assert not (tmp_path / "saved").exists()
+
+
+def test_nothing_in_a_file_is_run(fit: Fit, tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    for value in (Payload(trace), {"state_dict": weights(), "hook": Payload(trace)}):
+        with pytest.raises(CheckpointError, match="nothing in it was run"):
+            fit(model=model(saved(tmp_path, value)))
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(CheckpointError, match="nothing in it was run"):
+        fit(model=model(tmp_path / "bare.pth"))
+    sign(file := saved(tmp_path, {"model": weights(), "format": 1, "hook": Payload(trace)}))
+    with pytest.raises(CheckpointError, match="nothing of it was run"):
+        fit(model=model(file))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [([1, 2], "of type list"), ({}, "this is empty"), ({3: 4}, "of type dict"), (5, "of type int")]
+)
+def test_a_file_without_weights_is_refused(fit: Fit, tmp_path: Path, value: Any, says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"holds no weights.*{says}"):
+        fit(model=model(saved(tmp_path, value)))
+
+
+def test_a_damaged_checkpoint_of_ours_is_not_taken_for_a_foreign_file(fit: Fit, tmp_path: Path) -> None:
+    copied = tmp_path / "copied.pth"
+    copied.write_bytes((fit().run_dir / "checkpoints" / "last.pth").read_bytes())
+    data = copied.read_bytes()
+    for damaged in (data[:-1] + b"x", data + b"\0\0", data[:-80] + b"x" + data[-79:]):
+        copied.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"copied\.pth"):
+            fit(model=model(copied))
+
+
+def test_a_named_pipe_does_not_hang(fit: Fit, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        fit(model=model(tmp_path / "weights.pth"))
+
+
+# ------------------------------------------------------------------ safetensors
+
+
+def test_safetensors_without_the_library(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    file = write_safetensors(tmp_path / "weights.safetensors", weights())
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
+        fit(model=model(file))
+
+
+def test_safetensors_are_read_by_their_library(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_safetensors(tmp_path / "weights.safetensors", weights())
+    try:
+        import safetensors.torch  # noqa: F401
+    except ModuleNotFoundError:  # what it would return
+        library: Any = ModuleType("safetensors.torch")
+        library.load_file = lambda path: weights()
+        monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
+        monkeypatch.setitem(sys.modules, "safetensors.torch", library)
+    assert same(initial(fit(model=model(file)).run_dir), weights())
+
+
+# ------------------------------------------------------------------ the config
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (5, r'model\.weights: should be the path of a file, or \{"file"'),
+        ({"skip": []}, r'model\.weights: the key "file" is missing'),
+        ({"file": "x", "skips": []}, r'unknown key "skips"; did you mean "skip"'),
+        ({"file": "x", "skip": "fc.*"}, r'model\.weights\.skip: should be a list, got "fc'),
+        ({"file": "x", "rename": {"a": 1}}, r"model\.weights\.rename\.a: should be a string, got 1"),
+        ("", r"model\.weights\.file"),
+    ],
+)
+def test_mistakes_in_the_key_are_located(fit: Fit, given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(model={"type": "Net", "weights": given})
+
+
+def test_an_override_sets_a_part_of_the_short_form(fit: Fit, tmp_path: Path) -> None:
+    run = fit('model.weights.skip=["output.*"]', model=model(saved(tmp_path, weights()))).run_dir
+    assert set(initial(run)) == {"hidden.weight"}
+
+
+def test_check_says_what_is_taken(write_config: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    path = write_config(model=model(saved(tmp_path, weights()), skip=["output.*"]))
+    with pytest.raises(SystemExit):
+        train.main(["--check", "-c", str(path)])
+    assert "weights       ok    1 tensor of " in (out := capsys.readouterr().out)
+    assert "weights.pth; 1 of the model not taken: output.weight" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "valid"),
+    [("a.pth", True), ({"file": "a.pth", "skip": ["fc.*"]}, True), (None, True), ({"skip": []}, False), (5, False)],
+)
+def test_the_editor_knows_the_key(given: Any, valid: bool) -> None:
+    schema = json.loads((ROOT / "config.schema.json").read_text())
+    config = json.loads((ROOT / "config.json").read_text())
+    config["model"]["weights"] = given
+    assert jsonschema.Draft7Validator(schema).is_valid(config) == valid
