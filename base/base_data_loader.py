@@ -158,6 +158,12 @@ class BaseDataLoader(ABC):
             raise DataError(f"{type(self).__name__}: the test data are empty")
         return self._evaluation(source, None)
 
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
+        """Called before the training steps of an epoch, and again when a run resumes within it. The first epoch is 1.
+
+        To change what depends on the epoch, such as the size of images. Worker processes are then started anew.
+        """
+
     def pictures(self, inputs: Tensor) -> Tensor | None:
         """Inputs of the model, (B, C, H, W) on the CPU, as pictures: uint8 of shape (B, H, W, 3), or (B, H, W, 1) in
         grey. None if the inputs are not images.

@@ -2,27 +2,27 @@
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches, BatchRange, StepBatches
-from base.data.sources import as_tensor
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
+from base.training.averaging import AveragedWeights
 from base.training.closure import closure_step
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_smallest_batch,
     explained,
     nan_warning,
-    non_finite_loss,
+    raise_non_finite,
     trainer_warnings,
     watch_first_batch,
 )
@@ -32,96 +32,37 @@ from base.training.optimizing import Turns
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state, state_of
+from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
 from utils import checkpoint
+from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
 
-class BaseTrainer(ABC):
+class BaseTrainer(TrainerInterface):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
-    supervised: ClassVar[bool] = True
-    """Whether outputs are compared with targets. False (a GAN, an autoencoder): the config may have no loss, and
-    --check, report and pictures do not take the outputs for a classifier's."""
-    logs: ClassVar[Sequence[str]] = ()
-    """Names of further values that a step may log, by ``StepResult.log``."""
     training: Training
     outputs: Outputs
     log: TrainingLog
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        self.experiment = experiment
-        self.settings = settings
-        self.model = experiment.model
-        self.criterion = experiment.criterion
-        self.runtime = experiment.runtime
+        super().__init__(experiment, settings)
         self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
-        self.progress = Progress()
         self.gradient_norm: Tensor | None = None
         """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
-        self.waits_for_count = False
-        """Whether ``backward`` waits for ``train_step`` to return, whose result says how much its gradients weigh."""
-        self._waiting: list[Tensor] = []
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
         self._told_of_nan = False
         self.first_batch_passed = False
-        self.turns: Turns | None = None
-        """Of several optimizers."""
+        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.has_started = False
         """Whether this process has taken a step, or saved."""
         self.watched: list[Batches] = []  # those whose first batch was checked, or is next
-
-    # ------------------------------------------------------------------ what a subclass defines and calls
-
-    @abstractmethod
-    def train_step(self, batch: Any) -> StepResult:
-        """Forward and backward pass of one batch. Gradients are added to those that are there."""
-
-    @abstractmethod
-    def eval_step(self, batch: Any) -> StepResult:
-        """Forward pass of one batch, without gradients."""
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the config, for the forward pass and the loss."""
-        return self.runtime.autocast()
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied.
-
-        With accumulation or several processes they are there when ``train_step`` has returned, since the share depends
-        on ``StepResult.count``.
-        """
-        if self.turns is not None:
-            self.turns.backward(loss)
-        elif self.waits_for_count:
-            self._waiting.append(loss)
-        else:
-            self.runtime.backward(loss)
-
-    def optimizing(self, name: str) -> AbstractContextManager[None]:
-        """Let one of several optimizers take its step by the losses that are given to ``backward`` inside:
-
-            with self.optimizing("discriminator"):
-                self.backward(loss)
-
-        The parameters of the others get no gradient there. With accumulation the step comes with the last micro-batch.
-        """
-        if self.turns is None:
-            raise ConfigError(
-                f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name"
-            )
-        return self.turns.optimizing(name)
-
-    def finish_backward(self, weight: Tensor | float) -> None:
-        """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""
-        waiting, self._waiting = self._waiting, []
-        for loss in waiting:
-            self.runtime.backward(loss, weight)
 
     # ------------------------------------------------------------------ the loop
 
@@ -155,8 +96,10 @@ class BaseTrainer(ABC):
             self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)
             while not self.finished():
-                self.train_epoch()
-                self.end_epoch(self.validate())
+                with self.showing(self.outputs.writers):
+                    self.train_epoch()
+                    validation = self.validate()
+                self.end_epoch(validation)
             self.outputs.observer.end(self)
         except Stopped as stopped:
             self.save()
@@ -192,8 +135,7 @@ class BaseTrainer(ABC):
         """The optimizer steps that are left of this epoch."""
         settings = self.settings
         self.model.train()
-        if self.training.frozen.apply(self.progress.epochs):
-            self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
+        self.prepare_epoch(self.progress.epochs)
         self._checked = replace(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
@@ -209,6 +151,16 @@ class BaseTrainer(ABC):
                     self.save()
         finally:
             self.log.end_training()
+
+    def prepare_epoch(self, epochs: int) -> None:
+        """What changes with the epoch, after so many of them."""
+        data = self.experiment.data
+        if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
+            data.begin_epoch(epochs + 1)
+            self.training.batches.close()  # worker processes start with the data set as it is now
+        self.begin_epoch(epochs + 1)
+        if self.training.frozen.apply(epochs):
+            self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -257,6 +209,8 @@ class BaseTrainer(ABC):
             self.gradient_norm = scheduled.clip_gradients()
             scheduled.schedule.after_step(moved=runtime.step(optimizer))
 
+        if self.averaged_weights:
+            self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
         return loss
@@ -288,7 +242,8 @@ class BaseTrainer(ABC):
         self.model.eval()
         # whatever a model draws in evaluation leaves the generators as they were for training
         key = self.runtime.process_group.key
-        with isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
+        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
+        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
             for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
@@ -312,9 +267,6 @@ class BaseTrainer(ABC):
         monitored = self.monitored(values)
         lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
-        if monitored is not None and math.isnan(monitored) and not self._told_of_nan:
-            self._told_of_nan = True
-            self.console.warn(nan_warning(str(settings.monitor).split()[1], progress.epochs))
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
         self.training.move_schedules(monitored)
         self.outputs.observer.end_epoch(self, values)
@@ -330,6 +282,9 @@ class BaseTrainer(ABC):
         name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
+        if math.isnan(values[name]) and not self._told_of_nan:
+            self._told_of_nan = True
+            self.console.warn(nan_warning(name, self.progress.epochs))
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
@@ -350,13 +305,7 @@ class BaseTrainer(ABC):
         self._unchecked, self._checked = [], replace(self.progress)
         if is_finite:
             return
-        losses = self.runtime.process_group.all_reduce_sum([float(loss) for loss in unchecked])
-        # the losses end where the check was asked for, the epoch may have steps after that
-        for number, (loss, ranges) in enumerate(zip(losses, self.remaining_steps(before), strict=False), start=1):
-            if not math.isfinite(loss):
-                batches, folder = self.training.batches, self.outputs.checkpointer.folder
-                indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
-                raise non_finite_loss(loss, before.steps + number, self.progress.epochs + 1, indices, folder)
+        raise_non_finite(self, [float(loss) for loss in unchecked], before)
 
     # ------------------------------------------------------------------ state
 
@@ -378,7 +327,8 @@ class BaseTrainer(ABC):
         What it makes in its constructor is there in a test too, as averaged weights must be.
         """
         loss = stateful_loss(self.experiment.criterion)
-        parts = {"model": self.experiment.model} | ({"loss": loss} if loss else {})
+        parts: dict[str, Any] = {"model": self.experiment.model}
+        parts |= {name: part for name, part in (("loss", loss), (AVERAGED, self.averaged_weights)) if part}
         if not hasattr(self, "training"):
             return parts
         return {

@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+from torch.nn import functional
+
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write, size
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 # names of event files: time of creation in seconds, and host
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
@@ -32,6 +36,12 @@ class Writer:
 
     def epoch(self, record: Mapping[str, float]) -> None:
         """The values of a finished epoch."""
+
+    def images(self, step: int, tag: str, pictures: Tensor) -> None:
+        """Pictures, uint8 of shape (B, H, W, 1 or 3)."""
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text."""
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -115,6 +125,12 @@ class EventWriter(Writer):
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._add(_event(step, summary=Summary(value=points)))
 
+    def images(self, step: int, tag: str, pictures: Tensor) -> None:
+        self._add(_event(step, summary=image_grid(tag, pictures)))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        self._add(_event(step, summary=text(tag, markdown)))
+
     def event(self, step: int, **content: Any) -> None:
         """Anything else that TensorBoard shows. content: a field of its Event, e.g. ``summary``."""
         self._add(_event(step, **content))
@@ -181,6 +197,25 @@ class EventWriter(Writer):
         return f"events.out.tfevents.{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
 
 
+def image_grid(tag: str, pictures: Tensor) -> "Summary":
+    """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
+    from torch.utils import tensorboard
+
+    summary: Any = tensorboard.summary  # its functions are not typed
+    framed = functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
+    made: Summary = summary.image(tag, framed, dataformats="NHWC")
+    return made
+
+
+def text(tag: str, markdown: str) -> "Summary":
+    from torch.utils import tensorboard
+
+    summary: Any = tensorboard.summary
+    made: Summary = summary.text(tag, markdown)
+    made.value[0].tag = tag  # without the suffix that torch adds
+    return made
+
+
 def _event(step: int, **content: Any) -> "Event":
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -218,6 +253,14 @@ class Writers(Writer):
     def epoch(self, record: Mapping[str, float]) -> None:
         for writer in self.writers.values():
             writer.epoch(record)
+
+    def images(self, step: int, tag: str, pictures: Tensor) -> None:
+        for writer in self.writers.values():
+            writer.images(step, tag, pictures)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        for writer in self.writers.values():
+            writer.text(step, tag, markdown)
 
     def flush(self) -> None:
         for writer in self.writers.values():

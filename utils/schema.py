@@ -176,6 +176,13 @@ class FreezeConfig(Section):
     """For so many epochs from the start of the run; null: for good."""
 
 
+class EmaConfig(Section):
+    """An exponential moving average of the weights. It is what is validated, kept as the best and tested."""
+
+    decay: Changeable[Annotated[float, Field(gt=0, lt=1)]] = 0.999
+    """After each optimizer step: average = decay * average + (1 - decay) * weights."""
+
+
 class TrainerConfig(Section):
     """How long to train, what to watch and what to keep."""
 
@@ -195,6 +202,8 @@ class TrainerConfig(Section):
     """Largest absolute value of each gradient; null: no clipping."""
     freeze: Changeable[list[FreezeConfig]] = Field(default_factory=list)
     """Parameters that do not change, for some epochs or for good."""
+    ema: Fixed[EmaConfig | None] = None
+    """Average the weights, as in {"decay": 0.999}, and evaluate the averages; null: no average."""
     monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
     early_stop: Changeable[PositiveInt | None] = None

@@ -1,17 +1,18 @@
 """What to say when the first batch fails, looks wrong, or a loss is not finite."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from base.data.batches import Batches, BatchRange
-from base.data.sources import describe_batch
+from base.data.sources import as_tensor, describe_batch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
+from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import TrainingError, UserError
 from utils.random import isolated
@@ -170,14 +171,26 @@ def nan_warning(name: str, epoch: int) -> str:
     )
 
 
-def non_finite_loss(loss: float, step: int, epoch: int, indices: Tensor, checkpoints: Path) -> TrainingError:
-    """indices: the samples of the step, int64 of shape (B,)."""
+def raise_non_finite(trainer: Any, losses: Sequence[float], before: Progress) -> None:
+    """Raise TrainingError that names the first step of a BaseTrainer whose loss is not finite, and its samples.
+
+    losses: this process's parts of those of the steps since ``before``.
+    """
+    batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
+    summed = trainer.runtime.process_group.all_reduce_sum(losses)
+    # the losses end where the check was asked for, the epoch may have steps after that
+    steps = enumerate(zip(summed, trainer.remaining_steps(before), strict=False), start=before.steps + 1)
+    found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
+    if found is None:
+        return
+    step, loss, ranges = found
+    indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
     samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
     message = (
-        f"the loss is {loss} at step {step} (epoch {epoch}, samples {samples}).\n"
+        f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, samples {samples}).\n"
         "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these samples "
         "for values that are not finite and for targets that the loss does not accept."
     )
     if any(checkpoints.glob("step-*")):
         message += f"\nThe checkpoints in {checkpoints} are from before that step."
-    return TrainingError(message)
+    raise TrainingError(message)

@@ -212,5 +212,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
         # not trainer.model, which DDP wraps: its names have a prefix
         state = checkpoint.read_together(folder.initial, trainer.runtime.process_group)
         load_taken(trainer.experiment.model, state["model"], folder.initial)
+        if trainer.averaged_weights:
+            trainer.averaged_weights.restart()
     trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

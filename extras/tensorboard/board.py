@@ -9,7 +9,7 @@ from base.data.batches import BatchRange
 from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, model_summary, pictures, summaries
-from logger.writers import EventWriter
+from logger.writers import EventWriter, text
 from utils.schema import Config
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Board(Observer):
     def begin(self, trainer: BaseTrainer) -> None:
         table, graph = model_summary.model_summary(trainer)
         self._about = [
-            {"summary": summaries.text("config", f"```json\n{self.text}```")},
-            {"summary": summaries.text("model", table)},
+            {"summary": text("config", f"```json\n{self.text}```")},
+            {"summary": text("model", table)},
             {"summary": summaries.layout(self.config, trainer.training)},
             {"summary": summaries.hyperparameters(self.config, start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),

@@ -8,7 +8,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from extras.tensorboard.summaries import image, image_grid, pr_curve
+from extras.tensorboard.summaries import image, pr_curve
+from logger.writers import image_grid
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats

@@ -59,19 +59,6 @@ def image(tag: str, png: bytes) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, image=picture)])
 
 
-def image_grid(tag: str, pictures: Tensor) -> Summary:
-    """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
-    framed = torch.nn.functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
-    made: Summary = summary.image(tag, framed, dataformats="NHWC")
-    return made
-
-
-def text(tag: str, markdown: str) -> Summary:
-    made: Summary = summary.text(tag, markdown)
-    made.value[0].tag = tag  # without the suffix that torch adds
-    return made
-
-
 def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
     """Precision and recall where the threshold is i / (T - 1). true, false: positives at each threshold, (T,).
 

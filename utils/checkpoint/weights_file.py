@@ -16,6 +16,8 @@ from utils.errors import CheckpointError
 from utils.files import open_regular
 from utils.run_folder import RunFolder
 
+AVERAGED = "averaged_weights"
+"""The part of a checkpoint that has the average of the weights."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep a state dict beside other things."""
 INSTALL = "reading .safetensors needs a library: pip install safetensors"
@@ -28,11 +30,11 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
     """
     if path.is_dir() or _in_run_folder(path):
         file = RunFolder.checkpoint_of(path)
-        return file, read(file)["model"]
+        return file, evaluated_weights(read(file))
     with as_checkpoint_errors(path):
         ours, start = _look_at(path)
         if ours:
-            return path, read(path)["model"]
+            return path, evaluated_weights(read(path))
         if path.suffix == ".safetensors":
             return path, _read_safetensors(path)
         if start == b"PK\x03\x04":
@@ -41,6 +43,12 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
     if isinstance(found, dict) and type(found.get("format")) is int and {"model", "progress"} <= found.keys():
         raise CheckpointError(f"{path} is a checkpoint of this project, and it is damaged")
     return path, _state_dict(found, path)
+
+
+def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the weights in a checkpoint that validation and test evaluate: the averaged ones, if there are any."""
+    weights: dict[str, Any] = state.get(AVERAGED) or state["model"]
+    return weights
 
 
 def _in_run_folder(path: Path) -> bool:

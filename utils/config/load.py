@@ -84,6 +84,10 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
     if config.loss is not None and "loss" not in flawed_keys and config.loss.type not in LOSSES.own():
         yield from _reduction_problems(config.loss)
+    if config.trainer.ema and config.runtime.strategy == "fsdp":
+        yield Problem(
+            ("trainer", "ema"), 'weights that "fsdp" divides cannot be averaged yet; use runtime.strategy=ddp'
+        )
     if isinstance(config.optimizer, dict):
         yield from _several_conflicts(config)
     if not flawed_keys & {"lr_scheduler", "optimizer"}:

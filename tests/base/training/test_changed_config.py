@@ -54,6 +54,7 @@ OTHER: dict[str, Any] = {
     "trainer.clip_grad_norm": 0.01,
     "trainer.clip_grad_value": 0.01,
     "trainer.freeze": [{"params": ["*.bias"], "epochs": 2}],
+    "trainer.ema": {"decay": 0.9},
     "trainer.monitor": "max val_accuracy",
     "trainer.early_stop": 1,
     "trainer.save_dir": "another",

@@ -1,0 +1,75 @@
+"""An exponential moving average of the weights, which is evaluated in their place."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class AveragedWeights:
+    """The average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
+
+    After each step: average = decay * average + (1 - decay) * weights. Buffers that are not floats are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with the weights as they are."""
+        self.averages = {name: tensor.detach().clone() for name, tensor in self._current().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After an optimizer step."""
+        averages, weights = list[Tensor](), list[Tensor]()
+        for name, tensor in self._current().items():
+            if tensor.is_floating_point():
+                averages.append(self.averages[name])
+                weights.append(tensor)
+            else:
+                self.averages[name].copy_(tensor)
+        self._average(averages, weights, 0)  # the number of updates so far does not matter to it
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the model has the averages as its weights, and this object the weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, tensor in self._current().items():
+            weights = tensor.clone()
+            tensor.copy_(self.averages[name])
+            self.averages[name].copy_(weights)
+
+    def _current(self) -> dict[str, Tensor]:
+        """What is averaged: each tensor of the model's state once, also where two modules share it."""
+        saved = self.model.state_dict().keys()
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor for name, tensor in tensors if name in saved}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages, by all names that the model's state has."""
+        names = {id(tensor): name for name, tensor in self._current().items()}
+        every = (
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        )
+        return {name: self.averages[names[id(tensor)]] for name, tensor in every if id(tensor) in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if these are the averages of another model."""
+        for name, average in self.averages.items():
+            if name not in state or state[name].shape != average.shape:
+                raise ValueError(f"it has no average of {name} with the shape {tuple(average.shape)}")
+            average.copy_(state[name])

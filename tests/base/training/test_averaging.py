@@ -1,0 +1,151 @@
+"""Averaged weights by the key trainer.ema: validated, kept as the best, tested, and resumed exactly."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train
+from base.base_model import BaseModel
+from base.training.averaging import AveragedWeights
+from tests.conftest import load_script
+from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from utils import checkpoint
+from utils.errors import UserError
+from utils.registry import MODELS
+
+Fit = Callable[..., train.Result]
+EMA = 'trainer.ema={"decay": 0.8}'
+
+
+class Normed(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)  # type: ignore[no-any-return]
+
+
+class Tied(BaseModel):
+    """Two layers that share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.second(self.first(inputs).relu()))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(MODELS, Normed, Tied):
+        yield
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit) -> None:
+    run = fit(EMA, "trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.epochs=1", model="Normed").run_dir
+    states = [checkpoint.read(path) for path in sorted((run / "checkpoints").glob("step-*.pth"))]
+    assert len(states) == 5
+    for name, average in states[0]["averaged_weights"].items():
+        for before, after in itertools.pairwise(states):
+            weights = after["model"][name]
+            if average.is_floating_point():
+                expected = 0.8 * before["averaged_weights"][name] + 0.2 * weights
+                assert torch.allclose(after["averaged_weights"][name], expected, atol=1e-6), name
+            else:
+                assert after["averaged_weights"][name] == weights  # num_batches_tracked
+
+
+@pytest.mark.parametrize("model", ["Normed", "Tied"])
+def test_a_resume_in_mid_epoch_is_exact(fit: Fit, tmp_path: Path, model: str) -> None:
+    whole = fit(EMA, "trainer.save_every_steps=2", "trainer.keep_last=null", model=model).run_dir
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(whole, tmp_path / "copy")
+    resumed = train.main(["-r", str(copied / "checkpoints" / "step-00000006.pth")]).run_dir
+    left, right = state(whole), state(resumed)
+    assert all(same(left[part], right[part]) for part in left.keys() - {"writers"})
+    assert lines(whole) == lines(resumed)
+    assert curves(whole) == curves(resumed)
+
+
+def test_the_averages_are_what_is_validated_and_tested(fit: Fit, tmp_path: Path) -> None:
+    options = ("trainer.epochs=3", "trainer.monitor=min val_loss")
+    run = fit(EMA, *options, model="Normed").run_dir
+    plain = fit(*options, model="Normed").run_dir
+    assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(plain)]  # training is the same
+    assert lines(run)[-1]["val_loss"] != lines(plain)[-1]["val_loss"]
+    # a run that starts from it, and does not move, validates as it did
+    again = fit("optimizer.args.lr=1e-30", "trainer.epochs=1", f"model.weights={run}", model="Normed")
+    taken = state(again.run_dir)["model"]
+    best = state(run, "best.pth")["averaged_weights"]
+    assert all(torch.equal(taken[name], best[name]) for name in best if "running" not in name and "num" not in name)
+    load_script("test").main(["-r", str(run)])
+    tested = checkpoint.read(run / "checkpoints" / "best.pth")
+    assert same(tested["averaged_weights"], best)
+
+
+def test_the_test_evaluates_the_averages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(EMA, model="Normed").run_dir
+    seen = list[Tensor]()
+    original = Normed.forward
+
+    def forward(self: Normed, inputs: Tensor) -> Tensor:
+        seen.append(self.layers[0].weight.detach().clone())  # type: ignore[operator]
+        return original(self, inputs)
+
+    monkeypatch.setattr(Normed, "forward", forward)
+    load_script("test").main(["-r", str(run / "checkpoints" / "last.pth")])
+    expected = state(run)["averaged_weights"]["layers.0.weight"]
+    assert any(torch.equal(weight, expected) for weight in seen)
+
+
+def test_the_weights_are_back_after_an_error_in_an_evaluation() -> None:
+    model = Tied()
+    averaged = AveragedWeights(model, 0.5)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    averaged.update()
+    inside = Tied()
+
+    def fail() -> None:
+        with averaged.swapped():
+            inside.load_state_dict(model.state_dict())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.allclose(inside.first.weight, weights["first.weight"] + 0.5)
+    assert torch.equal(inside.second.weight, inside.first.weight)
+    assert torch.allclose(model.first.weight, weights["first.weight"] + 1)
+    assert torch.allclose(averaged.state_dict()["second.weight"], weights["first.weight"] + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('{"decay": 1}', "trainer.ema.decay: should be less than 1, got 1"),
+        ("0.99", "trainer.ema: should be an object"),
+        ('{"deca": 0.9}', 'trainer.ema.deca: unknown key "deca"; did you mean "decay"'),
+    ],
+)
+def test_a_mistake_is_located(fit: Fit, value: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(f"trainer.ema={value}")
+
+
+def test_it_cannot_be_added_or_taken_away_on_resume(fit: Fit) -> None:
+    with_average: Any = fit(EMA, model="Normed").run_dir
+    without = fit(model="Normed").run_dir
+    for run, change in ((with_average, "trainer.ema=null"), (without, EMA)):
+        with pytest.raises(UserError, match=r"trainer.ema: cannot change when a run is resumed"):
+            train.main(["-r", str(run), change])
+    train.main(["-r", str(with_average), "trainer.ema.decay=0.5", "trainer.epochs=3"])

@@ -1,0 +1,127 @@
+"""What a trainer or data loader may define for the start of an epoch, and show in TensorBoard."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import train
+from base.metric import StepResult
+from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from tests.small_data import SmallSamples
+from trainer.trainer import Trainer
+from utils.errors import ConfigError
+from utils.registry import DATA_LOADERS, TRAINERS
+
+Fit = Callable[..., train.Result]
+
+
+class Warming(Trainer):
+    """The loss grows with the epoch, and each evaluation shows what it has seen."""
+
+    logs = ("factor",)
+    factor = 0.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.factor = epoch / 10
+        self.text("factor", f"**{self.factor}**")
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = self.factor * self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets, log={"factor": self.factor})
+
+    def eval_step(self, batch: Any) -> StepResult:
+        self.picture("samples", torch.rand(3, 1, 5, 4))
+        return super().eval_step(batch)
+
+
+class Wrong(Warming):
+    def eval_step(self, batch: Any) -> StepResult:
+        self.picture("samples", torch.rand(3, 5))
+        return super().eval_step(batch)
+
+
+class Growing(SmallSamples):
+    """Images that are brighter in each epoch."""
+
+    epoch = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def training_data(self, *, augment: bool) -> Any:
+        return _Brightened(super().training_data(augment=augment), self)
+
+
+class _Brightened(torch.utils.data.Dataset[Any]):
+    def __init__(self, data: Any, loader: Growing) -> None:
+        self.data, self.loader = data, loader
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        inputs, target = self.data[index]
+        return inputs + self.loader.epoch, target
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(TRAINERS, Warming, Wrong), temporarily(DATA_LOADERS, Growing):
+        yield
+
+
+def resumed_in_mid_epoch(run: Path, tmp_path: Path, step: int) -> Path:
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(run, tmp_path / "copy")
+    return train.main(["-r", str(copied / "checkpoints" / f"step-{step:08}.pth")]).run_dir
+
+
+def shown(run: Path) -> tuple[list[Any], list[Any]]:
+    """The pictures and texts of TensorBoard, as (step, content)."""
+    events = EventAccumulator(str(run), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    images = [(event.step, event.encoded_image_string) for event in events.Images("samples")]
+    texts = [(event.step, event.tensor_proto.string_val[0]) for event in events.Tensors("factor")]
+    return images, texts
+
+
+def test_a_trainer_changes_with_the_epoch_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
+    run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
+    assert [line["factor"] for line in lines(run)] == pytest.approx([0.1, 0.2])
+    resumed = resumed_in_mid_epoch(run, tmp_path, 8)
+    left, right = state(run), state(resumed)
+    assert all(same(left[part], right[part]) for part in left.keys() - {"writers"})
+    assert lines(run) == lines(resumed)
+    assert curves(run) == curves(resumed)
+
+
+def test_pictures_and_texts_are_in_tensorboard_once(fit: Fit, tmp_path: Path) -> None:
+    run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
+    images, texts = shown(run)
+    assert [step for step, _ in images] == [5, 5, 10, 10]  # two batches of each validation
+    assert texts == [(0, b"**0.1**"), (5, b"**0.2**")]
+    assert shown(resumed_in_mid_epoch(run, tmp_path, 8))[0] == images
+
+
+def test_what_is_no_image_is_refused(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match=r"picture 'samples': expected images of shape \(B, C, H, W\), got \(3, 5\)"):
+        fit("trainer.type=Wrong")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_changes_with_the_epoch(fit: Fit, tmp_path: Path, workers: int) -> None:
+    data = {"type": "Growing", "args": {"batch_size": 8, "num_workers": workers}}
+    options = ("trainer.save_every_steps=2", "trainer.keep_last=null", "trainer.epochs=3", "metrics=[]")
+    run = fit(*options, data_loader=data, model="LeNet").run_dir
+    steps = sorted((run / "checkpoints").glob("step-*.pth"))
+    resumed = resumed_in_mid_epoch(run, tmp_path, int(steps[-2].stem.removeprefix("step-")))
+    assert same(state(run)["model"], state(resumed)["model"])
+    assert lines(run) == lines(resumed)
