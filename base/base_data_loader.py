@@ -112,7 +112,7 @@ class BaseDataLoader(ABC):
     def facts(self) -> dict[str, Any]:
         """What is known of the training data once they are read, as plain JSON values.
 
-        num_classes: where there are class names, or integer targets of shape (N,).
+        num_classes: where there are class names, or integer targets of shape (N,); not of a stream without names.
         class_counts: of such targets, the samples of each class to train on, without those that are held out.
 
         A subclass adds its own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
@@ -121,13 +121,14 @@ class BaseDataLoader(ABC):
         facts: dict[str, Any] = {}
         if self.class_names is not None:
             facts["num_classes"] = len(self.class_names)
-        classes = None if isinstance(source, StreamSource) else class_indices(source)
+        if isinstance(source, StreamSource):
+            return facts
+        train, _ = self._split(len(source))
+        classes = class_indices(source)
         if classes is not None and int(classes.max()) < MOST_CLASSES:
             count = facts.setdefault("num_classes", int(classes.max()) + 1)
-            train, _ = self._split(len(source))
-            facts["class_counts"] = torch.bincount(
-                classes if train is None else classes[train], minlength=count
-            ).tolist()
+            trained = classes if train is None else classes[train]
+            facts["class_counts"] = torch.bincount(trained, minlength=count).tolist()
         return facts
 
     def training(self, seed: int) -> Batches:
