@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from base.data.batches import Batches
 from base.data.orders import Bucketed, Order, Shuffled, Weighted, balanced_weights, check_lengths, check_weights
 from base.data.sources import Source, as_source, class_indices
+from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
 from utils.random import permutation
 from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
@@ -24,7 +25,8 @@ class BaseDataLoader(ABC):
     """A data set and its batches.
 
     A subclass gives ``training_data`` and ``test_data``: any map-style data set of torch, or a ``TensorSource`` where
-    the data fit in memory, which is many times as fast for small images. Data are read when they are first needed.
+    the data fit in memory, which is many times as fast for small images, or a ``StreamSource`` of data that can only be
+    read on: their order is their own. Data are read when they are first needed.
 
     batch_size: samples of a training batch.
     eval_batch_size: samples of a validation or test batch; None: batch_size.
@@ -94,6 +96,10 @@ class BaseDataLoader(ABC):
         """
         return None
 
+    def validation_data(self) -> Source | Dataset[Any] | None:
+        """Validation data that are not a part of the training data, never augmented; None: what is held out of them."""
+        return None
+
     def collate(self, samples: list[Any]) -> Any:
         """One batch of some samples of a map-style data set: any nest of tuples, lists and dicts of tensors.
 
@@ -106,7 +112,7 @@ class BaseDataLoader(ABC):
     def facts(self) -> dict[str, Any]:
         """What is known of the training data once they are read, as plain JSON values.
 
-        num_classes: where there are class names, or integer targets of shape (N,).
+        num_classes: where there are class names, or integer targets of shape (N,); not of a stream without names.
         class_counts: of such targets, the samples of each class to train on, without those that are held out.
 
         A subclass adds its own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
@@ -115,18 +121,22 @@ class BaseDataLoader(ABC):
         facts: dict[str, Any] = {}
         if self.class_names is not None:
             facts["num_classes"] = len(self.class_names)
+        if isinstance(source, StreamSource):
+            return facts
+        train, _ = self._split(len(source))
         classes = class_indices(source)
         if classes is not None and int(classes.max()) < MOST_CLASSES:
             count = facts.setdefault("num_classes", int(classes.max()) + 1)
-            train, _ = self._split(len(source))
-            facts["class_counts"] = torch.bincount(
-                classes if train is None else classes[train], minlength=count
-            ).tolist()
+            trained = classes if train is None else classes[train]
+            facts["class_counts"] = torch.bincount(trained, minlength=count).tolist()
         return facts
 
     def training(self, seed: int) -> Batches:
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
         source = self._source(augment=True)
+        if isinstance(source, StreamSource):
+            self._check_stream(source)
+            return StreamBatches(source, batch_size=self.batch_size, seed=seed, num_workers=self.num_workers)
         train, _ = self._split(len(source))
         count = len(source) if train is None else len(train)
         if self.drop_last and count < self.batch_size:
@@ -145,7 +155,15 @@ class BaseDataLoader(ABC):
         )
 
     def validation(self) -> Batches | None:
-        """Batches of the held-out samples, or None if there are none."""
+        """Batches of the validation data or of the held-out samples, or None if there are none."""
+        data = self.validation_data()
+        if data is not None:
+            if self.validation_split or self.folds is not None:
+                what = "validation_split" if self.validation_split else "folds"
+                raise DataError(
+                    f"data_loader.args.{what}: {type(self).__name__} has validation data of its own; leave {what} out"
+                )
+            return self._evaluation(self._as_source(data), None)
         if not self.validation_split and self.folds is None:
             return None
         source = self._source(augment=False)
@@ -153,7 +171,7 @@ class BaseDataLoader(ABC):
 
     def test(self) -> Batches:
         """Batches of the test data. Raises DataError if there are none."""
-        source = as_source(self.test_data(), self._collate())
+        source = self._as_source(self.test_data())
         if not len(source):
             raise DataError(f"{type(self).__name__}: the test data are empty")
         return self._evaluation(source, None)
@@ -183,13 +201,42 @@ class BaseDataLoader(ABC):
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
     def _source(self, *, augment: bool) -> Source:
-        return as_source(self.training_data(augment=augment), self._collate())
+        return self._as_source(self.training_data(augment=augment))
 
-    def _collate(self) -> Callable[[list[Any]], Any]:
-        """The loader is sent to the workers only for a method of its own: it may hold the data, and much else."""
-        return default_collate if type(self).collate is BaseDataLoader.collate else self.collate
+    def _as_source(self, data: Source | Dataset[Any]) -> Source:
+        # the loader is sent to the workers only for a method of its own: it may hold the data, and much else
+        own = type(self).collate is not BaseDataLoader.collate
+        collate: Callable[[list[Any]], Any] = self.collate if own else default_collate
+        if isinstance(data, IterableDataset):
+            data = StreamSource(data)
+        if isinstance(data, StreamSource):
+            data.collate = data.collate or collate
+        return as_source(data, collate)
+
+    def _check_stream(self, source: StreamSource) -> None:
+        """Raise DataError if a stream for training is asked for what only an index can give."""
+        asked = {
+            "validation_split": self.validation_split,
+            "folds": self.folds,
+            "balanced": self.balanced,
+            "sample_weights()": self.sample_weights() is not None,
+            "lengths()": self.lengths() is not None,
+        }
+        for name, value in asked.items():
+            if value:
+                where = "" if name.endswith("()") else "data_loader.args."
+                raise DataError(
+                    f"{where}{name}: the training data are a stream, which can only be read on; leave {name} out"
+                    + ("" if name not in ("validation_split", "folds") else ", and give validation_data() instead")
+                )
+        if source.length is not None:
+            raise DataError("a stream for training has no length: trainer.steps_per_epoch says how long an epoch is")
 
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
+        if isinstance(source, StreamSource):
+            if source.length is None:
+                raise DataError("a stream for validation or test needs the number of samples to take: its length")
+            return StreamBatches(source, batch_size=self.eval_batch_size, num_workers=self.num_workers)
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
     def _order(self, source: Source, train: Tensor | None, seed: int) -> Order | None:

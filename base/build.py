@@ -116,12 +116,14 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     with process_group.main_process_first():
         batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
+    if batches.is_stream and settings.steps_per_epoch is None:
+        raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in filter(None, (batches, validation)):
         part.divide(process_group.rank, process_group.world_size)
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
         raise loaded.error(
             ("trainer", "monitor"),
-            f'"{settings.monitor}" needs validation data, and data_loader.args.validation_split is 0; '
+            f'"{settings.monitor}" needs validation data, and there are none: data_loader.args.validation_split is 0; '
             'set it, or monitor a training value, as in "min loss"',
         )
     optimizers, frozen = _optimizers(loaded, experiment, batches)

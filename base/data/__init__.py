@@ -6,6 +6,8 @@ indices of each, and what the source gives for them.
 
 batches         ``Batches``: which samples make which batch, as a function of (seed, pass, position), and their loading
 sources         a data set that gives whole batches: tensors in memory, arrays on disk, any map-style Dataset
+orders          the order of the samples in a pass: shuffled, weighted, by length
+stream          data that can only be read on
 sample_random   random numbers for augmentation, as a function of (seed, pass, sample index)
 workers         processes that load batches beside the training
 images/         small colour images: folders, decoding, cache, augmentation
@@ -17,6 +19,7 @@ from base.array_file import ArrayFile
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.sample_random import SampleRandom
 from base.data.sources import SampleSource, Source, TensorSource
+from base.data.stream import StreamSource
 
 __all__ = [
     "ArrayFile",
@@ -28,5 +31,6 @@ __all__ = [
     "SampleSource",
     "Source",
     "StepBatches",
+    "StreamSource",
     "TensorSource",
 ]

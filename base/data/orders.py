@@ -15,8 +15,9 @@ from torch import Tensor
 from utils.errors import DataError
 from utils.random import mix, permutation
 
-POOL = 50
-"""Batches that are sorted by length together: more make their lengths more alike, fewer mix the samples better."""
+SMALLEST_POOL, LARGEST_POOL = 8, 50
+"""Batches that are sorted by length together, a quarter of all within these limits: more make their lengths more alike,
+fewer mix the samples better."""
 
 
 class Order(Protocol):
@@ -77,7 +78,7 @@ class Bucketed:
     def __call__(self, passes: int) -> Tensor:
         order = self.order(passes)
         size, batches = self.batch_size, len(order) // self.batch_size
-        pool = size * max(1, min(POOL, batches // 4))
+        pool = size * min(max(batches // 4, SMALLEST_POOL), LARGEST_POOL)
         lengths = self.lengths.numpy()[order.numpy()]
         order = order[torch.from_numpy(np.lexsort((lengths, np.arange(len(order)) // pool)))]
 

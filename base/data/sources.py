@@ -171,7 +171,7 @@ def class_indices(source: Source) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),) or int(targets.min()) < 0:
+    if not whole or targets.shape != (len(source),) or (targets < 0).any():
         return None
     return targets.long()
 

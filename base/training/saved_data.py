@@ -8,6 +8,7 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
+from base.data.stream import StreamBatches
 from base.experiment import Training
 from utils.errors import DataError
 from utils.text import count
@@ -16,10 +17,13 @@ MAX_HASHED = 10_000_000  # targets, which take 0.1 s
 
 
 class SavedData:
-    """The number of samples, the classes and, where they are integers in memory, a hash of the targets."""
+    """The number of samples, the classes and, where they are integers in memory, a hash of the targets; where a stream
+    is.
+    """
 
     def __init__(self, training: Training, data: BaseDataLoader) -> None:
         self.name = type(data).__name__
+        self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.num_samples = training.batches.num_samples
         names = data.class_names
         self._facts: dict[str, Any] = {
@@ -30,10 +34,10 @@ class SavedData:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._facts)
+        return dict(self._facts) | ({"stream": self.stream.state_dict()} if self.stream else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises DataError that says what has changed."""
+        """Raises DataError that says what has changed, CheckpointError for a stream's state that cannot be."""
         now = self._facts
         for key, what in (("training", "for training"), ("validation", "for validation")):
             if key in state and state[key] != now[key]:
@@ -42,6 +46,8 @@ class SavedData:
             before = state.get(key)
             if None not in (before, now[key]) and before != now[key]:
                 raise DataError(self._changed(what, _listed(now[key]) if key == "classes" else "these"))
+        if self.stream:
+            self.stream.load_state_dict(state.get("stream"))
 
     def check_position(self, samples: int) -> None:
         """Raise DataError if a pass over the data cannot have used so many samples."""

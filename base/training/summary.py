@@ -26,7 +26,8 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     batches = training.batches
     left_out = batches.num_samples - batches.samples_per_pass
     dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""
-    samples = f"{batches.num_samples:,} samples for training{dropped}{validation}"
+    training_samples = "a stream" if batches.is_stream else f"{batches.num_samples:,} samples"
+    samples = f"{training_samples} for training{dropped}{validation}"
     yield _row("data", f"{config.data_loader.type}, {samples}")
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
     for index, (name, optimizer) in enumerate(config.optimizers.items()):
@@ -51,6 +52,9 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
+        again = batches.samples_to_reread(progress.position)
+        if again > batches.batch_size:
+            yield _row("reading", f"{again:,} samples of the stream again, since it does not save its state")
 
 
 def _groups(trainer: BaseTrainer) -> Iterator[str]:

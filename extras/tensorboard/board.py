@@ -93,7 +93,7 @@ class Board(Observer):
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation is not None:
             self._draw(trainer, pictures.evaluation(stats))
-        elif trainer.runtime.process_group.world_size == 1:
+        elif trainer.runtime.process_group.world_size == 1 and not trainer.training.batches.is_stream:
             model_summary.evaluate_training_samples(trainer, stats)
             self._draw(trainer, pictures.evaluation(stats, "training"))
 

@@ -21,7 +21,7 @@ from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import state, temporarily
 from utils.config.resume import fixed_changes
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 
 Fit = Callable[..., train.Result]
@@ -122,6 +122,13 @@ def test_facts_of_numbers_and_of_a_subclass() -> None:
 
     numbers = {**ARGS, "num_classes": None, "target_shape": [2]}
     assert Words(**numbers).facts() == {"vocabulary_size": 7}
+
+
+def test_the_facts_of_no_data_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = RandomTensorLoader(**ARGS)
+    monkeypatch.setattr(loader, "num_samples", 0)
+    with pytest.raises(DataError, match="the training data are empty"):
+        loader.facts()
 
 
 # ------------------------------------------------------------------ inputs and targets together

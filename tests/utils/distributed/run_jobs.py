@@ -28,6 +28,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
 from base.base_model import BaseModel
+from tests.base.data.test_orders import UnevenLengths
+from tests.base.data.test_stream import ResumableStream, Stream
 from tests.conftest import load_script
 from tests.helpers import PATIENCE
 from tests.small_data import SmallSamples, SmallTensors
@@ -104,8 +106,8 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 
 
 def register() -> None:
-    DATA_LOADERS.register(SmallTensors)
-    DATA_LOADERS.register(SmallSamples)
+    for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
+        DATA_LOADERS.register(loader)
     MODELS.register(Restless)
     MODELS.register(Idle)
 

@@ -1,0 +1,172 @@
+"""Data that can only be read on: samples from an iterable, without an index and mostly without a length."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate
+
+from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
+from base.data.sample_random import RandomKey, SampleRandom, as_tensor
+from utils.errors import CheckpointError, DataError
+from utils.random import cpu_generator_states, restore_generators, seed_sample
+
+ENDLESS = 2**62
+"""Samples of a stream of unknown length; so many are never read."""
+Snapshot = dict[str, Any]
+"""Where a stream is: {"position": samples read, "passes": times that it ended, "state": its own state_dict()}."""
+
+
+class StreamSource:
+    """A data set that can only be read on, from its beginning. A batch is made of the samples that follow.
+
+    samples: an iterable, such as a Hugging Face ``IterableDataset``; each ``iter(samples)`` begins at the first sample.
+        When it ends, it is read again, after ``samples.set_epoch(number)`` where it has this method. If it has
+        ``state_dict()`` and ``load_state_dict()``, a resumed run goes straight to its position; otherwise it reads
+        forward to it.
+    transform: applied to a sample, as for decoding and augmentation. Every process and worker reads all samples, and
+        transforms only its own; so what costs time belongs here.
+    length: samples that a validation or a test takes, the first ones. A stream for training has none.
+    collate: makes a batch of samples; None: ``collate`` of the data loader.
+
+    Python's, NumPy's and torch's generators are seeded for each sample, from the run's seed and the sample's number.
+    Raises DataError if the samples could be read only once, as those of a generator.
+    """
+
+    def __init__(
+        self,
+        samples: Iterable[Any],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        length: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        if isinstance(samples, Iterator):
+            raise DataError(
+                f"StreamSource: a {type(samples).__name__} can be read only once; give an object whose __iter__ begins "
+                "at the first sample each time"
+            )
+        self.samples: Any = samples
+        self.transform = transform
+        self.length = length
+        self.collate = collate
+        self.snapshot: Snapshot | None = None
+        """Where a resumed run may begin to read."""
+        self._iterator: Iterator[Any] | None = None
+        self._position = 0
+        self._passes = 0
+        self._initial: Any = None
+
+    def __len__(self) -> int:
+        return ENDLESS if self.length is None else self.length
+
+    def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
+        """The samples of consecutive numbers as one batch, and where the stream is then; None if it has no state."""
+        numbers = as_tensor(indices).tolist()
+        generators = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
+        try:
+            self._seek(numbers[0])
+            while self._position < numbers[0]:
+                self._read(random.key)
+            samples = []
+            for _ in numbers:
+                sample = self._read(random.key)
+                samples.append(sample if self.transform is None else self.transform(sample))
+        finally:
+            restore_generators(generators)
+        return (self.collate or default_collate)(samples), self._take_snapshot()
+
+    def _has_state(self) -> bool:
+        return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
+
+    def _take_snapshot(self) -> Snapshot | None:
+        if not self._has_state():
+            return None
+        state = copy.deepcopy(self.samples.state_dict())
+        return {"position": self._position, "passes": self._passes, "state": state}
+
+    def _seek(self, start: int) -> None:
+        """Go to the last place before a sample that is known: where the stream is, the snapshot, or the beginning."""
+        known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
+        if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
+            return
+        self._position, self._passes = (known["position"], known["passes"]) if known else (0, 0)
+        self._begin_pass(known["state"] if known else None)
+
+    def _begin_pass(self, state: Any = None) -> None:
+        """Iterate anew. state: of the samples; None: from the first one."""
+        if hasattr(self.samples, "set_epoch"):
+            self.samples.set_epoch(self._passes)
+        if self._has_state():
+            if self._iterator is None:
+                self._initial = copy.deepcopy(self.samples.state_dict())
+            self.samples.load_state_dict(copy.deepcopy(self._initial if state is None else state))
+        self._iterator = iter(self.samples)
+
+    def _read(self, key: RandomKey) -> Any:
+        seed_sample(*key, self._position)
+        assert self._iterator is not None
+        try:
+            sample = next(self._iterator)
+        except StopIteration:
+            self._passes += 1
+            self._begin_pass()
+            seed_sample(*key, self._position)
+            sample = next(self._iterator, self)
+            if sample is self:
+                raise DataError(f"StreamSource: {type(self.samples).__name__} gives no samples") from None
+        self._position += 1
+        return sample
+
+
+class StreamBatches(Batches):
+    """Batches of a stream. Their position counts samples from the beginning of the run, and its passes stay 0."""
+
+    is_stream = True
+    source: StreamSource
+
+    def __init__(self, source: StreamSource, *, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
+        if num_workers > 1 and isinstance(source.samples, IterableDataset):
+            name = type(source.samples).__name__
+            raise DataError(
+                f"data_loader.args.num_workers: {name} is an IterableDataset, which may divide its samples among "
+                "workers by itself, while here each worker reads all of them; set num_workers to 1 or 0"
+            )
+        super().__init__(source, batch_size=batch_size, seed=seed, num_workers=num_workers)
+        self._latest: Snapshot | None = None
+        self._trained: Snapshot | None = None
+
+    def smallest_batch(self) -> int:
+        return self.batch_size if self.source.length is None else super().smallest_batch()
+
+    def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
+        for micro_batch in super().load(ranges):
+            micro_batch.data, self._latest = micro_batch.data
+            yield micro_batch
+
+    def load_steps(self, steps: Iterable[Sequence[BatchRange]]) -> Iterator[StepBatches]:
+        for step in super().load_steps(steps):
+            step.micro_batches = self._noted(step.micro_batches)
+            yield step
+
+    def _noted(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """Remember where the stream was after the last batch that training took, however far workers have read."""
+        for micro_batch in micro_batches:
+            self._trained = self._latest
+            yield micro_batch
+
+    def samples_to_reread(self, position: Position) -> int:
+        return position.samples - (self._trained["position"] if self._trained else 0)
+
+    def state_dict(self) -> Snapshot | None:
+        """Where the stream is; None if it has no state, or nothing was read. The same for any number of processes."""
+        return self._trained
+
+    def load_state_dict(self, state: Snapshot | None) -> None:
+        """Raises CheckpointError if this is not the state of a stream."""
+        numbers = [state.get("position"), state.get("passes")] if isinstance(state, Mapping) else []
+        if state is not None and not (len(numbers) == 2 and all(type(number) is int for number in numbers)):
+            raise CheckpointError("the data in the checkpoint do not say where the stream was: data.stream")
+        self.close()
+        self._trained = self.source.snapshot = state

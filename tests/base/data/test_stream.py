@@ -1,0 +1,222 @@
+"""Streams: data that can only be read on, with a state of their own or without one."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.data import Source, StreamSource
+from base.data.stream import StreamBatches
+from tests.base.training.test_resume import equal, fork
+from tests.conftest import load_script
+from tests.helpers import state, temporarily
+from utils.errors import DataError, UserError
+from utils.registry import DATA_LOADERS
+
+Fit = Callable[..., train.Result]
+OFTEN = ("trainer.epochs=3", "trainer.steps_per_epoch=5", "trainer.save_every_steps=3", "trainer.keep_last=null")
+
+
+class Lines:
+    """37 samples, with noise from the global generators, in another order in each pass."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.read = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.lines(0)
+
+    def lines(self, start: int) -> Iterator[Any]:
+        for index in range(start, 37):
+            self.read += 1
+            number = (index * 5 + self.epoch) % 37
+            self.index = index + 1
+            yield torch.full((6,), number / 37) + torch.rand(6), number % 3
+
+
+class ResumableLines(Lines):
+    """The same with a state, which tells the position of the last iterator."""
+
+    start = index = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.index = self.start
+        return self.lines(self.start)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = self.index = state["index"]
+
+
+def noisy(sample: Any) -> Any:
+    return sample[0] + torch.rand(6) / 10, sample[1]
+
+
+class Stream(BaseDataLoader):
+    """A stream for training, and for validation one of 12 samples."""
+
+    made: Any = Lines
+
+    def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
+        self.lines = type(self).made()
+        return StreamSource(self.lines, transform=noisy if augment else None)
+
+    def validation_data(self) -> Source:
+        return StreamSource(Lines(), length=12)
+
+    def test_data(self) -> Source:
+        return StreamSource(Lines(), length=12)
+
+
+class ResumableStream(Stream):
+    made = ResumableLines
+
+
+def data(kind: str, **args: Any) -> dict[str, Any]:
+    return {"type": kind, "args": {"batch_size": 8, **args}}
+
+
+@pytest.mark.parametrize(("workers", "resumed_with"), [(0, 0), (1, 0), (2, 2), (0, 2)])
+@pytest.mark.parametrize("kind", ["Stream", "ResumableStream"])
+def test_a_run_resumes_exactly(
+    fit: Fit, kind: str, workers: int, resumed_with: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(DATA_LOADERS, Stream, ResumableStream):
+        whole = fit(*OFTEN, data_loader=data(kind, num_workers=workers))
+        half = fork(whole.run_dir, 9)  # in the second pass over the samples, and in mid-epoch
+        capsys.readouterr()
+        train.main(["-r", str(half), f"data_loader.args.num_workers={resumed_with}"])
+    equal(whole.run_dir, half)
+    told = "72 samples of the stream again" in capsys.readouterr().out
+    assert told == (kind == "Stream"), "the cost of reading forward is told where there is one"
+    assert state(half, "step-00000009.pth")["data"]["stream"] == (
+        None if kind == "Stream" else {"position": 72, "passes": 1, "state": {"index": 35}}
+    )
+
+
+def batches_of(samples: Any, rank: int = 0, world_size: int = 1, **args: Any) -> StreamBatches:
+    made = StreamBatches(StreamSource(samples, transform=noisy), batch_size=8, seed=3, **args)
+    made.divide(rank, world_size)
+    return made
+
+
+def take(batches: StreamBatches, start: int, stop: int) -> list[Any]:
+    """The data of some batches, as training takes them."""
+    ranges = list(itertools.islice(batches.ranges(), start, stop))
+    steps = batches.load_steps([[batch_range] for batch_range in ranges])
+    return [micro_batch.data for step in steps for micro_batch in step.micro_batches]
+
+
+def test_a_state_saves_reading_again() -> None:
+    first = batches_of(ResumableLines())
+    expected = take(first, 0, 10)
+    for rank, world_size in ((0, 1), (0, 2), (1, 2)):
+        lines = ResumableLines()
+        resumed = batches_of(lines, rank, world_size)
+        part = batches_of(ResumableLines(), 0, 2)
+        take(part, 0, 6)
+        assert part.state_dict() == {"position": 44, "passes": 1, "state": {"index": 7}}, "the first half of the batch"
+        resumed.load_state_dict(part.state_dict())
+        found = take(resumed, 6, 10)
+        assert lines.read == 36 - (4 if (rank, world_size) == (0, 2) else 0), "from sample 44 to the end"
+        for whole, own in zip(expected[6:], found, strict=True):
+            size = 8 // world_size
+            assert torch.equal(whole[0][rank * size : (rank + 1) * size], own[0])
+            assert torch.equal(whole[1][rank * size : (rank + 1) * size], own[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_state_is_that_of_the_step_however_far_workers_read(workers: int) -> None:
+    batches = batches_of(ResumableLines(), num_workers=workers)
+    next(batches.load(itertools.islice(batches.ranges(), 4)))  # a look at the first batch is no training
+    assert batches.state_dict() is None
+    steps = batches.load_steps([[batch_range] for batch_range in itertools.islice(batches.ranges(), 9)])
+    for number, step in enumerate(steps, start=1):
+        list(step.micro_batches)
+        saved = batches.state_dict()
+        assert saved is not None
+        assert saved["position"] == 8 * number
+    batches.close()
+
+
+def test_an_iterable_data_set_of_torch_is_a_stream() -> None:
+    class Numbers(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return map(torch.tensor, range(10))
+
+    class Loader(Stream):
+        def training_data(self, *, augment: bool) -> Dataset[Any]:
+            return Numbers()
+
+    batches = Loader(batch_size=4).training(seed=0)
+    loaded = [micro_batch.data.tolist() for micro_batch in itertools.islice(batches.one_pass(), 3)]
+    assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+    with pytest.raises(DataError, match=r"Numbers is an IterableDataset, .* set num_workers to 1 or 0"):
+        Loader(batch_size=4, num_workers=2).training(seed=0)
+
+
+def test_check_and_test_take_a_stream(
+    fit: Fit, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(DATA_LOADERS, Stream):
+        run = fit(*OFTEN, "trainer.pictures_every=1", data_loader=data("Stream")).run_dir
+        assert "data      Stream, a stream for training, 12 for validation" in capsys.readouterr().out
+        load_script("test").main(["-r", str(run)])
+        assert "on 12 test samples" in capsys.readouterr().out
+        path = write_config(data_loader=data("Stream"))
+        with pytest.raises(SystemExit) as done:
+            train.main(["--check", "-c", str(path), "trainer.steps_per_epoch=5", "model.args.hidden_features=50"])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0, printed
+    assert "exactness" not in printed, "read again, the samples are the same"
+
+
+def test_an_epoch_needs_a_length(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, Stream), pytest.raises(UserError) as caught:
+        fit(data_loader=data("Stream"))
+    assert "trainer.steps_per_epoch: a stream of unknown length needs trainer.steps_per_epoch" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"validation_split": 5}, "validation_split: .* are a stream, .* and give validation_data"),
+        ({"folds": 5, "fold": 0}, "folds: .* are a stream"),
+        ({"balanced": True}, "balanced: .* are a stream, which can only be read on; leave balanced out"),
+    ],
+)
+def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: str) -> None:
+    with temporarily(DATA_LOADERS, Stream), pytest.raises(UserError, match=says):
+        fit(*OFTEN, data_loader=data("Stream", **args))
+
+
+def test_streams_that_cannot_be_are_refused() -> None:
+    with pytest.raises(DataError, match="a generator can be read only once"):
+        StreamSource(number for number in range(3))
+    with pytest.raises(DataError, match="list gives no samples"):
+        take(StreamBatches(StreamSource([]), batch_size=2), 0, 1)
+
+    class Endless(Stream):
+        def validation_data(self) -> Source:
+            return StreamSource(Lines())
+
+        def training_data(self, *, augment: bool) -> Source:
+            return StreamSource(Lines(), length=3)
+
+    with pytest.raises(DataError, match="needs the number of samples"):
+        Endless(batch_size=4).validation()
+    with pytest.raises(DataError, match="a stream for training has no length"):
+        Endless(batch_size=4).training(0)

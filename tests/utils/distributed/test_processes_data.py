@@ -1,0 +1,59 @@
+"""Several processes take the same batches of weighted, sorted and streamed data, and resume exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import Json, lines, same, state
+from tests.utils.distributed.test_processes import SUMS, Jobs, differences
+
+pytestmark = pytest.mark.slow
+
+TRAINER: Json = {**SUMS["trainer"], "epochs": 2, "keep_last": None, "save_every_steps": 4}
+NET: Json = {
+    **SUMS,
+    "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 6, "out_features": 3}},
+    "loss": "cross_entropy",
+}
+SIZES: Json = {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 7, "validation_split": 10}
+STREAMED: Json = {**TRAINER, "steps_per_epoch": 5}
+CONFIGS: dict[str, Json] = {
+    "balanced": {
+        "data_loader": {"type": "RandomTensorLoader", "args": {**SIZES, "balanced": True}},
+        "trainer": TRAINER,
+    },
+    "sorted": {"data_loader": {"type": "UnevenLengths", "args": SIZES}, "trainer": TRAINER},
+    "stream": {"data_loader": {"type": "Stream", "args": {"batch_size": 7, "num_workers": 1}}, "trainer": STREAMED},
+    "state": {"data_loader": {"type": "ResumableStream", "args": {"batch_size": 7}}, "trainer": STREAMED},
+}
+STEP = 4  # in mid-epoch
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run folders: by one and by two processes, and resumed by two from either."""
+    run_jobs = Jobs(tmp_path_factory.mktemp("jobs"))
+    try:
+        configs = {name: {**NET, "name": name, **config} for name, config in CONFIGS.items()}
+        one = run_jobs(1, {f"{name} 1": {"config": config} for name, config in configs.items()})
+        two = run_jobs(2, {f"{name} 2": {"config": config} for name, config in configs.items()})
+        found = one | two
+        again = {f"{name} to 2": {"of": str(run), "step": STEP} for name, run in found.items()}
+        return found | run_jobs(2, again)
+    finally:
+        run_jobs.close()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_give_what_one_gives_and_resume_exactly(runs: dict[str, Any], name: str) -> None:
+    one = runs[f"{name} 1"]
+    for other in (runs[f"{name} 2"], runs[f"{name} 1 to 2"]):
+        assert isinstance(other, Path), other
+        assert differences(lines(one), lines(other), rtol=1e-4) == []
+        assert differences(state(one)["model"], state(other)["model"], rtol=1e-3) == []
+    two, resumed = runs[f"{name} 2"], runs[f"{name} 2 to 2"]
+    assert isinstance(resumed, Path), resumed
+    assert lines(two) == lines(resumed)
+    for part in ("model", "optimizer", "metrics", "progress", "data"):
+        assert same(state(two)[part], state(resumed)[part]), part
