@@ -30,13 +30,14 @@ import train
 from base.base_model import BaseModel
 from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
+from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import load_script
 from tests.helpers import PATIENCE
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
 from utils.distributed import get_process_group
 from utils.errors import TrainingError, UserError
-from utils.registry import DATA_LOADERS, MODELS, import_components
+from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS, import_components
 
 DIGITS = 5  # of a port, padded with spaces
 # what the runs would import on the way, each process by itself
@@ -108,8 +109,10 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    MODELS.register(Restless)
-    MODELS.register(Idle)
+    for model in (Restless, Idle, PlainPair):
+        MODELS.register(model)
+    LOSSES.register(LearntScale)
+    TRAINERS.register(Steady)
 
 
 def launch(count: int, jobs: Path, results: Path, log: Path) -> int:

@@ -1,10 +1,12 @@
-"""Several processes take the same batches of weighted, sorted and streamed data, and resume exactly."""
+"""Two processes do what one does, and resume exactly: with weighted, sorted and streamed data, several optimizers, a
+loss with parameters, frozen parameters and averaged weights."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.base.training.test_optimizers import GAN
 from tests.helpers import Json, lines, same, state
 from tests.utils.distributed.test_processes import SUMS, Jobs, differences
 
@@ -25,6 +27,18 @@ CONFIGS: dict[str, Json] = {
     },
     "sorted": {"data_loader": {"type": "UnevenLengths", "args": SIZES}, "trainer": TRAINER},
     "stream": {"data_loader": {"type": "Stream", "args": {"batch_size": 7, "num_workers": 1}}, "trainer": STREAMED},
+    "gan": {
+        "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
+        **GAN,
+        "model": "PlainPair",
+        "lr_scheduler": None,
+        "trainer": {**TRAINER, "type": "Steady", "accumulate_steps": 2},
+    },
+    "learnt": {
+        "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
+        "loss": "LearntScale",
+        "trainer": {**TRAINER, "ema": {"decay": 0.8}, "freeze": [{"params": ["fc1.*"], "epochs": 1}]},
+    },
     "state": {"data_loader": {"type": "ResumableStream", "args": {"batch_size": 7}}, "trainer": STREAMED},
 }
 STEP = 4  # in mid-epoch
@@ -55,5 +69,8 @@ def test_two_processes_give_what_one_gives_and_resume_exactly(runs: dict[str, An
     two, resumed = runs[f"{name} 2"], runs[f"{name} 2 to 2"]
     assert isinstance(resumed, Path), resumed
     assert lines(two) == lines(resumed)
-    for part in ("model", "optimizer", "metrics", "progress", "data"):
-        assert same(state(two)[part], state(resumed)[part]), part
+    left, right = state(two), state(resumed)
+    for part in left.keys() - {"writers"}:
+        assert same(left[part], right[part]), part
+    for part in left.keys() & {"loss", "averaged_weights"}:
+        assert differences(state(one)[part], left[part], rtol=1e-3) == []
