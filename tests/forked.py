@@ -9,7 +9,9 @@ python tests/forked.py WORDS...          # as python WORDS..., forked by the ser
 
 import atexit
 import functools
+import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -27,7 +29,7 @@ PACKAGES = (
     "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.utils.data",
     "torchmetrics", "torchvision.datasets", "torchvision.transforms.v2", "tensorboard.summary", "matplotlib.figure",
     "tensorboard.backend.event_processing.event_accumulator", "matplotlib.backends.backend_agg", "numpy", "PIL.Image",
-    "pydantic", "tqdm",
+    "pydantic.main", "pydantic.types", "tqdm",
 )  # fmt: skip
 VARIABLE = "FORK_SERVER"
 
@@ -121,8 +123,7 @@ def run(
 
 def serve(address: str) -> dict[str, Any]:
     """Fork a process for each request, and return the request in that process."""
-    for name in PACKAGES:
-        importlib.import_module(name)
+    warm_up()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of the processes that wait for the others
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -138,6 +139,15 @@ def serve(address: str) -> dict[str, Any]:
             connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return fork(connection)
+
+
+def warm_up() -> None:
+    """What every process would do anew at its start."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    inspect.getmodule(inspect.currentframe())  # resolves the file of every module, as pydantic has it done
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy every page that an object is on
 
 
 def fork(connection: socket.socket) -> dict[str, Any]:
