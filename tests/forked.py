@@ -32,6 +32,8 @@ PACKAGES = (
     "pydantic.main", "pydantic.types", "tqdm",
 )  # fmt: skip
 VARIABLE = "FORK_SERVER"
+PYTHON = (sys.executable, "-S", __file__)
+"""In place of python in a command of a shell script or of torchrun, with the server's address in this variable."""
 
 
 class Process:
@@ -162,6 +164,7 @@ def fork(connection: socket.socket) -> dict[str, Any]:
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
+        open_streams()
         return request
     for file in (*files, 0, 1, 2):  # the output ends when the child does
         os.close(file)
@@ -169,6 +172,13 @@ def fork(connection: socket.socket) -> dict[str, Any]:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     connection.sendall(f"{status}\n".encode())
     os._exit(0)
+
+
+def open_streams() -> None:
+    """Streams for what is behind the descriptors now: the older ones remember whether they can seek."""
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def become(words: list[str], folder: str, variables: dict[str, str]) -> None:

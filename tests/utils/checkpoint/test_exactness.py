@@ -13,10 +13,10 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
-from tests.helpers import leave_out, temporarily
+from tests.helpers import extended, forgetful, temporarily
 from tests.small_data import SmallTensors
 from utils import checkpoint
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -56,14 +56,11 @@ def whole_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress", ""])
 def test_the_comparison_sees_a_part_that_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, whole_and_killed: tuple[Path, Path]
+    tmp_path: Path, part: str, whole_and_killed: tuple[Path, Path]
 ) -> None:
     whole, killed = whole_and_killed
     run = shutil.copytree(killed, tmp_path / killed.name)
-    with monkeypatch.context() as patch:
-        patch.setattr(BaseTrainer, "load_state_dict", BaseTrainer.load_state_dict)  # put back when the block is left
-        if part:
-            leave_out(part)
+    with temporarily(TRAINERS, *(extended(forgetful(part)) if part else ())):
         train.main(["-r", str(run)])
     assert (differences(whole, run) != []) == bool(part)
 

@@ -6,8 +6,6 @@ import json
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 import train
 from tests.campaign import differences
 from tests.conftest import load_script
-from tests.helpers import ROOT, same, state
+from tests.helpers import same, state
 from tests.utils.checkpoint.test_untrusted import Payload
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, TrainingError
@@ -97,15 +95,6 @@ def test_torch_reads_the_folder_with_its_own_tools(fit: Fit, tmp_path: Path) -> 
     dcp_to_torch_save(data_of(newest(run)), tmp_path / "whole.pth")
     whole = torch.load(tmp_path / "whole.pth", weights_only=True)
     assert same(whole, {f"model.{name}": value for name, value in state(run)["model"].items()})
-
-
-@pytest.mark.slow
-def test_what_writes_it_is_not_imported_where_it_is_not_asked_for(write_config: Callable[..., Path]) -> None:
-    code = (
-        f"import sys, train; train.main(['-c', {str(write_config())!r}, 'trainer.verbosity=0']);"
-        "assert not any(name.startswith('torch.distributed.checkpoint') for name in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow
