@@ -447,6 +447,7 @@ def test_every_scheduler_of_torch_is_tried_here() -> None:
     assert from_json - set(SCHEDULERS.own()) <= set(SCHEDULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key"), scheduler_arguments())
 def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name: str, key: str) -> None:
     args = SCHEDULES[name]

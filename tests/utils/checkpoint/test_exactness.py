@@ -102,6 +102,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["optimizer_step", "evaluate", "end_epoch"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("per_epoch", ["null", "4"])

@@ -50,6 +50,7 @@ def metadata_of(file: Path) -> Metadata:
     return pickle.loads((data_of(file) / ".metadata").read_bytes())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["sharded sharded", "full sharded", "sharded full", "full sharded full sharded"])
 def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     whole = fit(*OFTEN, "trainer.epochs=4", optimizer=ADAM).run_dir
@@ -179,6 +180,7 @@ def flip(data: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -240,6 +242,7 @@ class Calls:
         return self.call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("how", ["alone", "within"])
 def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, signed: bool, how: str) -> None:
@@ -260,6 +263,7 @@ def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path:
     assert trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -320,6 +324,7 @@ def change_metadata(file: Path, change: Callable[[dict[str, Any]], Any]) -> None
     path.write_bytes(pickle.dumps(metadata))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -339,6 +344,7 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
         train.main(["-r", str(newest(run))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
