@@ -127,6 +127,7 @@ def leaves(value: dict[str, Any]) -> list[tuple[list[str], Any]]:
 SETTLED_ELSEWHERE = {"$schema", "trainer.args", "trainer.type", "runtime.device", "runtime.compile", "runtime.strategy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in OTHER if key not in SETTLED_ELSEWHERE])
 def test_a_changed_key_takes_effect_or_is_refused(killed: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = resume(killed, key, OTHER[key])
