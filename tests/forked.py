@@ -9,7 +9,9 @@ python tests/forked.py WORDS...          # as python WORDS..., forked by the ser
 
 import atexit
 import functools
+import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -27,9 +29,11 @@ PACKAGES = (
     "torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.utils.data",
     "torchmetrics", "torchvision.datasets", "torchvision.transforms.v2", "tensorboard.summary", "matplotlib.figure",
     "tensorboard.backend.event_processing.event_accumulator", "matplotlib.backends.backend_agg", "numpy", "PIL.Image",
-    "pydantic", "tqdm",
+    "pydantic.main", "pydantic.types", "tqdm",
 )  # fmt: skip
 VARIABLE = "FORK_SERVER"
+PYTHON = (sys.executable, "-S", __file__)
+"""In place of python in a command of a shell script or of torchrun, with the server's address in this variable."""
 
 
 class Process:
@@ -121,8 +125,7 @@ def run(
 
 def serve(address: str) -> dict[str, Any]:
     """Fork a process for each request, and return the request in that process."""
-    for name in PACKAGES:
-        importlib.import_module(name)
+    warm_up()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of the processes that wait for the others
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -140,6 +143,15 @@ def serve(address: str) -> dict[str, Any]:
     return fork(connection)
 
 
+def warm_up() -> None:
+    """What every process would do anew at its start."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    inspect.getmodule(inspect.currentframe())  # resolves the file of every module, as pydantic has it done
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy every page that an object is on
+
+
 def fork(connection: socket.socket) -> dict[str, Any]:
     """Fork once more: the child returns the request, the parent answers with its pid and its exit status."""
     size, files, _, _ = socket.recv_fds(connection, 8, 3)
@@ -152,6 +164,7 @@ def fork(connection: socket.socket) -> dict[str, Any]:
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
+        open_streams()
         return request
     for file in (*files, 0, 1, 2):  # the output ends when the child does
         os.close(file)
@@ -159,6 +172,13 @@ def fork(connection: socket.socket) -> dict[str, Any]:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     connection.sendall(f"{status}\n".encode())
     os._exit(0)
+
+
+def open_streams() -> None:
+    """Streams for what is behind the descriptors now: the older ones remember whether they can seek."""
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def become(words: list[str], folder: str, variables: dict[str, str]) -> None:

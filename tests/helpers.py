@@ -2,19 +2,18 @@
 
 import json
 import subprocess
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
-
-if TYPE_CHECKING:
-    from utils.registry import Registry
+from utils.registry import TRAINERS, Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
@@ -60,7 +59,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @contextmanager
-def temporarily(registry: "Registry", *components: Callable[..., Any]) -> Iterator[None]:
+def temporarily(registry: Registry, *components: Callable[..., Any]) -> Iterator[None]:
     """Register these until the block is left, in place of those of the same names, which a project may have."""
     before = {component.__name__: registry.own().get(component.__name__) for component in components}
     for name, component in zip(before, components, strict=True):
@@ -76,11 +75,16 @@ def temporarily(registry: "Registry", *components: Callable[..., Any]) -> Iterat
                 registry.register(previous)
 
 
-def leave_out(part: str) -> None:
-    """From now on this part of a checkpoint is not loaded: it stays as it is at the start of a run."""
-    original = BaseTrainer.load_state_dict
+def extended(mixin: type[Any]) -> list[type[Any]]:
+    """Every registered trainer with the methods of a class before its own, under its own name."""
+    return [types.new_class(name, (mixin, trainer)) for name, trainer in TRAINERS.own().items()]
 
-    def load(self: BaseTrainer, state: dict[str, Any], source: Path) -> None:
-        original(self, {**state, part: self.state_dict()[part]}, source)
 
-    BaseTrainer.load_state_dict = load  # type: ignore[method-assign]
+def forgetful(part: str) -> type[Any]:
+    """A trainer that does not load this part of a checkpoint: it stays as it is at the start of a run."""
+
+    class Forgetful(BaseTrainer):
+        def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+            super().load_state_dict({**state, part: self.state_dict()[part]}, source)
+
+    return Forgetful

@@ -40,7 +40,7 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
 from tests.averaged import AveragedTrainer
-from tests.helpers import ROOT, leave_out
+from tests.helpers import ROOT, extended, forgetful
 from tests.small_data import SmallSamples, SmallTensors
 from utils.registry import DATA_LOADERS, TRAINERS
 
@@ -61,27 +61,24 @@ def kill_at(count: int, folder: str) -> None:
     sys.addaudithook(watch)
 
 
-def pause_at(at: int, folder: str) -> None:
-    """Wait in an optimizer step for as long as a file is there."""
-    original = BaseTrainer.optimizer_step
+class Pausing(BaseTrainer):
+    """Waits in an optimizer step for as long as a file is there."""
 
-    def optimizer_step(self: BaseTrainer, step: StepBatches) -> Tensor | float:
-        marker = Path(folder) / "paused"
-        if self.progress.steps + 1 == at:
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        marker = Path(os.environ["RUNS"]) / "paused"
+        if self.progress.steps + 1 == int(os.environ["PAUSE_AT"]):
             marker.touch()
             while marker.exists():
                 time.sleep(0.01)
-        return original(self, step)
-
-    BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+        return super().optimizer_step(step)
 
 
-def do_at(at: int, rank: str, what: str) -> None:
-    """Come to grief in an optimizer step."""
-    original = BaseTrainer.optimizer_step
+class Troubled(BaseTrainer):
+    """Comes to grief in an optimizer step."""
 
-    def optimizer_step(self: BaseTrainer, step: StepBatches) -> Tensor | float:
-        if self.progress.steps + 1 == at and os.environ.get("RANK", "0") == rank:
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        at, rank, what = os.environ["DO_AT"].split(":")
+        if self.progress.steps + 1 == int(at) and os.environ.get("RANK", "0") == rank:
             if what in ("kill", "stop"):
                 os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
             if what == "fail":
@@ -92,9 +89,14 @@ def do_at(at: int, rank: str, what: str) -> None:
             if what == "spoil":
                 step.micro_batches = list(step.micro_batches)
                 step.micro_batches[0].data[0].fill_(float("nan"))
-        return original(self, step)
+        return super().optimizer_step(step)
 
-    BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+
+def extend_trainers(mixin: type[Any]) -> None:
+    """Register every trainer anew, with this class before it."""
+    for trainer in extended(mixin):
+        TRAINERS.unregister(trainer.__name__)
+        TRAINERS.register(trainer)
 
 
 if __name__ == "__main__":
@@ -102,12 +104,11 @@ if __name__ == "__main__":
     DATA_LOADERS.register(SmallSamples)
     TRAINERS.register(AveragedTrainer)
     if "LEAVE_OUT" in os.environ:
-        leave_out(os.environ["LEAVE_OUT"])
+        extend_trainers(forgetful(os.environ["LEAVE_OUT"]))
     if "PAUSE_AT" in os.environ:
-        pause_at(int(os.environ["PAUSE_AT"]), os.environ["RUNS"])
+        extend_trainers(Pausing)
     if "DO_AT" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        at, rank, what = os.environ["DO_AT"].split(":")
-        do_at(int(at), rank, what)
+        extend_trainers(Troubled)
     if "KILL_AT" in os.environ:
         kill_at(int(os.environ["KILL_AT"]), os.environ["RUNS"])
     sys.argv[0] = str(ROOT / "train.py")

@@ -47,13 +47,29 @@ def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path)
     assert environment["device"] == "cpu"
     assert "torch" in environment["packages"]
 
-    tested = run("test.py", "-r", f"saved/small/{folder.name}", cwd=tmp_path)
+    tested = forked.run(ROOT / "test.py", "-r", f"saved/small/{folder.name}", cwd=tmp_path, timeout=PATIENCE)
     assert tested.returncode == 0, tested.stderr
     found = json.loads((folder / "test" / "metrics.json").read_text())
     assert found["samples"] == 20
     assert found["checkpoint"] == "last.pth"
     assert "accuracy" in tested.stdout
     assert len(list((tmp_path / "saved" / "small").iterdir())) == 1, "testing made a new run folder"
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_that_is_not_used(write_config: Write) -> None:
+    code = f"""
+import sys, train
+
+def imported(setting, *names):
+    train.main(["-c", {str(write_config())!r}, "trainer.verbosity=0", "trainer.epochs=1", setting])
+    return [name for name in names if name in sys.modules]
+
+print(imported("trainer.tensorboard=false", "extras", "tensorboard", "matplotlib", "PIL"))
+print(imported("trainer.pictures_every=0", "matplotlib", "extras.report.figures", "torch.distributed.checkpoint"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +183,8 @@ class TestANewProject:
         assert load_script("new_project").main([str(target), *options]) == 0
         assert (target / "extras").exists() == (target / "tests" / "extras").exists() == (not options)
         assert ("schema:" in (target / "Makefile").read_text()) == (not options)
-        words = ["pytest", "-p", "no:cacheprovider", "-k", "test_located_json or test_architecture"]  # collects all
+        # collects all; plain: without rewriting the asserts of every file
+        words = ["pytest", "-p", "no:cacheprovider", "--assert=plain", "-k", "test_located_json or test_architecture"]
         done = forked.run("-m", *words, cwd=target, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout
         assert re.search(r"\d+ passed, \d{3,} deselected", done.stdout)

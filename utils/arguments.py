@@ -55,12 +55,11 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def annotations(component: Callable[..., Any], name: str) -> Iterator[Any]:
+@functools.cache  # asked for every argument of the config at each save
+def annotations(component: Callable[..., Any], name: str) -> tuple[Any, ...]:
     """How a parameter is annotated, in the constructor of a class and then in those of the classes above it."""
-    for function in _constructors(component):
-        parameter = inspect.signature(function).parameters.get(name)
-        if parameter is not None:
-            yield _resolve(function, parameter.annotation)
+    functions = [function for function in _constructors(component) if name in inspect.signature(function).parameters]
+    return tuple(_resolve(function, inspect.signature(function).parameters[name].annotation) for function in functions)
 
 
 def takes_any_keyword(component: Callable[..., Any]) -> bool:

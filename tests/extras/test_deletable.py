@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
@@ -31,28 +30,47 @@ NOTES = {
 }
 
 
-def run(project: Path, *words: str) -> CompletedProcess[str]:
-    return forked.run(*words, cwd=project, timeout=PATIENCE)
+# runs each [script, argument ...] by its main, as the command does, and prints [status, output, errors] of each
+COMMANDS = """
+import contextlib, glob, io, json, runpy, sys
+from utils import cli
+results = []
+for script, *words in json.loads(sys.argv[1]):
+    words = [glob.glob("saved/*/*")[0] if word == "RUN" else word for word in words]
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
+        status = cli.run(runpy.run_path(script)["main"], words)
+    results.append([status, output.getvalue(), errors.getvalue()])
+print(json.dumps(results))
+"""
 
 
-def results(project: Path) -> tuple[str, dict[str, float], list[dict[str, float]], str]:
-    """The notes of training about TensorBoard; test.py's numbers; the epochs of the run; what test.py prints."""
-    trained = run(project, "train.py", "trainer.epochs=1", *OPTIONS[1:])
-    assert trained.returncode == 0, trained.stderr
-    resumed = run(project, "train.py", "-r", *OPTIONS)
-    assert resumed.returncode == 0, resumed.stderr
+def run(project: Path, *commands: list[str]) -> list[tuple[int, str, str]]:
+    """Commands one after the other in one process: status, output and errors of each."""
+    script = project / "commands.py"
+    script.write_text(COMMANDS)
+    done = forked.run(script, json.dumps(commands), cwd=project, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return [(status, output, errors) for status, output, errors in json.loads(done.stdout)]
+
+
+def results(
+    project: Path, *asked: list[str]
+) -> tuple[str, dict[str, float], list[dict[str, float]], str, list[tuple[int, str, str]]]:
+    """The notes of training about TensorBoard; test.py's numbers; the epochs of the run; what test.py prints; and what
+    further commands give."""
+    first = ["train.py", "trainer.epochs=1", *OPTIONS[1:]]
+    commands = [first, ["train.py", "-r", "RUN", *OPTIONS], ["test.py", "-r", "RUN"], *asked]
+    (status, trained, errors), *others = run(project, *commands)
+    for result in ((status, trained, errors), *others[:2]):
+        assert (result[0] or 0, result[2]) == (0, "")
     (folder,) = project.glob("saved/*/*")
-    tested = run(project, "test.py", "-r", str(folder))
-    assert tested.returncode == 0, tested.stderr
-    assert tested.stderr == ""
     metrics = json.loads((folder / "test" / "metrics.json").read_text())
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: record[name] for name in ("epoch", "step", "loss")} for record in epochs]
     assert list(folder.glob("events.out.tfevents.*"))
     assert list(folder.glob("test/events.out.tfevents.*"))
-    assert trained.stderr == resumed.stderr == ""
-    notes = "".join(line for line in trained.stdout.splitlines(keepends=True) if line.startswith("TensorBoard"))
-    return notes, {name: metrics[name] for name in ("step", "samples", "loss")}, kept, tested.stdout
+    notes = "".join(line for line in trained.splitlines(keepends=True) if line.startswith("TensorBoard"))
+    return notes, {name: metrics[name] for name in ("step", "samples", "loss")}, kept, others[1][1], others[2:]
 
 
 @dataclass
@@ -72,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train.py", "test.py", "config.json"):
         shutil.copy(ROOT / name, project / name)
-    notes, metrics, epochs, printed = results(project)
+    notes, metrics, epochs, printed, _ = results(project)
     assert notes == ""
     shutil.rmtree(project / "saved")
     return Whole(project, metrics, epochs, printed.splitlines()[1])
@@ -86,11 +104,9 @@ def test_the_rest_works_without(folder: str, tmp_path: Path, whole: Whole) -> No
     if folder != "all of it":  # as git leaves it, of which Python makes a package without a file
         (project / "extras" / folder / "__pycache__").mkdir(parents=True)
 
-    notes, metrics, epochs, printed = results(project)
+    gone = [GONE[name] for name in GONE if name in missing]
+    notes, metrics, epochs, printed, answers = results(project, *(command for command, _ in gone))
     assert notes == (NOTES["tensorboard"] if len(missing) > 1 else NOTES.get(folder, ""))
     assert (metrics, epochs, printed.splitlines()[1]) == (whole.metrics, whole.epochs, whole.printed)
     assert ("no report: extras/report is not in this project" in printed) == ("report" in missing)
-    for name, (command, message) in GONE.items():
-        if name in missing:
-            asked = run(project, *command)
-            assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", message)
+    assert answers == [(2, "", message) for _, message in gone]

@@ -9,6 +9,8 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 import train
 from tests.helpers import curves, lines
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., train.Result]
 
 

@@ -153,7 +153,9 @@ def test_workers_that_are_left_do_not_hold_up_the_end(tmp_path: Path) -> None:
         "left = Batches(TensorSource(torch.zeros(9), torch.zeros(9)), batch_size=1, num_workers=1).one_pass()\n"
         "print(next(left).size)"
     )
-    done = python(code)
+    script = tmp_path / "left.py"
+    script.write_text(code)
+    done = forked.run(script, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 

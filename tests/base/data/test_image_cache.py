@@ -55,6 +55,7 @@ def test_the_second_run_reads_the_cache_and_gets_the_same(cifar10: Path) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_training_ends_with_the_same_bits(fit: Callable[..., Any], cifar10: Path, in_memory: bool) -> None:
     args = {"data_dir": str(cifar10), "batch_size": 16, "crop": 2, "flip": True}

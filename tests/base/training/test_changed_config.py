@@ -135,6 +135,7 @@ def leaves(value: dict[str, Any]) -> list[tuple[list[str], Any]]:
 SETTLED_ELSEWHERE = {"$schema", "trainer.args", "trainer.type", "runtime.device", "runtime.compile", "runtime.strategy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in OTHER if key not in SETTLED_ELSEWHERE])
 def test_a_changed_key_takes_effect_or_is_refused(killed: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = resume(killed, key, OTHER[key])
@@ -455,6 +456,7 @@ def test_every_scheduler_of_torch_is_tried_here() -> None:
     assert from_json - set(SCHEDULERS.own()) <= set(SCHEDULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key"), scheduler_arguments())
 def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name: str, key: str) -> None:
     args = SCHEDULES[name]

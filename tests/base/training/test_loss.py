@@ -123,6 +123,7 @@ def test_a_validation_loss_does_not_depend_on_the_batch_size(fit: Fit, loss: Any
     assert values == pytest.approx(values[:1] * 4, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSS)
 @pytest.mark.parametrize("optimizer", ["SGD", "LBFGS"])
 def test_accumulation_trains_what_one_large_batch_does(fit: Fit, loss: Any, optimizer: str) -> None:

@@ -45,7 +45,7 @@ def equal(left: Path, right: Path) -> None:
     assert curves(left) == curves(right)
 
 
-@pytest.mark.parametrize("step", [3, 6, 9])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, step: int) -> None:
     whole = fit(*BUSY, model=DROPOUT, data_loader=IMAGES)
     half = fork(whole.run_dir, step)

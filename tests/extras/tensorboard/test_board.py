@@ -3,8 +3,6 @@
 import gzip
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from extras.tensorboard.board import Board
 from extras.tensorboard.graph import MOST, Recorder, recording
 from extras.tensorboard.summaries import histogram
 from model.lenet import LeNet
-from tests.helpers import ROOT, Json, curves, same, state, temporarily
+from tests.helpers import Json, curves, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import Killed, killed_in
 from trainer.trainer import Trainer
@@ -170,6 +168,7 @@ def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fi
     assert steps("trainer.pictures_every=null", *early) == [15]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_what_it_is_now(fit: Fit) -> None:
     run = fit("trainer.epochs=1", "trainer.pictures_every=null").run_dir
     before = tags(run)
@@ -223,6 +222,7 @@ def test_the_gradient_norm_is_that_before_clipping(fit: Fit) -> None:
     assert clipped["gradient_norm"][-1][1] > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["LBFGS", "Rprop"])
 def test_runs_with_other_optimizers_are_shown_too(fit: Fit, optimizer: str) -> None:
     run = fit(optimizer={"type": optimizer}, trainer={"profile_steps": [1, 2]}).run_dir
@@ -435,19 +435,3 @@ def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys:
 def test_mistakes_are_reported(fit: Fit, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         fit(*overrides)
-
-
-@pytest.mark.slow
-def test_nothing_is_imported_that_is_not_shown(write_config: Callable[..., Path]) -> None:
-    code = f"""
-import sys, train
-
-def imported(setting, *names):
-    train.main(["-c", {str(write_config())!r}, "trainer.verbosity=0", setting])
-    return [name for name in names if name in sys.modules]
-
-print(imported("trainer.tensorboard=false", "extras", "tensorboard", "matplotlib", "PIL"))
-print(imported("trainer.pictures_every=0", "matplotlib", "extras.report.figures"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n[]\n"

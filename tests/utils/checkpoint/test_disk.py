@@ -17,6 +17,8 @@ from utils import checkpoint
 from utils.errors import Stopped, TrainingError, UserError
 from utils.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., train.Result]
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=2", "trainer.log_every_steps=1", "trainer.epochs=4")
 

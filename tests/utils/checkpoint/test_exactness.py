@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends with the same bits as one that was not."""
 
+import functools
 import json
 import shutil
 from collections import Counter, OrderedDict, defaultdict
@@ -13,10 +14,11 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import Campaign, config, differences, records
-from tests.helpers import leave_out, temporarily
+from tests.conftest import small_config
+from tests.helpers import extended, forgetful, temporarily
 from tests.small_data import SmallTensors
 from utils import checkpoint
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -56,14 +58,11 @@ def whole_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["random", "optimizer", "schedule", "metrics", "progress", ""])
 def test_the_comparison_sees_a_part_that_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, whole_and_killed: tuple[Path, Path]
+    tmp_path: Path, part: str, whole_and_killed: tuple[Path, Path]
 ) -> None:
     whole, killed = whole_and_killed
     run = shutil.copytree(killed, tmp_path / killed.name)
-    with monkeypatch.context() as patch:
-        patch.setattr(BaseTrainer, "load_state_dict", BaseTrainer.load_state_dict)  # put back when the block is left
-        if part:
-            leave_out(part)
+    with temporarily(TRAINERS, *(extended(forgetful(part)) if part else ())):
         train.main(["-r", str(run)])
     assert (differences(whole, run) != []) == bool(part)
 
@@ -81,28 +80,48 @@ def killed_in(patch: pytest.MonkeyPatch, method: str, *, calls: int) -> None:
     patch.setattr(BaseTrainer, method, killed)
 
 
+OFTEN = (
+    "trainer.monitor=min val_loss",
+    "trainer.save_every_steps=1",
+    "trainer.accumulate_steps=2",
+    "trainer.keep_last=null",
+    "trainer.epochs=3",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run with so many steps in an epoch that nobody kills."""
+
+    @functools.cache
+    def run(per_epoch: str) -> Path:
+        path = small_config(tmp_path_factory.mktemp("undisturbed"))
+        return train.main(["-c", str(path), *OFTEN, f"trainer.steps_per_epoch={per_epoch}"]).run_dir
+
+    return run
+
+
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["optimizer_step", "evaluate", "end_epoch"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("per_epoch", ["null", "4"])
 def test_killed_between_any_two_parts_of_the_loop(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, method: str, calls: int, per_epoch: str
+    fit: Fit,
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    calls: int,
+    per_epoch: str,
 ) -> None:
-    often = (
-        "trainer.monitor=min val_loss",
-        "trainer.save_every_steps=1",
-        "trainer.accumulate_steps=2",
-        "trainer.keep_last=null",
-    )
-    settings = (*often, "trainer.epochs=3", f"trainer.steps_per_epoch={per_epoch}")
-    whole = fit(*settings)
     with monkeypatch.context() as patch:
         killed_in(patch, method, calls=calls)
         with pytest.raises(Killed):
-            fit(*settings, name="killed")
-    run = RunFolder.newest(str(whole.run_dir.parent.parent), "killed").path
+            fit(*OFTEN, f"trainer.steps_per_epoch={per_epoch}")
+    run = RunFolder.newest(str(tmp_path / "saved"), "small").path
     train.main(["-r", str(run)])
-    assert differences(whole.run_dir, run) == []
+    assert differences(undisturbed(per_epoch), run) == []
 
 
 def test_event_files_survive_a_checkpoint_before_the_first_event_after_a_resume(fit: Fit) -> None:

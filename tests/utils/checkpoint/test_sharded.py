@@ -6,8 +6,6 @@ import json
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 import train
 from tests.campaign import differences
 from tests.conftest import load_script
-from tests.helpers import ROOT, same, state
+from tests.helpers import same, state
 from tests.utils.checkpoint.test_untrusted import Payload
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, TrainingError
@@ -52,6 +50,7 @@ def metadata_of(file: Path) -> Metadata:
     return pickle.loads((data_of(file) / ".metadata").read_bytes())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["sharded sharded", "full sharded", "sharded full", "full sharded full sharded"])
 def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     whole = fit(*OFTEN, "trainer.epochs=4", optimizer=ADAM).run_dir
@@ -97,15 +96,6 @@ def test_torch_reads_the_folder_with_its_own_tools(fit: Fit, tmp_path: Path) -> 
     dcp_to_torch_save(data_of(newest(run)), tmp_path / "whole.pth")
     whole = torch.load(tmp_path / "whole.pth", weights_only=True)
     assert same(whole, {f"model.{name}": value for name, value in state(run)["model"].items()})
-
-
-@pytest.mark.slow
-def test_what_writes_it_is_not_imported_where_it_is_not_asked_for(write_config: Callable[..., Path]) -> None:
-    code = (
-        f"import sys, train; train.main(['-c', {str(write_config())!r}, 'trainer.verbosity=0']);"
-        "assert not any(name.startswith('torch.distributed.checkpoint') for name in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -190,6 +180,7 @@ def flip(data: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -251,6 +242,7 @@ class Calls:
         return self.call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("how", ["alone", "within"])
 def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: Path, signed: bool, how: str) -> None:
@@ -271,6 +263,7 @@ def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path:
     assert trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -331,6 +324,7 @@ def change_metadata(file: Path, change: Callable[[dict[str, Any]], Any]) -> None
     path.write_bytes(pickle.dumps(metadata))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -350,6 +344,7 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
         train.main(["-r", str(newest(run))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -18,6 +18,8 @@ from tests.conftest import load_script
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., train.Result]
 
 

@@ -25,15 +25,11 @@ OFTEN = {"epochs": 4, "save_every_steps": 2, "keep_last": None}
 Write = Callable[..., Path]
 
 
-# python, for a command of a shell script or of torchrun, that need not import torch
-PYTHON = (sys.executable, "-S", str(ROOT / "tests" / "forked.py"))
-
-
 def launch(
     config: Path, runs: Path, trouble: str, *options: str, count: int = 2
 ) -> tuple[CompletedProcess[str], list[str]]:
     """Train under torchrun with a process that fails. Also the exit statuses that torchrun names."""
-    command = [*PYTHON, "-m", "tests.killable", "-c", str(config)]
+    command = [*forked.PYTHON, "-m", "tests.killable", "-c", str(config)]
     variables = {"DO_AT": trouble, "RUNS": str(runs)}
     done = torchrun(count, *command, options=("--no-python", *options), cwd=ROOT, variables=variables)
     return done, exit_statuses(done)
@@ -122,7 +118,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
         (tmp_path / "elsewhere" / rank).mkdir(parents=True)
     with (tmp_path / "1" / "model" / "lenet.py").open("a") as file:
         file.write("# changed\n")
-    config, python = write_config(), " ".join(PYTHON)
+    config, python = write_config(), " ".join(forked.PYTHON)
     trains = f"{python} {ROOT}/train.py -c {config}"
     cases = {
         f"{trains} trainer.epochs=$((2 + RANK))": "error: process 0 and process 1 differ in their config",
@@ -149,7 +145,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
 def test_a_mistake_of_one_process_ends_those_that_wait_for_it(write_config: Write, tmp_path: Path) -> None:
     script = tmp_path / "start.sh"
     script.write_text(
-        f"exec {' '.join(PYTHON)} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
+        f"exec {' '.join(forked.PYTHON)} {ROOT}/train.py -c {write_config()} trainer.epoch$([ $RANK = 1 ] || echo s)=3"
     )
     done = torchrun(2, "bash", str(script), options=("--no-python",), cwd=ROOT)
     assert done.stderr.count("error:") == 1
