@@ -20,7 +20,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import state, temporarily
-from utils.config.resume import fixed_changes
+from utils.config.resume import fixed_changes, fixed_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 
@@ -89,9 +89,9 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     now = json.loads((run / "config.json").read_text())
     assert saved.pop("data_loader.args.folds", "missing") is None
     assert saved.pop("data_loader.args.balanced") is False
-    assert not fixed_changes(saved, now)
+    assert not fixed_changes(saved, fixed_values(now))
     now["data_loader"]["args"] |= {"folds": 5, "fold": 0}
-    assert {str(change) for change in fixed_changes(saved, now)} == {
+    assert {str(change) for change in fixed_changes(saved, fixed_values(now))} == {
         "data_loader.args.folds nothing -> 5",
         "data_loader.args.fold null -> 0",
     }
