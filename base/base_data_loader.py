@@ -62,6 +62,10 @@ class BaseDataLoader(ABC):
     def test_data(self) -> Source | Dataset[Any]:
         """The test data, never augmented. Only test.py asks for them."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a config may refer to as "${data.NAME}": numbers, strings and lists of them, by name."""
+        return {"num_classes": len(self.class_names)} if self.class_names else {}
+
     def training(self, seed: int) -> Batches:
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
         source = as_source(self.training_data(augment=True))

@@ -27,6 +27,7 @@ from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
+from utils.distributed import get_process_group
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError, DataError, UserError
 from utils.optimizers import needs_closure
@@ -42,8 +43,27 @@ from utils.user_code import format_error_with_source
 T = TypeVar("T")
 
 
-def build_experiment(loaded: LoadedConfig) -> Experiment:
-    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built."""
+def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
+    """The config with what its data loader tells, and that data loader; None if the config does not ask for it."""
+    if not loaded.waits_for_data:
+        return loaded, None
+    process_group = get_process_group()
+    process_group.connect(loaded.config.runtime.timeout)
+    data = _data_loader(loaded)
+    with process_group.main_process_first():
+        facts = _call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
+    return loaded.with_facts(facts), data
+
+
+def _data_loader(loaded: LoadedConfig) -> BaseDataLoader:
+    return _build(loaded, "data_loader", loaded.config.data_loader, BaseDataLoader)  # type: ignore[type-abstract]
+
+
+def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
+    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built.
+
+    loaded, data: from ``with_facts``.
+    """
     config = loaded.config
     runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
@@ -54,7 +74,7 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
     data, model, (criterion, sum_loss) = _build_all(
-        lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),  # type: ignore[type-abstract]
+        lambda: _data_loader(loaded) if data is None else data,
         make_model,
         lambda: _loss(loaded, runtime),
     )

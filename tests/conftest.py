@@ -108,7 +108,7 @@ def small_config(folder: Path, **keys: Any) -> Path:
         "runtime": {"device": "cpu"},
     }
     for key, value in keys.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) and "type" not in value else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and "type" not in value else value
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2))
     return path

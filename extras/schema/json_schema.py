@@ -22,12 +22,15 @@ Schema = dict[str, Any]
 
 # signatures and docstrings come from these; with other versions than the recorded ones, the library's may differ
 LIBRARIES = ("torch", "torchmetrics", "pydantic")
+REFERENCE = {"$ref": "#/definitions/reference"}
+NOT_ANY_STRING = {"pattern", "enum", "const", "anyOf", "allOf", "$ref"}
 PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
 
 
 def config_schema() -> Schema:
     """The whole schema, JSON Schema draft 7, which all editors know."""
-    definitions: Schema = {}
+    about = "A variable, an environment variable, or what the data loader tells: ${NAME}, ${env:NAME}, ${data.NAME}."
+    definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
         definitions |= _definitions(kind, registry, partial=False)
         if kind != "metrics":  # a list, which is replaced and never merged
@@ -92,10 +95,10 @@ def _component(kind: str, *, partial: bool) -> Schema:
     """What may stand for a component: its object, its name, null where the config may do without it."""
     reference = {"$ref": f"#/definitions/{kind}{PARTIAL if partial else ''}"}
     if kind == "metrics":
-        several = {"type": "array", "items": {"$ref": f"#/definitions/{kind}"}}
-        return {"anyOf": [several, {"type": "null"}]} if partial else several
+        several = {"type": "array", "items": {"anyOf": [{"$ref": f"#/definitions/{kind}"}, REFERENCE]}}
+        return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
     nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
-    return {"anyOf": [reference, {"type": "null"}]} if nullable else reference
+    return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
 
 
 def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
@@ -122,7 +125,9 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
     section = section_at((kind,) if kind != "metrics" else (kind, 0))
     assert section is not None
     keys = {key: _plain(section, key) for key in keys_of(section)}
-    keys["type"] = _about(section.model_fields["type"].description, {"$ref": f"#/definitions/{kind}.names"})
+    keys["type"] = _about(
+        section.model_fields["type"].description, {"anyOf": [{"$ref": f"#/definitions/{kind}.names"}, REFERENCE]}
+    )
     whole = {"type": "object", "properties": keys, "additionalProperties": False, "allOf": by_name}
     if not partial:
         whole["required"] = ["type"]
@@ -160,12 +165,33 @@ def _type(parameter: inspect.Parameter) -> Schema | None:
     if kind is NotJson:
         return None
     try:
-        schema: Schema = _draft_7(TypeAdapter(kind, config=STRICT).json_schema())
+        schema: Schema = _or_reference(_draft_7(TypeAdapter(kind, config=STRICT).json_schema()))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
     if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
-        return {"anyOf": [schema, {"type": "null"}]}
+        return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]}
     return schema
+
+
+def _or_reference(schema: Schema) -> Schema:
+    """A schema that takes a reference too, in the place of its value and of every value inside a list or an object."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [_or_reference(item) for item in value]
+        return _or_reference(value) if isinstance(value, dict) else value
+
+    schema = {
+        key: inside(value) if key in ("items", "additionalProperties") else value for key, value in schema.items()
+    }
+    if "properties" in schema:
+        schema["properties"] = {key: _or_reference(value) for key, value in schema["properties"].items()}
+    alternatives = schema.get("anyOf", [schema])
+    if any(one.get("type", "string") == "string" and not one.keys() & NOT_ANY_STRING for one in alternatives):
+        return schema
+    about: Schema = {key: schema[key] for key in ("description", "default", "anyOf") if key in schema}
+    value = {key: item for key, item in schema.items() if key not in about}
+    return {**about, "anyOf": [*about.get("anyOf", [value]), REFERENCE]}
 
 
 def _draft_7(schema: Any) -> Any:
@@ -214,7 +240,7 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
     """One key of the schema's own."""
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
-    schema = _draft_7(_inlined(whole["properties"][key], whole.get("$defs", {})))
+    schema = _or_reference(_draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
     return _about(field.description, schema)
 
 
