@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
+from base.construct import arguments_of, moved
+from base.construct import call as _call
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
 from base.training.loss import counted
@@ -22,17 +24,16 @@ from base.training.schedule import Schedule
 from logger.console import Console
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
-from utils.arguments import with_tensors
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed import get_process_group
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import ConfigError, DataError, UserError
+from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
-from utils.random import seed_generators
+from utils.random import isolated, seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
@@ -122,7 +123,10 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    make = functools.partial(TRAINERS[settings.type], experiment, settings, **settings.args)
+    with isolated(loaded.config.seed, "trainer"):  # a module among its arguments is the same in training and testing
+        args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
+    args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
+    make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
     return _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
 
 
@@ -188,30 +192,9 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
 
 
 def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type[T]) -> T:
-    made = REGISTRIES[kind][component.type]
-    make = functools.partial(made, **with_tensors(made, component.args))
-    return _call(loaded, (kind, "args"), component.type, make, expected)
-
-
-def _call(
-    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
-) -> T:
-    """Build something. An error names its line in the config and, if it is in the user's own code, its line there."""
-    try:
-        built = make()
-    except DataError as error:
-        raise DataError(str(loaded.error(path, str(error)))) from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise loaded.error(
-            path, f"{name} cannot be built: {format_error_with_source(error).removeprefix('ValueError: ')}"
-        ) from error
-    if not isinstance(built, expected):
-        kinds = expected if isinstance(expected, tuple) else (expected,)
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise loaded.error(path, f"{name} should return a {names}, but returns {type(built).__name__}")
-    return built
+    registry = REGISTRIES[kind]
+    args = arguments_of(loaded, registry, component.type, component.args, (kind, "args"))
+    return _call(loaded, (kind, "args"), component.type, functools.partial(registry[component.type], **args), expected)
 
 
 def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
@@ -227,9 +210,13 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
             raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
-        args = with_tensors(function, component.args)
-        moved = {name: value.to(runtime.device) if isinstance(value, Tensor) else value for name, value in args.items()}
-        criterion, reduction = functools.partial(function, **moved), component.args.get("reduction", "mean")
+        args = arguments_of(loaded, LOSSES, component.type, component.args, ("loss", "args"))
+        if any(
+            next(module.parameters(), None) is not None for module in args.values() if isinstance(module, nn.Module)
+        ):
+            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
+        on_device = {name: moved(value, runtime.device) for name, value in args.items()}
+        criterion, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
     if reduction not in ("mean", "batchmean", "sum"):
         raise loaded.error(
             ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
@@ -246,7 +233,8 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     functions, library, definitions = {}, dict[str, Any](), {}
     for index, metric in enumerate(loaded.config.metrics):
         name, component = metric.name or metric.type, METRICS[metric.type]
-        make = functools.partial(component, **metric.args)
+        args = arguments_of(loaded, METRICS, metric.type, metric.args, ("metrics", index, "args"))
+        make = functools.partial(component, **args)
         definitions[name] = metric.model_dump()
         if inspect.isclass(component):
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
@@ -268,7 +256,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
     parameters = list(experiment.model.parameters())  # frozen ones too: they may be thawed later
     if not any(parameter.requires_grad for parameter in parameters):
         raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
-    args = dict(component.args)
+    args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, ("optimizer", "args"))
     fused = experiment.runtime.supports_fused(component.type)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
@@ -294,7 +282,8 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
         raise loaded.error(problem.path, problem.message)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
-        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **args), LRScheduler)
+        own = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))
+        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, ("lr_scheduler",))

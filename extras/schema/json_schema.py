@@ -7,15 +7,16 @@ when it is loaded; the schema is only for writing it.
 import inspect
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from extras.schema import docstrings
-from utils.arguments import STRICT, NotJson, json_type
+from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, TRAINERS, Registry
+from utils.nested_arguments import DICTS, alternatives, contains_objects
+from utils.registry import REGISTRIES, TRAINERS, Registry, registry_inside
 from utils.schema import Config, keys_of, section_at
 
 Schema = dict[str, Any]
@@ -142,7 +143,7 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
     known = registry.parameters(name)
     texts = docstrings.arguments(registry[name], known)
     for parameter in known.values():
-        schema = _type(parameter)
+        schema = _type(kind, parameter)
         if name in COMPOUND_SCHEDULERS and parameter.name == "schedulers":
             schema = {"type": "array", "minItems": 1, "items": {"$ref": f"#/definitions/{kind}"}}
         if schema is None:
@@ -159,18 +160,54 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
     return {**args, "required": required} if required and not partial else args
 
 
-def _type(parameter: inspect.Parameter) -> Schema | None:
-    """The schema of an argument; None where JSON has nothing to give."""
-    kind = json_type(parameter.annotation)
-    if kind is NotJson:
-        return None
-    try:
-        schema: Schema = _or_reference(_draft_7(TypeAdapter(kind, config=STRICT).json_schema()))
-    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
-        return {}
+def _type(kind: str, parameter: inspect.Parameter) -> Schema | None:
+    """The schema of an argument of a component of this kind; None where JSON has nothing to give."""
+    schema = _of_annotation(kind, parameter.annotation)
+    if not schema:
+        return schema
+    schema = _or_reference(schema)
     if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
         return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]}
     return schema
+
+
+def _of_annotation(kind: str, annotation: Any) -> Schema | None:
+    value = json_type(annotation)
+    if value is NotJson:
+        return None
+    if contains_objects(annotation):
+        several = [_with_objects(kind, one) for one in alternatives(annotation)]
+        return several[0] if len(several) == 1 else {"anyOf": several}
+    try:
+        return dict(_draft_7(TypeAdapter(value, config=STRICT).json_schema()))
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        return {}
+
+
+def _with_objects(kind: str, annotation: Any) -> Schema:
+    """The schema of settings, of a component, or of a list or dict in which they are."""
+    if is_module(annotation):
+        inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
+        return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
+    if is_settings(annotation):
+        fields = parameters(annotation)
+        texts = docstrings.arguments(annotation, fields)
+        described = {name: (_type(kind, field), field) for name, field in fields.items()}
+        properties = {
+            name: _about(texts.get(name), _with_default(schema, field.default))
+            for name, (schema, field) in described.items()
+            if schema is not None
+        }
+        required = [name for name, field in fields.items() if field.default is field.empty]
+        takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
+    inner = [one for one in get_args(annotation) if one is not Ellipsis]
+    if contains_objects(annotation) and get_origin(annotation) in DICTS:
+        return {"type": "object", "additionalProperties": _or_reference(_of_annotation(kind, inner[1]) or {})}
+    if contains_objects(annotation):
+        items = [_or_reference(_of_annotation(kind, one) or {}) for one in inner]
+        return {"type": "array", "items": items[0] if len(items) == 1 else items}
+    return _of_annotation(kind, annotation) or {}
 
 
 def _or_reference(schema: Schema) -> Schema:
