@@ -1,19 +1,23 @@
 """The interface of a data set: training data, test data, and the part that is held out for validation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from base.data.batches import Batches
-from base.data.sources import Source, as_source
+from base.data.orders import Bucketed, Order, Shuffled, Weighted, balanced_weights, check_lengths, check_weights
+from base.data.sources import Source, as_source, class_indices
 from utils.errors import DataError
 from utils.random import permutation
 from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
+
+MOST_CLASSES = 100_000
+"""Integer targets beyond are taken for numbers, as of a regression, and not for classes."""
 
 
 class BaseDataLoader(ABC):
@@ -26,8 +30,12 @@ class BaseDataLoader(ABC):
     eval_batch_size: samples of a validation or test batch; None: batch_size.
     validation_split: part of the training data that is held out, a fraction in [0, 1) or a number of samples. The same
         samples are held out in every run, whatever its seed, so that runs can be compared.
+    folds: cross-validation: divide the training data into so many parts, of which ``fold`` is held out for validation,
+        in place of validation_split. They are the same in every run, whatever its seed.
+    fold: which of the folds is held out, from 0 to folds - 1.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches beside the training.
+    balanced: draw each class equally often in training: the samples with replacement, as many as a pass has.
     drop_last: leave the last training batch of a pass out if it is short, as for BatchNorm, which cannot take a single
         sample. Validation and test data are always used to the last sample.
 
@@ -43,16 +51,25 @@ class BaseDataLoader(ABC):
         batch_size: BetweenEpochs[PositiveInt],
         eval_batch_size: Changeable[PositiveInt | None] = None,
         validation_split: Fraction | NonNegativeInt = 0,
+        folds: Annotated[int, Field(ge=2)] | None = None,
+        fold: NonNegativeInt | None = None,
         shuffle: BetweenEpochs[bool] = True,
         num_workers: Changeable[Workers] = 0,
         drop_last: BetweenEpochs[bool] = False,
+        balanced: BetweenEpochs[bool] = False,
     ) -> None:
+        check_folds(folds, fold, validation_split)
+        if balanced and not shuffle:
+            raise ValueError('"balanced" draws the samples at random, and "shuffle" is false; leave one of them out')
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
+        self.folds = folds
+        self.fold = fold
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.balanced = balanced
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
@@ -62,13 +79,54 @@ class BaseDataLoader(ABC):
     def test_data(self) -> Source | Dataset[Any]:
         """The test data, never augmented. Only test.py asks for them."""
 
+    def sample_weights(self) -> Tensor | None:
+        """How often each training sample is drawn, relative to the others: floats >= 0 of shape (N,), for all samples
+        of ``training_data``, before some are held out. None: every sample once a pass.
+
+        With weights, a pass draws as many samples as there are, with replacement.
+        """
+        return None
+
+    def lengths(self) -> Tensor | None:
+        """The length of each training sample, as of a text, of shape (N,), for all samples of ``training_data``.
+
+        With lengths, a batch holds samples of similar length, so that little is padded. None: any samples.
+        """
+        return None
+
+    def collate(self, samples: list[Any]) -> Any:
+        """One batch of some samples of a map-style data set: any nest of tuples, lists and dicts of tensors.
+
+        By default torch's ``default_collate``, which stacks tensors of the same shape. A subclass overrides it to pad
+        sequences, or to keep a list where each sample has another size, as the boxes of a detector. With num_workers it
+        runs in the workers, to which the data loader is sent.
+        """
+        return default_collate(samples)
+
     def facts(self) -> dict[str, Any]:
-        """What a config may refer to as "${data.NAME}": numbers, strings and lists of them, by name."""
-        return {"num_classes": len(self.class_names)} if self.class_names else {}
+        """What is known of the training data once they are read, as plain JSON values.
+
+        num_classes: where there are class names, or integer targets of shape (N,).
+        class_counts: of such targets, the samples of each class to train on, without those that are held out.
+
+        A subclass adds its own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
+        """
+        source = self._source(augment=False)
+        facts: dict[str, Any] = {}
+        if self.class_names is not None:
+            facts["num_classes"] = len(self.class_names)
+        classes = class_indices(source)
+        if classes is not None and int(classes.max()) < MOST_CLASSES:
+            count = facts.setdefault("num_classes", int(classes.max()) + 1)
+            train, _ = self._split(len(source))
+            facts["class_counts"] = torch.bincount(
+                classes if train is None else classes[train], minlength=count
+            ).tolist()
+        return facts
 
     def training(self, seed: int) -> Batches:
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
-        source = as_source(self.training_data(augment=True))
+        source = self._source(augment=True)
         train, _ = self._split(len(source))
         count = len(source) if train is None else len(train)
         if self.drop_last and count < self.batch_size:
@@ -80,7 +138,7 @@ class BaseDataLoader(ABC):
             source,
             batch_size=self.batch_size,
             indices=train,
-            shuffle=self.shuffle,
+            order=self._order(source, train, seed),
             seed=seed,
             num_workers=self.num_workers,
             drop_last=self.drop_last,
@@ -88,14 +146,14 @@ class BaseDataLoader(ABC):
 
     def validation(self) -> Batches | None:
         """Batches of the held-out samples, or None if there are none."""
-        if not self.validation_split:
+        if not self.validation_split and self.folds is None:
             return None
-        source = as_source(self.training_data(augment=False))
+        source = self._source(augment=False)
         return self._evaluation(source, self._split(len(source))[1])
 
     def test(self) -> Batches:
         """Batches of the test data. Raises DataError if there are none."""
-        source = as_source(self.test_data())
+        source = as_source(self.test_data(), self._collate())
         if not len(source):
             raise DataError(f"{type(self).__name__}: the test data are empty")
         return self._evaluation(source, None)
@@ -118,25 +176,96 @@ class BaseDataLoader(ABC):
         low, high = pixels.aminmax()
         return ((pixels - low) * (255 / (high - low).clamp(min=1e-12))).round().to(torch.uint8)
 
+    def _source(self, *, augment: bool) -> Source:
+        return as_source(self.training_data(augment=augment), self._collate())
+
+    def _collate(self) -> Callable[[list[Any]], Any]:
+        """The loader is sent to the workers only for a method of its own: it may hold the data, and much else."""
+        return default_collate if type(self).collate is BaseDataLoader.collate else self.collate
+
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
+
+    def _order(self, source: Source, train: Tensor | None, seed: int) -> Order | None:
+        """The order of each pass over the training samples; None: as they are in the source.
+
+        train: the indices of those to train on, (N,); None: all. Raises DataError for weights that cannot be drawn by.
+        """
+        weights, lengths = self._weights(source, train), self.lengths()
+        if not self.shuffle:
+            if weights is not None or lengths is not None:
+                hook = "sample_weights() draws" if weights is not None else "lengths() sorts"
+                raise DataError(
+                    f"data_loader.args.shuffle: {type(self).__name__}.{hook} the samples, so shuffle cannot be false"
+                )
+            return None
+        order: Order = Shuffled(len(source) if train is None else len(train), seed)
+        if weights is not None:
+            order = Weighted(weights, seed)
+        if lengths is None:
+            return order
+        lengths = check_lengths(lengths, len(source))
+        return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
+
+    def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
+        """The weights of the samples to train on, float64 of shape (N,); None if each comes once."""
+        given = self.sample_weights()
+        if given is not None and self.balanced:
+            raise DataError(
+                f"data_loader.args.balanced: {type(self).__name__} has sample_weights() of its own; leave balanced out"
+            )
+        if given is not None:
+            weights = check_weights(given, len(source))
+            weights = weights if train is None else weights[train]
+            if not weights.any():
+                raise DataError("sample_weights() is 0 for every sample to train on, so that none can be drawn")
+            return weights
+        if not self.balanced:
+            return None
+        classes = class_indices(source)
+        if classes is None:
+            raise DataError(
+                "data_loader.args.balanced: needs a class for each sample: integer targets >= 0 of shape (N,) in a "
+                'TensorSource, or as "targets" of the data set; otherwise give sample_weights()'
+            )
+        return balanced_weights(classes if train is None else classes[train])
 
     def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Sorted indices of the samples to train on, (N,), and of those held out, (M,); None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data are empty")
-        if not self.validation_split:
+        if not self.validation_split and self.folds is None:
             return None, None
+        held_out = self._held_out(count)
+        is_held_out = torch.zeros(count, dtype=torch.bool)
+        is_held_out[held_out.long()] = True
+        # sorted, so that the held-out samples are read one after the other
+        train = (~is_held_out).nonzero()[:, 0]
+        validation = is_held_out.nonzero()[:, 0]
+        return train.to(held_out.dtype), validation.to(held_out.dtype)
+
+    def _held_out(self, count: int) -> Tensor:
+        """Indices of the samples that are held out, of so many, (M,). They do not depend on the run's seed."""
+        order = permutation(count, "validation")
+        if self.folds is not None and self.fold is not None:
+            if self.folds > count:
+                raise DataError(f"data_loader.args.folds: {count} training samples do not make {self.folds} folds")
+            return order[count * self.fold // self.folds : count * (self.fold + 1) // self.folds]
         split = self.validation_split
         held_out = max(1, round(split * count)) if isinstance(split, float) else split
         if held_out >= count:
             raise DataError(
                 f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
             )
-        order = permutation(count, "validation")
-        is_held_out = torch.zeros(count, dtype=torch.bool)
-        is_held_out[order[:held_out].long()] = True
-        # sorted, so that the held-out samples are read one after the other
-        train = (~is_held_out).nonzero()[:, 0]
-        validation = is_held_out.nonzero()[:, 0]
-        return train.to(order.dtype), validation.to(order.dtype)
+        return order[:held_out]
+
+
+def check_folds(folds: int | None, fold: int | None, validation_split: float) -> None:
+    """Raise ValueError if these contradict each other."""
+    if (folds is None) != (fold is None):
+        given, missing = ("folds", "fold") if fold is None else ("fold", "folds")
+        raise ValueError(f'"{given}" needs "{missing}" beside it, as in "folds": 5, "fold": 0')
+    if folds is not None and fold is not None and fold >= folds:
+        raise ValueError(f'"fold" is {fold}, and the {folds} folds are numbered from 0 to {folds - 1}')
+    if folds is not None and validation_split:
+        raise ValueError('"folds" holds one fold out for validation; leave "validation_split" out')

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.data.batches import Batches, BatchRange, StepBatches
 from base.data.sources import as_tensor
@@ -26,8 +26,9 @@ from base.training.first_batch import (
     trainer_warnings,
     watch_first_batch,
 )
-from base.training.loss import StepLoss, count_of
+from base.training.loss import StepLoss, count_of, stateful_loss
 from base.training.observer import Observer
+from base.training.optimizing import Turns
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state, state_of
@@ -69,6 +70,8 @@ class BaseTrainer(ABC):
         self._saved: dict[str, Any] = {}
         self._told_of_nan = False
         self.first_batch_passed = False
+        self.turns: Turns | None = None
+        """Of several optimizers."""
         self.has_started = False
         """Whether this process has taken a step, or saved."""
         self.watched: list[Batches] = []  # those whose first batch was checked, or is next
@@ -93,10 +96,26 @@ class BaseTrainer(ABC):
         With accumulation or several processes they are there when ``train_step`` has returned, since the share depends
         on ``StepResult.count``.
         """
-        if self.waits_for_count:
+        if self.turns is not None:
+            self.turns.backward(loss)
+        elif self.waits_for_count:
             self._waiting.append(loss)
         else:
             self.runtime.backward(loss)
+
+    def optimizing(self, name: str) -> AbstractContextManager[None]:
+        """Let one of several optimizers take its step by the losses that are given to ``backward`` inside:
+
+            with self.optimizing("discriminator"):
+                self.backward(loss)
+
+        The parameters of the others get no gradient there. With accumulation the step comes with the last micro-batch.
+        """
+        if self.turns is None:
+            raise ConfigError(
+                f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name"
+            )
+        return self.turns.optimizing(name)
 
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""
@@ -110,13 +129,18 @@ class BaseTrainer(ABC):
         """Take what training needs. Comes before ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
-        self.model = self.runtime.wrap_ddp(self.experiment.model)
+        self.turns = Turns(self) if training.several else None
+        self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
         watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
         held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
             self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
         )
+
+    def wrap_model(self) -> None:
+        """The model as ``train_step`` calls it. With several optimizers the gradients are exchanged as each steps."""
+        self.model = self.experiment.model if self.turns else self.runtime.wrap_ddp(self.experiment.model)
 
     def train(self) -> None:
         """Train to the end, from wherever the run is.
@@ -168,6 +192,8 @@ class BaseTrainer(ABC):
         """The optimizer steps that are left of this epoch."""
         settings = self.settings
         self.model.train()
+        if self.training.frozen.apply(self.progress.epochs):
+            self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
         self._checked = replace(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
@@ -204,10 +230,11 @@ class BaseTrainer(ABC):
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
-        runtime, optimizer = self.runtime, self.training.optimizer
+        runtime, optimizer, scheduled = self.runtime, self.training.optimizer, self.training.scheduled
         if self.training.needs_closure:
             loss = closure_step(self, step)
-            stepped = True
+        elif self.turns:
+            loss = self.turns.take(step)
         else:
             total = self.begin_step(step)
             runtime.zero_grad(optimizer)
@@ -224,13 +251,12 @@ class BaseTrainer(ABC):
                 if not self.first_batch_passed:
                     self.check_first_batch(result)
                 del result  # or its outputs would stay in memory during the next forward pass
+            runtime.average_gradients(self.training.beside_model)
             runtime.unscale(optimizer)
-            loss = total.finish(self.training.parameters, runtime.process_group)
-            if self.settings.clip_grad_norm is not None:
-                self.gradient_norm = nn.utils.clip_grad_norm_(self.training.parameters, self.settings.clip_grad_norm)
-            stepped = runtime.step(optimizer)
+            loss = total.finish(scheduled.parameters, runtime.process_group)
+            self.gradient_norm = scheduled.clip_gradients()
+            scheduled.schedule.after_step(moved=runtime.step(optimizer))
 
-        self.training.schedule.after_step(moved=stepped)
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
         self._unchecked.append(loss)
         return loss
@@ -245,7 +271,7 @@ class BaseTrainer(ABC):
         """A point of the curves within the epoch."""
         self.check_finite()
         means = self.train_metrics.close_interval()
-        self.log.log_interval(self.progress, loss, means, self.training.schedule.used())
+        self.log.log_interval(self.progress, loss, means, self.training.rates())
         self.outputs.observer.log_interval(self)
 
     def validate(self) -> dict[str, float]:
@@ -289,8 +315,8 @@ class BaseTrainer(ABC):
         if monitored is not None and math.isnan(monitored) and not self._told_of_nan:
             self._told_of_nan = True
             self.console.warn(nan_warning(str(settings.monitor).split()[1], progress.epochs))
-        self.log.end_epoch(progress, values, self.training.schedule.used(), best=best)
-        self.training.schedule.after_epoch(monitored)
+        self.log.end_epoch(progress, values, self.training.rates(), best=best)
+        self.training.move_schedules(monitored)
         self.outputs.observer.end_epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
@@ -351,13 +377,14 @@ class BaseTrainer(ABC):
 
         What it makes in its constructor is there in a test too, as averaged weights must be.
         """
+        loss = stateful_loss(self.experiment.criterion)
+        parts = {"model": self.experiment.model} | ({"loss": loss} if loss else {})
         if not hasattr(self, "training"):
-            return {"model": self.experiment.model}
+            return parts
         return {
             "data": self.saved_data,
-            "model": self.experiment.model,
-            "optimizer": self.training.optimizer,
-            "schedule": self.training.schedule,
+            **parts,
+            **self.training.stateful(),
             "runtime": self.runtime,
             "metrics": self.train_metrics,
             "progress": self.progress,

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,12 +20,14 @@ from base.experiment import Experiment, Outputs, Training
 from base.training.loss import counted
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.schedule import Schedule
+from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of
+from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
+from utils.config.located_json import config_error
 from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed import get_process_group
@@ -146,11 +148,10 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
             f'"{settings.monitor}" needs validation data, and data_loader.args.validation_split is 0; '
             'set it, or monitor a training value, as in "min loss"',
         )
-    optimizer = _optimizer(loaded, experiment)
-    schedule = _schedule(loaded, optimizer, batches)
+    optimizers, frozen = _optimizers(loaded, experiment, batches)
     seed_generators(config.seed, "training", *process_group.key)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return Training(batches, validation, optimizer, schedule, parameters, needs_closure(optimizer))
+    closure = any(needs_closure(each.optimizer) for each in optimizers.values())
+    return Training(batches, validation, optimizers, frozen, closure)
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
@@ -205,9 +206,8 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
     function = LOSSES[component.type]
     criterion: Callable[[Tensor, Tensor], Tensor]
     if inspect.isclass(function):
+        seed_generators(loaded.config.seed, "loss")
         module = _build(loaded, "loss", component, nn.Module)
-        if next(module.parameters(), None) is not None:
-            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
         args = arguments_of(loaded, LOSSES, component.type, component.args, ("loss", "args"))
@@ -251,26 +251,68 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     )
 
 
-def _optimizer(loaded: LoadedConfig, experiment: Experiment) -> Optimizer:
-    component = loaded.config.optimizer
-    parameters = list(experiment.model.parameters())  # frozen ones too: they may be thawed later
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise loaded.error(("model",), f"{loaded.config.model.type} has no parameters to train")
-    args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, ("optimizer", "args"))
+def _optimizers(
+    loaded: LoadedConfig, experiment: Experiment, batches: Batches
+) -> tuple[dict[str, ScheduledOptimizer], Frozen]:
+    """Each optimizer with its schedule, by name, and what is frozen."""
+    config = loaded.config
+    parameters = parameters_of(experiment.model, experiment.criterion)  # frozen ones too: they may be thawed later
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise loaded.error(("model",), f"{config.model.type} has no parameters to train")
+    try:
+        frozen = Frozen(experiment.model, parameters, config.trainer.freeze, epochs=config.trainer.epochs)
+        divided = divide(parameters, config.optimizers, frozen=frozen.names(config.trainer.epochs))
+    except Mismatch as mismatch:
+        raise config_error(loaded.document, [mismatch.problem]) from mismatch
+    made = {}
+    for name, groups in divided.items():
+        optimizer = _optimizer(loaded, experiment, name, groups)
+        schedule = _schedule(loaded, optimizer, name, batches)
+        settings = config.optimizers[name]
+        made[name] = ScheduledOptimizer(
+            optimizer,
+            schedule,
+            [parameter for group in groups for parameter in group.parameters],
+            name,
+            ["_".join(filter(None, (name, group.name))) for group in groups],
+            settings.clip_grad_norm or config.trainer.clip_grad_norm,
+            settings.clip_grad_value or config.trainer.clip_grad_value,
+        )
+    return made, frozen
+
+
+def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[Group]) -> Optimizer:
+    """The optimizer of a name ("" if it is the only one) for its groups of parameters."""
+    component = loaded.config.optimizers[name]
+    at: KeyPath = ("optimizer", name) if name else ("optimizer",)
+    args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
     fused = experiment.runtime.supports_fused(component.type)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
-    make = functools.partial(OPTIMIZERS[component.type], parameters, **args)
-    optimizer = _call(loaded, ("optimizer", "args"), component.type, make, Optimizer)
+    param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
+    given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
+    make = functools.partial(OPTIMIZERS[component.type], given, **args)
+    optimizer = _call(loaded, (*at, "args"), component.type, make, Optimizer)
+    for group in groups:
+        if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
+            there = ", ".join(sorted(optimizer.defaults))
+            raise loaded.error(
+                (*group.path, unknown[0]),
+                f"{component.type} takes it for all parameters alike; a group may have: {there}",
+            )
+    if name and needs_closure(optimizer):
+        raise loaded.error(at, f"{component.type} calls the loss itself, which one of several optimizers cannot")
     try:
         experiment.runtime.prepare_optimizer(experiment.model, optimizer)
     except ConfigError as error:
-        raise loaded.error(("optimizer",), str(error)) from error
+        raise loaded.error(at, str(error)) from error
     return optimizer
 
 
-def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> Schedule:
-    config, component = loaded.config, loaded.config.lr_scheduler
+def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Batches) -> Schedule:
+    """The schedule of the optimizer of this name."""
+    config, component = loaded.config, loaded.config.scheduler_of(name)
+    at: KeyPath = ("lr_scheduler", name) if isinstance(config.lr_scheduler, dict) else ("lr_scheduler",)
     epochs = config.trainer.epochs
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
@@ -278,7 +320,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
     settings = with_mode(component.model_dump(), config.trainer.monitor)
     per_step = component.interval == "step"
     length = epochs * (steps if per_step else 1)
-    if problem := contradiction(settings, length):
+    if problem := contradiction(settings, length, at):
         raise loaded.error(problem.path, problem.message)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
@@ -286,7 +328,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, batches: Batches) -> S
         return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
-        return make_scheduler(settings, optimizer, length, build, ("lr_scheduler",))
+        return make_scheduler(settings, optimizer, length, build, at)
 
     return Schedule(optimizer, make, per_step=per_step, steps_per_epoch=steps, epochs=epochs, settings=settings)
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.schedule import Schedule
+from base.training.parameters import Frozen
+from base.training.schedule import ScheduledOptimizer
 from logger.console import Console
 from logger.writers import Writers
 from utils.checkpoint.checkpointer import Checkpointer
@@ -47,12 +47,40 @@ class Training:
 
     batches: Batches
     validation: Batches | None
-    optimizer: Optimizer
-    schedule: Schedule
-    parameters: list[nn.Parameter]
-    """Those that the optimizer trains."""
-    needs_closure: bool
+    optimizers: dict[str, ScheduledOptimizer]
+    """By their names in the config; that of a single one is ""."""
+    frozen: Frozen
+    needs_closure: bool = False
     """Whether the optimizer evaluates the loss itself, as LBFGS does."""
+
+    def __post_init__(self) -> None:
+        self.scheduled = next(iter(self.optimizers.values()))
+        self.optimizer = self.scheduled.optimizer
+        """The single one."""
+        self.several = len(self.optimizers) > 1 or "" not in self.optimizers
+        """Whether ``train_step`` says when each optimizer takes a step."""
+        self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
+        """Those that any optimizer trains."""
+        of_model = set(map(id, self.frozen.model.parameters()))
+        self.beside_model = [parameter for parameter in self.parameters if id(parameter) not in of_model]
+        """Those of the loss, whose gradients DDP and FSDP do not exchange."""
+
+    def stateful(self) -> dict[str, Any]:
+        """What a checkpoint keeps of each optimizer and schedule, as "optimizer", or "optimizer.NAME" of several."""
+        parts = dict[str, Any]()
+        for name, each in self.optimizers.items():
+            suffix = f".{name}" if name else ""
+            parts |= {f"optimizer{suffix}": each.optimizer, f"schedule{suffix}": each.schedule}
+        return parts
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last step, by the names of the parameter groups."""
+        return {name: rate for each in self.optimizers.values() for name, rate in each.used_rates().items()}
+
+    def move_schedules(self, monitored: float | None) -> None:
+        """After an epoch. monitored: the value that ReduceLROnPlateau follows."""
+        for optimizer in self.optimizers.values():
+            optimizer.schedule.after_epoch(monitored)
 
 
 @dataclass

@@ -21,6 +21,8 @@ class CIFAR10Loader(ImageLoader):
 
     data_dir: folder of the data set, relative to the project's folder.
     download: download the data set if it is missing.
+    validation_split: part of the training data that is held out, as for every data set; None: a tenth, or with "folds"
+        the fold.
     """
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -31,9 +33,11 @@ class CIFAR10Loader(ImageLoader):
         *,
         data_dir: Changeable[str] = "data",
         download: Changeable[bool] = True,
-        validation_split: Fraction | NonNegativeInt = 0.1,
+        validation_split: Fraction | NonNegativeInt | None = None,
         **images: Any,
     ) -> None:
+        if validation_split is None:
+            validation_split = 0.1 if images.get("folds") is None else 0
         super().__init__(validation_split=validation_split, **images)
         self.data_dir, self.download = project_path(data_dir), download
         self._read: dict[bool, Images] = {}

@@ -29,7 +29,7 @@ class ImageFolderLoader(ImageLoader):
         bits and for integers of 32, or a TIFF's SMaxSampleValue.
     cache_dir: folder for the arrays, which may be deleted at any time; None: data_dir/cache.
     validation_split: as for every data set; None: data_dir/val holds the validation data if it exists, else a tenth of
-        data_dir/train is held out.
+        data_dir/train is held out; with "folds", the fold.
     """
 
     def __init__(
@@ -46,12 +46,9 @@ class ImageFolderLoader(ImageLoader):
         self.white = white
         self.data_dir = project_path(data_dir)
         self.cache_dir = project_path(cache_dir) / self.data_dir.name if cache_dir else self.data_dir / "cache"
-        self.has_val_folder = validation_split is None and (self.data_dir / "val").is_dir()
-        split: float | int = 0.1
-        if validation_split is not None:
-            split = validation_split
-        elif self.has_val_folder:
-            split = 0
+        by_default = validation_split is None and images.get("folds") is None
+        self.has_val_folder = by_default and (self.data_dir / "val").is_dir()
+        split = 0.1 if by_default and not self.has_val_folder else validation_split or 0
         super().__init__(validation_split=split, **images)
         self._read: dict[str, Images] = {}
 

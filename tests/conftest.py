@@ -21,6 +21,7 @@ import train
 from tests.helpers import ROOT, Json
 from tests.small_data import write_images
 from utils.registry import import_components
+from utils.schema import are_several
 
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
 
@@ -107,8 +108,12 @@ def small_config(folder: Path, **keys: Any) -> Path:
         },
         "runtime": {"device": "cpu"},
     }
+
+    def whole(value: Json) -> bool:
+        return "type" in value or are_several(value)
+
     for key, value in keys.items():
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and "type" not in value else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and not whole(value) else value
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2))
     return path

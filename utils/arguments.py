@@ -100,14 +100,8 @@ def problems(
     known: the parameters that a config may give. filled: one that may be left out though it is required.
     takes_any: it refuses unknown names itself.
     """
-    meant = {filled}
-    for name, value in args.items():
-        if name in known:
-            yield from _type_problems(known[name], value)
-        elif not takes_any:
-            instead = hint(name, known).replace("there are:", "it takes:")
-            yield (name,), f'{component} has no argument "{name}"; {instead}'
-            meant.add(closest(name, known))
+    yield from type_problems(component, known, args, takes_any=takes_any)
+    meant = {filled, *(closest(name, known) for name in args if name not in known)}
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in args and name not in meant:
             kind = json_type(parameter.annotation)
@@ -115,6 +109,18 @@ def problems(
             if kind is NotJson:
                 how += NOT_JSON
             yield (), f'{component} needs the argument "{name}"{how}'
+
+
+def type_problems(
+    component: str, known: Mapping[str, inspect.Parameter], args: Mapping[str, Any], *, takes_any: bool
+) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the arguments that are given, as ``problems`` yields it, whether or not others are missing."""
+    for name, value in args.items():
+        if name in known:
+            yield from _type_problems(known[name], value)
+        elif not takes_any:
+            instead = hint(name, known).replace("there are:", "it takes:")
+            yield (name,), f'{component} has no argument "{name}"; {instead}'
 
 
 def accepts_null(parameter: inspect.Parameter) -> bool:

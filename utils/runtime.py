@@ -1,6 +1,6 @@
 """Device, precision, compilation and processes: the training step asks this and needs to know none of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -143,6 +143,20 @@ class Runtime:
         # as the gradient of the loss, the weight costs no operation of its own
         gradient = weight.to(loss.dtype) if isinstance(weight, Tensor) else self._as_gradient(loss, weight)
         loss.backward(gradient)  # type: ignore[no-untyped-call]
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """With several processes: replace gradients that neither DDP nor FSDP exchanges by their mean over them."""
+        if parameters and self.process_group.world_size > 1:
+            from utils.distributed.parallel import average_gradients
+
+            average_gradients(parameters)
+
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """With several processes: the buffers of the main process for all, as DDP does before a forward pass."""
+        if self.process_group.world_size > 1:
+            from utils.distributed.parallel import broadcast_buffers
+
+            broadcast_buffers(model)
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         UnmarkedStep.zero_grad(optimizer)

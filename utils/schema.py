@@ -3,9 +3,19 @@
 import enum
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 KeyPath = tuple[str | int, ...]
@@ -28,15 +38,21 @@ Fixed = Annotated[T, OnResume.REFUSED]
 
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
+IDENTIFIER = r"^[A-Za-z_]\w*$"
 DEVICE = r"^(auto|[a-z]+(:\d+)?)$"
 # what a message says instead of the pattern
 PATTERNS = {
     MONITOR: '"min NAME" or "max NAME" of a logged value, as in "min val_loss", or null',
     NAME: "a plain name: letters, digits, and . _ + - after the first",
+    IDENTIFIER: "a plain name: letters, digits and _",
     DEVICE: '"auto", "cpu", "cuda", "cuda:1", "mps" ...',
 }
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=0, le=256)]  # more would only bring the machine down
+
+
+Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+"""Shell patterns (*, ?, [ab]) of names of parameters."""
 
 
 class Section(BaseModel):
@@ -63,6 +79,17 @@ def name_and_args(entry: Any, *, default: str | None = None) -> tuple[str, dict[
     """A component's name and arguments; None where the schema has a mistake to report. default: of a missing "type"."""
     name, args = (entry.get("type", default), entry.get("args", {})) if isinstance(entry, dict) else (entry, {})
     return (name, args) if isinstance(name, str) and isinstance(args, dict) else None
+
+
+class GroupConfig(Section):
+    """Parameters that an optimizer trains with other arguments, such as another learning rate."""
+
+    params: Fixed[Patterns]
+    """Patterns of their names, as in ["backbone.*", "*.bias"]. The first group that matches takes a parameter."""
+    args: Changeable[dict[str, Any]] = Field(default_factory=dict)
+    """Arguments of the optimizer that differ for them."""
+    name: Changeable[Annotated[str, Field(pattern=NAME)] | None] = None
+    """Its learning rate is logged as lr_NAME; null: a name made of the first pattern."""
 
 
 class WeightsConfig(Section):
@@ -99,6 +126,30 @@ class OptimizerConfig(Component):
     """Its name, as ``python train.py --list`` prints it."""
     args: Changeable[dict[str, Any]] = Field(default_factory=dict)
     """The arguments of its constructor."""
+    params: Fixed[Patterns | None] = None
+    """Patterns of the names of the parameters that it trains; null: all, or NAME.* of the optimizer NAME of several."""
+    groups: Fixed[list[GroupConfig]] = Field(default_factory=list)
+    """Parameters with other arguments; all other parameters take those of the optimizer."""
+    clip_grad_norm: Changeable[PositiveFloat | None] = None
+    """Largest norm of its gradients together; null: trainer.clip_grad_norm."""
+    clip_grad_value: Changeable[PositiveFloat | None] = None
+    """Largest absolute value of each of its gradients; null: trainer.clip_grad_value."""
+
+
+def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value of "optimizer" or "lr_scheduler" is an object of components by name, and not a component."""
+    if not isinstance(value, dict) or "type" in value:
+        return False
+    components = (isinstance(each, Component) or (isinstance(each, dict) and "type" in each) for each in value.values())
+    return any(components)
+
+
+ONE, SEVERAL = "<one>", "<several>"  # pydantic puts them into the paths of its errors
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[dict[Annotated[str, Field(pattern=IDENTIFIER)], T], Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if are_several(value) else ONE),
+]
+"""A component, or several by name."""
 
 
 class MetricConfig(Component):
@@ -115,6 +166,16 @@ class SchedulerConfig(Component):
     """Whether the schedule moves after each epoch or after each optimizer step."""
 
 
+class FreezeConfig(Section):
+    """Parameters that do not change in the first epochs. A module whose parameters are all frozen stays in evaluation
+    mode, so that the running means of BatchNorm do not change either."""
+
+    params: Patterns
+    """Patterns of their names, as in ["backbone.*"]."""
+    epochs: PositiveInt | None = None
+    """For so many epochs from the start of the run; null: for good."""
+
+
 class TrainerConfig(Section):
     """How long to train, what to watch and what to keep."""
 
@@ -129,7 +190,11 @@ class TrainerConfig(Section):
     accumulate_steps: BetweenEpochs[PositiveInt] = 1
     """Batches whose gradients make one optimizer step."""
     clip_grad_norm: Changeable[PositiveFloat | None] = None
-    """Largest norm of all gradients together; null: no clipping."""
+    """Largest norm of all gradients of an optimizer together; null: no clipping."""
+    clip_grad_value: Changeable[PositiveFloat | None] = None
+    """Largest absolute value of each gradient; null: no clipping."""
+    freeze: Changeable[list[FreezeConfig]] = Field(default_factory=list)
+    """Parameters that do not change, for some epochs or for good."""
     monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
     early_stop: Changeable[PositiveInt | None] = None
@@ -193,14 +258,29 @@ class Config(Section):
     supervised may do without."""
     metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
-    optimizer: OptimizerConfig
-    """An optimizer of torch.optim, or your own."""
-    lr_scheduler: Changeable[SchedulerConfig | None] = None
-    """The learning rate's schedule; null: constant."""
+    optimizer: Fixed[OneOrSeveral[OptimizerConfig]]
+    """An optimizer of torch.optim, or your own; or several by name, each of which the trainer steps by itself."""
+    lr_scheduler: Changeable[OneOrSeveral[SchedulerConfig] | None] = None
+    """The learning rate's schedule; null: constant. With several optimizers: one for each, or some by their names."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """The training loop."""
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     """The device and its arithmetic."""
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """By name; the name of a single one is ""."""
+        return self.optimizer if isinstance(self.optimizer, dict) else {"": self.optimizer}
+
+    def scheduler_of(self, optimizer: str) -> SchedulerConfig | None:
+        """That of the optimizer of a name."""
+        return self.lr_scheduler.get(optimizer) if isinstance(self.lr_scheduler, dict) else self.lr_scheduler
+
+    def schedulers(self) -> dict[KeyPath, SchedulerConfig]:
+        """By their paths in the config."""
+        if isinstance(self.lr_scheduler, dict):
+            return {("lr_scheduler", name): scheduler for name, scheduler in self.lr_scheduler.items()}
+        return {("lr_scheduler",): self.lr_scheduler} if self.lr_scheduler else {}
 
 
 def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -1,7 +1,7 @@
 """Which samples make which batch: a function of (seed, pass, position), with nothing to remember but the position.
 
 The way of the data: a position in the training data, the ranges of the batches that follow, the sample indices of a
-range, the loaded micro-batch, the micro-batches of an optimizer step.
+range, the loaded micro-batch, the micro-batches of an optimizer step. orders.py has the orders that a pass may have.
 """
 
 import itertools
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from base.data.orders import Order, Shuffled, number_repeats
 from base.data.sample_random import RandomBlock, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
-from utils.random import permutation
 
 
 class Position(NamedTuple):
@@ -72,7 +72,8 @@ class Batches:
     """The batches of a data set, or of a part of it.
 
     indices: the samples that take part, integers of shape (N,); None: all.
-    shuffle: whether each pass has a new order.
+    shuffle: whether each pass has a new order, with every sample once.
+    order: another order of each pass, in place of that.
     num_workers: processes that load batches; with 0 this process loads them.
     drop_last: leave a short last batch out, so that all have batch_size samples. Which samples those are is another
         matter in each pass if it is shuffled.
@@ -85,6 +86,7 @@ class Batches:
         batch_size: int,
         indices: Tensor | None = None,
         shuffle: bool = False,
+        order: Order | None = None,
         seed: int = 0,
         num_workers: int = 0,
         drop_last: bool = False,
@@ -92,10 +94,11 @@ class Batches:
         self.source = source
         self.batch_size = batch_size
         self.indices = indices
-        self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
         self.num_samples = len(source) if indices is None else len(indices)
+        self.order = Shuffled(self.num_samples, seed) if shuffle and order is None else order
+        self.repeats = self.order is not None and self.order.repeats
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.rank, self.world_size = 0, 1
         self._kept_order: tuple[int, Tensor] | None = None
@@ -143,16 +146,23 @@ class Batches:
 
     def sample_indices(self, batch_range: BatchRange) -> Tensor | slice:
         """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive, which is copied faster."""
+        draws = self._draws(batch_range)
+        return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
+
+    def _draws(self, batch_range: BatchRange) -> Tensor | slice:
+        """The sample indices of a batch; if samples repeat, the numbers of their draws (``number_repeats``)."""
         positions = slice(batch_range.start, batch_range.stop)
-        if self.shuffle:
-            return self._order(batch_range.passes)[positions].long()
+        if self.order is not None:
+            return self._kept(self.order, batch_range.passes)[positions].long()
         return positions if self.indices is None else self.indices[positions].long()
 
-    def _order(self, passes: int) -> Tensor:
-        """All samples in the order of a pass, integers of shape (N,); kept until another pass is asked for."""
+    def _kept(self, order: Order, passes: int) -> Tensor:
+        """All draws in the order of a pass, integers of shape (N,); kept until another pass is asked for."""
         if self._kept_order is None or self._kept_order[0] != passes:
-            order = permutation(self.num_samples, self.seed, "order", passes)
-            self._kept_order = passes, order if self.indices is None else self.indices.index_select(0, order)
+            samples = order(passes)
+            if self.indices is not None:
+                samples = self.indices.index_select(0, samples)
+            self._kept_order = passes, number_repeats(samples, len(self.source)) if self.repeats else samples
         return self._kept_order[1]
 
     def _random_key(self, passes: int) -> RandomKey:
@@ -177,7 +187,7 @@ class Batches:
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
             indices = self.sample_indices(loaded_range)
-            random = self._random(loaded_range, indices)
+            random = self._random(loaded_range, self._draws(loaded_range) if self.repeats else indices)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
 
     def one_pass(self) -> Iterator[MicroBatch]:
@@ -189,7 +199,7 @@ class Batches:
         part = self.part(batch_range)
         return part.size, part if part.size else batch_range
 
-    def _random(self, loaded_range: BatchRange, indices: Tensor | slice) -> SampleRandom:
+    def _random(self, loaded_range: BatchRange, draws: Tensor | slice) -> SampleRandom:
         """The random numbers of some samples in their pass."""
         passes, start, stop = loaded_range
         key = self._random_key(passes)
@@ -197,9 +207,9 @@ class Batches:
         if block is None or not block.covers(key, start, stop):
             # the samples of this batch and of the next ones
             block_stop = max(stop, min(start + RandomBlock.size(self.batch_size), self.num_samples))
-            block_indices = self.sample_indices(BatchRange(passes, start, block_stop))
-            self._random_block = block = RandomBlock(block_indices, key, start, block_stop)
-        return SampleRandom(indices, key, (block, slice(start - block.start, stop - block.start)))
+            block_draws = self._draws(BatchRange(passes, start, block_stop))
+            self._random_block = block = RandomBlock(block_draws, key, start, block_stop)
+        return SampleRandom(draws, key, (block, slice(start - block.start, stop - block.start)))
 
     # ------------------------------------------------------------------ worker processes
 
@@ -213,7 +223,7 @@ class Batches:
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, loaded_range = self._loaded_range(batch_range)
-        return as_tensor(self.sample_indices(loaded_range)).numpy(), self._random_key(batch_range.passes)
+        return as_tensor(self._draws(loaded_range)).numpy(), self._random_key(batch_range.passes)
 
     def close(self) -> None:
         """End the worker processes."""

@@ -16,7 +16,8 @@ class SampleRandom:
     """Random numbers for the samples of a batch: a function of (seed, pass, index), wherever they are drawn."""
 
     indices: Tensor | slice
-    """Indices of the samples in the data set, int64 of shape (B,), or a slice."""
+    """Indices of the samples in the data set, int64 of shape (B,), or a slice. A sample that was drawn before in the
+    pass has another number here (``number_repeats``), so that it is augmented in another way."""
     key: RandomKey
     block: "tuple[RandomBlock, slice] | None" = None
     """Where the numbers are taken from, and the batch's samples there; None: they are drawn for this batch alone."""

@@ -13,7 +13,10 @@ from utils.errors import DataError
 from utils.random import cpu_generator_states, restore_generators, seed_sample
 from utils.tree import tensors
 
-__all__ = ["SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor", "describe_batch"]
+__all__ = [
+    "SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor", "class_indices",
+    "describe_batch",
+]  # fmt: skip
 
 
 class Source(Protocol):
@@ -31,6 +34,13 @@ class TensorSource:
 
     inputs: (N, ...); targets: (N, ...); an ``ArrayFile`` stays on the disk, and batches are read from it.
     augment: gets the inputs of a batch as stored, and the random numbers of its samples.
+    augment_pair: in place of it, where inputs and targets change together, as images and their masks: gets both as
+        stored, and the random numbers, and gives both back.
+
+            def flip(images: Tensor, masks: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+                mirrored = (random.uniform()[0] < 0.5).view(-1, 1, 1)  # (B, 1, 1)
+                return torch.where(mirrored, images.flip(2), images), torch.where(mirrored, masks.flip(2), masks)
+
     transform: gets the inputs of a batch as stored and gives what the model sees, such as bytes scaled to floats.
     """
 
@@ -40,13 +50,17 @@ class TensorSource:
         targets: Tensor | ArrayFile,
         *,
         augment: Callable[[Tensor, SampleRandom], Tensor] | None = None,
+        augment_pair: Callable[[Tensor, Tensor, SampleRandom], tuple[Tensor, Tensor]] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if augment is not None and augment_pair is not None:
+            raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs = inputs
         self.targets = targets
         self.augment = augment
+        self.augment_pair = augment_pair
         self.transform = transform
         self._views: _BatchViews | None = None
 
@@ -60,6 +74,8 @@ class TensorSource:
         targets = _copy(self.targets, indices)
         if self.augment is not None:
             inputs = self.augment(inputs, random)
+        if self.augment_pair is not None:
+            inputs, targets = self.augment_pair(inputs, targets, random)
         if self.transform is not None:
             inputs = self.transform(inputs)
         return inputs, targets
@@ -67,7 +83,8 @@ class TensorSource:
     def _is_plain(self) -> bool:
         """Whether a batch is what is in memory, as it is."""
         in_memory = isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
-        return in_memory and self.augment is None and self.transform is None
+        changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
+        return in_memory and not changed
 
     def _view(self, indices: slice) -> tuple[Tensor, Tensor]:
         inputs, targets = cast("tuple[Tensor, Tensor]", (self.inputs, self.targets))
@@ -118,8 +135,9 @@ class SampleSource:
         states = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
         try:
             samples = []
-            for index in as_tensor(indices).tolist():
-                seed_sample(*random.key, index)
+            draws = as_tensor(random.indices).tolist()
+            for index, draw in zip(as_tensor(indices).tolist(), draws, strict=True):
+                seed_sample(*random.key, draw)
                 samples.append(self.dataset[index])
         finally:
             restore_generators(states)
@@ -136,11 +154,30 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
     return data[indices].clone() if isinstance(indices, slice) else data.index_select(0, indices)
 
 
-def as_source(data: Source | Dataset[Any]) -> Source:
-    return SampleSource(data) if isinstance(data, Dataset) else data
+def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Source:
+    return SampleSource(data, collate) if isinstance(data, Dataset) else data
+
+
+def class_indices(source: Source) -> Tensor | None:
+    """The class of every sample, int64 of shape (N,); None if the targets are something else.
+
+    They are the targets of a ``TensorSource``, or a data set's attribute ``targets``, as torchvision's have it.
+    """
+    targets = getattr(getattr(source, "dataset", source), "targets", None)
+    if isinstance(targets, ArrayFile):
+        targets = targets.rows(slice(0, len(targets)))
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if not whole or targets.shape != (len(source),) or int(targets.min()) < 0:
+        return None
+    return targets.long()
 
 
 def describe_batch(batch: Any) -> str:
     """The shapes and types of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
     shapes = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(batch)]
-    return ", ".join(shapes) or type(batch).__name__
+    more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
+    return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__

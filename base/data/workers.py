@@ -18,7 +18,8 @@ from utils.random import mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
 Request = tuple[npt.NDArray[np.int64], RandomKey]
-"""The sample indices of a batch, of shape (B,), and the key of its random numbers.
+"""The draws of a batch, of shape (B,), and the key of its random numbers. A draw is the index of a sample, plus the
+number of samples for each time that it was drawn before in the pass.
 
 NumPy's array travels as bytes; a tensor would be fetched from the other process, which may have ended by then."""
 
@@ -67,8 +68,8 @@ class _BatchDataset(Dataset[Any]):
         self.source = source
 
     def __getitem__(self, request: Request) -> Any:
-        indices = torch.from_numpy(request[0])
-        return self.source.batch(indices, SampleRandom(indices, request[1]))
+        draws = torch.from_numpy(request[0])
+        return self.source.batch(draws % len(self.source), SampleRandom(draws, request[1]))
 
 
 class _RequestSampler(Sampler[Any]):

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.data.batches import StepBatches
 from base.metric import StepResult
@@ -17,7 +17,7 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     The optimizer gets a closure that evaluates loss and gradients of all micro-batches, and calls it as often as
     it likes. The metrics are those of the last evaluation, so that its outputs are kept.
     """
-    runtime, optimizer, settings = trainer.runtime, trainer.training.optimizer, trainer.settings
+    runtime, optimizer, scheduled = trainer.runtime, trainer.training.optimizer, trainer.training.scheduled
     micro_batches = list(step.micro_batches)
     results: list[tuple[StepResult, Any]] = []
     loss: Tensor | float = 0.0
@@ -36,13 +36,14 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
             except FORWARD_ERRORS as error:
                 raise trainer.explain(error, micro_batch.data) from error
             results.append((result, count))
-        loss = total.finish(trainer.training.parameters, runtime.process_group)
-        if settings.clip_grad_norm is not None:
-            trainer.gradient_norm = nn.utils.clip_grad_norm_(trainer.training.parameters, settings.clip_grad_norm)
+        runtime.average_gradients(trainer.training.beside_model)
+        loss = total.finish(scheduled.parameters, runtime.process_group)
+        trainer.gradient_norm = scheduled.clip_gradients()
         summed: Tensor = runtime.sum_over_processes(torch.as_tensor(loss, device=runtime.device))
         return summed
 
     optimizer.step(closure)
+    scheduled.schedule.after_step(moved=True)
     for (result, count), micro_batch in zip(results, micro_batches, strict=True):
         size = micro_batch.size
         try:

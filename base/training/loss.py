@@ -68,6 +68,14 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return loss
 
 
+def stateful_loss(loss: Any) -> nn.Module | None:
+    """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
+    module = loss.loss if isinstance(loss, CountedLoss) else loss
+    if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
+        return None
+    return module if module.state_dict() else None
+
+
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
     """What ``torch.nn.functional.cross_entropy`` divides by: the targets that are not ignored, by their weights.
 
@@ -126,12 +134,17 @@ class StepLoss:
 
 def count_of(result: StepResult, loss: Any) -> Tensor | float | None:
     """What the loss of a step is a mean over; None: samples. loss: the trainer's; its last count is taken from it."""
-    count: Tensor | float | None = result.count
-    if isinstance(loss, CountedLoss):
-        if count is None:
-            count = loss.last_count
-        loss.last_count = None
+    counted_by_loss = last_count(loss)
+    count: Tensor | float | None = counted_by_loss if result.count is None else result.count
     return to_scalar(count) if isinstance(count, Tensor) else count
+
+
+def last_count(loss: Any) -> Tensor | float | None:
+    """What the last value of a loss is a mean over, given once; None: samples."""
+    count = None
+    if isinstance(loss, CountedLoss):
+        count, loss.last_count = loss.last_count, None
+    return count
 
 
 def _at_least(value: Tensor | float, least: float) -> Any:

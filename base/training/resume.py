@@ -14,6 +14,7 @@ import torch
 
 from base.base_trainer import BaseTrainer
 from base.initial_weights import load_taken
+from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
@@ -80,8 +81,10 @@ def load_state(
         before, progress = state["config"], state["progress"]
         fixed = fixed_changes(before, trainer.experiment.fixed)
         _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
-        if state["schedule"]["made_from"]["initial"] != trainer.training.schedule.made_from()["initial"]:
-            _refuse_optimizer(loaded, trainer, changed, state["optimizer"]["state"])
+        for name, optimizer in trainer.training.optimizers.items():
+            suffix = f".{name}" if name else ""
+            if state[f"schedule{suffix}"]["made_from"]["initial"] != optimizer.schedule.made_from()["initial"]:
+                _refuse_optimizer(loaded, optimizer, changed, state[f"optimizer{suffix}"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a whole checkpoint: {type(error).__name__} {error}") from error
     try:
@@ -152,15 +155,15 @@ def _new_run(folder: RunFolder) -> str:
 
 
 def _refuse_optimizer(
-    loaded: LoadedConfig, trainer: BaseTrainer, changed: Sequence[Change], saved: dict[int, Any]
+    loaded: LoadedConfig, optimizer: ScheduledOptimizer, changed: Sequence[Change], saved: dict[int, Any]
 ) -> None:
     """Raises ConfigError if the optimizer's arguments need a state that the run does not have."""
-    component, missing = loaded.config.optimizer, set[str]()
+    component, missing = loaded.config.optimizers[optimizer.name], set[str]()
     with contextlib.suppress(Exception):  # one that does not take this parameter cannot be tried
         make = functools.partial(OPTIMIZERS[component.type], **component.args)
-        missing = missing_state(make, trainer.training.parameters, saved)
+        missing = missing_state(make, optimizer.parameters, saved)
     if missing:
-        paths = [change.path for change in changed if change.path[:2] == ("optimizer", "args")]
+        paths = [change.path for change in changed if change.path[0] == "optimizer" and "args" in change.path]
         message = f"cannot be set when a run is resumed: the run has no {', '.join(sorted(missing))}, which this needs"
         raise config_error(loaded.document, [Problem(path, message) for path in paths or [("optimizer", "args")]])
 
@@ -170,9 +173,10 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
 
     monitor: that of the checkpoint.
     """
-    progress, schedule = trainer.progress, trainer.training.schedule
+    progress = trainer.progress
+    schedules = [each.schedule for each in trainer.training.optimizers.values() if each.schedule.changed]
     judges = monitor != trainer.settings.monitor
-    if not judges and not schedule.changed:
+    if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
     mode, name = (trainer.settings.monitor or "min ").split(" ")
@@ -186,7 +190,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
         progress.forget_best()
         for value, epoch, step in judged:
             progress.judge(value, lower_is_better=mode == "min", epoch=epoch, step=step)
-    if schedule.changed:
+    for schedule in schedules:
         schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 
 

@@ -31,35 +31,39 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
 
     random: the states of the generators now, of one process or of several.
     """
-    own = {name: parts[name].state_dict() for name in PARTS if name in parts}
+    own = {name: part.state_dict() for name, part in parts.items() if kind(name) in PARTS}
     progress = saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
             if name not in saved and name != "data":  # which earlier checkpoints did not have
                 raise _Misfit((name,), "it is missing")
-        _check(saved["schedule"], {"moves": 0, "used": [0.0], "made_from": {}}, ("schedule",))
-        if saved["schedule"].get("made_from") != own["schedule"]["made_from"]:  # another schedule, laid out on resume
-            del own["schedule"]
+        for name in [name for name in own if kind(name) == "schedule"]:
+            _check_schedule(saved[name], name)
+            if saved[name]["made_from"] != own[name]["made_from"]:  # another schedule, laid out on resume
+                del own[name]
         for name, state in own.items():
             _check(saved[name], state, (name,))
         _check(saved["random"], random, ("random",))
         if not len(saved["random"]):
             raise _Misfit(("random",), "it is empty")
-        if isinstance(parts.get("optimizer"), Optimizer):
-            _check_optimizer(saved["optimizer"], parts["optimizer"])
+        for name, part in parts.items():
+            if isinstance(part, Optimizer):
+                _check_optimizer(saved[name], part, name)
         if "data" in parts:
             if "data" in saved:
                 _check(saved["data"], parts["data"].state_dict(), ("data",))
                 parts["data"].load_state_dict(saved["data"])
             parts["data"].check_position(progress.get("samples", 0))
-        moves = (saved["schedule"] or {}).get("moves")
-        if type(moves) is not int or not 0 <= moves < 2**63:
-            raise _Misfit(("schedule", "moves"), f"{moves!r} is not a number of steps")
     except _Misfit as error:
         part, where = error.keys[0], ".".join(map(str, error.keys))
         raise CheckpointError(
             f"the {part} in {source} does not fit the config of this run: {where}: {error}"
         ) from error
+
+
+def kind(part: str) -> str:
+    """That of a part of a checkpoint: "optimizer" of "optimizer.generator"."""
+    return part.partition(".")[0]
 
 
 class _Misfit(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
@@ -83,13 +87,13 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
         for index, value in enumerate(saved):
             like = own[min(index, len(own) - 1)]
             _check(value, like, (*keys, index))
-            if keys[0] == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
+            if kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
                 raise _Misfit((*keys, index), f"its keys should be {', '.join(map(str, like))}")
 
 
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
     if isinstance(saved, Tensor):
-        return keys[0] == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
+        return kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
     if isinstance(saved, float):
         return not math.isfinite(saved) or abs(saved) < 2**63
     return isinstance(saved, int) and not isinstance(saved, bool) and abs(saved) < 2**63
@@ -116,34 +120,43 @@ def _described(value: Any) -> str:
     return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-def _check_optimizer(saved: Any, optimizer: Optimizer) -> None:
-    _check(saved, {"state": {}, "param_groups": []}, ("optimizer",))
+def _check_schedule(saved: Any, name: str) -> None:
+    _check(saved, {"moves": 0, "used": [0.0], "made_from": {}}, (name,))
+    if missing := {"moves", "used", "made_from"} - saved.keys():
+        raise _Misfit((name,), f"it lacks {', '.join(sorted(missing))}")
+    moves = saved["moves"]
+    if type(moves) is not int or not 0 <= moves < 2**63:
+        raise _Misfit((name, "moves"), f"{moves!r} is not a number of steps")
+
+
+def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
+    _check(saved, {"state": {}, "param_groups": []}, (name,))
     own = optimizer.state_dict()["param_groups"]
     required = optimizer.defaults.keys() - LATER_ARGUMENTS
     for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
-        keys: Keys = ("optimizer", "param_groups", index)
+        keys: Keys = (name, "param_groups", index)
         _check(group, {}, keys)
         if missing := required - group.keys():
             raise _Misfit(keys, f"it lacks {', '.join(sorted(missing))}")
-        for name in values.keys() & group.keys():
-            if not (name in ("foreach", "fused") and group[name] is None):  # torch chooses, and may have before
-                _check(group[name], values[name], (*keys, name))
-            if isinstance(values[name], (list, tuple)) and len(group[name]) != len(values[name]) and name != "params":
-                raise _Misfit((*keys, name), f"it should have {len(values[name])} values")
+        for key in values.keys() & group.keys():
+            if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, and may have before
+                _check(group[key], values[key], (*keys, key))
+            if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]) and key != "params":
+                raise _Misfit((*keys, key), f"it should have {len(values[key])} values")
         if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
             raise _Misfit((*keys, "params"), "these are not the parameters")
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in saved.get("state", {}).items():
-        keys = ("optimizer", "state", index)
+        keys = (name, "state", index)
         if type(index) is not int or not 0 <= index < len(parameters):
             raise _Misfit(keys, f"there are {len(parameters)} parameters")
         if not isinstance(values, Mapping):
             raise _Misfit(keys, f"it is {_described(values)}, and should be a dict")
         if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
             _check(values["step"], 0, (*keys, "step"))
-        for name in LIKE_PARAMETER & values.keys():
-            shape = getattr(values[name], "shape", None)
-            optional = name == "momentum_buffer" and values[name] is None
+        for key in LIKE_PARAMETER & values.keys():
+            shape = getattr(values[key], "shape", None)
+            optional = key == "momentum_buffer" and values[key] is None
             if not optional and shape != parameters[index].shape:
-                raise _Misfit((*keys, name), f"it should have the shape {tuple(parameters[index].shape)}")
+                raise _Misfit((*keys, key), f"it should have the shape {tuple(parameters[index].shape)}")

@@ -2,12 +2,42 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass
+class ScheduledOptimizer:
+    """An optimizer with the schedule of its learning rates."""
+
+    optimizer: Optimizer
+    schedule: "Schedule"
+    parameters: list[nn.Parameter]
+    """Those that it trains."""
+    name: str = ""
+    """Of several."""
+    group_names: Sequence[str] = ("",)
+    """By which the rates of its parameter groups are logged."""
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def clip_gradients(self) -> Tensor | None:
+        """Limit the gradients as the config says. Returns their norm before that, shape (); None if it has no limit."""
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
+        if self.clip_norm is None:
+            return None
+        return nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+
+    def used_rates(self) -> dict[str, float]:
+        """The learning rate of each parameter group in the last step, by name."""
+        return dict(zip(self.group_names, self.schedule.used(), strict=True))
 
 
 class Schedule:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
+from base.training.parameters import matches
 from logger.console import styled
 from utils.config import LoadedConfig
 from utils.distributed import get_process_group
@@ -27,9 +28,12 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""
     samples = f"{batches.num_samples:,} samples for training{dropped}{validation}"
     yield _row("data", f"{config.data_loader.type}, {samples}")
-    schedule = f" with {config.lr_scheduler.type}" if config.lr_scheduler else ""
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
-    yield _row("training", f"{config.optimizer.type}{schedule}, {length}")
+    for index, (name, optimizer) in enumerate(config.optimizers.items()):
+        scheduler = config.scheduler_of(name)
+        text = optimizer.type + (f" with {scheduler.type}" if scheduler else "")
+        yield _row(name or "training", text if index else f"{text}, {length}")
+    yield from _groups(trainer)
     if config.trainer.monitor:
         mode, name = config.trainer.monitor.split()
         patience = config.trainer.early_stop
@@ -47,6 +51,20 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
+
+
+def _groups(trainer: BaseTrainer) -> Iterator[str]:
+    """The parameter groups of each optimizer, where there are several, and what is frozen."""
+    training = trainer.training
+    names = [name for optimizer in training.optimizers.values() for name in optimizer.group_names]
+    for optimizer in training.optimizers.values() if len(names) > 1 else ():
+        for name, group in zip(optimizer.group_names, optimizer.optimizer.param_groups, strict=True):
+            size = sum(parameter.numel() for parameter in group["params"])
+            yield _row("group", f"{name or 'all other'}: {size:,} parameters, lr {float(group['lr']):.4g}")
+    for entry in trainer.settings.freeze:
+        size = sum(p.numel() for name, p in training.frozen.parameters.items() if matches(name, entry.params))
+        how_long = f"for {count(entry.epochs, 'epoch')}" if entry.epochs else "for good"
+        yield _row("frozen", f"{', '.join(entry.params)}: {size:,} parameters, {how_long}")
 
 
 def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What is logged during training: to the console, to metrics.jsonl and to TensorBoard."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -61,11 +61,11 @@ class TrainingLog:
         self._bar.update()
 
     def log_interval(
-        self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Sequence[float]
+        self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Mapping[str, float]
     ) -> None:
         """A point of the curves within an epoch.
 
-        means: since the previous point; rates: the learning rate of each parameter group; loss: as for ``step``.
+        means: since the previous point; rates: the learning rates by parameter group; loss: as for ``step``.
         """
         if self.process_group.world_size > 1:  # the loss of all processes; until the next point it is an estimate
             self._loss = self._total(loss) / self.process_group.world_size
@@ -75,7 +75,7 @@ class TrainingLog:
             self.console.info(self._progress_line())
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()}
-        self.writers.scalars(progress.steps, points | _learning_rates(rates))
+        self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
 
     def end_training(self) -> None:
         """The training of an epoch ended or was interrupted; its validation follows."""
@@ -85,14 +85,16 @@ class TrainingLog:
         self.console.clear()
         del self._bar  # it refers to this object, and such a cycle would keep the writers' files open
 
-    def end_epoch(self, progress: Progress, values: Mapping[str, float], rates: Sequence[float], *, best: bool) -> None:
+    def end_epoch(
+        self, progress: Progress, values: Mapping[str, float], rates: Mapping[str, float], *, best: bool
+    ) -> None:
         """The epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
         speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
         position = {"epoch": progress.epochs, "step": progress.steps}
-        self.writers.epoch({**position, **values, "lr": rates[0], **speed, "seconds": self._seconds})
+        self.writers.epoch({**position, **values, **_named("lr", "_", rates), **speed, "seconds": self._seconds})
         scalars = {_tag(name): value for name, value in values.items()} | speed
         if progress.steps % self.settings.log_every_steps:  # else log_interval has written them at this step
-            scalars |= _learning_rates(rates)
+            scalars |= _named("learning_rate", "/", rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
         columns = self._columns(values)
@@ -174,10 +176,9 @@ def _tag(name: str) -> str:
     return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
 
 
-def _learning_rates(rates: Sequence[float]) -> dict[str, float]:
-    if len(rates) == 1:
-        return {"learning_rate": rates[0]}
-    return {f"learning_rate/group_{index}": rate for index, rate in enumerate(rates)}
+def _named(name: str, separator: str, rates: Mapping[str, float]) -> dict[str, float]:
+    """The learning rates under the names of their groups, as in lr and lr_backbone."""
+    return {f"{name}{separator}{group}" if group else name: rate for group, rate in rates.items()}
 
 
 def _join(*parts: str) -> str:

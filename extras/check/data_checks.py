@@ -11,18 +11,31 @@ from extras.check.check_result import CheckResult
 from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import format_error_with_source
 
+ITEMS = 4
+"""Items of a list in a batch that are shown, as of a list of images."""
+
 
 def check_batch(batch: Any) -> Iterator[CheckResult]:
-    """Shape, type and range of everything in a batch."""
+    """Shape, type and range of everything in a batch; of a long list, those of its first items and what is wrong."""
+    hidden = 0
     for name, tensor in _named_tensors(batch).items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        text = f"{name or 'batch'} {tuple(tensor.shape)} {dtype}"
-        if not tensor.numel() or tensor.is_complex():
-            # in a nest, such as the boxes of images that show nothing, a part may be empty
-            empty = not tensor.numel() and "." not in name
-            yield CheckResult("batch", "FAIL" if empty else "ok", text)
-            continue
-        yield _check_values(name, tensor.detach(), text)
+        result = _check_tensor(name, tensor)
+        beyond = any(key.isdigit() and int(key) >= ITEMS for key in name.split("."))
+        hidden += beyond and result.verdict == "ok"
+        if not beyond or result.verdict != "ok":
+            yield result
+    if hidden:
+        yield CheckResult("batch", "ok", f"and {hidden} more tensors in its lists")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> CheckResult:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    text = f"{name or 'batch'} {tuple(tensor.shape)} {dtype}"
+    if not tensor.numel() or tensor.is_complex():
+        # in a nest, such as the boxes of images that show nothing, a part may be empty
+        empty = not tensor.numel() and "." not in name
+        return CheckResult("batch", "FAIL" if empty else "ok", text)
+    return _check_values(name, tensor.detach(), text)
 
 
 def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:

@@ -2,12 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from base.experiment import Training
@@ -148,8 +147,9 @@ def check_memorising(
 
 def check_optimizer(config: Config, start: float, end: float, steps: int) -> CheckResult:
     """How the loss of one batch changed in a few steps of the config's own optimizer."""
-    name = config.optimizer.type
-    rate = config.optimizer.args.get("lr")
+    optimizers = config.optimizers.values()
+    name = " and ".join(optimizer.type for optimizer in optimizers)
+    rate = next(iter(optimizers)).args.get("lr") if len(optimizers) == 1 else None
     text = f"{steps} steps of {name}{'' if rate is None else f' (lr {rate:g})'} on it: loss {start:.4g} to {end:.4g}"
     if not math.isfinite(end):
         return CheckResult("optimizer", "FAIL", text, "a learning rate that is too high; try a tenth of it")
@@ -176,12 +176,12 @@ def check_time(config: Config, training: Training, step: float, fetching: float,
     return CheckResult("time", "ok", text)
 
 
-def check_memory(model: nn.Module, optimizer: Optimizer) -> CheckResult:
+def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResult:
     """Bytes that stay on the device; activations, which grow with the batch, come on top."""
     gradients = [parameter.grad for parameter in model.parameters()]
     text = (
         f"{_bytes(list(model.parameters()))} parameters, {_bytes(gradients)} gradients, "
-        f"{_bytes(list(optimizer.state.values()))} optimizer; activations not counted"
+        f"{_bytes(optimizer_states)} optimizer; activations not counted"
     )
     return CheckResult("memory", "ok", text)
 

@@ -23,7 +23,7 @@ from base.training.broadcast import check_next_step
 from base.training.first_batch import first_batch_warnings
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.schedule import Schedule
+from base.training.schedule import Schedule, ScheduledOptimizer
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
@@ -75,6 +75,11 @@ def _all_passed(results: Sequence[CheckResult]) -> str:
     return "all checks passed" + (f"; worth a look: {count(notes, 'note')} above" if notes else "")
 
 
+def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
+    schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, epochs=1)
+    return replace(optimizer, schedule=schedule)
+
+
 class _Check:
     """One batch and the checks on it."""
 
@@ -86,9 +91,9 @@ class _Check:
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule stays where it is: its length is that of the run
-        constant = Schedule(training.optimizer, None, per_step=False, steps_per_epoch=1, epochs=1)
+        constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
-        trainer.begin(replace(training, schedule=constant), Outputs(Writers({}), nowhere, Observer()))
+        trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         # metrics are checked by themselves
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.logs
@@ -207,7 +212,8 @@ class _Check:
         fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
         step = statistics.median(seconds)
         yield model_checks.check_time(self.config, self.training, step, fetching, self.validation)
-        yield model_checks.check_memory(self.model, self.training.optimizer)
+        states = [state for each in self.training.optimizers.values() for state in each.optimizer.state.values()]
+        yield model_checks.check_memory(self.model, states)
 
     def _step(self) -> StepBatches:
         """An optimizer step of as many micro-batches as the config asks for; always the same batch here."""

@@ -21,12 +21,13 @@ UNKNOWN = "unknown"
 
 # arguments of a data loader that say which samples there are, and which are held out
 WHICH_DATA = {
-    "data_dir", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape", "validation_split",
+    "data_dir", "fold", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
+    "validation_split",
 }  # fmt: skip
 # and those that say how they are read and fed; of any other argument, this is unknown
 HOW_FED = {
-    "batch_size", "cache_dir", "crop", "download", "drop_last", "eval_batch_size", "flip", "in_memory", "mean",
-    "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
+    "balanced", "batch_size", "cache_dir", "crop", "download", "drop_last", "eval_batch_size", "flip", "in_memory",
+    "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
 ARGUMENT = "data_loader.args."
 

@@ -61,7 +61,8 @@ class EvaluationStats(Observer):
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
             probabilities = as_probabilities(result.outputs, given=self._given)
-            self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), shows(self.data, batch))
+            show = shows(self.data, batch, len(result.targets))
+            self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), show)
         elif self.regression is not None:
             self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
 
@@ -102,12 +103,15 @@ class EvaluationStats(Observer):
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 
 
-def shows(data: BaseDataLoader, batch: Any) -> Show:
-    """Returns pictures of rows of a batch, (inputs, targets). Raises DataError if the loader returns something else."""
+def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
+    """Returns pictures of rows of a batch, (inputs, targets). Raises DataError if the loader returns something else.
+
+    samples: of the batch. Inputs of another length, as packed sequences, have no row for each of them, and no picture.
+    """
 
     def show(rows: Counts) -> Tensor | None:
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-        if not isinstance(inputs, Tensor):
+        if not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
             return None
         pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
         if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):

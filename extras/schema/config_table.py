@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -10,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from utils.arguments import describe, limited
 from utils.config.located_json import dotted
 from utils.config.resume import rule_of
-from utils.schema import Config, KeyPath, keys_of, section_at
+from utils.schema import Component, Config, KeyPath, WeightsConfig, keys_of, section_at
 
 HEAD = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
 
@@ -40,27 +41,33 @@ def config_table(*keys: str) -> str:
 
 def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
     for key, field in keys_of(section).items():
-        below = section_at((*path, key)) or section_at((*path, key, 0))
+        here = (*path, key)
+        below_at = here if section_at(here) else (*here, 0)
+        below = section_at(below_at)
         meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
-        rule = rule_of((*path, key))
-        cells = [_type(field, below), _default(field, below), rule.value if rule else "", meaning]
-        yield f"| `{dotted((*path, key))}` | {' | '.join(cells)} |"
-        if below and key not in ("data_loader", "loss"):
-            yield from _rows(below, (*path, key))
+        rule = rule_of(here)
+        inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "loss") else []
+        rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
+        cells = [_type(field, below), _default(field, below), rule.value if rule and rules == {rule} else "", meaning]
+        name = dotted(tuple(part for part in here if part != 0))
+        yield f"| `{name}` | {' | '.join(cells)} |"
+        yield from inside
 
 
 def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
-    if "dict" in str(field.annotation):
-        return "object"
     if below is None:
         parts = [describe(field.annotation), *map(limited, field.metadata)]
-        return " ".join(filter(None, parts)).replace("|", "\\|")
-    if below.__name__ == "WeightsConfig":
+        kind = " ".join(filter(None, parts)).replace("|", "\\|")
+        return "object" if kind.startswith("dict") else kind
+    if below is WeightsConfig:
         return "path, object or null"
-    if below.__name__.endswith(("TrainerConfig", "RuntimeConfig")):
-        return "object"
-    component = "list of components" if "list" in str(field.annotation) else "component"
-    return f"{component} or null" if "None" in str(field.annotation) else component
+    is_list = "list[" in str(field.annotation)
+    if not issubclass(below, Component):
+        return "list of objects" if is_list else "object"
+    component = "list of components" if is_list else "component"
+    if "dict" in str(field.annotation):
+        component += ", or several by name"
+    return f"{component}, or null" if type(None) in get_args(field.annotation) else component
 
 
 def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:

@@ -14,6 +14,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from extras.schema import docstrings
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
+from utils.config.problems import SEVERAL_BY_NAME
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import DICTS, alternatives, contains_objects
 from utils.registry import REGISTRIES, TRAINERS, Registry, registry_inside
@@ -98,8 +99,24 @@ def _component(kind: str, *, partial: bool) -> Schema:
     if kind == "metrics":
         several = {"type": "array", "items": {"anyOf": [{"$ref": f"#/definitions/{kind}"}, REFERENCE]}}
         return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
+    if kind in SEVERAL_BY_NAME:
+        reference = _one_or_several(kind, reference)
     nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
     return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
+
+
+def _one_or_several(kind: str, reference: Schema) -> Schema:
+    """A component, or an object of components by name, which has none of a component's keys."""
+    section = section_at((kind,))
+    assert section is not None
+    by_name = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": dict.fromkeys(keys_of(section), False),
+        "additionalProperties": {"type": "object"},
+    }
+    several = {"type": "object", "additionalProperties": reference}
+    return {"if": by_name, "then": several, "else": reference}
 
 
 def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
@@ -111,6 +128,9 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         args = _arguments(kind, registry, name, partial=partial)
         made[f"{kind}.{name}{suffix}"] = args
         then: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{suffix}"}}}
+        if kind == "optimizer":  # a parameter group takes the same arguments, and needs none
+            group = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{PARTIAL}"}}}
+            then["properties"]["groups"] = {"items": group}
         if args.get("required"):
             then["required"] = ["args"]
         named: Schema = {"properties": {"type": {"const": name}}}

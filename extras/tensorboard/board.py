@@ -31,8 +31,7 @@ class Board(Observer):
         self._profile: StepProfile | None = None
 
     def begin(self, trainer: BaseTrainer) -> None:
-        batch = model_summary.first_batch(trainer, pictures.GRID)
-        table, graph = model_summary.model_summary(trainer, batch)
+        table, graph = model_summary.model_summary(trainer)
         self._about = [
             {"summary": summaries.text("config", f"```json\n{self.text}```")},
             {"summary": summaries.text("model", table)},
@@ -43,6 +42,7 @@ class Board(Observer):
         self.events.describe(*self._about)
         if trainer.progress.steps == 0:
             if self.config.trainer.pictures_every != 0:
+                batch = model_summary.first_batch(trainer, pictures.GRID)
                 self._draw(trainer, pictures.training(trainer.experiment.data, batch))
             self._write(0, histograms.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:

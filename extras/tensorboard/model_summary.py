@@ -15,7 +15,6 @@ from extras.layers import HEADER, Trace, traced
 from extras.tensorboard.graph import Recorder, recording
 from utils.random import isolated
 from utils.text import markdown_table
-from utils.tree import map_tensors
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
@@ -34,17 +33,17 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
     return micro_batch.data
 
 
-def model_summary(trainer: BaseTrainer, batch: Any) -> tuple[str, bytes | None]:
+def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     """The table of layers as Markdown, and the graph as TensorBoard reads it; None if the model cannot be traced.
 
-    batch: what the trainer's ``eval_step`` takes. Of each of its tensors, only two samples are used.
+    Two samples go through it.
     """
     model = trainer.experiment.model
     if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
         return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace = Trace()
     recorder = Recorder(model)
-    samples = map_tensors(lambda tensor: tensor[:2] if tensor.dim() else tensor, batch)
+    samples = first_batch(trainer, 2)
     try:
         with untouched(trainer), traced(model, trace), recording(model, recorder):
             trainer.eval_step(trainer.runtime.to_device(samples))

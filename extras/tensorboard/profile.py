@@ -36,13 +36,15 @@ class StepProfile:
         if trainer.progress.steps >= self.last:  # a resumed run that is past them
             return
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on a machine without a GPU look like failures
-        self._handle = trainer.training.optimizer.register_step_post_hook(
+        self._handle = next(reversed(trainer.training.optimizers.values())).optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
         )
         self._between(trainer.progress.steps + 1)
 
     def _between(self, following: int) -> None:
         """A step has ended and another begins. following: the number of the latter."""
+        if self._recorded[-1:] == [following]:  # one of several optimizers that moves more than once a step
+            return
         self._end_step()
         if following > self.last:
             self.end()

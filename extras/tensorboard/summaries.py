@@ -89,7 +89,7 @@ def layout(config: Config, training: Training) -> Summary:
     """The page of custom scalars: training and validation in one chart, the most important charts first."""
     names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
     phases = ("train", "valid") if training.validation else ("train",)
-    rates = f"^learning_rate{'/.*' if len(training.optimizer.param_groups) > 1 else ''}$"
+    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
     charts: dict[str, dict[str, list[str]]] = {
         "overview": {
             **{name: [f"^{re.escape(name)}/{phase}$" for phase in phases] for name in names},

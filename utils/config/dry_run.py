@@ -6,7 +6,8 @@ Components of the project are left for the run itself, since their constructors 
 
 import inspect
 import warnings
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from utils.arguments import with_tensors
 from utils.config.located_json import Problem
-from utils.config.problems import components
+from utils.config.problems import components, group_arguments
 from utils.config.schedulers import make_scheduler
 from utils.errors import ConfigError
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
@@ -22,15 +23,18 @@ from utils.runtime import pick_device
 from utils.schema import KeyPath, name_and_args
 from utils.user_code import format_error
 
+# of a schedule whose length only the data decides
+ASSUMED_LENGTH = 1000
+
 
 class _Refused(Exception):  # noqa: N818  (carries a Problem)
     pass
 
 
-def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], length: int) -> Iterator[Problem]:
+def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int]) -> Iterator[Problem]:
     """What torch finds wrong with the device and its components. flawed: the paths of the mistakes that are known.
 
-    length: of the scheduler, in its "interval".
+    lengths: those that are known of the schedulers, each in its "interval", by path.
     """
     runtime = config.get("runtime")
     if isinstance(runtime, dict) and isinstance(runtime.get("device"), str) and ("runtime", "device") not in flawed:
@@ -38,7 +42,8 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], length: int) 
             pick_device(runtime["device"])
         except ConfigError as error:
             yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
-    optimizer = None
+    groups: list[Any] = []
+    optimizers = dict[KeyPath, Optimizer]()  # by the path of the schedule that moves each
     for kind, path, entry in components(config):
         buildable = _without_flaws(REGISTRIES[kind], path, entry, flawed)
         if buildable is None:
@@ -47,10 +52,16 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], length: int) 
         try:
             with warnings.catch_warnings(action="ignore"):  # they will warn when they are built for the run
                 if kind == "optimizer":
-                    optimizer = _optimizer(path, name, args, step=not flawed)
+                    groups = list(group_arguments(path, entry))
+                    for group_path, group_args in groups:
+                        if not any(below[: len(group_path)] == group_path for below in flawed):
+                            _optimizer(group_path[:-1], name, group_args, step=not flawed, others=args)
+                    optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args, step=not flawed)
                 elif kind == "lr_scheduler":
+                    optimizer = optimizers.get(path) or next(iter(optimizers.values()), None)
                     optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
-                    _step_scheduler(path, name, args, optimizer, length)
+                    if not groups:  # a list of rates has one for each group, which only the model decides
+                        _step_scheduler(path, name, args, optimizer, lengths.get(path, ASSUMED_LENGTH))
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
         except _Refused as refused:
@@ -94,8 +105,10 @@ def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) ->
     return True
 
 
-def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> Optimizer:
-    """Build an optimizer and step it, since some refuse arguments only then.
+def _optimizer(
+    path: KeyPath, name: str, args: dict[str, Any], *, step: bool, others: Mapping[str, Any] = MappingProxyType({})
+) -> Optimizer:
+    """Build an optimizer and step it, since some refuse arguments only then. others: arguments that are right.
 
     What torch wraps around these methods imports its compiler, which takes 1.3 s. A run needs it anyway, but the
     message about a misspelt key must not wait for it.
@@ -106,7 +119,7 @@ def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) ->
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
     def make(**args: Any) -> Any:
-        optimizer = kind([parameter], **args)
+        optimizer = kind([parameter], **{**others, **args})
         parameter.grad = torch.ones(1, 1)
         # SparseAdam wants another gradient, "capturable" another device
         if step and name != "SparseAdam" and not torch.accelerator.is_available():

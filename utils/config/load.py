@@ -13,18 +13,16 @@ from utils.config.dry_run import dry_run_problems
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, at_or_below, escaped
-from utils.config.schedulers import contradiction, ineffective_rate, monitor_conflict
+from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath
+from utils.schema import Component, Config, KeyPath, SchedulerConfig
 from utils.text import hint
 
 # what a line of metrics.jsonl holds besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
-# of a schedule whose length only the data decides
-ASSUMED_LENGTH = 1000
 REDUCTIONS = ("mean", "sum")
 
 
@@ -50,8 +48,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """What has no effect, and is common enough to be allowed in a file."""
-        problem = ineffective_rate(self.document.value)
-        return [str(config_error(self.document, [problem]))] if problem else []
+        return [str(config_error(self.document, [each])) for each in ineffective_rates(self.document.value)]
 
 
 def load_config(
@@ -80,14 +77,12 @@ def _checked(
     problems += component_problems(document.value)
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
-        length = (config and _schedule_length(config)) or ASSUMED_LENGTH
-        problems += dry_run_problems(document.value, flawed, length)
+        problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
-    ineffective = ineffective_rate(document.value)
-    # on the command line it is expected to have an effect
-    if ineffective and document.locate(ineffective.path).line == 0 and not problems:
-        problems.append(ineffective)
+    if not problems:  # on the command line it is expected to have an effect
+        ineffective = ineffective_rates(document.value)
+        problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
         raise config_error(document, problems)
@@ -112,14 +107,35 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
     if config.loss is not None and "loss" not in flawed_keys and config.loss.type not in LOSSES.own():
         yield from _reduction_problems(config.loss)
-    scheduler = config.lr_scheduler
-    if scheduler is None or "lr_scheduler" in flawed_keys:
-        return
-    length = _schedule_length(config)
-    if length and (problem := contradiction(scheduler.model_dump(), length)):
-        yield problem
-    if problem := monitor_conflict(scheduler.type, scheduler.args, scheduler.interval, config.trainer.monitor):
-        yield problem
+    if isinstance(config.optimizer, dict):
+        yield from _several_conflicts(config)
+    if not flawed_keys & {"lr_scheduler", "optimizer"}:
+        yield from _scheduler_conflicts(config)
+
+
+def _several_conflicts(config: Config) -> Iterator[Problem]:
+    """What several optimizers exclude."""
+    if config.runtime.strategy == "fsdp":
+        yield Problem(("runtime", "strategy"), 'several optimizers need "ddp": each exchanges its gradients by itself')
+    if config.runtime.precision == "fp16" and config.trainer.accumulate_steps > 1:
+        message = (
+            "with several optimizers and accumulate_steps > 1, the loss scale would change within a step; use bf16"
+        )
+        yield Problem(("runtime", "precision"), message)
+
+
+def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
+    schedulers = config.lr_scheduler
+    if isinstance(schedulers, dict):
+        for name in schedulers.keys() - config.optimizers.keys():
+            there = hint(name, config.optimizers) if config.optimizers.keys() != {""} else "there is a single one"
+            yield Problem(("lr_scheduler", name), f'there is no optimizer "{name}"; {there}', at_key=True)
+    for path, scheduler in config.schedulers().items():
+        length = _schedule_length(config, scheduler)
+        if length and (problem := contradiction(scheduler.model_dump(), length, path)):
+            yield problem
+        if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
+            yield problem
 
 
 def _reduction_problems(loss: Component) -> Iterator[Problem]:
@@ -152,9 +168,15 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
         yield Problem(("trainer", "early_stop"), 'early_stop needs a monitored value, as in "monitor": "min val_loss"')
 
 
-def _schedule_length(config: Config) -> int | None:
+def _schedule_lengths(config: Config) -> dict[KeyPath, int]:
+    """Those that are known, by the path of the scheduler."""
+    lengths = {path: _schedule_length(config, scheduler) for path, scheduler in config.schedulers().items()}
+    return {path: length for path, length in lengths.items() if length}
+
+
+def _schedule_length(config: Config, scheduler: SchedulerConfig) -> int | None:
     """The length of the run in the scheduler's interval; None where only the data decides how many steps it has."""
-    if not config.lr_scheduler or config.lr_scheduler.interval == "epoch":
+    if scheduler.interval == "epoch":
         return config.trainer.epochs
     steps = config.trainer.steps_per_epoch
     return config.trainer.epochs * steps if steps else None

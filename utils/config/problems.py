@@ -12,16 +12,32 @@ from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry, registry_inside
-from utils.schema import FORMER_NAMES, PATTERNS, Component, Config, KeyPath, keys_of, name_and_args, section_at
+from utils.schema import (
+    FORMER_NAMES,
+    ONE,
+    PATTERNS,
+    SEVERAL,
+    Component,
+    Config,
+    KeyPath,
+    are_several,
+    keys_of,
+    name_and_args,
+    section_at,
+)
 from utils.text import closest
 
+SEVERAL_BY_NAME = ("optimizer", "lr_scheduler")
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
     """pydantic's errors about the value at a path. A key that is missing because it is misspelt is a single one."""
-    errors = error.errors(include_url=False)
+    errors: list[dict[str, Any]] = [
+        {**item, "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]"))}
+        for item in error.errors(include_url=False)
+    ]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
     for item in errors:
@@ -40,7 +56,7 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "model_type" and path == ("model", "weights"):
         return WEIGHTS
     if item["type"] == "model_type":
-        return "should be an object: { ... }" if path[0] in ("trainer", "runtime") else COMPONENT
+        return COMPONENT if issubclass(section_at(path) or Component, Component) else "should be an object: { ... }"
     return in_json_words(item["msg"])
 
 
@@ -90,6 +106,8 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
         value = config.get(kind)
         if isinstance(value, list):
             yield from ((kind, (kind, index), item) for index, item in enumerate(value))
+        elif kind in SEVERAL_BY_NAME and are_several(value):
+            yield from ((kind, (kind, name), item) for name, item in value.items())
         elif value is not None:
             yield kind, (kind,), value
 
@@ -133,6 +151,9 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
     for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
         yield Problem((*path, "args", *below), message, at_key=below != () and below[0] not in known)
+    for group_path, group_args in group_arguments(path, entry):
+        for below, message in arguments.type_problems(name, known, group_args, takes_any=registry.takes_any(name)):
+            yield Problem((*group_path, *below), message, at_key=below[0] not in known)
     yield from _nested_problems(registry, known, args, (*path, "args"))
 
 
@@ -159,6 +180,14 @@ def _nested_problems(
         for inner, message in arguments.problems(kind.__name__, fields, value, filled=None, takes_any=takes_any):
             yield Problem((*at, *inner), message, at_key=inner != () and inner[0] not in fields)
         yield from _nested_problems(registry, fields, value, at)
+
+
+def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """The arguments of each parameter group of an optimizer, and where they are given."""
+    groups = entry.get("groups") if isinstance(entry, dict) and path[0] == "optimizer" else None
+    for index, group in enumerate(groups if isinstance(groups, list) else ()):
+        if isinstance(group, dict) and isinstance(group.get("args"), dict):
+            yield (*path, "groups", index, "args"), group["args"]
 
 
 def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:

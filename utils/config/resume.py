@@ -66,12 +66,16 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them."""
+    """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them.
+
+    A key or argument that there was not yet when the checkpoint was written, and that has its default, does not.
+    """
     found = []
-    # a key that an earlier checkpoint does not have yet is null in it
-    for key in [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+    for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
         path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
+        if key not in before and now[key] == _default(path, component):
+            continue
         found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
     return found
 
@@ -93,6 +97,14 @@ def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
     made = REGISTRIES[kind].get(component)
     annotations = arguments.annotations(made, argument) if made else ()
     return next(filter(None, (_marker(get_args(annotation)) for annotation in annotations)), None)
+
+
+def _default(path: KeyPath, component: str | None) -> Any:
+    """That of a key of the schema, or of an argument of a component of this name."""
+    if field := field_at(path):
+        return _MISSING if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+    parameter = REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
+    return _MISSING if parameter is None else parameter.default
 
 
 def _marker(metadata: Any) -> OnResume | None:

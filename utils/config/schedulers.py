@@ -1,15 +1,15 @@
 """Learning rate schedulers from a config. Arguments that may be left out follow from the length of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from utils.config.located_json import Problem
+from utils.config.located_json import Problem, dotted
 from utils.registry import SCHEDULERS
-from utils.schema import KeyPath, name_and_args
+from utils.schema import KeyPath, SchedulerConfig, are_several, name_and_args
 
 # the argument that is the length of the run unless the config gives it
 FROM_RUN_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
@@ -54,18 +54,19 @@ def with_mode(entry: dict[str, Any], monitor: str | None) -> dict[str, Any]:
     return {**entry, "args": {"mode": monitor.split()[0], **entry["args"]}}
 
 
-def monitor_conflict(name: str, args: dict[str, Any], interval: str, monitor: str | None) -> Problem | None:
+def monitor_conflict(scheduler: SchedulerConfig, path: KeyPath, monitor: str | None) -> Problem | None:
     """What is wrong with a scheduler that moves by the monitored value."""
+    name = scheduler.type
     if not follows_monitor(name):
         return None
     if not monitor:
-        return Problem(("lr_scheduler",), f'{name} follows trainer.monitor; set it, as in "min val_loss"')
-    if interval == "step":
-        return Problem(("lr_scheduler", "interval"), f'{name} moves after each epoch: "interval": "epoch"')
+        return Problem(path, f'{name} follows trainer.monitor; set it, as in "min val_loss"')
+    if scheduler.interval == "step":
+        return Problem((*path, "interval"), f'{name} moves after each epoch: "interval": "epoch"')
     mode = monitor.split()[0]
-    if args.get("mode", mode) != mode:
+    if scheduler.args.get("mode", mode) != mode:
         message = f'contradicts trainer.monitor, which is "{monitor}"; leave it out, and it follows the monitor'
-        return Problem(("lr_scheduler", "args", "mode"), message)
+        return Problem((*path, "args", "mode"), message)
     return None
 
 
@@ -76,7 +77,7 @@ def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
     return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
 
 
-def contradiction(entry: Any, length: int) -> Problem | None:
+def contradiction(entry: Any, length: int, path: KeyPath) -> Problem | None:
     """A length given to OneCycleLR that is not the run's, since it raises an error when it is stepped past its end."""
     name, args = name_and_args(entry) or ("", {})
     given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
@@ -84,14 +85,26 @@ def contradiction(entry: Any, length: int) -> Problem | None:
         return None
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
     message = f'OneCycleLR is set to {given} steps, but the run has {length} of its "interval"; leave it out'
-    return Problem(("lr_scheduler", "args", key), message)
+    return Problem((*path, "args", key), message)
 
 
-def ineffective_rate(config: dict[str, Any]) -> Problem | None:
-    """A learning rate given to the optimizer that the scheduler ignores."""
-    name, _ = name_and_args(config.get("lr_scheduler")) or ("", {})
-    _, args = name_and_args(config.get("optimizer")) or ("", {})
-    if name not in SETS_RATE or "lr" not in args:
-        return None
-    message = f"has no effect: {name} sets the learning rate itself, from lr_scheduler.args.{SETS_RATE[name]}"
-    return Problem(("optimizer", "args", "lr"), message)
+def ineffective_rates(config: dict[str, Any]) -> Iterator[Problem]:
+    """The learning rates given to an optimizer or a group of it that its scheduler ignores."""
+    optimizers, schedulers = config.get("optimizer"), config.get("lr_scheduler")
+    for name, optimizer in optimizers.items() if are_several(optimizers) else [("", optimizers)]:
+        at: KeyPath = ("lr_scheduler", name) if are_several(schedulers) else ("lr_scheduler",)
+        scheduler = schedulers.get(name) if are_several(schedulers) else schedulers
+        kind, scheduler_args = name_and_args(scheduler) or ("", {})
+        _, args = name_and_args(optimizer) or ("", {})
+        sets = SETS_RATE.get(kind)
+        if sets is None or not isinstance(optimizer, dict):
+            continue
+        places: list[KeyPath] = [("args",)] if "lr" in args else []
+        groups = optimizer.get("groups")
+        if isinstance(groups, list) and not isinstance(scheduler_args.get(sets), list):  # one for each group
+            with_args = (name_and_args({"type": "", **group}) for group in groups if isinstance(group, dict))
+            places += [("groups", i, "args") for i, each in enumerate(with_args) if each and "lr" in each[1]]
+        for place in places:
+            path = ("optimizer", *filter(None, (name,)), *place, "lr")
+            message = f"has no effect: {kind} sets the learning rate itself, from {dotted((*at, 'args', sets))}"
+            yield Problem(path, message)

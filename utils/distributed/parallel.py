@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
     for module in _units(model):
         fully_shard(module, mesh=mesh)
     assert isinstance(model, FSDPModule)
-    model.register_forward_pre_hook(_broadcast_buffers)
+    model.register_forward_pre_hook(broadcast_buffers)
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
@@ -125,9 +125,21 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return [*units, model]
 
 
-def _broadcast_buffers(model: nn.Module, _: Any) -> None:
+def broadcast_buffers(model: nn.Module, *_: Any) -> None:
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; one that some processes do not have counts as 0 there."""
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = torch.split(flat, [each.numel() for each in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.copy_(part.view_as(parameter))
 
 
 # ------------------------------------------------------------------ the state of a sharded model

@@ -42,6 +42,10 @@ OTHER: dict[str, Any] = {
     "metrics": ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}],
     "optimizer.type": "RMSprop",
     "optimizer.args": {"lr": 0.5},
+    "optimizer.params": ["*"],
+    "optimizer.groups": [{"params": ["*.bias"]}],
+    "optimizer.clip_grad_norm": 0.01,
+    "optimizer.clip_grad_value": 0.01,
     "lr_scheduler": {"type": "StepLR", "args": {"step_size": 1}},
     "trainer.type": "AnotherTrainer",
     "trainer.args": {"factor": 2.0},
@@ -49,6 +53,8 @@ OTHER: dict[str, Any] = {
     "trainer.steps_per_epoch": 3,
     "trainer.accumulate_steps": 2,
     "trainer.clip_grad_norm": 0.01,
+    "trainer.clip_grad_value": 0.01,
+    "trainer.freeze": [{"params": ["*.bias"], "epochs": 2}],
     "trainer.monitor": "max val_accuracy",
     "trainer.early_stop": 1,
     "trainer.save_dir": "another",
@@ -75,7 +81,8 @@ def keys() -> list[str]:
     found = []
     for key in keys_of(Config):
         section = section_at((key,))
-        inner = keys_of(section) if section and rule_of((key,)) is None else {}
+        rules = [rule_of((key, name)) for name in keys_of(section)] if section else []
+        inner = keys_of(section) if section and len({rule_of((key,)), *rules}) > 1 and key != "metrics" else {}
         found += [f"{key}.{name}" for name in inner] or [key]
     return found
 

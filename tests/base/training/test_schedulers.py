@@ -81,7 +81,7 @@ def test_the_parts_of_a_sequence_last_until_the_next_milestone() -> None:
     ],
 )
 def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) -> None:
-    problem = contradiction({"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}, 8)
+    problem = contradiction({"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}, 8, ("lr_scheduler",))
     assert (problem and problem.path[-1]) == key
 
 

@@ -26,7 +26,7 @@ def test_every_component_is_listed_with_its_arguments() -> None:
 def test_the_whole_of_one() -> None:
     text = listing("CIFAR10Loader")
     assert "data_loader/cifar10.py:" in text
-    assert "validation_split: float >= 0 < 1 or int >= 0 = 0.1" in text
+    assert "validation_split: float >= 0 < 1 or int >= 0 or null = null" in text
     assert "part of the training data that is held out" in text
     assert '"data_loader": {"type": "CIFAR10Loader", "args": {"batch_size": ...}}' in text
     assert "total_steps: int or null, taken from the length of the run" in listing("OneCycleLR")

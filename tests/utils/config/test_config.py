@@ -152,7 +152,7 @@ def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
     assert loaded.config.loss is not None
     assert loaded.config.loss.args == {"label_smoothing": 0.1}
     assert loaded.config.metrics[0].name == "acc"
-    assert loaded.config.optimizer.args == {}
+    assert loaded.config.optimizers[""].args == {}
 
 
 def test_the_written_config_is_the_config(tmp_path: Path) -> None:

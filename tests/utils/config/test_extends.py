@@ -49,7 +49,7 @@ def test_objects_are_merged_and_lists_replaced(extend: Extend) -> None:
     assert config.name == "wide"
     assert config.model.args == {**base.model.args, "hidden_features": 50}
     assert [metric.type for metric in config.metrics] == ["accuracy"]
-    assert config.optimizer.args == {"lr": 0.5, "momentum": 0.9}
+    assert config.optimizers[""].args == {"lr": 0.5, "momentum": 0.9}
     assert config.data_loader == base.data_loader
     assert config.loss is not None
     assert (config.loss.type, config.loss.args) == ("cross_entropy", {"label_smoothing": 0.1})
@@ -60,9 +60,10 @@ def test_another_type_inherits_nothing(extend: Extend) -> None:
     config = extend(
         optimizer={"type": "Adam"}, lr_scheduler={"type": "StepLR", "args": {"step_size": 1}}, loss="MSELoss"
     )
-    assert config.optimizer.args == {}
-    assert config.lr_scheduler is not None
-    assert (config.lr_scheduler.args, config.lr_scheduler.interval) == ({"step_size": 1}, "epoch")
+    assert config.optimizers[""].args == {}
+    scheduler = config.scheduler_of("")
+    assert scheduler is not None
+    assert (scheduler.args, scheduler.interval) == ({"step_size": 1}, "epoch")
     assert config.loss is not None
     assert config.loss.type == "MSELoss"
 
@@ -87,7 +88,7 @@ def test_null_takes_away(extend: Extend) -> None:
     )
     assert config.lr_scheduler is None
     assert config.metrics == []
-    assert config.optimizer.args == {"lr": 0.01}
+    assert config.optimizers[""].args == {"lr": 0.01}
     assert (config.trainer.monitor, config.trainer.epochs) == (None, 10)
     assert "validation_split" not in config.data_loader.args
 

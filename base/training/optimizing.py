@@ -1,0 +1,124 @@
+"""The step of a trainer with several optimizers: ``train_step`` says when each of them moves.
+
+Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of all
+micro-batches and processes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from base.data.batches import StepBatches
+from base.training.first_batch import FORWARD_ERRORS
+from base.training.loss import StepLoss, count_of, last_count
+from base.training.schedule import ScheduledOptimizer
+from utils.errors import ConfigError
+
+
+class Turns:
+    """The optimizers of a BaseTrainer, whose module imports this one, over the micro-batches of a step."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.current: ScheduledOptimizer | None = None
+        self.step: StepBatches | None = None
+        """The step that is being taken; None outside of one, where gradients are computed and nothing moves."""
+        self._size, self._number = 0, 0
+        self._losses = dict[str, StepLoss]()
+        self._seen = set[str]()
+        self._skipped = set[str]()
+
+    def take(self, step: StepBatches) -> Tensor | float:
+        """One step. Returns its loss, as the trainer's result gives it, from ``to_scalar``."""
+        trainer, self.step = self.trainer, step
+        total: StepLoss = trainer.begin_step(step)
+        self._losses, self._skipped = {}, set()
+        try:
+            for self._number, micro_batch in enumerate(step.micro_batches, start=1):
+                size = self._size = micro_batch.size
+                self._seen = set()
+                try:
+                    result = trainer.train_step(trainer.runtime.to_device(micro_batch.data))
+                    count = count_of(result, trainer.criterion)
+                    total.add(result.loss, count, size)
+                    trainer.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
+                except FORWARD_ERRORS as error:
+                    raise trainer.explain(error, micro_batch.data) from error
+                if not trainer.first_batch_passed:
+                    self._check_use()
+                    trainer.check_first_batch(result)
+                del result
+        finally:
+            self.step = None
+        for optimizer in trainer.training.optimizers.values():
+            optimizer.schedule.after_step(moved=optimizer.name not in self._skipped)
+        trainer.runtime.broadcast_buffers(trainer.experiment.model)
+        return total.finish([], trainer.runtime.process_group)
+
+    @contextmanager
+    def optimizing(self, name: str) -> Iterator[None]:
+        """Inside, ``backward`` adds gradients to the parameters of one optimizer; at the end, it takes its step."""
+        optimizer = self._named(name)
+        if self.current is not None:
+            raise ConfigError(f"self.optimizing({name!r}) inside of self.optimizing({self.current.name!r})")
+        step = self.step
+        if step is not None and step.count > 1 and name in self._seen:
+            raise ConfigError(
+                f"self.optimizing({name!r}) twice in a step is not possible with trainer.accumulate_steps={step.count}"
+            )
+        self._seen.add(name)
+        if step is not None and self._number == 1:
+            self.trainer.runtime.zero_grad(optimizer.optimizer)
+            self._losses[name] = self.trainer.begin_step(step)
+        own = set(map(id, optimizer.parameters))
+        others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
+        self.current = optimizer
+        try:
+            for parameter in others:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            self.current = None
+            for parameter in others:
+                parameter.requires_grad_(True)
+        if step is not None and self._number == step.count:
+            self._move(optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss of shape () for the current optimizer."""
+        if self.current is None:
+            raise ConfigError(
+                "self.backward is called outside of self.optimizing(NAME), and the config has several optimizers: "
+                f"{', '.join(self.trainer.training.optimizers)}"
+            )
+        weight: Tensor | float = 1.0
+        if self.step is not None:
+            count = last_count(self.trainer.criterion)
+            weight = self._losses[self.current.name].add(loss, count, self._size)
+        self.trainer.runtime.backward(loss, weight)
+
+    def _move(self, optimizer: ScheduledOptimizer) -> None:
+        runtime = self.trainer.runtime
+        runtime.average_gradients(optimizer.parameters)
+        runtime.unscale(optimizer.optimizer)
+        self._losses[optimizer.name].finish(optimizer.parameters, runtime.process_group)
+        optimizer.clip_gradients()
+        if not runtime.step(optimizer.optimizer):
+            self._skipped.add(optimizer.name)
+
+    def _named(self, name: str) -> ScheduledOptimizer:
+        optimizers = self.trainer.training.optimizers
+        if name not in optimizers:
+            there = ", ".join(optimizers) if self.trainer.training.several else "a single one"
+            raise ConfigError(f"the trainer steps the optimizer {name!r}; in the config, there is {there}")
+        found: ScheduledOptimizer = optimizers[name]
+        return found
+
+    def _check_use(self) -> None:
+        if not self._seen:
+            raise ConfigError(
+                f"the config has several optimizers, and {type(self.trainer).__name__}.train_step steps none of them: "
+                f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
+            )

@@ -1,0 +1,175 @@
+"""Which optimizer, and which of its groups, trains each parameter; which are frozen in an epoch."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from base.training.loss import stateful_loss
+from utils.config.located_json import Problem
+from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
+from utils.text import closest
+
+Parameters = dict[str, nn.Parameter]
+"""By name, as ``model.named_parameters()`` gives them; those of the loss begin with "loss."."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The parameters of one group of an optimizer."""
+
+    name: str
+    """"" for those that take the optimizer's own arguments."""
+    parameters: list[nn.Parameter]
+    args: Mapping[str, Any]
+    path: KeyPath
+    """Where the config gives the arguments."""
+
+
+class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place in the file)
+    """Patterns that do not fit the parameters."""
+
+    def __init__(self, path: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(path, message)
+
+
+def parameters_of(model: nn.Module, loss: Any) -> Parameters:
+    """All parameters that can be trained: the model's, and those of a loss that has some."""
+    of_loss = module.named_parameters() if (module := stateful_loss(loss)) else ()
+    return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss}}
+
+
+def divide(
+    parameters: Parameters, optimizers: Mapping[str, OptimizerConfig], *, frozen: Collection[str] = ()
+) -> dict[str, list[Group]]:
+    """The groups of each optimizer, by its name. The parameters of an optimizer without a group come first.
+
+    frozen: the parameters that no optimizer needs to train.
+
+    Raises Mismatch where a pattern matches nothing, and where a parameter is in two optimizers or, though it requires a
+    gradient, in none.
+    """
+    owners = dict[str, str]()
+    divided = {}
+    for optimizer, config in optimizers.items():
+        at: KeyPath = ("optimizer", optimizer) if optimizer else ("optimizer",)
+        own = _of_optimizer(parameters, optimizer, config, at)
+        if twice := next((name for name in own if name in owners), None):
+            message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; a parameter has one"
+            raise Mismatch((*at, "params") if config.params else at, message)
+        owners |= dict.fromkeys(own, optimizer)
+        divided[optimizer] = _groups(own, config, at)
+    left = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.requires_grad and name not in owners and name not in frozen
+    ]
+    if left:
+        raise Mismatch(
+            ("optimizer",),
+            f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
+            f'"trainer": {{"freeze": [{{"params": ["{left[0]}"]}}]}}',
+        )
+    return divided
+
+
+def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:
+    if config.params is None and not name:
+        return parameters
+    patterns = config.params or [f"{name}.*"]
+    for index, pattern in enumerate(patterns):
+        if not any(fnmatchcase(each, pattern) for each in parameters):
+            where = (*at, "params", index) if config.params else at
+            missing = "" if config.params else '; name its parameters by "params"'
+            raise Mismatch(where, no_match(pattern, parameters) + missing)
+    return {each: parameter for each, parameter in parameters.items() if matches(each, patterns)}
+
+
+def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[Group]:
+    left, groups = dict(parameters), list[Group]()
+    names = dict[str, int]()
+    for index, group in enumerate(config.groups):
+        path = (*at, "groups", index)
+        for number, pattern in enumerate(group.params):
+            if not any(fnmatchcase(each, pattern) for each in parameters):
+                raise Mismatch((*path, "params", number), no_match(pattern, parameters))
+        taken = {each: parameter for each, parameter in left.items() if matches(each, group.params)}
+        if not taken:
+            message = f"{listed(group.params)}: all of these parameters are in an earlier group, which takes them"
+            raise Mismatch((*path, "params"), message)
+        left = {each: parameter for each, parameter in left.items() if each not in taken}
+        name = group.name or re.sub(r"\W+", "_", group.params[0]).strip("_") or "group"
+        names[name] = names.get(name, 0) + 1
+        name = name if names[name] == 1 else f"{name}_{names[name]}"
+        groups.append(Group(name, list(taken.values()), group.args, (*path, "args")))
+    if left:
+        groups.insert(0, Group("", list(left.values()), {}, (*at, "args")))
+    return groups
+
+
+class Frozen:
+    """The parameters that ``trainer.freeze`` keeps as they are, epoch by epoch.
+
+    Raises Mismatch where a pattern matches nothing, and where an epoch would have nothing to train.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Parameters, config: Sequence[FreezeConfig], *, epochs: int
+    ) -> None:
+        self.model, self.parameters, self.config = model, parameters, config
+        self.trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        for index, entry in enumerate(config):
+            for number, pattern in enumerate(entry.params):
+                if not any(fnmatchcase(each, pattern) for each in parameters):
+                    raise Mismatch(("trainer", "freeze", index, "params", number), no_match(pattern, parameters))
+        for epoch in {0, *(entry.epochs for entry in config if entry.epochs is not None and entry.epochs < epochs)}:
+            if config and not self.trainable - self.names(epoch):
+                raise Mismatch(("trainer", "freeze"), f"in epoch {epoch + 1}, every parameter is frozen")
+
+    def names(self, epochs: int) -> set[str]:
+        """Those that are frozen after so many epochs."""
+        patterns = [
+            pattern
+            for entry in self.config
+            if entry.epochs is None or epochs < entry.epochs
+            for pattern in entry.params
+        ]
+        return {name for name in self.parameters if matches(name, patterns)}
+
+    def apply(self, epochs: int) -> bool:
+        """Freeze and thaw for the epoch that follows so many. Returns whether anything has changed.
+
+        Modules of which every parameter is frozen go into evaluation mode. Call it after ``model.train()``.
+        """
+        frozen = self.names(epochs) if self.config else set()
+        changed = False
+        for name in self.trainable if self.config else ():
+            parameter, requires_grad = self.parameters[name], name not in frozen
+            changed |= parameter.requires_grad != requires_grad
+            parameter.requires_grad_(requires_grad)
+        if frozen:
+            for module in self.model.modules():
+                own = list(module.parameters())
+                if own and not any(parameter.requires_grad for parameter in own):
+                    module.eval()
+        return changed
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def no_match(pattern: str, names: Mapping[str, Any]) -> str:
+    modules = {name.rpartition(".")[0] + ".*" for name in names if "." in name}
+    modules |= {name.partition(".")[0] + ".*" for name in names if "." in name}
+    close = closest(pattern, [*modules, *names])
+    meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(names))}"
+    return f'no parameter matches "{pattern}"; {meant}'
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

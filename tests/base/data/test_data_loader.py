@@ -1,0 +1,294 @@
+"""What a data loader gives beside its batches' order: folds, facts, joint augmentation, batches of any shape."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.data import Batches, SampleRandom, TensorSource
+from base.data.sources import describe_batch
+from data_loader.cifar10 import CIFAR10Loader
+from data_loader.random_tensor import RandomTensorLoader
+from tests.base.training.test_resume import equal, fork
+from tests.conftest import load_script
+from tests.helpers import state, temporarily
+from utils.config.resume import fixed_changes
+from utils.errors import UserError
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
+
+Fit = Callable[..., train.Result]
+ARGS: dict[str, Any] = {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 8}
+RANDOM = {"type": "RandomTensorLoader", "args": ARGS}
+OFTEN = ("trainer.epochs=3", "trainer.save_every_steps=3", "trainer.keep_last=null")
+
+# ------------------------------------------------------------------ folds
+
+
+def held_out(loader: BaseDataLoader, seed: int = 0) -> set[int]:
+    training, validation = loader.training(seed), loader.validation()
+    assert validation is not None
+    assert isinstance(training.indices, Tensor)
+    assert isinstance(validation.indices, Tensor)
+    found = set(validation.indices.tolist())
+    assert found.isdisjoint(training.indices.tolist())
+    assert len(found) + len(training.indices) == 50
+    return found
+
+
+def test_folds_are_disjoint_and_cover_all() -> None:
+    folds = [held_out(RandomTensorLoader(**ARGS, folds=4, fold=fold)) for fold in range(4)]
+    assert sorted(index for fold in folds for index in fold) == list(range(50))
+    assert [len(fold) for fold in folds] == [12, 13, 12, 13]
+    assert held_out(RandomTensorLoader(**ARGS, folds=4, fold=1), seed=7) == folds[1], "a fold depends on the run's seed"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"folds": 5}, '"folds" needs "fold" beside it'),
+        ({"fold": 0}, '"fold" needs "folds" beside it'),
+        ({"folds": 5, "fold": 5}, '"fold" is 5, and the 5 folds are numbered from 0 to 4'),
+        ({"folds": 5, "fold": 0, "validation_split": 0.1}, 'leave "validation_split" out'),
+        ({"folds": 1, "fold": 0}, "data_loader.args.folds: should be greater than or equal to 2"),
+        ({"folds": 51, "fold": 0}, "data_loader.args.folds: 50 training samples do not make 51 folds"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(fit: Fit, args: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        fit(data_loader={**RANDOM, "args": {**ARGS, **args}})
+    assert "config.json:" in str(caught.value)
+
+
+def test_a_fold_takes_the_place_of_the_default_split(own_cifar10: Path) -> None:
+    loader = CIFAR10Loader(batch_size=20, data_dir=str(own_cifar10), folds=4, fold=3)
+    assert loader.training(0).num_samples == 75
+    assert CIFAR10Loader(batch_size=20, data_dir=str(own_cifar10)).training(0).num_samples == 90
+
+
+def test_a_run_keeps_its_fold(fit: Fit) -> None:
+    whole = fit(*OFTEN, data_loader={**RANDOM, "args": {**ARGS, "folds": 5, "fold": 2}})
+    half = fork(whole.run_dir, 6)
+    for change in ("fold=3", "folds=10"):
+        with pytest.raises(UserError, match="cannot change when a run is resumed"):
+            train.main(["-r", str(half), f"data_loader.args.{change}"])
+    train.main(["-r", str(half)])
+    equal(whole.run_dir, half)
+
+
+def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
+    run = fit(*OFTEN, data_loader=RANDOM).run_dir
+    saved = dict(state(run)["config"])
+    now = json.loads((run / "config.json").read_text())
+    assert saved.pop("data_loader.args.folds", "missing") is None
+    assert saved.pop("data_loader.args.balanced") is False
+    assert not fixed_changes(saved, now)
+    now["data_loader"]["args"] |= {"folds": 5, "fold": 0}
+    assert {str(change) for change in fixed_changes(saved, now)} == {
+        "data_loader.args.folds nothing -> 5",
+        "data_loader.args.fold null -> 0",
+    }
+
+
+# ------------------------------------------------------------------ facts
+
+
+def test_facts_of_classes() -> None:
+    loader = RandomTensorLoader(**ARGS, validation_split=10)
+    facts = loader.facts()
+    assert facts["num_classes"] == 3
+    source = loader.training_data(augment=False)
+    training = loader.training(0)
+    assert isinstance(training.indices, Tensor)
+    assert facts["class_counts"] == torch.bincount(source.targets[training.indices]).tolist()  # type: ignore[index]
+    assert sum(facts["class_counts"]) == 40
+    loader.class_names = ["a", "b", "c", "d"]
+    facts = loader.facts()
+    assert facts["num_classes"] == 4
+    assert facts["class_counts"][3:] == [0]
+
+
+def test_facts_of_numbers_and_of_a_subclass() -> None:
+    class Words(RandomTensorLoader):
+        def facts(self) -> dict[str, Any]:
+            return {**super().facts(), "vocabulary_size": 7}
+
+    numbers = {**ARGS, "num_classes": None, "target_shape": [2]}
+    assert Words(**numbers).facts() == {"vocabulary_size": 7}
+
+
+# ------------------------------------------------------------------ inputs and targets together
+
+
+def flip(images: Tensor, masks: Tensor, draws: SampleRandom) -> tuple[Tensor, Tensor]:
+    mirrored = (draws.uniform()[0] < 0.5)[:, None, None]
+    return torch.where(mirrored, images.flip(2), images), torch.where(mirrored, masks.flip(2), masks)
+
+
+class Masks(BaseDataLoader):
+    """Images whose mask is where they are positive."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        images = torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(0))
+        return TensorSource(images, (images > 0).float(), augment_pair=flip if augment else None)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+def test_inputs_and_targets_are_augmented_together() -> None:
+    source = Masks(batch_size=8).training_data(augment=True)
+    images = torch.cat([micro.data[0] for micro in Batches(source, batch_size=8).one_pass()])
+    masks = torch.cat([micro.data[1] for micro in Batches(source, batch_size=8).one_pass()])
+    assert torch.equal(masks, (images > 0).float())
+    assert isinstance(source.inputs, Tensor)
+    mirrored = (images != source.inputs).flatten(1).any(1)
+    assert 10 < mirrored.sum() < 40
+    with pytest.raises(ValueError, match="together"):
+        TensorSource(torch.zeros(1), torch.zeros(1), augment=lambda x, _: x, augment_pair=flip)
+
+
+class PerPixel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Linear(6, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.row(images)
+        return outputs
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_joint_augmentation_resumes_exactly(fit: Fit, workers: int) -> None:
+    with temporarily(DATA_LOADERS, Masks), temporarily(MODELS, PerPixel):
+        data = {"type": "Masks", "args": {"batch_size": 8, "validation_split": 10, "num_workers": workers}}
+        whole = fit(*OFTEN, data_loader=data, model={"type": "PerPixel"}, loss="BCEWithLogitsLoss", metrics=[])
+        half = fork(whole.run_dir, 6)
+        train.main(["-r", str(half)])
+    equal(whole.run_dir, half)
+
+
+# ------------------------------------------------------------------ batches of any shape
+
+
+class Scene(NamedTuple):
+    images: Any
+    targets: Any
+
+
+class Scenes(Dataset[Any]):
+    """Images of any size with 0 to 3 boxes."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> Any:
+        boxes = torch.rand(index % 4, 4)  # from the generator that is seeded for each sample
+        target = {"boxes": boxes, "labels": torch.arange(index % 4), "id": f"image {index}"}
+        return torch.rand(3, 4 + index % 3, 5), target
+
+
+class Detection(BaseDataLoader):
+    """A list of images and a list of dicts, as torchvision's detectors take them. named: a named tuple of these."""
+
+    def __init__(self, *, named: bool = False, **batches: Any) -> None:
+        super().__init__(**batches)
+        self.named = named
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return Scenes()
+
+    def test_data(self) -> Dataset[Any]:
+        return Scenes()
+
+    def collate(self, samples: list[Any]) -> Any:
+        images, targets = map(list, zip(*samples, strict=True))
+        return Scene(images, targets) if self.named else (images, targets)
+
+
+class CountBoxes(nn.Module):
+    """A list of images (3, H, W) to {"count": (B,)}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
+        return {"count": torch.cat([self.linear(image.mean((1, 2))) for image in images])}
+
+
+def count_loss(outputs: Any, targets: Any) -> Tensor:
+    """Squared error of the number of boxes."""
+    return counted(outputs, targets).mean()
+
+
+def count_error(outputs: Any, targets: Any) -> Tensor:
+    """Squared error of the number of boxes, shape (B,)."""
+    return counted(outputs, targets).detach()
+
+
+def counted(outputs: Any, targets: Any) -> Tensor:
+    counts = torch.tensor([float(len(target["boxes"])) for target in targets])
+    squares: Tensor = (outputs["count"] - counts) ** 2
+    return squares
+
+
+@pytest.fixture
+def detection() -> Any:
+    with (
+        temporarily(DATA_LOADERS, Detection),
+        temporarily(MODELS, CountBoxes),
+        temporarily(LOSSES, count_loss),
+        temporarily(METRICS, count_error),
+    ):
+        yield {"model": {"type": "CountBoxes"}, "loss": "count_loss", "metrics": ["count_error"]}
+
+
+def detected(**args: Any) -> dict[str, Any]:
+    return {"type": "Detection", "args": {"batch_size": 8, "validation_split": 10, **args}}
+
+
+@pytest.mark.parametrize(("named", "workers"), [(False, 0), (True, 2)])
+def test_lists_of_dicts_train_and_resume_exactly(
+    fit: Fit, detection: dict[str, Any], named: bool, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = detected(named=named, num_workers=workers)
+    whole = fit(*OFTEN, "trainer.pictures_every=1", data_loader=data, **detection)
+    half = fork(whole.run_dir, 6)
+    train.main(["-r", str(half)])
+    equal(whole.run_dir, half)
+    load_script("test").main(["-r", str(whole.run_dir)])
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_lists_of_dicts_pass_the_check(
+    write_config: Callable[..., Path], detection: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(data_loader=detected(), **detection)
+    with pytest.raises(SystemExit) as done:
+        train.main(["--check", "-c", str(path)])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0, printed
+    print(printed)
+    assert "targets.3.boxes (3, 4) float32" in printed
+    assert "targets.4.boxes" not in printed
+    assert "and 12 more tensors in its lists" in printed
+
+
+def test_the_graph_of_a_model_that_takes_lists(fit: Fit, detection: dict[str, Any]) -> None:
+    run = fit("trainer.epochs=1", data_loader=detected(), **detection).run_dir
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert {"inputs/1", "linear/linear"} <= {node.name for node in events.Graph().node}
+
+
+def test_a_long_batch_is_described_in_short() -> None:
+    assert describe_batch([torch.zeros(2)] * 9).count("(2,)") == 9
+    assert describe_batch([torch.zeros(2)] * 64).endswith("(2,) float32, and 56 more tensors")

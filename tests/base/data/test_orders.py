@@ -1,0 +1,205 @@
+"""Orders of the samples in a pass: weighted, balanced, by length; each a function of (seed, pass)."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from base.data import Batches, SampleRandom, TensorSource
+from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights, number_repeats
+from data_loader.random_tensor import RandomTensorLoader
+from tests.base.training.test_resume import equal, fork
+from tests.helpers import temporarily
+from utils.errors import DataError, UserError
+from utils.registry import DATA_LOADERS
+
+Fit = Callable[..., train.Result]
+
+
+def jitter(inputs: Tensor, draws: SampleRandom) -> Tensor:
+    return inputs + draws.uniform()[0].float()[:, None]
+
+
+class Uneven(RandomTensorLoader):
+    """A loader with augmentation and, as ``hook`` says, with weights or lengths."""
+
+    hook = ""
+    weights: Any = None
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        source = super().training_data(augment=augment)
+        source.augment = jitter if augment else None
+        return source
+
+    def sample_weights(self) -> Tensor | None:
+        if self.weights is not None:
+            return torch.tensor(self.weights)
+        return torch.arange(50.0) if self.hook == "weights" else None
+
+    def lengths(self) -> Tensor | None:
+        return torch.arange(50) % 7 if self.hook == "lengths" else None
+
+
+class UnevenWeights(Uneven):
+    hook = "weights"
+
+
+class UnevenLengths(Uneven):
+    hook = "lengths"
+
+
+RESUMED = [("Uneven", {"balanced": True}), ("UnevenWeights", {"drop_last": True}), ("UnevenLengths", {})]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("loader", "args"), RESUMED, ids=[loader for loader, _ in RESUMED])
+def test_a_run_resumes_exactly_in_mid_epoch(fit: Fit, loader: str, args: dict[str, Any], workers: int) -> None:
+    sizes = {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 8, "validation_split": 10}
+    with temporarily(DATA_LOADERS, Uneven, UnevenWeights, UnevenLengths):
+        data = {"type": loader, "args": {**sizes, **args, "num_workers": workers}}
+        whole = fit("trainer.epochs=3", "trainer.save_every_steps=3", "trainer.keep_last=null", data_loader=data)
+        half = fork(whole.run_dir, 6)  # in the second epoch
+        train.main(["-r", str(half), f"data_loader.args.num_workers={2 - workers}"])
+    equal(whole.run_dir, half)
+
+
+def seen(batches: Batches, passes: int = 1) -> list[int]:
+    """The samples of some passes: TensorSource's targets are their indices."""
+    ranges = itertools.islice(batches.ranges(), passes * len(batches))
+    return torch.cat([micro_batch.data[1] for micro_batch in batches.load(ranges)]).tolist()
+
+
+def indexed(count: int) -> TensorSource:
+    return TensorSource(torch.zeros(count, 1), torch.arange(count), augment=jitter)
+
+
+def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
+    weights = torch.tensor([0.0, 1.0, 2.0, 0.0, 5.0, 0.0]).repeat(100)
+    order = Weighted(check_weights(weights, 600), seed=1)
+    drawn = torch.cat([order(passes) for passes in range(50)])
+    counts = torch.bincount(drawn % 6, minlength=6)
+    assert counts[weights[:6] == 0].sum() == 0
+    torch.testing.assert_close(counts / counts.sum(), weights[:6] / 8, atol=0.01, rtol=0)
+    assert torch.equal(order(3), order(3))
+    assert not torch.equal(order(3), order(4))
+
+
+def test_balanced_draws_each_class_equally_often() -> None:
+    loader = Uneven(batch_size=10, num_samples=4000, input_shape=[1], num_classes=4, balanced=True, validation_split=99)
+    source = loader.training_data(augment=True)
+    targets = (torch.arange(4000) % 100 < 3).long() + (torch.arange(4000) % 100 < 1).long()  # 97, 2 and 1 %
+    source.targets = targets
+    loader.training_data = lambda **_: source  # type: ignore[method-assign]
+    batches = loader.training(seed=0)
+    drawn = torch.tensor(list(itertools.chain(*(micro.data[1].tolist() for micro in batches.one_pass()))))
+    assert len(drawn) == 3901
+    assert (torch.bincount(drawn) / len(drawn) - 1 / 3).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> None:
+    order = Weighted(torch.tensor([1.0, 0, 0, 0, 0, 1], dtype=torch.float64), seed=0)
+    batches = Batches(indexed(6), batch_size=4, order=order, num_workers=workers)
+    batches_of_pass = list(batches.one_pass())
+    inputs = torch.cat([micro_batch.data[0][:, 0] for micro_batch in batches_of_pass])
+    assert len(set(inputs.tolist())) == 6, "the same augmentation twice in a pass"
+    assert set(seen(batches)) == {0, 5}
+    plain = Batches(indexed(6), batch_size=6)
+    first = batches_of_pass[0].data
+    assert first[0][0] in next(plain.one_pass()).data[0], "the first draw has the numbers of the sample's index"
+
+
+def test_draws_are_numbered() -> None:
+    assert number_repeats(torch.tensor([3, 0, 3, 3, 1, 0]), 10).tolist() == [3, 0, 13, 23, 1, 10]
+
+
+@pytest.mark.parametrize(
+    "order", [Weighted(torch.arange(23.0).double(), 3), Bucketed(Shuffled(23, 3), torch.arange(23) % 5, 4, 3)]
+)
+def test_each_process_takes_its_part_of_the_same_order(order: Order) -> None:
+    alone = Batches(indexed(23), batch_size=4, order=order, seed=3)
+    parts = [Batches(indexed(23), batch_size=4, order=order, seed=3) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.divide(rank, 2)
+    for whole, one, two in zip(alone.one_pass(), parts[0].one_pass(), parts[1].one_pass(), strict=True):
+        for index in (0, 1):
+            assert torch.equal(whole.data[index], torch.cat([one.data[index], two.data[index]]))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1000, 8), (1003, 8), (40, 8), (5, 8), (8, 8), (1, 1)])
+def test_batches_hold_samples_of_similar_length(count: int, batch_size: int) -> None:
+    lengths = torch.randint(1, 500, (count,), generator=torch.Generator().manual_seed(0))
+    order = Bucketed(Shuffled(count, 3), lengths, batch_size, seed=3)
+    batches = Batches(indexed(count), batch_size=batch_size, order=order, seed=3)
+    first, second = seen(batches), seen(batches, 2)[count:]
+    assert sorted(first) == sorted(second) == list(range(count)), "every sample once a pass"
+    assert first != second or count <= 8
+    if count < 1000:
+        return
+    chunks = [lengths[torch.tensor(first[at : at + batch_size])] for at in range(0, count, batch_size)]
+    spread = [int(chunk.max() - chunk.min()) for chunk in chunks]
+    assert sum(spread) / len(spread) < 40, "a batch of any samples spreads over 400"
+    means = torch.tensor([float(chunk.float().mean()) for chunk in chunks])
+    assert (means.diff() > 0).any()
+    assert (means.diff() < 0).any(), "the batches are in the order of their length"
+
+
+def test_every_length_may_be_left_out_by_drop_last() -> None:
+    order = Bucketed(Shuffled(20, 0), torch.arange(20), 8, seed=0)
+    left_out = {int(index) for passes in range(60) for index in order(passes)[16:]}
+    assert min(left_out) < 4
+    assert max(left_out) > 15
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "negative": ([-1.0, *[1.0] * 49], r"sample_weights\(\) gives -1.0 for sample 0"),
+    "nan": ([*[1.0] * 49, float("nan")], r"gives nan for sample 49"),
+    "zero": ([0.0] * 50, "0 for every sample"),
+    "length": ([1.0] * 40, r"gives shape \(40,\) for 50 training samples; it should be \(50,\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_weights_that_cannot_be_are_refused(fit: Fit, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Uneven, "weights", WRONG[case][0])
+    with temporarily(DATA_LOADERS, Uneven), pytest.raises(UserError, match=WRONG[case][1]) as caught:
+        fit(data_loader={"type": "Uneven"} | SIZES)
+    assert "config.json:" in str(caught.value)
+
+
+SIZES: dict[str, Any] = {
+    "args": {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 8, "validation_split": 10}
+}
+
+
+@pytest.mark.parametrize(
+    ("loader", "overrides", "says"),
+    [
+        (
+            "RandomTensorLoader",
+            ["data_loader.args.balanced=true", "data_loader.args.shuffle=false"],
+            '"shuffle" is false',
+        ),
+        (
+            "UnevenWeights",
+            ["data_loader.args.shuffle=false"],
+            r"UnevenWeights.sample_weights\(\) draws .* shuffle cannot",
+        ),
+        ("UnevenLengths", ["data_loader.args.shuffle=false"], r"UnevenLengths.lengths\(\) sorts .* shuffle cannot be"),
+        ("UnevenWeights", ["data_loader.args.balanced=true"], "leave balanced out"),
+    ],
+)
+def test_what_contradicts_an_order_is_refused(fit: Fit, loader: str, overrides: list[str], says: str) -> None:
+    with temporarily(DATA_LOADERS, UnevenWeights, UnevenLengths), pytest.raises(UserError, match=says) as caught:
+        fit(*overrides, data_loader={"type": loader} | SIZES)
+    assert "config.json:" in str(caught.value)
+
+
+def test_balanced_needs_classes(fit: Fit) -> None:
+    args = {"num_samples": 50, "input_shape": [6], "target_shape": [2], "batch_size": 8, "balanced": True}
+    with pytest.raises(DataError, match="needs a class for each sample: integer targets"):
+        fit(data_loader={"type": "RandomTensorLoader", "args": args})

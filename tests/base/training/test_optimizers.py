@@ -1,0 +1,429 @@
+"""Parameter groups, several optimizers, frozen parameters, and losses with parameters of their own."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train
+from base.base_model import BaseModel
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
+from data_loader.random_tensor import RandomTensorLoader
+from model.two_layer_net import TwoLayerNet
+from tests.conftest import load_script
+from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
+from utils.errors import ConfigError, UserError
+from utils.registry import LOSSES, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+
+
+class Parts(BaseModel):
+    """A backbone with BatchNorm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU())
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.backbone(inputs))  # type: ignore[no-any-return]
+
+
+class Pair(BaseModel):
+    """A generator and a discriminator of vectors of 6 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
+        self.discriminator = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+
+
+class Adversarial(BaseTrainer):
+    supervised = False
+    model: Any
+    logs = ("generator_loss",)
+    critic_steps = 1
+
+    def train_step(self, batch: Any) -> StepResult:
+        real = batch[0]
+        generator, discriminator = self.model.generator, self.model.discriminator
+        ones = torch.ones(len(real), 1)
+        for _ in range(self.critic_steps):
+            fake = generator(torch.randn(len(real), 4))
+            with self.optimizing("discriminator"):
+                critic = self.criterion(discriminator(real), ones) + self.criterion(
+                    discriminator(fake.detach()), ones - 1
+                )
+                self.backward(critic)
+        with self.optimizing("generator"):
+            loss = self.criterion(discriminator(generator(torch.randn(len(real), 4))), ones)
+            self.backward(loss)
+        return StepResult(critic, fake, real, log={"generator_loss": loss})
+
+    def eval_step(self, batch: Any) -> StepResult:
+        real = batch[0]
+        fake = self.model.generator(torch.ones(len(real), 4))
+        return StepResult(self.criterion(self.model.discriminator(fake), torch.ones(len(real), 1)), fake, real)
+
+
+class Careful(Adversarial):
+    """Two steps of the discriminator for one of the generator."""
+
+    critic_steps = 2
+
+
+class Careless(Adversarial):
+    def train_step(self, batch: Any) -> StepResult:
+        loss = self.criterion(self.model.discriminator(batch[0]), torch.ones(len(batch[0]), 1))
+        self.backward(loss)
+        return StepResult(loss, batch[0], batch[0])
+
+
+class Idle(Careless):
+    def backward(self, loss: Tensor) -> None:
+        pass
+
+
+class LearntScale(nn.Module):
+    """A loss whose temperature is learnt, and which counts its calls."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += int(self.training and torch.is_grad_enabled())
+        return nn.functional.cross_entropy(outputs * self.log_scale.exp(), targets)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with (
+        temporarily(MODELS, Parts, Pair),
+        temporarily(LOSSES, LearntScale),
+        temporarily(TRAINERS, Adversarial, Careful, Careless, Idle),
+    ):
+        yield
+
+
+GROUPS: Json = {
+    "type": "AdamW",
+    "args": {"lr": 0.01},
+    "groups": [
+        {"params": ["*.bias"], "args": {"weight_decay": 0.0}},
+        {"params": ["backbone.*"], "args": {"lr": 0.001}},
+    ],
+}
+GAN: Json = {
+    "model": "Pair",
+    "loss": "BCEWithLogitsLoss",
+    "metrics": [],
+    "optimizer": {
+        "generator": {"type": "Adam", "args": {"lr": 0.01}},
+        "discriminator": {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}, "clip_grad_norm": 0.5},
+    },
+    "lr_scheduler": {"generator": {"type": "OneCycleLR", "args": {"max_lr": 0.02}, "interval": "step"}},
+}
+
+
+def stop_and_resume(fit: Fit, tmp_path: Path, *overrides: str, **config: Any) -> tuple[Path, Path]:
+    """A run, and one that was resumed from its checkpoint in the middle of the second epoch."""
+    whole = fit("trainer.save_every_steps=2", "trainer.keep_last=null", *overrides, **config).run_dir
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(whole, tmp_path / "copy")
+    steps = sorted((copied / "checkpoints").glob("step-*.pth"))
+    half = steps[len(steps) // 2 + 1]
+    return whole, train.main(["-r", str(copied / "checkpoints" / half.name)]).run_dir
+
+
+def assert_same(one: Path, other: Path) -> None:
+    left, right = state(one), state(other)
+    for part in left.keys() - {"writers"}:
+        assert same(left[part], right[part]), part
+    assert lines(one) == lines(other)
+    assert curves(one) == curves(other)
+
+
+# ------------------------------------------------------------------ groups
+
+
+def test_groups_train_as_those_of_torch(fit: Fit) -> None:
+    run = fit("trainer.log_every_steps=1", model="Parts", optimizer=GROUPS).run_dir
+    saved = state(run)["optimizer"]["param_groups"]
+    assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in saved] == [
+        (0.01, 0.01, 1),  # the weight of the head
+        (0.01, 0.0, 3),  # all biases: the first group that matches has them
+        (0.001, 0.01, 2),
+    ]
+    last = lines(run)[-1]
+    assert (last["lr"], last["lr_bias"], last["lr_backbone"]) == (0.01, 0.01, 0.001)
+    assert {"learning_rate", "learning_rate/bias", "learning_rate/backbone"} <= curves(run).keys()
+
+
+def test_a_schedule_moves_every_group(fit: Fit, tmp_path: Path) -> None:
+    schedule = {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}
+    whole, resumed = stop_and_resume(fit, tmp_path, model="Parts", optimizer=GROUPS, lr_scheduler=schedule)
+    assert [line["lr_backbone"] for line in lines(whole)] == [0.001, 0.0005]
+    assert_same(whole, resumed)
+
+
+def test_a_rate_for_each_group(fit: Fit) -> None:
+    schedule = {"type": "OneCycleLR", "args": {"max_lr": [0.03, 0.02, 0.01]}, "interval": "step"}
+    run = fit(model="Parts", optimizer={**GROUPS, "args": {}}, lr_scheduler=schedule).run_dir
+    initial = state(run)["schedule"]["scheduler"]
+    assert initial["total_steps"] == 10
+
+
+def test_the_start_shows_each_group(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(model="Parts", optimizer=GROUPS)
+    out = capsys.readouterr().out
+    assert "all other: 15 parameters, lr 0.01" in out
+    assert "backbone: 35 parameters, lr 0.001" in out
+
+
+def test_the_arguments_of_a_group_change_on_resume(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(model="Parts", optimizer=GROUPS).run_dir
+    result = train.main(["-r", str(run), "optimizer.groups.1.args.lr=0.5", "trainer.epochs=3"])
+    assert "resumed with optimizer.groups.1.args.lr 0.001 -> 0.5" in capsys.readouterr().out
+    assert result.last["lr_backbone"] == 0.5
+    with pytest.raises(ConfigError, match=r"optimizer.groups.1.params: cannot change when a run is resumed"):
+        train.main(["-r", str(run), 'optimizer.groups.1.params=["head.*"]'])
+
+
+MISTAKES = [
+    (
+        {"groups": [{"params": ["backbon.*"]}]},
+        r'groups.0.params.0: no parameter matches "backbon.\*"; did you mean "backb',
+    ),
+    (
+        {"groups": [{"params": ["*"]}, {"params": ["*.bias"]}]},
+        r"groups.1.params: \*.bias: all of these parameters are in",
+    ),
+    ({"groups": [{"params": ["*"], "args": {"lrr": 1}}]}, 'groups.0.args.lrr: SGD has no argument "lrr"; did you mean'),
+    ({"groups": [{"params": ["*"], "args": {"lr": -1}}]}, "groups.0.args.lr: SGD does not take this: Invalid learning"),
+    ({"groups": [{"params": ["*"], "args": {"lr": "x"}}]}, "groups.0.args.lr: should be a number"),
+    ({"groups": [{"param": ["*"]}]}, 'groups.0.param: unknown key "param"; did you mean "params"'),
+    ({"groups": [{"params": []}]}, "groups.0.params: List should have at least 1 item"),
+    ({"params": ["head.*"]}, "optimizer: no optimizer trains backbone.0.weight, backbone.0.bias, backbone.1.weight"),
+]
+
+
+@pytest.mark.parametrize(("keys", "says"), MISTAKES)
+def test_a_mistake_in_the_groups_is_located(fit: Fit, keys: Json, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(model="Parts", optimizer={"type": "SGD", "args": {"lr": 0.1}, **keys})
+
+
+def test_gradients_are_clipped_by_value(fit: Fit) -> None:
+    limit = 1e-5
+    run = fit("trainer.epochs=1", f"trainer.clip_grad_value={limit}", model="Parts").run_dir
+    start = fit("trainer.epochs=1", "optimizer.args.lr=0", model="Parts").run_dir
+    before, after = state(start)["model"], state(run)["model"]
+    for name in ("head.weight", "backbone.0.weight"):
+        moved = (after[name] - before[name]).abs().max()
+        assert 0 < moved <= 5 * 0.1 * limit * 1.01
+
+
+# ------------------------------------------------------------------ frozen parameters
+
+
+def test_frozen_parameters_do_not_change_until_they_are_thawed(fit: Fit, tmp_path: Path) -> None:
+    config: Json = {
+        "model": "Parts",
+        "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
+        "trainer": {"epochs": 3, "freeze": [{"params": ["backbone.*"], "epochs": 2}]},
+    }
+    whole, resumed = stop_and_resume(fit, tmp_path, **config)
+    assert_same(whole, resumed)
+    epochs = [state(whole, f"step-{5 * epoch:08}.pth")["model"] for epoch in (1, 2, 3)]
+    for name in epochs[0]:
+        if name.startswith("backbone"):
+            assert torch.equal(epochs[0][name], epochs[1][name]), name  # running means of BatchNorm too
+        assert not torch.equal(epochs[1][name], epochs[2][name]), name
+    assert epochs[1]["backbone.1.num_batches_tracked"] == 0
+
+
+def test_what_is_frozen_for_good_needs_no_optimizer(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(
+        'trainer.freeze=[{"params": ["backbone.*"]}]',
+        model="Parts",
+        optimizer={**GROUPS, "params": ["head.*"], "groups": []},
+    ).run_dir
+    assert len(state(run)["optimizer"]["param_groups"][0]["params"]) == 2
+    assert "backbone.*: 45 parameters, for good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("freeze", "says"),
+    [
+        ('[{"params": ["*"]}]', "trainer.freeze: in epoch 1, every parameter is frozen"),
+        ('[{"params": ["*"], "epochs": 1}, {"params": ["head"]}]', 'freeze.1.params.0: no parameter matches "head"'),
+        ('[{"params": ["*"], "epochs": 0}]', "freeze.0.epochs: should be greater than 0, got 0"),
+    ],
+)
+def test_a_mistake_in_what_is_frozen_is_located(fit: Fit, freeze: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(f"trainer.freeze={freeze}", model="Parts")
+
+
+# ------------------------------------------------------------------ several optimizers
+
+
+@pytest.mark.parametrize("trainer", ["Adversarial", "Careful"])
+def test_several_optimizers_resume_exactly(fit: Fit, tmp_path: Path, trainer: str) -> None:
+    whole, resumed = stop_and_resume(fit, tmp_path, f"trainer.type={trainer}", **GAN)
+    assert_same(whole, resumed)
+    last = lines(whole)[-1]
+    assert {"generator_loss", "lr_generator", "lr_discriminator"} <= last.keys()
+    assert last["lr_discriminator"] == 0.02
+    assert last["lr_generator"] < 0.002  # the end of its schedule
+    saved = state(whole)
+    assert saved["schedule.generator"]["moves"] == 10
+    assert {"optimizer.generator", "optimizer.discriminator"} <= saved.keys()
+    step = saved["optimizer.discriminator"]["state"][0].keys()
+    assert "momentum_buffer" in step
+    load_script("test").main(["-r", str(whole)])
+
+
+def test_each_optimizer_trains_as_by_hand(fit: Fit) -> None:
+    """One step of each, from the same weights and random numbers, against torch alone."""
+    config = {**GAN, "lr_scheduler": None}
+    shown = list[Json]()
+
+    class Shown(Adversarial):
+        def train_step(self, batch: Any) -> StepResult:
+            before = {name: value.clone() for name, value in self.experiment.model.state_dict().items()}
+            shown.append({"batch": batch[0].clone(), "random": torch.get_rng_state(), "before": before})
+            return super().train_step(batch)
+
+    with temporarily(TRAINERS, Shown):
+        run = fit("trainer.type=Shown", "trainer.epochs=1", "trainer.steps_per_epoch=1", **config).run_dir
+    [first] = shown
+    model = Pair()
+    model.load_state_dict(first["before"])
+    torch.set_rng_state(first["random"])
+    real, loss = first["batch"], nn.BCEWithLogitsLoss()
+    ones = torch.ones(len(real), 1)
+    by_generator = torch.optim.Adam(model.generator.parameters(), lr=0.01)
+    by_discriminator = torch.optim.SGD(model.discriminator.parameters(), lr=0.02, momentum=0.9)
+    fake = model.generator(torch.randn(len(real), 4))
+    (loss(model.discriminator(real), ones) + loss(model.discriminator(fake.detach()), ones - 1)).backward()
+    nn.utils.clip_grad_norm_(model.discriminator.parameters(), 0.5)
+    by_discriminator.step()
+    by_generator.zero_grad()
+    loss(model.discriminator(model.generator(torch.randn(len(real), 4))), ones).backward()
+    by_generator.step()
+    for name, value in state(run)["model"].items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-6), name
+
+
+def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
+    class Steady(Adversarial):
+        """Without random numbers or BatchNorm in training, which depend on the batch."""
+
+        def train_step(self, batch: Any) -> StepResult:
+            self.model.eval()
+            torch.manual_seed(0)
+            real, ones = batch[0], torch.ones(len(batch[0]), 1)
+            fake = self.model.generator(real[:, :4])
+            with self.optimizing("discriminator"):
+                critic = self.criterion(self.model.discriminator(real), ones)
+                critic = critic + self.criterion(self.model.discriminator(fake.detach()), ones - 1)
+                self.backward(critic)
+            with self.optimizing("generator"):
+                # the discriminator's weights of before its step, in both ways of batching
+                loss = fake.square().mean()
+                self.backward(loss)
+            return StepResult(critic, fake, real, log={"generator_loss": loss})
+
+    with temporarily(TRAINERS, Steady):
+        args = ("trainer.type=Steady", "trainer.epochs=1", "lr_scheduler=null")
+        large = state(fit(*args, "data_loader.args.batch_size=24", **GAN).run_dir)
+        small = state(fit(*args, "data_loader.args.batch_size=8", "trainer.accumulate_steps=3", **GAN).run_dir)
+    for name, value in large["model"].items():
+        assert torch.allclose(value, small["model"][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change", "says"),
+    [
+        ("Careless", {}, "self.backward is called outside of self.optimizing"),
+        ("Idle", {}, "Idle.train_step steps none of them: with self.optimizing"),
+        (
+            "Adversarial",
+            {"optimizer": {"type": "SGD", "args": {"lr": 0.1}}, "lr_scheduler": None},
+            "and the config has a single one",
+        ),
+        ("Trainer", {}, "self.backward is called outside|failed in the model"),
+        ("Adversarial", {"model": "Parts"}, 'optimizer.generator: no parameter matches "generator.*"'),
+        (
+            "Adversarial",
+            {
+                "optimizer": {
+                    "generator": {"type": "SGD", "args": {"lr": 1}, "params": ["*"]},
+                    "discriminator": {"type": "SGD", "args": {"lr": 1}},
+                }
+            },
+            "discriminator.0.weight is in two optimizers, generator and discriminator",
+        ),
+        (
+            "Adversarial",
+            {"optimizer": {"generator": {"type": "SGD", "args": {"lr": 1}}}},
+            "optimizer: no optimizer trains discriminator.0.weight",
+        ),
+        (
+            "Adversarial",
+            {"lr_scheduler": {"gen": {"type": "StepLR", "args": {"step_size": 1}}}},
+            'there is no optimizer "gen"',
+        ),
+        (
+            "Adversarial",
+            {"optimizer": {name: {"type": "LBFGS"} for name in ("generator", "discriminator")}, "lr_scheduler": None},
+            "optimizer.generator: LBFGS calls the loss itself, which one of several optimizers cannot",
+        ),
+    ],
+)
+def test_a_mistake_with_several_optimizers_is_told(fit: Fit, trainer: str, change: Json, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(f"trainer.type={trainer}", **{**GAN, **change})
+
+
+def test_twice_in_a_step_and_accumulation_exclude_each_other(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match="twice in a step is not possible with"):
+        fit("trainer.type=Careful", "trainer.accumulate_steps=2", **GAN)
+
+
+# ------------------------------------------------------------------ a loss with parameters
+
+
+def test_a_loss_with_parameters_trains_with_the_model(fit: Fit, tmp_path: Path) -> None:
+    optimizer = {"type": "SGD", "args": {"lr": 0.1}, "groups": [{"params": ["loss.*"], "args": {"lr": 0.5}}]}
+    whole, resumed = stop_and_resume(fit, tmp_path, loss="LearntScale", optimizer=optimizer)
+    assert_same(whole, resumed)
+    saved = state(whole)["loss"]
+    assert float(saved["log_scale"]) != 0
+    assert int(saved["calls"]) == 10
+
+
+def test_a_test_evaluates_with_the_learnt_loss(fit: Fit) -> None:
+    run = fit("trainer.epochs=3", loss="LearntScale", optimizer={"type": "SGD", "args": {"lr": 0.5}}).run_dir
+    scale = float(state(run)["loss"]["log_scale"])
+    assert scale != 0
+    load_script("test").main(["-r", str(run / "checkpoints" / "last.pth")])
+    tested = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))
+    model, loss = TwoLayerNet(in_features=6, hidden_features=5, out_features=3), nn.CrossEntropyLoss()
+    model.load_state_dict(state(run)["model"])
+    data = RandomTensorLoader(num_samples=50, num_test_samples=20, input_shape=[6], num_classes=3, batch_size=20)
+    inputs, targets = next(iter(data.test().one_pass())).data
+    with torch.no_grad():
+        assert tested["loss"] == pytest.approx(float(loss(model(inputs) * math.exp(scale), targets)), rel=1e-5)
