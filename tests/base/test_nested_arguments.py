@@ -1,12 +1,10 @@
 """Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pydantic
 import pytest
 from pydantic import PositiveInt
@@ -14,8 +12,6 @@ from torch import Tensor, nn
 
 import train
 from base.build import build_experiment, build_trainer
-from extras.schema.catalogue import listing
-from extras.schema.json_schema import config_schema
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import same, state, temporarily
@@ -224,37 +220,3 @@ def test_a_trainer_has_a_teacher_that_is_the_same_in_training_and_testing(fit: F
 
 
 SMALL = {"verbosity": 1, "log_every_steps": 2, "pictures_every": 0}
-
-
-@pytest.mark.parametrize(
-    ("args", "valid"),
-    [
-        ({}, True),
-        ({"head": {"classes": 3, "block": {"width": 2}}, "blocks": [{"width": 1}]}, True),
-        ({"head": {"clases": 3}}, False),
-        ({"head": {"classes": "${data.num_classes}"}}, True),
-        ({"blocks": [{"bias": True}]}, False),
-        ({"named": {"a": {"width": "x"}}}, False),
-        ({"named": {"a": {"width": 1}}}, True),
-        ({"backbone": {"type": "Backbone", "args": {"width": 3}}}, True),
-        ({"backbone": {"type": "Backbone", "args": {"widht": 3}}}, False),
-        ({"backbone": {"type": "Nope"}}, False),
-        ({"backbone": {"type": "Backbone", "weights": "a.pth"}}, False),
-        ({"experts": ["Backbone"]}, True),
-        ({"experts": ["Nope"]}, False),
-    ],
-)
-def test_an_editor_knows_the_nested_keys(write_config: Callable[..., Path], args: dict[str, Any], valid: bool) -> None:
-    config = json.loads(write_config(model=model(**args)).read_text())
-    assert jsonschema.Draft7Validator(config_schema()).is_valid(config) == valid
-
-
-def test_an_editor_explains_a_field() -> None:
-    found = config_schema()["definitions"]["model.Nested"]["properties"]["default"]
-    assert "number of its features" in json.dumps(found)
-
-
-def test_the_list_shows_them() -> None:
-    shown = listing("Nested")
-    assert "backbone: Module, must be given" in shown
-    assert "head: Head, must be given" in shown

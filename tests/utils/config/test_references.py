@@ -233,6 +233,7 @@ def test_a_resume_takes_a_variable_where_it_refers_to_one(fit: Fit) -> None:
 def test_the_values_are_checked_once_the_data_are_there(
     fit: Fit, tmp_path: Path, capsys: Any, reference: str, says: str
 ) -> None:
+    pytest.importorskip("extras.check")
     args = {"in_features": 6, "hidden_features": 5, "out_features": reference}
     keys = {**ASKING, "loss": "cross_entropy", "model": {"type": "TwoLayerNet", "args": args}}
     with pytest.raises(ConfigError, match=says) as caught:
@@ -260,6 +261,7 @@ def test_a_loader_that_fails_to_tell_is_located(fit: Fit, monkeypatch: pytest.Mo
 
 
 def test_check_resolves(fit: Fit, write_config: Callable[..., Path], capsys: Any) -> None:
+    pytest.importorskip("extras.check")
     with pytest.raises(SystemExit):
         train.main(["--check", "-c", str(write_config(**{**ASKING, "loss": "cross_entropy"}))])
     assert "(8, 3)" in capsys.readouterr().out
@@ -286,6 +288,7 @@ def test_check_resolves(fit: Fit, write_config: Callable[..., Path], capsys: Any
     ],
 )
 def test_an_editor_takes_a_reference_where_it_wants_a_number(path: tuple[str, ...], given: Any, valid: bool) -> None:
+    pytest.importorskip("extras.schema")
     config: Any = sound()
     config["model"]["type"] = "TwoLayerNet"
     at = config
