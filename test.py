@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from base.build import build_experiment, build_trainer, load_weights
+from base.build import build_experiment, build_trainer, load_weights, with_facts
 from base.training.observer import Observer
 from base.training.state import load_for_evaluation
 from logger.writers import EVENTS, EventWriter
@@ -74,7 +74,8 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
     source = RunFolder.checkpoint_of(Path(options.resume))
     # there is no optimizer here, and the weights are not sharded
     loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
-    experiment = build_experiment(loaded)
+    loaded, data = with_facts(loaded)
+    experiment = build_experiment(loaded, data)
     state = _load(source, folder, experiment.model, process_group)
     progress = checkpoint.saved_progress(state, source)
     trainer = build_trainer(loaded, experiment)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_outputs, build_trainer, build_training
+from base.build import build_experiment, build_outputs, build_trainer, build_training, with_facts
 from base.experiment import Experiment, Outputs
 from base.initial_weights import load_initial_weights
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
@@ -77,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> Result:
     newest = options.resume is not None
     # the other overrides are for the config of the run that is resumed
     overrides = [item for item in options.overrides if not newest or item.startswith(WHICH_RUN)]
-    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=not newest)
+    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=not newest, partial=newest)
     process_group.connect(loaded.config.runtime.timeout)
     any_name = options.config is None and not any(item.startswith("name=") for item in overrides)
+    loaded, data = (loaded, None) if newest else with_facts(loaded)
     folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest, any_name=any_name))
     if folder_to_resume is not None:
         return resume(folder_to_resume, options.overrides)
-    return train(loaded)
+    return train(loaded, data)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,9 +126,9 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
-def train(loaded: LoadedConfig) -> Result:
-    """A new run, from the first step to the last."""
-    experiment = build_experiment(loaded)
+def train(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Result:
+    """A new run, from the first step to the last. loaded, data: from ``with_facts``."""
+    experiment = build_experiment(loaded, data)
     process_group = experiment.runtime.process_group
     weights = load_initial_weights(loaded, experiment.model, process_group)
     training = build_training(loaded, experiment)
@@ -151,9 +153,9 @@ def train(loaded: LoadedConfig) -> Result:
 
 def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None) -> Result:
     """Resume a run in its folder, from its newest intact checkpoint or from one of its checkpoint files."""
-    loaded = load_config(folder.config, overrides)
+    loaded, data = with_facts(load_config(folder.config, overrides))
     changed = check_folder(loaded, folder)
-    experiment = build_experiment(loaded)
+    experiment = build_experiment(loaded, data)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(experiment.runtime.process_group), logged(experiment, folder):

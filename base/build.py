@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
+from base.construct import arguments_of, moved
+from base.construct import call as _call
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
 from base.training.loss import counted
@@ -23,17 +25,17 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
 from utils import checkpoint
-from utils.arguments import with_tensors
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.located_json import config_error
 from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
+from utils.distributed import get_process_group
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import ConfigError, DataError, UserError
+from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
-from utils.random import seed_generators
+from utils.random import isolated, seed_generators
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
@@ -44,8 +46,27 @@ from utils.user_code import format_error_with_source
 T = TypeVar("T")
 
 
-def build_experiment(loaded: LoadedConfig) -> Experiment:
-    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built."""
+def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
+    """The config with what its data loader tells, and that data loader; None if the config does not ask for it."""
+    if not loaded.waits_for_data:
+        return loaded, None
+    process_group = get_process_group()
+    process_group.connect(loaded.config.runtime.timeout)
+    data = _data_loader(loaded)
+    with process_group.main_process_first():
+        facts = _call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
+    return loaded.with_facts(facts), data
+
+
+def _data_loader(loaded: LoadedConfig) -> BaseDataLoader:
+    return _build(loaded, "data_loader", loaded.config.data_loader, BaseDataLoader)  # type: ignore[type-abstract]
+
+
+def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
+    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built.
+
+    loaded, data: from ``with_facts``.
+    """
     config = loaded.config
     runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
@@ -56,7 +77,7 @@ def build_experiment(loaded: LoadedConfig) -> Experiment:
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
     data, model, (criterion, sum_loss) = _build_all(
-        lambda: _build(loaded, "data_loader", config.data_loader, BaseDataLoader),  # type: ignore[type-abstract]
+        lambda: _data_loader(loaded) if data is None else data,
         make_model,
         lambda: _loss(loaded, runtime),
     )
@@ -104,7 +125,10 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    make = functools.partial(TRAINERS[settings.type], experiment, settings, **settings.args)
+    with isolated(loaded.config.seed, "trainer"):  # a module among its arguments is the same in training and testing
+        args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
+    args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
+    make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
     return _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
 
 
@@ -171,30 +195,9 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
 
 
 def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type[T]) -> T:
-    made = REGISTRIES[kind][component.type]
-    make = functools.partial(made, **with_tensors(made, component.args))
-    return _call(loaded, (kind, "args"), component.type, make, expected)
-
-
-def _call(
-    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
-) -> T:
-    """Build something. An error names its line in the config and, if it is in the user's own code, its line there."""
-    try:
-        built = make()
-    except DataError as error:
-        raise DataError(str(loaded.error(path, str(error)))) from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise loaded.error(
-            path, f"{name} cannot be built: {format_error_with_source(error).removeprefix('ValueError: ')}"
-        ) from error
-    if not isinstance(built, expected):
-        kinds = expected if isinstance(expected, tuple) else (expected,)
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise loaded.error(path, f"{name} should return a {names}, but returns {type(built).__name__}")
-    return built
+    registry = REGISTRIES[kind]
+    args = arguments_of(loaded, registry, component.type, component.args, (kind, "args"))
+    return _call(loaded, (kind, "args"), component.type, functools.partial(registry[component.type], **args), expected)
 
 
 def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
@@ -209,9 +212,13 @@ def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Ten
         module = _build(loaded, "loss", component, nn.Module)
         criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
     else:
-        args = with_tensors(function, component.args)
-        moved = {name: value.to(runtime.device) if isinstance(value, Tensor) else value for name, value in args.items()}
-        criterion, reduction = functools.partial(function, **moved), component.args.get("reduction", "mean")
+        args = arguments_of(loaded, LOSSES, component.type, component.args, ("loss", "args"))
+        if any(
+            next(module.parameters(), None) is not None for module in args.values() if isinstance(module, nn.Module)
+        ):
+            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
+        on_device = {name: moved(value, runtime.device) for name, value in args.items()}
+        criterion, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
     if reduction not in ("mean", "batchmean", "sum"):
         raise loaded.error(
             ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
@@ -228,7 +235,8 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     functions, library, definitions = {}, dict[str, Any](), {}
     for index, metric in enumerate(loaded.config.metrics):
         name, component = metric.name or metric.type, METRICS[metric.type]
-        make = functools.partial(component, **metric.args)
+        args = arguments_of(loaded, METRICS, metric.type, metric.args, ("metrics", index, "args"))
+        make = functools.partial(component, **args)
         definitions[name] = metric.model_dump()
         if inspect.isclass(component):
             library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
@@ -279,7 +287,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     """The optimizer of a name ("" if it is the only one) for its groups of parameters."""
     component = loaded.config.optimizers[name]
     at: KeyPath = ("optimizer", name) if name else ("optimizer",)
-    args = dict(component.args)
+    args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
     fused = experiment.runtime.supports_fused(component.type)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
@@ -318,7 +326,8 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
         raise loaded.error(problem.path, problem.message)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
-        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **args), LRScheduler)
+        own = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))
+        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)

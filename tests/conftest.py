@@ -127,7 +127,7 @@ def small_config(folder: Path, **keys: Any) -> Path:
         return "type" in value or are_several(value)
 
     for key, value in keys.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) and not whole(value) else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and not whole(value) else value
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2))
     return path

@@ -6,7 +6,7 @@ A private name may change in any release. To use one more, add it here; to stop 
 import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,6 +39,12 @@ def sgd() -> SGD:
     return SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
+def compiled() -> torch.nn.Module:
+    module: Any = torch.compile(torch.nn.Linear(1, 1))
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
 def reducer() -> type:
     from torch._C._distributed_c10d import Reducer
 
@@ -69,6 +75,12 @@ PRIVATE = [
         "extras/tensorboard/graph.py",
         lambda: True,  # TensorFlow's name in a file; tests/extras/tensorboard/test_browser.py sees whether it is read
         "TensorBoard's graph shows no shapes",
+    ),
+    Private(
+        "_orig_mod",
+        "base/initial_weights.py",
+        lambda: "_orig_mod.weight" in compiled().state_dict(),
+        "weights of a compiled model need model.weights.rename",
     ),
     Private(
         "_rebuild_buckets",

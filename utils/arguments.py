@@ -1,6 +1,7 @@
 """Checks the arguments that a config gives a component against the component's own signature."""
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import json
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.schema import KeyPath
 from utils.text import closest, hint
@@ -44,6 +46,8 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
     Where a constructor takes **kwargs, the named parameters of the classes above it are among them.
     """
+    if inspect.isclass(component) and issubclass(component, BaseModel):
+        return dict(map(_of_field, component.model_fields.items()))
     found: dict[str, inspect.Parameter] = {}
     for function in _constructors(component):
         signature = inspect.signature(function)
@@ -52,7 +56,19 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 found.setdefault(name, parameter.replace(annotation=_resolve(function, parameter.annotation)))
         if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
             break
+    for field in dataclasses.fields(component) if dataclasses.is_dataclass(component) else ():
+        if field.name in found and field.default_factory is not dataclasses.MISSING:
+            found[field.name] = found[field.name].replace(default=field.default_factory())
     return found
+
+
+def _of_field(item: tuple[str, FieldInfo]) -> tuple[str, inspect.Parameter]:
+    """A field of a pydantic model as a parameter of its constructor."""
+    name, field = item[1].alias or item[0], item[1]
+    annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    default = field.get_default(call_default_factory=True, validated_data={})
+    default = inspect.Parameter.empty if field.is_required() else default
+    return name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 @functools.cache  # asked for every argument of the config at each save
@@ -144,6 +160,10 @@ def json_type(annotation: Any) -> Any:
         return Any
     if is_tensor(annotation):
         return list[float] | None if _union(annotation) else list[float]
+    if is_settings(annotation):
+        return dict[str, Any]
+    if is_module(annotation):
+        return str | dict[str, Any]
     if annotation in PLAIN:
         return annotation
     if typing.get_origin(annotation) is Literal:
@@ -168,6 +188,16 @@ def is_tensor(annotation: Any) -> bool:
     return annotation is Tensor or (
         _union(annotation) and set(typing.get_args(annotation)) in ({Tensor}, {Tensor, type(None)})
     )
+
+
+def is_settings(annotation: Any) -> bool:
+    """Whether an argument is a dataclass or a pydantic model: a config gives an object with its fields."""
+    return isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or issubclass(annotation, BaseModel))
+
+
+def is_module(annotation: Any) -> bool:
+    """Whether an argument is a module: a config gives a component."""
+    return isinstance(annotation, type) and issubclass(annotation, nn.Module)
 
 
 def with_tensors(component: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:

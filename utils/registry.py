@@ -244,6 +244,11 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
+def registry_inside(registry: Registry) -> Registry:
+    """Where the components that are arguments of another one are looked up: losses in a loss, else models."""
+    return LOSSES if registry is LOSSES else MODELS
+
+
 def import_components() -> None:
     """Import each file of the users' folders, so that what it registers is known.
 

@@ -252,6 +252,8 @@ class Config(Section):
 
     schema_path: Changeable[str | None] = Field(default=None, alias="$schema")
     """The JSON schema that lets an editor complete and check this file."""
+    variables: Changeable[dict[str, Any] | None] = None
+    """Values by name: a string "${NAME}" anywhere in the config takes one. A run's own config.json has the values."""
     name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100)]]
     """Name of the experiment and of its folder under trainer.save_dir."""
     seed: Fixed[Annotated[NonNegativeInt, Field(lt=2**31)]] = 0

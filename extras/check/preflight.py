@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_trainer, build_training
+from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
@@ -42,11 +42,12 @@ CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
 
 def preflight(loaded: LoadedConfig) -> int:
     """Print the result of each check; 0 if none fails, else 1. Raises UserError for what cannot be read or built."""
+    loaded, data = with_facts(loaded)
     # the layers of a compiled model cannot be traced, and compiling takes longer than all of this
     runtime = loaded.config.runtime.model_copy(update={"compile": False})
     settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
     loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
-    experiment = build_experiment(loaded)
+    experiment = build_experiment(loaded, data)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)

@@ -7,28 +7,32 @@ when it is loaded; the schema is only for writing it.
 import inspect
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from extras.schema import docstrings
-from utils.arguments import STRICT, NotJson, json_type
+from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.problems import SEVERAL_BY_NAME
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, TRAINERS, Registry
+from utils.nested_arguments import DICTS, alternatives, contains_objects
+from utils.registry import REGISTRIES, TRAINERS, Registry, registry_inside
 from utils.schema import Config, keys_of, section_at
 
 Schema = dict[str, Any]
 
 # signatures and docstrings come from these; with other versions than the recorded ones, the library's may differ
 LIBRARIES = ("torch", "torchmetrics", "pydantic")
+REFERENCE = {"$ref": "#/definitions/reference"}
+NOT_ANY_STRING = {"pattern", "enum", "const", "anyOf", "allOf", "$ref"}
 PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
 
 
 def config_schema() -> Schema:
     """The whole schema, JSON Schema draft 7, which all editors know."""
-    definitions: Schema = {}
+    about = "A variable, an environment variable, or what the data loader tells: ${NAME}, ${env:NAME}, ${data.NAME}."
+    definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
         definitions |= _definitions(kind, registry, partial=False)
         if kind != "metrics":  # a list, which is replaced and never merged
@@ -93,12 +97,12 @@ def _component(kind: str, *, partial: bool) -> Schema:
     """What may stand for a component: its object, its name, null where the config may do without it."""
     reference = {"$ref": f"#/definitions/{kind}{PARTIAL if partial else ''}"}
     if kind == "metrics":
-        several = {"type": "array", "items": {"$ref": f"#/definitions/{kind}"}}
-        return {"anyOf": [several, {"type": "null"}]} if partial else several
+        several = {"type": "array", "items": {"anyOf": [{"$ref": f"#/definitions/{kind}"}, REFERENCE]}}
+        return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
     if kind in SEVERAL_BY_NAME:
         reference = _one_or_several(kind, reference)
     nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
-    return {"anyOf": [reference, {"type": "null"}]} if nullable else reference
+    return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
 
 
 def _one_or_several(kind: str, reference: Schema) -> Schema:
@@ -142,7 +146,9 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
     section = section_at((kind,) if kind != "metrics" else (kind, 0))
     assert section is not None
     keys = {key: _plain(section, key) for key in keys_of(section)}
-    keys["type"] = _about(section.model_fields["type"].description, {"$ref": f"#/definitions/{kind}.names"})
+    keys["type"] = _about(
+        section.model_fields["type"].description, {"anyOf": [{"$ref": f"#/definitions/{kind}.names"}, REFERENCE]}
+    )
     whole = {"type": "object", "properties": keys, "additionalProperties": False, "allOf": by_name}
     if not partial:
         whole["required"] = ["type"]
@@ -157,7 +163,7 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
     known = registry.parameters(name)
     texts = docstrings.arguments(registry[name], known)
     for parameter in known.values():
-        schema = _type(parameter)
+        schema = _type(kind, parameter)
         if name in COMPOUND_SCHEDULERS and parameter.name == "schedulers":
             schema = {"type": "array", "minItems": 1, "items": {"$ref": f"#/definitions/{kind}"}}
         if schema is None:
@@ -174,18 +180,75 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
     return {**args, "required": required} if required and not partial else args
 
 
-def _type(parameter: inspect.Parameter) -> Schema | None:
-    """The schema of an argument; None where JSON has nothing to give."""
-    kind = json_type(parameter.annotation)
-    if kind is NotJson:
+def _type(kind: str, parameter: inspect.Parameter) -> Schema | None:
+    """The schema of an argument of a component of this kind; None where JSON has nothing to give."""
+    schema = _of_annotation(kind, parameter.annotation)
+    if not schema:
+        return schema
+    schema = _or_reference(schema)
+    if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
+        return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]}
+    return schema
+
+
+def _of_annotation(kind: str, annotation: Any) -> Schema | None:
+    value = json_type(annotation)
+    if value is NotJson:
         return None
+    if contains_objects(annotation):
+        several = [_with_objects(kind, one) for one in alternatives(annotation)]
+        return several[0] if len(several) == 1 else {"anyOf": several}
     try:
-        schema: Schema = _draft_7(TypeAdapter(kind, config=STRICT).json_schema())
+        return dict(_draft_7(TypeAdapter(value, config=STRICT).json_schema()))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
-    if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
-        return {"anyOf": [schema, {"type": "null"}]}
-    return schema
+
+
+def _with_objects(kind: str, annotation: Any) -> Schema:
+    """The schema of settings, of a component, or of a list or dict in which they are."""
+    if is_module(annotation):
+        inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
+        return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
+    if is_settings(annotation):
+        fields = parameters(annotation)
+        texts = docstrings.arguments(annotation, fields)
+        described = {name: (_type(kind, field), field) for name, field in fields.items()}
+        properties = {
+            name: _about(texts.get(name), _with_default(schema, field.default))
+            for name, (schema, field) in described.items()
+            if schema is not None
+        }
+        required = [name for name, field in fields.items() if field.default is field.empty]
+        takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
+    inner = [one for one in get_args(annotation) if one is not Ellipsis]
+    if contains_objects(annotation) and get_origin(annotation) in DICTS:
+        return {"type": "object", "additionalProperties": _or_reference(_of_annotation(kind, inner[1]) or {})}
+    if contains_objects(annotation):
+        items = [_or_reference(_of_annotation(kind, one) or {}) for one in inner]
+        return {"type": "array", "items": items[0] if len(items) == 1 else items}
+    return _of_annotation(kind, annotation) or {}
+
+
+def _or_reference(schema: Schema) -> Schema:
+    """A schema that takes a reference too, in the place of its value and of every value inside a list or an object."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [_or_reference(item) for item in value]
+        return _or_reference(value) if isinstance(value, dict) else value
+
+    schema = {
+        key: inside(value) if key in ("items", "additionalProperties") else value for key, value in schema.items()
+    }
+    if "properties" in schema:
+        schema["properties"] = {key: _or_reference(value) for key, value in schema["properties"].items()}
+    alternatives = schema.get("anyOf", [schema])
+    if any(one.get("type", "string") == "string" and not one.keys() & NOT_ANY_STRING for one in alternatives):
+        return schema
+    about: Schema = {key: schema[key] for key in ("description", "default", "anyOf") if key in schema}
+    value = {key: item for key, item in schema.items() if key not in about}
+    return {**about, "anyOf": [*about.get("anyOf", [value]), REFERENCE]}
 
 
 def _draft_7(schema: Any) -> Any:
@@ -234,7 +297,8 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
     """One key of the schema's own."""
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
-    return _about(field.description, _draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
+    schema = _or_reference(_draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
+    return _about(field.description, schema)
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

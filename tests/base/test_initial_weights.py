@@ -386,6 +386,7 @@ def test_an_override_sets_a_part_of_the_short_form(fit: Fit, tmp_path: Path) -> 
 
 
 def test_check_says_what_is_taken(write_config: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("extras.check")
     path = write_config(model=model(saved(tmp_path, weights()), skip=["output.*"]))
     with pytest.raises(SystemExit):
         train.main(["--check", "-c", str(path)])
@@ -398,6 +399,7 @@ def test_check_says_what_is_taken(write_config: Callable[..., Path], tmp_path: P
     [("a.pth", True), ({"file": "a.pth", "skip": ["fc.*"]}, True), (None, True), ({"skip": []}, False), (5, False)],
 )
 def test_the_editor_knows_the_key(given: Any, valid: bool) -> None:
+    pytest.importorskip("extras.schema")
     schema = json.loads((ROOT / "config.schema.json").read_text())
     config = json.loads((ROOT / "config.json").read_text())
     config["model"]["weights"] = given

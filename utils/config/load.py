@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from utils.config.dry_run import dry_run_problems
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
+from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
@@ -30,22 +32,42 @@ class LoadedConfig:
 
     config: Config
     document: Document
+    unresolved: Document
+    """With the references that the config has as it was written."""
+    waits_for_data: bool = False
+    """Whether an argument refers to what the data loader tells; ``with_facts`` then gives the config that runs."""
+    dry_run: bool = True
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """A mistake that shows only when the part at this path is built."""
         return config_error(self.document, [Problem(path, message)])
+
+    def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
+        """The config with what the data loader tells. Raises ConfigError that lists all mistakes in it."""
+        return _checked(self.unresolved, facts, dry_run=self.dry_run)
 
     def warnings(self) -> list[str]:
         """What has no effect, and is common enough to be allowed in a file."""
         return [str(config_error(self.document, [each])) for each in ineffective_rates(self.document.value)]
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), *, dry_run: bool = True) -> LoadedConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), *, dry_run: bool = True, partial: bool = False
+) -> LoadedConfig:
     """Read and check a config file with KEY=VALUE overrides over it. Raises ConfigError that lists all mistakes.
 
     dry_run: let torch check the ranges of its own arguments too, and whether the device is there.
+    partial: the config will not run; its arguments may refer to environment variables that are not there.
     """
-    document = read_config(path, overrides)
+    return _checked(read_config(path, overrides), None, dry_run=dry_run, partial=partial)
+
+
+def _checked(
+    unresolved: Document, facts: Mapping[str, Any] | None, *, dry_run: bool, partial: bool = False
+) -> LoadedConfig:
+    references = References(unresolved, facts, partial=partial)
+    document = references.resolved()
+    unknown = [*references.pending, *(problem.path for problem in references.problems)]
     config = None
     problems: list[Problem] = []
     try:
@@ -53,7 +75,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, dry_run: bool = Tr
     except ValidationError as error:
         problems += schema_problems(document.value, error)
     problems += component_problems(document.value)
-    flawed = {problem.path for problem in problems}
+    flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
         problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
     if config:
@@ -61,14 +83,15 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, dry_run: bool = Tr
     if not problems:  # on the command line it is expected to have an effect
         ineffective = ineffective_rates(document.value)
         problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
+    problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
         raise config_error(document, problems)
-    return LoadedConfig(config, document)
+    return LoadedConfig(config, document, unresolved, bool(references.pending), dry_run)
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
     """The whole config with every default filled in, as ``train.py -c`` takes it. folder: where it will be saved."""
-    values = config.model_dump(by_alias=True, exclude={"schema_path"})
+    values = escaped(config.model_dump(by_alias=True, exclude={"schema_path", "variables"}))
     schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
     return json.dumps((schema if config.schema_path else {}) | values, indent=2) + "\n"
 

@@ -1,6 +1,7 @@
 """What is wrong with the keys, types and components of a config, in the words of those who write one."""
 
 from collections.abc import Iterator, Mapping
+from inspect import Parameter
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,8 @@ from utils import arguments
 from utils.arguments import in_json_words, inside, shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry
+from utils.nested_arguments import nested
+from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry, registry_inside
 from utils.schema import (
     FORMER_NAMES,
     ONE,
@@ -146,12 +148,38 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         known.pop("schedulers", None)
         yield from _inner_problems(name, args.get("schedulers"), (*path, "args", "schedulers"))
         args = {key: value for key, value in args.items() if key != "schedulers"}
-    filled = FROM_RUN_LENGTH.get(name)
-    for below, message in arguments.problems(name, known, args, filled=filled, takes_any=registry.takes_any(name)):
+    filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
+    for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
         yield Problem((*path, "args", *below), message, at_key=below != () and below[0] not in known)
     for group_path, group_args in group_arguments(path, entry):
         for below, message in arguments.type_problems(name, known, group_args, takes_any=registry.takes_any(name)):
             yield Problem((*group_path, *below), message, at_key=below[0] not in known)
+    yield from _nested_problems(registry, known, args, (*path, "args"))
+
+
+def _nested_problems(
+    registry: Registry, known: Mapping[str, Parameter], args: Mapping[str, Any], path: KeyPath
+) -> Iterator[Problem]:
+    """What is wrong with the settings and components that the arguments at a path hold."""
+    objects = [
+        ((name, *below), kind, value)
+        for name in args.keys() & known.keys()
+        for below, kind, value in nested(known[name].annotation, args[name])
+    ]
+    for below, kind, value in objects:
+        at = (*path, *below)
+        if arguments.is_module(kind):
+            try:
+                Component.model_validate(value)
+            except ValidationError as error:
+                yield from schema_problems(value, error, below=at)
+            yield from _problems(registry_inside(registry), value, at)
+            continue
+        fields = arguments.parameters(kind)
+        takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
+        for inner, message in arguments.problems(kind.__name__, fields, value, filled=None, takes_any=takes_any):
+            yield Problem((*at, *inner), message, at_key=inner != () and inner[0] not in fields)
+        yield from _nested_problems(registry, fields, value, at)
 
 
 def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:

@@ -5,7 +5,6 @@ The rule of each key stands beside it in utils/schema.py, that of an argument in
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from inspect import Parameter
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -14,6 +13,7 @@ from utils import arguments
 from utils.arguments import shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.problems import components
+from utils.nested_arguments import with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES
@@ -160,8 +160,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         if kind == "metrics":
             continue
         known = REGISTRIES[kind].parameters(entry["type"])
-        defaults = {name: item.default for name, item in known.items() if item.default is not Parameter.empty}
-        filled[kind] = {**entry, "args": defaults | entry["args"]}
+        filled[kind] = {**entry, "args": with_defaults(known, entry["args"])}
     return filled
 
 

@@ -194,10 +194,7 @@ def apply_override(document: Document, override: str) -> None:
         path = (*path, _key(container, part, path, source))
         container = _open(document, container, path, source)
     path = (*path, _key(container, parts[-1], path, source))
-    value = _value(text, source.name)
-    if isinstance(value, (int, float)) and _is_text(document.value, path):
-        value = text  # name=12345: in a file it would be in quotes, which a shell takes away
-    container[path[-1]] = value
+    container[path[-1]] = value_at(document.value, path, text, source.name)
     document.set_source(path, source)
 
 
@@ -225,6 +222,13 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
         raise ConfigError(f"{source.name}: {dotted(path)} has no keys; it is {json.dumps(inner)[:60]}")
     container[key] = inner
     return inner
+
+
+def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any:
+    """The value for a path in the text of an override or an environment variable, of this name for messages."""
+    value = _value(text, name)
+    # name=12345: in a file it would be in quotes, which a shell takes away
+    return text if isinstance(value, (int, float)) and _is_text(config, path) else value
 
 
 def _value(text: str, name: str) -> Any:

@@ -33,6 +33,7 @@ RULES = OnResume
 # another value of every key
 OTHER: dict[str, Any] = {
     "$schema": None,
+    "variables": {"EPOCHS": 3},
     "name": "another",
     "seed": 1,
     "data_loader": {"args": {"num_samples": 60}},
@@ -132,7 +133,16 @@ def leaves(value: dict[str, Any]) -> list[tuple[list[str], Any]]:
     return found
 
 
-SETTLED_ELSEWHERE = {"$schema", "trainer.args", "trainer.type", "runtime.device", "runtime.compile", "runtime.strategy"}
+# a variable changes what refers to it: tests/utils/config/test_references.py
+SETTLED_ELSEWHERE = {
+    "$schema",
+    "variables",
+    "trainer.args",
+    "trainer.type",
+    "runtime.device",
+    "runtime.compile",
+    "runtime.strategy",
+}
 
 
 @pytest.mark.slow

@@ -1,0 +1,78 @@
+"""One component from its name and its arguments, with the settings and the components that are among these."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from utils.arguments import is_module, parameters
+from utils.config import LoadedConfig
+from utils.errors import DataError, UserError
+from utils.nested_arguments import built
+from utils.registry import LOSSES, Registry, registry_inside
+from utils.schema import Component, KeyPath
+from utils.user_code import format_error_with_source
+
+T = TypeVar("T")
+
+
+def arguments_of(
+    loaded: LoadedConfig, registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath
+) -> dict[str, Any]:
+    """The arguments at a path of the config as a component takes them, with the settings and components among them."""
+
+    def build(kind: type[Any], value: Any, at: KeyPath) -> Any:
+        if not is_module(kind):
+            return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
+        inner, component = registry_inside(registry), Component.model_validate(value)
+        inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
+        make = functools.partial(inner[component.type], **inner_args)
+        if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:
+            return FunctionModule(make)
+        return call(loaded, at, component.type, make, kind)
+
+    return built(registry.parameters(name), args, build, path)
+
+
+class FunctionModule(nn.Module):
+    """A loss that is a function, where a module is taken."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor or a module on the device, also in a list or a dict; anything else as it is."""
+    if isinstance(value, (Tensor, nn.Module)):
+        return value.to(device)
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    return {key: moved(item, device) for key, item in value.items()} if type(value) is dict else value
+
+
+def call(
+    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
+) -> T:
+    """Build something. An error names its line in the config and, if it is in the user's own code, its line there."""
+    try:
+        built = make()
+    except DataError as error:
+        raise DataError(str(loaded.error(path, str(error)))) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise loaded.error(
+            path, f"{name} cannot be built: {format_error_with_source(error).removeprefix('ValueError: ')}"
+        ) from error
+    if not isinstance(built, expected):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise loaded.error(path, f"{name} should return a {names}, but returns {type(built).__name__}")
+    return built

@@ -1,0 +1,222 @@
+"""Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+import train
+from base.build import build_experiment, build_trainer
+from tests.base.training.test_resume import equal, fork
+from tests.conftest import load_script
+from tests.helpers import same, state, temporarily
+from trainer.trainer import Trainer
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.registry import LOSSES, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+
+
+@dataclass
+class Block:
+    """A hidden layer.
+
+    width: number of its features.
+    """
+
+    width: PositiveInt
+    bias: bool = True
+    scales: list[float] = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self) -> None:
+        if self.width == 13:
+            raise ValueError("13 is unlucky")
+
+
+class Head(pydantic.BaseModel):
+    """The last layer."""
+
+    classes: int = pydantic.Field(gt=0)
+    block: Block | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _few(self) -> "Head":
+        if self.classes > 100:
+            raise ValueError("too many classes")
+        return self
+
+
+class Backbone(nn.Module):
+    """One layer."""
+
+    def __init__(self, *, width: PositiveInt = 5) -> None:
+        super().__init__()
+        if width == 13:
+            raise ValueError("13 is unlucky")
+        self.layer = nn.Linear(6, width)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.layer(inputs).relu()
+
+
+class Nested(nn.Module):
+    """Takes everything."""
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: Head,
+        blocks: list[Block] | None = None,
+        named: dict[str, Block] | None = None,
+        default: Block = Block(4),  # noqa: B008
+        experts: list[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        assert isinstance(head, Head)
+        assert all(isinstance(block, Block) for block in [*(blocks or []), *(named or {}).values(), default])
+        self.given = (head, blocks, named, default)
+        self.backbone = backbone
+        self.experts = nn.ModuleList(experts or [])
+        self.head = nn.Linear(5, head.classes)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.head(self.backbone(inputs))
+
+
+class SumOfLosses(nn.Module):
+    """A weighted sum."""
+
+    def __init__(self, *, losses: dict[str, nn.Module], weights: dict[str, float] | None = None) -> None:
+        super().__init__()
+        self.losses, self.weights = nn.ModuleDict(losses), weights or {}
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Any:
+        return sum(self.weights.get(name, 1.0) * loss(outputs, targets) for name, loss in self.losses.items())
+
+
+class Distilling(Trainer):
+    """Has a teacher."""
+
+    def __init__(self, experiment: Any, settings: Any, *, teacher: nn.Module) -> None:
+        super().__init__(experiment, settings)
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def train_step(self, batch: Any) -> Any:
+        assert self.teacher(batch[0]).shape == (len(batch[0]), 3)
+        return super().train_step(batch)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(MODELS, Backbone, Nested), temporarily(LOSSES, SumOfLosses), temporarily(TRAINERS, Distilling):
+        yield
+
+
+def model(**args: Any) -> dict[str, Any]:
+    return {"type": "Nested", "args": {"backbone": "Backbone", "head": {"classes": 3}, **args}}
+
+
+def test_settings_and_components_are_built(write_config: Callable[..., Path]) -> None:
+    given = model(
+        backbone={"type": "Backbone", "args": {"width": 5}},
+        head={"classes": 3, "block": {"width": 1, "scales": [0.5]}},
+        blocks=[{"width": 2, "bias": False}, {"width": 3}],
+        named={"a": {"width": 7}},
+        experts=["Backbone", {"type": "LeNet"}],
+    )
+    built: Any = build_experiment(load_config(write_config(model=given))).model
+    assert isinstance(built.backbone, Backbone)
+    assert [type(expert).__name__ for expert in built.experts] == ["Backbone", "LeNet"]
+    head, blocks, named, default = built.given
+    assert (head.classes, head.block) == (3, Block(1, scales=[0.5]))
+    assert blocks == [Block(2, bias=False), Block(3)]
+    assert named == {"a": Block(7)}
+    assert default == Block(4)
+
+
+def test_a_run_resumes_and_is_tested(fit: Fit) -> None:
+    whole = fit("trainer.epochs=2", "trainer.save_every_steps=3", "trainer.keep_last=null", model=model()).run_dir
+    half = fork(whole, 3)
+    train.main(["-r", str(half)])
+    equal(whole, half)
+    load_script("test").main(["-r", str(half)])
+    explicit = ['model.args.default={"width": 4, "bias": true}', "trainer.epochs=3"]
+    assert train.main(["-r", str(half), *explicit]).epochs == 3  # what it had by default
+    with pytest.raises(ConfigError, match=r"model\.args\.default: cannot change"):
+        train.main(["-r", str(half), 'model.args.default={"width": 5}'])
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"head": {"clases": 3}}, r'model\.args\.head\.clases: Head has no argument "clases"; did you mean "classes"'),
+        ({"head": {"classes": "many"}}, r'model\.args\.head\.classes: should be an integer, got "many"'),
+        ({"head": {"classes": 0}}, r"model\.args\.head\.classes: should be greater than 0, got 0"),
+        ({"head": {}}, r'model\.args\.head: Head needs the argument "classes"'),
+        ({"head": 3}, r"model\.args\.head: should be an? object, got 3"),
+        ({"head": {"classes": 3, "block": {"widht": 3}}}, r'head\.block\.widht: Block has no argument "widht"'),
+        ({"blocks": [{"width": 1}, {"width": -1}]}, r"model\.args\.blocks\.1\.width: should be greater than 0, got -1"),
+        ({"named": {"a": {"width": 1.5}}}, r"model\.args\.named\.a\.width: should be an integer, got 1.5"),
+        ({"backbone": {"type": "Backbon"}}, r'backbone\.type: there is no model "Backbon"; did you mean "Backbone"'),
+        ({"backbone": "cross_entropy"}, r'backbone: there is no model "cross_entropy"'),
+        ({"backbone": {"type": "Backbone", "args": {"widht": 1}}}, r'backbone\.args\.widht: .*did you mean "width"'),
+        ({"backbone": {"typ": "Backbone"}}, r'model\.args\.backbone\.typ: unknown key "typ"; did you mean "type"'),
+        ({"backbone": {"type": "Backbone", "args": {"width": 0}}}, r"backbone\.args\.width: should be greater than 0"),
+        ({"experts": ["Backbone", 3]}, r"model\.args\.experts\.1: should be .*, got 3"),
+    ],
+)
+def test_a_mistake_is_located_at_the_nested_key(
+    write_config: Callable[..., Path], args: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(write_config(model=model(**args)))
+    assert "mistakes in the config" not in str(caught.value)
+    assert " | " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"blocks": [{"width": 13}]}, r"model\.args\.blocks\.0: Block cannot be built: 13 is unlucky"),
+        ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: .*(.|\n)*too many classes"),
+        ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone: Backbone cannot be"),
+    ],
+)
+def test_what_only_the_code_refuses_is_located_too(fit: Fit, tmp_path: Path, args: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        fit(model=model(**args))
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_loss_is_made_of_losses(fit: Fit) -> None:
+    losses = {"a": "cross_entropy", "b": {"type": "CrossEntropyLoss", "args": {"weight": [1.0, 1.0, 1.0]}}}
+    summed = fit(loss={"type": "SumOfLosses", "args": {"losses": losses, "weights": {"a": 0.25, "b": 0.75}}})
+    assert summed.last["loss"] == pytest.approx(fit().last["loss"])
+    with pytest.raises(ConfigError, match=r'loss\.args\.losses\.a: there is no loss "LeNet"'):
+        fit(loss={"type": "SumOfLosses", "args": {"losses": {"a": "LeNet"}}})
+
+
+def test_a_trainer_has_a_teacher_that_is_the_same_in_training_and_testing(fit: Fit, tmp_path: Path) -> None:
+    teacher = {"type": "Backbone", "args": {"width": 3}}
+    settings = {"type": "Distilling", "args": {"teacher": teacher}, "epochs": 2, "save_every_steps": 3}
+    plain = {"epochs": 2, "save_every_steps": 3}
+    folder = {"save_dir": str(tmp_path / "saved")}
+    runs = [fit("trainer.keep_last=null", trainer={**SMALL, **folder, **keys}).run_dir for keys in (settings, plain)]
+    assert same(state(runs[0])["model"], state(runs[1])["model"]), "it draws nothing from the training"
+    half = fork(runs[0], 3)
+    train.main(["-r", str(half)])
+    equal(runs[0], half)
+    loaded = load_config(half / "config.json")
+    teachers = [build_trainer(loaded, build_experiment(loaded)) for _ in range(2)]
+    first, second = (one.teacher.state_dict() for one in teachers if isinstance(one, Distilling))
+    assert same(first, second)
+
+
+SMALL = {"verbosity": 1, "log_every_steps": 2, "pictures_every": 0}

@@ -1,0 +1,55 @@
+"""What an editor and --list know of settings and components that are arguments."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from extras.schema.catalogue import listing
+from extras.schema.json_schema import config_schema
+from tests.base.test_nested_arguments import Backbone, Nested, model
+from tests.helpers import temporarily
+from utils.registry import MODELS
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(MODELS, Backbone, Nested):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("args", "valid"),
+    [
+        ({}, True),
+        ({"head": {"classes": 3, "block": {"width": 2}}, "blocks": [{"width": 1}]}, True),
+        ({"head": {"clases": 3}}, False),
+        ({"head": {"classes": "${data.num_classes}"}}, True),
+        ({"blocks": [{"bias": True}]}, False),
+        ({"named": {"a": {"width": "x"}}}, False),
+        ({"named": {"a": {"width": 1}}}, True),
+        ({"backbone": {"type": "Backbone", "args": {"width": 3}}}, True),
+        ({"backbone": {"type": "Backbone", "args": {"widht": 3}}}, False),
+        ({"backbone": {"type": "Nope"}}, False),
+        ({"backbone": {"type": "Backbone", "weights": "a.pth"}}, False),
+        ({"experts": ["Backbone"]}, True),
+        ({"experts": ["Nope"]}, False),
+    ],
+)
+def test_an_editor_knows_the_nested_keys(write_config: Callable[..., Path], args: dict[str, Any], valid: bool) -> None:
+    config = json.loads(write_config(model=model(**args)).read_text())
+    assert jsonschema.Draft7Validator(config_schema()).is_valid(config) == valid
+
+
+def test_an_editor_explains_a_field() -> None:
+    found = config_schema()["definitions"]["model.Nested"]["properties"]["default"]
+    assert "number of its features" in json.dumps(found)
+
+
+def test_the_list_shows_them() -> None:
+    shown = listing("Nested")
+    assert "backbone: Module, must be given" in shown
+    assert "head: Head, must be given" in shown

@@ -1,0 +1,168 @@
+"""References in a config: "${NAME}" of its "variables", "${env:NAME}" of the environment, "${data.NAME}" of the data.
+
+They are replaced before any check, so that every check sees the values; where each value comes from stays the line of
+its reference. What the data loader tells is known only once it is built: until then such an argument is left as it is,
+and nothing is said of it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from utils.config.located_json import Document, Problem
+from utils.config.sources import value_at
+from utils.errors import ConfigError
+from utils.schema import KeyPath
+from utils.text import closest, hint
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
+_NAME = re.compile(r"\w+")
+_ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
+FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
+TOO_EARLY = "what the data loader tells is known once it is built: only arguments of the other components take it"
+LIMIT = 10_000
+"""References that a config may take, those in what it refers to included."""
+
+
+class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the place of the reference)
+    pass
+
+
+class _Pending(Exception):  # noqa: N818  (not an error: the data will tell)
+    pass
+
+
+def escaped(value: Any) -> Any:
+    """A value as a config writes it, in which no string is taken for a reference."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return {key: escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class References:
+    """Replaces the references of one config.
+
+    facts: what the data loader tells; None if it is not built yet. partial: for a config that does not run; what is
+    missing in the environment may stay so. After ``resolved``: pending are the paths that wait, problems what is wrong.
+    """
+
+    def __init__(self, document: Document, facts: Mapping[str, Any] | None, *, partial: bool = False) -> None:
+        self.document, self.facts, self.partial = document, facts, partial
+        self.pending: list[KeyPath] = []
+        self.problems: list[Problem] = []
+        self._used: set[str] = set()
+        self._count = 0
+        found = document.value.get("variables")
+        self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    def resolved(self) -> Document:
+        """The config with values in place of references, and without its variables."""
+        value = self.document.value
+        if not isinstance(value.get("variables", {}), (dict, type(None))):
+            self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
+        values = {key: self._walk(item, (key,)) for key, item in value.items() if key != "variables"}
+        for name in self.variables.keys() - self._used:
+            message = f'nothing takes "${{{name}}}"' if _NAME.fullmatch(name) else "a name has letters, digits and _"
+            self.problems.append(Problem(("variables", name), message, at_key=True))
+        return Document(values, self.document.sources)
+
+    def _walk(self, value: Any, path: KeyPath) -> Any:
+        """A part of the config. Problems and what waits for the data are noted by their path."""
+        if isinstance(value, dict):
+            return {key: self._walk(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._walk(item, (*path, index)) for index, item in enumerate(value)]
+        try:
+            return self._replaced(value, path, ())
+        except _Wrong as error:
+            self.problems.append(Problem(path, str(error)))
+        except _Pending:
+            if "args" not in path[:-1] or (path[0] == "data_loader" and not self.partial):
+                self.problems.append(Problem(path, TOO_EARLY))
+            self.pending.append(path)
+        return value
+
+    def _replaced(self, value: Any, path: KeyPath, inside: tuple[str, ...]) -> Any:
+        """A value without references. inside: the variables that it is a part of."""
+        if isinstance(value, dict):
+            return {key: self._replaced(item, path, inside) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._replaced(item, path, inside) for item in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole and whole[0] != "$${":
+            return self._value(whole, path, inside)
+        return _REFERENCE.sub(lambda found: self._text(found, path, inside), value)
+
+    def _text(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> str:
+        """What a reference inside a longer string becomes."""
+        if found[0] == "$${":
+            return "${"
+        if environment := _ENVIRONMENT.fullmatch(found[1]):
+            return self._environment(environment, found[0])
+        value = self._value(found, path, inside)
+        if isinstance(value, str):
+            return value
+        if value is None or isinstance(value, (dict, list)):
+            raise _Wrong(f"{found[0]} is {json.dumps(value)[:60]}, which cannot be a part of a string")
+        return json.dumps(value)
+
+    def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
+        self._count += 1
+        if self._count > LIMIT:
+            raise _Wrong(f"the config takes more than {LIMIT:,} references")
+        name = found[1]
+        if not found[2]:
+            raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; there are {FORMS}')
+        if environment := _ENVIRONMENT.fullmatch(name):
+            text = self._environment(environment, found[0])
+            try:
+                return value_at(self.document.value, path, text, found[0])
+            except ConfigError as error:
+                raise _Wrong(f"its text begins like JSON, and is not: {str(error).splitlines()[0]}") from error
+        kind, dot, fact = name.partition(".")
+        if kind == "data" and dot:
+            return self._fact(fact)
+        if not _NAME.fullmatch(name):
+            raise _Wrong(f'"{found[0]}" is not a reference; there are {FORMS}')
+        self._used.add(name)
+        if name not in self.variables:
+            known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
+            raise _Wrong(f'there is no variable "{name}"; {known}')
+        if name in inside:
+            raise _Wrong(f"these variables take each other in a circle: {' -> '.join([*inside, name])}")
+        return self._replaced(self.variables[name], path, (*inside, name))
+
+    def _environment(self, found: re.Match[str], written: str) -> str:
+        """The text of an environment variable, or the default that the reference gives."""
+        text = os.environ.get(found[1], found[2])
+        if text is None and self.partial:
+            raise _Pending
+        if text is None:
+            close = closest(found[1], os.environ)
+            default = f'set it, or give a default: "{written[:-1]}:DEFAULT}}"'
+            meant = f'did you mean "{close}"? Otherwise ' if close else ""
+            raise _Wrong(f'there is no environment variable "{found[1]}"; {meant}{default}')
+        return text
+
+    def _fact(self, name: str) -> Any:
+        if self.facts is None:
+            raise _Pending
+        if name not in self.facts:
+            raise _Wrong(f'the data loader does not tell "{name}"; {hint(name, self.facts)}')
+        value = self.facts[name]
+        value = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            return json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise _Wrong(f'what the data loader tells as "{name}" is not a number, string or list: {error}') from error
+
+
+def at_or_below(path: KeyPath, others: list[KeyPath]) -> bool:
+    """Whether a path leads to one of the others, or into it."""
+    return any(path[: len(other)] == other for other in others)
