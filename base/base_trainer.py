@@ -27,6 +27,7 @@ from base.training.first_batch import (
     watch_first_batch,
 )
 from base.training.loss import StepLoss, count_of, stateful_loss
+from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.optimizing import Turns
 from base.training.progress import Progress
@@ -74,9 +75,12 @@ class BaseTrainer(TrainerInterface):
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
         watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
-        held_out = training.validation.num_samples if training.validation else 0
         self.log = TrainingLog(
-            self.console, outputs.writers, self.settings, self.runtime.process_group, validation_samples=held_out
+            self.console,
+            outputs.writers,
+            self.settings,
+            self.runtime.process_group,
+            validation_samples=training.validation_samples,
         )
 
     def wrap_model(self) -> None:
@@ -111,7 +115,7 @@ class BaseTrainer(TrainerInterface):
                 raise
             raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
-            for batches in filter(None, (self.training.batches, self.training.validation)):
+            for batches in (self.training.batches, *self.training.validation.values()):
                 batches.close()
             self.outputs.writers.flush()
             saved = checkpointer.wait()
@@ -147,6 +151,8 @@ class BaseTrainer(TrainerInterface):
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:
                     self.log_interval(loss)
+                if settings.validate_every_steps and self.progress.steps % settings.validate_every_steps == 0:
+                    self.validate_within_epoch()
                 if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
                     self.save()
         finally:
@@ -228,14 +234,33 @@ class BaseTrainer(TrainerInterface):
         self.log.log_interval(self.progress, loss, means, self.training.rates())
         self.outputs.observer.log_interval(self)
 
-    def validate(self) -> dict[str, float]:
-        """The loss and the metrics on the held-out samples; empty if there are none."""
-        if self.training.validation is None:
-            return {}
-        return self.evaluate(self.training.validation, self.outputs.observer)
+    def validate_within_epoch(self) -> None:
+        """A point of the validation curves in TensorBoard. After the last step, that of the epoch follows."""
+        if not self.progress.trained:
+            self.log.validation(self.progress, self.validate())
+            self.model.train()
+            self.training.frozen.apply(self.progress.epochs)
 
-    def evaluate(self, batches: Batches, observer: Observer) -> dict[str, float]:
-        """The loss and the metrics over all samples of some batches, each counted once."""
+    def validate(self) -> dict[str, float]:
+        """The loss and the metrics on the validation data; empty if there are none.
+
+        Of several data sets each value comes with the name of its set, as in day_loss, and without, over all of them.
+        The observer sees the first.
+        """
+        sets, observer = self.training.validation, self.outputs.observer
+        if "" in sets or not sets:
+            return self.evaluate(sets[""], observer) if sets else {}
+        values, over_all = dict[str, float](), self.experiment.make_metrics()
+        for name, batches in sets.items():
+            found = self.evaluate(batches, Observer() if values else observer, also=over_all)
+            values |= {f"{name}_{key}": value for key, value in found.items()}
+        return over_all.compute() | values
+
+    def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
+        """The loss and the metrics over all samples of some batches, each counted once.
+
+        also: takes the same values, as a part of all that is validated.
+        """
         metrics = self.experiment.make_metrics()
         watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
         observer.begin_evaluation(batches.num_samples)
@@ -251,6 +276,8 @@ class BaseTrainer(TrainerInterface):
                     result = self.eval_step(self.runtime.to_device(data))
                     count = count_of(result, self.criterion)
                     metrics.update(result, samples=size, share=size / batches.num_samples, count=count)
+                    if also:
+                        also.update(result, samples=size, share=size / self.training.validation_samples, count=count)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, data) from error
                 self.first_batch_passed = True

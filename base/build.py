@@ -36,7 +36,7 @@ from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.random import isolated, seed_generators
-from utils.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
@@ -139,12 +139,12 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     process_group = experiment.runtime.process_group
     with process_group.main_process_first():
         batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
-        validation: Batches | None = _call(loaded, at, name, data.validation, (Batches, type(None)))
+        validation = _validation(loaded, data)
     if batches.is_stream and settings.steps_per_epoch is None:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
-    for part in filter(None, (batches, validation)):
+    for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
-    if settings.monitor and settings.monitor.split()[1].startswith("val_") and validation is None:
+    if settings.monitor and settings.monitor.split()[1].startswith("val_") and not validation:
         raise loaded.error(
             ("trainer", "monitor"),
             f'"{settings.monitor}" needs validation data, and there are none: data_loader.args.validation_split is 0; '
@@ -154,6 +154,32 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     seed_generators(config.seed, "training", *process_group.key)
     closure = any(needs_closure(each.optimizer) for each in optimizers.values())
     return Training(batches, validation, optimizers, frozen, closure)
+
+
+def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
+    """The batches of each validation set, by name; that of a single one is ""."""
+    at = ("data_loader", "args")
+    held_out: Batches | None = _call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
+    if not loaded.config.validations:
+        return {"": held_out} if held_out else {}
+    if held_out:
+        raise loaded.error(
+            ("validation",),
+            f"{type(data).__name__} has validation data, too; leave this out, or its validation_split or folds",
+        )
+    sets = {}
+    for name, component in loaded.config.validations.items():
+        path: KeyPath = ("validation", name) if name else ("validation",)
+        args = arguments_of(loaded, DATA_LOADERS, component.type, component.args, (*path, "args"))
+        make = functools.partial(DATA_LOADERS[component.type], **args)
+        loader = _call(loaded, (*path, "args"), component.type, make, BaseDataLoader)
+        sets[name] = _call(loaded, (*path, "args"), component.type, functools.partial(_evaluated, loader), Batches)
+    return sets
+
+
+def _evaluated(loader: BaseDataLoader) -> Batches:
+    """What a loader holds out, or else its test data."""
+    return loader.validation() or loader.test()
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:

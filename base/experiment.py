@@ -46,7 +46,8 @@ class Training:
     """What only training needs."""
 
     batches: Batches
-    validation: Batches | None
+    validation: dict[str, Batches]
+    """By the names in the config; that of a single one is "". Empty: there is none."""
     optimizers: dict[str, ScheduledOptimizer]
     """By their names in the config; that of a single one is ""."""
     frozen: Frozen
@@ -72,6 +73,10 @@ class Training:
             suffix = f".{name}" if name else ""
             parts |= {f"optimizer{suffix}": each.optimizer, f"schedule{suffix}": each.schedule}
         return parts
+
+    @property
+    def validation_samples(self) -> int:
+        return sum(batches.num_samples for batches in self.validation.values())
 
     def rates(self) -> dict[str, float]:
         """The learning rates of the last step, by the names of the parameter groups."""

@@ -23,10 +23,10 @@ class AveragedTrainer(Trainer):
         self.ema.update_parameters(self.experiment.model)
         return result
 
-    def evaluate(self, *args: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         model, self.model = self.model, self.ema
         try:
-            return super().evaluate(*args)
+            return super().evaluate(*args, **kwargs)
         finally:
             self.model = model
 

@@ -235,6 +235,7 @@ TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=Traine
 # the config's key for each kind
 REGISTRIES: dict[str, Registry] = {
     "data_loader": DATA_LOADERS,
+    "validation": DATA_LOADERS,
     "model": MODELS,
     "loss": LOSSES,
     "metrics": METRICS,

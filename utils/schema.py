@@ -144,6 +144,8 @@ def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
     return any(components)
 
 
+SEVERAL_BY_NAME = ("validation", "optimizer", "lr_scheduler")
+"""The keys whose value may be several components by name."""
 ONE, SEVERAL = "<one>", "<several>"  # pydantic puts them into the paths of its errors
 OneOrSeveral = Annotated[
     Annotated[T, Tag(ONE)] | Annotated[dict[Annotated[str, Field(pattern=IDENTIFIER)], T], Tag(SEVERAL)],
@@ -204,6 +206,8 @@ class TrainerConfig(Section):
     """Parameters that do not change, for some epochs or for good."""
     ema: Fixed[EmaConfig | None] = None
     """Average the weights, as in {"decay": 0.999}, and evaluate the averages; null: no average."""
+    validate_every_steps: Changeable[PositiveInt | None] = None
+    """Optimizer steps between two validations within an epoch, for TensorBoard alone; null: none."""
     monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
     early_stop: Changeable[PositiveInt | None] = None
@@ -262,6 +266,9 @@ class Config(Section):
     """The data set."""
     model: Fixed[ModelConfig]
     """The network."""
+    validation: Fixed[OneOrSeveral[Component] | None] = None
+    """Another data set to validate on: what its loader holds out, or else its test data. Or several by name: the values
+    of "day" are val_day_loss and so on, and val_loss is over all. null: what data_loader holds out."""
     loss: Fixed[Component | None] = None
     """What is minimised: a function or class of model/loss.py, or a loss of torch.nn. Only a trainer that is not
     supervised may do without."""
@@ -275,6 +282,13 @@ class Config(Section):
     """The training loop."""
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     """The device and its arithmetic."""
+
+    @property
+    def validations(self) -> dict[str, Component]:
+        """The data sets of their own to validate on, by name; the name of a single one is ""."""
+        if self.validation is None:
+            return {}
+        return self.validation if isinstance(self.validation, dict) else {"": self.validation}
 
     @property
     def optimizers(self) -> dict[str, OptimizerConfig]:

@@ -28,7 +28,7 @@ class SavedData:
         names = data.class_names
         self._facts: dict[str, Any] = {
             "training": self.num_samples,
-            "validation": training.validation.num_samples if training.validation else 0,
+            "validation": training.validation_samples,
             "classes": None if names is None else [str(name) for name in names],
             "targets": _hash(training.batches),
         }

@@ -22,7 +22,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     progress = trainer.progress
     yield config.name
     yield _row("model", f"{config.model.type}, {count_parameters(trainer.model):,} parameters")
-    validation = f", {training.validation.num_samples:,} for validation" if training.validation else ""
+    validation = f", {training.validation_samples:,} for validation" if training.validation else ""
     batches = training.batches
     left_out = batches.num_samples - batches.samples_per_pass
     dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""

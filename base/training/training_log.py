@@ -77,6 +77,10 @@ class TrainingLog:
         points = {f"{name}/step": value for name, value in means.items()}
         self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
 
+    def validation(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """The values of a validation within an epoch."""
+        self.writers.scalars(progress.steps, {_tag(f"val_{name}"): value for name, value in values.items()})
+
     def end_training(self) -> None:
         """The training of an epoch ended or was interrupted; its validation follows."""
         self._end = time.perf_counter()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
-from base.data.batches import BatchRange, MicroBatch, StepBatches
+from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
@@ -243,9 +243,10 @@ class _Check:
 
     def _validation_batch(self) -> Iterator[CheckResult]:
         """The first validation batch, which another data set or collate function may make; silent if it is sound."""
-        batches = self.training.validation
-        if batches is None:
-            return
+        for batches in self.training.validation.values():
+            yield from self._check_validation(batches)
+
+    def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         start = time.perf_counter()
         try:
             micro_batch = next(batches.one_pass())
@@ -258,7 +259,7 @@ class _Check:
             return
         finally:
             batches.close()
-        self.validation = (time.perf_counter() - start) * len(batches)
+        self.validation += (time.perf_counter() - start) * len(batches)
         if self.metrics_pass:
             yield from self._metrics(result, micro_batch.size, "validation")
 

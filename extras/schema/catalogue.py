@@ -20,9 +20,10 @@ WIDTH = 110
 
 def listing(name: str = "") -> str:
     """All components, or the whole of one. Raises UserError if there is none of that name."""
+    listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader
     if not name:
-        return "\n".join(line for kind, registry in REGISTRIES.items() for line in _kind(kind, registry))
-    found = [(kind, registry) for kind, registry in REGISTRIES.items() if registry.get(name)]
+        return "\n".join(line for kind, registry in listed for line in _kind(kind, registry))
+    found = [(kind, registry) for kind, registry in listed if registry.get(name)]
     if not found:
         raise UserError(f'there is no component "{name}"; {_further(name)}')
     return "\n\n".join("\n".join(_whole(kind, registry, name)) for kind, registry in found)

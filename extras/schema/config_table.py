@@ -46,7 +46,7 @@ def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
         below = section_at(below_at)
         meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
         rule = rule_of(here)
-        inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "loss") else []
+        inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "validation", "loss") else []
         rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
         cells = [_type(field, below), _default(field, below), rule.value if rule and rules == {rule} else "", meaning]
         name = dotted(tuple(part for part in here if part != 0))

@@ -14,11 +14,10 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from extras.schema import docstrings
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
-from utils.config.problems import SEVERAL_BY_NAME
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import DICTS, alternatives, contains_objects
 from utils.registry import REGISTRIES, TRAINERS, Registry, registry_inside
-from utils.schema import Config, keys_of, section_at
+from utils.schema import SEVERAL_BY_NAME, Config, keys_of, section_at
 
 Schema = dict[str, Any]
 
@@ -34,6 +33,8 @@ def config_schema() -> Schema:
     about = "A variable, an environment variable, or what the data loader tells: ${NAME}, ${env:NAME}, ${data.NAME}."
     definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
+        if kind == "validation":  # a data loader
+            continue
         definitions |= _definitions(kind, registry, partial=False)
         if kind != "metrics":  # a list, which is replaced and never merged
             definitions |= _definitions(kind, registry, partial=True)
@@ -95,13 +96,14 @@ def _unsupervised() -> list[str]:
 
 def _component(kind: str, *, partial: bool) -> Schema:
     """What may stand for a component: its object, its name, null where the config may do without it."""
-    reference = {"$ref": f"#/definitions/{kind}{PARTIAL if partial else ''}"}
+    defined = "data_loader" if kind == "validation" else kind
+    reference = {"$ref": f"#/definitions/{defined}{PARTIAL if partial else ''}"}
     if kind == "metrics":
         several = {"type": "array", "items": {"anyOf": [{"$ref": f"#/definitions/{kind}"}, REFERENCE]}}
         return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
     if kind in SEVERAL_BY_NAME:
         reference = _one_or_several(kind, reference)
-    nullable = kind == "lr_scheduler" or (kind == "loss" and _unsupervised())
+    nullable = kind in ("lr_scheduler", "validation") or (kind == "loss" and _unsupervised())
     return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
 
 

@@ -79,7 +79,7 @@ class Board(Observer):
         self._write(progress.steps, histograms.weights(trainer.experiment.model))
         if self.stats is None:
             return
-        if trainer.training.validation is not None:
+        if trainer.training.validation:
             self._write(progress.steps, pictures.precision_recall(self.stats))
         every = settings.pictures_every
         if every != 0 and (trainer.finished() or (every and progress.epochs % every == 0)):
@@ -91,7 +91,7 @@ class Board(Observer):
         self.events.describe(*self._about, {"summary": summaries.finished()})
 
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
-        if trainer.training.validation is not None:
+        if trainer.training.validation:
             self._draw(trainer, pictures.evaluation(stats))
         elif trainer.runtime.process_group.world_size == 1 and not trainer.training.batches.is_stream:
             model_summary.evaluate_training_samples(trainer, stats)

@@ -165,7 +165,8 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     if config.trainer.monitor:
         _, _, monitored = config.trainer.monitor.partition(" ")
         logged = ["loss", *names, *logs]
-        known = [*logged, *(f"val_{name}" for name in logged)]
+        prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
+        known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:
             yield Problem(("trainer", "monitor"), f'no metric gives "{monitored}"; {hint(monitored, known)}')
     elif config.trainer.early_stop:

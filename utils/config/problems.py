@@ -17,6 +17,7 @@ from utils.schema import (
     ONE,
     PATTERNS,
     SEVERAL,
+    SEVERAL_BY_NAME,
     Component,
     Config,
     KeyPath,
@@ -27,7 +28,6 @@ from utils.schema import (
 )
 from utils.text import closest
 
-SEVERAL_BY_NAME = ("optimizer", "lr_scheduler")
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
 

@@ -156,11 +156,12 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     filled = {key: value for key, value in config.items() if key != "$schema"}
     filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
     config = filled
-    for kind, _, entry in components(dict(config)):
+    for kind, path, entry in components(dict(config)):
         if kind == "metrics":
             continue
         known = REGISTRIES[kind].parameters(entry["type"])
-        filled[kind] = {**entry, "args": with_defaults(known, entry["args"])}
+        whole = {**entry, "args": with_defaults(known, entry["args"])}
+        filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
     return filled
 
 

@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ from utils.config.located_json import Document, Source, dotted, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
-from utils.schema import KeyPath, keys_of, members, section_at
+from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several, keys_of, members, section_at
 from utils.text import closest
 
 OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
@@ -111,7 +111,11 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
         here = (*path, key)
         inherited = below.get(key)
         if not path and key in REGISTRIES:
+            if are_several(value) != are_several(inherited) and "type" in {*_keys(value), *_keys(inherited)}:
+                inherited = None  # one component in place of several by name, or the other way round
             inherited, value = _same_component(key, inherited, value)
+        elif len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below):
+            inherited, value = _same_component(str(path[0]), inherited, value)
         if isinstance(inherited, dict) and isinstance(value, dict):
             below[key] = inherited
             _merge(base, source, inherited, value, here)
@@ -120,6 +124,10 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
         else:
             below[key] = value
             base.set_source(here, source)
+
+
+def _keys(value: Any) -> Iterable[Any]:
+    return value.keys() if isinstance(value, dict) else ()
 
 
 def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
@@ -155,14 +163,18 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
 
 
 def _is_argument(path: KeyPath) -> bool:
-    return len(path) == 3 and path[1] == "args" and path[0] in REGISTRIES
+    """Whether a path leads to an argument of a component, or of one of several by name."""
+    return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
 
 
 def _argument(config: dict[str, Any], path: KeyPath) -> inspect.Parameter | None:
     """The parameter of the component that the argument at this path is for."""
     registry = REGISTRIES[str(path[0])]
-    name = config[str(path[0])].get("type", registry.default)
-    return registry.parameters(str(name)).get(str(path[2]))
+    component: Any = config
+    for key in path[:-2]:
+        component = component[key]
+    name = component.get("type", registry.default)
+    return registry.parameters(str(name)).get(str(path[-1]))
 
 
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:

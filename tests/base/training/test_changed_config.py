@@ -38,6 +38,10 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "data_loader": {"args": {"num_samples": 60}},
     "model": {"args": {"bias": False}},
+    "validation": {
+        "type": "RandomTensorLoader",
+        "args": {"num_samples": 8, "batch_size": 8, "input_shape": [6], "num_classes": 3},
+    },
     "loss": {"args": {"label_smoothing": 0.1}},
     "metrics": ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}],
     "optimizer.type": "RMSprop",
@@ -56,6 +60,7 @@ OTHER: dict[str, Any] = {
     "trainer.clip_grad_value": 0.01,
     "trainer.freeze": [{"params": ["*.bias"], "epochs": 2}],
     "trainer.ema": {"decay": 0.9},
+    "trainer.validate_every_steps": 3,
     "trainer.monitor": "max val_accuracy",
     "trainer.early_stop": 1,
     "trainer.save_dir": "another",

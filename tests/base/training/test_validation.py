@@ -1,0 +1,100 @@
+"""Data sets of their own to validate on, one or several by name, and validation within the epoch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from tests.helpers import Json, copy_run, curves, lines, same, state
+from utils.errors import UserError
+
+Fit = Callable[..., train.Result]
+TRAINING: Json = {"args": {"validation_split": 0}}
+
+
+def loader(samples: int, split: int = 0, **args: Any) -> Json:
+    sizes = {"num_samples": samples, "num_test_samples": 20, "input_shape": [6], "num_classes": 3}
+    return {"type": "RandomTensorLoader", "args": {**sizes, "batch_size": 8, "validation_split": split, **args}}
+
+
+def train_on(fit: Fit, *overrides: str, **config: Any) -> train.Result:
+    """Without a part that is held out of the training data."""
+    return fit("data_loader.args.validation_split=0", *overrides, **config)
+
+
+def test_a_data_set_of_its_own_is_validated_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train_on(fit, "trainer.monitor=max val_accuracy", validation=loader(30, split=9))
+    assert {"val_loss", "val_accuracy"} <= result.last.keys()
+    assert "50 samples for training, 9 for validation" in capsys.readouterr().out
+    test_data = train_on(fit, validation=loader(30))  # nothing is held out: its test data
+    assert "50 samples for training, 20 for validation" in capsys.readouterr().out
+    assert test_data.last["val_loss"] != result.last["val_loss"]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", {"type": "CrossEntropyLoss", "args": {"reduction": "sum"}}])
+def test_several_sets_have_values_of_their_own_and_over_all(fit: Fit, loss: Any) -> None:
+    sets = {"day": loader(30, split=9), "night": loader(60, split=21)}
+    f1 = {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3}}
+    result = train_on(
+        fit,
+        "trainer.monitor=min val_night_loss",
+        "optimizer.args.lr=0.01",
+        loss=loss,
+        validation=sets,
+        metrics=["accuracy", f1],
+    )
+    last = result.last
+    day, night = (last[f"val_{name}_accuracy"] for name in sets)
+    assert last["val_accuracy"] == pytest.approx((9 * day + 21 * night) / 30)
+    assert result.best == min(line["val_night_loss"] for line in lines(result.run_dir))
+    alone = train_on(fit, "optimizer.args.lr=0.01", loss=loss, validation=sets["night"], metrics=["accuracy", f1]).last
+    for name in ("loss", "accuracy", "F1Score"):
+        assert alone[f"val_{name}"] == pytest.approx(last[f"val_night_{name}"], rel=1e-6)
+    weights = (1, 1) if isinstance(loss, dict) else (9 / 30, 21 / 30)
+    total = weights[0] * last["val_day_loss"] + weights[1] * last["val_night_loss"]
+    assert last["val_loss"] == pytest.approx(total, rel=1e-6)
+    assert {"day_loss/valid", "night_accuracy/valid", "loss/valid"} <= curves(result.run_dir).keys()
+
+
+def test_it_is_validated_within_the_epoch_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
+    options = ("trainer.validate_every_steps=2", "trainer.save_every_steps=2", "trainer.keep_last=null")
+    run = fit(*options, 'trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', 'trainer.ema={"decay": 0.9}').run_dir
+    assert [step for step, _ in curves(run)["loss/valid"]] == [2, 4, 5, 6, 8, 10]
+    assert len(lines(run)) == 2
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(run, tmp_path / "copy")
+    resumed = train.main(["-r", str(copied / "checkpoints" / "step-00000008.pth")]).run_dir
+    assert curves(run) == curves(resumed)
+    left, right = state(run), state(resumed)
+    assert all(same(left[part], right[part]) for part in left.keys() - {"writers"})
+    plain = fit('trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', 'trainer.ema={"decay": 0.9}').run_dir
+    assert same(state(run)["model"], state(plain)["model"])  # it changes nothing
+    assert lines(run) == lines(plain)
+
+
+@pytest.mark.parametrize(
+    ("validation", "says"),
+    [
+        (
+            loader(20) | {"type": "RandomTensorLoade"},
+            'validation.type: there is no data loader "RandomTensorLoade"; did you',
+        ),
+        ({"day": loader(20, batch_siz=3)}, 'validation.day.args.batch_siz: .* has no argument "batch_siz"'),
+        ({"day": loader(20, split=20)}, "leaves none to train on"),
+    ],
+)
+def test_a_mistake_is_located(fit: Fit, validation: Json, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        train_on(fit, validation=validation)
+
+
+def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
+    with pytest.raises(UserError, match="RandomTensorLoader has validation data, too; leave this out"):
+        fit(validation=loader(20))
+
+
+def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
+    with pytest.raises(UserError, match='no metric gives "val_dy_loss"; did you mean "val_day_loss"'):
+        train_on(fit, "trainer.monitor=min val_dy_loss", validation={"day": loader(20)})
