@@ -26,7 +26,7 @@ from base.training.first_batch import (
     trainer_warnings,
     watch_first_batch,
 )
-from base.training.loss import StepLoss, count_of, stateful_loss
+from base.training.loss import StepLoss, completed, stateful_loss
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.optimizing import Turns
@@ -200,10 +200,9 @@ class BaseTrainer(TrainerInterface):
                 runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
                 size = micro_batch.size
                 try:
-                    result = self.train_step(runtime.to_device(micro_batch.data))
-                    count = count_of(result, self.criterion)
-                    self.finish_backward(total.add(result.loss, count, size))
-                    self.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
+                    result = completed(self.train_step(runtime.to_device(micro_batch.data)), self.criterion)
+                    self.finish_backward(total.add(result.loss, result.count, size))
+                    self.train_metrics.update(result, samples=size, share=size / step.samples)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, micro_batch.data) from error
                 if not self.first_batch_passed:
@@ -273,11 +272,10 @@ class BaseTrainer(TrainerInterface):
                 self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 try:
-                    result = self.eval_step(self.runtime.to_device(data))
-                    count = count_of(result, self.criterion)
-                    metrics.update(result, samples=size, share=size / batches.num_samples, count=count)
+                    result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
+                    metrics.update(result, samples=size, share=size / batches.num_samples)
                     if also:
-                        also.update(result, samples=size, share=size / self.training.validation_samples, count=count)
+                        also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
                     raise self.explain(error, data) from error
                 self.first_batch_passed = True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,7 +17,7 @@ from base.construct import arguments_of, moved
 from base.construct import call as _call
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
-from base.training.loss import counted
+from base.losses import build_loss
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of
@@ -36,7 +36,7 @@ from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.random import isolated, seed_generators
-from utils.registry import DATA_LOADERS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
+from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
@@ -79,7 +79,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     data, model, (criterion, sum_loss) = _build_all(
         lambda: _data_loader(loaded) if data is None else data,
         make_model,
-        lambda: _loss(loaded, runtime),
+        lambda: build_loss(loaded, runtime.device),
     )
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
@@ -226,37 +226,6 @@ def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type
     return _call(loaded, (kind, "args"), component.type, functools.partial(registry[component.type], **args), expected)
 
 
-def _loss(loaded: LoadedConfig, runtime: Runtime) -> tuple[Callable[[Tensor, Tensor], Tensor], bool]:
-    """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction"."""
-    component = loaded.config.loss
-    if component is None:
-        return _no_loss, False
-    function = LOSSES[component.type]
-    criterion: Callable[[Tensor, Tensor], Tensor]
-    if inspect.isclass(function):
-        seed_generators(loaded.config.seed, "loss")
-        module = _build(loaded, "loss", component, nn.Module)
-        criterion, reduction = module.to(runtime.device), getattr(module, "reduction", "mean")
-    else:
-        args = arguments_of(loaded, LOSSES, component.type, component.args, ("loss", "args"))
-        if any(
-            next(module.parameters(), None) is not None for module in args.values() if isinstance(module, nn.Module)
-        ):
-            raise loaded.error(("loss",), f"{component.type} has parameters, which no optimizer would train")
-        on_device = {name: moved(value, runtime.device) for name, value in args.items()}
-        criterion, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
-    if reduction not in ("mean", "batchmean", "sum"):
-        raise loaded.error(
-            ("loss", "args", "reduction"), f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
-        )
-    return counted(criterion), reduction == "sum"
-
-
-def _no_loss(*_: Any) -> Tensor:
-    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
-    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')
-
-
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     functions, library, definitions = {}, dict[str, Any](), {}
     for index, metric in enumerate(loaded.config.metrics):
@@ -275,7 +244,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,
-        logs=getattr(TRAINERS[loaded.config.trainer.type], "logs", ()),
+        logs=[*getattr(TRAINERS[loaded.config.trainer.type], "logs", ()), *filter(None, loaded.config.losses)],
     )
 
 

@@ -18,6 +18,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from utils.text import closest
+
 KeyPath = tuple[str | int, ...]
 """The keys and list indices that lead from the root of a config to a value."""
 
@@ -140,11 +142,13 @@ def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value of "optimizer" or "lr_scheduler" is an object of components by name, and not a component."""
     if not isinstance(value, dict) or "type" in value:
         return False
+    if len(value) > 1 and all(isinstance(each, str) for each in value.values()):
+        return not any(closest(name, ("type", "args")) for name in value)  # else a misspelt key
     components = (isinstance(each, Component) or (isinstance(each, dict) and "type" in each) for each in value.values())
     return any(components)
 
 
-SEVERAL_BY_NAME = ("validation", "optimizer", "lr_scheduler")
+SEVERAL_BY_NAME = ("validation", "loss", "optimizer", "lr_scheduler")
 """The keys whose value may be several components by name."""
 ONE, SEVERAL = "<one>", "<several>"  # pydantic puts them into the paths of its errors
 OneOrSeveral = Annotated[
@@ -152,6 +156,13 @@ OneOrSeveral = Annotated[
     Discriminator(lambda value: SEVERAL if are_several(value) else ONE),
 ]
 """A component, or several by name."""
+
+
+class LossConfig(Component):
+    """A loss, by name."""
+
+    weight: float = 1.0
+    """Its factor in the sum of several losses."""
 
 
 class MetricConfig(Component):
@@ -269,9 +280,9 @@ class Config(Section):
     validation: Fixed[OneOrSeveral[Component] | None] = None
     """Another data set to validate on: what its loader holds out, or else its test data. Or several by name: the values
     of "day" are val_day_loss and so on, and val_loss is over all. null: what data_loader holds out."""
-    loss: Fixed[Component | None] = None
-    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn. Only a trainer that is not
-    supervised may do without."""
+    loss: Fixed[OneOrSeveral[LossConfig] | None] = None
+    """What is minimised: a function or class of model/loss.py, or a loss of torch.nn; or several by name, of which the
+    weighted sum is minimised and each is logged. Only a trainer that is not supervised may do without."""
     metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
     optimizer: Fixed[OneOrSeveral[OptimizerConfig]]
@@ -282,6 +293,13 @@ class Config(Section):
     """The training loop."""
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     """The device and its arithmetic."""
+
+    @property
+    def losses(self) -> dict[str, LossConfig]:
+        """By name; the name of a single one is ""."""
+        if self.loss is None:
+            return {}
+        return self.loss if isinstance(self.loss, dict) else {"": self.loss}
 
     @property
     def validations(self) -> dict[str, Component]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from base.data.batches import StepBatches
 from base.metric import StepResult
 from base.training.first_batch import FORWARD_ERRORS
-from base.training.loss import count_of
+from base.training.loss import completed
 
 
 def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
@@ -19,7 +19,7 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     """
     runtime, optimizer, scheduled = trainer.runtime, trainer.training.optimizer, trainer.training.scheduled
     micro_batches = list(step.micro_batches)
-    results: list[tuple[StepResult, Any]] = []
+    results: list[StepResult] = []
     loss: Tensor | float = 0.0
 
     def closure() -> Tensor:
@@ -30,12 +30,11 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
         for number, micro_batch in enumerate(micro_batches, start=1):
             runtime.sync_gradients(number == step.count)
             try:
-                result = trainer.train_step(runtime.to_device(micro_batch.data))
-                count = count_of(result, trainer.criterion)
-                trainer.finish_backward(total.add(result.loss, count, micro_batch.size))
+                result = completed(trainer.train_step(runtime.to_device(micro_batch.data)), trainer.criterion)
+                trainer.finish_backward(total.add(result.loss, result.count, micro_batch.size))
             except FORWARD_ERRORS as error:
                 raise trainer.explain(error, micro_batch.data) from error
-            results.append((result, count))
+            results.append(result)
         runtime.average_gradients(trainer.training.beside_model)
         loss = total.finish(scheduled.parameters, runtime.process_group)
         trainer.gradient_norm = scheduled.clip_gradients()
@@ -44,12 +43,12 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
 
     optimizer.step(closure)
     scheduled.schedule.after_step(moved=True)
-    for (result, count), micro_batch in zip(results, micro_batches, strict=True):
+    for result, micro_batch in zip(results, micro_batches, strict=True):
         size = micro_batch.size
         try:
-            trainer.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
+            trainer.train_metrics.update(result, samples=size, share=size / step.samples)
         except FORWARD_ERRORS as error:
             raise trainer.explain(error, micro_batch.data) from error
     if not trainer.first_batch_passed:
-        trainer.check_first_batch(results[0][0])
+        trainer.check_first_batch(results[0])
     return loss

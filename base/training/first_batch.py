@@ -95,6 +95,11 @@ def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
     """What is surely a mistake in a BaseTrainer's first batch that went through all the same."""
     if warning := untrained_parameters(trainer):
         yield warning
+    if getattr(trainer.criterion, "counts_differ", False):
+        yield (
+            f"the losses {', '.join(trainer.criterion.losses)} are means over different numbers of targets, so that "
+            "over several batches, micro-batches or processes their sum is weighted by samples"
+        )
     if trainer.supervised:
         yield from first_batch_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
 

@@ -141,19 +141,18 @@ class Metrics:
         """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
         self._interval: Sequence[float] | None = None
 
-    def update(self, result: StepResult, *, samples: int, share: float, count: Tensor | float | None = None) -> None:
+    def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
 
         samples: those of this process; 0 for a batch that counts for nothing, since other processes have its samples.
         share: the part of the optimizer step's, or of the data set's, samples that are in this micro-batch.
-        count: what the loss is a mean over, from ``to_scalar``; None: samples.
         """
         self._interval = None
         if not samples:
             return
         if self.sum_loss:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
-        elif isinstance(count, Tensor) or count != 0:
+        elif isinstance(count := result.count, Tensor) or count != 0:
             weight = samples if count is None else count
             self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
         if self.functions or self.library:

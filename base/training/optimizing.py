@@ -12,7 +12,7 @@ from torch import Tensor
 
 from base.data.batches import StepBatches
 from base.training.first_batch import FORWARD_ERRORS
-from base.training.loss import StepLoss, count_of, last_count
+from base.training.loss import StepLoss, completed, last_count
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
 
@@ -41,9 +41,9 @@ class Turns:
                 self._seen = set()
                 try:
                     result = trainer.train_step(trainer.runtime.to_device(micro_batch.data))
-                    count = count_of(result, trainer.criterion)
-                    total.add(result.loss, count, size)
-                    trainer.train_metrics.update(result, samples=size, share=size / step.samples, count=count)
+                    result = completed(result, trainer.criterion)
+                    total.add(result.loss, result.count, size)
+                    trainer.train_metrics.update(result, samples=size, share=size / step.samples)
                 except FORWARD_ERRORS as error:
                     raise trainer.explain(error, micro_batch.data) from error
                 if not trainer.first_batch_passed:

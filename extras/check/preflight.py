@@ -168,7 +168,7 @@ class _Check:
         return self.trainer.train_step(self.batch).loss.detach()
 
     def _first_loss(self, result: StepResult) -> CheckResult:
-        loss, component = float(result.loss), self.config.loss
+        loss, component = float(result.loss), self.config.losses.get("")
         outputs, targets = _only(result.outputs), _only(result.targets)
         if component is None or outputs is None or targets is None or not self.trainer.supervised:
             return data_checks.check_first_loss(loss)

@@ -105,8 +105,14 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
     if steps and not config.trainer.tensorboard:
         yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
-    if config.loss is not None and "loss" not in flawed_keys and config.loss.type not in LOSSES.own():
-        yield from _reduction_problems(config.loss)
+    for name, loss in config.losses.items() if "loss" not in flawed_keys else ():
+        path: KeyPath = ("loss", name) if name else ("loss",)
+        if loss.type not in LOSSES.own():
+            yield from _reduction_problems(loss, path)
+        if not name and loss.weight != 1:
+            yield Problem(
+                (*path, "weight"), "only one of several losses has a weight; a single one is minimised as it is"
+            )
     if config.trainer.ema and config.runtime.strategy == "fsdp":
         yield Problem(
             ("trainer", "ema"), 'weights that "fsdp" divides cannot be averaged yet; use runtime.strategy=ddp'
@@ -142,19 +148,23 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             yield problem
 
 
-def _reduction_problems(loss: Component) -> Iterator[Problem]:
+def _reduction_problems(loss: Component, path: KeyPath) -> Iterator[Problem]:
     """A loss of torch must be a mean or a sum over the samples."""
     reduction = loss.args.get("reduction", "mean")
     # which is a mean over samples, where "mean" is one over all their elements
     allowed = (*REDUCTIONS, "batchmean") if loss.type == "KLDivLoss" else REDUCTIONS
     if reduction not in allowed:
         message = f'the loss must be "mean" or "sum" over the samples, got "{reduction}"'
-        yield Problem(("loss", "args", "reduction"), message)
+        yield Problem((*path, "args", "reduction"), message)
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
     names = [metric.name or metric.type for metric in config.metrics]
     logs = list(getattr(TRAINERS.get(config.trainer.type), "logs", ()))
+    losses = list(filter(None, config.losses))
+    for name in losses:
+        if name in [*names, *LOGGED, *logs] or name.startswith("val_"):
+            yield Problem(("loss", name), f'its value is logged as "{name}", and that name is taken', at_key=True)
     for name in logs:
         if name in [*names, *LOGGED] or name.startswith("val_"):
             message = f'{config.trainer.type} logs "{name}", and that name is taken; change its class attribute "logs"'
@@ -164,7 +174,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another one with "name"')
     if config.trainer.monitor:
         _, _, monitored = config.trainer.monitor.partition(" ")
-        logged = ["loss", *names, *logs]
+        logged = ["loss", *names, *logs, *losses]
         prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
         known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:

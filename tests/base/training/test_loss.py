@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,7 +19,7 @@ from base.metric import StepResult
 from base.training.loss import CountedLoss, count_targets, counted
 from model.loss import cross_entropy
 from tests.conftest import load_script
-from tests.helpers import curves, lines, state, temporarily
+from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
@@ -259,3 +260,117 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
 def test_a_value_that_cannot_be_logged(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:
     with temporarily(TRAINERS, trainer), pytest.raises(UserError, match=says):
         tokens(fit, 8, f"trainer.type={trainer.__name__}")
+
+
+# ------------------------------------------------------------------ several losses
+
+
+class TwoHeads(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.size = nn.Linear(6, 3), nn.Linear(6, 1)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"kind": self.kind(inputs), "size": self.size(inputs)[:, 0]}
+
+
+class TwoTargets(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(40, 6, generator=generator)
+        kinds = torch.randint(3, (40,), generator=generator)
+        sizes = torch.randn(40, generator=generator)
+        return _Rows([(inputs[i], {"kind": kinds[i], "size": sizes[i]}) for i in range(40)])
+
+    def test_data(self) -> Any:
+        return self.training_data(augment=False)
+
+
+class _Rows(torch.utils.data.Dataset[Any]):
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+class Learnt(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean() * torch.exp(-self.scale) + self.scale
+
+
+SUM: dict[str, Any] = {"kind": {"type": "cross_entropy", "weight": 0.5}, "size": {"type": "Learnt", "weight": 2.0}}
+
+
+def on_two_targets(fit: Fit, *overrides: str, loss: Any = SUM, **data: Any) -> train.Result:
+    with temporarily(MODELS, TwoHeads), temporarily(DATA_LOADERS, TwoTargets), temporarily(LOSSES, Learnt):
+        return fit(
+            *overrides,
+            data_loader={"type": "TwoTargets", "args": {"batch_size": 8, "validation_split": 8, **data}},
+            model="TwoHeads",
+            loss=loss,
+            metrics=[],
+        )
+
+
+def test_a_weighted_sum_of_losses_by_name(fit: Fit) -> None:
+    result = on_two_targets(fit, "trainer.monitor=min val_size", "trainer.save_every_steps=2", "trainer.keep_last=null")
+    for prefix in ("", "val_"):
+        total = 0.5 * result.last[f"{prefix}kind"] + 2 * result.last[f"{prefix}size"]
+        assert result.last[f"{prefix}loss"] == pytest.approx(total, rel=1e-5)
+    assert result.best == min(line["val_size"] for line in lines(result.run_dir))
+    assert {"kind/train", "size/valid", "kind/step"} <= curves(result.run_dir).keys()
+    assert float(state(result.run_dir)["loss"]["size.scale"]) != 0
+
+
+def test_a_sum_of_losses_accumulates_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
+    large = on_two_targets(fit, batch_size=8).run_dir
+    small = on_two_targets(fit, "trainer.accumulate_steps=4", batch_size=2).run_dir
+    for name, value in state(large)["model"].items():
+        assert torch.allclose(value, state(small)["model"][name], atol=1e-6)
+    run = on_two_targets(fit, "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(run, tmp_path / "copy")
+    with temporarily(MODELS, TwoHeads), temporarily(DATA_LOADERS, TwoTargets), temporarily(LOSSES, Learnt):
+        resumed = train.main(["-r", str(copied / "checkpoints" / "step-00000006.pth")]).run_dir
+    assert all(same(state(run)[part], state(resumed)[part]) for part in ("model", "loss", "optimizer", "metrics"))
+    assert lines(run) == lines(resumed)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (
+            {"kind": {"type": "cross_entrop"}, "size": {"type": "Learnt"}},
+            r'loss.kind.type: there is no loss "cross_entrop"',
+        ),
+        ({"kind": {"type": "cross_entropy", "wieght": 1}, "size": {"type": "Learnt"}}, "loss.kind.wieght: unknown key"),
+        ({"loss": {"type": "cross_entropy"}}, 'loss.loss: its value is logged as "loss", and that name is taken'),
+        ({"type": "cross_entropy", "weight": 2}, "loss.weight: only one of several losses has a weight"),
+        (
+            {"kind": {"type": "cross_entropy"}, "size": {"type": "MSELoss", "args": {"reduction": "sum"}}},
+            "loss.size: it is a sum over the samples, and another of these losses is a mean",
+        ),
+    ],
+)
+def test_a_mistake_in_several_losses_is_located(fit: Fit, loss: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        on_two_targets(fit, loss=loss)
+
+
+def test_losses_by_name_alone(fit: Fit) -> None:
+    result = on_two_targets(fit, loss={"kind": "cross_entropy", "size": "MSELoss"})
+    assert result.last["loss"] == pytest.approx(result.last["kind"] + result.last["size"], rel=1e-5)
+
+
+def test_means_over_different_numbers_are_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"kind": {"type": "cross_entropy", "args": {"ignore_index": 2}}, "size": {"type": "MSELoss"}}
+    on_two_targets(fit, loss=other)
+    assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
         path, ["lr_scheduler=null", "loss.args.label_smoothing=0.1", "metrics.0.name=acc", "optimizer=Adam"]
     )
     assert loaded.config.loss is not None
-    assert loaded.config.loss.args == {"label_smoothing": 0.1}
+    assert loaded.config.losses[""].args == {"label_smoothing": 0.1}
     assert loaded.config.metrics[0].name == "acc"
     assert loaded.config.optimizers[""].args == {}
 

@@ -52,7 +52,7 @@ def test_objects_are_merged_and_lists_replaced(extend: Extend) -> None:
     assert config.optimizers[""].args == {"lr": 0.5, "momentum": 0.9}
     assert config.data_loader == base.data_loader
     assert config.loss is not None
-    assert (config.loss.type, config.loss.args) == ("cross_entropy", {"label_smoothing": 0.1})
+    assert (config.losses[""].type, config.losses[""].args) == ("cross_entropy", {"label_smoothing": 0.1})
     assert config.trainer == base.trainer
 
 
@@ -65,7 +65,7 @@ def test_another_type_inherits_nothing(extend: Extend) -> None:
     assert scheduler is not None
     assert (scheduler.args, scheduler.interval) == ({"step_size": 1}, "epoch")
     assert config.loss is not None
-    assert config.loss.type == "MSELoss"
+    assert config.losses[""].type == "MSELoss"
 
 
 def test_another_trainer_keeps_the_settings(write: Callable[..., Path]) -> None:

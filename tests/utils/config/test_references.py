@@ -78,7 +78,7 @@ def test_a_variable_may_be_anything_and_refer_to_others(load: Load) -> None:
         data_loader__args__batch_size="${TEN}",
         data_loader__args__input_shape=["${EIGHT}"],
     ).config
-    assert (config.name, config.loss and config.loss.type) == ("run-abc-4", "cross_entropy")
+    assert (config.name, config.loss and config.losses[""].type) == ("run-abc-4", "cross_entropy")
     assert config.model.args["hidden_features"] == 4
     assert config.data_loader.args["batch_size"] == 10
     assert config.data_loader.args["input_shape"] == [8]

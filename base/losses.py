@@ -1,0 +1,61 @@
+"""From the config to the loss: one, or a weighted sum of several by name."""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.construct import arguments_of, call, moved
+from base.training.loss import Loss, LossSum, counted
+from utils.config import LoadedConfig
+from utils.errors import ConfigError
+from utils.random import seed_generators
+from utils.registry import LOSSES
+from utils.schema import Component, KeyPath
+
+
+def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
+    """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction".
+
+    Raises ConfigError with the source location of what cannot be built.
+    """
+    losses = loaded.config.losses
+    seed_generators(loaded.config.seed, "loss")
+    if not losses:
+        return no_loss, False
+    if "" in losses:
+        loss, reduction = _build(loaded, losses[""], ("loss",), device)
+        return loss, reduction == "sum"
+    made = {name: _build(loaded, component, ("loss", name), device) for name, component in losses.items()}
+    sums = [name for name, (_, reduction) in made.items() if reduction == "sum"]
+    if sums and len(sums) < len(made):
+        raise loaded.error(("loss", sums[0]), "it is a sum over the samples, and another of these losses is a mean")
+    weights = {name: component.weight for name, component in losses.items()}
+    return LossSum({name: loss for name, (loss, _) in made.items()}, weights).to(device), bool(sums)
+
+
+def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torch.device) -> tuple[Loss, str]:
+    """A loss and its reduction."""
+    function = LOSSES[component.type]
+    args = arguments_of(loaded, LOSSES, component.type, component.args, (*at, "args"))
+    loss: Loss
+    if inspect.isclass(function):
+        module = call(loaded, (*at, "args"), component.type, functools.partial(function, **args), nn.Module)
+        loss, reduction = module.to(device), getattr(module, "reduction", "mean")
+    else:
+        modules = [value for value in args.values() if isinstance(value, nn.Module)]
+        if any(next(module.parameters(), None) is not None for module in modules):
+            raise loaded.error(at, f"{component.type} has parameters, which no optimizer would train")
+        on_device = {name: moved(value, device) for name, value in args.items()}
+        loss, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
+    if reduction not in ("mean", "batchmean", "sum"):
+        message = f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
+        raise loaded.error((*at, "args", "reduction"), message)
+    return counted(loss), reduction
+
+
+def no_loss(*_: Any) -> Tensor:
+    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
+    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')
