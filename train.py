@@ -8,7 +8,6 @@ python train.py -r                                       # resumes the run that 
 
 import argparse
 import gc
-import json
 import sys
 
 from utils.signals import end_at_once
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     --check and --list exit when they are done, as --help does.
     """
     process_group = get_process_group()
-    options = _options(argv)
+    options = cli.train_options(__doc__, argv)
     import_components()
     if options.list is not None or options.check:
         inspect(options)
@@ -86,30 +85,6 @@ def main(argv: Sequence[str] | None = None) -> Result:
     if folder_to_resume is not None:
         return resume(folder_to_resume, options.overrides)
     return train(loaded, data)
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = cli.parser(__doc__ or "")
-    made.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
-    made.add_argument(
-        "-r",
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="a run folder or checkpoint; default: the run started last",
-    )
-    made.add_argument("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
-    made.add_argument("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
-    made.add_argument("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
-    made.add_argument("--check", action="store_true", help="check everything that a run needs, without training")
-    made.add_argument(
-        "--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one"
-    )
-    options = cli.parse(made, argv)
-    if options.init_from is not None:
-        options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
-    return options
 
 
 def inspect(options: argparse.Namespace) -> NoReturn:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from base.construct import arguments_of, call, moved
-from base.training.loss import Loss, LossSum, counted
+from base.training.loss import Loss, counted
+from base.training.loss_sum import LossSum
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
 from utils.random import seed_generators

@@ -1,6 +1,7 @@
 """The command line that train.py and test.py share: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
+import json
 import signal
 import textwrap
 import traceback
@@ -43,6 +44,30 @@ def parser(about: str) -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="override any key of the config, e.g. trainer.epochs=5"
     )
     return parser
+
+
+def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of train.py."""
+    made = parser(about or "")
+    add = made.add_argument
+    add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
+    add(
+        "-r",
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="a run folder or checkpoint; default: the run started last",
+    )
+    add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
+    add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
+    add("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
+    add("--check", action="store_true", help="check everything that a run needs, without training")
+    add("--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one")
+    options = parse(made, argv)
+    if options.init_from is not None:
+        options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
+    return options
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

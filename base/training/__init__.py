@@ -1,10 +1,14 @@
 """The parts of the training loop in base_trainer.py.
 
+trainer_interface  what a trainer defines and calls
 progress        what is counted: steps, epochs, the position in the data, the best value
 metrics         the loss and the metrics of a phase; library_metric holds those of torchmetrics
-loss            what a loss is a mean over, over the micro-batches and processes of a step
-schedule        the learning rate
+loss            what a loss is a mean over, over the micro-batches and processes of a step; loss_sum, of several losses
+parameters      which optimizer and which group trains each parameter, and what is frozen
+schedule        an optimizer with its learning rates
+optimizing      the step of a trainer with several optimizers
 closure         the step of LBFGS, or of any optimizer that evaluates the loss itself
+averaging       the average of the weights, which is evaluated in their place
 first_batch     what to say when the first batch fails or looks wrong
 broadcast       whether a loss or a metric compares each output with its own target
 observer        the interface of what watches the training (TensorBoard, the test report)

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -143,57 +143,17 @@ def completed(result: StepResult, loss: Loss) -> StepResult:
     count = count if result.count is None else result.count
     if isinstance(count, Tensor):
         count = to_scalar(count)
-    if isinstance(loss, LossSum):
-        return result._replace(count=count, log={**loss.take_parts(), **result.log})
+    if take_parts := getattr(loss, "take_parts", None):
+        return result._replace(count=count, log={**take_parts(), **result.log})
     return result if count is result.count else result._replace(count=count)
 
 
 def last_count(loss: Loss) -> Tensor | float | None:
     """What the last value of a loss is a mean over, given once; None: samples."""
-    count = None
-    if isinstance(loss, (CountedLoss, LossSum)):
-        count, loss.last_count = loss.last_count, None
+    count: Tensor | float | None = getattr(loss, "last_count", None)
+    if count is not None:
+        loss.last_count = None  # type: ignore[attr-defined]
     return count
-
-
-class LossSum(nn.Module):
-    """A weighted sum of losses by name.
-
-    Where the outputs are a dict, or the targets, a loss whose name is in it gets that part alone.
-    """
-
-    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
-        super().__init__()
-        self.losses, self.weights = dict(losses), dict(weights)
-        # under their names, so that what they learn is trained and saved
-        modules = {name: stateful_loss(loss) for name, loss in losses.items()}
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.last_count: Tensor | float | None = None
-        self.counts_differ = False
-        """Whether the losses are means over different numbers, of which no single one is right for their sum."""
-        self._parts = dict[str, Tensor]()
-
-    def forward(self, outputs: Any, targets: Any) -> Tensor:
-        values, counts = dict[str, Tensor](), list[Tensor | float | None]()
-        for name, loss in self.losses.items():
-            values[name] = loss(_part(outputs, name), _part(targets, name))
-            counts.append(last_count(loss))
-        on_host = {count for count in counts if not isinstance(count, Tensor)}
-        self.counts_differ |= len(on_host) > 1
-        self.last_count = counts[0] if len(on_host) <= 1 else None
-        self._parts = {name: value.detach() for name, value in values.items()}
-        total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
-        return total
-
-    def take_parts(self) -> dict[str, Tensor]:
-        """The values of the losses in the last call, given once."""
-        parts, self._parts = self._parts, {}
-        return parts
-
-
-def _part(nest: Any, name: str) -> Any:
-    return nest[name] if isinstance(nest, Mapping) and name in nest else nest
 
 
 def _at_least(value: Tensor | float, least: float) -> Any:

@@ -110,5 +110,5 @@ class TrainerInterface(ABC):
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""
         waiting, self._waiting = self._waiting, []
-        for loss in waiting:
-            self.runtime.backward(loss, weight)
+        if waiting:  # as one: DDP takes a single backward pass for each forward pass
+            self.runtime.backward(sum(waiting[1:], waiting[0]), weight)

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import functools
+import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,10 +32,51 @@ UNIT_PARAMETERS = 1_000_000
 # ------------------------------------------------------------------ DDP
 
 
+class _Model(nn.Module):
+    """A model whose forward pass may be that of a part of it, or another method, by its dotted name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, name: str, *inputs: Any, **named: Any) -> Any:
+        called = operator.attrgetter(name)(self.model) if name else self.model
+        return called(*inputs, **named)
+
+
+class _Part:
+    """A part or a method of a replicated model: called through DDP, or its gradients would not be exchanged."""
+
+    def __init__(self, replicated: "_Replicated", name: str) -> None:
+        self._replicated, self._name = replicated, name
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._replicated.call(self._name, *inputs, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._replicated.part(f"{self._name}.{name}")
+
+
 class _Replicated(DistributedDataParallel):
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.call("", *inputs, **named)
+
+    def __getattr__(self, name: str) -> Any:
         try:
-            return super().forward(*inputs, **named)  # type: ignore[no-untyped-call]
+            return super().__getattr__(name)
+        except AttributeError:
+            return self.part(name)
+
+    def part(self, name: str) -> Any:
+        """What the model has under a dotted name. What can be called is called through DDP."""
+        found = operator.attrgetter(name)(self.module.model)
+        is_method = inspect.ismethod(found) and isinstance(found.__self__, nn.Module)
+        return _Part(self, name) if is_method or isinstance(found, nn.Module) else found
+
+    def call(self, name: str, *inputs: Any, **named: Any) -> Any:
+        """The forward pass of a part of the model; "" is the whole."""
+        try:
+            return super().forward(name, *inputs, **named)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
@@ -50,7 +93,7 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     devices = None if device.type == "cpu" else [device]
     # the buffers (running means of BatchNorm, say) follow those of the main process before each forward pass
     replicated = _Replicated(
-        model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
+        _Model(model), device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
     )
     if not unused_parameters:
         _rebuild_gradient_buckets(replicated)
@@ -93,6 +136,9 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
     for module in _units(model):
         fully_shard(module, mesh=mesh)
     assert isinstance(model, FSDPModule)
+    for name, _ in inspect.getmembers(type(model), inspect.isfunction):
+        if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
+            register_fsdp_forward_method(model, name)  # the weights are gathered for other methods, too
     model.register_forward_pre_hook(broadcast_buffers)
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]

@@ -28,6 +28,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
 from base.base_model import BaseModel
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
 from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
@@ -77,6 +79,42 @@ class Idle(BaseModel):
         return self.used(x)  # type: ignore[no-any-return]
 
 
+class Coder(BaseModel):
+    """A model of which a trainer calls parts and methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 4), nn.Tanh())
+        self.decoder, self.size = nn.Linear(4, 6), 4
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encoder(x))
+
+
+class CoderTrainer(BaseTrainer):
+    """Reconstructs by parts of the model, and takes two losses by two calls."""
+
+    supervised = False
+    model: Any
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs = batch[0]
+        codes = self.model.encode(inputs) if hasattr(self.model, "encode") else self.model.encoder(inputs)
+        assert self.model.size == codes.shape[1]
+        outputs = self.model.decode(codes)
+        loss, penalty = self.criterion(outputs, inputs), codes.square().mean()
+        self.backward(loss)
+        self.backward(penalty)
+        return StepResult(loss + penalty, outputs, inputs)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        outputs = self.model(batch[0])
+        return StepResult(self.criterion(outputs, batch[0]), outputs, batch[0])
+
+
 def copy_of(run: Path, step: int) -> Path:
     """A copy of a run in its own time, beside it; gives its checkpoint of a step."""
     number = len(list(run.parent.iterdir()))
@@ -109,10 +147,11 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    for model in (Restless, Idle, PlainPair):
+    for model in (Restless, Idle, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)
+    TRAINERS.register(CoderTrainer)
 
 
 def launch(count: int, jobs: Path, results: Path, log: Path) -> int:

@@ -39,6 +39,12 @@ CONFIGS: dict[str, Json] = {
         "loss": "LearntScale",
         "trainer": {**TRAINER, "ema": {"decay": 0.8}, "freeze": [{"params": ["fc1.*"], "epochs": 1}]},
     },
+    "parts": {
+        "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
+        "model": "Coder",
+        "loss": "MSELoss",
+        "trainer": {**TRAINER, "type": "CoderTrainer"},
+    },
     "state": {"data_loader": {"type": "ResumableStream", "args": {"batch_size": 7}}, "trainer": STREAMED},
 }
 STEP = 4  # in mid-epoch

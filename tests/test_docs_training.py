@@ -1,0 +1,55 @@
+"""The examples of docs/training.md run as they stand there, and resume exactly."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from tests.helpers import ROOT, copy_run, lines, same, state
+from utils.registry import MODELS, TRAINERS
+
+PAGE = (ROOT / "docs" / "training.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)]
+
+
+@pytest.fixture(autouse=True)
+def _components() -> Iterator[None]:
+    """The page's model and trainer, registered."""
+    names = []
+    for number, block in enumerate(PYTHON):
+        names += [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
+        exec(compile(block, f"docs/training.md, block {number}", "exec"), {"__name__": f"docs_training_{number}"})
+    yield
+    for name in names:
+        (MODELS if name in MODELS.own() else TRAINERS).unregister(name)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["name"])
+def test_an_example_trains_and_resumes_exactly(config: dict[str, Any], tmp_path: Path) -> None:
+    if "extends" in config:
+        config = {**config, "extends": str(ROOT / config["extends"].removeprefix("../"))}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    often = ("trainer.save_every_steps=3", "trainer.keep_last=null", "trainer.pictures_every=0")
+    run = train.main(["-c", str(path), f"trainer.save_dir={tmp_path / 'saved'}", *often]).run_dir
+    (tmp_path / "copy").mkdir()
+    copied = copy_run(run, tmp_path / "copy")
+    steps = sorted((copied / "checkpoints").glob("step-*.pth"))
+    resumed = train.main(["-r", str(steps[len(steps) // 2])]).run_dir
+    left, right = state(run), state(resumed)
+    assert all(same(left[part], right[part]) for part in left.keys() - {"writers"})
+    assert lines(run) == lines(resumed)
+
+
+def test_the_rates_have_the_names_that_the_page_says(tmp_path: Path) -> None:
+    config = {**CONFIGS[0], "extends": str(ROOT / "configs/two_layer_net.json")}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    last = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}", "trainer.epochs=1"]).last
+    assert {"lr", "lr_output"} <= last.keys()
