@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,30 +16,57 @@ from tests import forked
 from tests.helpers import PATIENCE, ROOT, TIMES, Json, curves, lines, same, state
 
 WEIGHTS = [0.1, 5.0, 1.0, 1.0, 3.0, 0.2, 1.0, 4.0, 2.0, 1.0]  # of ten classes
+VARIANTS: dict[str, Json] = {
+    "weighted": {
+        "loss": {"type": "cross_entropy", "args": {"weight": WEIGHTS}},
+        "trainer": {"type": "AveragedTrainer"},
+    },
+    "groups": {
+        "optimizer": {
+            "type": "AdamW",
+            "args": {},
+            "groups": [{"params": ["*.bias"], "args": {"weight_decay": 0.0}}, {"params": ["conv*"]}],
+        },
+        "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": [0.01, 0.02, 0.005]}, "interval": "step"},
+        "trainer": {
+            "freeze": [{"params": ["conv1.*"], "epochs": 3}],
+            "ema": {"decay": 0.9},
+            "validate_every_steps": 3,
+        },
+    },
+    "several": {
+        "loss": {"classes": {"type": "cross_entropy"}, "scaled": {"type": "LearntScale", "weight": 0.5}},
+        "optimizer": {
+            "features": {"type": "Adam", "args": {"lr": 0.002}, "params": ["conv*"], "clip_grad_norm": 1.0},
+            "head": {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}, "params": ["fc*", "loss.*"]},
+        },
+        "lr_scheduler": {"features": {"type": "OneCycleLR", "args": {"max_lr": 0.01}, "interval": "step"}},
+        "trainer": {"type": "TwoStepTrainer", "monitor": "min val_scaled"},
+    },
+}
 
 Running = subprocess.Popen[str] | forked.Process
 
 
 def config(
-    save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full", weighted: bool = False
+    save_dir: Path, *, loader: str, name: str, workers: int = 2, checkpoint: str = "full", variant: str = ""
 ) -> Json:
     """Everything that a resume could get wrong: 5 steps an epoch, the last of one short batch, about 8 epochs.
 
-    weighted: with class weights and a trainer that validates averaged weights.
+    variant: a name in VARIANTS.
     """
     data = {"batch_size": 8, "validation_split": 16, "num_workers": workers, "eval_batch_size": 16}
     watch = {"monitor": "min val_loss", "early_stop": 4}
     often = {"epochs": 12, "accumulate_steps": 3, "save_every_steps": 2, "log_every_steps": 1, "keep_last": 2}
-    return {
+    plain: Json = {
         "name": name,
         "data_loader": {"type": loader, "args": data},
         "model": {"type": "LeNet", "args": {"dropout": 0.3}},
-        "loss": {"type": "cross_entropy", "args": {"weight": WEIGHTS}} if weighted else "cross_entropy",
+        "loss": "cross_entropy",
         "metrics": ["accuracy"],
         "optimizer": {"type": "AdamW", "args": {"lr": 0.001}},
         "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}, "interval": "step"},
         "trainer": {
-            "type": "AveragedTrainer" if weighted else "Trainer",
             **often,
             **watch,
             "checkpoint": checkpoint,
@@ -48,6 +75,8 @@ def config(
         },
         "runtime": {"device": "cpu"},
     }
+    other = VARIANTS[variant] if variant else {}
+    return {**plain, **other, "trainer": {**plain["trainer"], **other.get("trainer", {})}}
 
 
 @contextmanager
@@ -86,7 +115,9 @@ def logged(folder: Path) -> Callable[[], bool]:
     """Whether the event files below a folder are no longer as they are now: a run has begun, or has gone on."""
 
     def look() -> list[tuple[Path, int]]:
-        return sorted((path, path.stat().st_size) for path in folder.rglob("*tfevents*"))
+        while True:
+            with suppress(FileNotFoundError):  # a folder that was made and removed meanwhile
+                return sorted((path, path.stat().st_size) for path in folder.rglob("*tfevents*"))
 
     before = look()
     return lambda: look() != before
@@ -107,7 +138,7 @@ class Campaign:
     workers: tuple[int, ...] = (2,)
     left_out: str = ""
     checkpoint: str = "full"
-    weighted: bool = False
+    variant: str = ""
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     kinds: tuple[str, ...] = ("start", "work", "work", "file")
     fork: bool = False
@@ -163,7 +194,7 @@ class Campaign:
 
     def _config(self, name: str) -> Path:
         path = self.folder / f"{name}.json"
-        how = {"checkpoint": self.checkpoint, "weighted": self.weighted}
+        how = {"checkpoint": self.checkpoint, "variant": self.variant}
         path.write_text(json.dumps(config(self.folder, loader=self.loader, name=name, **how)))  # type: ignore[arg-type]
         return path
 

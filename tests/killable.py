@@ -40,9 +40,11 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
 from tests.averaged import AveragedTrainer
+from tests.base.training.test_optimizers import LearntScale
 from tests.helpers import ROOT, extended, forgetful
 from tests.small_data import SmallSamples, SmallTensors
-from utils.registry import DATA_LOADERS, TRAINERS
+from tests.two_steps import TwoStepTrainer
+from utils.registry import DATA_LOADERS, LOSSES, TRAINERS
 
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.truncate", "os.remove", "os.mkdir", "os.listdir"}
 
@@ -103,6 +105,8 @@ if __name__ == "__main__":
     DATA_LOADERS.register(SmallTensors)
     DATA_LOADERS.register(SmallSamples)
     TRAINERS.register(AveragedTrainer)
+    TRAINERS.register(TwoStepTrainer)
+    LOSSES.register(LearntScale)
     if "LEAVE_OUT" in os.environ:
         extend_trainers(forgetful(os.environ["LEAVE_OUT"]))
     if "PAUSE_AT" in os.environ:

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.campaign import Campaign, differences
+from tests.campaign import VARIANTS, Campaign, differences
 
 LOADERS = {"tensors": "SmallTensors", "samples": "SmallSamples"}
 PARTS = ("random", "optimizer", "schedule", "metrics")
@@ -33,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--data", choices=LOADERS, nargs="+", default=[*LOADERS])
     parser.add_argument("--checkpoint", choices=("full", "sharded"), default="full", help="of the runs (default: full)")
-    parser.add_argument("--weighted", action="store_true", help="with class weights and averaged weights")
+    parser.add_argument("--variant", choices=VARIANTS, default="", help="of the config (default: none of these)")
     options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -49,8 +49,8 @@ def campaign(folder: Path, data: str, options: argparse.Namespace) -> int:
     kills, seed = options.kills, options.seed
     signals = tuple(signal.Signals[name] for name in options.signals)
     how: dict[str, Any] = {"workers": (0, 1, 2), "signals": signals, "checkpoint": options.checkpoint}
-    how["weighted"] = options.weighted
-    first = Campaign(_made(folder / "alone"), LOADERS[data], seed, weighted=options.weighted)
+    how["variant"] = options.variant
+    first = Campaign(_made(folder / "alone"), LOADERS[data], seed, variant=options.variant)
     alone, wrong, done = first.alone(), 0, Counter[str]()
     runs = 0
     while done.total() < kills:
