@@ -32,6 +32,7 @@ from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import load_script
+from tests.docs import recipes
 from tests.helpers import PATIENCE
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
@@ -113,6 +114,8 @@ def register() -> None:
         MODELS.register(model)
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)
+    for name in recipes.NAMES:
+        recipes.install(name)
 
 
 def launch(count: int, jobs: Path, results: Path, log: Path) -> int:
