@@ -1,27 +1,30 @@
 """The recipes of docs/recipes that are about data, losses and optimizers run as they are written there."""
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.docs.recipes import RecipeRun, config, installed, notes, user_lines
-from tests.helpers import lines
+from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, user_lines
+from tests.helpers import lines, state
 
-# the lines that each page's head states, by file
-LINES = {
-    "detection": {"trainer": 13, "data_loader": 28, "model": 66},
-}
+NAMES = ["detection", "multi_task"]
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_the_lines_of_a_recipe_are_as_its_head_says(name: str) -> None:
-    counted = dict[str, int]()
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_of_a_recipe_are_as_its_page_says(name: str) -> None:
+    counted = dict.fromkeys(("trainer", "data_loader", "model"), 0)
     for path, count in user_lines(name).items():
-        folder = path.partition("/")[0]
-        counted[folder] = counted.get(folder, 0) + count
-    assert counted == LINES[name]
+        counted[path.partition("/")[0]] += count
+    trainer, data, model = counted.values()
+    expected = ", ".join(f"{count} for the {part}" for part, count in (("trainer", trainer), ("data", data)) if count)
+    assert f"Your lines: {expected}" in (PAGES / f"{name}.md").read_text(), counted
+    assert f" {model} for " in (PAGES / f"{name}.md").read_text() or not model, counted
+    numbers = " + ".join(str(count) for count in counted.values() if count)
+    assert f"({name}.md)" in (index := (PAGES / "README.md").read_text())
+    assert f"| {numbers} |" in index.partition(f"({name}.md)")[2].partition("\n")[0], counted
 
 
 def test_detection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +52,21 @@ def test_average_precision() -> None:
         nothing = {"boxes": boxes[:0], "labels": torch.tensor([], dtype=torch.int64), "scores": torch.tensor([])}
         metric.update([nothing], [{"boxes": boxes[2:], "labels": torch.tensor([0])}])
         assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 4)
+
+
+def test_multi_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("multi_task"):
+        value = config("multi_task")
+        value["data_loader"]["args"] |= {"num_samples": 100}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        last = lines(recipe.run)[-1]
+        for phase in ("", "val_"):
+            weights = {task: last[f"{phase}{task}_weight"] for task in ("quadrant", "distance")}
+            assert weights["distance"] < 1, "the larger loss weighs less"
+        parts = sum(weights[task] * last[f"val_{task}_loss"] - math.log(weights[task]) / 2 for task in weights)
+        assert last["val_loss"] == pytest.approx(parts, rel=1e-5)
+        assert last["lr_loss"] == 0.02
+        assert state(recipe.run)["loss"]["log_variances.distance"] > 0
+        recipe.assert_resumes_exactly(step=6)
+        assert notes(recipe.check(capsys)) == []
+        assert {"loss", "distance_error", "quadrant_loss"} <= recipe.test().keys()

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 SMALL: dict[str, Json] = {
     "detection": {"num_samples": 40, "num_test_samples": 12, "validation_split": 9, "batch_size": 7},
+    "multi_task": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
 }
 STEP = 4  # in the second epoch
 
