@@ -13,10 +13,12 @@ from torch.utils.data import Dataset
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.base_model import count_parameters
 from base.experiment import Experiment
 from base.metric import StepResult
 from extras.check import preflight
 from extras.check.data_checks import check_batch
+from extras.layers import Trace, traced
 from tests.configs import sound
 from tests.conftest import load_script
 from tests.helpers import temporarily
@@ -359,3 +361,12 @@ def test_the_classes_of_one_images_boxes_may_all_be_the_same() -> None:
 def test_a_model_that_gives_its_loss_is_not_noted_if_nothing_compares_its_outputs(check: Check) -> None:
     config = nested(kind="loss") | {"loss": None}
     assert "independence  ok    cannot be tested" in check(**config, trainer={"type": "Own"})[1]
+
+
+def test_the_layers_have_all_parameters() -> None:
+    """Attention uses the weights of a layer of its own that is never called, and a model may have weights itself."""
+    model, trace = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.PReLU()), Trace()
+    model.token = nn.Parameter(torch.zeros(3))  # type: ignore[assignment]
+    with traced(model, trace):
+        model(torch.zeros(2, 4, 8))
+    assert sum(int(row[3].replace(",", "") or 0) for row in trace.rows) == count_parameters(model)
