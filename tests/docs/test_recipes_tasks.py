@@ -9,8 +9,9 @@ import torch
 
 from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, user_lines
 from tests.helpers import lines, state
+from utils.registry import DATA_LOADERS
 
-NAMES = ["detection", "multi_task"]
+NAMES = ["detection", "multi_task", "text_classification"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,3 +71,20 @@ def test_multi_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         recipe.assert_resumes_exactly(step=6)
         assert notes(recipe.check(capsys)) == []
         assert {"loss", "distance_error", "quadrant_loss"} <= recipe.test().keys()
+
+
+def test_text_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("text_classification"):
+        value = config("text_classification")
+        value["data_loader"]["args"] |= {"num_samples": 200, "batch_size": 16}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        recipe.assert_resumes_exactly(step=14)
+        assert notes(recipe.check(capsys)) == []
+        assert {"loss", "accuracy", "recall"} <= recipe.test().keys()
+        assert "| bad   " in (recipe.run / "test" / "report.md").read_text()
+        loader = DATA_LOADERS["ReviewLoader"](num_samples=200, batch_size=16, balanced=True)
+        batches = [batch.data for batch in loader.training(seed=0).one_pass()]
+        assert abs(sum(int(batch["label"].sum()) for batch in batches) - 100) < 30
+        padded = sum(int((batch["tokens"] == 0).sum()) for batch in batches)
+        assert padded < 0.2 * sum(batch["tokens"].numel() for batch in batches)
+        assert loader.facts()["class_counts"] == [15, 185]
