@@ -366,7 +366,7 @@ def test_a_model_that_gives_its_loss_is_not_noted_if_nothing_compares_its_output
 def test_the_layers_have_all_parameters() -> None:
     """Attention uses the weights of a layer of its own that is never called, and a model may have weights itself."""
     model, trace = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.PReLU()), Trace()
-    model.token = nn.Parameter(torch.zeros(3))  # type: ignore[assignment]
+    model.token = nn.Parameter(torch.zeros(3))
     with traced(model, trace):
         model(torch.zeros(2, 4, 8))
     assert sum(int(row[3].replace(",", "") or 0) for row in trace.rows) == count_parameters(model)
