@@ -35,12 +35,19 @@ def config(name: str, path: str = "") -> Json:
 
 
 def install(name: str) -> None:
-    """Run the recipe's Python files as modules of the project."""
+    """Run the recipe's Python files as modules of the project; scripts beside train.py are left out."""
     for path, text in files(name).items():
-        if path.endswith(".py"):
+        if path.endswith(".py") and "/" in path:
             module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
             sys.modules[module.__name__] = module  # worker processes find a class by its module
             exec(compile(text, f"docs/recipes/{name}.md: {path}", "exec"), vars(module))
+
+
+def run_script(name: str, path: str, *arguments: str) -> None:
+    """Run a script of a recipe with these arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *arguments])
+        exec(compile(files(name)[path], f"docs/recipes/{name}.md: {path}", "exec"), {"__name__": "__main__"})
 
 
 @contextlib.contextmanager
@@ -61,7 +68,7 @@ def user_lines(name: str) -> dict[str, int]:
     """Lines of code of each Python file, without blank lines, comments, docstrings and imports."""
     counted = {}
     for path, text in files(name).items():
-        if path.endswith(".py"):
+        if path.endswith(".py") and "/" in path:
             text = re.sub(r'^\s*""".*?"""$', "", text, flags=re.DOTALL | re.MULTILINE)
             code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
             counted[path] = sum(not re.match(r"(from|import) ", line) for line in code)

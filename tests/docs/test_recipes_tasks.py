@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, user_lines
+from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_script, user_lines
 from tests.helpers import lines, state
 from utils.registry import DATA_LOADERS
 
-NAMES = ["detection", "multi_task", "text_classification"]
+NAMES = ["detection", "multi_task", "text_classification", "stream"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,3 +88,19 @@ def test_text_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         padded = sum(int((batch["tokens"] == 0).sum()) for batch in batches)
         assert padded < 0.2 * sum(batch["tokens"].numel() for batch in batches)
         assert loader.facts()["class_counts"] == [15, 185]
+
+
+def test_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_script("stream", "make_sensor_data.py", str(tmp_path / "sensors"))
+    with installed("stream"):
+        value = config("stream")
+        value["data_loader"]["args"] |= {"data_dir": str(tmp_path / "sensors"), "num_validation_samples": 50}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=30")
+        saved = state(recipe.run, "step-00000045.pth")["data"]["stream"]
+        assert saved["position"] == 45 * 32
+        assert saved["passes"] == 1
+        capsys.readouterr()
+        recipe.assert_resumes_exactly(step=45)
+        assert "again" not in capsys.readouterr().out, "it reads on from its state"
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "mean_absolute_error"}

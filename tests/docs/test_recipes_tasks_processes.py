@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.recipes import config
+from tests.docs.recipes import config, run_script
 from tests.helpers import Json, lines, same, state
 from tests.utils.distributed.test_processes import Jobs, differences
 
@@ -14,15 +14,19 @@ pytestmark = pytest.mark.slow
 SMALL: dict[str, Json] = {
     "detection": {"num_samples": 40, "num_test_samples": 12, "validation_split": 9, "batch_size": 7},
     "multi_task": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
+    "stream": {"num_validation_samples": 9, "batch_size": 7},
     "text_classification": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
 }
 STEP = 4  # in the second epoch
 
 
-def small(name: str) -> Json:
+def small(name: str, folder: Path) -> Json:
     """A recipe's config with few samples, of which no number of processes divides the batches."""
     value = config(name)
     value["data_loader"]["args"] |= SMALL[name]
+    if name == "stream":
+        value["data_loader"]["args"]["data_dir"] = str(folder)
+        value["trainer"]["steps_per_epoch"] = 5
     if name == "text_classification":
         value["model"]["args"]["dropout"] = 0
         # the gradient of a key's bias is 0 but for rounding, which Adam would scale up
@@ -35,10 +39,13 @@ def small(name: str) -> Json:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run folders: by one and by two processes, and resumed by two from either."""
-    run_jobs = Jobs(tmp_path_factory.mktemp("jobs"))
+    folder = tmp_path_factory.mktemp("jobs")
+    run_script("stream", "make_sensor_data.py", str(folder / "sensors"))
+    configs = {name: small(name, folder / "sensors") for name in SMALL}
+    run_jobs = Jobs(folder)
     try:
-        one = run_jobs(1, {f"{name} 1": {"config": small(name)} for name in SMALL})
-        two = run_jobs(2, {f"{name} 2": {"config": small(name)} for name in SMALL})
+        one = run_jobs(1, {f"{name} 1": {"config": value} for name, value in configs.items()})
+        two = run_jobs(2, {f"{name} 2": {"config": value} for name, value in configs.items()})
         again = {f"{name} to 2": {"of": str(run), "step": STEP} for name, run in (one | two).items()}
         return one | two | run_jobs(2, again)
     finally:
