@@ -44,8 +44,8 @@ def install(name: str) -> None:
 
 
 def run_script(name: str, path: str, *arguments: str) -> None:
-    """Run a script of a recipe with these arguments."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Run a script of a recipe with these arguments, to its end or to ``sys.exit(0)``."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
         patch.setattr(sys, "argv", [path, *arguments])
         exec(compile(files(name)[path], f"docs/recipes/{name}.md: {path}", "exec"), {"__name__": "__main__"})
 
@@ -65,10 +65,13 @@ def installed(name: str) -> Iterator[None]:
 
 
 def user_lines(name: str) -> dict[str, int]:
-    """Lines of code of each Python file, without blank lines, comments, docstrings and imports."""
+    """Lines of code of each Python file, without blank lines, comments, docstrings and imports.
+
+    Those of a script that makes the data, in place of the user's own, do not count.
+    """
     counted = {}
     for path, text in files(name).items():
-        if path.endswith(".py") and "/" in path:
+        if path.endswith(".py") and not path.startswith("make_"):
             text = re.sub(r'^\s*""".*?"""$', "", text, flags=re.DOTALL | re.MULTILINE)
             code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
             counted[path] = sum(not re.match(r"(from|import) ", line) for line in code)

@@ -1,6 +1,8 @@
 """The recipes of docs/recipes that are about data, losses and optimizers run as they are written there."""
 
 import math
+import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,21 +13,20 @@ from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_s
 from tests.helpers import lines, state
 from utils.registry import DATA_LOADERS
 
-NAMES = ["detection", "multi_task", "text_classification", "stream"]
+NAMES = ["detection", "multi_task", "text_classification", "stream", "k_fold"]
+PARTS = {"trainer": "trainer", "data_loader": "data", "model": "model"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_lines_of_a_recipe_are_as_its_page_says(name: str) -> None:
-    counted = dict.fromkeys(("trainer", "data_loader", "model"), 0)
+    counted = dict.fromkeys([*PARTS.values(), "script"], 0)
     for path, count in user_lines(name).items():
-        counted[path.partition("/")[0]] += count
-    trainer, data, model = counted.values()
-    expected = ", ".join(f"{count} for the {part}" for part, count in (("trainer", trainer), ("data", data)) if count)
-    assert f"Your lines: {expected}" in (PAGES / f"{name}.md").read_text(), counted
-    assert f" {model} for " in (PAGES / f"{name}.md").read_text() or not model, counted
-    numbers = " + ".join(str(count) for count in counted.values() if count)
-    assert f"({name}.md)" in (index := (PAGES / "README.md").read_text())
-    assert f"| {numbers} |" in index.partition(f"({name}.md)")[2].partition("\n")[0], counted
+        counted[PARTS.get(path.partition("/")[0], "script")] += count
+    there = {part: count for part, count in counted.items() if count}
+    head = (PAGES / f"{name}.md").read_text().partition("```")[0].partition("Your lines: ")[2]
+    assert list(map(int, re.findall(r"(\d+) for", head))) == list(there.values()), there
+    row = (PAGES / "README.md").read_text().partition(f"({name}.md)")[2].partition("\n")[0]
+    assert f"| {' + '.join(map(str, there.values()))} |" in row, there
 
 
 def test_detection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,3 +105,20 @@ def test_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "again" not in capsys.readouterr().out, "it reads on from its state"
         assert notes(recipe.check(capsys)) == []
         assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+
+
+def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = config("k_fold")
+    value["trainer"]["epochs"] = 2
+    value["data_loader"]["args"] |= {"folds": 3, "fold": 1}
+    recipe = RecipeRun(value, tmp_path)
+    recipe.assert_resumes_exactly(step=10)
+    assert notes(recipe.check(capsys)) == []
+    assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+    arguments = ["-c", str(recipe.config), *recipe.overrides, f"trainer.save_dir={tmp_path / 'folds'}"]
+    run_script("k_fold", "k_fold.py", "3", *arguments)
+    losses = [lines(run)[-1]["val_loss"] for run in (tmp_path / "folds" / "k_fold").iterdir()]
+    assert len(set(losses)) == 3
+    assert lines(recipe.run)[-1]["val_loss"] in losses
+    printed = capsys.readouterr().out
+    assert f"val_loss: {statistics.mean(losses):.4f} +- {statistics.stdev(losses):.4f}" in printed

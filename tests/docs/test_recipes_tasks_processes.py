@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 SMALL: dict[str, Json] = {
     "detection": {"num_samples": 40, "num_test_samples": 12, "validation_split": 9, "batch_size": 7},
     "multi_task": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
+    "k_fold": {"num_samples": 46, "folds": 3, "fold": 1, "batch_size": 7},
     "stream": {"num_validation_samples": 9, "batch_size": 7},
     "text_classification": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
 }
