@@ -32,7 +32,9 @@ class Trace:
         self.outputs = outputs
 
     def take_layer(self, name: str, module: nn.Module, _: Any, outputs: Any) -> None:
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        # attention takes the weights of its own layer without calling it
+        recurse = isinstance(module, nn.MultiheadAttention)
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=recurse))
         self.rows.append((name, type(module).__name__, _shape(outputs), f"{own:,}" if own else ""))
 
 
@@ -42,7 +44,8 @@ def traced(model: nn.Module, trace: Trace) -> Iterator[None]:
     handles = [model.register_forward_pre_hook(trace.take_arguments, with_kwargs=True)]
     handles += [model.register_forward_hook(trace.take_outputs)]
     for name, module in model.named_modules():
-        if next(module.children(), None) is None:
+        leaf = next(module.children(), None) is None
+        if leaf or next(module.parameters(recurse=False), None) is not None:
             handles.append(module.register_forward_hook(partial(trace.take_layer, name or "(the model)")))
     try:
         yield

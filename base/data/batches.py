@@ -15,6 +15,7 @@ from base.data.orders import Order, Shuffled, number_repeats
 from base.data.sample_random import RandomBlock, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
+from utils.errors import UserError
 
 
 class Position(NamedTuple):
@@ -226,6 +227,8 @@ class Batches:
         ranges, ranges_ahead = itertools.tee(ranges)
         requests = map(self._request, ranges_ahead)
         for batch_range, data in zip(ranges, self._workers.load(requests), strict=True):
+            if isinstance(data, UserError):
+                raise data
             yield MicroBatch(batch_range, self.part(batch_range).size, data)
 
     def _request(self, batch_range: BatchRange) -> Request:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
-from utils.errors import DataError
+from utils.errors import DataError, UserError
 from utils.random import mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
@@ -62,14 +62,17 @@ class Workers:
 
 
 class _BatchDataset(Dataset[Any]):
-    """Loads the batch of a request, in a worker process."""
+    """Loads the batch of a request, in a worker process. Gives a UserError, for the main process to raise."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def __getitem__(self, request: Request) -> Any:
         draws = torch.from_numpy(request[0])
-        return self.source.batch(draws % len(self.source), SampleRandom(draws, request[1]))
+        try:
+            return self.source.batch(draws % len(self.source), SampleRandom(draws, request[1]))
+        except UserError as error:
+            return error  # torch would put the worker's traceback into its message
 
 
 class _RequestSampler(Sampler[Any]):

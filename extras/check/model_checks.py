@@ -21,6 +21,7 @@ from utils.user_code import format_error
 STEPS = 50
 RATES = (3e-3, 3e-2, 3e-4)
 MEMORISED = 0.5
+NOT_TESTED = "cannot be tested"
 
 
 def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
@@ -31,7 +32,7 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     arguments = trace.arguments or ()
     count = _samples(trace)
     if count is None or count < 2:
-        text = "cannot be tested: the first dimension of the outputs is not the batch"
+        text = f"{NOT_TESTED}: the first dimension of the outputs is not the batch"
         return CheckResult("independence", "note", text)
 
     kept = min(count, 8)
@@ -41,7 +42,7 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     try:
         mixed = mixes(model, _first_samples(arguments, kept, count), trace.keywords, kept)
     except Exception as error:  # of the user's own code, for inputs that it was not written for
-        return CheckResult("independence", "note", f"cannot be tested: {format_error(error).splitlines()[0]}")
+        return CheckResult("independence", "note", f"{NOT_TESTED}: {format_error(error).splitlines()[0]}")
     if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
         return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)

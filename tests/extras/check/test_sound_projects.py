@@ -13,9 +13,12 @@ from torch.utils.data import Dataset
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.base_model import count_parameters
 from base.experiment import Experiment
 from base.metric import StepResult
 from extras.check import preflight
+from extras.check.data_checks import check_batch
+from extras.layers import Trace, traced
 from tests.configs import sound
 from tests.conftest import load_script
 from tests.helpers import temporarily
@@ -45,7 +48,9 @@ class Nested(nn.Module):
             self.calls = self.calls + 1
         x = x["x"] if isinstance(x, dict) else x
         y = self.linear(self.norm(x))
-        return {"dict": {"logits": y, "more": [y.sum()]}, "tuple": (y, y.sum(1)), "list": [y]}.get(self.kind, y)
+        return {"dict": {"logits": y, "more": [y.sum()]}, "tuple": (y, y.sum(1)), "list": [y], "loss": y.sum()}.get(
+            self.kind, y
+        )
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"kind": self.kind, "table": {"rows": torch.zeros(2)}}
@@ -188,6 +193,17 @@ class Adversarial(Trainer):
             super().backward(loss)
 
 
+class Own(Adversarial):
+    """The model gives the loss."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        loss = self.model(batch[0])
+        self.backward(loss)
+        return StepResult(loss, loss, batch[1])
+
+    eval_step = train_step
+
+
 class Careless(Adversarial):
     """Calls a loss that the config does not give."""
 
@@ -211,7 +227,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         temporarily(MODELS, Nested, Tokens),
         temporarily(DATA_LOADERS, Pairs, Text),
         temporarily(LOSSES, nested_loss, token_loss, MovingLoss),
-        temporarily(TRAINERS, Keeping, Adversarial, Careless),
+        temporarily(TRAINERS, Keeping, Adversarial, Own, Careless),
     ):
         yield run
 
@@ -333,3 +349,24 @@ def test_a_mean_over_a_batch_is_a_mean_over_samples(tmp_path: Path) -> None:
     assert load_config(path, [loss % "KLDivLoss"]).config.loss is not None
     with pytest.raises(ConfigError, match='must be "mean" or "sum"'):
         load_config(path, [loss % "MSELoss"])
+
+
+def test_the_classes_of_one_images_boxes_may_all_be_the_same() -> None:
+    targets = [{"labels": torch.ones(3, dtype=torch.int64), "boxes": torch.rand(3, 4)} for _ in range(2)]
+    assert {result.verdict for result in check_batch((torch.rand(2, 3), targets))} == {"ok"}
+    [_, constant] = check_batch((torch.rand(2, 3), {"mask": torch.ones(3)}))
+    assert constant.verdict == "note"
+
+
+def test_a_model_that_gives_its_loss_is_not_noted_if_nothing_compares_its_outputs(check: Check) -> None:
+    config = nested(kind="loss") | {"loss": None}
+    assert "independence  ok    cannot be tested" in check(**config, trainer={"type": "Own"})[1]
+
+
+def test_the_layers_have_all_parameters() -> None:
+    """Attention uses the weights of a layer of its own that is never called, and a model may have weights itself."""
+    model, trace = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.PReLU()), Trace()
+    model.token = nn.Parameter(torch.zeros(3))
+    with traced(model, trace):
+        model(torch.zeros(2, 4, 8))
+    assert sum(int(row[3].replace(",", "") or 0) for row in trace.rows) == count_parameters(model)

@@ -1,0 +1,124 @@
+"""The recipes of docs/recipes that are about data, losses and optimizers run as they are written there."""
+
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_script, user_lines
+from tests.helpers import lines, state
+from utils.registry import DATA_LOADERS
+
+NAMES = ["detection", "multi_task", "text_classification", "stream", "k_fold"]
+PARTS = {"trainer": "trainer", "data_loader": "data", "model": "model"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_of_a_recipe_are_as_its_page_says(name: str) -> None:
+    counted = dict.fromkeys([*PARTS.values(), "script"], 0)
+    for path, count in user_lines(name).items():
+        counted[PARTS.get(path.partition("/")[0], "script")] += count
+    there = {part: count for part, count in counted.items() if count}
+    head = (PAGES / f"{name}.md").read_text().partition("```")[0].partition("Your lines: ")[2]
+    assert list(map(int, re.findall(r"(\d+) for", head))) == list(there.values()), there
+    row = (PAGES / "README.md").read_text().partition(f"({name}.md)")[2].partition("\n")[0]
+    assert f"| {' + '.join(map(str, there.values()))} |" in row, there
+
+
+def test_detection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("detection"):
+        value = config("detection")
+        value["data_loader"]["args"] |= {"num_samples": 40, "num_test_samples": 12, "validation_split": 8}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "data_loader.args.batch_size=12")
+        first, last = lines(recipe.run)
+        assert {"class_loss", "val_box_loss", "map50", "val_map50"} <= last.keys()
+        assert last["val_loss"] < first["val_loss"]
+        assert last["val_loss"] == pytest.approx(last["val_class_loss"] + last["val_box_loss"])
+        recipe.assert_resumes_exactly(step=4)
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "class_loss", "box_loss", "map50"}
+
+
+def test_average_precision() -> None:
+    with installed("detection"):
+        metric = sys.modules["model.average_precision"].AveragePrecision50(num_classes=2)
+        boxes = torch.tensor([[0.0, 0, 8, 8], [20, 20, 30, 30], [0, 0, 8, 9]])
+        target = {"boxes": boxes[:2], "labels": torch.tensor([1, 1])}
+        found = {"boxes": boxes[[0, 2, 1]], "labels": torch.tensor([1, 1, 1]), "scores": torch.tensor([0.9, 0.8, 0.7])}
+        metric.update([found], [target])
+        assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 2), "the second finds what was found before"
+        nothing = {"boxes": boxes[:0], "labels": torch.tensor([], dtype=torch.int64), "scores": torch.tensor([])}
+        metric.update([nothing], [{"boxes": boxes[2:], "labels": torch.tensor([0])}])
+        assert float(metric.compute()) == pytest.approx((1 + 2 / 3) / 4)
+
+
+def test_multi_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("multi_task"):
+        value = config("multi_task")
+        value["data_loader"]["args"] |= {"num_samples": 100}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        last = lines(recipe.run)[-1]
+        for phase in ("", "val_"):
+            weights = {task: last[f"{phase}{task}_weight"] for task in ("quadrant", "distance")}
+            assert weights["distance"] < 1, "the larger loss weighs less"
+        parts = sum(weights[task] * last[f"val_{task}_loss"] - math.log(weights[task]) / 2 for task in weights)
+        assert last["val_loss"] == pytest.approx(parts, rel=1e-5)
+        assert last["lr_loss"] == 0.02
+        assert state(recipe.run)["loss"]["log_variances.distance"] > 0
+        recipe.assert_resumes_exactly(step=6)
+        assert notes(recipe.check(capsys)) == []
+        assert {"loss", "distance_error", "quadrant_loss"} <= recipe.test().keys()
+
+
+def test_text_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("text_classification"):
+        value = config("text_classification")
+        value["data_loader"]["args"] |= {"num_samples": 200, "batch_size": 16}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        recipe.assert_resumes_exactly(step=14)
+        assert notes(recipe.check(capsys)) == []
+        assert {"loss", "accuracy", "recall"} <= recipe.test().keys()
+        assert "| bad   " in (recipe.run / "test" / "report.md").read_text()
+        loader = DATA_LOADERS["ReviewLoader"](num_samples=200, batch_size=16, balanced=True)
+        batches = [batch.data for batch in loader.training(seed=0).one_pass()]
+        assert abs(sum(int(batch["label"].sum()) for batch in batches) - 100) < 30
+        padded = sum(int((batch["tokens"] == 0).sum()) for batch in batches)
+        assert padded < 0.2 * sum(batch["tokens"].numel() for batch in batches)
+        assert loader.facts()["class_counts"] == [15, 185]
+
+
+def test_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_script("stream", "make_sensor_data.py", str(tmp_path / "sensors"))
+    with installed("stream"):
+        value = config("stream")
+        value["data_loader"]["args"] |= {"data_dir": str(tmp_path / "sensors"), "num_validation_samples": 50}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=30")
+        saved = state(recipe.run, "step-00000045.pth")["data"]["stream"]
+        assert saved["position"] == 45 * 32
+        assert saved["passes"] == 1
+        capsys.readouterr()
+        recipe.assert_resumes_exactly(step=45)
+        assert "again" not in capsys.readouterr().out, "it reads on from its state"
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+
+
+def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = config("k_fold")
+    value["trainer"]["epochs"] = 2
+    value["data_loader"]["args"] |= {"folds": 3, "fold": 1}
+    recipe = RecipeRun(value, tmp_path)
+    recipe.assert_resumes_exactly(step=10)
+    assert notes(recipe.check(capsys)) == []
+    assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+    arguments = ["-c", str(recipe.config), *recipe.overrides, f"trainer.save_dir={tmp_path / 'folds'}"]
+    run_script("k_fold", "k_fold.py", "3", *arguments)
+    losses = [lines(run)[-1]["val_loss"] for run in (tmp_path / "folds" / "k_fold").iterdir()]
+    assert len(set(losses)) == 3
+    assert lines(recipe.run)[-1]["val_loss"] in losses
+    printed = capsys.readouterr().out
+    assert f"val_loss: {statistics.mean(losses):.4f} +- {statistics.stdev(losses):.4f}" in printed
