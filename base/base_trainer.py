@@ -95,6 +95,7 @@ class BaseTrainer(TrainerInterface):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            self.prepare_epoch(self.progress.epochs)  # for what comes before the first step and tries one
             check_smallest_batch(self)
             checkpoint.check_parts(self.stateful())
             self.state_dict()  # raises now if it could not be read again
@@ -161,10 +162,11 @@ class BaseTrainer(TrainerInterface):
     def prepare_epoch(self, epochs: int) -> None:
         """What changes with the epoch, after so many of them."""
         data = self.experiment.data
-        if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
-            data.begin_epoch(epochs + 1)
-            self.training.batches.close()  # worker processes start with the data set as it is now
-        self.begin_epoch(epochs + 1)
+        with isolated(self.experiment.seed, "epoch", epochs):  # it may draw, and is called again on a resume
+            if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
+                data.begin_epoch(epochs + 1)
+                self.training.batches.close()  # worker processes start with the data set as it is now
+            self.begin_epoch(epochs + 1)
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
 

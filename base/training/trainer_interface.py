@@ -53,7 +53,8 @@ class TrainerInterface(ABC):
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
         """Called before the training steps of an epoch, and again when a run resumes within it. The first epoch is 1.
 
-        To change what depends on the epoch, such as the weight of a loss.
+        To change what depends on the epoch, such as the weight of a loss. Random numbers that it draws follow from the
+        seed and the epoch, and leave those of the training as they are.
         """
 
     def picture(self, tag: str, images: Tensor) -> None:

@@ -94,6 +94,7 @@ class _Check:
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
+        trainer.prepare_epoch(0)
         # metrics are checked by themselves
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.logs

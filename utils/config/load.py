@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from utils.config.dry_run import dry_run_problems
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import component_problems, schema_problems
+from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
 from utils.config.sources import read_config
@@ -75,6 +75,9 @@ def _checked(
     except ValidationError as error:
         problems += schema_problems(document.value, error)
     problems += component_problems(document.value)
+    misplaced = misplaced_keys(document.value)
+    roots = [problem.path for problem in misplaced]
+    problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
         problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})

@@ -112,6 +112,19 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
             yield kind, (kind,), value
 
 
+def misplaced_keys(config: dict[str, Any]) -> list[Problem]:
+    """Keys of a component beside several components by name, as --lr gives where there are several optimizers."""
+    found = []
+    for kind in SEVERAL_BY_NAME:
+        value, keys = config.get(kind), keys_of(section_at((kind,)) or Component)
+        if are_several(value):
+            names = [name for name in value if name not in keys]
+            for key in value.keys() & keys.keys() if names else ():
+                message = f"there are several, {', '.join(names)}: set {dotted((kind, names[0], key))}"
+                found.append(Problem((kind, key), message, at_key=True))
+    return found
+
+
 def component_problems(config: dict[str, Any]) -> list[Problem]:
     """What is wrong with the names of a config's components, and with their arguments by their signatures."""
     found = [

@@ -28,11 +28,12 @@ class Warming(Trainer):
 
     def begin_epoch(self, epoch: int) -> None:
         self.factor = epoch / 10
+        self.noise = torch.rand(3)
         self.text("factor", f"**{self.factor}**")
 
     def train_step(self, batch: Any) -> StepResult:
         inputs, targets = batch
-        outputs = self.model(inputs)
+        outputs = self.model(inputs) + 0.1 * torch.rand(3) * self.noise
         loss = self.factor * self.criterion(outputs, targets)
         self.backward(loss)
         return StepResult(loss, outputs, targets, log={"factor": self.factor})

@@ -410,6 +410,25 @@ def test_a_mistake_with_several_optimizers_is_told(fit: Fit, trainer: str, chang
         fit(f"trainer.type={trainer}", **{**GAN, **change})
 
 
+def test_a_rate_for_all_of_several_is_no_key(fit: Fit) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^override optimizer.args.lr=0.5: optimizer.args: there are several, gen\w+"
+    ):
+        fit("trainer.type=Adversarial", "optimizer.args.lr=0.5", **GAN)
+
+
+def test_the_arguments_of_several_change_on_resume(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.type=Adversarial", **GAN).run_dir
+    for change in ("optimizer.generator.type=SGD", 'optimizer.critic={"type": "SGD", "params": ["critic.*"]}'):
+        with pytest.raises(UserError, match="cannot change when a run is resumed"):
+            train.main(["-r", str(run), change])
+    result = train.main(
+        ["-r", str(run), "optimizer.discriminator.args.lr=0.5", "trainer.epochs=3", "lr_scheduler=null"]
+    )
+    assert "resumed with optimizer.discriminator.args.lr 0.02 -> 0.5" in capsys.readouterr().out
+    assert (result.last["lr_discriminator"], result.last["lr_generator"]) == (0.5, 0.01)
+
+
 def test_twice_in_a_step_and_accumulation_exclude_each_other(fit: Fit) -> None:
     with pytest.raises(ConfigError, match="twice in a step is not possible with"):
         fit("trainer.type=Careful", "trainer.accumulate_steps=2", **GAN)
