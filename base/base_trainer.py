@@ -139,7 +139,6 @@ class BaseTrainer(TrainerInterface):
     def train_epoch(self) -> None:
         """The optimizer steps that are left of this epoch."""
         settings = self.settings
-        self.model.train()
         self.prepare_epoch(self.progress.epochs)
         self._checked = replace(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
@@ -167,6 +166,7 @@ class BaseTrainer(TrainerInterface):
                 data.begin_epoch(epochs + 1)
                 self.training.batches.close()  # worker processes start with the data set as it is now
             self.begin_epoch(epochs + 1)
+        self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
 
