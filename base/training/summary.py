@@ -12,6 +12,7 @@ from utils.config import LoadedConfig
 from utils.distributed import get_process_group
 from utils.paths import PROJECT, display_path
 from utils.run_folder import RunFolder
+from utils.schema import Config
 from utils.text import count, number
 
 
@@ -30,10 +31,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     samples = f"{training_samples} for training{dropped}{validation}"
     yield _row("data", f"{config.data_loader.type}, {samples}")
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
-    for index, (name, optimizer) in enumerate(config.optimizers.items()):
-        scheduler = config.scheduler_of(name)
-        text = optimizer.type + (f" with {scheduler.type}" if scheduler else "")
-        yield _row(name or "training", text if index else f"{text}, {length}")
+    yield _row("training", f"{', '.join(_optimizers(config))}, {length}")
     yield from _groups(trainer)
     if config.trainer.monitor:
         mode, name = config.trainer.monitor.split()
@@ -55,6 +53,14 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
         again = batches.samples_to_reread(progress.position)
         if again > batches.batch_size:
             yield _row("reading", f"{again:,} samples of the stream again, since it does not save its state")
+
+
+def _optimizers(config: Config) -> Iterator[str]:
+    """Each optimizer with its schedule, as in "generator by Adam with StepLR" where there are several."""
+    for name, optimizer in config.optimizers.items():
+        scheduler = config.scheduler_of(name)
+        text = optimizer.type + (f" with {scheduler.type}" if scheduler else "")
+        yield f"{name} by {text}" if name else text
 
 
 def _groups(trainer: BaseTrainer) -> Iterator[str]:
