@@ -200,5 +200,5 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield from _flat(item, f"{prefix}{key}.")
-        elif item != {}:
+        elif item not in ({}, []):
             yield prefix + key, item
