@@ -9,22 +9,26 @@ from base.data.batches import StepBatches
 from base.metric import StepResult
 from base.training.first_batch import FORWARD_ERRORS
 from base.training.loss import completed
+from utils.random import generator_states, restore_generators
 
 
 def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     """One optimizer step of a BaseTrainer, whose module imports this one. Returns its loss, from ``to_scalar``.
 
     The optimizer gets a closure that evaluates loss and gradients of all micro-batches, and calls it as often as
-    it likes. The metrics are those of the last evaluation, so that its outputs are kept.
+    it likes. It is one function: each evaluation draws the same random numbers, as of dropout. The metrics are those
+    of the last evaluation, so that its outputs are kept.
     """
     runtime, optimizer, scheduled = trainer.runtime, trainer.training.optimizer, trainer.training.scheduled
     micro_batches = list(step.micro_batches)
+    states = generator_states()
     results: list[StepResult] = []
     loss: Tensor | float = 0.0
 
     def closure() -> Tensor:
         nonlocal loss
         results.clear()
+        restore_generators(states)
         runtime.zero_grad(optimizer)
         total = trainer.begin_step(step)
         for number, micro_batch in enumerate(micro_batches, start=1):

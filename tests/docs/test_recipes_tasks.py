@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_script, user_lines
-from tests.helpers import lines, state
+from tests.helpers import lines, same, state
 from utils.registry import DATA_LOADERS
 
-NAMES = ["detection", "multi_task", "text_classification", "stream", "k_fold"]
+NAMES = ["detection", "multi_task", "text_classification", "stream", "k_fold", "mixup_sam_ema"]
 PARTS = {"trainer": "trainer", "data_loader": "data", "model": "model"}
 
 
@@ -122,3 +122,33 @@ def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(recipe.run)[-1]["val_loss"] in losses
     printed = capsys.readouterr().out
     assert f"val_loss: {statistics.mean(losses):.4f} +- {statistics.stdev(losses):.4f}" in printed
+
+
+def test_mixup_sam_and_averaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("mixup_sam_ema"):
+        value = config("mixup_sam_ema")
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=4")
+        recipe.assert_resumes_exactly(step=21)
+        saved = state(recipe.run)
+        assert not same(saved["model"], saved["averaged_weights"])
+        assert all("momentum_buffer" in values for values in saved["optimizer"]["state"].values())
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "accuracy"}
+
+
+def test_sam_steps_by_the_gradient_at_the_worst_point() -> None:
+    with installed("mixup_sam_ema"):
+        weight = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+        optimizer = sys.modules["trainer.sam"].SAM([weight], lr=0.1, rho=0.5)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (weight**4).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        start = weight.detach().clone()
+        gradient = 4 * start**3
+        worst = start + 0.5 * gradient / gradient.norm()
+        assert float(optimizer.step(closure)) == 81 + 256
+        assert torch.allclose(weight, start - 0.1 * 4 * worst**3)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
 from utils.errors import ConfigError, UserError
-from utils.registry import LOSSES, MODELS, TRAINERS
+from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -121,6 +121,25 @@ class Steady(Adversarial):
         return result._replace(log={"generator_loss": result.outputs.square().mean()})
 
 
+class Dropped(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Dropout(), nn.Linear(6, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)  # type: ignore[no-any-return]
+
+
+class Twice(torch.optim.SGD):
+    """Evaluates the loss twice at the same weights."""
+
+    losses: ClassVar[list[tuple[float, float]]] = []
+
+    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
+        self.losses.append((float(closure()), float(closure())))
+        super().step()
+
+
 class LearntScale(nn.Module):
     """A loss whose temperature is learnt, and which counts its calls."""
 
@@ -139,7 +158,8 @@ class LearntScale(nn.Module):
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     with (
-        temporarily(MODELS, Parts, Pair, PlainPair),
+        temporarily(MODELS, Parts, Pair, PlainPair, Dropped),
+        temporarily(OPTIMIZERS, Twice),
         temporarily(LOSSES, LearntScale),
         temporarily(TRAINERS, Adversarial, Careful, Careless, Idle, Steady),
     ):
@@ -458,3 +478,12 @@ def test_a_test_evaluates_with_the_learnt_loss(fit: Fit) -> None:
     inputs, targets = next(iter(data.test().one_pass())).data
     with torch.no_grad():
         assert tested["loss"] == pytest.approx(float(loss(model(inputs) * math.exp(scale), targets)), rel=1e-5)
+
+
+def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fit, tmp_path: Path) -> None:
+    Twice.losses.clear()
+    optimizer = {"type": "Twice", "args": {"lr": 0.1}}
+    whole, resumed = stop_and_resume(fit, tmp_path, "trainer.accumulate_steps=2", model="Dropped", optimizer=optimizer)
+    assert all(first == second for first, second in Twice.losses)
+    assert len({first for first, _ in Twice.losses}) > 5, "each step draws its own"
+    assert_same(whole, resumed)
