@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
+from base.experiment import Training
 from base.training.parameters import matches
 from logger.console import styled
 from utils.config import LoadedConfig
@@ -32,7 +33,8 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield _row("data", f"{config.data_loader.type}, {samples}")
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
     yield _row("training", f"{', '.join(_optimizers(config))}, {length}")
-    yield from _groups(trainer)
+    for name, text in parameter_groups(training):
+        yield _row(name, text)
     if config.trainer.monitor:
         mode, name = config.trainer.monitor.split()
         patience = config.trainer.early_stop
@@ -63,18 +65,17 @@ def _optimizers(config: Config) -> Iterator[str]:
         yield f"{name} by {text}" if name else text
 
 
-def _groups(trainer: BaseTrainer) -> Iterator[str]:
-    """The parameter groups of each optimizer, where there are several, and what is frozen."""
-    training = trainer.training
+def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
+    """The parameter groups of each optimizer, where there are several, and what is frozen, as ("group", text)."""
     names = [name for optimizer in training.optimizers.values() for name in optimizer.group_names]
     for optimizer in training.optimizers.values() if len(names) > 1 else ():
         for name, group in zip(optimizer.group_names, optimizer.optimizer.param_groups, strict=True):
             size = sum(parameter.numel() for parameter in group["params"])
-            yield _row("group", f"{name or 'all other'}: {size:,} parameters, lr {float(group['lr']):.4g}")
-    for entry in trainer.settings.freeze:
+            yield "group", f"{name or 'all other'}: {size:,} parameters, lr {float(group['lr']):.4g}"
+    for entry in training.frozen.config:
         size = sum(p.numel() for name, p in training.frozen.parameters.items() if matches(name, entry.params))
         how_long = f"for {count(entry.epochs, 'epoch')}" if entry.epochs else "for good"
-        yield _row("frozen", f"{', '.join(entry.params)}: {size:,} parameters, {how_long}")
+        yield "frozen", f"{', '.join(entry.params)}: {size:,} parameters, {how_long}"
 
 
 def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:

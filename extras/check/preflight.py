@@ -24,6 +24,7 @@ from base.training.first_batch import first_batch_warnings
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
+from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
@@ -123,6 +124,8 @@ class _Check:
                 yield CheckResult("classes", "note", doubt)
         yield self._first_loss(result)
         yield from self._metrics(result, self.first.size, "training")
+        for name, text in parameter_groups(self.training):
+            yield CheckResult(name, "ok", text)
         yield self._lenient(model_checks.check_independence(self.model, trace))
         try:
             self._gradients()
@@ -134,7 +137,11 @@ class _Check:
         yield from self._validation_batch()
         if self.trainer.supervised:
             numbers = sum(tensor.numel() for tensor in tensors(result.targets))
-            yield model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
+            result = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
+            # what is left to train beside frozen parameters need not be enough
+            yield (
+                replace(result, verdict="note") if self.training.frozen.config and result.verdict == "FAIL" else result
+            )
         yield from self._costs()
         yield from exactness_checks.check_exactness(self.kept, self.training.batches)
 
