@@ -137,10 +137,12 @@ class _Check:
         yield from self._validation_batch()
         if self.trainer.supervised:
             numbers = sum(tensor.numel() for tensor in tensors(result.targets))
-            result = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
+            memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
             # what is left to train beside frozen parameters need not be enough
             yield (
-                replace(result, verdict="note") if self.training.frozen.config and result.verdict == "FAIL" else result
+                replace(memorised, verdict="note")
+                if self.training.frozen.config and memorised.verdict == "FAIL"
+                else memorised
             )
         yield from self._costs()
         yield from exactness_checks.check_exactness(self.kept, self.training.batches)

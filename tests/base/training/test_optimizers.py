@@ -15,11 +15,9 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
-from extras.check import preflight
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
-from utils.config import load_config
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
 
@@ -241,15 +239,6 @@ def test_the_start_shows_each_group(fit: Fit, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "all other: 15 parameters, lr 0.01" in out
     assert "backbone: 35 parameters, lr 0.001" in out
-
-
-def test_the_check_shows_each_group(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(model="Parts", optimizer=GROUPS, trainer={"freeze": [{"params": ["head.*"], "epochs": 1}]})
-    assert preflight(load_config(config)) == 0
-    out = capsys.readouterr().out
-    assert "group         ok    backbone: 35 parameters, lr 0.001" in out
-    assert "frozen        ok    head.*: 18 parameters, for 1 epoch" in out
-    assert "2 are frozen" in out
 
 
 def test_the_arguments_of_a_group_change_on_resume(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
