@@ -338,7 +338,7 @@ def load_weights(model: nn.Module, source: Path, process_group: ProcessGroup) ->
     state = checkpoint.read_together(source, process_group)
     try:
         model.load_state_dict(state["model"])
-    except Exception as error:  # of whatever kind: the user's code may get somebody's values
+    except Exception as error:  # of any kind: the user's code may get untrusted values
         reasons = "\n".join(line.strip() for line in str(error).splitlines()[1:6]) or format_error_with_source(error)
         raise UserError(f"the weights of {source} do not fit this model:\n{reasons}") from error
     return state

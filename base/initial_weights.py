@@ -77,7 +77,7 @@ def load_taken(model: nn.Module, taken: Mapping[str, Any], file: Path) -> None:
     """Load weights by the model's names, of which there may be fewer than it has. Raises UserError if one fails."""
     try:
         result = model.load_state_dict(dict(taken), strict=False)
-    except Exception as error:  # of whatever kind: the user's code may get somebody's values
+    except Exception as error:  # of any kind: the user's code may get untrusted values
         raise UserError(f"the weights of {file} do not fit this model: {format_error_with_source(error)}") from error
     if result.unexpected_keys:
         raise UserError(f"the weights of {file} do not fit this model, which has no {result.unexpected_keys[0]}")

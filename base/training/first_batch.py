@@ -77,7 +77,7 @@ def check_smallest_batch(trainer: Any) -> None:
             if ONE_SAMPLE in str(error):
                 raise one_sample_error(error, samples=stop, batch_size=batches.batch_size) from error
         except Exception:
-            pass  # whatever else is wrong is told in the first batch
+            pass  # the first batch reports any other mistake
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)

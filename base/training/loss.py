@@ -50,9 +50,9 @@ class CountedLoss:
 def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that knows what it is a mean over; the loss itself if that is samples.
 
-    Of torch's losses only those of class indices are no means over samples: cross entropy and negative log likelihood
-    leave ``ignore_index`` out, weigh each class, and have a target for each token or pixel. A loss class of one's own
-    may have a method ``count(outputs, targets)``.
+    Of torch's losses, only those that take class indices are not means over samples: cross entropy and negative log
+    likelihood leave out ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss
+    class may have a method ``count(outputs, targets)``.
     """
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)

@@ -56,6 +56,6 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
             load(state[name])
         except UserError:
             raise
-        except Exception as error:  # of whatever kind: torch's and the user's code was given somebody's values
+        except Exception as error:  # of any kind: torch's and the user's code got untrusted values
             what = format_error_with_source(error)
             raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error

@@ -79,7 +79,7 @@ class Checkpointer:
             self._store(step, state)
             self._update_links(step, best_step)
             self._prune(step, best_step)
-        except Exception as error:  # of whatever kind: a missing checkpoint must not pass unseen
+        except Exception as error:  # of any kind: a missing checkpoint must not go unnoticed
             self.failure = f"checkpoint {self.folder / file_name(step)} could not be written: {_reason(error)}"
 
     def _copy(self, state: dict[str, Any]) -> Any:

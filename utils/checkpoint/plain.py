@@ -120,7 +120,7 @@ def _is_storable(value: Any) -> bool:
         torch.save(value, file)
         file.seek(0)
         return type(torch.load(file, weights_only=True)) is type(value)
-    except Exception:  # of whatever kind: pickle runs the value's own code
+    except Exception:  # of any kind: pickle runs the value's own code
         return False
 
 
