@@ -1,0 +1,119 @@
+"""The recipes of docs/recipes that are about models and trainers run as they are written there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from tests.docs.recipes import RecipeRun, config, installed, notes
+from tests.docs.test_recipes_tasks import check_lines
+from tests.helpers import curves, lines, same, state
+
+pytestmark = pytest.mark.slow
+
+NAMES = ["gan", "fine_tuning", "segmentation", "gpt", "vae", "distillation"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_of_a_recipe_are_as_its_page_says(name: str) -> None:
+    check_lines(name)
+
+
+def test_gan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("gan"):
+        value = config("gan")
+        value["data_loader"]["args"]["num_samples"] = 96
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        last = lines(recipe.run)[-1]
+        assert {"loss", "generator_loss", "val_loss", "lr_generator", "lr_discriminator"} <= last.keys()
+        recipe.assert_resumes_exactly(step=4)
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss"}
+
+
+def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cifar10: Path) -> None:
+    before = torchvision.models.resnet18(num_classes=7).state_dict()
+    torch.save(before, tmp_path / "resnet18.pth")
+    with installed("fine_tuning"):
+        value = config("fine_tuning")
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        value["model"]["weights"]["file"] = str(tmp_path / "resnet18.pth")
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        capsys.readouterr()
+        first, last = (state(recipe.run, f"step-{step:08}.pth")["model"] for step in (3, 6))
+        for name in ("layer1.0.conv1.weight", "bn1.running_mean"):
+            assert torch.equal(first[name], before[name]), "frozen in the first epoch"
+            assert not torch.equal(last[name], before[name])
+        assert lines(recipe.run)[-1]["lr_backbone"] < lines(recipe.run)[-1]["lr"]
+        recipe.assert_resumes_exactly(step=5)
+        report = recipe.check(capsys)
+        assert "group         ok    backbone:" in report
+        # with the backbone frozen, in random weights, a few steps need not do anything
+        assert [note for note in notes(report) if not note.startswith(("learning", "optimizer"))] == []
+
+
+def test_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("segmentation"):
+        value = config("segmentation")
+        value["data_loader"]["args"] |= {"num_samples": 80, "num_validation_samples": 20}
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=3")
+        assert lines(recipe.run)[-1]["val_iou"] > lines(recipe.run)[0]["val_iou"]
+        recipe.assert_resumes_exactly(step=6)
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "iou"}
+
+
+def test_gpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("gpt"):
+        value = config("gpt")
+        value["data_loader"]["args"]["num_words"] = 300
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=20")
+        first, last = lines(recipe.run)
+        assert last["val_perplexity"] < first["val_perplexity"]
+        assert last["val_perplexity"] == pytest.approx(torch.tensor(last["val_loss"]).exp().item(), rel=1e-4)
+        assert last["lr_no_decay"] == last["lr"]
+        recipe.assert_resumes_exactly(step=27)
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "perplexity"}
+
+
+def test_writing_a_text_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    found = []
+    for trainer in ("WritingTrainer", "Trainer"):
+        (tmp_path / trainer).mkdir()
+        with installed("gpt"):
+            value: Any = config("gpt")
+            value["data_loader"]["args"]["num_words"] = 300
+            value["trainer"]["type"] = trainer
+            found.append(RecipeRun(value, tmp_path / trainer, "trainer.epochs=2", "trainer.steps_per_epoch=3").run)
+    assert same(state(found[0])["model"], state(found[1])["model"])
+
+
+def test_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("vae"):
+        recipe = RecipeRun(config("vae"), tmp_path, "trainer.epochs=3")
+        for number, line in enumerate(lines(recipe.run), start=1):
+            assert line["loss"] == pytest.approx(line["reconstruction"] + number / 5 * line["kl"], rel=1e-5)
+            assert line["val_loss"] == pytest.approx(line["val_reconstruction"] + line["val_kl"], rel=1e-5)
+        recipe.assert_resumes_exactly(step=20)
+        assert notes(recipe.check(capsys)) == []
+        assert recipe.test().keys() == {"loss", "reconstruction", "kl"}
+
+
+def test_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cifar10: Path) -> None:
+    with installed("distillation"):
+        value = config("distillation")
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        (tmp_path / "teacher").mkdir()
+        plain = {**value, "name": "teacher", "trainer": {"epochs": 1, "ema": {"decay": 0.5}}}
+        teacher = RecipeRun(plain, tmp_path / "teacher").run
+        value["trainer"]["args"]["teacher"] = str(teacher)
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        assert lines(recipe.run)[-1]["divergence"] > 0
+        assert not any("teacher" in part for part in state(recipe.run))
+        assert "divergence/train" in curves(recipe.run)
+        recipe.assert_resumes_exactly(step=4)
+        recipe.check(capsys)
+        assert recipe.test().keys() == {"loss", "accuracy"}
