@@ -32,9 +32,10 @@ from base.training.observer import Observer
 from base.training.optimizing import Turns
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.state import load_state, state_of
+from base.training.state import load_state, parts_that_differ, state_of
 from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
+from logger.writers import Writers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
@@ -126,6 +127,11 @@ class BaseTrainer(TrainerInterface):
     def start(self) -> None:
         """The first step of this process is taken: what it was started with now counts."""
         self.has_started = True
+        for name in parts_that_differ(self):
+            self.console.warn(
+                f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
+                "samples of all, as by self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
+            )
         self.state_dict()  # raises UserError if this state, with what the optimizer has added, could not be loaded
         self.outputs.on_first_step()
 
@@ -161,7 +167,9 @@ class BaseTrainer(TrainerInterface):
     def prepare_epoch(self, epochs: int) -> None:
         """What changes with the epoch, after so many of them."""
         data = self.experiment.data
-        with isolated(self.experiment.seed, "epoch", epochs):  # it may draw, and is called again on a resume
+        # it may draw random numbers, and show something: both as often as in a run that is not resumed in mid-epoch
+        shown = Writers({}) if self.progress.epoch_steps else self._shown
+        with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
                 self.training.batches.close()  # worker processes start with the data set as it is now

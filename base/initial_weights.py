@@ -64,7 +64,9 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         problems.append(Problem((*AT, "skip"), f"nothing of {file} is left to take"))
     if misfits := dict(_misfits(own, taken, left)):
         lines = [f"  {name}: {how}" for name, how in misfits.items()]
-        shown = "\n".join([*lines, _advice(list(misfits), {**own, **renamed})])
+        # not while prefixes are misspelt: it would leave out what was meant to be taken
+        advice = [] if problems else [_advice(list(misfits), {**own, **renamed})]
+        shown = "\n".join([*lines, *advice])
         message = f"the weights of {file} do not fit this model, {loaded.config.model.type}:\n{shown}"
         problems.append(Problem((*AT, "file"), message))
     if problems:

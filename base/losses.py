@@ -2,16 +2,14 @@
 
 import functools
 import inspect
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from base.construct import arguments_of, call, moved
-from base.training.loss import Loss, counted
+from base.training.loss import Loss, counted, no_loss
 from base.training.loss_sum import LossSum
 from utils.config import LoadedConfig
-from utils.errors import ConfigError
 from utils.random import seed_generators
 from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
@@ -55,8 +53,3 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
         message = f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
         raise loaded.error((*at, "args", "reduction"), message)
     return counted(loss), reduction
-
-
-def no_loss(*_: Any) -> Tensor:
-    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
-    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')

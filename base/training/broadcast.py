@@ -137,8 +137,10 @@ class CheckedLoss:
 
     def __init__(self, loss: Callable[..., Tensor], phase: str) -> None:
         self.loss, self.phase = loss, phase
+        self.called = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.called = True
         outputs, targets = outputs_and_targets(args, kwargs)
         with NoBroadcast(f"the loss {name_of(self.loss)}", self.phase, outputs, targets):
             return self.loss(*args, **kwargs)
@@ -167,6 +169,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
                 result: StepResult = step(batch)
         finally:
             if isinstance(trainer.criterion, CheckedLoss):
+                trainer.calls_loss = trainer.criterion.called
                 trainer.criterion = loss
         return result
 

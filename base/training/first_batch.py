@@ -12,6 +12,7 @@ from base.data.batches import Batches, BatchRange
 from base.data.sources import as_tensor, describe_batch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
+from base.training.loss import no_loss
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import TrainingError, UserError
@@ -95,6 +96,8 @@ def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
     """What is surely a mistake in a BaseTrainer's first batch that went through all the same."""
     if warning := untrained_parameters(trainer):
         yield warning
+    if warning := unused_loss(trainer):
+        yield warning
     if getattr(trainer.criterion, "counts_differ", False):
         yield (
             f"the losses {', '.join(trainer.criterion.losses)} are means over different numbers of targets, so that "
@@ -108,6 +111,14 @@ def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequen
     """What is surely a mistake in a first batch that went through all the same."""
     warnings = (surplus_outputs(result, class_names), not_probabilities(result, criterion))
     yield from filter(None, warnings)
+
+
+def unused_loss(trainer: Any) -> str | None:
+    """What to say of a loss of the config that a BaseTrainer's step has not called."""
+    if trainer.calls_loss or trainer.criterion is no_loss:
+        return None
+    name = type(trainer).__name__
+    return f"{name} does not call self.criterion, so that the config's loss has no effect; leave it out, or call it"
 
 
 def untrained_parameters(trainer: Any) -> str | None:

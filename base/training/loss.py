@@ -13,6 +13,7 @@ from base.metric import StepResult
 from base.training.broadcast import outputs_and_targets
 from base.training.metrics import to_scalar
 from utils.distributed.process_group import ProcessGroup
+from utils.errors import ConfigError
 
 SMALLEST = 1e-12  # instead of 0; a sum of class weights may be small
 
@@ -146,6 +147,11 @@ def completed(result: StepResult, loss: Loss) -> StepResult:
     if take_parts := getattr(loss, "take_parts", None):
         return result._replace(count=count, log={**take_parts(), **result.log})
     return result if count is result.count else result._replace(count=count)
+
+
+def no_loss(*_: Any) -> Tensor:
+    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
+    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')
 
 
 def last_count(loss: Loss) -> Tensor | float | None:

@@ -4,14 +4,21 @@ The functions take a BaseTrainer, whose module imports this one.
 """
 
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from base.training.saved_state import check_state
 from utils import checkpoint
 from utils.errors import CheckpointError, UserError
 from utils.random import generator_states, restore_generators, seed_generators
+from utils.tree import map_tensors
 from utils.user_code import format_error_with_source
+
+OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
 
 
 def state_of(trainer: Any) -> dict[str, Any]:
@@ -23,6 +30,26 @@ def state_of(trainer: Any) -> dict[str, Any]:
     state["random"] = trainer.runtime.process_group.gather(generator_states())
     state["writers"] = trainer.outputs.writers.state_dict()
     return checkpoint.plain({**state, "config": trainer.experiment.fixed})
+
+
+def parts_that_differ(trainer: Any) -> list[str]:
+    """The parts that a subclass has added whose state is not the same in all processes."""
+    if trainer.runtime.process_group.world_size == 1:
+        return []
+    added = {name: part for name, part in trainer.stateful().items() if name.partition(".")[0] not in OWN_PARTS}
+    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in added.items()}
+    everyone = trainer.runtime.process_group.all_gather(digests)
+    return [name for name in digests if any(other[name] != digests[name] for other in everyone)]
+
+
+def _digest(state: Any) -> str:
+    """The same for equal states."""
+
+    def content(tensor: Tensor) -> str:
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return blake2b(data.numpy().tobytes()).hexdigest()
+
+    return blake2b(repr(map_tensors(content, state)).encode()).hexdigest()
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:

@@ -34,6 +34,8 @@ class TrainerInterface(ABC):
         self.model = experiment.model
         self.criterion = experiment.criterion
         self.runtime = experiment.runtime
+        self.calls_loss = True
+        """Whether the first batch has called ``criterion``."""
         self.progress = Progress()
         self._shown: Writer = Writers({})  # where pictures and texts go: nowhere in a test or a check
         self.turns: Turns | None = None

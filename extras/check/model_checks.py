@@ -46,7 +46,7 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
         return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
-    return CheckResult("independence", "ok", "each output depends on its own sample alone")
+    return CheckResult("independence", "ok", "each output of the model depends on its own sample alone")
 
 
 def _samples(trace: Trace) -> int | None:

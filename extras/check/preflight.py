@@ -20,7 +20,7 @@ from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
-from base.training.first_batch import first_batch_warnings
+from base.training.first_batch import first_batch_warnings, unused_loss
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -124,6 +124,8 @@ class _Check:
         if self.trainer.supervised:
             for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
                 yield CheckResult("classes", "note", doubt)
+        if text := unused_loss(self.trainer):
+            yield CheckResult("loss", "note", text)
         yield self._first_loss(result)
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):

@@ -17,6 +17,8 @@ SMALL: dict[str, Json] = {
     "multi_task": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
     "k_fold": {"num_samples": 46, "folds": 3, "fold": 1, "batch_size": 7},
     "stream": {"num_validation_samples": 9, "batch_size": 7},
+    "segmentation": {"num_samples": 40, "num_validation_samples": 9, "batch_size": 7},
+    "gpt": {"num_words": 250, "validation_split": 4, "batch_size": 7},
     "text_classification": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
 }
 STEP = 4  # in the second epoch
@@ -35,6 +37,10 @@ def small(name: str, folder: Path) -> Json:
         value["model"]["args"]["dropout"] = 0
         # the gradient of a key's bias is 0 but for rounding, which Adam would scale up
         value["optimizer"] = {"type": "SGD", "args": {"lr": 0.1}}
+    if name == "gpt":
+        value["optimizer"] = {"type": "SGD", "args": {"lr": 0.1}}
+        value["lr_scheduler"] = None
+        value["trainer"]["steps_per_epoch"] = 5
     further = {"epochs": 2, "accumulate_steps": 2, "save_every_steps": 1, "keep_last": None, "verbosity": 0}
     value["trainer"] |= further | {"tensorboard": False}
     return {**value, "runtime": {"device": "cpu", "timeout": 600}}

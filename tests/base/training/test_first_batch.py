@@ -401,3 +401,24 @@ def test_a_monitored_value_that_is_nan_is_told_once(fit: Fit, capsys: pytest.Cap
     assert "none: val_never was NaN in every epoch" in shown.out
     assert not (result.run_dir / "checkpoints" / "best.pth").exists()
     assert json.loads((result.run_dir / "config.json").read_text())["trainer"]["monitor"] == "max val_never"
+
+
+class Careless(Trainer):
+    """Has a loss of its own, though the config names one."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        outputs = self.model(batch[0])
+        loss = torch.nn.functional.cross_entropy(outputs, batch[1])
+        self.backward(loss)
+        return StepResult(loss, outputs, batch[1])
+
+    eval_step = train_step
+
+
+@pytest.mark.parametrize(("trainer", "said"), [("Careless", True), ("Trainer", False)])
+def test_a_loss_that_is_never_called_is_told(
+    fit: Callable[..., train.Result], capsys: pytest.CaptureFixture[str], trainer: str, said: bool
+) -> None:
+    with temporarily(TRAINERS, Careless):
+        fit(f"trainer.type={trainer}", "data_loader.args.validation_split=0")
+    assert ("Careless does not call self.criterion, so that the config's loss" in capsys.readouterr().err) is said
