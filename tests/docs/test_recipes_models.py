@@ -57,7 +57,7 @@ def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cif
 def test_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with installed("segmentation"):
         value = config("segmentation")
-        value["data_loader"]["args"] |= {"num_samples": 80, "num_validation_samples": 20}
+        value["data_loader"]["args"] |= {"num_samples": 80, "validation_split": 20}
         recipe = RecipeRun(value, tmp_path, "trainer.epochs=3")
         assert lines(recipe.run)[-1]["val_iou"] > lines(recipe.run)[0]["val_iou"]
         recipe.assert_resumes_exactly(step=6)

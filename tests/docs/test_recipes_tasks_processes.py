@@ -17,7 +17,7 @@ SMALL: dict[str, Json] = {
     "multi_task": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
     "k_fold": {"num_samples": 46, "folds": 3, "fold": 1, "batch_size": 7},
     "stream": {"num_validation_samples": 9, "batch_size": 7},
-    "segmentation": {"num_samples": 40, "num_validation_samples": 9, "batch_size": 7},
+    "segmentation": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
     "gpt": {"num_words": 250, "validation_split": 4, "batch_size": 7},
     "text_classification": {"num_samples": 40, "validation_split": 9, "batch_size": 7},
 }
@@ -40,6 +40,7 @@ def small(name: str, folder: Path) -> Json:
     if name == "gpt":
         value["optimizer"] = {"type": "SGD", "args": {"lr": 0.1}}
         value["lr_scheduler"] = None
+        value["model"]["args"]["dropout"] = 0.0
         value["trainer"]["steps_per_epoch"] = 5
     further = {"epochs": 2, "accumulate_steps": 2, "save_every_steps": 1, "keep_last": None, "verbosity": 0}
     value["trainer"] |= further | {"tensorboard": False}
