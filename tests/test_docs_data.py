@@ -16,6 +16,8 @@ from base.data import Batches
 from tests.helpers import ROOT, same
 from utils.registry import DATA_LOADERS
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "data.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)]

@@ -13,6 +13,8 @@ import train
 from tests.helpers import ROOT, copy_run, lines, same, state
 from utils.registry import MODELS, TRAINERS
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "training.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)]

@@ -222,6 +222,7 @@ def test_neither_a_resume_nor_a_test_needs_the_file_again(fit: Fit, tmp_path: Pa
     assert load_script("test").main(["-r", str(unstarted)]) == load_script("test").main(["-r", str(whole)])
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_needs_no_file(fit: Fit, tmp_path: Path) -> None:
     args = {"in_features": 6, "hidden_features": 5, "out_features": 3, "bias": False}
     found = {"fc1.weight": weights()["hidden.weight"], "head.weight": torch.ones(2)}

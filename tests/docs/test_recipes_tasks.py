@@ -13,6 +13,8 @@ from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_s
 from tests.helpers import lines, same, state
 from utils.registry import DATA_LOADERS
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["detection", "multi_task", "text_classification", "stream", "k_fold", "mixup_sam_ema"]
 PARTS = {"trainer": "trainer", "data_loader": "data", "model": "model"}
 

@@ -20,6 +20,8 @@ from tests.helpers import state, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., train.Result]
 OFTEN = ("trainer.epochs=3", "trainer.steps_per_epoch=5", "trainer.save_every_steps=3", "trainer.keep_last=null")
 

@@ -117,6 +117,7 @@ def test_what_is_no_image_is_refused(fit: Fit) -> None:
         fit("trainer.type=Wrong")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_loader_changes_with_the_epoch(fit: Fit, tmp_path: Path, workers: int) -> None:
     data = {"type": "Growing", "args": {"batch_size": 8, "num_workers": workers}}
