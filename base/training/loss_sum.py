@@ -29,8 +29,12 @@ class LossSum(nn.Module):
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         values, counts = dict[str, Tensor](), list[Tensor | float | None]()
         for name, loss in self.losses.items():
-            values[name] = loss(_part(outputs, name), _part(targets, name))
-            counts.append(last_count(loss))
+            part = _part(targets, name)
+            values[name] = loss(_part(outputs, name), part)
+            count = last_count(loss)
+            if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
+                count = None  # every target counts, so that the mean is one over samples
+            counts.append(count)
         on_host = {count for count in counts if not isinstance(count, Tensor)}
         self.counts_differ |= len(on_host) > 1
         self.last_count = counts[0] if len(on_host) <= 1 else None

@@ -374,3 +374,5 @@ def test_means_over_different_numbers_are_told(fit: Fit, capsys: pytest.CaptureF
     other = {"kind": {"type": "cross_entropy", "args": {"ignore_index": 2}}, "size": {"type": "MSELoss"}}
     on_two_targets(fit, loss=other)
     assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
+    on_two_targets(fit, loss=SUM)  # every target counts
+    assert "different numbers" not in capsys.readouterr().err
