@@ -177,9 +177,11 @@ class BaseDataLoader(ABC):
         return self._evaluation(source, None)
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
-        """Called before the training steps of an epoch, and again when a run resumes within it. The first epoch is 1.
+        """Called before the training steps of an epoch, also before those that are left where a run resumes within it.
 
-        To change what depends on the epoch, such as the size of images. Worker processes are then started anew.
+        It may be called twice for one epoch. The first epoch is 1.
+
+        To change what depends on the epoch, such as the size of images. Worker processes are then restarted.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

@@ -139,7 +139,7 @@ class OptimizerConfig(Component):
 
 
 def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a value of "optimizer" or "lr_scheduler" is an object of components by name, and not a component."""
+    """Whether a value of one of SEVERAL_BY_NAME is an object of components by name, and not a component."""
     if not isinstance(value, dict) or "type" in value:
         return False
     if len(value) > 1 and all(isinstance(each, str) for each in value.values()):

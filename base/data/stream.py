@@ -95,7 +95,7 @@ class StreamSource:
         self._begin_pass(known["state"] if known else None)
 
     def _begin_pass(self, state: Any = None) -> None:
-        """Iterate anew. state: of the samples; None: from the first one."""
+        """Start a new iterator. state: of the samples; None: from the first one."""
         if hasattr(self.samples, "set_epoch"):
             self.samples.set_epoch(self._passes)
         if self._has_state():

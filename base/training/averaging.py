@@ -21,7 +21,7 @@ class AveragedWeights:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew with the weights as they are."""
+        """Start over with the weights as they are."""
         self.averages = {name: tensor.detach().clone() for name, tensor in self._current().items()}
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from base.data.sources import as_tensor, describe_batch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
+from base.training.parameters import listed
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import TrainingError, UserError
@@ -135,9 +136,8 @@ def untrained_parameters(trainer: Any) -> str | None:
     ]
     if not names:
         return None
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (
-        f"no optimizer has {', '.join(names[:5])}{more}, so that they never change. Make them in the model's "
+        f"no optimizer has {listed(names)}, so that they never change. Make them in the model's "
         "constructor, or set requires_grad to False"
     )
 

@@ -53,7 +53,9 @@ class TrainerInterface(ABC):
         """Forward pass of one batch, without gradients."""
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
-        """Called before the training steps of an epoch, and again when a run resumes within it. The first epoch is 1.
+        """Called before the training steps of an epoch, also before those that are left where a run resumes within it.
+
+        It may be called twice for one epoch. The first epoch is 1.
 
         To change what depends on the epoch, such as the weight of a loss. Random numbers that it draws follow from the
         seed and the epoch, and leave those of the training as they are.

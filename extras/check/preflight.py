@@ -49,9 +49,9 @@ def preflight(loaded: LoadedConfig) -> int:
     settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
     loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
     experiment = build_experiment(loaded, data)
+    weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)
     config = loaded.config
     say(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
     for warning in loaded.warnings():
