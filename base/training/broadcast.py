@@ -152,7 +152,7 @@ class CheckedLoss:
 def check_next_step(trainer: Any, name: str, phase: str) -> None:
     """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
 
-    Later calls go straight to the method, so that they cost nothing. Of a loss that the trainer does not call as
+    Later calls go straight to the method, so that they cost nothing. Of a loss that the trainer does not take from
     ``self.criterion``, torch's own warning is taken.
     """
     step = getattr(trainer, name)
@@ -163,14 +163,15 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         if before is not None:
             setattr(trainer, name, before)
         loss = trainer.criterion
-        trainer.criterion = CheckedLoss(loss, phase)
+        watched = CheckedLoss(loss, phase)
+        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have a second name
+        vars(trainer).update(dict.fromkeys(names, watched))
         try:
             with _torch_warnings(phase):
                 result: StepResult = step(batch)
         finally:
-            if isinstance(trainer.criterion, CheckedLoss):
-                trainer.calls_loss = trainer.criterion.called
-                trainer.criterion = loss
+            trainer.calls_loss = watched.called
+            vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
         return result
 
     setattr(trainer, name, checked)

@@ -16,7 +16,7 @@ from base.training.loss import no_loss
 from base.training.parameters import listed
 from base.training.progress import Progress
 from utils.distributed import current
-from utils.errors import TrainingError, UserError
+from utils.errors import ConfigError, TrainingError, UserError
 from utils.random import isolated
 from utils.user_code import format_error, user_line
 
@@ -94,10 +94,12 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
 
 
 def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
-    """What is surely a mistake in a BaseTrainer's first batch that went through all the same."""
+    """What is surely a mistake in a BaseTrainer's first batch that went through all the same.
+
+    Raises ConfigError if the step has not called the loss of the config.
+    """
+    check_loss_was_called(trainer)
     if warning := untrained_parameters(trainer):
-        yield warning
-    if warning := unused_loss(trainer):
         yield warning
     if getattr(trainer.criterion, "counts_differ", False):
         yield (
@@ -114,12 +116,16 @@ def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequen
     yield from filter(None, warnings)
 
 
-def unused_loss(trainer: Any) -> str | None:
-    """What to say of a loss of the config that a BaseTrainer's step has not called."""
+def check_loss_was_called(trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's first step has not called the loss of the config."""
     if trainer.calls_loss or trainer.criterion is no_loss:
-        return None
+        return
     name = type(trainer).__name__
-    return f"{name} does not call self.criterion, so that the config's loss has no effect; leave it out, or call it"
+    way_out = f"set {name}.supervised = False and leave it out" if trainer.supervised else "leave it out"
+    raise ConfigError(
+        f"loss: {name}.train_step does not call self.criterion, so the loss in the config has no effect; call it, "
+        f"or {way_out}"
+    )
 
 
 def untrained_parameters(trainer: Any) -> str | None:

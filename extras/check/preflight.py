@@ -20,7 +20,7 @@ from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
-from base.training.first_batch import first_batch_warnings, unused_loss
+from base.training.first_batch import check_loss_was_called, first_batch_warnings
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -31,6 +31,7 @@ from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint.checkpointer import NoCheckpoints
 from utils.config import LoadedConfig
+from utils.errors import ConfigError
 from utils.schema import Config
 from utils.streams import say
 from utils.text import count, table
@@ -124,8 +125,10 @@ class _Check:
         if self.trainer.supervised:
             for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
                 yield CheckResult("classes", "note", doubt)
-        if text := unused_loss(self.trainer):
-            yield CheckResult("loss", "note", text)
+        try:
+            check_loss_was_called(self.trainer)
+        except ConfigError as error:
+            yield CheckResult("loss", "FAIL", str(error).removeprefix("loss: "))
         yield self._first_loss(result)
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):

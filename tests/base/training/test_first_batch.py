@@ -408,17 +408,44 @@ class Careless(Trainer):
 
     def train_step(self, batch: Any) -> StepResult:
         outputs = self.model(batch[0])
-        loss = torch.nn.functional.cross_entropy(outputs, batch[1])
+        loss = self.loss_of(outputs, batch[1])
         self.backward(loss)
         return StepResult(loss, outputs, batch[1])
+
+    def loss_of(self, outputs: Any, targets: Any) -> Any:
+        return torch.nn.functional.cross_entropy(outputs, targets)
 
     eval_step = train_step
 
 
-@pytest.mark.parametrize(("trainer", "said"), [("Careless", True), ("Trainer", False)])
-def test_a_loss_that_is_never_called_is_told(
-    fit: Callable[..., train.Result], capsys: pytest.CaptureFixture[str], trainer: str, said: bool
+class CarelessGAN(Careless):
+    supervised = False
+
+
+class Renaming(Careless):
+    """Keeps the loss of the config under a second name."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.distance = self.criterion
+
+    def loss_of(self, outputs: Any, targets: Any) -> Any:
+        return self.distance(outputs, targets)
+
+
+@pytest.mark.parametrize("trainer", [Careless, CarelessGAN])
+def test_a_loss_that_is_never_called_is_an_error(
+    fit: Callable[..., train.Result], tmp_path: Path, trainer: type[Careless]
 ) -> None:
-    with temporarily(TRAINERS, Careless):
-        fit(f"trainer.type={trainer}", "data_loader.args.validation_split=0")
-    assert ("Careless does not call self.criterion, so that the config's loss" in capsys.readouterr().err) is said
+    with (
+        temporarily(TRAINERS, trainer),
+        pytest.raises(ConfigError, match=f"loss: {trainer.__name__}.train_step") as error,
+    ):
+        fit(f"trainer.type={trainer.__name__}", "data_loader.args.validation_split=0")
+    assert ("supervised = False" in str(error.value)) is trainer.supervised
+    assert not list(tmp_path.rglob("events.out*")), "no run is left"
+
+
+def test_a_loss_may_be_called_by_a_second_name(fit: Callable[..., train.Result]) -> None:
+    with temporarily(TRAINERS, Renaming):
+        fit("trainer.type=Renaming", "data_loader.args.validation_split=0", "trainer.epochs=1")
