@@ -26,10 +26,11 @@ from base.training.first_batch import (
     trainer_warnings,
     watch_first_batch,
 )
-from base.training.loss import StepLoss, completed, stateful_loss
+from base.training.loss import StepLoss, completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.optimizing import Turns
+from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state, parts_that_differ, state_of

@@ -1,13 +1,16 @@
 """From the config to the loss: one, or a weighted sum of several by name."""
 
+import copy
 import functools
 import inspect
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, call, moved
-from base.training.loss import Loss, counted, no_loss
+from base.training.loss import CountedLoss, Loss, count_targets, no_loss
 from base.training.loss_sum import LossSum
 from utils.config import LoadedConfig
 from utils.random import seed_generators
@@ -53,3 +56,26 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
         message = f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
         raise loaded.error((*at, "args", "reduction"), message)
     return counted(loss), reduction
+
+
+def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that knows what it is a mean over; the loss itself if that is samples.
+
+    Of torch's losses, only those that take class indices are not means over samples: cross entropy and negative log
+    likelihood leave out ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss
+    class may have a method ``count(outputs, targets)``.
+    """
+    if callable(own := getattr(loss, "count", None)):
+        return CountedLoss(loss, own)
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
+        total: Callable[..., Tensor] | None = None
+        if type(loss).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
+            total = summed = copy.copy(loss)
+            summed.reduction = "sum"
+        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
+    if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
+        weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
+        if loss.func.__module__ in ("model.loss", F.__name__) and loss.keywords.get("reduction", "mean") == "mean":
+            total = functools.partial(loss, reduction="sum")
+            return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
+    return loss

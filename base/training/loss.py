@@ -1,13 +1,10 @@
 """What a loss is a mean over, and the loss of an optimizer step of several micro-batches and processes."""
 
-import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from base.metric import StepResult
 from base.training.broadcast import outputs_and_targets
@@ -46,37 +43,6 @@ class CountedLoss:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loss"], name)
-
-
-def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss that knows what it is a mean over; the loss itself if that is samples.
-
-    Of torch's losses, only those that take class indices are not means over samples: cross entropy and negative log
-    likelihood leave out ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss
-    class may have a method ``count(outputs, targets)``.
-    """
-    if callable(own := getattr(loss, "count", None)):
-        return CountedLoss(loss, own)
-    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
-        total: Callable[..., Tensor] | None = None
-        if type(loss).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
-            total = summed = copy.copy(loss)
-            summed.reduction = "sum"
-        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
-    if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
-        weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
-        if loss.func.__module__ in ("model.loss", F.__name__) and loss.keywords.get("reduction", "mean") == "mean":
-            total = functools.partial(loss, reduction="sum")
-            return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
-    return loss
-
-
-def stateful_loss(loss: Any) -> nn.Module | None:
-    """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
-    module = loss.loss if isinstance(loss, CountedLoss) else loss
-    if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
-        return None
-    return module if module.state_dict() else None
 
 
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:

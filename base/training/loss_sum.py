@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from base.training.loss import Loss, last_count, stateful_loss
+from base.training.loss import Loss, last_count
+from base.training.parameters import stateful_loss
 
 
 class LossSum(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from base.training.loss import stateful_loss
+from base.training.loss import CountedLoss
 from utils.config.located_json import Problem
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
 from utils.text import closest
@@ -173,3 +173,11 @@ def no_match(pattern: str, names: Mapping[str, Any]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def stateful_loss(loss: Any) -> nn.Module | None:
+    """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
+    module = loss.loss if isinstance(loss, CountedLoss) else loss
+    if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
+        return None
+    return module if module.state_dict() else None

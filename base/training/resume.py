@@ -14,6 +14,7 @@ import torch
 
 from base.base_trainer import BaseTrainer
 from base.initial_weights import load_taken
+from base.training.replay import lay_out
 from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
@@ -191,7 +192,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
         for value, epoch, step in judged:
             progress.judge(value, lower_is_better=mode == "min", epoch=epoch, step=step)
     for schedule in schedules:
-        schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
+        lay_out(schedule, progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:

@@ -1,6 +1,5 @@
 """The learning rate schedule: when it moves, and over what length."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,22 +64,22 @@ class Schedule:
         self.moves = 0
         self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
         self.scheduler = make(optimizer) if make else None
-        self._used: list[float] | None = None
-        self._saved: dict[str, Any] = {}
+        self.last_used: list[float] | None = None
+        self.saved: dict[str, Any] = {}
 
     def after_step(self, *, moved: bool) -> None:
         """moved: whether the optimizer stepped, and fp16 did not skip it."""
-        self._used = None
+        self.last_used = None
         if moved and self.per_step and self.scheduler:
-            self._move(None)
+            self.move(None)
 
     def used(self) -> list[float]:
         """The learning rate of each parameter group in the last optimizer step."""
-        return self._used or self.rates()
+        return self.last_used or self.rates()
 
     def after_epoch(self, monitored: float | None) -> None:
         if self.scheduler and not self.per_step:
-            self._move(monitored)
+            self.move(monitored)
 
     def rates(self) -> list[float]:
         """The learning rate of each parameter group in the next optimizer step."""
@@ -95,9 +94,9 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. ``lay_out`` must follow where ``changed`` says so."""
-        self._used = state["used"]
-        self._saved = state
+        """Resume from a state, after the optimizer has. ``replay.lay_out`` must follow where ``changed`` says so."""
+        self.last_used = state["used"]
+        self.saved = state
         self.moves = state["moves"]
         if not self.changed and self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -105,36 +104,7 @@ class Schedule:
     @property
     def changed(self) -> bool:
         """Whether the state that was loaded is that of another schedule, or of other arguments of the optimizer."""
-        return bool(self._saved) and self._saved["made_from"] != self.made_from()
-
-    def lay_out(self, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
-        """Compute the schedule and the other settings of the optimizer as if they had been so from the first step.
-
-        epochs, epoch_steps: how far the run is. monitored: the values that ReduceLROnPlateau would have seen.
-        """
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group.pop("initial_lr", None)
-            group.update(initial)
-        if self.make is None:
-            return
-        self.scheduler = self.make(self.optimizer)
-        before, now = self._saved["made_from"], self.made_from()
-        if not self.per_step:
-            moves = epochs
-        elif before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
-            moves = self._saved["moves"]  # fewer than there were steps if fp16 skipped some
-        else:
-            moves = epochs * self.steps_per_epoch + epoch_steps
-        self.moves = 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
-            if isinstance(self.scheduler, ReduceLROnPlateau):
-                for value in monitored:
-                    self._move(value)
-            else:
-                for _ in range(min(moves, self.length)):
-                    self._move(None)
-        self._used = self._saved["used"]
+        return bool(self.saved) and self.saved["made_from"] != self.made_from()
 
     def made_from(self) -> dict[str, Any]:
         """What the learning rates follow from."""
@@ -147,9 +117,9 @@ class Schedule:
             "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
         }
 
-    def _move(self, monitored: float | None) -> None:
+    def move(self, monitored: float | None) -> None:
         assert self.scheduler is not None
-        self._used = self.rates()
+        self.last_used = self.rates()
         self.moves += 1
         if isinstance(self.scheduler, ReduceLROnPlateau):
             assert monitored is not None

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.training.replay import lay_out
 from base.training.schedule import Schedule
 from tests.helpers import lines, same, state
 from utils import arguments
@@ -348,7 +349,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
         after.load_state_dict(copy.deepcopy(saved[0]))
         schedule.load_state_dict(saved[1])
         if schedule.changed:
-            schedule.lay_out(1, 0, [])
+            lay_out(schedule, 1, 0, [])
         return steps(after, parameter, 3), after.state_dict()["state"], after.param_groups[0][key]
 
     make = functools.partial(OPTIMIZERS[name], **(args | {key: value}))
@@ -489,7 +490,7 @@ def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name
     after.optimizer.load_state_dict({"state": {}, "param_groups": [group]})
     after.load_state_dict(saved)
     assert after.changed
-    after.lay_out(5, 0, MONITORED[:5])
+    lay_out(after, 5, 0, MONITORED[:5])
 
     whole = schedule_of(name, args | {key: value})
     expected = move(whole, 0, 8)

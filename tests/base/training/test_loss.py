@@ -15,8 +15,9 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
+from base.losses import counted
 from base.metric import StepResult
-from base.training.loss import CountedLoss, count_targets, counted
+from base.training.loss import CountedLoss, count_targets
 from model.loss import cross_entropy
 from tests.conftest import load_script
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
