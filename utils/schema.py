@@ -282,7 +282,7 @@ class Config(Section):
     of "day" are val_day_loss and so on, and val_loss is over all. null: what data_loader holds out."""
     loss: Fixed[OneOrSeveral[LossConfig] | None] = None
     """What is minimised: a function or class of model/loss.py, or a loss of torch.nn; or several by name, of which the
-    weighted sum is minimised and each is logged. Only a trainer that is not supervised may do without."""
+    weighted sum is minimised and each is logged. null: the trainer has a loss of its own, or takes the model's."""
     metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
     """What is measured: functions of model/metric.py, or classes of torchmetrics."""
     optimizer: Fixed[OneOrSeveral[OptimizerConfig]]

@@ -121,10 +121,9 @@ def check_loss_was_called(trainer: Any) -> None:
     if trainer.calls_loss or trainer.criterion is no_loss:
         return
     name = type(trainer).__name__
-    way_out = f"set {name}.supervised = False and leave it out" if trainer.supervised else "leave it out"
     raise ConfigError(
         f"loss: {name}.train_step does not call self.criterion, so the loss in the config has no effect; call it, "
-        f"or {way_out}"
+        'or set "loss" to null'
     )
 
 

@@ -116,8 +116,8 @@ def completed(result: StepResult, loss: Loss) -> StepResult:
 
 
 def no_loss(*_: Any) -> Tensor:
-    """Stands for the loss of a config that has none, as a trainer with ``supervised = False`` allows."""
-    raise ConfigError('the trainer calls self.criterion, and the config has no loss; add the key "loss"')
+    """Stands for the loss of a config that has none."""
+    raise ConfigError('the trainer calls self.criterion, and the config has no loss; set the key "loss"')
 
 
 def last_count(loss: Loss) -> Tensor | float | None:

@@ -83,14 +83,14 @@ def _root(*, partial: bool) -> Schema:
         return schema
     if unsupervised := _unsupervised():
         named = {"properties": {"type": {"enum": unsupervised}}, "required": ["type"]}
-        given = {"properties": {"loss": {"not": {"type": "null"}}}, "required": ["loss"]}
+        given = {"required": ["loss"]}
         schema |= {"if": {"properties": {"trainer": named}, "required": ["trainer"]}, "else": given}
         required.remove("loss")
     return {**schema, "required": required}
 
 
 def _unsupervised() -> list[str]:
-    """The trainers with which a config may have no loss."""
+    """The trainers with which a config need not name a loss."""
     return [name for name in TRAINERS.names() if not getattr(TRAINERS[name], "supervised", True)]
 
 
@@ -103,7 +103,7 @@ def _component(kind: str, *, partial: bool) -> Schema:
         return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
     if kind in SEVERAL_BY_NAME:
         reference = _one_or_several(kind, reference)
-    nullable = kind in ("lr_scheduler", "validation") or (kind == "loss" and _unsupervised())
+    nullable = kind in ("lr_scheduler", "validation", "loss")
     return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
 
 

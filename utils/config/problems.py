@@ -134,14 +134,12 @@ def component_problems(config: dict[str, Any]) -> list[Problem]:
 
 
 def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:
-    """A loss must be given, unless the trainer says ``supervised = False``."""
+    """The key must be there, unless the trainer says ``supervised = False``. null: it has its own."""
     name, _ = name_and_args(config.get("trainer", {}), default=TRAINERS.default) or (None, None)
-    if config.get("loss") is not None or not getattr(TRAINERS.get(name or ""), "supervised", True):
+    if "loss" in config or not getattr(TRAINERS.get(name or ""), "supervised", True):
         return
     known = _known(())
-    if "loss" in config:
-        yield Problem(("loss",), f"{COMPONENT}, got null")
-    elif "loss" not in {_meant(key, known) for key in config if key not in known}:
+    if "loss" not in {_meant(key, known) for key in config if key not in known}:
         yield Problem((), 'the key "loss" is missing')
 
 

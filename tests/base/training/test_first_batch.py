@@ -437,13 +437,17 @@ class Renaming(Careless):
 def test_a_loss_that_is_never_called_is_an_error(
     fit: Callable[..., train.Result], tmp_path: Path, trainer: type[Careless]
 ) -> None:
-    with (
-        temporarily(TRAINERS, trainer),
-        pytest.raises(ConfigError, match=f"loss: {trainer.__name__}.train_step") as error,
-    ):
-        fit(f"trainer.type={trainer.__name__}", "data_loader.args.validation_split=0")
-    assert ("supervised = False" in str(error.value)) is trainer.supervised
-    assert not list(tmp_path.rglob("events.out*")), "no run is left"
+    chosen = f"trainer.type={trainer.__name__}", "data_loader.args.validation_split=0"
+    with temporarily(TRAINERS, trainer):
+        with pytest.raises(ConfigError, match=f"loss: {trainer.__name__}.train_step does not call"):
+            fit(*chosen)
+        assert not list(tmp_path.rglob("events.out*")), "no run is left"
+        assert fit(*chosen, "loss=null", "trainer.epochs=1").last["loss"] > 0
+
+
+def test_a_trainer_that_calls_the_loss_of_a_config_without_one(fit: Callable[..., train.Result]) -> None:
+    with pytest.raises(ConfigError, match='the config has no loss; set the key "loss"'):
+        fit("loss=null")
 
 
 def test_a_loss_may_be_called_by_a_second_name(fit: Callable[..., train.Result]) -> None:

@@ -141,8 +141,8 @@ def test_accumulation_trains_what_one_large_batch_does(fit: Fit, loss: Any, opti
 
 def test_a_trainer_says_what_its_loss_is_a_mean_over(fit: Fit) -> None:
     one = tokens(fit, 36)
-    for trainer in ("Trainer", "CountingTrainer"):
-        parts = tokens(fit, 4, "trainer.accumulate_steps=9", f"trainer.type={trainer}", eval_batch_size=5)
+    for chosen in (["trainer.type=Trainer"], ["trainer.type=CountingTrainer", "loss=null"]):
+        parts = tokens(fit, 4, "trainer.accumulate_steps=9", *chosen, eval_batch_size=5)
         assert parts.last["loss"] == pytest.approx(one.last["loss"], rel=1e-5)
         assert parts.last["val_loss"] == pytest.approx(one.last["val_loss"], rel=1e-5)
 
@@ -232,7 +232,12 @@ class Taken(LoggingTrainer):
 
 def test_a_step_logs_further_values(fit: Fit) -> None:
     with temporarily(TRAINERS, LoggingTrainer):
-        chosen = ("trainer.type=LoggingTrainer", "trainer.monitor=max val_norm", "trainer.log_every_steps=1")
+        chosen = (
+            "trainer.type=LoggingTrainer",
+            "loss=null",
+            "trainer.monitor=max val_norm",
+            "trainer.log_every_steps=1",
+        )
         result = tokens(fit, 8, *chosen, eval_batch_size=5)
         one = tokens(fit, 8, *chosen, eval_batch_size=12)
         again = train.main(["-r", str(one.run_dir), "trainer.epochs=3"])
@@ -260,7 +265,7 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
 )
 def test_a_value_that_cannot_be_logged(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:
     with temporarily(TRAINERS, trainer), pytest.raises(UserError, match=says):
-        tokens(fit, 8, f"trainer.type={trainer.__name__}")
+        tokens(fit, 8, f"trainer.type={trainer.__name__}", "loss=null")
 
 
 # ------------------------------------------------------------------ several losses
