@@ -155,7 +155,18 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
 
 
 def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Source:
-    return SampleSource(data, collate) if isinstance(data, Dataset) else data
+    """Data as a source of batches: a source as it is, or anything map-style, with ``__getitem__`` and ``__len__``: a
+    ``Dataset``, a list, a table of Hugging Face's datasets. Raises DataError if it is neither.
+    """
+    methods = dir(type(data))
+    if isinstance(data, Dataset) or {"__getitem__", "__len__"} <= set(methods):
+        return SampleSource(cast("Dataset[Any]", data), collate)
+    if {"batch", "__len__"} <= set(methods):
+        return data
+    raise DataError(
+        f"the data are of type {type(data).__name__}; expected a data set with __getitem__ and __len__, a class "
+        "of your own with batch and __len__, or, for data that can only be read on, a StreamSource"
+    )
 
 
 def class_indices(source: Source) -> Tensor | None:

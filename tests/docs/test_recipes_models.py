@@ -50,6 +50,8 @@ def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cif
         recipe.assert_resumes_exactly(step=5)
         report = recipe.check(capsys)
         assert "group         ok    backbone:" in report
+        (tmp_path / "resnet18.pth").unlink()
+        assert recipe.test().keys() == {"loss", "accuracy"}, "the run has its own copy of the weights"
         # with the backbone frozen, in random weights, a few steps need not do anything
         assert [note for note in notes(report) if not note.startswith(("learning", "optimizer"))] == []
 

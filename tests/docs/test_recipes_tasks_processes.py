@@ -47,6 +47,13 @@ def small(name: str, folder: Path) -> Json:
     return {**value, "runtime": {"device": "cpu", "timeout": 600}}
 
 
+def distilled(teacher: Path, folder: Path) -> Json:
+    """The config of the distillation recipe, with the data of a run whose averaged weights are its teacher's."""
+    value, student = config("distillation"), small("mixup_sam_ema", folder)
+    student["trainer"] |= {**value["trainer"], "args": {"teacher": str(teacher)}, "epochs": 2, "ema": None}
+    return {**student, "name": "distillation", "optimizer": {"type": "SGD", "args": {"lr": 0.1}}}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run folders: by one and by two processes, and resumed by two from either."""
@@ -56,6 +63,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_jobs = Jobs(folder)
     try:
         one = run_jobs(1, {f"{name} 1": {"config": value} for name, value in configs.items()})
+        configs["distillation"] = distilled(one["mixup_sam_ema 1"], folder)
+        one |= run_jobs(1, {"distillation 1": {"config": configs["distillation"]}})
         two = run_jobs(2, {f"{name} 2": {"config": value} for name, value in configs.items()})
         again = {f"{name} to 2": {"of": str(run), "step": STEP} for name, run in (one | two).items()}
         return one | two | run_jobs(2, again)
@@ -63,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         run_jobs.close()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, "distillation"])
 def test_two_processes_give_what_one_gives_and_resume_exactly(runs: dict[str, Any], name: str) -> None:
     one = runs[f"{name} 1"]
     for other in (runs[f"{name} 2"], runs[f"{name} 1 to 2"]):

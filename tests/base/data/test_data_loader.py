@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Batches, SampleRandom, TensorSource
-from base.data.sources import describe_batch
+from base.data.sources import as_source, describe_batch
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
@@ -299,3 +299,34 @@ def test_the_graph_of_a_model_that_takes_lists(fit: Fit, detection: dict[str, An
 def test_a_long_batch_is_described_in_short() -> None:
     assert describe_batch([torch.zeros(2)] * 9).count("(2,)") == 9
     assert describe_batch([torch.zeros(2)] * 64).endswith("(2,) float32, and 56 more tensors")
+
+
+# ------------------------------------------------------------------ any data set
+
+
+class MapStyle:
+    """As Hugging Face's datasets have it: not a torch Dataset, and with a ``batch`` of another meaning."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((2,), float(index)), index
+
+    def batch(self, batch_size: int) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("data", [MapStyle(), [(torch.full((2,), float(index)), index) for index in range(10)]])
+def test_whatever_has_items_and_a_length_is_a_data_set(data: Any) -> None:
+    batches = Batches(as_source(data), batch_size=4)
+    loaded = [micro_batch.data for micro_batch in batches.one_pass()]
+    assert [len(inputs) for inputs, _ in loaded] == [4, 4, 2]
+    assert torch.cat([targets for _, targets in loaded]).tolist() == list(range(10))
+    assert torch.cat([inputs for inputs, _ in loaded])[:, 1].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("data", [iter([1, 2]), None])
+def test_what_is_not_a_data_set(data: Any) -> None:
+    with pytest.raises(DataError, match=rf"the data are of type {type(data).__name__}; expected a data set with"):
+        as_source(data)
