@@ -109,7 +109,7 @@ class _Printer(logging.Handler):
         if stream is None:
             return
         with contextlib.suppress(OSError, ValueError):  # a closed pipe or a full disk must not stop a run
-            # from the first column on, where a ^C may stand
+            # from the first column on, where a ^C may be
             tqdm.write(_STYLED.sub("", text) if is_plain(stream) else f"\r{text}", file=stream)
             stream.flush()
 

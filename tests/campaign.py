@@ -1,4 +1,4 @@
-"""Kills runs and lets them go on, until they end; what they end with is compared to a run that was left alone."""
+"""Kills runs and resumes them until they end, and compares them with a run that was left alone."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def wait_for(condition: Callable[[], bool], running: Running) -> None:
 
 
 def logged(folder: Path) -> Callable[[], bool]:
-    """Whether the event files below a folder are no longer as they are now: a run has begun, or has gone on."""
+    """Whether the event files below a folder are no longer as they are now: a run has begun, or was resumed."""
 
     def look() -> list[tuple[Path, int]]:
         while True:
@@ -153,7 +153,7 @@ class Campaign:
         return self._start("alone")
 
     def killed(self, at_least: int) -> Path:
-        """A run that is killed so often, and then goes on to its end."""
+        """A run that is killed so often, and then runs to its end."""
         arguments = ["-c", str(self._config("killed"))]
         while self.kills < at_least and not self._killed_once(arguments):
             if (run := self._run("killed")) is not None:
@@ -217,7 +217,7 @@ class Campaign:
 
 
 def check_end(status: int | None, output: str, number: signal.Signals) -> None:
-    """What a process shows that was ended by a signal: no traceback, and how to go on if the run had begun."""
+    """What a process shows that was ended by a signal: no traceback, and how to resume if the run had begun."""
     if number == signal.SIGKILL:  # a data worker may complain that its parent is gone
         assert status == -number, output
         return
@@ -241,7 +241,7 @@ def differences(left: Path, right: Path) -> list[str]:
 
 
 def records(run: Path) -> list[tuple[str, int, object]]:
-    """What stands in the event files, in the order of writing, with nothing that a reader would have to sort out.
+    """The contents of the event files, in the order of writing, with nothing that a reader would have to sort out.
 
     Pictures and histograms too, to the bit; not the figures of time and memory, nor the config, which has the name.
     """

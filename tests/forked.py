@@ -144,7 +144,7 @@ def serve(address: str) -> dict[str, Any]:
 
 
 def warm_up() -> None:
-    """What every process would do anew at its start."""
+    """What every process would do again at its start."""
     for name in PACKAGES:
         importlib.import_module(name)
     inspect.getmodule(inspect.currentframe())  # resolves the file of every module, as pydantic has it done

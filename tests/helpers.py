@@ -18,7 +18,7 @@ from utils.registry import TRAINERS, Registry
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
 PATIENCE = 900
-"""Seconds to wait for a process or a page; only what hangs comes to it, however busy the machine is."""
+"""Seconds to wait for a process or a page; only a hanging process reaches it, however busy the machine is."""
 TIMES = ("samples_per_second", "seconds", "memory/process_MB")
 """Figures of time and memory, which no two runs have in common."""
 

@@ -95,7 +95,7 @@ class Troubled(BaseTrainer):
 
 
 def extend_trainers(mixin: type[Any]) -> None:
-    """Register every trainer anew, with this class before it."""
+    """Register every trainer again, with this class before it."""
     for trainer in extended(mixin):
         TRAINERS.unregister(trainer.__name__)
         TRAINERS.register(trainer)

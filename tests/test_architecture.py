@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-# each imports only what stands left of it; the users' folders never import one another, and nothing imports dev
+# each imports only what is left of it; the users' folders never import one another, and nothing imports dev
 FLOORS = ["utils", "logger", "base", "component", "extras", "root", "dev"]
 FLOOR_OF = dict.fromkeys(("data_loader", "model", "trainer"), "component")
 FOLDERS = [*FLOORS[:3], *FLOOR_OF, "extras", "dev"]

@@ -1,4 +1,4 @@
-"""What docs/config_guide.md shows works as it stands there."""
+"""The examples of docs/config_guide.md work as printed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(project: Path, block: str, *overrides: str) -> Path:
-    """The run of a config of the guide, which stands in docs/."""
+    """The run of a config of the guide, a file in docs/."""
     (project / "docs" / "example.json").write_text(block)
     arguments = ["-c", "docs/example.json", "trainer.epochs=1", *overrides]
     done = forked.run("train.py", *arguments, cwd=project, timeout=PATIENCE)

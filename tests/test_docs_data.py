@@ -1,4 +1,4 @@
-"""The examples of docs/data.md run as they stand there."""
+"""The examples of docs/data.md run as printed."""
 
 import ast
 import itertools

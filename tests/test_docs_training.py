@@ -1,4 +1,4 @@
-"""The examples of docs/training.md run as they stand there, and resume exactly."""
+"""The examples of docs/training.md run as printed, and resume exactly."""
 
 import ast
 import json

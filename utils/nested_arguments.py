@@ -1,6 +1,6 @@
 """Arguments within arguments: settings that are a dataclass or a pydantic model, and components.
 
-They may stand in lists and dicts too.
+They may be in lists and dicts too.
 """
 
 import collections.abc
@@ -62,7 +62,7 @@ def _as_config(default: Any) -> Any:
 
 
 def contains_objects(annotation: Any) -> bool:
-    """Whether settings or components may stand somewhere in an argument."""
+    """Whether settings or components may be anywhere in an argument."""
     return any(
         is_settings(one) or is_module(one) or any(map(contains_objects, typing.get_args(one)))
         for one in alternatives(annotation)

@@ -41,7 +41,7 @@ def flush_streams() -> None:
 
 
 def say(*values: Any, sep: str = " ") -> None:
-    """Print without control characters, which may stand in the names of somebody's classes and files."""
+    """Print without control characters, which may occur in the names of somebody's classes and files."""
     with contextlib.suppress(BrokenPipeError):  # the reader of the output, as in `| head`, has gone
         print(*(printable(str(value)) for value in values), sep=sep, flush=True)
 

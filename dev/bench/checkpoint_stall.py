@@ -1,4 +1,4 @@
-"""How long a checkpoint holds up the training, for models of three sizes, and how long it takes to stand.
+"""How long a checkpoint holds up the training, for models of three sizes, and how long until it is on the disk.
 
 python dev/bench/checkpoint_stall.py
 python dev/bench/checkpoint_stall.py --checkpoint sharded

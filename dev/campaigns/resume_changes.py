@@ -216,7 +216,7 @@ def wrong(run: Path, before: Json, overrides: tuple[str, ...], seen: Counter[str
         return f"config.json does not have {left[0]}"
     for change in changes(before, after):
         if before["trainer"]["verbosity"] and f"resumed with {change}" not in printed:
-            return f"not told: {change}"
+            return f"not reported: {change}"
         seen["took effect"] += 1
     return in_effect(run, expected)
 

@@ -95,7 +95,7 @@ def _unsupervised() -> list[str]:
 
 
 def _component(kind: str, *, partial: bool) -> Schema:
-    """What may stand for a component: its object, its name, null where the config may do without it."""
+    """What may be given for a component: its object, its name, null where the config may do without it."""
     defined = "data_loader" if kind == "validation" else kind
     reference = {"$ref": f"#/definitions/{defined}{PARTIAL if partial else ''}"}
     if kind == "metrics":
@@ -139,7 +139,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         if name != registry.default:
             named["required"] = ["type"]
         by_name.append({"if": named, "then": then})
-    if kind == "trainer":  # its own keys stand beside "type" and "args"
+    if kind == "trainer":  # its own keys are beside "type" and "args"
         return {**made, f"trainer.types{suffix}": {"allOf": by_name}}
     if not partial:
         made[f"{kind}.names"] = {

@@ -147,7 +147,7 @@ def fork(result: train.Result, step: int) -> Path:
 
 
 def without_writers(found: dict[str, Any]) -> dict[str, Any]:
-    """Event files are cut and begun anew; what stands in them is compared by the curves."""
+    """Event files are truncated and continued; their contents are compared by the curves."""
     return {key: value for key, value in found.items() if key != "writers"}
 
 

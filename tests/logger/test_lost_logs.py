@@ -60,7 +60,7 @@ def test_one_warning_and_whole_lines(
         assert before.startswith(path.read_bytes())
         assert list(RawEventFileLoader(str(path)).Load())
 
-    assert resumed(run, 6, capsys) == [], "told of once"
+    assert resumed(run, 6, capsys) == [], "reported once"
 
 
 def test_an_earlier_event_file_counts_too(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """What differs between the config of a checkpoint and that of the run that resumes from it, and whether it may.
 
-The rule of each key stands beside it in utils/schema.py, that of an argument in the annotation of its component.
+The rule of each key is beside it in utils/schema.py, that of an argument in the annotation of its component.
 """
 
 from collections.abc import Iterator, Mapping

@@ -303,7 +303,7 @@ def test_crop_shifts_and_flip_mirrors() -> None:
         [(i, j) for i in range(5) for j in range(5) if torch.equal(padded[n, i : i + 6, j : j + 6], cropped[n])]
         for n in range(2)
     ]
-    assert all(places), "a cropped image is no part of the padded one"
+    assert all(places), "a cropped image is not a part of the padded one"
     many = SampleRandom(torch.arange(1000), (0, "sample", 0))
     pairs = torch.tensor([0, 1], dtype=torch.uint8).view(1, 1, 2, 1).repeat(1000, 1, 1, 1)
     mirrored = random_flip(pairs, many)

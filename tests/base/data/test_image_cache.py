@@ -1,4 +1,4 @@
-"""What is kept beside the data is used while it is of these data, whole and unchanged, and otherwise made anew."""
+"""The cache beside the data is used while it is of these data, whole and unchanged, and rebuilt otherwise."""
 
 import os
 import shutil

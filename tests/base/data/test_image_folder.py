@@ -1,4 +1,4 @@
-"""Images of one's own: found, decoded as a person sees them, and each mistake told with its place."""
+"""A user's images: found, decoded as a person sees them, and each mistake reported with its place."""
 
 import contextlib
 import io

@@ -102,8 +102,8 @@ def test_a_run_resumes_exactly(
         capsys.readouterr()
         train.main(["-r", str(half), f"data_loader.args.num_workers={resumed_with}"])
     equal(whole.run_dir, half)
-    told = "72 samples of the stream again" in capsys.readouterr().out
-    assert told == (kind == "Stream"), "the cost of reading forward is told where there is one"
+    reported = "72 samples of the stream again" in capsys.readouterr().out
+    assert reported == (kind == "Stream"), "the cost of reading forward is reported where there is one"
     assert state(half, "step-00000009.pth")["data"]["stream"] == (
         None if kind == "Stream" else {"position": 72, "passes": 1, "state": {"index": 35}}
     )
@@ -143,7 +143,7 @@ def test_a_state_saves_reading_again() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_state_is_that_of_the_step_however_far_workers_read(workers: int) -> None:
     batches = batches_of(ResumableLines(), num_workers=workers)
-    next(batches.load(itertools.islice(batches.ranges(), 4)))  # a look at the first batch is no training
+    next(batches.load(itertools.islice(batches.ranges(), 4)))  # looking at the first batch is not training
     assert batches.state_dict() is None
     steps = batches.load_steps([[batch_range] for batch_range in itertools.islice(batches.ranges(), 9)])
     for number, step in enumerate(steps, start=1):

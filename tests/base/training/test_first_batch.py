@@ -280,7 +280,7 @@ def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch:
 
 
 def test_the_trial_of_one_sample_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A BatchNorm after a convolution takes one sample, so that training goes on."""
+    """A BatchNorm after a convolution takes one sample, so that training continues."""
     loader = {"type": "RandomTensorLoader", "args": {"num_samples": 9, "input_shape": [1, 4, 4], "num_classes": 3}}
     loader["args"] |= {"batch_size": 8}  # type: ignore[operator]
     with temporarily(MODELS, Convolved):

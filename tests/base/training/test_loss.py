@@ -179,7 +179,7 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
 
 
 def test_counts_that_stay_on_the_device_give_the_same(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an accelerator the host does not read a loss or a count in each step; here tensors stand for those."""
+    """On an accelerator the host does not read a loss or a count in each step; here they are tensors."""
     args = ("trainer.accumulate_steps=3", "trainer.log_every_steps=1")
     expected = tokens(fit, 4, *args)
     for module in ("base.training.metrics", "base.training.loss"):

@@ -1,4 +1,4 @@
-"""A run that goes on: in its folder, from where it was, as if it had never stopped."""
+"""A resumed run continues in its folder, from where it was, as if it had never stopped."""
 
 import json
 import os

@@ -175,7 +175,7 @@ class _Mean:
 
 
 class Adversarial(Trainer):
-    """A GAN in miniature: its loss does not fall, its outputs are no classifier's, its targets play no part."""
+    """A GAN in miniature: its loss does not fall, its outputs are not a classifier's, its targets are not used."""
 
     supervised = False
 

@@ -186,7 +186,7 @@ def completions(schema: Schema, value: Any, root: Schema) -> Iterator[tuple[str,
 
 
 def below(schema: Schema, key: str, value: Any, root: Schema) -> Iterator[Schema]:
-    """The schemas that apply to what stands under a key."""
+    """The schemas that apply to the value of a key."""
     if "$ref" in schema:
         yield from below(root["definitions"][schema["$ref"].removeprefix("#/definitions/")], key, value, root)
     for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):

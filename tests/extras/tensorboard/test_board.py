@@ -266,7 +266,7 @@ class Unwatchable(nn.Module):
 
 
 class InDict(Trainer):
-    """Batches that are no pairs."""
+    """Batches that are not pairs."""
 
     def train_step(self, batch: Any) -> StepResult:
         return super().train_step((batch["x"], batch["y"]))

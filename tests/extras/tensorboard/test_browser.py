@@ -67,7 +67,7 @@ class Page:
         self.browser, self.address = browser, address
 
     def open(self, name: str) -> None:
-        self.browser.get("about:blank")  # another fragment alone would not load the page anew
+        self.browser.get("about:blank")  # another fragment alone would not reload the page
         self.browser.get(f"{self.address}#{name}")
 
     def until(self, missing: Callable[[], Any]) -> None:

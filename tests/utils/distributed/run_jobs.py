@@ -3,7 +3,7 @@
 python -m tests.utils.distributed.run_jobs
 
 Reads a line per launch, [count, jobs, results, log], and answers with its exit status. torchrun itself, which would
-import torch anew in every process, is tried in test_processes_fail.py.
+import torch again in every process, is tried in test_processes_fail.py.
 
 jobs: a file with a list of {"run": arguments of train.py} with, for a resume, {"of": a run folder or the number of an
 earlier job, "step": where to resume} in a copy of that folder; or of {"test": arguments of test.py, "of": a run, "out":
