@@ -140,7 +140,7 @@ class OptimizerConfig(Component):
 
 def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value of one of SEVERAL_BY_NAME is an object of components by name, and not a component."""
-    if not isinstance(value, dict) or "type" in value:
+    if not isinstance(value, dict) or "type" in value or "args" in value:
         return False
     if len(value) > 1 and all(isinstance(each, str) for each in value.values()):
         return not any(closest(name, ("type", "args")) for name in value)  # else a misspelt key
