@@ -85,6 +85,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, the first five and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def spreadsheet_safe(text: str) -> str:
     """A text for a CSV file: what a spreadsheet would run as a formula gets an apostrophe before it."""
     if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):

@@ -13,11 +13,11 @@ from base.data.sources import as_tensor, describe_batch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
-from base.training.parameters import listed
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.random import isolated
+from utils.text import listed
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)

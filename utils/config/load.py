@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from utils.config.dry_run import dry_run_problems
-from utils.config.located_json import Document, Problem, config_error
+from utils.config.located_json import Document, Problem, config_error, dotted
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
@@ -88,8 +88,26 @@ def _checked(
         problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
-        raise config_error(document, problems)
+        raise config_error(document, list(_with_former_type(document, problems)))
     return LoadedConfig(config, document, unresolved, bool(references.pending), dry_run)
+
+
+def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:
+    """The problems. One with an argument that an override of the type has left behind says how to replace them all."""
+    flawed = {problem.path for problem in problems}
+    for problem in problems:
+        at, args = problem.path[:-2], problem.path[:-1]
+        left_behind = problem.at_key and args == (*at, "args") and document.locate(problem.path).line
+        if not left_behind or document.locate((*at, "type")).line:
+            yield problem
+            continue
+        given: Any = document.value
+        for key in args:
+            given = given[key]
+        fitting = {key: value for key, value in given.items() if (*args, key) not in flawed}
+        override = f"{dotted(args)}={json.dumps(fitting)}"
+        message = f"{problem.message}\nAn override of the type keeps the arguments; to replace them too: '{override}'"
+        yield replace(problem, message=message)
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
