@@ -120,7 +120,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
 
 def _fail(error: Exception, status: int) -> int:
     """Print the error, unless another process failed first; return the status of the first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it to all when the first one exits
+    if current().launched:  # the launcher sends it to all when the first one exits
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lost = current().peer_failure(error)
     first, status = current().claim_failure(1 if lost else status)
     if first and (lost or isinstance(error, (UserError, TrainingError))):

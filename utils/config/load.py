@@ -42,6 +42,15 @@ class LoadedConfig:
         """A mistake that shows only when the part at this path is built."""
         return config_error(self.document, [Problem(path, message)])
 
+    def gives(self, path: KeyPath) -> bool:
+        """Whether the file or an override has a value at this path, so that it is not a default's."""
+        value = self.document.value
+        for key in path:
+            if not isinstance(value, dict) or key not in value:
+                return False
+            value = value[key]
+        return True
+
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with what the data loader tells. Raises ConfigError that lists all mistakes in it."""
         return _checked(self.unresolved, facts, dry_run=self.dry_run)

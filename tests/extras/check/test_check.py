@@ -64,6 +64,18 @@ class Words(nn.Module):
         return outputs + outputs.sum(0) if self.mixed else outputs
 
 
+class Shared(nn.Module):
+    """8 numbers to 3 classes, through one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.hidden(self.hidden(x.flatten(1)).relu()).relu())
+        return outputs
+
+
 class Steps(nn.Module):
     """8 numbers to 2 outputs at each of 4 steps, (B, 2, 4)."""
 
@@ -132,7 +144,11 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
         return status, capsys.readouterr().out
 
-    with temporarily(MODELS, Planted, Words, Steps), temporarily(DATA_LOADERS, Made), temporarily(METRICS, everything):
+    with (
+        temporarily(MODELS, Planted, Words, Steps, Shared),
+        temporarily(DATA_LOADERS, Made),
+        temporarily(METRICS, everything),
+    ):
         yield run
 
 
@@ -188,6 +204,14 @@ def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
     assert ["first", "Linear", "(10,", "16)", "144"] in [line.split() for line in report.splitlines()]
     assert report.splitlines()[-3].split() == ["all", "195"]
     assert "780B parameters, 780B gradients, 780B optimizer" in report
+
+
+def test_a_layer_that_is_called_twice_is_one_row(check: Check) -> None:
+    status, report = check(model="Shared")
+    assert status == 0
+    assert [line.split() for line in report.splitlines() if line.startswith("hidden")] == [
+        ["hidden", "Linear", "(10,", "8),", "called", "2", "times", "72"]
+    ]
 
 
 @pytest.mark.parametrize(
