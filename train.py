@@ -119,7 +119,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Result:
 
     with experiment.signals:
         folder = process_group.broadcast_object(create)
-        with folder.owned(process_group), removed_if_empty(trainer, folder), logged(experiment, folder):
+        with folder.owned(process_group), removed_if_empty(trainer, folder), logged(trainer, folder):
             trainer.begin(training, outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights}")
@@ -133,7 +133,7 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     experiment = build_experiment(loaded, data)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with experiment.signals, folder.owned(experiment.runtime.process_group), logged(experiment, folder):
+    with experiment.signals, folder.owned(experiment.runtime.process_group), logged(trainer, folder):
         trainer.begin(training, outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
         with first_step_checks_state(trainer, folder):

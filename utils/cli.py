@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import OVERRIDE
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 from utils.streams import flush_streams, say_error
-from utils.text import printable
+from utils.text import OVERRIDE, printable
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}

@@ -11,6 +11,10 @@ _CONTROL = re.compile(
 )
 
 
+OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
+"""How a KEY=VALUE of the command line begins."""
+
+
 def number(value: float) -> str:
     """With four significant digits, trailing zeros included, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")

@@ -225,7 +225,7 @@ def test_a_resumed_run_continues_its_table(fit: Fit, tmp_path: Path, monkeypatch
         with pytest.raises(Stopped):
             fit("trainer.verbosity=2")
     assert first.screen()[-4].split()[0] == "1/2"
-    assert first.screen()[-3] == "warning: stopped and saved. To resume:"
+    assert first.screen()[-3] == "warning: stopped and saved in epoch 2, after step 7. To resume:"
     run = RunFolder.newest(str(tmp_path / "saved"), "small")
     with terminal(monkeypatch) as second:
         train.main(["-r", str(run.path)])

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config.dry_run import dry_run_problems
 from utils.config.located_json import Document, Problem, config_error, dotted
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
@@ -89,6 +88,8 @@ def _checked(
     problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
+        from utils.config.dry_run import dry_run_problems  # which imports torch
+
         problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
