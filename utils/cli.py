@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import signal
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,11 +13,15 @@ from typing import Any, NoReturn
 
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
-from utils.streams import flush_streams, say_error
+from utils.extras import find_extra
+from utils.streams import flush_streams, say_error, say_loading
 from utils.text import OVERRIDE, printable
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
+
+
+LIST_WIDTH = 110  # of a --list that is not printed to a terminal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +89,24 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         if (value := getattr(options, short, None)) is not None:
             options.overrides.append(f"{key}={value}")
     return options
+
+
+def answer_early(about: str | None) -> None:
+    """For the top of train.py: exit if the command is --help, has a typo or asks for a list that is known already.
+
+    Else it says that it is loading. torch, which takes seconds, is not imported for that.
+    """
+    if current().launched or "RANK" in os.environ:
+        return
+
+    def answer(argv: Sequence[str] | None) -> None:
+        options = train_options(about, argv)
+        if early := find_extra("early"):
+            early.answer(options)
+
+    if status := run(answer):
+        sys.exit(status)
+    say_loading()
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
