@@ -23,7 +23,7 @@ INTERVAL = 0.2  # seconds between two drawings: each one reads the loss, and so 
 DELAY = 0.3  # seconds that an evaluation may take without a bar
 MARGIN = 3  # columns left free: the ^C that a terminal echoes must not start a second line
 MIN_BAR = 6  # columns of the bar itself
-STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
+STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -20,7 +20,10 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @METRICS.register
 def top_k_accuracy(outputs: Tensor, targets: Tensor, *, k: PositiveInt = 5) -> Tensor:
-    """1 if the target class, int64 of shape (B,), is among the k largest logits, shape (B, C)."""
+    """1 if the target class, int64 of shape (B,), is among the k largest logits, shape (B, C).
+
+    k: how many of the classes count, at most C.
+    """
     _check_classes("top_k_accuracy", outputs)
     if k > outputs.shape[1]:
         raise ConfigError(f"metrics: top_k_accuracy: k = {k} is more than the {outputs.shape[1]} classes of the model")

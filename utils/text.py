@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 # C0 and C1 control characters, marks that reverse the order of letters, and line separators
 _CONTROL = re.compile(
-    r"(?!\x1b\[(?:0|2|33|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    r"(?!\x1b\[(?:0|2|33|1;31|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
 
 

@@ -18,7 +18,7 @@ from utils.files import atomic_write
 from utils.paths import PROJECT
 from utils.registry import FOLDERS
 
-CACHE = Path(__file__).parent / "__pycache__" / "listings.json"
+CACHE = PROJECT / ".cache" / "listings.json"
 
 
 def cached_listing(name: str, width: int) -> str | None:
@@ -33,9 +33,10 @@ def cached_listing(name: str, width: int) -> str | None:
 
 def keep_listing(name: str, width: int, text: str) -> None:
     """Keep what is printed; where nothing can be written, the next time takes as long."""
-    if sys.dont_write_bytecode:
+    try:
+        made_from = _made_from(sorted(set(_own_files())))
+    except OSError:
         return
-    made_from = _made_from(sorted(set(_own_files())))
     listings: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         kept = json.loads(CACHE.read_text(encoding="utf-8"))
@@ -74,5 +75,7 @@ def _own_files() -> Iterator[str]:
     installed = {sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), sys.prefix}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and not any(Path(file).is_relative_to(folder) for folder in installed):
+        if not isinstance(file, str) or not Path(file).is_file():  # torch makes modules of files that are not there
+            continue
+        if not any(Path(file).is_relative_to(folder) for folder in installed):
             yield file

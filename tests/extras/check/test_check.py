@@ -13,13 +13,16 @@ from torch.utils.data import Dataset, TensorDataset
 import train
 from base.base_data_loader import BaseDataLoader
 from extras.check import preflight
+from extras.check.check_result import CheckResult
 from extras.check.data_checks import _named_tensors
 from extras.check.model_checks import _first_samples
+from logger.console import styled
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, METRICS, MODELS
+from utils.text import printable
 
 Check = Callable[..., tuple[int, str]]
 
@@ -212,6 +215,22 @@ def test_a_layer_that_is_called_twice_is_one_row(check: Check) -> None:
     assert [line.split() for line in report.splitlines() if line.startswith("hidden")] == [
         ["hidden", "Linear", "(10,", "8),", "called", "2", "times", "72"]
     ]
+
+
+def test_a_verdict_is_coloured_and_wrapped_in_a_terminal() -> None:
+    result = CheckResult(
+        "first loss", "FAIL", "a loss that is " + "very " * 20 + "large\n  with a line of code", "a cause"
+    )
+    assert next(result.lines()).startswith("first loss    FAIL  a loss that is very")
+    assert len(list(result.lines())) == 3
+    for width in (8, 30, 60, 80):
+        lines = list(result.lines(width=width))
+        assert max(map(len, lines)) <= max(width, 19)
+        assert all(line.startswith("    ") for line in lines[1:])
+        assert " ".join(" ".join(lines).split()) == " ".join(" ".join(result.lines()).split())
+    coloured = next(result.lines(width=80, plain=False))
+    assert coloured.startswith(f"first loss    {styled('FAIL ', 'bad')} a loss")
+    assert printable(coloured) == coloured, "say() leaves it as it is"
 
 
 @pytest.mark.parametrize(
