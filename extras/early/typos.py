@@ -16,15 +16,15 @@ from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
 from utils.config.sources import read_config
+from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
 from utils.schema import FORMER_NAMES, Config, KeyPath, name_and_args
 from utils.text import closest
 
 # arguments whose types only a library's signature knows
-_LIBRARY_ARGUMENT = re.compile(
-    r"^((?:validation|loss|metrics|optimizer|lr_scheduler)\.(?:\w+\.)*args\.\w+)=(?=[\d.+-])"
-)
+_LIBRARY_ARGUMENT = re.compile(r"^((?:validation|loss|metrics|optimizer|lr_scheduler)\.(?:\w+\.)*args\.\w+)=[\d.+-].*")
+ANY_NUMBER = "~"  # in place of one whose type only the library knows
 _TASK = re.compile(r"Binary|Multiclass|Multilabel")
 
 
@@ -33,13 +33,17 @@ def find_typos(path: Path, overrides: Sequence[str]) -> None:
 
     Raises ImportError where that cannot be decided without torch.
     """
-    read = [_LIBRARY_ARGUMENT.sub(r"\1=~", override) for override in overrides]
-    document = _resolved(read_config(path, read))
-    if document is None:
-        return
-    problems = list(_problems(document))
-    if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
-        raise config_error(document, problems)
+    read = [_LIBRARY_ARGUMENT.sub(rf"\1={ANY_NUMBER}", override) for override in overrides]
+    try:
+        document = _resolved(read_config(path, read))
+        if document is None:
+            return
+        problems = list(_problems(document))
+        if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
+            raise config_error(document, problems)
+    except ConfigError as error:
+        if read == list(overrides) or f"={ANY_NUMBER}" not in str(error):  # else it would show what nobody has typed
+            raise
 
 
 def _resolved(unresolved: Document) -> Document | None:
@@ -100,7 +104,7 @@ def _is_final(problem: Problem) -> bool:
 
 
 def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
-    """Whether the arguments of all components are those of config.schema.json, as far as their names go.
+    """Whether the arguments of all components are those of config.schema.json, by their names and kinds.
 
     It may be out of date: then the usual checks decide.
     """
@@ -114,8 +118,26 @@ def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
             return False
         defined = definitions.get(f"{'data_loader' if kind == 'validation' else kind}.{named[0]}")
         given = [named[1], *(args for _, args in group_arguments(path, entry))]
-        if defined is None or not all(args.keys() <= defined["properties"].keys() for args in given):
+        if defined is None or not all(_fits(args, defined["properties"]) for args in given):
             return False
         if not set(defined.get("required", ())) <= named[1].keys():
             return False
     return "loss" in document.value or any(path[:1] == KeyPath(("loss",)) for path in wrong)
+
+
+def _fits(args: dict[str, Any], properties: dict[str, Any]) -> bool:
+    """Whether these are arguments that the schema has, with values of the kinds that it gives."""
+    return all(
+        name in properties and (value == ANY_NUMBER or _is_of_kind(value, properties[name]))
+        for name, value in args.items()
+    )
+
+
+def _is_of_kind(value: Any, schema: dict[str, Any]) -> bool:
+    kinds = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
+    kinds["null"] = type(None)
+    for one in schema.get("anyOf", [schema]):
+        kind: Any = kinds.get(one.get("type"), object if "$ref" not in one else ())
+        if isinstance(value, kind) and (isinstance(value, bool) <= (kind in (bool, object))):
+            return True
+    return False

@@ -79,8 +79,8 @@ def _sample(schema: Schema) -> Any:
 
 def _number(schema: Schema, wanted: float) -> float:
     """The wanted number, or another one within the limits of a schema."""
-    low = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
-    high = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
+    low: Any = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
+    high: Any = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
     if low < wanted < high:
         return wanted
     inside: float = schema.get("minimum", low + 1) if wanted <= low else schema.get("maximum", high - 1)

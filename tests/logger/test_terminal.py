@@ -28,6 +28,7 @@ from tests.helpers import lines as records
 from utils import cli
 from utils.errors import DataError, Stopped
 from utils.run_folder import RunFolder
+from utils.streams import clear_loading
 
 Fit = Callable[..., train.Result]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -155,6 +156,20 @@ def test_the_bar_shows_progress_loss_best_value_speed_and_eta(fit: Fit, monkeypa
     )
     assert any(bar.fullmatch(line) for line in shown.drawn())
     assert any(re.fullmatch(r"evaluating  50% \|.*\| ETA 00:\d\d", line) for line in shown.drawn())
+
+
+def test_a_terminal_shows_at_once_that_a_command_is_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer.epochs=1"])
+    with terminal(monkeypatch) as shown:
+        cli.answer_early(train.__doc__)
+        clear_loading()
+    assert shown.drawn() == ["loading ..."]
+    assert shown.screen() == [""]
+    cli.answer_early(train.__doc__)
+    clear_loading()
+    assert capsys.readouterr().out == "", "a file needs no such line"
 
 
 @pytest.mark.parametrize("columns", [44, 60, 80, 200])

@@ -107,6 +107,8 @@ def test_a_typo_is_told_in_the_same_words(
         ("", "", ["optimizer.args.lr=0.5", "model.args.bias=false"]),
         ("", "", ["trainer.epoch=3", "optimizer.args.momentun=1"]),  # two mistakes: all at once
         ("", "", ["trainer.epoch=3", "model.args.hiden_features=1"]),
+        ("", "", ["trainer.epoch=3", "model.args.hidden_features=many"]),
+        ("", "", ["trainer.epoch=3", "model.args.hidden_features=true"]),
         ("", "", ["model=LeNet", "data_loader.args.btch_size=1"]),
         ('"accuracy"', '"MulticlassAccuracy"', []),
         ('"loss": "cross_entropy",', "", ["trainer.epoch=3"]),
