@@ -170,6 +170,7 @@ def no_match(pattern: str, names: Mapping[str, Any]) -> str:
     meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(names))}"
     return f'no parameter matches "{pattern}"; {meant}'
 
+
 def stateful_loss(loss: Any) -> nn.Module | None:
     """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
     module = loss.loss if isinstance(loss, CountedLoss) else loss
