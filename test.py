@@ -27,7 +27,7 @@ from base.training.observer import Observer
 from base.training.state import load_for_evaluation
 from logger.writers import EVENTS, EventWriter
 from utils import checkpoint, cli
-from utils.config import OVERRIDE, load_config
+from utils.config import load_config
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.extras import find_extra, load_extra
@@ -35,7 +35,7 @@ from utils.paths import display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
 from utils.streams import say
-from utils.text import number, table
+from utils.text import OVERRIDE, number, table
 
 Values = Mapping[str, float]
 

@@ -14,6 +14,9 @@ from utils.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
+    from utils import cli
+
+    cli.answer_early(__doc__)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
-from utils.streams import say
+from utils.streams import clear_loading, say, terminal_width
 
 # overrides that say which run a bare -r resumes
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
@@ -95,7 +98,11 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     if options.resume is not None or (options.list is not None and not alone):
         raise UserError("--list cannot be combined with other options; --check does not take -r")
     if options.list is not None:
-        say(load_extra("schema", "--list").listing(options.list))
+        width = terminal_width(cli.LIST_WIDTH)
+        text = load_extra("schema", "--list").listing(options.list, width=width)
+        if early := find_extra("early"):
+            early.keep_listing(options.list, width, text)
+        say(text)
         raise SystemExit(0)
     check = load_extra("check", "--check")
     raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
@@ -119,7 +126,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Result:
 
     with experiment.signals:
         folder = process_group.broadcast_object(create)
-        with folder.owned(process_group), removed_if_empty(trainer, folder), logged(experiment, folder):
+        with folder.owned(process_group), removed_if_empty(trainer, folder), logged(trainer, folder):
             trainer.begin(training, outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights}")
@@ -133,7 +140,7 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
     experiment = build_experiment(loaded, data)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with experiment.signals, folder.owned(experiment.runtime.process_group), logged(experiment, folder):
+    with experiment.signals, folder.owned(experiment.runtime.process_group), logged(trainer, folder):
         trainer.begin(training, outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
         with first_step_checks_state(trainer, folder):
@@ -171,4 +178,5 @@ def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> 
 
 
 if __name__ == "__main__":
+    clear_loading()
     sys.exit(cli.run(main))

@@ -21,7 +21,7 @@ from base.training.first_batch import (
     FORWARD_ERRORS,
     check_smallest_batch,
     explained,
-    nan_warning,
+    non_finite_warning,
     raise_non_finite,
     trainer_warnings,
     watch_first_batch,
@@ -60,7 +60,7 @@ class BaseTrainer(TrainerInterface):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._told_of_nan = False
+        self._told_of_non_finite = False
         self.first_batch_passed = False
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.has_started = False
@@ -318,9 +318,9 @@ class BaseTrainer(TrainerInterface):
         name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
-        if math.isnan(values[name]) and not self._told_of_nan:
-            self._told_of_nan = True
-            self.console.warn(nan_warning(name, self.progress.epochs))
+        if not math.isfinite(values[name]) and not self._told_of_non_finite:
+            self._told_of_non_finite = True
+            self.console.warn(non_finite_warning(name, values[name], self.progress.epochs))
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong

@@ -1,6 +1,7 @@
 """Whatever only observes, reports or searches. The core never needs it: any folder here can be deleted.
 
 check/          train.py --check
+early/          a typo's message and a repeated --list before torch is imported
 schema/         train.py --list, config.schema.json and the tables of keys
 tensorboard/    what TensorBoard shows beside the curves
 report/         test.py's report: tables, figures, predictions

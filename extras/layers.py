@@ -13,6 +13,25 @@ from utils.tree import tensors
 HEADER = ("layer", "type", "output", "parameters")
 
 
+Row = tuple[str, str, str, str]
+
+
+@dataclass
+class Layer:
+    """A layer that was called: its class, its number of parameters and the shape of the output of each call."""
+
+    kind: str
+    parameters: int
+    shapes: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> Row:
+        shapes = list(dict.fromkeys(self.shapes))
+        output = "; ".join([*shapes[:3], *(["..."] if shapes[3:] else [])])
+        if len(self.shapes) > 1:
+            output += f", called {len(self.shapes)} times"
+        return name, self.kind, output, f"{self.parameters:,}" if self.parameters else ""
+
+
 @dataclass
 class Trace:
     """The arguments of the model's first call, its latest outputs, and what each layer returned."""
@@ -20,8 +39,13 @@ class Trace:
     arguments: tuple[Any, ...] | None = None
     keywords: dict[str, Any] = field(default_factory=dict)
     outputs: Any = None
-    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """Under HEADER: name, class, shape of the output and number of parameters, in the order of the calls."""
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """By name, in the order of their first calls."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Under HEADER: name, class, shape of the output and number of parameters of each layer."""
+        return [layer.row(name) for name, layer in self.layers.items()]
 
     def take_arguments(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if self.arguments is None:
@@ -35,7 +59,8 @@ class Trace:
         # attention takes the weights of its own layer without calling it
         recurse = isinstance(module, nn.MultiheadAttention)
         own = sum(parameter.numel() for parameter in module.parameters(recurse=recurse))
-        self.rows.append((name, type(module).__name__, _shape(outputs), f"{own:,}" if own else ""))
+        layer = self.layers.setdefault(name, Layer(type(module).__name__, own))
+        layer.shapes.append(_shape(outputs))
 
 
 @contextmanager

@@ -3,16 +3,16 @@
 import contextlib
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from utils.files import LogFile, ends_with_newline
+from utils.streams import is_plain, terminal_width
 from utils.text import printable
 
 Item = TypeVar("Item")
@@ -23,23 +23,13 @@ INTERVAL = 0.2  # seconds between two drawings: each one reads the loss, and so 
 DELAY = 0.3  # seconds that an evaluation may take without a bar
 MARGIN = 3  # columns left free: the ^C that a terminal echoes must not start a second line
 MIN_BAR = 6  # columns of the bar itself
-STYLES = {"dim": "2", "good": "1;32", "warning": "33"}
+STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def styled(text: str, style: str) -> str:
     """Text with an ANSI style, which is stripped wherever plain text is wanted."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-
-def is_plain(stream: TextIO | None) -> bool:
-    """Whether only plain text may be written: to a file or a pipe, or if the user or the terminal asks for it."""
-    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return True
-    try:
-        return not stream.isatty()
-    except (OSError, ValueError):  # a stream that somebody closed
-        return True
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -160,9 +150,7 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal; 80 in a file."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-        return 80
+        return terminal_width()
 
     @property
     def shows_bar(self) -> bool:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from logger.console import styled
-from utils.text import duration, number
+from utils.text import count, duration, number
 
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME = 6  # as in "3.1 s"
 MARK = 4  # "best"
+MAX_LINES = 2  # of an epoch
 HEADER_EVERY = 30  # lines, so that a header stays on the screen
 
 Values = Mapping[str, Mapping[str, float]]
@@ -38,12 +39,17 @@ class _ColumnGroup(NamedTuple):
 
 
 class EpochTable:
-    """One row per epoch, of several lines if the terminal is too narrow for all values in one."""
+    """One row per epoch, of two lines if the terminal is too narrow for all values in one.
 
-    def __init__(self, epochs: int) -> None:
+    What does not fit into two is not shown, and the header says so. monitored: the name of a value that always is.
+    """
+
+    def __init__(self, epochs: int, *, monitored: str = "") -> None:
         self.epochs = epochs
+        self.monitored = monitored
         self.first = max(len("epoch"), 2 * len(str(epochs)) + 1)
         self._layout: list[list[_ColumnGroup]] = []
+        self._left_out = 0  # values that are not shown
         self._lines = 0  # printed since the header, other messages included
 
     def row(self, epoch: int, values: Values, *, seconds: float, best: bool, width: int) -> Iterator[str]:
@@ -67,6 +73,16 @@ class EpochTable:
         self._lines += 1
 
     def _lay_out(self, values: Values, width: int) -> list[list[_ColumnGroup]]:
+        """The column groups of each line that is shown; if some are not, the monitored value follows the loss."""
+        lines = self._divide(values, width)
+        if len(lines) > MAX_LINES:
+            names = (self.monitored, self.monitored.removeprefix("val_"))
+            moved = {name: numbers for name, numbers in values.items() if name in ("loss", *names)}
+            lines = self._divide({**moved, **values}, width)
+        self._left_out = sum(map(len, lines[MAX_LINES:]))
+        return lines[:MAX_LINES]
+
+    def _divide(self, values: Values, width: int) -> list[list[_ColumnGroup]]:
         """Column groups line by line: one line if there is room, with two spaces between columns if possible."""
         for gap in (2, 1):
             room = width - 1 - self.first - TIME - MARK - 2 * gap
@@ -81,6 +97,8 @@ class EpochTable:
         return lines
 
     def _header(self) -> Iterator[str]:
+        if self._left_out:
+            yield styled(f"{count(self._left_out, 'more value')} in metrics.jsonl", "dim")
         start = f"{'epoch':>{self.first}}"
         end = f"{'time':>{self._layout[0][0].gap + TIME}}"
         for groups in self._layout:
@@ -94,9 +112,9 @@ class EpochTable:
 
 def _column_group(name: str, columns: tuple[str, ...], gap: int, room: int) -> _ColumnGroup:
     """A group as wide as its numbers and its name, if there is room for it."""
-    count = len(columns)
-    wanted = -(-(len(name) - gap * (count - 1)) // count)
-    return _ColumnGroup(name, columns, max(CELL, min(wanted, room // count - gap)), gap)
+    number_of_columns = len(columns)
+    wanted = -(-(len(name) - gap * (number_of_columns - 1)) // number_of_columns)
+    return _ColumnGroup(name, columns, max(CELL, min(wanted, room // number_of_columns - gap)), gap)
 
 
 def _cell(value: float) -> str:

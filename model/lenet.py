@@ -15,6 +15,9 @@ from utils.schema import Fraction
 class LeNet(BaseModel):
     """Classifies 32x32 images. The tutorials use 1 channel with kernel_size 3, and 3 channels with kernel_size 5.
 
+    in_channels: 1 for grey images, 3 for coloured ones.
+    kernel_size: edge of both convolutions' kernels, in pixels.
+    num_classes: number of outputs.
     dropout: probability that a feature of the two hidden linear layers is zeroed during training.
     """
 

@@ -9,7 +9,12 @@ from utils.registry import MODELS
 
 @MODELS.register
 class LinearRegression(BaseModel):
-    """y = W x + b."""
+    """y = W x + b.
+
+    in_features: numbers in an input; one of another shape, such as an image, is flattened.
+    out_features: numbers in an output.
+    bias: whether b is learned, or left out.
+    """
 
     def __init__(self, *, in_features: PositiveInt, out_features: PositiveInt = 1, bias: bool = True) -> None:
         super().__init__()

@@ -26,7 +26,10 @@ def cross_entropy(
 ) -> Tensor:
     """Cross entropy of logits of shape (B, C, ...) and class indices, int64 of shape (B, ...).
 
-    weight: of each class, float of shape (C,). ignore_index: a target that does not count.
+    weight: of each class, float of shape (C,).
+    ignore_index: a target that does not count.
+    label_smoothing: part of the target's probability that is spread over all classes, 0 to 1.
+    reduction: "mean" over the targets that count, or their "sum".
     """
     return F.cross_entropy(
         outputs,
@@ -40,5 +43,8 @@ def cross_entropy(
 
 @LOSSES.register
 def mse_loss(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Squared error over all elements of outputs and targets, which have the same shape."""
+    """Squared error over all elements of outputs and targets, which have the same shape.
+
+    reduction: "mean" over all elements, or their "sum".
+    """
     return F.mse_loss(outputs, targets, reduction=reduction)

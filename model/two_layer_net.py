@@ -11,6 +11,10 @@ from utils.registry import MODELS
 class TwoLayerNet(BaseModel):
     """y = W2 relu(W1 x).
 
+    in_features: numbers in an input; one of another shape, such as an image, is flattened.
+    hidden_features: width of the hidden layer.
+    out_features: numbers in an output.
+    bias: whether both layers have a bias.
     init_std: standard deviation of the normal distribution of the initial weights; None: torch's default.
     """
 

@@ -6,18 +6,17 @@ import functools
 import inspect
 import json
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from torch import Tensor, nn
 
 from utils.schema import KeyPath
 from utils.text import closest, hint
@@ -39,6 +38,11 @@ WORDS = {
 
 class NotJson:
     """Marks a type that no JSON value has: a tensor, a function, a module."""
+
+
+def _of_torch(name: str) -> Any:
+    """torch.NAME. Without torch, which takes seconds to import, no annotation can name one of its classes."""
+    return getattr(sys.modules.get("torch"), name, None)
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -175,7 +179,9 @@ def json_type(annotation: Any) -> Any:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
     if _union(annotation):
         # beside another type, a tensor is not asked for
-        kinds = [kind for kind in (json_type(item) for item in inner if item is not Tensor) if kind is not NotJson]
+        kinds = [
+            kind for kind in (json_type(item) for item in inner if not _is_tensor_class(item)) if kind is not NotJson
+        ]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
@@ -185,9 +191,12 @@ def json_type(annotation: Any) -> Any:
 
 def is_tensor(annotation: Any) -> bool:
     """Whether an argument is a tensor and nothing else, such as class weights: a config gives a list of numbers."""
-    return annotation is Tensor or (
-        _union(annotation) and set(typing.get_args(annotation)) in ({Tensor}, {Tensor, type(None)})
-    )
+    inner = set(typing.get_args(annotation)) - {type(None)} if _union(annotation) else {annotation}
+    return len(inner) == 1 and _is_tensor_class(*inner)
+
+
+def _is_tensor_class(annotation: Any) -> bool:
+    return annotation is not None and annotation is _of_torch("Tensor")
 
 
 def is_settings(annotation: Any) -> bool:
@@ -197,11 +206,14 @@ def is_settings(annotation: Any) -> bool:
 
 def is_module(annotation: Any) -> bool:
     """Whether an argument is a module: a config gives a component."""
-    return isinstance(annotation, type) and issubclass(annotation, nn.Module)
+    nn = _of_torch("nn")
+    return nn is not None and isinstance(annotation, type) and issubclass(annotation, nn.Module)
 
 
 def with_tensors(component: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
     """Checked arguments of a component, with lists as tensors where it takes tensors."""
+    import torch
+
     known = parameters(component)
     return {
         name: torch.tensor(value, dtype=torch.get_default_dtype())
@@ -243,7 +255,7 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(kind) for kind in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
-    if annotation is Tensor:
+    if _is_tensor_class(annotation):
         return "list of float"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))

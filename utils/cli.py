@@ -2,21 +2,26 @@
 
 import argparse
 import json
+import os
 import signal
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import OVERRIDE
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
-from utils.streams import flush_streams, say_error
-from utils.text import printable
+from utils.extras import find_extra
+from utils.streams import flush_streams, say_error, say_loading
+from utils.text import OVERRIDE, printable
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
+
+
+LIST_WIDTH = 110  # of a --list that is not printed to a terminal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,6 +91,24 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return options
 
 
+def answer_early(about: str | None) -> None:
+    """For the top of train.py: exit if the command is --help, has a typo or asks for a list that is known already.
+
+    Else it says that it is loading. torch, which takes seconds, is not imported for that.
+    """
+    if current().launched or "RANK" in os.environ:
+        return
+
+    def answer(argv: Sequence[str] | None) -> None:
+        options = train_options(about, argv)
+        if early := find_extra("early"):
+            early.answer(options)
+
+    if status := run(answer):
+        sys.exit(status)
+    say_loading()
+
+
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else.
 
@@ -120,7 +143,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
 
 def _fail(error: Exception, status: int) -> int:
     """Print the error, unless another process failed first; return the status of the first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it to all when the first one exits
+    if current().launched:  # the launcher sends it to all when the first one exits
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lost = current().peer_failure(error)
     first, status = current().claim_failure(1 if lost else status)
     if first and (lost or isinstance(error, (UserError, TrainingError))):

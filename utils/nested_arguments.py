@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Annotated, Any, Union
 
-import torch
 from pydantic import BaseModel
 
 from utils.arguments import is_module, is_settings, is_tensor, parameters
@@ -51,7 +50,7 @@ def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> di
         name: _built(known[name].annotation, value, complete, ()) if name in known else value
         for name, value in args.items()
     }
-    return defaults | {name: args[name] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    return defaults | {name: args[name] if is_tensor(type(value)) else value for name, value in given.items()}
 
 
 def _as_config(default: Any) -> Any:
@@ -82,6 +81,8 @@ def alternatives(annotation: Any) -> Iterator[Any]:
 
 def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
     if isinstance(value, list) and is_tensor(annotation):
+        import torch
+
         return torch.tensor(value, dtype=torch.get_default_dtype())
     if kind := _object_of(annotation, value):
         return build(kind, value, path)

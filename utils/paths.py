@@ -23,5 +23,8 @@ def code_version() -> str:
 
 def display_path(path: Path) -> str:
     """A path as the user would type it: relative to the working directory if it is below that."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except FileNotFoundError:  # the working directory was removed
+        return str(path)
     return str(path) if relative.startswith("..") else relative

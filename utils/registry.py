@@ -14,10 +14,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
 from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.paths import PROJECT
@@ -43,7 +39,7 @@ class Registry:
     """The components of one kind, by name.
 
     library: a module whose public names count as registered too where ``accepts`` is true. It is imported only
-    when a name is not among our own, since torchmetrics alone takes 0.7 s.
+    when a name is not among our own: torch takes seconds, and torchmetrics alone 0.7 s.
     passed: names of the arguments that the project passes itself, or that a config must never give.
     options: what the library's components take besides their own arguments, through **kwargs, with the defaults.
     called_with: number of leading arguments of a function that each call gives, as outputs and targets of a loss.
@@ -173,15 +169,29 @@ class Registry:
         return found if callable(found) and self._accepts(found) else None
 
 
-def _extends(base: type) -> Callable[[Any], bool]:
-    """A function that is true of the proper subclasses of a class."""
-    return lambda item: inspect.isclass(item) and issubclass(item, base) and item is not base
+def _extends(item: Any, base: type) -> bool:
+    """Whether an item is a proper subclass of a class."""
+    return inspect.isclass(item) and issubclass(item, base) and item is not base
+
+
+def _is_optimizer(item: Any) -> bool:
+    from torch.optim import Optimizer
+
+    return _extends(item, Optimizer)
+
+
+def _is_scheduler(item: Any) -> bool:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    return _extends(item, LRScheduler)
 
 
 def _is_loss(item: Any) -> bool:
+    from torch import nn
+
     # torch has no public base class of losses; what they have in common is the argument "reduction"
     return (
-        _extends(nn.Module)(item)
+        _extends(item, nn.Module)
         and _takes_two(item.forward)
         and any("reduction" in inspect.signature(base.__init__).parameters for base in item.__mro__)
     )
@@ -192,7 +202,7 @@ def _is_metric(item: Any) -> bool:
 
     # wrappers take other metrics, aggregations take no targets, and a model does not output text
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    if not _extends(Metric)(item) or item.__name__.startswith("_"):
+    if not _extends(item, Metric) or item.__name__.startswith("_"):
         return False
     return item.__module__.split(".")[1] not in left_out and _takes_two(item.update)
 
@@ -226,9 +236,9 @@ MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")
 LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_extends(Optimizer), passed=("params",))
+OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", accepts=_extends(LRScheduler), passed=("optimizer", "last_epoch")
+    "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
 )
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 

@@ -142,7 +142,8 @@ def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value of one of SEVERAL_BY_NAME is an object of components by name, and not a component."""
     if not isinstance(value, dict) or "type" in value or "args" in value:
         return False
-    if len(value) > 1 and all(isinstance(each, str) for each in value.values()):
+    kinds = {type(each) for each in value.values()}
+    if len(value) > 1 and str in kinds and kinds <= {str, dict}:
         return not any(closest(name, ("type", "args")) for name in value)  # else a misspelt key
     components = (isinstance(each, Component) or (isinstance(each, dict) and "type" in each) for each in value.values())
     return any(components)

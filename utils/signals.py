@@ -50,7 +50,8 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     _, first_status = current().claim_failure(status)  # differs if a launcher ends all processes after one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # not print, which this may have interrupted
-            os.write(2, f"stopped; nothing was changed. To run it again:\n{command}\n".encode(errors="replace"))
+            start = "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""  # in place of "loading ..."
+            os.write(2, f"{start}stopped; nothing was changed. To run it again:\n{command}\n".encode(errors="replace"))
     os._exit(first_status)
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from traceback import format_exception
+from types import TracebackType
 from typing import Any, TextIO
 
 from utils.text import printable
@@ -19,7 +20,12 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
     sys.stdout = _open(sys.stdout, 1)
     sys.stderr = _open(sys.stderr, 2)
-    sys.excepthook = lambda kind, error, trace: say_error("".join(format_exception(kind, error, trace)).rstrip())
+    sys.excepthook = _say_uncaught
+
+
+def _say_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    clear_loading()
+    say_error("".join(format_exception(kind, error, trace)).rstrip())
 
 
 def _open(stream: TextIO | None, number: int) -> TextIO:
@@ -38,6 +44,43 @@ def flush_streams() -> None:
         except (OSError, ValueError, AttributeError):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_plain(stream: TextIO | None) -> bool:
+    """Whether only plain text may be written: to a file or a pipe, or if the user or the terminal asks for it."""
+    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return True
+    try:
+        return not stream.isatty()
+    except (OSError, ValueError):  # a stream that somebody closed
+        return True
+
+
+def terminal_width(otherwise: int = 80) -> int:
+    """Columns of the terminal that standard output is; another number in a file, and 80 if the terminal has none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return otherwise
+
+
+LOADING = "loading ..."
+
+
+def say_loading() -> None:
+    """In a terminal: that the imports, which take seconds, have begun. The next line takes its place."""
+    if not is_plain(sys.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(LOADING)
+            sys.stdout.flush()
+
+
+def clear_loading() -> None:
+    """Take that line away again."""
+    if not is_plain(sys.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(f"\r{' ' * len(LOADING)}\r")
+            sys.stdout.flush()
 
 
 def say(*values: Any, sep: str = " ") -> None:

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Sequence
 
 # C0 and C1 control characters, marks that reverse the order of letters, and line separators
 _CONTROL = re.compile(
-    r"(?!\x1b\[(?:0|2|33|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    r"(?!\x1b\[(?:0|2|33|1;31|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
+
+
+OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
+"""How a KEY=VALUE of the command line begins."""
 
 
 def number(value: float) -> str:
@@ -83,6 +87,11 @@ def printable(text: str) -> str:
     Line breaks, tabs and the styles of logger/console.py stay.
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, the first five and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def spreadsheet_safe(text: str) -> str:

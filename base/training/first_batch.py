@@ -13,11 +13,11 @@ from base.data.sources import as_tensor, describe_batch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
-from base.training.parameters import listed
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.random import isolated
+from utils.text import listed
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
@@ -184,11 +184,12 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
     )
 
 
-def nan_warning(name: str, epoch: int) -> str:
-    """name: of the monitored value."""
+def non_finite_warning(name: str, value: float, epoch: int) -> str:
+    """name, value: the monitored one."""
+    shown = "NaN" if math.isnan(value) else f"{value:g}"
     return (
-        f"{name}, which trainer.monitor watches, is NaN in epoch {epoch}: such an epoch is never the best, and "
-        f"best.pth is not written for it. Find out what makes {name} NaN, or set trainer.monitor to another value"
+        f"{name}, which trainer.monitor watches, is {shown} in epoch {epoch}: such an epoch is never the best, and "
+        f"best.pth is not written for it. Find out what makes it so, or set trainer.monitor to another value"
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from base.training.loss import CountedLoss
 from utils.config.located_json import Problem
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
-from utils.text import closest
+from utils.text import closest, listed
 
 Parameters = dict[str, nn.Parameter]
 """By name, as ``model.named_parameters()`` gives them; those of the loss begin with "loss."."""
@@ -169,10 +169,6 @@ def no_match(pattern: str, names: Mapping[str, Any]) -> str:
     close = closest(pattern, [*modules, *names])
     meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(names))}"
     return f'no parameter matches "{pattern}"; {meant}'
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def stateful_loss(loss: Any) -> nn.Module | None:

@@ -1,5 +1,6 @@
 """How far a run is and its best value: the few numbers from which the position in the data follows."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,11 +44,13 @@ class Progress:
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
     def judge(self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None) -> bool:
-        """Whether an epoch's monitored value is the best so far. A value that is not a number never is.
+        """Whether an epoch's monitored value is the best so far. A value that is not finite never is.
 
         epoch, step: at its end; None: now.
         """
-        better = value == value and (self.best is None or (value < self.best if lower_is_better else value > self.best))
+        better = math.isfinite(value) and (
+            self.best is None or (value < self.best if lower_is_better else value > self.best)
+        )
         if better:
             self.best, self.stale_epochs = value, 0
             self.best_epoch, self.best_step = epoch or self.epochs, step or self.steps

@@ -18,8 +18,9 @@ from base.training.replay import lay_out
 from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
+from utils.arguments import shortened
 from utils.config import LoadedConfig, load_config, to_json
-from utils.config.located_json import Problem, config_error
+from utils.config.located_json import Problem, config_error, dotted
 from utils.config.resume import Change, changes, fixed_changes
 from utils.distributed import launch
 from utils.errors import CheckpointError, ConfigError, DataError
@@ -81,6 +82,7 @@ def load_state(
     try:
         before, progress = state["config"], state["progress"]
         fixed = fixed_changes(before, trainer.experiment.fixed)
+        _refuse_former_defaults(loaded, fixed, folder)
         _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             suffix = f".{name}" if name else ""
@@ -142,6 +144,23 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
     if not problems:
         return
     raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(folder)}")
+
+
+def _refuse_former_defaults(loaded: LoadedConfig, fixed: Sequence[Change], folder: RunFolder) -> None:
+    """Raises ConfigError if an argument that the config leaves out had another default when the run began."""
+    former = [
+        change for change in fixed if change.refusal(0) and "args" in change.path and not loaded.gives(change.path)
+    ]
+    if not former:
+        return
+    lines = "\n".join(
+        f"  {dotted(change.path)}: was {shortened(change.before)}, now {shortened(change.after)}" for change in former
+    )
+    raise ConfigError(
+        "the config leaves out arguments that had other values when this run began (their defaults have changed, or "
+        f"they were removed):\n{lines}\n"
+        f"To resume the run as it was, write the former values into {display_path(folder.config)}. {_new_run(folder)}"
+    )
 
 
 def _new_run(folder: RunFolder) -> str:

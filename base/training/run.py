@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from base.base_trainer import BaseTrainer
-from base.experiment import Experiment
 from base.training.summary import resume_command
 from utils.config import LoadedConfig, to_json
 from utils.errors import Stopped, TrainingError, UserError
@@ -24,15 +23,16 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
 
 
 @contextmanager
-def logged(experiment: Experiment, folder: RunFolder) -> Iterator[None]:
+def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     """What is printed inside goes to train.log too. If a signal stops the run, the command that resumes it is shown."""
-    console = experiment.console
+    experiment, console, progress = trainer.experiment, trainer.console, trainer.progress
     console.open(folder.log)
     experiment.signals.advice = f"To resume:\n{resume_command(folder)}\n"
     try:
         yield
     except Stopped:
-        console.warn(f"stopped and saved. To resume:\n{resume_command(folder)}")
+        at = f"in epoch {min(progress.epochs + 1, trainer.settings.epochs)}, after step {progress.steps:,}"
+        console.warn(f"stopped and saved {at}. To resume:\n{resume_command(folder)}")
         raise
     finally:
         console.close()

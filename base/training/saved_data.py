@@ -11,7 +11,7 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from utils.errors import DataError
-from utils.text import count
+from utils.text import count, listed
 
 MAX_HASHED = 10_000_000  # targets, which take 0.1 s
 
@@ -45,7 +45,9 @@ class SavedData:
         for key, what in (("classes", "other classes"), ("targets", "other targets")):
             before = state.get(key)
             if None not in (before, now[key]) and before != now[key]:
-                raise DataError(self._changed(what, _listed(now[key]) if key == "classes" else "these"))
+                raise DataError(
+                    self._changed(what, listed([repr(name) for name in now[key]]) if key == "classes" else "these")
+                )
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 
@@ -67,7 +69,3 @@ def _hash(batches: Batches) -> str | None:
     if not 0 < targets.numel() <= MAX_HASHED or targets.device.type != "cpu":
         return None
     return blake2b(targets.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def _listed(classes: list[str]) -> str:
-    return ", ".join(map(repr, classes[:5])) + (" ..." if len(classes) > 5 else "")

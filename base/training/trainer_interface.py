@@ -108,7 +108,8 @@ class TrainerInterface(ABC):
         """
         if self.turns is None:
             raise ConfigError(
-                f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name"
+                f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name; give each "
+                f'by its name: "optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
             )
         return self.turns.optimizing(name)
 

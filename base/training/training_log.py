@@ -35,7 +35,7 @@ class TrainingLog:
         self.settings = settings
         self.process_group = process_group
         self.validation_samples = validation_samples
-        self.table = EpochTable(settings.epochs)
+        self.table = EpochTable(settings.epochs, monitored=(settings.monitor or "").partition(" ")[2])
         self._loss: Tensor | float | None = None
         self._samples = 0  # trained on by this process in this epoch
         self._rates: tuple[float, float] | None = None  # steps and samples per second, as last known

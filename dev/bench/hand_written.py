@@ -22,8 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 class Marks:
     """When what was done: for the report at the end."""
 
-    first_step = 0.0
-    """The end of the first optimizer step, in seconds since the epoch."""
+    first_step = first_cpu = 0.0
+    """The end of the first optimizer step, in seconds since the epoch and of the processors since the start."""
     loop = cpu = 0.0
     """Seconds from the first batch to the last thing written, of the clock and of the processors."""
 
@@ -36,7 +36,7 @@ class Marks:
 
     def report(self, steps: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        times = {"first_step": self.first_step, "loop": self.loop, "cpu": self.cpu}
+        times = {"first_step": self.first_step, "first_cpu": self.first_cpu, "loop": self.loop, "cpu": self.cpu}
         print(json.dumps({**times, "steps": steps, "peak": peak}))
 
 
@@ -82,7 +82,7 @@ def two_layer(folder: Path, *, epochs: int, steps: int, log_every: int = 20) -> 
             window_loss += loss.item()
             step += 1
             if step == 1:
-                marks.first_step = time.time()
+                marks.first_step, marks.first_cpu = time.time(), time.process_time()
             if step % log_every == 0:
                 rate = optimizer.param_groups[0]["lr"]
                 log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, rate)
@@ -170,7 +170,7 @@ def lenet(folder: Path, data_dir: str, *, batch: int, held_out: int = 0, limit: 
         correct += (outputs.detach().argmax(1) == labels).sum().item()
         step += 1
         if step == 1:
-            marks.first_step = time.time()
+            marks.first_step, marks.first_cpu = time.time(), time.process_time()
         if step % log_every == 0:
             log(writer, "1/1", step, window_loss / log_every, float(schedule.get_last_lr()[0]))
             epoch_loss, window_loss = epoch_loss + window_loss, 0.0

@@ -23,7 +23,7 @@ optimizer_step, train_all = BaseTrainer.optimizer_step, BaseTrainer.train
 
 def first_step(self: BaseTrainer, step: StepBatches) -> Any:
     loss = optimizer_step(self, step)
-    marks["first_step"] = time.time()
+    marks["first_step"], marks["first_cpu"] = time.time(), time.process_time()
     BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
     return loss
 

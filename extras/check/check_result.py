@@ -1,10 +1,15 @@
 """The result of a check, and how it is printed."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from logger.console import styled
+
 Verdict = Literal["ok", "note", "FAIL"]
+STYLE = {"ok": "good", "note": "warning", "FAIL": "bad"}
+INDENT = 20  # columns before the text
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,27 @@ class CheckResult:
     cause: str = ""
     """What usually causes it."""
 
-    def lines(self) -> Iterator[str]:
-        """The check, its verdict and the first line of its text; further lines and the cause are indented below."""
-        first, *more = self.text.splitlines()
-        yield f"{self.check:<13} {self.verdict:<5} {first}"
-        yield from (f"{'':<20}{line}" for line in more)
-        if self.cause:
-            yield f"{'':<20}usually: {self.cause}"
+    def lines(self, *, width: int = 0, plain: bool = True) -> Iterator[str]:
+        """The check, its verdict and its text; further lines, what does not fit and the cause are indented below.
+
+        width: columns of the terminal; 0: long lines stay whole, as in a file. plain: without colours.
+        """
+        verdict = f"{self.verdict:<5}" if plain else styled(f"{self.verdict:<5}", STYLE[self.verdict])
+        indent = INDENT if width == 0 or width >= 2 * INDENT else 4
+        texts = [*self.text.splitlines(), *([f"usually: {self.cause}"] if self.cause else [])]
+        lines = [line for text in texts for line in _wrapped(text, width - indent if width else 0)]
+        if indent < INDENT:  # too narrow for three columns
+            yield f"{self.check:<13} {verdict}".rstrip()
+        else:
+            yield f"{self.check:<13} {verdict} {lines.pop(0) if lines else ''}"
+        yield from (f"{'':<{indent}}{line}" for line in lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A line of text in lines of this width; 0: as it is. What it is indented by stays before each."""
+    if not width or len(text) <= width:
+        return [text]
+    indent = text[: len(text) - len(text.lstrip())][: width // 2]
+    return textwrap.wrap(
+        text.strip(), max(width, 8), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )

@@ -13,7 +13,7 @@ from base.experiment import Training
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config
-from utils.text import duration
+from utils.text import duration, listed
 from utils.tree import map_tensors, tensors
 from utils.user_code import format_error
 
@@ -102,14 +102,14 @@ def check_gradients(model: nn.Module) -> CheckResult:
     without = [name for name, parameter in trained if parameter.grad is None]
     if without:
         cause = "a layer that forward does not use, or a detach(), item() or no_grad() on the way to the loss"
-        return CheckResult("gradients", "FAIL", f"none for {_some(without)}", cause)
+        return CheckResult("gradients", "FAIL", f"none for {listed(without)}", cause)
     not_finite = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     if not_finite:
-        return CheckResult("gradients", "FAIL", f"not finite for {_some(not_finite)}", "a sqrt, log or division at 0")
+        return CheckResult("gradients", "FAIL", f"not finite for {listed(not_finite)}", "a sqrt, log or division at 0")
     zero = [name for name, p in trained if p.grad is not None and not bool(p.grad.any())]
     if zero:
         cause = "ReLUs that are off for all samples, or outputs that are multiplied by 0"
-        return CheckResult("gradients", "note", f"zero for {_some(zero)}", cause)
+        return CheckResult("gradients", "note", f"zero for {listed(zero)}", cause)
     frozen = sum(1 for _ in model.parameters()) - len(trained)
     text = f"all {len(trained)} parameter tensors get one" + (f"; {frozen} are frozen" if frozen else "")
     return CheckResult("gradients", "ok", text)
@@ -190,7 +190,3 @@ def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResu
 def _bytes(nest: Any) -> str:
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
     return f"{tqdm.format_sizeof(total)}B"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

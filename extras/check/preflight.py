@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ from utils.checkpoint.checkpointer import NoCheckpoints
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
 from utils.schema import Config
-from utils.streams import say
+from utils.streams import is_plain, say, terminal_width
 from utils.text import count, table
 from utils.tree import tensors
 from utils.user_code import format_error_with_source
@@ -59,11 +60,12 @@ def preflight(loaded: LoadedConfig) -> int:
         say(f"warning: {warning}\n")
 
     results = []
+    width, plain = terminal_width(0), is_plain(sys.stdout)
     trace = Trace()
     from_file = [CheckResult("weights", "ok", str(weights))] if weights else []
     for result in chain(from_file, _Check(config, experiment, training, trainer).results(trace)):
         results.append(result)
-        say("\n".join(result.lines()))
+        say("\n".join(result.lines(width=width, plain=plain)))
 
     total = sum(parameter.numel() for parameter in experiment.model.parameters())
     say("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")

@@ -15,47 +15,70 @@ from utils.schema import FORMER_NAMES
 from utils.text import closest
 from utils.user_code import where
 
-WIDTH = 110
+LEAST_WIDTH = 20
 
 
-def listing(name: str = "") -> str:
-    """All components, or the whole of one. Raises UserError if there is none of that name."""
+def listing(name: str = "", *, width: int = 110) -> str:
+    """All components, those of a kind ("models"), or the whole of one, in lines of this width.
+
+    Raises UserError if there is none of that name.
+    """
+    width = max(width, LEAST_WIDTH)
     listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader
-    if not name:
-        return "\n".join(line for kind, registry in listed for line in _kind(kind, registry))
-    found = [(kind, registry) for kind, registry in listed if registry.get(name)]
-    if not found:
+    found = [(kind, registry) for kind, registry in listed if name and registry.get(name)]
+    if found:
+        return "\n\n".join("\n".join(_whole(kind, registry, name, width)) for kind, registry in found)
+    of_kind = [(kind, registry) for kind, registry in listed if name.lower().replace(" ", "_") in _kind_names(kind)]
+    if name and not of_kind:
         raise UserError(f'there is no component "{name}"; {_further(name)}')
-    return "\n\n".join("\n".join(_whole(kind, registry, name)) for kind, registry in found)
+    return "\n".join(line for kind, registry in of_kind or listed for line in _kind(kind, registry, width)).rstrip("\n")
+
+
+def _kind_names(kind: str) -> set[str]:
+    """How a user may call all components of a kind, as in "model", "models"."""
+    names = {kind, REGISTRIES[kind].kind.replace(" ", "_")}
+    return names | {plural(name) for name in names}
 
 
 def _further(name: str) -> str:
     """What to do about an unknown name, whatever kind it was meant to be."""
     if name in FORMER_NAMES:
         return f"here it is {FORMER_NAMES[name]}"
-    close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])
-    return METRICS.of_task(name, {}) or (f'did you mean "{close}"?' if close else "python train.py --list shows all")
+    known = [known for registry in REGISTRIES.values() for known in registry.names()]
+    if task := METRICS.of_task(name, {}):
+        return task
+    close = closest(name, [*known, *(plural(kind) for kind in REGISTRIES if kind not in ("validation", "metrics"))])
+    return f'did you mean "{close}"?' if close else "python train.py --list shows all"
 
 
-def _kind(kind: str, registry: Registry) -> Iterator[str]:
-    plural = f"{registry.kind}es" if registry.kind.endswith("s") else f"{registry.kind}s"
-    yield f'{plural}, for "{kind}"\n'
+def plural(kind: str) -> str:
+    if kind.endswith("ss"):
+        return f"{kind}es"
+    return kind if kind.endswith("s") else f"{kind}s"
+
+
+def _kind(kind: str, registry: Registry, width: int) -> Iterator[str]:
+    yield f'{plural(registry.kind)}, for "{kind}"\n'
     for name in registry.names():
-        yield f"  {_call(registry, name, indent=4)}"
+        yield _call(registry, name, width)
         if said := docstrings.paragraph(registry[name]):
-            yield textwrap.indent(textwrap.shorten(said, WIDTH, placeholder=" ..."), "      ")
+            yield textwrap.indent(textwrap.shorten(said, width - 6, placeholder=" ..."), "      ")
     yield ""
 
 
-def _call(registry: Registry, name: str, *, indent: int) -> str:
+def _call(registry: Registry, name: str, width: int) -> str:
     """The name with its arguments and their defaults, as in LeNet(in_channels=3, ...)."""
     shown = [
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_json(parameter.default)}"
         for parameter in registry.parameters(name).values()
         if json_type(parameter.annotation) is not NotJson and parameter.name not in registry.options
     ]
-    text = f"{name}({', '.join(shown)})"
-    return textwrap.fill(text, WIDTH, subsequent_indent=" " * (indent + 4), break_long_words=False)
+    return _wrapped(f"{name}({', '.join(shown)})", width, 2, 8)
+
+
+def _wrapped(text: str, width: int, first: int, more: int) -> str:
+    """Text in lines of a width: the first is indented by so many columns, and further ones by as many as more."""
+    return textwrap.fill(text, width, initial_indent=" " * first, subsequent_indent=" " * more, break_on_hyphens=False)
 
 
 def _json(value: Any) -> str:
@@ -65,22 +88,23 @@ def _json(value: Any) -> str:
         return str(value)
 
 
-def _whole(kind: str, registry: Registry, name: str) -> Iterator[str]:
+def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str]:
     component = registry[name]
-    yield f'{name}, {"an" if registry.kind[0] in "aeiou" else "a"} {registry.kind} for "{kind}" ({where(component)})\n'
+    article = "an" if registry.kind[0] in "aeiou" else "a"
+    yield _wrapped(f'{name}, {article} {registry.kind} for "{kind}" ({where(component)})', width, 0, 4) + "\n"
     known = registry.parameters(name)
     own = name in registry.own()  # the library's are long, and full of LaTeX
-    said = (
-        docstrings.without_arguments(component, known) if own else textwrap.fill(docstrings.paragraph(component), WIDTH)
-    )
-    yield textwrap.indent(said or "It has no docstring.", "  ")
+    said = docstrings.without_arguments(component, known) if own else docstrings.paragraph(component)
+    for line in (said or "It has no docstring.").splitlines():
+        indent = 2 + len(line) - len(line.lstrip())
+        yield _wrapped(line.strip(), width, indent, indent)
     texts = docstrings.arguments(component, known)
     yield '\n  "args":' if known else "\n  It takes no arguments."
     for parameter in known.values():
-        yield f"    {parameter.name}: {_type_and_default(name, parameter)}"
+        yield _wrapped(f"{parameter.name}: {_type_and_default(name, parameter)}", width, 4, 10)
         if parameter.name in texts:
-            yield textwrap.fill(texts[parameter.name], WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    yield f'\n  "{kind}": {_example(kind, name, list(known.values()))}'
+            yield _wrapped(texts[parameter.name], width, 8, 8)
+    yield "\n" + _wrapped(f'"{kind}": {_example(kind, name, list(known.values()))}', width, 2, 6)
 
 
 def _type_and_default(name: str, parameter: inspect.Parameter) -> str:

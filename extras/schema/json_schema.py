@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from extras.schema import docstrings
+from extras.schema.snippets import monitored, snippets
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import DICTS, alternatives, contains_objects
@@ -38,7 +39,7 @@ def config_schema() -> Schema:
         definitions |= _definitions(kind, registry, partial=False)
         if kind != "metrics":  # a list, which is replaced and never merged
             definitions |= _definitions(kind, registry, partial=True)
-    whole, partial_root = _root(partial=False), _root(partial=True)
+    whole, partial_root = _root(definitions, partial=False), _root(definitions, partial=True)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "An experiment",
@@ -62,12 +63,13 @@ def dumps(schema: Schema) -> str:
     return rest.replace('"definitions": {}', '"definitions": {\n  ' + ",\n  ".join(definitions) + "\n }") + "\n"
 
 
-def _root(*, partial: bool) -> Schema:
+def _root(definitions: Schema, *, partial: bool) -> Schema:
     """The keys of a config; partial: of one that extends another, in which nothing must be given."""
     properties: Schema = {}
     for key, field in keys_of(Config).items():
         if key in REGISTRIES and key != "trainer":
             properties[key] = _about(field.description, _component(key, partial=partial))
+            _add_snippets(key, properties[key], definitions)
         else:
             section = section_at((key,))
             keys = _section(key, section, partial=partial) if section else _plain(Config, key)
@@ -105,6 +107,22 @@ def _component(kind: str, *, partial: bool) -> Schema:
         reference = _one_or_several(kind, reference)
     nullable = kind in ("lr_scheduler", "validation", "loss")
     return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
+
+
+def _add_snippets(kind: str, schema: Schema, definitions: Schema) -> None:
+    """Whole components as completions of the value of a key, or of the elements of the list that it takes."""
+    defined = "data_loader" if kind == "validation" else kind
+    prefix = f"{defined}."
+    arguments = {
+        key.removeprefix(prefix): args
+        for key, args in definitions.items()
+        if key.startswith(prefix) and "properties" in args and not key.endswith(PARTIAL)
+    }
+    found = snippets(kind, REGISTRIES[kind], arguments)
+    if kind == "metrics":
+        schema["anyOf"][0]["items"]["defaultSnippets"] = found
+        found = [{**each, "body": [each["body"]]} for each in found]
+    schema["defaultSnippets"] = found
 
 
 def _one_or_several(kind: str, reference: Schema) -> Schema:
@@ -284,6 +302,7 @@ def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
         registry = REGISTRIES[key]
         keys["type"] = {**keys["type"], "enum": registry.names()}
         schema["allOf"] = [{"$ref": f"#/definitions/trainer.types{PARTIAL if partial else ''}"}]
+        keys["monitor"] = {**keys["monitor"], "examples": monitored()}
     if not partial:
         return schema
     # null over an inherited value takes it away

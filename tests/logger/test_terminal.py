@@ -28,6 +28,7 @@ from tests.helpers import lines as records
 from utils import cli
 from utils.errors import DataError, Stopped
 from utils.run_folder import RunFolder
+from utils.streams import clear_loading
 
 Fit = Callable[..., train.Result]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -157,6 +158,20 @@ def test_the_bar_shows_progress_loss_best_value_speed_and_eta(fit: Fit, monkeypa
     assert any(re.fullmatch(r"evaluating  50% \|.*\| ETA 00:\d\d", line) for line in shown.drawn())
 
 
+def test_a_terminal_shows_at_once_that_a_command_is_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer.epochs=1"])
+    with terminal(monkeypatch) as shown:
+        cli.answer_early(train.__doc__)
+        clear_loading()
+    assert shown.drawn() == ["loading ..."]
+    assert shown.screen() == [""]
+    cli.answer_early(train.__doc__)
+    clear_loading()
+    assert capsys.readouterr().out == "", "a file needs no such line"
+
+
 @pytest.mark.parametrize("columns", [44, 60, 80, 200])
 def test_nothing_is_wider_than_the_terminal(
     fit: Fit, home: Path, monkeypatch: pytest.MonkeyPatch, columns: int
@@ -225,7 +240,7 @@ def test_a_resumed_run_continues_its_table(fit: Fit, tmp_path: Path, monkeypatch
         with pytest.raises(Stopped):
             fit("trainer.verbosity=2")
     assert first.screen()[-4].split()[0] == "1/2"
-    assert first.screen()[-3] == "warning: stopped and saved. To resume:"
+    assert first.screen()[-3] == "warning: stopped and saved in epoch 2, after step 7. To resume:"
     run = RunFolder.newest(str(tmp_path / "saved"), "small")
     with terminal(monkeypatch) as second:
         train.main(["-r", str(run.path)])

@@ -1,5 +1,6 @@
 """What lies in a run folder in place of a file: a folder, a pipe, what may not be read. One message, and no waiting."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 import train
 from tests.conftest import load_script
 from utils.errors import UserError
+from utils.paths import display_path
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -110,3 +112,12 @@ def test_a_run_that_is_compared(run: Path, tmp_path: Path) -> None:
 def test_the_job_of_another_run_may_be_anything(run: Path) -> None:
     (run / ".job").mkdir()
     assert RunFolder.of_job(str(run.parent.parent), "small", "1") is None
+
+
+def test_a_working_directory_that_was_removed_hides_no_message(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with contextlib.chdir(tmp_path):
+        os.chdir(gone)
+        gone.rmdir()
+        assert display_path(tmp_path / "saved") == str(tmp_path / "saved")

@@ -118,6 +118,16 @@ def test_a_signal_is_taken_only_where_nobody_else_has_it(number: signal.Signals)
         signal.signal(number, before)
 
 
+def test_an_error_leaves_sigterm_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> None:
+        raise UserError("wrong")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.run(fail) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
 def test_two_sigints_at_once_are_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     now = [100.0]
     monkeypatch.setattr("utils.signals.time.monotonic", lambda: now[0])

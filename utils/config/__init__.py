@@ -15,6 +15,5 @@ shown together.
 """
 
 from utils.config.load import LoadedConfig, load_config, to_json
-from utils.config.sources import OVERRIDE
 
-__all__ = ["OVERRIDE", "LoadedConfig", "load_config", "to_json"]
+__all__ = ["LoadedConfig", "load_config", "to_json"]

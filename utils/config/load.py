@@ -3,14 +3,13 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config.dry_run import dry_run_problems
-from utils.config.located_json import Document, Problem, config_error
+from utils.config.located_json import Document, Problem, config_error, dotted
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
@@ -41,6 +40,15 @@ class LoadedConfig:
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """A mistake that shows only when the part at this path is built."""
         return config_error(self.document, [Problem(path, message)])
+
+    def gives(self, path: KeyPath) -> bool:
+        """Whether the file or an override has a value at this path, so that it is not a default's."""
+        value = self.document.value
+        for key in path:
+            if not isinstance(value, dict) or key not in value:
+                return False
+            value = value[key]
+        return True
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with what the data loader tells. Raises ConfigError that lists all mistakes in it."""
@@ -80,6 +88,8 @@ def _checked(
     problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
+        from utils.config.dry_run import dry_run_problems  # which imports torch
+
         problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
@@ -88,8 +98,26 @@ def _checked(
         problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
-        raise config_error(document, problems)
+        raise config_error(document, list(_with_former_type(document, problems)))
     return LoadedConfig(config, document, unresolved, bool(references.pending), dry_run)
+
+
+def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:
+    """The problems. One with an argument that an override of the type has left behind says how to replace them all."""
+    flawed = {problem.path for problem in problems}
+    for problem in problems:
+        at, args = problem.path[:-2], problem.path[:-1]
+        left_behind = problem.at_key and args == (*at, "args") and document.locate(problem.path).line
+        if not left_behind or document.locate((*at, "type")).line:
+            yield problem
+            continue
+        given: Any = document.value
+        for key in args:
+            given = given[key]
+        fitting = {key: value for key, value in given.items() if (*args, key) not in flawed}
+        override = f"{dotted(args)}={json.dumps(fitting)}"
+        message = f"{problem.message}\nAn override of the type keeps the arguments; to replace them too: '{override}'"
+        yield replace(problem, message=message)
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:

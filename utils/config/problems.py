@@ -1,5 +1,6 @@
 """What is wrong with the keys, types and components of a config, in the words of those who write one."""
 
+import json
 from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
@@ -40,6 +41,7 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     ]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
+    misspelt |= {(*path[:-1], "type") for path in unknown if not below and _bare_name(path, value)}
     for item in errors:
         path = (*below, *item["loc"])
         if item["type"] == "extra_forbidden":
@@ -47,7 +49,7 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
         elif item["type"] != "missing":
             yield Problem(path, f"{_reason(path, item)}, got {shortened(inside(value, item['loc'])[1])}")
         elif item["loc"] not in misspelt:
-            yield Problem(path[:-1], f'the key "{path[-1]}" is missing')
+            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{_other_name(path, value if not below else {})}')
 
 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
@@ -70,9 +72,30 @@ def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
         hint = f'did you mean "{close}"?'
     elif home := _home(key, config):
         hint = f"it belongs {home}"
+    elif name := _bare_name((*parent, key), config):
+        by_name = json.dumps({key: {"type": name}})
+        hint = f'a component is {{"type": NAME, "args": {{...}}}}; to call a single one "{key}": {by_name}'
     else:
         hint = f"there are: {', '.join(known)}"
     return f'unknown key "{key}"; {hint}'
+
+
+def _bare_name(path: KeyPath, config: Any) -> str | None:
+    """What an unknown key is set to where it may be meant as one of several components, given by its bare name."""
+    if len(path) != 2 or path[0] not in SEVERAL_BY_NAME:
+        return None
+    component = config[path[0]]
+    value = component.get(path[1])
+    return value if isinstance(value, str) and len(component) == 1 else None
+
+
+def _other_name(path: KeyPath, config: Any) -> str:
+    """The rest of a message about a "type" that is missing: the component that was meant, of several by name."""
+    if len(path) != 3 or path[0] not in SEVERAL_BY_NAME or path[-1] != "type":
+        return ""
+    others = [name for name, one in config.get(path[0], {}).items() if isinstance(one, str) or "type" in one]
+    close = closest(str(path[1]), others)
+    return f'; did you mean "{close}"?' if close else f"; the others are: {', '.join(others)}"
 
 
 def _home(key: str, config: Any) -> str | None:

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing import TYPE_CHECKING, Any
 
 from utils.config.located_json import Problem, dotted
 from utils.registry import SCHEDULERS
@@ -18,11 +15,15 @@ COMPOUND_SCHEDULERS = {"SequentialLR", "ChainedScheduler"}
 # schedulers that ignore the optimizer's learning rate, and the argument that they take it from
 SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 
-Build = Callable[[KeyPath, str, dict[str, Any]], LRScheduler]
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+Build = Callable[[KeyPath, str, dict[str, Any]], "LRScheduler"]
 """Builds the scheduler of a name with these arguments; an error names this path of the config."""
 
 
-def make_scheduler(entry: Any, optimizer: Optimizer, length: int, build: Build, path: KeyPath) -> LRScheduler:
+def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build, path: KeyPath) -> "LRScheduler":
     """The scheduler of a checked entry. length: of the run, in epochs or steps, as its "interval" counts."""
     component = name_and_args(entry)
     assert component is not None, "the config was checked"
@@ -43,6 +44,8 @@ def make_scheduler(entry: Any, optimizer: Optimizer, length: int, build: Build, 
 
 def follows_monitor(name: str) -> bool:
     """Whether a scheduler moves by the monitored value: ReduceLROnPlateau, or your own class that extends it."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
     made = SCHEDULERS.get(name)
     return isinstance(made, type) and issubclass(made, ReduceLROnPlateau)
 

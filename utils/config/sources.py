@@ -13,9 +13,8 @@ from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
 from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several, keys_of, members, section_at
-from utils.text import closest
+from utils.text import OVERRIDE, closest
 
-OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_BYTES = 1_000_000
 

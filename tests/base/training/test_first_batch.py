@@ -1,6 +1,7 @@
 """The first batch of each phase: what broadcasts, what one sample breaks, what gives no number, is found there."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from base.data import TensorSource
 from base.metric import StepResult
 from base.training.broadcast import NoBroadcast
 from base.training.metrics import Metrics
+from base.training.progress import Progress
 from tests.helpers import lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
@@ -398,9 +400,17 @@ def test_a_monitored_value_that_is_nan_is_told_once(fit: Fit, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert shown.err.count("val_never, which trainer.monitor watches, is NaN in epoch 1") == 1
     assert "best.pth is not written" in shown.err
-    assert "none: val_never was NaN in every epoch" in shown.out
+    assert "none: val_never was not finite in any epoch" in shown.out
     assert not (result.run_dir / "checkpoints" / "best.pth").exists()
     assert json.loads((result.run_dir / "config.json").read_text())["trainer"]["monitor"] == "max val_never"
+
+
+@pytest.mark.parametrize(("lower_is_better", "infinity"), [(True, -math.inf), (False, math.inf)])
+def test_an_infinite_value_is_never_the_best(lower_is_better: bool, infinity: float) -> None:
+    progress = Progress(epochs=1)
+    judged = [progress.judge(value, lower_is_better=lower_is_better) for value in (infinity, 1.0, infinity, -infinity)]
+    assert judged == [False, True, False, False]
+    assert (progress.best, progress.stale_epochs) == (1.0, 2)
 
 
 class Careless(Trainer):

@@ -112,6 +112,14 @@ def test_metric_functions() -> None:
         metric.top_k_accuracy(outputs, targets, k=4)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+def test_a_single_output_has_no_largest_class(shape: tuple[int, ...]) -> None:
+    outputs, targets = torch.randn(shape), torch.tensor([0, 1, 1, 0])
+    for measure in (metric.accuracy, lambda *both: metric.top_k_accuracy(*both, k=1)):
+        with pytest.raises(ConfigError, match=r'at least two classes.*"args": {"task": "binary"}'):
+            measure(outputs, targets)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_metrics_of_half_precision_outputs_do_not_overflow(dtype: torch.dtype) -> None:
     from torchmetrics import MeanSquaredError

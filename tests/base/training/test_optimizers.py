@@ -454,6 +454,13 @@ def test_twice_in_a_step_and_accumulation_exclude_each_other(fit: Fit) -> None:
         fit("trainer.type=Careful", "trainer.accumulate_steps=2", **GAN)
 
 
+def test_one_optimizer_without_a_name_is_told_and_leaves_no_folder(fit: Fit, tmp_path: Path) -> None:
+    one = {**GAN, "optimizer": "Adam", "lr_scheduler": None}
+    with pytest.raises(ConfigError, match=r'"optimizer": {"discriminator": {"type"(.|\n)*removed the empty run folder'):
+        fit("trainer.type=Adversarial", **one)
+    assert not list(tmp_path.glob("saved/*/*"))
+
+
 # ------------------------------------------------------------------ a loss with parameters
 
 

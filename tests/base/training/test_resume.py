@@ -17,9 +17,10 @@ import train
 from base.base_trainer import BaseTrainer
 from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
+from model.two_layer_net import TwoLayerNet
 from tests.helpers import curves, lines, same, state, temporarily
-from utils.errors import CheckpointError, DataError, Stopped, UserError
-from utils.registry import DATA_LOADERS
+from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
+from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -317,6 +318,32 @@ def test_another_data_set_is_refused(
         assert after == before
         monkeypatch.undo()
         train.main(["-r", str(run)])
+
+
+def halver(factor: float) -> type[Any]:
+    """A model that has this default."""
+
+    class Halver(TwoLayerNet):
+        def __init__(self, *, factor: float = factor, **sizes: Any) -> None:
+            super().__init__(**sizes)
+            self.factor = factor
+
+    return Halver
+
+
+def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
+    sizes = {"in_features": 6, "hidden_features": 5, "out_features": 3}
+    with temporarily(MODELS, halver(0.1)):
+        run = fit("trainer.epochs=1", model={"type": "Halver", "args": sizes}).run_dir
+    with temporarily(MODELS, halver(0.5)):
+        with pytest.raises(
+            ConfigError, match=r"model.args.factor: was 0.1, now 0.5\nTo resume .* into .*config.json\. "
+        ):
+            train.main(["-r", str(run), "trainer.epochs=2"])
+        config = json.loads((run / "config.json").read_text())
+        config["model"]["args"]["factor"] = 0.1
+        (run / "config.json").write_text(json.dumps(config))
+        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
 
 
 def test_a_run_that_is_in_use_is_refused(fit: Fit) -> None:

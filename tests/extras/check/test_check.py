@@ -13,13 +13,16 @@ from torch.utils.data import Dataset, TensorDataset
 import train
 from base.base_data_loader import BaseDataLoader
 from extras.check import preflight
+from extras.check.check_result import CheckResult
 from extras.check.data_checks import _named_tensors
 from extras.check.model_checks import _first_samples
+from logger.console import styled
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, METRICS, MODELS
+from utils.text import printable
 
 Check = Callable[..., tuple[int, str]]
 
@@ -62,6 +65,18 @@ class Words(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.table(x).mean(1)
         return outputs + outputs.sum(0) if self.mixed else outputs
+
+
+class Shared(nn.Module):
+    """8 numbers to 3 classes, through one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.hidden(self.hidden(x.flatten(1)).relu()).relu())
+        return outputs
 
 
 class Steps(nn.Module):
@@ -132,7 +147,11 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
         return status, capsys.readouterr().out
 
-    with temporarily(MODELS, Planted, Words, Steps), temporarily(DATA_LOADERS, Made), temporarily(METRICS, everything):
+    with (
+        temporarily(MODELS, Planted, Words, Steps, Shared),
+        temporarily(DATA_LOADERS, Made),
+        temporarily(METRICS, everything),
+    ):
         yield run
 
 
@@ -188,6 +207,30 @@ def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
     assert ["first", "Linear", "(10,", "16)", "144"] in [line.split() for line in report.splitlines()]
     assert report.splitlines()[-3].split() == ["all", "195"]
     assert "780B parameters, 780B gradients, 780B optimizer" in report
+
+
+def test_a_layer_that_is_called_twice_is_one_row(check: Check) -> None:
+    status, report = check(model="Shared")
+    assert status == 0
+    assert [line.split() for line in report.splitlines() if line.startswith("hidden")] == [
+        ["hidden", "Linear", "(10,", "8),", "called", "2", "times", "72"]
+    ]
+
+
+def test_a_verdict_is_coloured_and_wrapped_in_a_terminal() -> None:
+    result = CheckResult(
+        "first loss", "FAIL", "a loss that is " + "very " * 20 + "large\n  with a line of code", "a cause"
+    )
+    assert next(result.lines()).startswith("first loss    FAIL  a loss that is very")
+    assert len(list(result.lines())) == 3
+    for width in (8, 30, 60, 80):
+        lines = list(result.lines(width=width))
+        assert max(map(len, lines)) <= max(width, 19)
+        assert all(line.startswith("    ") for line in lines[1:])
+        assert " ".join(" ".join(lines).split()) == " ".join(" ".join(result.lines()).split())
+    coloured = next(result.lines(width=80, plain=False))
+    assert coloured.startswith(f"first loss    {styled('FAIL ', 'bad')} a loss")
+    assert printable(coloured) == coloured, "say() leaves it as it is"
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,25 @@ def test_what_docstrings_say_of_arguments() -> None:
     assert said["std"] == said["mean"]
     said = docstrings.arguments(sgd, OPTIMIZERS.parameters("SGD"))
     assert said["momentum"].startswith("momentum factor")
+
+
+@pytest.mark.parametrize("width", [30, 60, 110, 200])
+@pytest.mark.parametrize("name", ["models", "CIFAR10Loader", "OneCycleLR"])
+def test_no_line_is_wider_than_the_terminal(width: int, name: str) -> None:
+    lines = listing(name, width=width).splitlines()
+    unbroken = max(len(word) for line in lines for word in line.split()) + 10  # a signature's longest word
+    assert max(map(len, lines)) <= max(width, unbroken)
+    arguments = [line for line in lines if line.lstrip().startswith("LeNet(")]
+    if name == "models" and width == 30:
+        following = lines[lines.index(arguments[0]) + 1]
+        assert len(following) - len(following.lstrip()) > len(arguments[0]) - len(arguments[0].lstrip())
+
+
+@pytest.mark.parametrize("name", ["models", "model", "Models", "data loaders", "losses", "metrics", "schedulers"])
+def test_the_components_of_a_kind(name: str) -> None:
+    text = listing(name)
+    kinds = re.findall(r'^[a-z ]+, for "(\w+)"$', text, re.MULTILINE)
+    assert len(kinds) == 1
+    assert kinds[0] in ("model", "data_loader", "loss", "metrics", "lr_scheduler")
+    with pytest.raises(UserError, match='did you mean "models"'):
+        listing("modells")

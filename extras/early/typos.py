@@ -1,0 +1,143 @@
+"""Mistakes in the keys of a config and in the names of components, in the words of utils/config, before torch is there.
+
+They are reported only if nothing else looks wrong: else the usual checks report all mistakes at once.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from extras.early.names import OwnNames, is_known, own_names, variable_of
+from utils.config.located_json import Document, Problem, config_error
+from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
+from utils.config.references import References
+from utils.config.sources import read_config
+from utils.errors import ConfigError
+from utils.paths import PROJECT
+from utils.registry import REGISTRIES
+from utils.schema import FORMER_NAMES, Config, KeyPath, name_and_args
+from utils.text import closest
+
+# arguments whose types only a library's signature knows
+_LIBRARY_ARGUMENT = re.compile(r"^((?:validation|loss|metrics|optimizer|lr_scheduler)\.(?:\w+\.)*args\.\w+)=[\d.+-].*")
+ANY_NUMBER = "~"  # in place of one whose type only the library knows
+_TASK = re.compile(r"Binary|Multiclass|Multilabel")
+
+
+def find_typos(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if a key or a name of a config is surely wrong and everything else looks right.
+
+    Raises ImportError where that cannot be decided without torch.
+    """
+    read = [_LIBRARY_ARGUMENT.sub(rf"\1={ANY_NUMBER}", override) for override in overrides]
+    try:
+        document = _resolved(read_config(path, read))
+        if document is None:
+            return
+        problems = list(_problems(document))
+        if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
+            raise config_error(document, problems)
+    except ConfigError as error:
+        if read == list(overrides) or f"={ANY_NUMBER}" not in str(error):  # else it would show what nobody has typed
+            raise
+
+
+def _resolved(unresolved: Document) -> Document | None:
+    """The config with its references replaced; None if one of them is wrong."""
+    references = References(unresolved, None)
+    document = references.resolved()
+    return None if references.problems else document
+
+
+def _problems(document: Document) -> Iterator[Problem]:
+    try:
+        Config.model_validate_json(json.dumps(document.value))
+    except ValidationError as error:
+        yield from schema_problems(document.value, error)
+    yield from misplaced_keys(document.value)
+    own = own_names()
+    for kind, path, entry in components(document.value) if own else ():
+        named = name_and_args(entry, default=REGISTRIES[kind].default)
+        if own and named and not is_known(kind, named[0], own):
+            yield Problem((*path, "type") if isinstance(entry, dict) else path, _unknown_name(kind, named[0], own))
+
+
+def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
+    """What utils/config says of it. Raises ImportError if that takes more than the names."""
+    if name in own.defined or _TASK.match(name):
+        raise ImportError
+    if name in FORMER_NAMES:
+        hint = f"here it is {FORMER_NAMES[name]}"
+    else:
+        registered = sorted(own.registered[variable_of(kind)])
+        close = closest(name, registered) or closest(name, [*registered, *_library_names(kind, own)])
+        if close is None:
+            raise ImportError
+        hint = f'did you mean "{close}"?'
+    return f'there is no {REGISTRIES[kind].kind} "{name}"; {hint}'
+
+
+def _library_names(kind: str, own: OwnNames) -> list[str]:
+    """The names of config.schema.json that the library still has."""
+    if not REGISTRIES[kind].library:
+        return []
+    names = [key.partition(".")[2] for key in _definitions() if key.startswith(f"{kind}.")]
+    return sorted(name for name in names if "." not in name and is_known(kind, name, own))
+
+
+def _definitions() -> dict[str, Any]:
+    """Those of config.schema.json. Raises ImportError if it cannot be read."""
+    try:
+        definitions: dict[str, Any] = json.loads((PROJECT / "config.schema.json").read_text("utf-8"))["definitions"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ImportError from error
+    return definitions
+
+
+def _is_final(problem: Problem) -> bool:
+    """Whether the message would not name something better with all components known."""
+    return "unknown key" not in problem.message or "; there are:" not in problem.message
+
+
+def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
+    """Whether the arguments of all components are those of config.schema.json, by their names and kinds.
+
+    It may be out of date: then the usual checks decide.
+    """
+    wrong = {problem.path for problem in problems}
+    definitions = _definitions()
+    for kind, path, entry in components(document.value):
+        if wrong & {path, (*path, "type")} or any(one[: len(path) + 1] == (*path, "args") for one in wrong):
+            continue
+        named = name_and_args(entry, default=REGISTRIES[kind].default)
+        if named is None:
+            return False
+        defined = definitions.get(f"{'data_loader' if kind == 'validation' else kind}.{named[0]}")
+        given = [named[1], *(args for _, args in group_arguments(path, entry))]
+        if defined is None or not all(_fits(args, defined["properties"]) for args in given):
+            return False
+        if not set(defined.get("required", ())) <= named[1].keys():
+            return False
+    return "loss" in document.value or any(path[:1] == KeyPath(("loss",)) for path in wrong)
+
+
+def _fits(args: dict[str, Any], properties: dict[str, Any]) -> bool:
+    """Whether these are arguments that the schema has, with values of the kinds that it gives."""
+    return all(
+        name in properties and (value == ANY_NUMBER or _is_of_kind(value, properties[name]))
+        for name, value in args.items()
+    )
+
+
+def _is_of_kind(value: Any, schema: dict[str, Any]) -> bool:
+    kinds = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
+    kinds["null"] = type(None)
+    for one in schema.get("anyOf", [schema]):
+        kind: Any = kinds.get(one.get("type"), object if "$ref" not in one else ())
+        if isinstance(value, kind) and (isinstance(value, bool) <= (kind in (bool, object))):
+            return True
+    return False
