@@ -59,18 +59,22 @@ class CurvesWriter(Writer):
         self._next = end + (end - start) / self.SHARE
 
 
-def draw_curves(run: RunFolder, path: Path, monitor: str | None) -> bool:
-    """Draw the curves of a run into a file. Returns False, and removes the file, if the run has no finished epoch.
-
-    Raises OSError if the file cannot be written, ImportError without Pillow.
-    """
+def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
+    """The curves of a run as a PNG file; None if no epoch is finished. Raises ImportError without Pillow."""
     records = run.epochs()
     if not records:
-        path.unlink(missing_ok=True)
-        return False
+        return None
     from extras.curves.picture import draw
 
-    content = draw(records, title=f"{run.path.parent.name}/{run.path.name}", monitor=monitor)
+    folder = run.path.resolve()
+    return draw(records, title=f"{folder.parent.name}/{folder.name}", monitor=monitor)
+
+
+def draw_curves(run: RunFolder, path: Path, monitor: str | None) -> None:
+    """Draw the curves of a run into a file, or remove it if no epoch is finished. Raises OSError or ImportError."""
+    content = curves_png(run, monitor)
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
     with atomic_write(path) as file:
         file.write(content)
-    return True

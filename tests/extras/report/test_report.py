@@ -15,7 +15,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from extras.report.evaluation_report import escaped
+from extras.report.document import escaped
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
@@ -73,8 +73,9 @@ def test_a_classification(fit: Fit) -> None:
     run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
     values = test.main(["-r", str(run)])
     folder = run / "test"
-    pictures = ["calibration.png", "confusion_matrix.png", "mistakes.png"]
-    assert names(folder) == [*pictures[:2], "metrics.json", "mistakes.png", "predictions.csv", "report.md"]
+    pictures = ["calibration.png", "confusion_matrix.png", "curves.png", "mistakes.png"]
+    reports = ["report.html", "report.md"]
+    assert names(folder) == [*pictures[:3], "metrics.json", "mistakes.png", "predictions.csv", *reports]
     found = json.loads((folder / "metrics.json").read_text())
     assert found["accuracy"] == values["accuracy"]
     assert 0 <= found["expected_calibration_error"] <= 1
@@ -105,7 +106,8 @@ def test_a_regression(fit: Fit, width: int) -> None:
     run = fit(data_loader=data, model=net(6, width), loss="mse_loss", metrics=["mean_absolute_error"]).run_dir
     values = test.main(["-r", str(run)])
     folder = run / "test"
-    assert names(folder) == ["metrics.json", "predictions.csv", "report.md", "residuals.png", "scatter.png"]
+    reports = ["report.html", "report.md"]
+    assert names(folder) == ["curves.png", "metrics.json", "predictions.csv", *reports, "residuals.png", "scatter.png"]
     assert json.loads((folder / "metrics.json").read_text())["r2"] < 1
     ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
     residuals = [float(row[f"predicted{end}"]) - float(row[f"true{end}"]) for row in rows(folder) for end in ends]
@@ -118,7 +120,7 @@ def test_a_task_of_another_kind_has_its_metrics(fit: Fit) -> None:
     data = loader(**LINEAR, target_shape=[3])
     run = fit(data_loader=data, model=net(6, 3), loss="SoftMarginLoss", metrics=[]).run_dir
     test.main(["-r", str(run)])
-    assert names(run / "test") == ["metrics.json", "report.md"]
+    assert names(run / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
     assert "neither a classification nor a regression" in (run / "test" / "report.md").read_text()
 
 
@@ -129,7 +131,8 @@ def test_what_an_older_report_had_and_this_one_has_not_is_removed(run: Path) -> 
         (folder / name).touch()
     test.main(["-r", str(run)])
     assert names(folder) == [
-        "calibration.png", "confusion_matrix.png", "metrics.json", "notes.txt", "predictions.csv", "report.md",
+        "calibration.png", "confusion_matrix.png", "curves.png", "metrics.json", "notes.txt", "predictions.csv",
+        "report.html", "report.md",
     ]  # fmt: skip
     assert not list(folder.glob(".*.tmp"))
 
