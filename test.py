@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import math
+import shlex
 import sys
 
 from utils.signals import end_at_once
@@ -22,6 +23,7 @@ from typing import Any
 
 from torch import nn
 
+from base.base_model import count_parameters
 from base.build import build_experiment, build_trainer, load_weights, with_facts
 from base.training.observer import Observer
 from base.training.state import load_for_evaluation
@@ -31,7 +33,7 @@ from utils.config import load_config
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.extras import find_extra, load_extra
-from utils.paths import display_path
+from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
 from utils.streams import say
@@ -56,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     options = cli.parse(made, argv)
     if process_group.launched and options.compare is not None:
         raise UserError("--compare runs in a single process; do not use torchrun")
-    return _test(options) if options.compare is None else _compare(options)
+    if options.compare is not None:
+        return _compare(options)
+    words = sys.argv[1:] if argv is None else argv
+    return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:
@@ -67,7 +72,8 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
     return {}
 
 
-def _test(options: argparse.Namespace) -> dict[str, float]:
+def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
+    """command: as it could be typed again, for the report."""
     process_group = get_process_group()
     import_components()
     folder, _ = RunFolder.of(Path(options.resume))
@@ -90,7 +96,7 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
         "samples": test.num_samples,
     }
     out = process_group.broadcast_object(lambda: _free(options.out) if options.out else folder.path / "test")
-    extra = find_extra("report")
+    extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None
     with _owned(out, process_group), report or contextlib.nullcontext():
         values = trainer.evaluate(test, report or Observer())
@@ -100,10 +106,11 @@ def _test(options: argparse.Namespace) -> dict[str, float]:
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
-                report.write(f"{loaded.config.name}/{folder.path.resolve().name}", about, found)
+                size = count_parameters(experiment.model)
+                report.write(extra.Tested(folder, loaded.config, command, about, size), found)
             _write_metrics(out, about, found, tensorboard=loaded.config.trainer.tensorboard)
     if process_group.is_main_process and report:
-        say(f"report: {display_path(out / 'report.md')}")
+        say(f"report: {display_path(out / 'report.md')}, report.html")
     elif process_group.is_main_process:
         say(f"metrics: {display_path(out / 'metrics.json')}; no report: extras/report is not in this project")
     return values

@@ -29,7 +29,7 @@ from base.build import build_experiment, build_outputs, build_trainer, build_tra
 from base.experiment import Experiment, Outputs
 from base.initial_weights import load_initial_weights
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
-from base.training.run import logged, removed_if_empty, write_description
+from base.training.run import logged, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
                 "-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN"
             )
         folder, file = RunFolder.of(Path(options.resume))
-        return resume(folder, options.overrides, file=file)
+        return resume(folder, options.overrides, file=file, note=options.note)
     newest = options.resume is not None
     # the other overrides are for the config of the run that is resumed
     overrides = [item for item in options.overrides if not newest or item.startswith(WHICH_RUN)]
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
     loaded, data = (loaded, None) if newest else with_facts(loaded)
     folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest, any_name=any_name))
     if folder_to_resume is not None:
-        return resume(folder_to_resume, options.overrides)
-    return train(loaded, data)
+        return resume(folder_to_resume, options.overrides, note=options.note)
+    return train(loaded, data, note=options.note)
 
 
 def inspect(options: argparse.Namespace) -> NoReturn:
@@ -108,7 +108,7 @@ def inspect(options: argparse.Namespace) -> NoReturn:
     raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
 
 
-def train(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Result:
+def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:
     """A new run, from the first step to the last. loaded, data: from ``with_facts``."""
     experiment = build_experiment(loaded, data)
     process_group = experiment.runtime.process_group
@@ -130,10 +130,12 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Result:
             trainer.begin(training, outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights}")
-            return run(loaded, trainer, folder)
+            return run(loaded, trainer, folder, note)
 
 
-def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None) -> Result:
+def resume(
+    folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | None = None, note: str | None = None
+) -> Result:
     """Resume a run in its folder, from its newest intact checkpoint or from one of its checkpoint files."""
     loaded, data = with_facts(load_config(folder.config, overrides))
     changed = check_folder(loaded, folder)
@@ -144,19 +146,20 @@ def resume(folder: RunFolder, overrides: Sequence[str] = (), *, file: Path | Non
         trainer.begin(training, outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
         with first_step_checks_state(trainer, folder):
-            return run(loaded, trainer, folder)
+            return run(loaded, trainer, folder, note)
 
 
-def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Result:
+def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> Result:
     """Train from wherever the trainer is to the end, with a summary before and after."""
     console, progress = trainer.console, trainer.progress
-    write_description(loaded, trainer, folder)
+    write_description(loaded, trainer, folder, note)
     for warning in loaded.warnings():
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
     gc.freeze()  # the imports stay; collecting through them again would cost the training 0.1 s each time
-    trainer.train()
+    with outcome_recorded(trainer, folder):
+        trainer.train()
     console.clear()
     for line in end_summary(loaded, trainer, folder):
         console.info(line)
@@ -167,6 +170,9 @@ def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> 
     """Where the results go. What TensorBoard shows beside the curves is imported only where it is on."""
     made = build_outputs(loaded, folder, experiment)
     settings = loaded.config.trainer
+    if experiment.runtime.process_group.is_main_process and (curves := find_extra("curves")):
+        writer = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=experiment.console.warn)
+        made.writers.writers["curves"] = writer  # after metrics.jsonl, which it reads
     if not settings.tensorboard:
         return made
     if tensorboard := find_extra("tensorboard"):

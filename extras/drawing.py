@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
+from extras.letters import readable, shortened
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -21,7 +23,7 @@ DPI = 110
 # eight colours that all kinds of colour vision tell apart (Okabe and Ito 2008); black comes last, yellow not at all
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY = "#7f7f7f"
-MAP = "cividis"
+MAP = "viridis"  # its middle has hues of its own, unlike that of cividis
 # the first has Latin, Greek and Cyrillic; the others, where they are installed, Chinese, Japanese, Korean ...
 FONTS = (
     "DejaVu Sans", "Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans KR", "NanumGothic",
@@ -81,23 +83,17 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
 
 
 def labels(names: Sequence[str], longest: int = 18) -> list[str]:
-    """Class names that can be drawn: short enough, in one line, and those in letters of no font here by number."""
-    return [_label(name, longest) if _drawable(name) else f"class {number}" for number, name in enumerate(names)]
+    """Class names that can be drawn: short enough, in one line, and in letters that a font has."""
+    return [
+        shortened(readable(name, lambda letter: ord(letter) in _letters(), f"class {number}"), longest)
+        for number, name in enumerate(names)
+    ]
 
 
 def plain(axes: Axes) -> None:
     """Numbers on the axes without offsets or powers beside them, as far as they can be."""
     axes.ticklabel_format(useOffset=False)
     axes.grid(True)
-
-
-def _label(name: str, longest: int) -> str:
-    line = " ".join(name.split())
-    return line if len(line) <= longest else f"{line[: longest - 6]}…{line[-5:]}"
-
-
-def _drawable(name: str) -> bool:
-    return all(letter.isspace() or ord(letter) in _letters() for letter in name)
 
 
 @functools.cache

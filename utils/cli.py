@@ -65,6 +65,7 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
         help="a run folder or checkpoint; default: the run started last",
     )
     add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
+    add("--note", metavar="TEXT", help="a label of this run, for environment.json, --compare and TensorBoard")
     add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     add("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
     add("--check", action="store_true", help="check everything that a run needs, without training")

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -205,19 +206,35 @@ class RunFolder:
         """Replace config.json atomically."""
         replace_text(self.config, text)
 
-    def write_environment(self, record: dict[str, Any]) -> None:
-        """Record how this run was started or, in the list "resumed", how it was resumed."""
-        try:
-            before = json.loads(read_text(self.environment))
-        except (OSError, ValueError, RecursionError):
-            before = None
-        if before is None and self.environment.exists():
+    def read_environment(self) -> dict[str, Any]:
+        """environment.json; empty if it is missing or cannot be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            return dict(json.loads(read_text(self.environment)))
+        return {}
+
+    def write_environment(self, record: dict[str, Any], note: str | None = None) -> None:
+        """Record how this run was started or, in the list "resumed", how it was resumed.
+
+        note: the user's label of the run; "" removes it, None leaves it as it is. Its outcome is open again.
+        """
+        before = self.read_environment()
+        if not before and self.environment.exists():
             with contextlib.suppress(OSError):  # it is not ours to read, but perhaps somebody's to repair
                 self.environment.rename(self.environment.with_name("environment.json.damaged"))
-        if isinstance(before, dict):
+        if before:
             resumed = before.get("resumed", [])
             record = {**before, "resumed": [*(resumed if isinstance(resumed, list) else []), record]}
+        changed = {"note": record.get("note") if note is None else note, "outcome": None}
+        record = {key: value for key, value in {**record, **changed}.items() if value or key not in changed}
         replace_text(self.environment, json.dumps(record, indent=2) + "\n")
+
+    def write_outcome(self, outcome: str) -> None:
+        """How the run ended, in environment.json: "finished", "stopped" or "failed: REASON". A full disk is no error
+        here."""
+        record = self.read_environment()
+        if record:  # else it failed before it began
+            with contextlib.suppress(TrainingError):
+                replace_text(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
 
 
 def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
@@ -230,9 +247,8 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "tensorboard", "pydantic")
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        **git_state(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "platform": platform.platform(),
@@ -241,6 +257,11 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the project, None without git, and whether files were changed."""
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain"))}
 
 
 def _runs(*parents: Path) -> list[RunFolder]:

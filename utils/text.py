@@ -5,10 +5,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-# C0 and C1 control characters, marks that reverse the order of letters, and line separators
-_CONTROL = re.compile(
-    r"(?!\x1b\[(?:0|2|33|1;31|1;32)m)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
+# C0 and C1 control characters, marks that reverse the order of letters, line separators, and bytes that are not UTF-8
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_OURS = re.compile(rf"(?!\x1b\[(?:0|2|33|1;31|1;32)m){_CONTROL.pattern}")
 
 
 OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
@@ -86,7 +85,16 @@ def printable(text: str) -> str:
 
     Line breaks, tabs and the styles of logger/console.py stay.
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _NOT_OURS.sub(_as_escape, text)
+
+
+def one_line(text: str) -> str:
+    """A name, which may be anybody's, as text in one line: all control characters are shown as \\x1b and the like."""
+    return _CONTROL.sub(_as_escape, " ".join(text.split()))
+
+
+def _as_escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def listed(names: Sequence[str]) -> str:
@@ -95,7 +103,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """A text for a CSV file: what a spreadsheet would run as a formula gets an apostrophe before it."""
+    """A text for a CSV file: what a spreadsheet would run as a formula gets an apostrophe before it, and control
+    characters are shown as by ``printable``, since such files are shown in terminals too."""
+    text = _CONTROL.sub(_as_escape, text)
     if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
         return f"'{text}"
     return text

@@ -11,12 +11,16 @@ from utils.paths import display_path
 from utils.run_folder import RunFolder, environment
 
 
-def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> None:
-    """The environment of a run that is about to train, and its config once it has taken a step."""
+def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> None:
+    """The environment of a run that is about to train, and its config once it has taken a step.
+
+    note: the user's label of the run; None: that of a run that is resumed stays.
+    """
     process_group = trainer.runtime.process_group
     if not process_group.is_main_process:
         return
-    folder.write_environment(environment(str(trainer.runtime.device), process_group.world_size, loaded.config.seed))
+    device, seed = str(trainer.runtime.device), loaded.config.seed
+    folder.write_environment(environment(device, process_group.world_size, seed), note)
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:
         trainer.outputs.on_first_step = lambda: folder.write_config(text)
@@ -36,6 +40,21 @@ def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
         raise
     finally:
         console.close()
+
+
+@contextmanager
+def outcome_recorded(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+    """How the training inside ended is written to environment.json. A run that was killed has no outcome there."""
+    try:
+        yield
+        outcome = "finished"
+    except BaseException as error:
+        first_line = str(error).partition("\n")[0] or type(error).__name__
+        outcome = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else f"failed: {first_line}"
+        raise
+    finally:
+        if trainer.runtime.process_group.is_main_process:
+            folder.write_outcome(outcome)
 
 
 @contextmanager

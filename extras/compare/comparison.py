@@ -12,17 +12,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extras.compare.curves import Curve, curves
-from extras.compare.runs import ARGUMENT, HOW_FED, UNKNOWN, WHICH_DATA, Run, Task, differing, find_runs, shown_value
+from extras.compare.repeats import Repeats, find_repeats
+from extras.compare.runs import (
+    ARGUMENT,
+    FOLD,
+    HOW_FED,
+    REPEATS,
+    UNKNOWN,
+    WHICH_DATA,
+    Run,
+    Task,
+    differing,
+    direction,
+    find_runs,
+    held_out_metrics,
+    metrics,
+    shown_value,
+)
 from extras.drawing import png
+from extras.records import RATES, TRAIN, VALID, charts
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path
-from utils.run_folder import replace_bytes, replace_text
+from utils.run_folder import replace_bytes
 from utils.streams import say
-from utils.text import count, duration, number, spreadsheet_safe, table
+from utils.text import count, duration, number, one_line, spreadsheet_safe, table
 
 TABLE = "comparison.csv"
+MEANS = "comparison_means.csv"
 PICTURE = "comparison.png"
 MOST_CURVES = 14
+MOST_CHARTS = 40
+TEXTS = ("run", "state", "note")
+"""Columns that are not numbers."""
 
 
 @dataclass
@@ -37,6 +58,8 @@ class RunGroup:
     runs: list[Run]
     keys: list[str]
     """The keys of the config in which they differ."""
+    repeats: list[Repeats]
+    """Those that differ in nothing but their seed and fold."""
 
     @property
     def title(self) -> str:
@@ -46,7 +69,7 @@ class RunGroup:
     def doubtful(self) -> list[str]:
         """Arguments of the data loader in which the runs differ, and which may mean other data."""
         names = [key.removeprefix(ARGUMENT) for key in self.keys if key.startswith(ARGUMENT)]
-        return [name for name in names if name.partition(".")[0] not in HOW_FED | WHICH_DATA]
+        return [name for name in names if name.partition(".")[0] not in HOW_FED | WHICH_DATA | {FOLD}]
 
     @property
     def commit(self) -> str:
@@ -66,22 +89,28 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     out: the folder; None: the one that holds all of these runs. Raises CheckpointError if none of the paths is a run.
     """
     runs, others = find_runs(paths)
-    others = [path for path in others if path.name not in (TABLE, PICTURE)]  # those of an earlier comparison
+    others = [path for path in others if path.name not in (TABLE, MEANS, PICTURE)]  # those of an earlier comparison
     if not runs:
         names = ", ".join(map(str, others or paths))
         raise CheckpointError(f"no run to compare: no config.json in {names}")
     groups = _groups(runs)
-    notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
-    notes += [f"not a run: {display_path(path)}" for path in others]
-    say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
-    replace_text(folder / TABLE, _csv(groups))
-    replace_bytes(folder / PICTURE, png(curves(dict(_charts(groups)))))
-    say(f"\nwritten: {display_path(folder / TABLE)}, {display_path(folder / PICTURE)}")
+    files = {TABLE: _csv(groups).encode()}
+    if any(group.repeats for group in groups):
+        files[MEANS] = _means_csv(groups).encode()
+    else:
+        (folder / MEANS).unlink(missing_ok=True)  # of an earlier comparison
+    for name, content in files.items():
+        replace_bytes(folder / name, content)
+    notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
+    notes += [f"not a run: {display_path(path)}" for path in others]
+    say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
+    replace_bytes(folder / PICTURE, png(curves(list(_charts(groups)))))
+    say(f"\nwritten: {', '.join(display_path(folder / name) for name in [*files, PICTURE])}")
     return folder / TABLE
 
 
@@ -95,7 +124,7 @@ def _groups(runs: Sequence[Run]) -> list[RunGroup]:
         held_out = any("val_loss" in record for run in members for record in run.records)
         monitor = asked.most_common(1)[0][0] if asked else "min val_loss" if held_out else "min loss"
         ranked = sorted(members, key=lambda run: _rank(run, monitor))
-        groups.append(RunGroup(task, _which(task, tasks), monitor, ranked, differing(members)))
+        groups.append(RunGroup(task, _which(task, tasks), monitor, ranked, differing(members), find_repeats(ranked)))
     return groups
 
 
@@ -114,27 +143,64 @@ def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
 def _table(group: RunGroup) -> list[str]:
     """Lines of 80 columns, or of as many as the terminal has. Columns without room are in the CSV alone."""
     width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
-    taken = 0
-    kept = list[list[str]]()
-    left_out = list[str]()
-    for column in _columns(group):
-        needed = max(map(len, column)) + 2
-        if taken + needed <= width:
-            taken += needed
-            kept.append(column)
-        else:
-            left_out.append(column[0])
-
+    kept, left_out = _fitting(_columns(group), width)
     commit = f", commit {group.commit}" if group.commit else ""
     lines = [f"{group.title}: {count(len(group.runs), 'run')}, by {group.monitor}{commit}"]
     lines += _wrapped(group.which, width)
-    numbers = [index for index, column in enumerate(kept) if column[0] not in ("run", "state")]
+    numbers = [index for index, column in enumerate(kept) if column[0] not in TEXTS]
     lines += [f"  {line}" for line in table(zip(*kept, strict=True), right=numbers)]
     if group.doubtful:
         lines += _wrapped(f"ranked as the same data although these differ: {', '.join(group.doubtful)}", width)
     if left_out:
         lines += _wrapped(f"also in {TABLE}: {', '.join(left_out)}", width)
-    return lines
+    return [*lines, *_means_table(group, width)]
+
+
+def _fitting(columns: Iterable[list[str]], width: int) -> tuple[list[list[str]], list[str]]:
+    """The columns that find room, the first first, and the headers of the others."""
+    taken = 2
+    kept = list[list[str]]()
+    left_out = list[str]()
+    for column in columns:
+        needed = max(map(len, column)) + (2 if kept else 0)
+        if taken + needed <= width:
+            taken += needed
+            kept.append(column)
+        else:
+            left_out.append(column[0])
+    return kept, left_out
+
+
+def _means_table(group: RunGroup, width: int) -> list[str]:
+    """A line for each experiment that was repeated; none if none was."""
+    if not group.repeats:
+        return []
+    over = " and ".join(dict.fromkeys(f"{name}s" for repeats in group.repeats for name in repeats.over))
+    values = [repeats.values() for repeats in group.repeats]
+    names = dict.fromkeys(name for each in values for name in each)
+    shown = {f"{direction(name, group.runs)} {name}" for name in held_out_metrics(group.runs)}
+    tested = [name for name in names if name.startswith("test ")]
+    first = [group.monitor, *tested, *(name for name in names if name in shown)]
+    columns = [["experiment", *(_short(_experiment(repeats, group), 34) for repeats in group.repeats)]]
+    columns.append(["runs", *(str(len(repeats.runs)) for repeats in group.repeats)])
+    for name in dict.fromkeys(name for name in first if name in names):
+        pairs = (each.get(name) for each in values)
+        columns.append([name, *("-" if pair is None else f"{number(pair[0])} ± {pair[1]:.2g}" for pair in pairs)])
+    kept, left_out = _fitting(columns, width)
+    lines = [f"  mean ± standard deviation over {over}"]
+    lines += [f"  {line}" for line in table(zip(*kept, strict=True), right=range(1, len(kept)))]
+    if dropped := sum(repeats.left_out for repeats in group.repeats):
+        lines += _wrapped(f"left out: {count(dropped, 'run')}, not finished or repeated later", width)
+    return lines + (_wrapped(f"also in {MEANS}: {', '.join(left_out)}", width) if left_out else [])
+
+
+def _experiment(repeats: Repeats, group: RunGroup) -> str:
+    """What tells these runs from the others of the group."""
+    keys = [key for key in group.keys if key not in REPEATS]
+    return (
+        ", ".join(f"{_header(key, group)}={shown_value(repeats.runs[0].config.get(key)) or '-'}" for key in keys)
+        or "all"
+    )
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -151,18 +217,35 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     yield ["best", *(number(pair[0]) if pair else "-" for pair in best)]
     yield ["last", *(_last(run, name) for run in runs)]
     states = [run.state() for run in runs]
-    if set(states) != {"done"}:
-        yield ["state", *states]
+    if set(states) != {"finished"}:
+        yield ["state", *(_short_end(state, 32) for state in states)]
     yield ["epochs", *(f"{run.epochs}/{run.config.get('trainer.epochs', '?')}" for run in runs)]
     for key in keys[:1]:
         yield _key_column(key, group)
+    tested = list(dict.fromkeys(name for run in runs for name in run.test))
+    tested.sort(key=lambda value: value != name.removeprefix("val_"))
+    for value in tested[:1]:
+        yield _test_column(value, runs)
+    if any(run.note for run in runs):
+        yield ["note", *(_short_end(run.note, 24) or "-" for run in runs)]
+    for value in tested[1:]:
+        yield _test_column(value, runs)
     yield ["time", *(duration(run.seconds) for run in runs)]
     if not group.commit:
         yield ["commit", *(run.commit or "-" for run in runs)]
     if any(run.when.replace("-", "")[:8] != run.path.resolve().name[:8] for run in runs):
         yield ["when", *(run.when[:16] or "-" for run in runs)]
+    for metric in held_out_metrics(runs):
+        if metric != name:
+            monitor = f"{direction(metric, runs)} {metric}"
+            bests = [run.best(monitor) for run in runs]
+            yield [monitor, *(number(pair[0]) if pair else "-" for pair in bests)]
     for key in keys[1:]:
         yield _key_column(key, group)
+
+
+def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
+    return [f"test {name}", *(number(run.test[name]) if name in run.test else "-" for run in runs)]
 
 
 def _key_column(key: str, group: RunGroup) -> list[str]:
@@ -185,46 +268,101 @@ def _last(run: Run, name: str) -> str:
 
 
 def _short(text: str, longest: int) -> str:
-    text = " ".join(text.split())
+    text = one_line(text)
     return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
+def _short_end(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _csv(groups: Sequence[RunGroup]) -> str:
     """All runs and all columns. A key in which runs of one task differ is a column for all tasks."""
     keys = list(dict.fromkeys(key for group in groups for key in group.keys))
-    metrics = list(
-        dict.fromkeys(name for group in groups for run in group.runs for record in run.records for name in record)
-    )
-    metrics = [name for name in metrics if name not in ("epoch", "seconds")]
-    header = ["run", "folder", "when", "data", "loss", "state", "monitor", "best", "best_epoch", "epochs", "seconds"]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*header, "commit", *(f"last_{name}" for name in metrics), *keys])
+    runs = [run for group in groups for run in group.runs]
+    logged = dict.fromkeys(name for run in runs for record in run.records for name in record)
+    logged = {name: None for name in logged if name not in ("epoch", "seconds")}
+    bests = metrics(runs)
+    tested = list(dict.fromkeys(name for run in runs for name in run.test))
+    header = ["run", "folder", "when", "note", "data", "loss", "state", "monitor", "best", "best_epoch", "epochs"]
+    header += ["seconds", "commit", *(f"test_{name}" for name in tested), *(f"best_{name}" for name in bests)]
+    rows: list[list[object]] = [[*header, *(f"last_{name}" for name in logged), *keys]]
     for group in groups:
-        data = f"{group.task.data} ({group.which})" if group.which else group.task.data
         for run in group.runs:
             best = run.best(group.monitor) or ("", "")
             last = run.records[-1] if run.records else {}
-            cells = [run.name, display_path(run.path), run.when, data, run.task.loss, run.state(), group.monitor, *best]
-            cells += [run.epochs, round(run.seconds, 3), run.commit, *(last.get(name, "") for name in metrics)]
-            cells += [shown_value(run.config.get(key)) for key in keys]
-            writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in cells])
+            cells: list[object] = [
+                run.name,
+                display_path(run.path),
+                run.when,
+                run.note,
+                _data(group),
+                run.task.loss,
+                run.state(),
+            ]
+            cells += [group.monitor, *best, run.epochs, round(run.seconds, 3), run.commit]
+            cells += [run.test.get(name, "") for name in tested]
+            cells += [(run.best(f"{direction(name, group.runs)} {name}") or [""])[0] for name in bests]
+            cells += [last.get(name, "") for name in logged]
+            rows.append([*cells, *(shown_value(run.config.get(key)) for key in keys)])
+    return _as_csv(rows)
+
+
+def _means_csv(groups: Sequence[RunGroup]) -> str:
+    """A line for each experiment that was repeated."""
+    found = [(group, repeats, repeats.values()) for group in groups for repeats in group.repeats]
+    names = list(dict.fromkeys(name for _, _, values in found for name in values))
+    pairs = [f"{kind} of {name}" for name in names for kind in ("mean", "deviation")]
+    rows: list[list[object]] = [["experiment", "data", "loss", "over", "runs", "left_out", "members", *pairs]]
+    for group, repeats, values in found:
+        about = [_experiment(repeats, group), _data(group), group.task.loss, ", ".join(repeats.over)]
+        members = " ".join(run.name for run in repeats.runs)
+        cells = [item for name in names for item in values.get(name, ("", ""))]
+        rows.append([*about, len(repeats.runs), repeats.left_out, members, *cells])
+    return _as_csv(rows)
+
+
+def _data(group: RunGroup) -> str:
+    return f"{group.task.data} ({group.which})" if group.which else group.task.data
+
+
+def _as_csv(rows: Iterable[Iterable[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in row])
     return file.getvalue()
 
 
 def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:
-    """The value that the runs are ranked by and, below it, the training loss."""
+    """A chart for each metric, the one that the runs are ranked by first: validation, and training dashed."""
     for group in groups:
         best = group.runs[:MOST_CURVES]
-        limit = f"\nthe best {MOST_CURVES} of {len(group.runs)} runs" if len(best) < len(group.runs) else ""
-        for name in dict.fromkeys([group.monitor.split()[1], "loss"]):
+        title = [group.title, *textwrap.wrap(group.which, 70)]
+        if len(best) < len(group.runs):
+            title.append(f"the best {MOST_CURVES} of {len(group.runs)} runs")
+        found = charts([record for run in best for record in run.records])
+        found.pop(RATES, None)
+        ranked_by = group.monitor.split()[1]
+        for name, keys in sorted(found.items(), key=lambda item: ranked_by not in item[1].values())[:MOST_CHARTS]:
+            both = TRAIN in keys and len(keys) > 1
             lines = [
-                Curve(_legend(run, group), [record["epoch"] for record in run.records], run.values(name))
-                for run in best
+                Curve(
+                    _legend(run, group),
+                    [r["epoch"] for r in run.records],
+                    run.values(key),
+                    place,
+                    label == TRAIN and both,
+                )
+                for place, run in enumerate(best)
+                for label, key in keys.items()
+                if label in (TRAIN, VALID)
             ]
-            yield "\n".join(filter(None, [name, group.title, *textwrap.wrap(group.which, 70)])) + limit, lines
+            above = [*title, "validation; training is dashed"] if both else title
+            yield "\n".join([name, *filter(None, above)]), lines
+            title = []
 
 
 def _legend(run: Run, group: RunGroup) -> str:
     keys = [f"{_header(key, group)}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:2]]
-    return "\n".join([group.short_name(run), *keys]).strip()
+    return "\n".join(filter(None, [group.short_name(run), run.note, *keys]))

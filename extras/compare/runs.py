@@ -3,16 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from extras.records import RATES, charts
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
 from utils.run_folder import NAME
+from utils.text import one_line
 
 # where a run is kept and how much it prints: not part of the experiment
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
@@ -21,7 +23,7 @@ UNKNOWN = "unknown"
 
 # arguments of a data loader that say which samples there are, and which are held out
 WHICH_DATA = {
-    "data_dir", "fold", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
+    "data_dir", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
     "validation_split",
 }  # fmt: skip
 # and those that say how they are read and fed; of any other argument, this is unknown
@@ -30,6 +32,16 @@ HOW_FED = {
     "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
 ARGUMENT = "data_loader.args."
+# runs in which only these differ repeat one experiment
+FOLD = "fold"
+REPEATS = ("seed", f"{ARGUMENT}{FOLD}")
+
+# what test/metrics.json says besides the values
+ABOUT_TEST = {"checkpoint", "epoch", "step", "samples"}
+# words of a metric's name by which a smaller value is the better one
+LOWER_IS_BETTER = re.compile(
+    r"loss|error|perplexity|distance|divergence|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
+)
 
 
 class Task(NamedTuple):
@@ -51,6 +63,8 @@ class Run:
     records: list[dict[str, float]] = field(default_factory=list)
     """The lines of metrics.jsonl, without values that are not finite."""
     environment: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    """What test.py found, as in its metrics.json."""
     damage: str = ""
     """What cannot be read of it; empty if all can."""
 
@@ -73,6 +87,10 @@ class Run:
     def monitor(self) -> str | None:
         asked = self.config.get("trainer.monitor")
         return asked if isinstance(asked, str) and re.fullmatch(r"(min|max) \S+", asked) else None
+
+    @property
+    def note(self) -> str:
+        return one_line(str(self.environment.get("note") or ""))
 
     @property
     def when(self) -> str:
@@ -107,15 +125,22 @@ class Run:
         return min(values, key=lambda pair: sign * pair[0]) if values else None
 
     def state(self) -> str:
-        """Its state: done, unfinished, damaged or without a checkpoint."""
+        """How it ended: "finished", "stopped" or "failed: REASON", and of a run that did not say so "unfinished" (it is
+        running, or was killed) or "no checkpoint"; "damaged" where a file cannot be read.
+        """
         if self.damage:
             return "damaged"
+        outcome = self.environment.get("outcome")
+        if isinstance(outcome, str) and outcome:
+            return re.sub(
+                r"^failed: the loss is (\S+) at step (\d+) .*", r"failed: loss \1 at step \2", one_line(outcome)
+            )
         if not any(self.path.glob("checkpoints/*.pth")):
             return "no checkpoint"
         asked, patience, monitor = (self.config.get(f"trainer.{key}") for key in ("epochs", "early_stop", "monitor"))
         best = self.best(monitor) if self.monitor and isinstance(monitor, str) else None
         early = isinstance(patience, int) and best is not None and self.epochs - best[1] >= patience
-        return "done" if early or not isinstance(asked, int) or self.epochs >= asked else "unfinished"
+        return "finished" if early or not isinstance(asked, int) or self.epochs >= asked else "unfinished"
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -148,6 +173,27 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 
+def metrics(runs: Iterable[Run]) -> list[str]:
+    """The names of all values that the runs have logged, but for time and speed, in the order of their charts."""
+    found = charts([record for run in runs for record in run.records])
+    return [name for chart, lines in found.items() if chart != RATES for name in lines.values()]
+
+
+def held_out_metrics(runs: Sequence[Run]) -> list[str]:
+    """The names of validation values, and of training where a metric has no other."""
+    names = metrics(runs)
+    return [name for name in names if name.startswith("val_") or f"val_{name}" not in names]
+
+
+def direction(name: str, runs: Iterable[Run]) -> str:
+    """ "min" or "max": what is best of a value, as a run that monitors it says, or else by the words of its name."""
+    for run in runs:
+        if run.monitor is not None and run.monitor.split()[1] == name:
+            return run.monitor.split()[0]
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return "min" if LOWER_IS_BETTER.search(words) else "max"
+
+
 def shown_value(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
@@ -160,6 +206,8 @@ def _read(path: Path) -> Run:
         problems.append("config.json cannot be read")
     run.config = dict(_flat(config or {}))
     run.environment = _object(path / "environment.json") or {}
+    test = _object(path / "test" / "metrics.json") or {}
+    run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
     try:
         text = read_text(path / "metrics.jsonl")
     except FileNotFoundError:
@@ -192,7 +240,11 @@ def _record(line: str) -> dict[str, float] | None:
         return None
     if not isinstance(value, dict) or type(value.get("epoch")) is not int:
         return None
-    return {name: item for name, item in value.items() if type(item) in (int, float) and math.isfinite(item)}
+    return {name: item for name, item in value.items() if _is_number(item)}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -103,6 +103,13 @@ class Classification:
     def accuracy(self) -> float:
         return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
 
+    def near_chance(self) -> bool:
+        """Whether the accuracy is within two standard deviations of that of always naming the most common class."""
+        if not self.samples:
+            return False
+        chance = float(self.confusion.sum(1).max()) / self.samples
+        return self.accuracy() <= chance + 2 * math.sqrt(chance * (1 - chance) / self.samples)
+
     def calibration_error(self) -> float:
         """Expected calibration error (Guo et al. 2017): the mean over the samples of |confidence - accuracy| of their
         bin, between 0 and 1."""

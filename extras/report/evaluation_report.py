@@ -1,11 +1,10 @@
-"""The report of test.py, in one folder: report.md, its figures and predictions.csv."""
+"""The report of test.py, in one folder: report.md, report.html, their figures and predictions.csv."""
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -13,16 +12,19 @@ from torch import Tensor
 from base.data.batches import BatchRange
 from base.experiment import Experiment
 from extras.report.classification import Classification, Show
+from extras.report.description import CURVES, Tested, head, in_training, memorised
+from extras.report.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.report.evaluation_stats import EvaluationStats
 from extras.report.predictions import Predictions
 from extras.report.regression import Regression
+from utils.extras import find_extra
 from utils.run_folder import replace_bytes, replace_text
-from utils.text import markdown_table, number
+from utils.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = ("confusion_matrix", "mistakes", "calibration", "scatter", "residuals")
+FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png", "residuals.png", CURVES)
 
 
 class EvaluationReport(EvaluationStats):
@@ -34,6 +36,7 @@ class EvaluationReport(EvaluationStats):
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         super().__init__(experiment)
         self.folder = folder
+        self.sum_loss = experiment.sum_loss
         self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     def __enter__(self) -> "EvaluationReport":
@@ -59,23 +62,31 @@ class EvaluationReport(EvaluationStats):
             return {"expected_calibration_error": self.classification.calibration_error()}
         return {"r2": self.regression.residuals().r2} if self.regression is not None else {}
 
-    def write(self, run: str, about: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Everything but the predictions. run: its name; about: what was tested; values: the loss and the metrics.
+    def write(self, tested: Tested, values: Mapping[str, float]) -> None:
+        """Everything but the predictions. values: the loss and the metrics on the test data.
 
         Raises TrainingError if a file cannot be written.
         """
         from extras.drawing import png
 
-        figures = self._figures()
-        for name, figure in figures.items():
-            replace_bytes(self.folder / f"{name}.png", png(figure))
-        for name in FIGURES:
-            if name not in figures:
-                (self.folder / f"{name}.png").unlink(missing_ok=True)
+        pictures = {f"{name}.png": png(figure) for name, figure in self._figures().items()}
+        if curves := self._curves(tested):
+            pictures[CURVES] = curves
+        for file, content in pictures.items():
+            replace_bytes(self.folder / file, content)
+        for file in FILES:
+            if file not in pictures:
+                (self.folder / file).unlink(missing_ok=True)
         if not self.predictions.begun:
             self.predictions.path.unlink(missing_ok=True)
-        text = "\n\n".join([f"# Test of {escaped(run)}", *self._sections(about, values, list(figures))])
-        replace_text(self.folder / "report.md", text + "\n")
+        blocks = list(self._blocks(tested, values, pictures))
+        replace_text(self.folder / "report.md", as_markdown(blocks))
+        replace_text(self.folder / "report.html", as_html(blocks, pictures))
+
+    def _curves(self, tested: Tested) -> bytes | None:
+        """The picture of the run's curves; None without extras/curves, or if no epoch is finished."""
+        extra = find_extra("curves")
+        return extra.curves_png(tested.folder, tested.config.trainer.monitor) if extra else None
 
     def _figures(self) -> "dict[str, Figure]":
         from extras.report import figures
@@ -91,23 +102,23 @@ class EvaluationReport(EvaluationStats):
             drawn["residuals"] = figures.residuals(self.regression)
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
-    def _sections(self, about: Mapping[str, Any], values: Mapping[str, float], figures: list[str]) -> Iterator[str]:
-        yield (
-            f"{about['checkpoint']}: epoch {about['epoch']}, step {about['step']:,}; {about['samples']:,} test samples."
-        )
-        yield _table(["metric", "value"], [[escaped(name), _digits(value)] for name, value in values.items()])
+    def _blocks(self, tested: Tested, values: Mapping[str, float], pictures: Collection[str]) -> Iterator[Block]:
+        found = self.classification or self.regression
+        yield from head(tested, self.folder)
+        yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
+        yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if self.classification is not None:
-            yield from _classes(self.classification, [escaped(name) for name in self.class_names()], figures)
+            yield from _classes(self.classification, self.class_names(), pictures)
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
-            yield "The task is neither a classification nor a regression, so the report ends here."
+            yield Paragraph("The task is neither a classification nor a regression: there are no figures of it.")
+        yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if self.predictions.begun:
-            yield "Every sample: [predictions.csv](predictions.csv)."
+            yield Paragraph("Every sample:", link="predictions.csv")
 
 
-def _classes(found: Classification, names: list[str], figures: list[str]) -> Iterator[str]:
-    """names: escaped."""
+def _classes(found: Classification, names: list[str], pictures: Collection[str]) -> Iterator[Block]:
     scores = found.scores()
     present = scores.support > 0
     columns = [scores.precision, scores.recall, scores.f1]
@@ -117,26 +128,26 @@ def _classes(found: Classification, names: list[str], figures: list[str]) -> Ite
     ]
     means = [float(np.nan_to_num(column[present]).mean()) if present.any() else math.nan for column in columns]
     rows.append(["mean over classes", *(_digits(value, ".3f") for value in means), f"{found.samples:,}"])
-    yield "## Classes"
-    yield _table(["class", "precision", "recall", "F1", "support"], rows)
-    yield "![confusion matrix](confusion_matrix.png)"
+    yield Heading("Classes")
+    yield Table(["class", "precision", "recall", "F1", "support"], rows)
+    yield Picture("confusion matrix", "confusion_matrix.png")
     yield from _confusions(found, names)
-    yield "## Most confident mistakes"
-    if "mistakes" in figures:
-        yield "![mistakes](mistakes.png)"
+    yield Heading("Most confident mistakes")
+    if "mistakes.png" in pictures:
+        yield Picture("mistakes", "mistakes.png")
     elif found.mistakes:
         mistakes = [
             [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", str(mistake.sample)]
             for mistake in found.mistakes
         ]
-        yield _table(["predicted", "true", "probability", "sample"], mistakes, left=2)
+        yield Table(["predicted", "true", "probability", "sample"], mistakes, left=2)
     else:
-        yield "None."
-    yield "## Calibration"
-    yield "![calibration](calibration.png)"
+        yield Paragraph("None.")
+    yield Heading("Calibration")
+    yield Picture("calibration", "calibration.png")
 
 
-def _confusions(found: Classification, names: list[str], most: int = 5) -> Iterator[str]:
+def _confusions(found: Classification, names: list[str], most: int = 5) -> Iterator[Block]:
     wrong = found.confusion.copy()
     np.fill_diagonal(wrong, 0)
     rows = []
@@ -146,10 +157,10 @@ def _confusions(found: Classification, names: list[str], most: int = 5) -> Itera
             share = count / int(found.confusion[true].sum())
             rows.append([names[true], names[predicted], f"{count:,}", f"{share:.1%}"])
     if rows:
-        yield _table(["true class", "most often predicted as", "samples", "of the class"], rows, left=2)
+        yield Table(["true class", "most often predicted as", "samples", "of the class"], rows, left=2)
 
 
-def _residuals(found: Regression) -> Iterator[str]:
+def _residuals(found: Regression) -> Iterator[Block]:
     values = found.residuals()
     named = {
         "mean (bias)": values.mean,
@@ -158,15 +169,10 @@ def _residuals(found: Regression) -> Iterator[str]:
         "mean absolute value": values.mae,
         "largest absolute value": values.largest,
     }
-    yield "## Residuals: predicted - true"
-    yield _table([f"of {found.numbers:,} values", ""], [[name, _digits(value)] for name, value in named.items()])
-    yield "![predicted and true values](scatter.png)"
-    yield "![residuals](residuals.png)"
-
-
-def _table(header: list[str], rows: list[list[str]], *, left: int = 1) -> str:
-    """The first ``left`` columns are texts, the others numbers."""
-    return "\n".join(markdown_table(header, rows, right=range(left, len(header)), padded=True))
+    yield Heading("Residuals: predicted - true")
+    yield Table([f"of {found.numbers:,} values", ""], [[name, _digits(value)] for name, value in named.items()])
+    yield Picture("predicted and true values", "scatter.png")
+    yield Picture("residuals", "residuals.png")
 
 
 def _digits(value: float, form: str = "") -> str:
@@ -174,10 +180,3 @@ def _digits(value: float, form: str = "") -> str:
     if math.isnan(value):
         return "-"
     return format(value, form) if form else number(value)
-
-
-def escaped(text: str) -> str:
-    """A name as Markdown shows it: with its underscores, dollars and bars, and in one line."""
-    # an underscore within a word is not markup
-    special = r"[\\`*{}\[\]<>#|$~]|\b_+|_+\b"
-    return re.sub(special, lambda found: "".join(f"\\{letter}" for letter in found[0]), " ".join(text.split()))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -13,13 +14,19 @@ from extras.report.classification import Classification, Counts, Mistake
 from extras.report.regression import Doubles, Regression
 from utils.text import number
 
+MOST_WRITTEN = 30
+"""Classes of a confusion matrix whose cells have room for numbers."""
+
 
 @drawn
 def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
-    """counts: int64 (C, C), true by predicted. Colours are fractions of a true class; counts are shown if they fit."""
+    """counts: int64 (C, C), true by predicted. Colours are fractions of a true class.
+
+    Up to 30 classes, counts and percentages are written into the cells, and totals beside them.
+    """
     classes = len(counts)
     cell = 0.52 if classes <= 14 else 0.3 if classes <= 30 else 0.1  # inches
-    side = min(max(classes * cell, 1.5), 11)
+    side = min(max((classes + 1) * cell, 1.5), 11)
     shown = labels(names)
     text = 9 if classes <= 14 else 7 if classes <= 30 else 5
     margin = 0.9 + max(map(len, shown)) * text / 72 * 0.62
@@ -31,6 +38,10 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     every = math.ceil(classes / 100)  # with more classes than lines of text, some have no name
     places = range(0, classes, every)
     ticks = [shown[place] for place in places]
+    if classes <= MOST_WRITTEN:
+        _write_counts(axes, counts, share, size=text - 1 if classes <= 14 else 5)
+        axes.set(xlim=(-0.5, classes + 0.5), ylim=(classes + 0.5, -0.5))
+        places, ticks = range(classes + 1), [*ticks, "total"]
     axes.set_xticks(places, ticks, rotation=0 if classes == 1 else 90 if classes > 14 else 45, fontsize=text)
     for label in axes.get_xticklabels() if 1 < classes <= 14 else []:
         label.set(ha="right", rotation_mode="anchor")
@@ -38,8 +49,6 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     axes.tick_params(length=0 if classes <= 100 else 2)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    if classes <= 30:
-        _write_counts(axes, counts, share, size=text - 0.5 if classes <= 14 else 5.5)
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 4 / side + 0.3), aspect=30, pad=0.02)
     bar.set_label("fraction of the true class", fontsize=9)
     bar.outline.set_visible(False)
@@ -47,11 +56,27 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
 
 
 def _write_counts(axes: Axes, counts: Counts, share: Doubles, *, size: float) -> None:
+    """Counts, with percentages of the true class, and the totals of rows and columns outside."""
+    colour_of = ScalarMappable(PowerNorm(0.5, 0, 1), MAP)
     for row, column in np.argwhere(counts):
-        count = int(counts[row, column])
-        text = str(count) if count < 10_000 else f"{count / 1000:.0f}k"
-        colour = "black" if share[row, column] > 0.3 else "white"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+        dark = np.dot(colour_of.to_rgba(share[row, column])[:3], (0.299, 0.587, 0.114)) < 0.55
+        percent = f"{share[row, column]:.0%}" if share[row, column] >= 0.005 else "<1%"
+        text = f"{_short_count(counts[row, column])}\n{percent}"
+        _write(axes, column, row, text, size, "white" if dark else "black")
+    classes = len(counts)
+    for place in range(classes):
+        _write(axes, classes, place, _short_count(counts[place].sum()), size, GREY)
+        _write(axes, place, classes, _short_count(counts[:, place].sum()), size, GREY)
+    _write(axes, classes, classes, _short_count(counts.sum()), size, "black")
+
+
+def _write(axes: Axes, x: float, y: float, text: str, size: float, colour: str) -> None:
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, color=colour, linespacing=1.0)
+
+
+def _short_count(count: int) -> str:
+    """In at most five characters."""
+    return str(count) if count < 10_000 else f"{count / 1e3:.0f}k" if count < 1e6 - 500 else f"{count / 1e6:.3g}M"
 
 
 @drawn

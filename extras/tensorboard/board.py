@@ -10,7 +10,9 @@ from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, model_summary, pictures, summaries
 from logger.writers import EventWriter, text
+from utils.run_folder import RunFolder
 from utils.schema import Config
+from utils.text import one_line
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -32,7 +34,9 @@ class Board(Observer):
 
     def begin(self, trainer: BaseTrainer) -> None:
         table, graph = model_summary.model_summary(trainer)
+        note = one_line(str(RunFolder(self.events.folder).read_environment().get("note") or ""))
         self._about = [
+            *([{"summary": text("note", f"    {note}")}] if note else []),  # indented: no markup of Markdown
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
             {"summary": summaries.layout(self.config, trainer.training)},

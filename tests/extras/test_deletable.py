@@ -109,4 +109,5 @@ def test_the_rest_works_without(folder: str, tmp_path: Path, whole: Whole) -> No
     assert notes == (NOTES["tensorboard"] if len(missing) > 1 else NOTES.get(folder, ""))
     assert (metrics, epochs, printed.splitlines()[1]) == (whole.metrics, whole.epochs, whole.printed)
     assert ("no report: extras/report is not in this project" in printed) == ("report" in missing)
+    assert bool(list(project.glob("saved/*/*/curves.png"))) == ("curves" not in missing)
     assert answers == [(2, "", message) for _, message in gone]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from extras.compare.runs import HOW_FED, WHICH_DATA
+from extras.compare.curves import curves
+from extras.compare.runs import FOLD, HOW_FED, WHICH_DATA, direction
 from tests.conftest import load_script
 from tests.helpers import ROOT
 from utils import cli
@@ -27,7 +28,15 @@ pytestmark = pytest.mark.slow
 def make(tmp_path: Path) -> Make:
     """A run folder as training leaves it, without training. losses: val_loss of each epoch."""
 
-    def run(name: str, losses: list[float | None], monitor: str | None = "min val_loss", **config: Any) -> Path:
+    def run(
+        name: str,
+        losses: list[float | None],
+        monitor: str | None = "min val_loss",
+        *,
+        about: dict[str, Any] | None = None,
+        tested: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> Path:
         folder = tmp_path / "saved" / "small" / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "last.pth").touch()
@@ -40,7 +49,10 @@ def make(tmp_path: Path) -> Make:
         }
         (folder / "config.json").write_text(json.dumps({**base, **config}))
         environment = {"time": "2026-01-02T03:04:05+00:00", "git_commit": "abcdef0123456789", "git_dirty": False}
-        (folder / "environment.json").write_text(json.dumps(environment))
+        (folder / "environment.json").write_text(json.dumps({**environment, **(about or {})}))
+        if tested is not None:
+            (folder / "test").mkdir()
+            (folder / "test" / "metrics.json").write_text(json.dumps({"checkpoint": "best.pth", "step": 9, **tested}))
         records = [
             {"epoch": epoch, "loss": 2.0, "val_loss": loss, "val_accuracy": epoch / 10, "seconds": 30.0}
             for epoch, loss in enumerate(losses, start=1)
@@ -78,10 +90,10 @@ def test_runs_are_ranked_by_what_they_monitor(make: Make, capsys: pytest.Capture
     printed = compared(capsys, *runs)
     assert printed[:5] == [
         "Photos, cross_entropy: 3 runs, by min val_loss, commit abcdef0",
-        "  run                best    last  epochs   lr  time",
-        "  20260101-000002  0.4000       -     3/3  0.2  1:30",
-        "  20260101-000001  0.5000  0.7000     3/3  0.1  1:30",
-        "  20260101-000003  0.6000  0.6000     3/3  0.3  1:30",
+        "  run                best    last  epochs   lr  time  max val_accuracy",
+        "  20260101-000002  0.4000       -     3/3  0.2  1:30            0.3000",
+        "  20260101-000001  0.5000  0.7000     3/3  0.1  1:30            0.3000",
+        "  20260101-000003  0.6000  0.6000     3/3  0.3  1:30            0.3000",
     ]
     table = written(runs[0].parent)
     assert [row["run"] for row in table] == [f"small/20260101-00000{place}" for place in (2, 1, 3)]
@@ -119,7 +131,18 @@ def test_the_outcome_of_each_run_is_shown(make: Make, capsys: pytest.CaptureFixt
     printed = compared(capsys, *sorted(done.parent.iterdir()))
     states = {line.split()[0]: line for line in printed if line.startswith("  2026")}
     for place, state in enumerate(
-        ["done", "unfinished", "done", "no checkpoint", "unfinished", "unfinished", "damaged", "damaged", "damaged"], 1
+        [
+            "finished",
+            "unfinished",
+            "finished",
+            "no checkpoint",
+            "unfinished",
+            "unfinished",
+            "damaged",
+            "damaged",
+            "damaged",
+        ],
+        1,
     ):
         assert f"  {state} " in states[f"20260101-00000{place}"], (place, printed)
     assert any(line.startswith("unknown task: 1 run") for line in printed)
@@ -189,7 +212,7 @@ def test_an_argument_that_may_mean_other_data_is_named(make: Make, capsys: pytes
 
 def test_every_argument_of_our_data_loaders_is_known_to_the_comparison() -> None:
     for name in ("CIFAR10Loader", "ImageFolderLoader", "RandomTensorLoader"):
-        assert DATA_LOADERS.parameters(name).keys() <= WHICH_DATA | HOW_FED, name
+        assert DATA_LOADERS.parameters(name).keys() <= WHICH_DATA | HOW_FED | {FOLD}, name
 
 
 def test_runs_that_monitor_nothing_are_ranked_by_their_loss(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,3 +297,124 @@ def test_a_mistake_is_one_message_and_status_2(
     with pytest.raises(CheckpointError):
         test.main(["--compare", str(run), "saved/smal"])
     assert not (run.parent / "comparison.csv").exists()
+
+
+def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    inf = "failed: the loss is inf at step 3 (epoch 1, samples 4, 5)."
+    run = make("20260101-000001", [], about={"outcome": inf})
+    make("20260101-000002", [0.2], about={"outcome": "stopped"})
+    make("20260101-000003", [0.3], about={"outcome": "finished"})
+    make("20260101-000004", [0.4], about={"outcome": f"failed: \x1b[31m{'no ' * 30}"})
+    make("20260101-000005", [0.5], about={"outcome": ["?"]})
+    printed = compared(capsys, run.parent)
+    states = {row["run"][-1]: row["state"] for row in written(run.parent)}
+    assert states == {
+        "1": "failed: loss inf at step 3",
+        "2": "stopped",
+        "3": "finished",
+        "4": f"failed: \\x1b[31m{'no ' * 30}".strip(),
+        "5": "unfinished",
+    }
+    shown = {line.split()[0][-1]: line for line in printed if line.startswith("  2026")}
+    assert "  failed: loss inf at step 3 " in shown["1"]
+    assert "…" in shown["4"]
+
+
+def test_notes_test_values_and_the_best_of_each_metric_are_columns(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"loss": 0.25, "accuracy": 0.75, "f1": None}
+    run = make("20260101-000001", [0.3, 0.2, 0.4], about={"note": "=wider\x1b[2J <b>\nnets"}, tested=found)
+    make("20260101-000002", [0.5, 0.6, 0.7])
+    printed = compared(capsys, run.parent)
+    assert "max val_accuracy" in " ".join(printed)
+    assert "test loss  note" in printed[1]
+    assert "0.2500  =wider\\x1b[2J <b> nets" in printed[2]
+    one, other = written(run.parent)
+    assert (one["note"], other["note"]) == ("'=wider\\x1b[2J <b> nets", "")
+    assert (one["test_loss"], one["test_accuracy"], other["test_loss"]) == ("0.25", "0.75", "")
+    assert "test_f1" not in one
+    assert (one["best_val_loss"], one["best_val_accuracy"], one["best_loss"]) == ("0.2", "0.3", "2.0")
+
+
+def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = 0
+    for lr, base in ((0.1, 0.4), (0.2, 0.6)):
+        for fold in range(3):
+            place += 1
+            make(
+                f"20260101-00000{place}", [1.0, base + fold / 10, 1.0], seed=place, optimizer=sgd(lr),
+                data_loader=photos(folds=3, fold=fold), tested={"accuracy": base},
+            )  # fmt: skip
+    make("20260101-000007", [0.0], seed=7, optimizer=sgd(0.1), data_loader=photos(folds=3, fold=1))
+    single = make("20260101-000008", [0.9] * 3, optimizer=sgd(0.3), data_loader=photos(folds=3, fold=0))
+    printed = compared(capsys, single.parent)
+    assert printed[0].startswith("Photos, cross_entropy: 8 runs"), "folds are compared with one another"
+    start = printed.index("  mean ± standard deviation over seeds and folds")
+    assert printed[start + 1].split()[:4] == ["experiment", "runs", "min", "val_loss"]
+    assert printed[start + 2].split() == ["lr=0.1", "3", "0.5000", "±", "0.1", "0.4000", "±", "0", "0.3000", "±", "0"]
+    assert printed[start + 3].split()[:5] == ["lr=0.2", "3", "0.7000", "±", "0.1"]
+    assert printed[start + 4] == "  left out: 1 run, not finished or repeated later"
+    with (single.parent / "comparison_means.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["experiment"], first["over"], first["runs"], first["left_out"]) == ("lr=0.1", "seed, fold", "3", "1")
+    assert float(first["deviation of min val_loss"]) == pytest.approx(0.1)
+    assert second["mean of test accuracy"] == "0.6"
+    shutil.rmtree(single.parent / "20260101-000001")
+    for gone in (2, 3, 5, 6):
+        shutil.rmtree(single.parent / f"20260101-00000{gone}")
+    assert not any("±" in line for line in compared(capsys, single.parent))
+    assert not (single.parent / "comparison_means.csv").exists()
+
+
+def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("20260101-000001", [0.5] * 3, seed=0)
+    make("20260101-000002", [0.1] * 3, seed=0)
+    assert not any("±" in line for line in compared(capsys, run.parent))
+    make("20260101-000003", [0.3] * 3, seed=1)
+    assert any(line.split()[:5] == ["all", "2", "0.2000", "±", "0.14"] for line in compared(capsys, run.parent))
+
+
+def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make("20260101-000001", [0.1])
+
+    def say(text: str) -> None:
+        assert len(list(run.parent.glob("comparison.csv"))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extras.compare.comparison.say", say)
+    with pytest.raises(KeyboardInterrupt):
+        test.main(["--compare", str(run)])
+    assert (run.parent / "comparison.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        ("val_loss", "min"), ("MeanSquaredError", "min"), ("val_mae", "min"), ("top5_error", "min"),
+        ("accuracy", "max"), ("val_f1", "max"), ("format", "max"), ("BinaryAUROC", "max"),
+    ],
+)  # fmt: skip
+def test_which_end_of_a_metric_is_best(name: str, best: str) -> None:
+    assert direction(name, []) == best
+
+
+def test_training_and_validation_of_every_metric_are_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make("20260101-000001", [0.3, 0.2], about={"note": "wider"})
+    make("20260101-000002", [0.4, 0.5])
+    drawn: list[Any] = []
+
+    def draw(charts: list[Any]) -> Any:
+        drawn.extend(charts)
+        return curves(charts)
+
+    monkeypatch.setattr("extras.compare.comparison.curves", draw)
+    test.main(["--compare", str(run.parent)])
+    assert [name for name, _ in drawn] == ["loss\nPhotos, cross_entropy\nvalidation; training is dashed", "accuracy"]
+    lines = [(line.run, line.training, list(line.values)) for line in drawn[0][1]]
+    assert lines == [
+        (0, True, [2.0, 2.0]), (0, False, [0.3, 0.2]), (1, True, [2.0, 2.0]), (1, False, [0.4, 0.5]),
+    ]  # fmt: skip
+    assert drawn[0][1][0].name == "20260101-000001\nwider"

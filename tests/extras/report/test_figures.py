@@ -43,9 +43,9 @@ def test_a_confusion_matrix_of_any_size(classes: int) -> None:
     figure = figures.confusion_matrix(confusion(classes), names)
     height, width = size(figure)
     assert max(height, width) < 1500
-    shown = ticks(figure)
-    assert shown == names[:: 10 if classes == 1000 else 1]
-    assert len(written(figure)) == (classes**2 if classes <= 30 else 0)
+    written_in = classes <= 30
+    assert ticks(figure) == [*names[:: 10 if classes == 1000 else 1], *(["total"] if written_in else [])]
+    assert len(written(figure)) == ((classes + 1) ** 2 if written_in else 0)
     assert figure.axes[0].get_xlabel() == "predicted class"
 
 
@@ -59,14 +59,30 @@ def test_names_of_every_kind() -> None:
     assert max(map(len, shown)) <= 18
 
 
-def test_a_name_in_letters_of_no_font_here_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_in_letters_of_no_font_here_is_spelt_or_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "_letters", lambda: frozenset(map(ord, "abc")))
-    assert drawing.labels(["abc", "고양이", "a b"]) == ["abc", "class 1", "a b"]
+    assert drawing.labels(["abc", "고양이", "漢", "a b"]) == ["abc", "goyangi", "class 2", "a b"]
 
 
-def test_counts_are_shortened_where_they_would_not_fit() -> None:
-    figure = figures.confusion_matrix(np.array([[123_456, 0], [9_999, 3]]), ["a", "b"])
-    assert written(figure) == ["123k", "9999", "3"]
+def test_a_confusion_matrix_has_percentages_of_the_true_class_and_totals() -> None:
+    figure = figures.confusion_matrix(np.array([[9_990, 10], [0, 3]]), ["a", "b"])
+    cells = ["9990\n100%", "10\n<1%", "3\n100%"]
+    assert sorted(written(figure)) == sorted([*cells, "10k", "3", "9990", "13", "10k"])
+    figure = figures.confusion_matrix(np.array([[1_234_567, 0], [9_999, 1]]), ["a", "b"])
+    assert set(written(figure)) == {"1.23M\n100%", "9999\n100%", "1\n<1%", "1.23M", "10k", "1", "1.24M"}
+
+
+def test_the_colours_of_a_confusion_matrix_can_be_told_apart_in_the_middle() -> None:
+    """Between neighbours of 0, 10 ... 100 %, as the difference of CIELAB, of which 2 can just be seen."""
+    figure = figures.confusion_matrix(confusion(3), ["a", "b", "c"])
+    image = figure.axes[0].images[0]
+    colours = image.to_rgba(np.linspace(0, 1, 11))[:, :3]
+    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    cube = np.cbrt(linear @ to_xyz.T / [0.9505, 1, 1.089])
+    lab = np.stack([116 * cube[:, 1], 500 * (cube[:, 0] - cube[:, 1]), 200 * (cube[:, 1] - cube[:, 2])], 1)
+    assert np.linalg.norm(np.diff(lab, axis=0), axis=1)[2:8].min() > 15
+    assert (np.diff(lab[:, 0]) > 0).all(), "brighter and brighter"
 
 
 def test_mistakes_with_pictures_of_any_shape_and_without() -> None:
@@ -111,13 +127,20 @@ def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
 
 
 def test_curves_with_gaps_of_many_runs_and_over_many_magnitudes() -> None:
-    lines = [Curve(f"run_${place}$\nlr=0.1", [1, 2, 3], [1.0, None, place + 2.0]) for place in range(20)]
+    lines = [Curve(f"run_${place}$\nlr=0.1", [1, 2, 3], [1.0, None, place + 2.0], place) for place in range(20)]
+    lines += [line._replace(training=True) for line in lines]
     steep = [Curve("steep", range(40), [10.0 ** -(step / 4) for step in range(40)])]
-    figure = curves({"val_loss\nsome data": lines, "loss": steep, "nothing": []})
+    figure = curves([("val_loss\nsome data", lines), ("loss", steep), ("nothing", [])])
     size(figure)
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "linear"]
     assert figure.axes[0].get_ylabel() == "val_loss"
-    size(curves({"one": [Curve("run", [1], [None])]}))
+    drawn = figure.axes[0].lines
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}
+    assert len(looks) == 40, "every run, in training and validation, looks different"
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 20
+    size(curves([("one", [Curve("run", [1], [None])])]))
 
 
 def test_the_style_is_ours_and_nobody_elses_is_changed() -> None:

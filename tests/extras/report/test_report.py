@@ -1,9 +1,12 @@
 """What test.py leaves in a run's folder."""
 
+import base64
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +18,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from extras.report.evaluation_report import escaped
+from extras.report.document import escaped
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
@@ -73,8 +76,9 @@ def test_a_classification(fit: Fit) -> None:
     run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
     values = test.main(["-r", str(run)])
     folder = run / "test"
-    pictures = ["calibration.png", "confusion_matrix.png", "mistakes.png"]
-    assert names(folder) == [*pictures[:2], "metrics.json", "mistakes.png", "predictions.csv", "report.md"]
+    pictures = ["calibration.png", "confusion_matrix.png", "curves.png", "mistakes.png"]
+    reports = ["report.html", "report.md"]
+    assert names(folder) == [*pictures[:3], "metrics.json", "mistakes.png", "predictions.csv", *reports]
     found = json.loads((folder / "metrics.json").read_text())
     assert found["accuracy"] == values["accuracy"]
     assert 0 <= found["expected_calibration_error"] <= 1
@@ -105,7 +109,8 @@ def test_a_regression(fit: Fit, width: int) -> None:
     run = fit(data_loader=data, model=net(6, width), loss="mse_loss", metrics=["mean_absolute_error"]).run_dir
     values = test.main(["-r", str(run)])
     folder = run / "test"
-    assert names(folder) == ["metrics.json", "predictions.csv", "report.md", "residuals.png", "scatter.png"]
+    reports = ["report.html", "report.md"]
+    assert names(folder) == ["curves.png", "metrics.json", "predictions.csv", *reports, "residuals.png", "scatter.png"]
     assert json.loads((folder / "metrics.json").read_text())["r2"] < 1
     ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
     residuals = [float(row[f"predicted{end}"]) - float(row[f"true{end}"]) for row in rows(folder) for end in ends]
@@ -118,7 +123,7 @@ def test_a_task_of_another_kind_has_its_metrics(fit: Fit) -> None:
     data = loader(**LINEAR, target_shape=[3])
     run = fit(data_loader=data, model=net(6, 3), loss="SoftMarginLoss", metrics=[]).run_dir
     test.main(["-r", str(run)])
-    assert names(run / "test") == ["metrics.json", "report.md"]
+    assert names(run / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
     assert "neither a classification nor a regression" in (run / "test" / "report.md").read_text()
 
 
@@ -129,7 +134,8 @@ def test_what_an_older_report_had_and_this_one_has_not_is_removed(run: Path) -> 
         (folder / name).touch()
     test.main(["-r", str(run)])
     assert names(folder) == [
-        "calibration.png", "confusion_matrix.png", "metrics.json", "notes.txt", "predictions.csv", "report.md",
+        "calibration.png", "confusion_matrix.png", "curves.png", "metrics.json", "notes.txt", "predictions.csv",
+        "report.html", "report.md",
     ]  # fmt: skip
     assert not list(folder.glob(".*.tmp"))
 
@@ -291,3 +297,127 @@ def test_several_processes_read_one_checkpoint_though_another_takes_its_place(ru
     model = build_experiment(load_config(folder.config)).model
     assert test._load(folder.checkpoints / "last.pth", folder, model, Two())["progress"]["steps"] == 5
     assert not Two.others
+
+
+def test_the_head_says_what_was_tested(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train.main(
+        ["-c", str(fit("trainer.epochs=1").run_dir / "config.json"), "--note", "wider <b>\x1b[2J|*"]
+    ).run_dir
+    monkeypatch.setattr("sys.argv", ["test.py", "-r", str(run), "runtime.device=cpu"])
+    test.main()
+    text = sound(run / "test")
+    head = dict(re.findall(r"^\| ([a-z ]+?) +\| (.*?) +\|$", text.split("config: ")[0], flags=re.MULTILINE))
+    assert head["note"] == r"wider \<b\>\\x1b\[2J\|\*"
+    assert head["checkpoint"] == "last.pth: epoch 1, step 5"
+    assert head["test data"].startswith("RandomTensorLoader(")
+    assert head["test data"].endswith("): 20 samples")
+    assert head["model"] == "TwoLayerNet(in_features=6, hidden_features=5, out_features=3): 53 trainable parameters"
+    assert (head["loss"], head["optimizer"]) == ("cross_entropy", "SGD(lr=0.1)")
+    assert head["command"].endswith(f"test.py -r {run} runtime.device=cpu")
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8} on cpu", head["trained"])
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8}", head["tested"])
+    assert "[../config.json](../config.json)" in text
+
+
+class Parsed(HTMLParser):
+    """Counts the tags of a page and collects its text, its pictures and its links."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.sources, self.open = Counter[str](), "", list[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.sources += [str(value) for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_no_other_file_and_shows_names_as_they_are(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [
+        "</td><script>alert(1)</script>",
+        "고양이",
+        '<img src=x onerror="a">',
+        "a|b_c_",
+        "\x1b]0;title\x07",
+        "\udcff&amp;",
+    ]
+    monkeypatch.setattr(RandomTensorLoader, "class_names", kinds)
+    run = fit(data_loader=loader(**IMAGES, num_classes=6), model=net(192, 6)).run_dir
+    test.main(["-r", str(run)])
+    folder = run / "test"
+    page = Parsed((folder / "report.html").read_text())
+    assert not page.open
+    assert page.tags["script"] == 0
+    pictures = [source for source in page.sources if source.startswith("data:image/png;base64,")]
+    assert len(pictures) == page.tags["img"] == 4
+    assert base64.b64decode(pictures[0].partition(",")[2]) == (folder / "confusion_matrix.png").read_bytes()
+    assert set(page.sources) - set(pictures) == {"predictions.csv"}
+    shown = [*kinds[:4], "\\x1b]0;title\\x07", "\\udcff&amp;"]
+    assert all(name in page.text for name in shown)
+    assert '"hidden_features": 5' in page.text, "the config"
+    for name in ("report.html", "report.md", "predictions.csv"):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", (folder / name).read_text()), name
+    assert {row["true"] for row in rows(folder)} <= set(shown)
+    sound(folder)
+
+
+def test_a_regression_that_memorised_its_data_says_so(fit: Fit) -> None:
+    data = loader(**{**LINEAR, "input_shape": [60]}, target_shape=[1])
+    memorised: dict[str, Any] = {
+        "data_loader": data,
+        "model": net(60, 1),
+        "loss": "mse_loss",
+        "metrics": [],
+        "validation": None,
+    }
+    run = fit(
+        "trainer.epochs=200",
+        "data_loader.args.batch_size=24",
+        optimizer={"type": "SGD", "args": {"lr": 0.1}},
+        **memorised,
+    ).run_dir
+    test.main(["-r", str(run)])
+    text = sound(run / "test")
+    assert "**The model has memorised its training data. The training loss is " in text
+    assert re.search(r"R² is -?[\d.]+ on the test data, where always predicting the mean", text)
+    row = re.search(r"^\| loss +\| +([\d.e-]+) \| +- \| +([\d.e-]+) \|$", text, flags=re.MULTILINE)
+    assert row is not None
+    assert float(row[1]) * 10 < float(row[2])
+    assert "memorised" in Parsed((run / "test" / "report.html").read_text()).text
+    early = fit("trainer.epochs=1", **memorised).run_dir
+    test.main(["-r", str(early)])
+    assert "memorised" not in sound(early / "test")
+
+
+def test_a_regression_that_learnt_does_not_say_that_it_memorised(fit: Fit) -> None:
+    data = loader(**LINEAR, linear=[1.0, -2.0, 0.0, 0.0, 3.0, 0.0])
+    linear = {"type": "LinearRegression", "args": {"in_features": 6}}
+    sums = {"type": "mse_loss", "args": {"reduction": "sum"}}
+    run = fit(
+        "trainer.epochs=30", "optimizer.args.lr=0.01", data_loader=data, model=linear, loss=sums, metrics=[]
+    ).run_dir
+    test.main(["-r", str(run)])
+    text = sound(run / "test")
+    assert "memorised" not in text
+    assert "The loss is a sum: over a step in training, over all samples otherwise." in text
+
+
+def test_without_the_curves_extra_the_report_has_no_curves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extras.report.evaluation_report.find_extra", lambda folder: None)
+    test.main(["-r", str(run)])
+    assert "curves.png" not in sound(run / "test")
+    assert "| accuracy | " in sound(run / "test"), "training beside the test"
+
+
+def test_texts_are_no_markup_at_the_start_of_a_line() -> None:
+    assert escaped("- one") == r"\- one"
+    assert escaped("1. one & <b>") == r"1\. one \& \<b\>"
+    assert escaped("R² is -0.5 (no _ or 1.5)") == r"R² is -0.5 (no \_ or 1.5)"

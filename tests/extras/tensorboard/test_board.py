@@ -175,7 +175,8 @@ def test_a_resumed_run_shows_what_it_is_now(fit: Fit) -> None:
     train.main(["-r", str(run)])  # at its end already
     assert tags(run) == before
     assert hparams.SESSION_END_INFO_TAG in before
-    train.main(["-r", str(run), "trainer.epochs=2", "optimizer.args.lr=0.2"])
+    train.main(["-r", str(run), "trainer.epochs=2", "optimizer.args.lr=0.2", "--note", "*faster*"])
+    assert written(run, "note") == "    *faster*"
     assert (session(run)["trainer.epochs"].number_value, session(run)["optimizer.lr"].number_value) == (2, 0.2)
     assert '"epochs": 2' in written(run, "config")
     assert [event.step for event in read(run).Images("evaluation/confusion_matrix")] == [5, 10]

@@ -1,0 +1,80 @@
+"""Keeps curves.png of a run up to date, for next to no time, and whatever goes wrong."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from logger.writers import Writer
+from utils.files import atomic_write
+from utils.run_folder import RunFolder
+
+PICTURE = "curves.png"
+
+
+class CurvesWriter(Writer):
+    """Draws at the end of an epoch, unless the last drawing took more than 1 % of the time since; and at the end.
+
+    monitor: "min NAME" or "max NAME", whose best epoch is marked; None: nothing. warn: shows a warning.
+    """
+
+    SHARE = 0.01
+    """Of the time of a run, at most."""
+
+    def __init__(self, folder: Path, *, monitor: str | None, warn: Callable[[str], None]) -> None:
+        self.folder = RunFolder(folder)
+        self.monitor = monitor
+        self.warn = warn
+        self._stale = False
+        self._next = 0.0
+        self._failed = False
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        self._stale = True
+        if time.perf_counter() >= self._next:
+            self._draw()
+
+    def flush(self) -> None:
+        if self._stale:
+            self._draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        self._stale = True  # metrics.jsonl may have been truncated
+        return ""
+
+    def _draw(self) -> None:
+        start = time.perf_counter()
+        self._stale = False
+        try:
+            draw_curves(self.folder, self.folder.path / PICTURE, self.monitor)
+        except Exception as error:  # a full disk, a broken font: no reason to lose a run
+            if not self._failed:
+                self._failed = True
+                reason = getattr(error, "strerror", None) or error
+                self.warn(f"{PICTURE} cannot be written: {reason}; the training continues without it")
+        end = time.perf_counter()
+        self._next = end + (end - start) / self.SHARE
+
+
+def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
+    """The curves of a run as a PNG file; None if no epoch is finished. Raises ImportError without Pillow."""
+    records = run.epochs()
+    if not records:
+        return None
+    from extras.curves.picture import draw
+
+    folder = run.path.resolve()
+    return draw(records, title=f"{folder.parent.name}/{folder.name}", monitor=monitor)
+
+
+def draw_curves(run: RunFolder, path: Path, monitor: str | None) -> None:
+    """Draw the curves of a run into a file, or remove it if no epoch is finished. Raises OSError or ImportError."""
+    content = curves_png(run, monitor)
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.write(content)

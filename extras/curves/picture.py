@@ -1,0 +1,279 @@
+"""Draws the curves of a run with Pillow: a panel for each metric, as a PNG file."""
+
+import functools
+import importlib.util
+import io
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from extras.letters import readable, shortened
+from extras.records import RATES, Record, best_of, charts, needs_log_scale
+from utils.text import number
+
+Point = tuple[float, float]
+
+# in pixels
+PANEL = (500, 300)
+LEFT, RIGHT, TOP, BOTTOM = 74, 18, 46, 34  # around the axes
+HEADER = 34
+SCALE = 3  # curves are drawn so many times as large and reduced, since Pillow's lines have jagged edges
+MOST_DOTS = 25  # points of a curve that are marked
+# the same as in drawing.py, which imports matplotlib
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+BLACK, GREY, GRID = "#262626", "#707070", "#e4e4e4"
+
+# where Pillow finds fonts by their files' names, those with Chinese, Japanese and Korean letters
+EASTERN = (
+    "NotoSansCJK-Regular.ttc", "NotoSansKR-Regular.otf", "NanumGothic.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc",
+    "msyh.ttc", "wqy-zenhei.ttc",
+)  # fmt: skip
+
+Font = ImageFont.FreeTypeFont
+
+
+class Axis(NamedTuple):
+    """What an axis shows, on a linear or a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value is, from 0 at the low end to 1."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return (value - low) / (high - low)
+
+
+def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -> bytes:
+    """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; values that are no numbers are gaps.
+
+    monitor: "min NAME" or "max NAME", whose best epoch is marked.
+    """
+    panels = {name: lines for name, lines in charts(records).items() if name != RATES or _varies(records, lines)}
+    columns = min(len(panels), 2) or 1
+    rows = math.ceil(len(panels) / columns)
+    image = Image.new("RGB", (columns * PANEL[0], HEADER + max(rows, 1) * PANEL[1]), "white")
+    pen = ImageDraw.Draw(image)
+    _text(pen, (14, 10), title, size=15, longest=52 * columns)
+    for place, (name, lines) in enumerate(panels.items()):
+        corner = place % columns * PANEL[0], HEADER + place // columns * PANEL[1]
+        values = {label: [_finite(record.get(key)) for record in records] for label, key in lines.items()}
+        marked = next((label for label, key in lines.items() if monitor and key == monitor.split()[1]), None)
+        best = best_of(values[marked], monitor) if marked and monitor else None
+        _panel(image, corner, f"{name}", [_epoch(record) for record in records], values, best)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _varies(records: Sequence[Record], lines: dict[str, str]) -> bool:
+    return any(len({record.get(key) for record in records}) > 1 for key in lines.values())
+
+
+def _finite(value: object) -> float | None:
+    """Numbers that are too large for the arithmetic of an axis are left out as well; those that are too small are 0."""
+    if not isinstance(value, (int, float)) or not abs(value) < 1e200:
+        return None
+    return float(value) if abs(value) > 1e-200 else 0.0
+
+
+def _epoch(record: Record) -> float:
+    return float(record.get("epoch") or 0)
+
+
+def _panel(
+    image: Image.Image,
+    corner: tuple[int, int],
+    name: str,
+    epochs: Sequence[float],
+    values: dict[str, list[float | None]],
+    best: tuple[int, float] | None,
+) -> None:
+    """One chart. values: of each line, by label. best: the place and value of the point that is marked."""
+    pen = ImageDraw.Draw(image)
+    left, top = corner[0] + LEFT, corner[1] + TOP
+    width, height = PANEL[0] - LEFT - RIGHT, PANEL[1] - TOP - BOTTOM
+    present = [value for line in values.values() for value in line if value is not None]
+    across, up = Axis(min(epochs), max(epochs)), _axis(present)
+    if across.low == across.high:
+        across = Axis(across.low - 0.5, across.high + 0.5)
+
+    for tick in _ticks(up):
+        y = top + height * (1 - up.share(tick))
+        pen.line([(left, y), (left + width, y)], fill=GRID)
+        _text(pen, (left - 6, y), f"{tick:.5g}", size=11, colour=GREY, anchor="rm")
+    for tick in _ticks(across, whole=True):
+        x = left + width * across.share(tick)
+        pen.line([(x, top + height), (x, top + height + 3)], fill=GREY)
+        _text(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
+    _text(pen, (left + width, top + height + 20), "epoch", size=11, colour=GREY, anchor="rt")
+
+    _curves(image, (left, top, width, height), across, up, epochs, values, best)
+    pen.line([(left, top), (left, top + height), (left + width, top + height)], fill=GREY)
+    _captions(pen, (left, top), name, epochs, values, best)
+    if not present:
+        _text(pen, (left + width / 2, top + height / 2), "no finite value", size=12, colour=GREY, anchor="mm")
+
+
+def _captions(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    name: str,
+    epochs: Sequence[float],
+    values: dict[str, list[float | None]],
+    best: tuple[int, float] | None,
+) -> None:
+    """Above the axes the name and, below it, each line's label in its colour with its last value."""
+    left, top = map(float, corner)
+    end = _text(pen, (left, top - 41), name, size=13, longest=30)
+    if best is not None:
+        _text(pen, (end + 12, top - 39), f"best {number(best[1])} in epoch {epochs[best[0]]:.0f}", size=11, colour=GREY)
+    x = left
+    for place, (label, line) in enumerate(values.items()):
+        text = f"{label} {'-' if line[-1] is None else number(line[-1])}"
+        if x + 7 * len(text) > left + PANEL[0] - LEFT - RIGHT:
+            _text(pen, (x, top - 22), "…", size=11, colour=GREY)
+            break
+        x = _text(pen, (x, top - 22), text, size=11, colour=COLOURS[place % len(COLOURS)]) + 14
+
+
+def _curves(
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    across: Axis,
+    up: Axis,
+    epochs: Sequence[float],
+    values: dict[str, list[float | None]],
+    best: tuple[int, float] | None,
+) -> None:
+    """The lines, with smooth edges. box: left, top, width and height of the axes."""
+    left, top, width, height = box
+    around = 6  # dots at the edge of the axes reach beyond it
+    area = (left - around, top - around, left + width + around, top + height + around)
+    large = image.crop(area)
+    large = large.resize((large.width * SCALE, large.height * SCALE), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(large)
+
+    def place(epoch: float, value: float) -> Point:
+        x = around + width * across.share(epoch)
+        y = around + height * (1 - up.share(value))
+        return x * SCALE, y * SCALE
+
+    for line, colour in zip(values.values(), itertools.cycle(COLOURS)):
+        for part in _parts(epochs, line):
+            points = _thinned([place(*point) for point in part])
+            pen.line(points, fill=colour, width=5)
+            radius = 8 if len(epochs) <= MOST_DOTS or len(points) == 1 else 2.4  # the small ones round the corners
+            for x, y in points:
+                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    if best is not None:
+        x, y = place(epochs[best[0]], best[1])
+        pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=BLACK, width=4)
+    image.paste(large.reduce(SCALE), area[:2])
+
+
+def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[list[Point]]:
+    """The parts of a line between its gaps."""
+    pairs = zip(epochs, line, strict=True)
+    for there, part in itertools.groupby(pairs, lambda pair: pair[1] is not None):
+        if there:
+            yield [(epoch, value) for epoch, value in part if value is not None]
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """At most four points in a column of pixels: the first, the lowest, the highest and the last."""
+    if len(points) <= 2 * PANEL[0]:
+        return points
+    kept: list[Point] = []
+    for _, column in itertools.groupby(points, lambda point: int(point[0] / SCALE)):
+        inside = list(enumerate(column))
+        by_height = sorted(inside, key=lambda pair: pair[1][1])
+        chosen = dict([inside[0], by_height[0], by_height[-1], inside[-1]])
+        kept += [chosen[index] for index in sorted(chosen)]
+    return kept
+
+
+def _axis(values: Sequence[float]) -> Axis:
+    """An axis with room for these values."""
+    if not values:
+        return Axis(0, 1)
+    low, high = min(values), max(values)
+    if needs_log_scale(values):
+        factor = 10 ** (0.04 * (math.log10(high) - math.log10(low)))
+        return Axis(low / factor, high * factor, log=True)
+    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return Axis(low - room, high + room)
+
+
+def _ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
+    """Round values on an axis, about five. whole: integers alone."""
+    if axis.log:
+        first, last = math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high))
+        every = max(1, math.ceil((last - first) / 5))
+        return [10.0**exponent for exponent in range(first, last + 1, every)]
+    rough = (axis.high - axis.low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((factor * power for factor in (1.0, 2.0, 5.0) if factor * power >= rough), 10 * power)
+    step = max(step, 1.0) if whole else step
+    count = math.floor(axis.high / step) - math.ceil(axis.low / step) + 1
+    return [(math.ceil(axis.low / step) + place) * step for place in range(count)]
+
+
+def _text(
+    pen: ImageDraw.ImageDraw,
+    at: Point,
+    text: str,
+    *,
+    size: int,
+    colour: str = BLACK,
+    anchor: str = "lt",
+    longest: int = 60,
+) -> float:
+    """Write a text that may have any letters. Returns where it ends."""
+    font = _font(size)
+    if not all(_has(size, letter) for letter in text) and (eastern := _eastern_font(size)):
+        font = eastern
+        text = shortened(readable(text, lambda letter: letter >= " ", ""), longest)
+    else:
+        text = shortened(readable(text, functools.partial(_has, size), "(letters of no font here)"), longest)
+    pen.text(at, text, fill=colour, font=font, anchor="la" if anchor == "lt" else anchor)
+    return at[0] + font.getlength(text)
+
+
+@functools.cache
+def _font(size: int) -> Font:
+    """DejaVu Sans, which comes with matplotlib, or Pillow's own."""
+    found = importlib.util.find_spec("matplotlib")  # which does not import it
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(file, size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, Font)
+    return font
+
+
+@functools.cache
+def _eastern_font(size: int) -> Font | None:
+    for name in EASTERN:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return None
+
+
+@functools.cache
+def _has(size: int, letter: str) -> bool:
+    """Whether the font has a letter: for one that it lacks, it draws the same box as for what is not a letter."""
+    if " " <= letter <= "~":
+        return True
+    font = _font(size)
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))

@@ -1,0 +1,59 @@
+"""What the values in metrics.jsonl are: which of them share a chart, and which are no metrics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+Record = Mapping[str, float | None]
+"""A line of metrics.jsonl; None where a value was not finite."""
+
+POSITION = ("epoch", "step")
+SPEED = ("samples_per_second", "seconds")
+RATES = "learning rate"
+TRAIN, VALID = "train", "valid"
+
+
+def charts(records: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """By the name of each chart, the keys of its lines by their labels, as in {"loss": {"train": "loss", "valid":
+    "val_loss"}}.
+
+    The loss comes first and the learning rates last. Of several validation sets the values are "valid day" and so on.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record if name not in (*POSITION, *SPEED)))
+    rates = [name for name in names if name == "lr" or name.startswith("lr_")]
+    metrics = [name for name in names if name not in rates]
+    trained = [name for name in metrics if not name.startswith("val_")]
+    found: dict[str, dict[str, str]] = {"loss": {}} if "loss" in metrics or "val_loss" in metrics else {}
+    for name in metrics:
+        chart, label = _place(name, trained)
+        found.setdefault(chart, {})[label] = name
+    if rates:
+        found[RATES] = {name.removeprefix("lr").removeprefix("_") or "lr": name for name in rates}
+    return found
+
+
+def _place(name: str, trained: Iterable[str]) -> tuple[str, str]:
+    """The chart of a metric and its label there."""
+    if not name.startswith("val_"):
+        return name, TRAIN
+    rest = name.removeprefix("val_")
+    if rest in trained:
+        return rest, VALID
+    ends = [metric for metric in trained if rest.endswith(f"_{metric}")]
+    if not ends:
+        return rest, VALID
+    metric = max(ends, key=len)
+    return metric, f"{VALID} {rest.removesuffix(f'_{metric}')}"
+
+
+def needs_log_scale(values: Sequence[float]) -> bool:
+    """Whether a value is a thousand times another: on a linear scale, most of such a curve looks flat."""
+    return bool(values) and min(values) > 0 and max(values) / 1000 > min(values)
+
+
+def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] | None:
+    """The place and value of the best one, the first of several. monitor: "min NAME" or "max NAME"."""
+    sign = 1 if monitor.startswith("min") else -1
+    finite = [(sign * value, place, value) for place, value in enumerate(values) if value is not None]
+    if not finite:
+        return None
+    _, place, value = min(finite)
+    return place, value

@@ -1,0 +1,144 @@
+"""The head of a report: what was tested, and how it did in training."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from extras.letters import shortened
+from extras.report.classification import Classification
+from extras.report.document import Block, Heading, Paragraph, Picture, Source, Table
+from extras.report.regression import Regression
+from utils.run_folder import RunFolder, git_state
+from utils.schema import Component, Config
+from utils.text import count, number
+
+CURVES = "curves.png"
+MUCH = 10
+"""Times the training loss: a test loss beyond it is a gap that deserves a word."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What test.py evaluated."""
+
+    folder: RunFolder
+    config: Config
+    command: str
+    """As it could be typed again."""
+    about: Mapping[str, Any]
+    """checkpoint, epoch, step and samples."""
+    parameters: int
+    """Of the model, trainable ones."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.name}/{self.folder.path.resolve().name}"
+
+    def epoch(self) -> Mapping[str, Any]:
+        """The line of metrics.jsonl at whose end the checkpoint was written; empty if it was not at an end."""
+        step = self.about["step"]
+        return next((record for record in self.folder.epochs() if record.get("step") == step), {})
+
+
+def head(tested: Tested, report: Path) -> Iterator[Block]:
+    """report: the folder in which it will be."""
+    config, about, environment = tested.config, tested.about, tested.folder.read_environment()
+    yield Heading(f"Test of {tested.name}", level=1)
+    losses = [(name, component(loss)) for name, loss in config.losses.items()]
+    optimizers = [(name, component(each)) for name, each in config.optimizers.items()]
+    rows = [
+        ("note", str(environment.get("note") or "")),
+        ("checkpoint", f"{about['checkpoint']}: epoch {about['epoch']}, step {about['step']:,}"),
+        ("test data", f"{component(config.data_loader)}: {count(about['samples'], 'sample')}"),
+        ("model", f"{component(config.model)}: {tested.parameters:,} trainable parameters"),
+        ("loss", _by_name(losses)),
+        ("optimizer", _by_name(optimizers)),
+        ("trained", f"{_time(environment.get('time'))} on {environment.get('device', 'an unknown device')}"),
+        ("commit", _commits(environment)),
+        ("tested", f"{datetime.now():%Y-%m-%d %H:%M:%S}"),
+        ("command", tested.command),
+    ]
+    yield Table(["", ""], [row for row in rows if row[1]], left=2)
+    try:
+        text = tested.folder.config.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return
+    yield Source("config", text, Path(os.path.relpath(tested.folder.config.resolve(), report.resolve())).as_posix())
+
+
+def component(item: Component) -> str:
+    """A component as it would be called: LeNet(in_channels=3, kernel_size=5)."""
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in item.args.items()}
+    given = ", ".join(f"{key}={word}" for key, word in words.items())
+    return f"{item.type}({shortened(given, 160)})" if given else item.type
+
+
+def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, curves: bool) -> Iterator[Block]:
+    """Each value in training, in validation and on the test data. values: those of the test."""
+    record = tested.epoch()
+    rows = []
+    for name, value in values.items():
+        before = [record.get(name), record.get(f"val_{name}")]
+        if any(item is not None for item in before):
+            rows.append([name, *("-" if item is None else number(item) for item in before), number(value)])
+    if rows or curves:
+        yield Heading("Training and test")
+    if rows:
+        yield Table(["", "training", "validation", "test"], rows)
+        sums = " The loss is a sum: over a step in training, over all samples otherwise." if sum_loss else ""
+        how = (
+            "Training values are means over the epoch, while the weights changed, with augmentation and dropout if any."
+        )
+        yield Paragraph(how + sums)
+    if curves:
+        yield Picture("curves of training and validation", CURVES)
+
+
+def memorised(
+    tested: Tested, loss: float, *, sum_loss: bool, found: Regression | Classification | None
+) -> Iterator[Block]:
+    """A word about a model that learnt its training data alone: a far larger loss on the test data, where it predicts
+    about as well as a constant would.
+
+    loss: on the test data. sum_loss: it is a sum over the samples. It is then compared per sample with the training
+    loss of a whole step, which can only make the gap smaller.
+    """
+    training = tested.epoch().get("loss")
+    each = loss / max(tested.about["samples"], 1) if sum_loss else loss
+    if not isinstance(training, (int, float)) or training < 0 or not each > MUCH * training:
+        return
+    said = f"The training loss is {number(training)} and the test loss {number(each)}"
+    if sum_loss:
+        said = f"The loss of a whole step was {number(training)} in training, and is {number(each)} per test sample"
+    if isinstance(found, Regression) and (r2 := found.residuals().r2) < 0.5:
+        same = f"R² is {number(r2)} on the test data, where always predicting the mean of the targets would give 0"
+    elif isinstance(found, Classification) and found.near_chance():
+        same = f"its accuracy is {found.accuracy():.1%} on the test data, no better than always naming one class"
+    else:
+        return
+    yield Paragraph(f"The model has memorised its training data. {said}; {same}.", strong=True)
+
+
+def _by_name(items: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{name}: {text}" if name else text for name, text in items)
+
+
+def _time(text: object) -> str:
+    return str(text or "at an unknown time")[:19].replace("T", " ")
+
+
+def _commits(environment: Mapping[str, Any]) -> str:
+    trained, now = _commit(environment), _commit(git_state())
+    if not trained or not now or trained == now:
+        return trained or now
+    return f"{trained} in training, {now} in this test"
+
+
+def _commit(state: Mapping[str, Any]) -> str:
+    commit = state.get("git_commit")
+    changed = " with uncommitted changes" if state.get("git_dirty") else ""
+    return f"{commit[:7]}{changed}" if isinstance(commit, str) else ""

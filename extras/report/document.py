@@ -1,0 +1,162 @@
+"""A report as a list of blocks, and what they look like as Markdown and as a page of HTML. All texts are plain text:
+whatever stands in a name is shown as it is."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from utils.text import markdown_table, one_line
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Of level 1, the title, or 2."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Some sentences. link: the name of a file, which is shown at the end."""
+
+    text: str
+    link: str = ""
+    strong: bool = False
+    """It is what a reader must not miss."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first ``left`` columns are texts, the others numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file beside the report."""
+
+    title: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text of many lines, which HTML shows when it is opened. In Markdown there is the link alone."""
+
+    title: str
+    text: str
+    link: str
+
+
+Block = Heading | Paragraph | Table | Picture | Source
+
+# nothing is fetched and nothing is run, whatever the names of classes and files are
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto;
+  padding: 1rem 1.25rem 3rem; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; line-height: 1.25; }}
+h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+div.table {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top; }}
+th {{ border-bottom-color: #999; font-weight: 600; }}
+th, td {{ overflow-wrap: normal; }}
+td:last-child {{ overflow-wrap: anywhere; }}
+.n {{ text-align: right; white-space: nowrap; padding-right: 0; padding-left: .8rem; }}
+img {{ display: block; max-width: 100%; height: auto; margin: 1rem 0; }}
+pre {{ overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: 13px; line-height: 1.4; }}
+@media (max-width: 32rem) {{ th, td {{ padding-right: .4rem; }} .n {{ padding-left: .4rem; }} }}
+p.strong {{ border-left: 4px solid #D55E00; padding-left: .8rem; font-weight: 600; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def as_html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
+    """A page that needs no other file. pictures: the content of each picture's file."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "")
+    return PAGE.format(title=_plain(title), body="\n".join(_html(block, pictures) for block in blocks))
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown shows it: with its underscores, dollars and bars, and in one line."""
+    # an underscore within a word is not markup, and nor is a sign that starts a list, but at the beginning
+    special = r"[\\`*{}\[\]<>#|$~&]|\b_+|_+\b|^[+-](?=\s)|^\d+(?=[.)]\s)"
+    return re.sub(special, _with_backslashes, one_line(text))
+
+
+def _with_backslashes(found: re.Match[str]) -> str:
+    text = found[0]
+    return text + "\\" if text.isdigit() else "".join(f"\\{letter}" for letter in text)
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {escaped(text)}"
+        case Paragraph(text, link, strong):
+            words = f"**{escaped(text)}**" if strong else escaped(text)
+            return f"{words} [{escaped(link)}]({link})" if link else words
+        case Table(header, rows, left):
+            cells = [[escaped(cell) for cell in row] for row in rows]
+            lines = markdown_table(list(map(escaped, header)), cells, right=range(left, len(header)), padded=True)
+            return "\n".join(lines)
+        case Picture(title, file):
+            return f"![{escaped(title)}]({file})"
+        case Source(title, _, link):
+            return f"{escaped(title)}: [{escaped(link)}]({link})" if link else escaped(title)
+
+
+def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{_plain(text)}</h{level}>"
+        case Paragraph(text, link, strong):
+            end = f' <a href="{_plain(link)}">{_plain(link)}</a>' if link else ""
+            return f"<p{' class=strong' if strong else ''}>{_plain(text)}{end}</p>"
+        case Table(header, rows, left):
+            lines = [_row("th", header, left)] if any(header) else []
+            lines += [_row("td", row, left) for row in rows]
+            return "<div class=table><table>\n" + "\n".join(lines) + "\n</table></div>"
+        case Picture(title, file):
+            content = base64.b64encode(pictures[file]).decode()
+            return f'<img alt="{_plain(title)}" src="data:image/png;base64,{content}">'
+        case Source(title, text, _):
+            return f"<details><summary>{_plain(title)}</summary><pre>{_lines(text)}</pre></details>"
+
+
+def _row(tag: str, cells: Sequence[str], left: int) -> str:
+    numbers = [" class=n" if index >= left else "" for index in range(len(cells))]
+    inside = "".join(f"<{tag}{kind}>{_plain(cell)}</{tag}>" for kind, cell in zip(numbers, cells, strict=True))
+    return f"<tr>{inside}</tr>"
+
+
+def _plain(text: str) -> str:
+    return html.escape(one_line(text))
+
+
+def _lines(text: str) -> str:
+    """A text with its lines and their indentation."""
+    lines = (line[: len(line) - len(line.lstrip(" "))] + one_line(line) for line in text.splitlines())
+    return html.escape("\n".join(lines))

@@ -1,0 +1,81 @@
+"""What environment.json says of a run: the user's note, and how it ended."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from base.base_trainer import BaseTrainer
+from utils import files
+from utils.errors import Stopped, TrainingError, UserError
+
+Fit = Callable[..., train.Result]
+
+
+def environment(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "environment.json").read_text()))
+
+
+def test_a_note_stays_until_another_one_is_given(fit: Fit, write_config: Callable[..., Path]) -> None:
+    run = train.main(["-c", str(write_config()), "trainer.epochs=1", "--note", "wider, 넓게"]).run_dir
+    assert environment(run)["note"] == "wider, 넓게"
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    assert environment(run)["note"] == "wider, 넓게"
+    train.main(["-r", str(run), "--note=--deeper"])
+    assert environment(run)["note"] == "--deeper"
+    train.main(["-r", str(run), "--note", ""])
+    assert "note" not in environment(run)
+    assert len(environment(run)["resumed"]) == 3
+    assert "note" not in environment(fit("trainer.epochs=1").run_dir)
+
+
+def test_a_run_records_how_it_ended(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    assert environment(run)["outcome"] == "finished"
+
+    def ended(error: BaseException, expected: str) -> None:
+        def train_epoch(self: BaseTrainer) -> None:
+            assert "outcome" not in environment(run), "while it trains, or if it is killed"
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BaseTrainer, "train_epoch", train_epoch)
+            with pytest.raises(type(error)):
+                train.main(["-r", str(run), "trainer.epochs=2"])
+        assert environment(run)["outcome"] == expected
+
+    ended(Stopped(signal.SIGTERM), "stopped")
+    ended(KeyboardInterrupt(), "stopped")
+    ended(
+        TrainingError("the loss is inf at step 3 (...).\nTry a lower one"), "failed: the loss is inf at step 3 (...)."
+    )
+    ended(ZeroDivisionError(), "failed: ZeroDivisionError")
+    with pytest.raises(UserError, match="seed"):
+        train.main(["-r", str(run), "seed=5"])
+    assert environment(run)["outcome"] == "failed: ZeroDivisionError", "a resume that is refused changes nothing"
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    assert environment(run)["outcome"] == "finished"
+
+
+def test_a_full_disk_at_the_end_does_not_fail_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = files.atomic_write
+
+    def write(path: Path) -> Any:
+        if path.name == "environment.json" and path.exists():
+            raise OSError(28, "No space left on device")
+        return original(path)
+
+    monkeypatch.setattr("utils.run_folder.atomic_write", write)
+    run = fit("trainer.epochs=1").run_dir
+    assert "outcome" not in environment(run)
+
+
+def test_the_command_can_be_pasted(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--note", "a b", 'metrics=["accuracy"]'])
+    assert environment(fit("trainer.epochs=1").run_dir)["command"].endswith(
+        """train.py --note 'a b' 'metrics=["accuracy"]'"""
+    )
