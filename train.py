@@ -160,7 +160,7 @@ def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> 
     """Where the results go. What TensorBoard shows beside the curves is imported only where it is on."""
     made = build_outputs(loaded, folder, experiment)
     settings = loaded.config.trainer
-    if not settings.tensorboard:
+    if not settings.writes_tensorboard:
         return made
     if tensorboard := find_extra("tensorboard"):
         events, text = made.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)

@@ -1,15 +1,12 @@
 """What TensorBoard's plugins read, as protocol buffers."""
 
-import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import Tensor
 from torch.utils import tensorboard
 
@@ -20,16 +17,6 @@ summary: Any = tensorboard.summary  # its functions are not typed
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 BUCKETS = 30
-
-# keys that change where a run is kept or what is shown of it, but not its result
-NO_HYPERPARAMETERS: dict[str, Any] = {
-    "schema_path": True,
-    "metrics": True,
-    "trainer": {
-        "save_dir", "save_period", "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "verbosity",
-        "pictures_every", "profile_steps",
-    },
-}  # fmt: skip
 
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
@@ -75,55 +62,31 @@ def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
 def layout(config: Config, training: Training) -> Summary:
     """The page of custom scalars: training and validation in one chart, the most important charts first."""
     names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
-    phases = ("train", "valid") if training.validation else ("train",)
     rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
-    charts: dict[str, dict[str, list[str]]] = {
-        "overview": {
-            **{name: [f"^{re.escape(name)}/{phase}$" for phase in phases] for name in names},
-            "learning rate": [rates],
-            "gradient norm (before clipping)": ["^gradient_norm$"],
-        },
-        "every few steps": {name: [f"^{re.escape(name)}/step$"] for name in names},
-        "the machine": {"samples per second": ["^samples_per_second$"], "memory (MB)": ["^memory/.*$"]},
+    overview = dict[str, tuple[str, list[str]]]()
+    for name in names:
+        overview |= _phases(name, config, training)
+    overview |= {"learning rate": _lines(rates), "gradient norm (before clipping)": _lines("^gradient_norm$")}
+    charts = {
+        "overview": overview,
+        "every few steps": {name: _lines(f"^{re.escape(name)}/step$") for name in names},
+        "the machine": {"samples per second": _lines("^samples_per_second$"), "memory (MB)": _lines("^memory/.*$")},
     }
-    made: Summary = summary.custom_scalars(
-        {
-            category: {title: ["Multiline", patterns] for title, patterns in inside.items()}
-            for category, inside in charts.items()
-        }
-    )
+    made: Summary = summary.custom_scalars(charts)
     return made
 
 
-def hyperparameters(config: Config, *, start: float) -> Summary:
-    """A run's hyperparameters by the config's keys, ``optimizer.lr`` for optimizer.args.lr. start: seconds since 1970.
+def _lines(*patterns: str) -> tuple[str, list[str]]:
+    return "Multiline", list(patterns)
 
-    TensorBoard infers the types and the metrics, and better than if we declared them: what one run declares holds for
-    all the runs that it shows.
+
+def _phases(name: str, config: Config, training: Training) -> dict[str, tuple[str, list[str]]]:
+    """Training and validation of a value. TensorBoard gives the curves of one run one colour, so that two lines could
+    not be told apart: validation is a line, and a band reaches from it to training.
     """
-    values = config.model_dump(exclude=NO_HYPERPARAMETERS, exclude_none=True)
-    flat = {
-        key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for key, value in _flat(values)
-    }
-    # an empty trial_id: each run is a trial of its own, also where two have the same hyperparameters
-    made: Summary = hparams_pb(flat, trial_id="", start_time_secs=start)
-    return made
-
-
-def finished() -> Summary:
-    """That the run ended by itself."""
-    *_, end = summary.hparams({}, {})
-    made: Summary = end
-    # torch's has no value, and is not read without one
-    made.value[0].tensor.CopyFrom(hparams_pb({}, trial_id="").value[0].tensor)
-    return made
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested objects, each under a dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value != []:  # no groups, nothing frozen
-            yield f"{prefix}{key}", value
+    train, valid = f"{name}/train", f"{name}/valid"
+    if not training.validation:
+        return {name: _lines(f"^{re.escape(train)}$")}
+    if config.trainer.validate_every_steps:  # a band needs both at the same steps
+        return {f"{name}: {phase}": _lines(f"^{re.escape(name)}/{phase}$") for phase in ("train", "valid")}
+    return {f"{name}: line = valid, edge of band = train": ("Margin", [valid, train, valid])}
