@@ -10,7 +10,7 @@ from extras.schema import docstrings
 from utils.arguments import NotJson, describe, json_type
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.registry import METRICS, REGISTRIES, Registry
+from utils.registry import METRICS, REGISTRIES, WRITERS, Registry
 from utils.schema import FORMER_NAMES
 from utils.text import closest
 from utils.user_code import where
@@ -21,6 +21,7 @@ WIDTH = 110
 def listing(name: str = "") -> str:
     """All components, or the whole of one. Raises UserError if there is none of that name."""
     listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader
+    listed.append(("trainer.writers", WRITERS))
     if not name:
         return "\n".join(line for kind, registry in listed for line in _kind(kind, registry))
     found = [(kind, registry) for kind, registry in listed if registry.get(name)]
@@ -33,7 +34,7 @@ def _further(name: str) -> str:
     """What to do about an unknown name, whatever kind it was meant to be."""
     if name in FORMER_NAMES:
         return f"here it is {FORMER_NAMES[name]}"
-    close = closest(name, [known for registry in REGISTRIES.values() for known in registry.names()])
+    close = closest(name, [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()])
     return METRICS.of_task(name, {}) or (f'did you mean "{close}"?' if close else "python train.py --list shows all")
 
 
@@ -100,4 +101,4 @@ def _example(kind: str, name: str, parameters: list[inspect.Parameter]) -> str:
     given = ", ".join(f'"{key}": ...' for key in required)
     args = f', "args": {{{given}}}' if required else ""
     text = f'{{"type": "{name}"{args}}}'
-    return f"[{text}]" if kind == "metrics" else text
+    return f"[{text}]" if kind in ("metrics", "trainer.writers") else text

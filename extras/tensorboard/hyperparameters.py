@@ -101,7 +101,7 @@ def metrics(config: Config, training: Training) -> list[str]:
 def _column(name: str, values: list[Value], *, count: int) -> Any:
     """A hyperparameter as TensorBoard would describe it itself. count: of the runs, some of which may not have it."""
     info = api_pb2.HParamInfo(name=name)
-    info.differs = len({*map(str, values)}) > 1 or len(values) < count or name.split(".")[-1] == "lr"
+    info.differs = len({*map(str, values)}) > 1 or len(values) < count or name.split(".")[-1] in ("lr", "max_lr")
     if all(isinstance(value, bool) for value in values):
         info.type = api_pb2.DATA_TYPE_BOOL
         info.domain_discrete.extend(sorted({*values}))

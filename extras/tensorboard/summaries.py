@@ -17,6 +17,7 @@ summary: Any = tensorboard.summary  # its functions are not typed
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 BUCKETS = 30
+PHASES = {"train": "training", "valid": "validation", "step": "training, every few steps"}
 
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
@@ -60,33 +61,25 @@ def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
 
 
 def layout(config: Config, training: Training) -> Summary:
-    """The page of custom scalars: training and validation in one chart, the most important charts first."""
-    names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
-    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
-    overview = dict[str, tuple[str, list[str]]]()
-    for name in names:
-        overview |= _phases(name, config, training)
-    overview |= {"learning rate": _lines(rates), "gradient norm (before clipping)": _lines("^gradient_norm$")}
-    charts = {
-        "overview": overview,
-        "every few steps": {name: _lines(f"^{re.escape(name)}/step$") for name in names},
-        "the machine": {"samples per second": _lines("^samples_per_second$"), "memory (MB)": _lines("^memory/.*$")},
-    }
-    made: Summary = summary.custom_scalars(charts)
-    return made
+    """The page of custom scalars: a row for the loss and for each metric, then how it is trained, then the machine.
 
-
-def _lines(*patterns: str) -> tuple[str, list[str]]:
-    return "Multiline", list(patterns)
-
-
-def _phases(name: str, config: Config, training: Training) -> dict[str, tuple[str, list[str]]]:
-    """Training and validation of a value. TensorBoard gives the curves of one run one colour, so that two lines could
-    not be told apart: validation is a line, and a band reaches from it to training.
+    Training and validation have a chart each: TensorBoard gives all curves of a run one colour, so that in one chart
+    they could not be told apart.
     """
-    train, valid = f"{name}/train", f"{name}/valid"
-    if not training.validation:
-        return {name: _lines(f"^{re.escape(train)}$")}
-    if config.trainer.validate_every_steps:  # a band needs both at the same steps
-        return {f"{name}: {phase}": _lines(f"^{re.escape(name)}/{phase}$") for phase in ("train", "valid")}
-    return {f"{name}: line = valid, edge of band = train": ("Margin", [valid, train, valid])}
+    phases = ("train", "valid", "step") if training.validation else ("train", "step")
+    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
+    charts: dict[str, dict[str, str]] = {
+        name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
+        for name in ["loss", *(metric.name or metric.type for metric in config.metrics)]
+    }
+    charts |= {
+        "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},
+        "machine": {"samples per second": "^samples_per_second$", "memory (MB)": "^memory/.*$"},
+    }
+    made: Summary = summary.custom_scalars(
+        {
+            category: {title: ["Multiline", [pattern]] for title, pattern in inside.items()}
+            for category, inside in charts.items()
+        }
+    )
+    return made

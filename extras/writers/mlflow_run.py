@@ -28,9 +28,8 @@ MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000  # of one request; and 
 def mlflow(run: RunInfo, uri: str | None = None, experiment: str | None = None) -> Writer:
     """A run in an MLflow store.
 
-    Args:
-        uri: Of the store; null: the environment variable MLFLOW_TRACKING_URI, or else mlflow.db in the save folder.
-        experiment: Its name there; null: the config's name.
+    uri: of the store; null: the environment variable MLFLOW_TRACKING_URI, or else mlflow.db in the save folder.
+    experiment: its name there; null: the config's name.
     """
     if importlib.util.find_spec("mlflow") is None:
         raise UserError(INSTALL)

@@ -29,10 +29,9 @@ def wandb(
 ) -> Writer:
     """A run of Weights & Biases.
 
-    Args:
-        project: Null: the config's name.
-        entity: A user or a team; null: yours.
-        mode: Null: the environment variable WANDB_MODE, or else online.
+    project: null: the config's name.
+    entity: a user or a team; null: yours.
+    mode: null: the environment variable WANDB_MODE, or else online.
     """
     if importlib.util.find_spec("wandb") is None:
         raise UserError(INSTALL)
