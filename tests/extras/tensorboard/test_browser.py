@@ -269,7 +269,7 @@ def test_precision_recall_curves(page: Page) -> None:
 
 
 def best_loss(run: Path) -> float:
-    return min(json.loads(line)["val_loss"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    return min(float(json.loads(line)["val_loss"]) for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
 def test_hyperparameters(page: Page, saved: Path) -> None:

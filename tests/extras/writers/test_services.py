@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,9 @@ def test_mlflow_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, t
     run = killed_and_resumed(fit, monkeypatch, tmp_path, 'trainer.writers=["mlflow"]')
     train.main(["-r", str(run), "trainer.epochs=4", "optimizer.args.lr=0.2"])
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/saved/mlflow.db")
-    [found] = client.search_runs([client.get_experiment_by_name("killed").experiment_id])
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    [found] = client.search_runs([experiment.experiment_id])
     assert (found.info.run_name, found.info.status) == (run.name, "FINISHED")
     assert found.data.params["optimizer.args.lr"] == "0.1"
     assert found.data.tags["resumed with optimizer.args.lr"] == "0.2"
@@ -38,7 +41,9 @@ def test_mlflow_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, t
 
 def rows(path: Path) -> list[tuple[int, dict[str, float]]]:
     """What an offline file logs: step and values. It is a log of LevelDB's format with a protocol buffer a record."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
+
+    record_type: Any = wandb_internal_pb2  # whose names are not typed
 
     found, record, data, at = [], b"", path.read_bytes(), 7
     while at + 7 <= len(data):
@@ -49,7 +54,7 @@ def rows(path: Path) -> list[tuple[int, dict[str, float]]]:
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            read, record = Record.FromString(record), b""
+            read, record = record_type.Record.FromString(record), b""
             items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in read.history.item}
             if items:
                 found.append((int(items["_step"]), {key: items[key] for key in items if key[0] != "_"}))
