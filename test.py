@@ -27,7 +27,7 @@ from base.base_model import count_parameters
 from base.build import build_experiment, build_trainer, load_weights, with_facts
 from base.training.observer import Observer
 from base.training.state import load_for_evaluation
-from logger.writers import EVENTS, EventWriter
+from logger.writers import EventWriter, remove_event_files
 from utils import checkpoint, cli
 from utils.config import load_config
 from utils.distributed import ProcessGroup, get_process_group
@@ -108,7 +108,8 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
                 size = count_parameters(experiment.model)
                 report.write(extra.Tested(folder, loaded.config, command, about, size), found)
-            _write_metrics(out, about, found, tensorboard=loaded.config.trainer.tensorboard)
+            board = folder.path if options.out is None else out
+            _write_metrics(out, about, found, board if loaded.config.trainer.writes_tensorboard else None)
     if process_group.is_main_process and report:
         say(f"report: {display_path(out / 'report.md')}, report.html")
     elif process_group.is_main_process:
@@ -138,27 +139,22 @@ def _owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
         yield
 
 
-def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, *, tensorboard: bool) -> None:
-    """metrics.json and, for TensorBoard, one point per value. Raises TrainingError if a file cannot be written."""
+def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:
+    """metrics.json and, for TensorBoard, one point per value, in place of an earlier test's.
+
+    board: where the points go: the run's folder, so that TensorBoard shows them as the run's own and not as those of
+    another run; None: nowhere. Raises TrainingError if a file cannot be written.
+    """
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     replace_text(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
-    if tensorboard:
-        _write_events(folder, about["step"], values)
-
-
-def _write_events(folder: Path, step: int, values: Values) -> None:
-    """One point per value, in place of an earlier test's. TensorBoard shows the folder as a run of its own."""
-    for path in folder.iterdir():
-        if EVENTS.fullmatch(path.name) and not path.stat().st_size:
-            path.unlink()  # emptied by the test before the last one
-    events = EventWriter(folder)
-    events.resume({}, step=0)
-    events.scalars(step, {f"{name}/test": value for name, value in values.items()})
-    events.flush()
+    if board is None:
+        return
     try:
-        events.sync()
+        EventWriter(board).replace_test(about["step"], values)
+        if board != folder:
+            remove_event_files(folder)  # where an earlier version wrote them
     except OSError as error:
-        raise TrainingError(f"{folder} cannot be written: {error.strerror}") from error
+        raise TrainingError(f"{board} cannot be written: {error.strerror}") from error
 
 
 def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: ProcessGroup) -> dict[str, Any]:

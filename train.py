@@ -173,7 +173,7 @@ def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> 
     if experiment.runtime.process_group.is_main_process and (curves := find_extra("curves")):
         writer = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=experiment.console.warn)
         made.writers.writers["curves"] = writer  # after metrics.jsonl, which it reads
-    if not settings.tensorboard:
+    if not settings.writes_tensorboard:
         return made
     if tensorboard := find_extra("tensorboard"):
         events, text = made.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)

@@ -120,7 +120,7 @@ class BaseTrainer(TrainerInterface):
         finally:
             for batches in (self.training.batches, *self.training.validation.values()):
                 batches.close()
-            self.outputs.writers.flush()
+            self.outputs.writers.close(finished=self.finished())
             saved = checkpointer.wait()
         if not saved:
             raise TrainingError(f"the run ended, but {checkpointer.failure}")

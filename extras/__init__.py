@@ -9,6 +9,6 @@ report/         test.py's report: tables, figures, predictions
 compare/        test.py --compare
 
 Each folder's ``__init__.py`` exports what the scripts call, which they find by utils/extras.py. No folder needs another
-one: ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ what they draw is left
-out of the report and of TensorBoard.
+one: ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ what they draw is
+left out of the report and of TensorBoard.
 """

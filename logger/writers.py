@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # names of event files: time of creation in seconds, and host
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 VERSION = "brain.Event:2"
-# sorts before all others, so that no resume truncates it
-DESCRIPTION = "events.out.tfevents.0000000000.description"
+# event files that are replaced as a whole, and that no resume truncates; they sort before all others
+WHOLE = "events.out.tfevents.0000000000."
+DESCRIPTION, TEST = "description", "test"
 
 
 class Writer:
@@ -46,8 +47,13 @@ class Writer:
     def flush(self) -> None:
         """Write what is buffered."""
 
+    def close(self, *, finished: bool) -> None:
+        """The run ended by itself, or was interrupted."""
+        self.flush()
+
     def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Plain values, for the next checkpoint."""
+        return {}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Drop what was written after this state, which is that of this step.
@@ -120,10 +126,7 @@ class EventWriter(Writer):
         """The sizes of the files that were there when this writer resumed, so that a missing one is noticed."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._add(_event(step, summary=Summary(value=points)))
+        self._add(_event(step, summary=_points(values)))
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
         self._add(_event(step, summary=image_grid(tag, pictures)))
@@ -141,8 +144,19 @@ class EventWriter(Writer):
         It has its own file, since TensorBoard keeps the first description that it reads. A full disk does not stop
         the run.
         """
-        with contextlib.suppress(OSError), atomic_write(self.folder / DESCRIPTION) as file:
-            file.write(_records([_event(0, file_version=VERSION), *(_event(0, **content) for content in contents)]))
+        with contextlib.suppress(OSError):
+            self.replace(DESCRIPTION, *contents)
+
+    def replace_test(self, step: int, values: Mapping[str, float]) -> None:
+        """The values of a test, in place of an earlier test's. Raises OSError."""
+        points = _points({f"{name}/test": value for name, value in values.items()})
+        self.replace(TEST, {"summary": points}, step=step)
+
+    def replace(self, name: str, *contents: Mapping[str, Any], step: int = 0) -> None:
+        """Write one of the files that are replaced as a whole. contents: as of ``event``. Raises OSError."""
+        events = [_event(0, file_version=VERSION), *(_event(step, **content) for content in contents)]
+        with atomic_write(self.folder / f"{WHOLE}{name}") as file:
+            file.write(_records(events))
 
     def flush(self) -> None:
         self._flushed = time.monotonic()
@@ -184,7 +198,8 @@ class EventWriter(Writer):
             self._file.sync()
 
     def _files(self) -> list[Path]:
-        return [path for path in self.folder.glob("events.out.tfevents.*") if EVENTS.fullmatch(path.name)]
+        found = self.folder.glob("events.out.tfevents.*")
+        return [path for path in found if EVENTS.fullmatch(path.name) and not path.name.startswith(WHOLE)]
 
     def _add(self, event: "Event") -> None:
         self._buffer.append(event)
@@ -195,6 +210,13 @@ class EventWriter(Writer):
         """A name that sorts after all others, even within one second or after the clock was set back."""
         times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
         return f"events.out.tfevents.{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
+
+
+def remove_event_files(folder: Path) -> None:
+    """Remove the event files of a folder whose values are in another one now. Raises OSError."""
+    for path in folder.iterdir():
+        if EVENTS.fullmatch(path.name):
+            path.unlink()
 
 
 def image_grid(tag: str, pictures: Tensor) -> "Summary":
@@ -214,6 +236,12 @@ def text(tag: str, markdown: str) -> "Summary":
     made: Summary = summary.text(tag, markdown)
     made.value[0].tag = tag  # without the suffix that torch adds
     return made
+
+
+def _points(values: Mapping[str, float]) -> "Summary":
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
 
 def _event(step: int, **content: Any) -> "Event":
@@ -265,6 +293,10 @@ class Writers(Writer):
     def flush(self) -> None:
         for writer in self.writers.values():
             writer.flush()
+
+    def close(self, *, finished: bool) -> None:
+        for writer in self.writers.values():
+            writer.close(finished=finished)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: writer.state_dict() for name, writer in self.writers.items()}

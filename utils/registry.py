@@ -12,10 +12,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 from utils.arguments import parameters, takes_any_keyword
 from utils.errors import UserError
+from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.schema import TrainerConfig
 from utils.text import closest
@@ -82,7 +84,7 @@ class Registry:
         del self._own[name]
 
     def get(self, name: str) -> Callable[..., Any] | None:
-        return self._own.get(name) or self._from_library(name)
+        return self._own.get(name) or self._from_library(name) or self._own.get(name)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The component of a checked name."""
@@ -98,7 +100,7 @@ class Registry:
         """Every name a config may give, ours first."""
         if not self.library:
             return sorted(self._own)
-        library = importlib.import_module(self.library)
+        library = self._import_library()
         public = getattr(library, "__all__", None) or dir(library)
         return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
 
@@ -106,6 +108,8 @@ class Registry:
         """What to do about a name that is not registered. args: what the config gives it."""
         if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
             return suggestion
+        if self.library and self._import_library() is None:
+            return f"there are: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
@@ -165,8 +169,13 @@ class Registry:
     def _from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
             return None
-        found = getattr(importlib.import_module(self.library), name, None)
+        found = getattr(self._import_library(), name, None)
         return found if callable(found) and self._accepts(found) else None
+
+    def _import_library(self) -> ModuleType | None:
+        """None if it is a folder of extras/ that was deleted."""
+        folder, extra = str(self.library), "extras."
+        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
 
 
 def _extends(item: Any, base: type) -> bool:
@@ -240,6 +249,8 @@ OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer,
 SCHEDULERS = Registry(
     "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
 )
+# the files of extras/writers register theirs when they are imported, which only a config that names one waits for
+WRITERS = Registry("writer", library="extras.writers", accepts=lambda _: False, passed=("run",))
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
 # the config's key for each kind

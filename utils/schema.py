@@ -236,14 +236,23 @@ class TrainerConfig(Section):
     """"full": one file, by the main process; "sharded": weights and optimizer state in a folder beside it, by all."""
     log_every_steps: Changeable[PositiveInt] = 50
     """Optimizer steps between two points of the training curves."""
-    tensorboard: Changeable[bool] = True
-    """Write TensorBoard's event file."""
+    writers: Changeable[list[Component]] = Field(default_factory=lambda: [Component(type="tensorboard")])
+    """Where curves, pictures and texts are written, beside metrics.jsonl: "tensorboard", "csv", "mlflow", "wandb", or
+    your own."""
+    tensorboard: Changeable[bool | None] = None
+    """Whether TensorBoard's event files are written, whatever writers says; null: as writers says."""
     pictures_every: Changeable[NonNegativeInt | None] = None
     """Epochs between pictures of what the validation got wrong, for TensorBoard; null: at the end; 0: no pictures."""
     profile_steps: Changeable[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None] = None
     """First and last optimizer step to profile, as in [10, 20]; null: none."""
     verbosity: Changeable[Annotated[int, Field(ge=0, le=2)]] = 2  # Literal[0, 1, 2] would take true for 1
     """Console: 0 warnings only, 1 a line an epoch, 2 also a progress bar (lines in a file) within it."""
+
+    @property
+    def writes_tensorboard(self) -> bool:
+        if self.tensorboard is not None:
+            return self.tensorboard
+        return any(writer.type == "tensorboard" for writer in self.writers)
 
 
 class RuntimeConfig(Section):

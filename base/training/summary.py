@@ -1,8 +1,10 @@
 """What the console shows before a run starts and after it ends."""
 
+import json
 import os
 import shlex
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
@@ -47,6 +49,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     slow = " (slow on a CPU; bf16 is faster)" if (device.type, precision) == ("cpu", "fp16") else ""
     yield _row("device", f"{device}, {precision}{slow}{strategy}")
     yield _row("run", display_path(folder.path))
+    yield from _view(config, training, folder)
     if trainer.finished():
         yield _row("finished", _how_to_train_longer(trainer))
     elif progress.steps:
@@ -92,8 +95,25 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     yield _row("run", display_path(folder.path))
     test = shlex.quote(display_path(PROJECT / "test.py"))
     yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")
-    if loaded.config.trainer.tensorboard:
-        yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent.parent))}")
+    yield from _view(loaded.config, trainer.training, folder)
+
+
+def _view(config: Config, training: Training, folder: RunFolder) -> Iterator[str]:
+    """The command that starts TensorBoard, and the address at which its first page shows what is monitored."""
+    if config.trainer.writes_tensorboard:
+        yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
+        yield _row("", tensorboard_address(config.trainer.monitor, validates=bool(training.validation)))
+
+
+def tensorboard_address(monitor: str | None, *, validates: bool) -> str:
+    """Of the page of curves, unsmoothed, with the monitored value on top, or else the loss: training and validation.
+
+    monitor: as in the config. The port is the one that TensorBoard takes where it is free.
+    """
+    name = monitor.split()[1].removeprefix("val_") if monitor else "loss"
+    tags = [f"{name}/{phase}" for phase in (("train", "valid") if validates else ("train",))]
+    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in tags], separators=(",", ":"))
+    return f"http://localhost:6006/?smoothing=0&pinnedCards={quote(cards, safe=':,')}#timeseries"
 
 
 def _how_to_train_longer(trainer: BaseTrainer) -> str:

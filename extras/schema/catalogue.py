@@ -10,7 +10,7 @@ from extras.schema import docstrings
 from utils.arguments import NotJson, describe, json_type
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.registry import METRICS, REGISTRIES, Registry
+from utils.registry import METRICS, REGISTRIES, WRITERS, Registry
 from utils.schema import FORMER_NAMES
 from utils.text import closest
 from utils.user_code import where
@@ -25,18 +25,19 @@ def listing(name: str = "", *, width: int = 110) -> str:
     """
     width = max(width, LEAST_WIDTH)
     listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader
+    listed.append(("trainer.writers", WRITERS))
     found = [(kind, registry) for kind, registry in listed if name and registry.get(name)]
     if found:
         return "\n\n".join("\n".join(_whole(kind, registry, name, width)) for kind, registry in found)
-    of_kind = [(kind, registry) for kind, registry in listed if name.lower().replace(" ", "_") in _kind_names(kind)]
+    of_kind = [each for each in listed if name.lower().replace(" ", "_") in _kind_names(*each)]
     if name and not of_kind:
         raise UserError(f'there is no component "{name}"; {_further(name)}')
     return "\n".join(line for kind, registry in of_kind or listed for line in _kind(kind, registry, width)).rstrip("\n")
 
 
-def _kind_names(kind: str) -> set[str]:
+def _kind_names(kind: str, registry: Registry) -> set[str]:
     """How a user may call all components of a kind, as in "model", "models"."""
-    names = {kind, REGISTRIES[kind].kind.replace(" ", "_")}
+    names = {kind, registry.kind.replace(" ", "_")}
     return names | {plural(name) for name in names}
 
 
@@ -44,7 +45,7 @@ def _further(name: str) -> str:
     """What to do about an unknown name, whatever kind it was meant to be."""
     if name in FORMER_NAMES:
         return f"here it is {FORMER_NAMES[name]}"
-    known = [known for registry in REGISTRIES.values() for known in registry.names()]
+    known = [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()]
     if task := METRICS.of_task(name, {}):
         return task
     close = closest(name, [*known, *(plural(kind) for kind in REGISTRIES if kind not in ("validation", "metrics"))])
@@ -124,4 +125,4 @@ def _example(kind: str, name: str, parameters: list[inspect.Parameter]) -> str:
     given = ", ".join(f'"{key}": ...' for key in required)
     args = f', "args": {{{given}}}' if required else ""
     text = f'{{"type": "{name}"{args}}}'
-    return f"[{text}]" if kind == "metrics" else text
+    return f"[{text}]" if kind in ("metrics", "trainer.writers") else text

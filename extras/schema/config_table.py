@@ -76,4 +76,4 @@ def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is PydanticUndefined or isinstance(default, BaseModel):
         return ""
-    return f"`{json.dumps(default)}`"
+    return f"`{json.dumps(default, default=lambda component: component.type)}`"

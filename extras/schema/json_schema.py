@@ -17,8 +17,8 @@ from extras.schema.snippets import monitored, snippets
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import DICTS, alternatives, contains_objects
-from utils.registry import REGISTRIES, TRAINERS, Registry, registry_inside
-from utils.schema import SEVERAL_BY_NAME, Config, keys_of, section_at
+from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
+from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, keys_of, section_at
 
 Schema = dict[str, Any]
 
@@ -26,6 +26,8 @@ Schema = dict[str, Any]
 LIBRARIES = ("torch", "torchmetrics", "pydantic")
 REFERENCE = {"$ref": "#/definitions/reference"}
 NOT_ANY_STRING = {"pattern", "enum", "const", "anyOf", "allOf", "$ref"}
+# the kinds of which a config has lists
+ELEMENTS: dict[str, KeyPath] = {"metrics": ("metrics", 0), "writers": ("trainer", "writers", 0)}
 PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
 
 
@@ -39,6 +41,7 @@ def config_schema() -> Schema:
         definitions |= _definitions(kind, registry, partial=False)
         if kind != "metrics":  # a list, which is replaced and never merged
             definitions |= _definitions(kind, registry, partial=True)
+    definitions |= _definitions("writers", WRITERS, partial=False)
     whole, partial_root = _root(definitions, partial=False), _root(definitions, partial=True)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -163,7 +166,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         made[f"{kind}.names"] = {
             "anyOf": [{"const": n, "description": docstrings.paragraph(registry[n])} for n in registry.names()]
         }
-    section = section_at((kind,) if kind != "metrics" else (kind, 0))
+    section = section_at(ELEMENTS.get(kind, (kind,)))
     assert section is not None
     keys = {key: _plain(section, key) for key in keys_of(section)}
     keys["type"] = _about(
@@ -301,6 +304,8 @@ def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
     if key == "trainer":
         registry = REGISTRIES[key]
         keys["type"] = {**keys["type"], "enum": registry.names()}
+        items = {"anyOf": [{"$ref": "#/definitions/writers"}, REFERENCE]}
+        keys["writers"] = {**keys["writers"], "anyOf": [{"type": "array", "items": items}, REFERENCE]}
         schema["allOf"] = [{"$ref": f"#/definitions/trainer.types{PARTIAL if partial else ''}"}]
         keys["monitor"] = {**keys["monitor"], "examples": monitored()}
     if not partial:

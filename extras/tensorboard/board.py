@@ -1,5 +1,6 @@
 """Writes into TensorBoard's event files what there is beside the curves."""
 
+import json
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from base.metric import StepResult
 from base.training.observer import Observer
-from extras.tensorboard import histograms, model_summary, pictures, summaries
+from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
 from logger.writers import EventWriter, text
 from utils.run_folder import RunFolder
 from utils.schema import Config
@@ -40,10 +41,11 @@ class Board(Observer):
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
             {"summary": summaries.layout(self.config, trainer.training)},
-            {"summary": summaries.hyperparameters(self.config, start=time.time())},
+            {"summary": hyperparameters.started(json.loads(self.text), start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),
         ]
         self.events.describe(*self._about)
+        hyperparameters.write_columns(self.events, self.config, trainer.training)
         if trainer.progress.steps == 0:
             if self.config.trainer.pictures_every != 0:
                 batch = model_summary.first_batch(trainer, pictures.GRID)
@@ -92,7 +94,8 @@ class Board(Observer):
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
             self._profile.end(trainer.progress.steps)
-        self.events.describe(*self._about, {"summary": summaries.finished()})
+        self.events.describe(*self._about, {"summary": hyperparameters.finished()})
+        hyperparameters.write_columns(self.events, self.config, trainer.training)
 
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation:

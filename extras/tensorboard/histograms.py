@@ -1,6 +1,6 @@
 """Histograms of weights and gradients, and the gradient norm; the memory in use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from base.base_trainer import BaseTrainer
 from extras.tensorboard.summaries import histogram
 
 MEGABYTE = 2**20
+FEWEST = 32
+"""Numbers of which a histogram says something: about as many as it has bars."""
 
 
 def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
@@ -30,12 +32,17 @@ def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
 
 def weights(model: nn.Module) -> Iterator[Summary]:
     """Histograms of the weights."""
-    yield from filter(None, (histogram(f"weights/{name}", values) for name, values in model.named_parameters()))
+    yield from _histograms("weights", model.named_parameters())
 
 
 def gradients(model: nn.Module) -> Iterator[Summary]:
     """Histograms of the gradients of the last step, after clipping."""
-    yield from filter(None, (histogram(f"gradients/{name}", values) for name, values in _gradients(model)))
+    yield from _histograms("gradients", _gradients(model))
+
+
+def _histograms(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Summary]:
+    made = (histogram(f"{kind}/{name}", values) for name, values in tensors if values.numel() >= FEWEST)
+    yield from filter(None, made)
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -51,7 +51,7 @@ def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[
 
     if (found := stats.classification) is not None and found.samples:
         names = stats.class_names()
-        yield image(f"{phase}/confusion_matrix", png(figures.confusion_matrix(found.confusion, names)))
+        yield image(f"{phase}/confusion_matrix", png(figures.confusion_thumbnail(found.confusion, names)))
         if (mistakes := figures.mistakes_grid(found.mistakes[:MISTAKES], names, columns=4)) is not None:
             yield image(f"{phase}/mistakes", png(mistakes))
     if stats.regression is not None and stats.regression.numbers:

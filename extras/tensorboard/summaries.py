@@ -1,15 +1,12 @@
 """What TensorBoard's plugins read, as protocol buffers."""
 
-import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import Tensor
 from torch.utils import tensorboard
 
@@ -20,16 +17,7 @@ summary: Any = tensorboard.summary  # its functions are not typed
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 BUCKETS = 30
-
-# keys that change where a run is kept or what is shown of it, but not its result
-NO_HYPERPARAMETERS: dict[str, Any] = {
-    "schema_path": True,
-    "metrics": True,
-    "trainer": {
-        "save_dir", "save_period", "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "verbosity",
-        "pictures_every", "profile_steps",
-    },
-}  # fmt: skip
+PHASES = {"train": "training", "valid": "validation", "step": "training, every few steps"}
 
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
@@ -73,57 +61,25 @@ def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
 
 
 def layout(config: Config, training: Training) -> Summary:
-    """The page of custom scalars: training and validation in one chart, the most important charts first."""
-    names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
-    phases = ("train", "valid") if training.validation else ("train",)
+    """The page of custom scalars: a row for the loss and for each metric, then how it is trained, then the machine.
+
+    Training and validation have a chart each: TensorBoard gives all curves of a run one colour, so that in one chart
+    they could not be told apart.
+    """
+    phases = ("train", "valid", "step") if training.validation else ("train", "step")
     rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
-    charts: dict[str, dict[str, list[str]]] = {
-        "overview": {
-            **{name: [f"^{re.escape(name)}/{phase}$" for phase in phases] for name in names},
-            "learning rate": [rates],
-            "gradient norm (before clipping)": ["^gradient_norm$"],
-        },
-        "every few steps": {name: [f"^{re.escape(name)}/step$"] for name in names},
-        "the machine": {"samples per second": ["^samples_per_second$"], "memory (MB)": ["^memory/.*$"]},
+    charts: dict[str, dict[str, str]] = {
+        name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
+        for name in ["loss", *(metric.name or metric.type for metric in config.metrics)]
+    }
+    charts |= {
+        "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},
+        "machine": {"samples per second": "^samples_per_second$", "memory (MB)": "^memory/.*$"},
     }
     made: Summary = summary.custom_scalars(
         {
-            category: {title: ["Multiline", patterns] for title, patterns in inside.items()}
+            category: {title: ["Multiline", [pattern]] for title, pattern in inside.items()}
             for category, inside in charts.items()
         }
     )
     return made
-
-
-def hyperparameters(config: Config, *, start: float) -> Summary:
-    """A run's hyperparameters by the config's keys, ``optimizer.lr`` for optimizer.args.lr. start: seconds since 1970.
-
-    TensorBoard infers the types and the metrics, and better than if we declared them: what one run declares holds for
-    all the runs that it shows.
-    """
-    values = config.model_dump(exclude=NO_HYPERPARAMETERS, exclude_none=True)
-    flat = {
-        key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for key, value in _flat(values)
-    }
-    # an empty trial_id: each run is a trial of its own, also where two have the same hyperparameters
-    made: Summary = hparams_pb(flat, trial_id="", start_time_secs=start)
-    return made
-
-
-def finished() -> Summary:
-    """That the run ended by itself."""
-    *_, end = summary.hparams({}, {})
-    made: Summary = end
-    # torch's has no value, and is not read without one
-    made.value[0].tensor.CopyFrom(hparams_pb({}, trial_id="").value[0].tensor)
-    return made
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested objects, each under a dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value != []:  # no groups, nothing frozen
-            yield f"{prefix}{key}", value

@@ -17,6 +17,11 @@ FOLDERS = sorted(path.parent.name for path in ROOT.glob("extras/*/__init__.py"))
 NEEDED = ("base", "data_loader", "extras", "logger", "model", "trainer", "utils")
 OPTIONS = ["trainer.epochs=2", "trainer.monitor=min loss", "trainer.save_every_steps=3", "trainer.steps_per_epoch=4"]
 GONE = {
+    "writers": (
+        ["train.py", 'trainer.writers=["csv"]'],
+        'error: override trainer.writers=["csv"]: trainer.writers.0: there is no writer "csv"; there are: tensorboard; '
+        "extras/writers is not in this project\n",
+    ),
     "check": (["train.py", "--check"], "error: --check needs extras/check, which is not in this project\n"),
     "schema": (["train.py", "--list"], "error: --list needs extras/schema, which is not in this project\n"),
     "compare": (
@@ -68,7 +73,7 @@ def results(
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: record[name] for name in ("epoch", "step", "loss")} for record in epochs]
     assert list(folder.glob("events.out.tfevents.*"))
-    assert list(folder.glob("test/events.out.tfevents.*"))
+    assert list(folder.glob("events.out.tfevents.*.test"))
     notes = "".join(line for line in trained.splitlines(keepends=True) if line.startswith("TensorBoard"))
     return notes, {name: metrics[name] for name in ("step", "samples", "loss")}, kept, others[1][1], others[2:]
 

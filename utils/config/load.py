@@ -134,8 +134,9 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
     steps = config.trainer.profile_steps
     if steps and steps[0] > steps[1]:
         yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
-    if steps and not config.trainer.tensorboard:
-        yield Problem(("trainer", "profile_steps"), 'it needs TensorBoard; set "tensorboard" to true')
+    if steps and not config.trainer.writes_tensorboard:
+        message = 'it needs TensorBoard: "tensorboard" among the writers, and no "tensorboard": false'
+        yield Problem(("trainer", "profile_steps"), message)
     for name, loss in config.losses.items() if "loss" not in flawed_keys else ():
         path: KeyPath = ("loss", name) if name else ("loss",)
         if loss.type not in LOSSES.own():

@@ -12,7 +12,7 @@ from utils.arguments import in_json_words, inside, shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import nested
-from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, Registry, registry_inside
+from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
     FORMER_NAMES,
     ONE,
@@ -153,7 +153,20 @@ def component_problems(config: dict[str, Any]) -> list[Problem]:
     found = [
         problem for kind, path, entry in components(config) for problem in _problems(REGISTRIES[kind], entry, path)
     ]
-    return [*found, *_missing_loss(config)]
+    return [*found, *_writer_problems(config), *_missing_loss(config)]
+
+
+def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
+    trainer = config.get("trainer")
+    writers = trainer.get("writers") if isinstance(trainer, dict) else None
+    names = list[str]()
+    for index, entry in enumerate(writers if isinstance(writers, list) else ()):
+        path = ("trainer", "writers", index)
+        yield from _problems(WRITERS, entry, path)
+        name, _ = name_and_args(entry) or ("", {})
+        if name and name in names:
+            yield Problem(path, f'"{name}" is there already')
+        names.append(name)
 
 
 def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:

@@ -130,7 +130,7 @@ def _changes(path: KeyPath, before: Any, after: Any, component: str | None = Non
 def _has_keys(path: KeyPath, value: Any) -> bool:
     """Whether a value is a part of the config whose keys or elements have rules of their own, not an argument's."""
     if isinstance(value, list):
-        return path != ("metrics",) and section_at((*path, 0)) is not None
+        return path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
     return isinstance(value, dict) and (section_at(path) is not None or path[-1] == "args")
 
 

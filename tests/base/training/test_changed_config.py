@@ -70,6 +70,7 @@ OTHER: dict[str, Any] = {
     "trainer.keep_last": 1,
     "trainer.checkpoint": "sharded",
     "trainer.log_every_steps": 3,
+    "trainer.writers": ["tensorboard", "csv"],
     "trainer.tensorboard": False,
     "trainer.pictures_every": 3,
     "trainer.profile_steps": [9, 9],

@@ -24,6 +24,7 @@ from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.tensorboard.board import Board
 from extras.tensorboard.graph import MOST, Recorder, recording
+from extras.tensorboard.histograms import FEWEST
 from extras.tensorboard.summaries import histogram
 from model.lenet import LeNet
 from tests.helpers import Json, curves, same, state, temporarily
@@ -107,13 +108,15 @@ def test_an_observed_run_ends_with_the_same_bits_as_one_that_is_not(fit: Fit) ->
 @pytest.mark.slow
 def test_a_classification_shows_all_there_is(fit: Fit) -> None:
     run = fit("trainer.pictures_every=1", "trainer.monitor=max val_accuracy", **IMAGES).run_dir
-    weights = {name for name, _ in LeNet().named_parameters()}
+    weights = {name for name, values in LeNet().named_parameters() if values.numel() >= FEWEST}
+    assert "conv1.bias" not in weights, "a histogram of six numbers says nothing"
     expected = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in weights}
     expected |= {f"{name}/{phase}" for name in ("loss", "accuracy") for phase in ("train", "valid", "step")}
     expected |= {"best/loss", "best/accuracy", "learning_rate", "gradient_norm", "samples_per_second"}
     expected |= {"images/training", "evaluation/confusion_matrix", "evaluation/mistakes", "config", "model"}
     expected |= {f"precision_recall/{label}" for label in range(10)} | {"custom_scalars__config__"}
     expected |= {hparams.SESSION_START_INFO_TAG, hparams.SESSION_END_INFO_TAG, "memory/process_MB"}
+    expected.add(hparams.EXPERIMENT_TAG)
     assert tags(run) == expected
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoints"]
 
@@ -207,13 +210,40 @@ def test_every_chart_of_the_overview_finds_its_curves(fit: Fit) -> None:
     run = fit("trainer.monitor=min loss").run_dir
     proto = make_ndarray(read(run).Tensors("custom_scalars__config__")[0].tensor_proto)[()]
     layout = layout_pb2.Layout.FromString(proto)
-    assert layout.category[0].title == "overview"
-    assert list(layout.category[0].chart[0].multiline.tag) == ["^loss/train$", "^loss/valid$"]
+    assert [category.title for category in layout.category] == ["loss", "accuracy", "optimizer", "machine"]
+    phases = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert phases == {
+        "loss: training": ["^loss/train$"],
+        "loss: validation": ["^loss/valid$"],
+        "loss: training, every few steps": ["^loss/step$"],
+    }
     there = read(run).Tags()["scalars"]
     for category in layout.category:
         for chart in category.chart:
             for pattern in chart.multiline.tag:
                 assert any(re.search(pattern, tag) for tag in there), pattern
+
+
+def columns(run: Path) -> Any:
+    """The columns of the page of hyperparameters, as a run says it; None if it says nothing."""
+    described = read(run).summary_metadata.get(hparams.EXPERIMENT_TAG)
+    return described and hparams.parse_experiment_plugin_data(described.plugin_data.content)
+
+
+def test_hyperparameters_have_the_columns_of_all_runs_of_the_name(fit: Fit) -> None:
+    often = ("trainer.monitor=max val_accuracy", "trainer.epochs=1")
+    first = fit(*often).run_dir
+    second = fit(*often, "optimizer.args.momentum=0.5", "data_loader.args.batch_size=10").run_dir
+    assert columns(first) is None, "TensorBoard heeds one run, which knows the others"
+    found = columns(second)
+    differing = [info.name for info in found.hparam_infos if info.differs]
+    assert differing == ["data_loader.batch_size", "optimizer.lr", "optimizer.momentum"]
+    tags = [info.name.tag for info in found.metric_infos]
+    assert tags[:4] == ["best/accuracy", "best/loss", "accuracy/valid", "loss/valid"]
+    assert not [tag for tag in tags if "memory" in tag or "step" in tag or "second" in tag]
+    train.main(["-r", str(first)])  # ends once more
+    assert columns(second) is None
+    assert columns(first) == found
 
 
 def test_the_gradient_norm_is_that_before_clipping(fit: Fit) -> None:

@@ -1,0 +1,130 @@
+"""The page of hyperparameters: those of a run, and which columns there are for all runs of a name."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from torch.utils import tensorboard
+
+from base.experiment import Training
+from logger.writers import WHOLE, EventWriter
+from utils.schema import Config
+
+Value = bool | int | float | str
+
+COLUMNS = "experiment"
+"""The event file that says which columns there are. TensorBoard heeds one of them for all the runs that it shows."""
+
+# keys that change where a run is kept or what is shown of it, but not its result
+NO_HYPERPARAMETERS = ("$schema", "variables", "metrics")
+OF_TRAINER = (
+    "save_dir", "save_period", "save_every_steps", "keep_last", "checkpoint", "log_every_steps", "tensorboard",
+    "writers", "verbosity", "pictures_every", "profile_steps",
+)  # fmt: skip
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
+    """Those in the JSON of a run's config, by its keys: ``optimizer.lr`` for optimizer.args.lr."""
+    kept = {key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}
+    trainer = kept.get("trainer")
+    if isinstance(trainer, dict):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in OF_TRAINER}
+    return {
+        key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+        for key, value in _flat(kept)
+    }
+
+
+def started(config: Mapping[str, Any], *, start: float) -> Summary:
+    """A run and its hyperparameters. start: seconds since 1970."""
+    # an empty trial_id: each run is a trial of its own, also where two have the same hyperparameters
+    made: Summary = hparams_pb(hyperparameters(config), trial_id="", start_time_secs=start)
+    return made
+
+
+def finished() -> Summary:
+    """That the run ended by itself."""
+    summary: Any = tensorboard.summary  # its functions are not typed
+    *_, end = summary.hparams({}, {})
+    made: Summary = end
+    # torch's has no value, and is not read without one
+    made.value[0].tensor.CopyFrom(hparams_pb({}, trial_id="").value[0].tensor)
+    return made
+
+
+def write_columns(events: EventWriter, config: Config, training: Training) -> None:
+    """Say which columns the runs of this name have, in this run's folder, and in no other of them.
+
+    TensorBoard takes what one run says for all, whichever it finds first: so only the run that started or ended last
+    says it, and knows the hyperparameters of the others. A full disk, or folders that cannot be written, change
+    nothing: then TensorBoard finds its columns by itself.
+    """
+    folders = [path.parent for path in events.folder.parent.glob("*/config.json")]
+    values = [hyperparameters(read) for read in map(_config, folders) if isinstance(read, dict)]
+    with contextlib.suppress(OSError):
+        events.replace(COLUMNS, {"summary": columns(values, metrics(config, training))})
+        for folder in folders:
+            if not folder.samefile(events.folder):
+                (folder / f"{WHOLE}{COLUMNS}").unlink(missing_ok=True)
+
+
+def columns(runs: list[dict[str, Value]], tags: list[str]) -> Summary:
+    """The columns of runs with these hyperparameters: first those in which they differ, and the learning rates."""
+    names = sorted({name for run in runs for name in run})
+    parameters = [_column(name, [run[name] for run in runs if name in run], count=len(runs)) for name in names]
+    measured = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, dataset_type=api_pb2.DATASET_UNKNOWN)
+        for tag in tags
+    ]
+    data = plugin_data_pb2.HParamsPluginData(
+        experiment=api_pb2.Experiment(hparam_infos=parameters, metric_infos=measured)
+    )
+    described = metadata.create_summary_metadata(data)
+    return Summary(value=[Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described, tensor=metadata.NULL_TENSOR)])
+
+
+def metrics(config: Config, training: Training) -> list[str]:
+    """The tags that are columns: the monitored value first, each at its best, in the test and in the last epoch."""
+    names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
+    monitored = config.trainer.monitor.split()[1].removeprefix("val_") if config.trainer.monitor else names[0]
+    names = list(dict.fromkeys([monitored, *names]))
+    phases = ("valid", "train") if training.validation else ("train",)
+    best = [f"best/{name}" for name in names] if config.trainer.monitor else []
+    return [*best, *(f"{name}/{phase}" for phase in (*phases, "test") for name in names)]
+
+
+def _column(name: str, values: list[Value], *, count: int) -> Any:
+    """A hyperparameter as TensorBoard would describe it itself. count: of the runs, some of which may not have it."""
+    info = api_pb2.HParamInfo(name=name)
+    info.differs = len({*map(str, values)}) > 1 or len(values) < count or name.split(".")[-1] in ("lr", "max_lr")
+    if all(isinstance(value, bool) for value in values):
+        info.type = api_pb2.DATA_TYPE_BOOL
+        info.domain_discrete.extend(sorted({*values}))
+    elif any(isinstance(value, (bool, str)) for value in values):
+        info.type = api_pb2.DATA_TYPE_STRING
+        info.domain_discrete.extend(sorted({*map(str, values)}))
+    else:
+        numbers = [float(value) for value in values]
+        info.type = api_pb2.DATA_TYPE_FLOAT64
+        info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
+    return info
+
+
+def _config(folder: Path) -> Any:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested objects, each under a dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None and value != []:  # no groups, nothing frozen
+            yield f"{prefix}{key}", value

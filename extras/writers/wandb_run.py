@@ -1,0 +1,84 @@
+"""A run of Weights & Biases: online, or offline in the run's folder, for ``wandb sync``.
+
+Each start is a segment of one run. A segment that was being written when the process was killed may have points that
+the journal does not know of yet: those of the last second can then be there twice. Nothing else is.
+"""
+
+import html
+import importlib.util
+import secrets
+from typing import Any, Literal
+
+from torch import Tensor
+
+from extras.writers.delivery import Delivery, Entry, Service, flat
+from logger.chosen_writers import RunInfo
+from logger.writers import Writer
+from utils.errors import UserError
+from utils.registry import WRITERS
+
+INSTALL = 'the writer "wandb" needs a package: pip install wandb'
+
+
+@WRITERS.register
+def wandb(
+    run: RunInfo,
+    project: str | None = None,
+    entity: str | None = None,
+    mode: Literal["online", "offline"] | None = None,
+) -> Writer:
+    """A run of Weights & Biases.
+
+    project: null: the config's name.
+    entity: a user or a team; null: yours.
+    mode: null: the environment variable WANDB_MODE, or else online.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(INSTALL)
+    return Delivery("wandb", run, WeightsAndBiases(project or run.name, entity, mode))
+
+
+class WeightsAndBiases(Service):
+    """Arguments as of ``wandb``."""
+
+    def __init__(self, project: str, entity: str | None, mode: Literal["online", "offline"] | None) -> None:
+        self.project = project
+        self.entity = entity
+        self.mode = mode
+        self.session: Any = None
+
+    def open(self, run: RunInfo, known: str | None) -> str:
+        import wandb as library
+
+        self.session = library.init(
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            id=known or secrets.token_hex(4),
+            name=run.folder.name,
+            dir=str(run.folder),
+            resume="allow",
+            config=flat(run.config),
+            allow_val_change=True,
+            # without a screen of its own, and without ours
+            settings=library.Settings(silent=True, console="off"),
+        )
+        return str(self.session.id)
+
+    def send(self, entries: list[tuple[Entry, Tensor | None]]) -> None:
+        import wandb as library
+
+        for entry, pictures in entries:
+            values = dict(entry.get("values", {}))
+            if "text" in entry:
+                values[entry["tag"]] = library.Html(f"<pre>{html.escape(entry['text'])}</pre>")
+            elif pictures is not None:
+                arrays = [picture.numpy() for picture in pictures]  # (H, W, 1 or 3)
+                values[entry["image"]] = [
+                    library.Image(array[:, :, 0] if array.shape[2] == 1 else array) for array in arrays
+                ]
+            if values:  # points of one step make one row
+                self.session.log(values, step=entry["step"])
+
+    def close(self, *, finished: bool) -> None:
+        self.session.finish(exit_code=0 if finished else 1)
