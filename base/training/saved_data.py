@@ -75,7 +75,9 @@ class SavedData:
 
 
 def _sample(value: Any) -> dict[str, Any] | None:
-    """Shape and type of one sample of a tensor, (B, ...); None if it is something else."""
+    """Shape and type of one sample of a tensor, (B, ...), or of each in a dict; None if it is something else."""
+    if isinstance(value, dict):
+        return {"parts": {str(name): _sample(part) for name, part in value.items()}}
     if not isinstance(value, Tensor) or not value.dim():
         return None
     return {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}

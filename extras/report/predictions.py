@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import TrainingError
 from utils.files import atomic_write
-from utils.text import spreadsheet_safe
+from utils.text import csv_field
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
@@ -50,7 +50,7 @@ class Predictions:
         few = len(names) <= MOST_COLUMNS
         chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
         self._begin(["index", "true", "predicted", *chosen])
-        safe = [_field(name) for name in names]
+        safe = [csv_field(name) for name in names]
         predicted = probabilities.argmax(1)
         if not few:
             likely = probabilities.amax(1)
@@ -88,7 +88,7 @@ class Predictions:
                 self._file = self._stack.enter_context(atomic_write(self.path))
             except OSError as failure:
                 raise self._failed(failure) from failure
-            self._write(",".join(map(_field, header)) + "\n")
+            self._write(",".join(map(csv_field, header)) + "\n")
 
     def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
         for part in self.processes.gather("".join([form % row for row in rows])):
@@ -102,9 +102,3 @@ class Predictions:
 
     def _failed(self, failure: OSError) -> TrainingError:
         return TrainingError(f"{self.path} cannot be written: {failure.strerror}")
-
-
-def _field(text: str) -> str:
-    """A text as a field of CSV."""
-    text = spreadsheet_safe(text)
-    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text
