@@ -82,7 +82,7 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
 
 def labels(names: Sequence[str], longest: int = 18) -> list[str]:
     """Class names that can be drawn: short enough, in one line, and those in letters of no font here by number."""
-    return [_label(name, longest) if _drawable(name) else f"class {number}" for number, name in enumerate(names)]
+    return [_label(name, longest) if drawable(name) else f"class {number}" for number, name in enumerate(names)]
 
 
 def plain(axes: Axes) -> None:
@@ -96,7 +96,8 @@ def _label(name: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 6]}…{line[-5:]}"
 
 
-def _drawable(name: str) -> bool:
+def drawable(name: str) -> bool:
+    """Whether the fonts here have all letters of a text."""
     return all(letter.isspace() or ord(letter) in _letters() for letter in name)
 
 

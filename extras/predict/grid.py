@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, drawn, labels, new_figure
+from extras.drawing import COLOURS, GREY, drawable, drawn, labels, new_figure
 from extras.predict.outputs import Field
 
 MOST = 24
@@ -59,7 +59,7 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
 @drawn
 def grid(pictures: Sequence[Shown], total: int) -> Figure:
     """total: of the inputs, of which these are the first."""
-    columns = min(6, max(3, math.ceil(math.sqrt(len(pictures)))))
+    columns = min(6, max(3, math.ceil(math.sqrt(1.5 * len(pictures)))))
     rows = math.ceil(len(pictures) / columns)
     lines = max((len(each.lines) for each in pictures), default=1)
     height = SIDE + 0.36 + 0.18 * lines
@@ -70,8 +70,9 @@ def grid(pictures: Sequence[Shown], total: int) -> Figure:
         _paste(axes, each, left + (CELL - SIDE) / 2, top + 0.18 * lines + 0.1)
         for number, text in enumerate(labels(each.lines, longest=22)):
             axes.text(left + CELL / 2, top + 0.18 * number + 0.18, text, ha="center", fontsize=9, color=COLOURS[0])
-        name = labels([Path(each.name).name], longest=24)[0]
-        name = f"input {place}" if name == "class 0" != Path(each.name).name else name
+        name = " ".join(Path(each.name).name.split())
+        name = name if drawable(name) else f"input {place}"
+        name = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"
         axes.text(left + CELL / 2, top + 0.18 * lines + SIDE + 0.25, name, ha="center", fontsize=7, color=GREY)
     axes.set(xlim=(0, columns * CELL), ylim=(rows * height, 0), aspect="equal")
     axes.set_axis_off()

@@ -23,10 +23,17 @@ class Found:
     """How many files of each other ending were in the folders."""
 
 
+def check_words(words: Iterable[str]) -> None:
+    """Raise DataError for a word that is neither a file, a folder nor a pattern."""
+    for word in words:
+        if not (word == "-" or os.path.lexists(word) or _in_archive(word) or glob.has_magic(word)):
+            raise DataError(f"{word}: no such file or folder")
+
+
 def find_files(words: Iterable[str], suffixes: Sequence[str]) -> Found:
     """The files that these words name. suffixes: of the files that count in a folder.
 
-    Raises DataError for a word that names nothing. A name from stdin that does is among the problems.
+    Raises DataError for a folder or a pattern without any. A name from stdin that is not there is among the problems.
     """
     found = Found()
     for word in words:
@@ -39,11 +46,9 @@ def find_files(words: Iterable[str], suffixes: Sequence[str]) -> Found:
                     _add(name, suffixes, found)
         elif os.path.lexists(word) or _in_archive(word):
             _add(word, suffixes, found)
-        elif glob.has_magic(word):
+        else:
             for name in sorted(glob.glob(word, recursive=True)):  # noqa: PTH207  (a word, which may be absolute)
                 _add(name, suffixes, found)
-        else:
-            raise DataError(f"{word}: no such file or folder")
         if before == (len(found.files), len(found.problems)):
             raise DataError(_nothing(word, suffixes, found))
     return found

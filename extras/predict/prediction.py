@@ -24,7 +24,7 @@ from base.data.sources import describe_batch
 from base.training.first_batch import FORWARD_ERRORS
 from base.training.state import load_for_evaluation
 from extras.predict.arrays import Unreadable
-from extras.predict.inputs import Found, find_files, summary
+from extras.predict.inputs import Found, check_words, find_files, summary
 from extras.predict.outputs import Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items, rows_of
 from extras.predict.writing import Writer, opened
@@ -60,6 +60,7 @@ class Predictor:
 def predict(options: argparse.Namespace) -> None:
     """Write a prediction for each input. Raises UserError, Stopped, or TrainingError if an input cannot be read."""
     out, as_json = _destination(options)
+    check_words(options.inputs)  # before the model is built, which takes seconds
     predictor = load_predictor(Path(options.resume), options.overrides)
     files = find_files(options.inputs, predictor.data.input_suffixes or SUFFIXES)
     _check_destinations(files, out, options.show)
@@ -67,7 +68,7 @@ def predict(options: argparse.Namespace) -> None:
     kinds = {kind_of(name) for name in files.files}
     start = time.perf_counter()
     try:
-        with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds > {"file"}) as writer:
+        with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
             run.write(files, writer)
     except Stopped:
         say_error("stopped; nothing was written" if out else "stopped")

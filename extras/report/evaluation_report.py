@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from extras.report.classification import Classification, Show
 from extras.report.evaluation_stats import EvaluationStats
 from extras.report.predictions import Predictions
 from extras.report.regression import Regression
+from utils.errors import DataError
 from utils.run_folder import replace_bytes, replace_text
 from utils.text import markdown_table, number
 
@@ -34,6 +35,8 @@ class EvaluationReport(EvaluationStats):
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         super().__init__(experiment)
         self.folder = folder
+        self.files: Sequence[str] | None = None
+        """The names of the test samples, if they have any."""
         self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     def __enter__(self) -> "EvaluationReport":
@@ -44,6 +47,14 @@ class EvaluationReport(EvaluationStats):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictions.__exit__(kind, error, trace)
+
+    def begin_evaluation(self, samples: int) -> None:
+        super().begin_evaluation(samples)
+        self.files = files = self.data.test_names()
+        if files is not None and len(files) != samples:
+            name = type(self.data).__name__
+            raise DataError(f"{name}.test_names gives {len(files):,} names for {samples:,} test samples")
+        self.predictions.files = files
 
     def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         super().add_probabilities(batch_range, probabilities, targets, show)
@@ -84,7 +95,7 @@ class EvaluationReport(EvaluationStats):
         if self.classification is not None:
             names = self.class_names()
             drawn["confusion_matrix"] = figures.confusion_matrix(self.classification.confusion, names)
-            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names)
+            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names, self.files)
             drawn["calibration"] = figures.reliability(self.classification)
         elif self.regression is not None:
             drawn["scatter"] = figures.scatter(self.regression)
@@ -97,7 +108,9 @@ class EvaluationReport(EvaluationStats):
         )
         yield _table(["metric", "value"], [[escaped(name), _digits(value)] for name, value in values.items()])
         if self.classification is not None:
-            yield from _classes(self.classification, [escaped(name) for name in self.class_names()], figures)
+            yield from _classes(
+                self.classification, [escaped(name) for name in self.class_names()], figures, self.files
+            )
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
@@ -106,8 +119,8 @@ class EvaluationReport(EvaluationStats):
             yield "Every sample: [predictions.csv](predictions.csv)."
 
 
-def _classes(found: Classification, names: list[str], figures: list[str]) -> Iterator[str]:
-    """names: escaped."""
+def _classes(found: Classification, names: list[str], figures: list[str], files: Sequence[str] | None) -> Iterator[str]:
+    """names: escaped. files: the names of the samples."""
     scores = found.scores()
     present = scores.support > 0
     columns = [scores.precision, scores.recall, scores.f1]
@@ -122,11 +135,15 @@ def _classes(found: Classification, names: list[str], figures: list[str]) -> Ite
     yield "![confusion matrix](confusion_matrix.png)"
     yield from _confusions(found, names)
     yield "## Most confident mistakes"
+
+    def sample_name(sample: int) -> str:
+        return str(sample) if files is None else escaped(files[sample])
+
     if "mistakes" in figures:
         yield "![mistakes](mistakes.png)"
     elif found.mistakes:
         mistakes = [
-            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", str(mistake.sample)]
+            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", sample_name(mistake.sample)]
             for mistake in found.mistakes
         ]
         yield _table(["predicted", "true", "probability", "sample"], mistakes, left=2)
