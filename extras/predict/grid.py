@@ -39,13 +39,19 @@ def shown(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field])
 
 def _lines(fields: Sequence[Field], place: int) -> list[str]:
     """What is predicted of an input, in one or two short lines."""
-    texts = []
+    names = next((list(field.labels) for field in fields if field.labels is not None), [])
+
+    def name(text: str) -> str:
+        """A class by its number where the fonts lack its letters."""
+        return text if drawable(text) or text not in names else f"class {names.index(text)}"
+
+    texts = list[str]()
     for field in fields:
         value = field.values[place]
         if isinstance(value, str):
-            texts.append(value or "no class")
+            texts.append(name(value) or "no class")
         elif isinstance(value, list) and all(isinstance(each, str) for each in value):
-            texts.append(", ".join(value) or "none")
+            texts.append(", ".join(map(name, value)) or "none")
         elif field.name.endswith("probability"):
             share = "" if math.isnan(value) else f"{value:.0%}"
             texts[-1:] = [f"{' '.join(texts[-1:])} {share}"]

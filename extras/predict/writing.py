@@ -94,14 +94,14 @@ class NpzWriter:
     """An array for each field, with the names of the files in "file", and rows in "row" (-1: of no array).
 
     Each array is first written to an unnamed file beside the result: the number of inputs is known at the end.
+    stack: closes these files.
     """
 
-    def __init__(self, file: IO[bytes], folder: Path) -> None:
-        self._file, self._folder = file, folder
+    def __init__(self, file: IO[bytes], folder: Path, stack: ExitStack) -> None:
+        self._file, self._folder, self._stack = file, folder, stack
         self._sources: list[Source] = []
         self._parts: dict[str, tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]] = {}
         self._texts: dict[str, list[str]] = {}
-        self._stack = ExitStack()
 
     def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
         self._sources += sources
@@ -127,7 +127,7 @@ class NpzWriter:
         file.write(np.ascontiguousarray(values).data)
 
     def close(self) -> None:
-        with self._stack, zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED) as archive:
             self._write_texts(archive, "file", [file for file, _ in self._sources])
             if any(row is not None for _, row in self._sources):
                 rows = np.array([-1 if row is None else row for _, row in self._sources], np.int64)
@@ -159,7 +159,7 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
         with _told(where):
             file = stack.enter_context(atomic_write(path))
         if path.suffix == ".npz":
-            writer = NpzWriter(file, path.parent)
+            writer = NpzWriter(file, path.parent, stack)
         elif as_json:
             writer = JsonWriter(_to(file), lines=path.suffix == ".jsonl")
         else:
@@ -245,8 +245,7 @@ def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
         return
     if _is_wide(field):
         return
-    width = math.prod(values.shape[1:])
-    if values.ndim > 3 or width > MOST_VALUES or (values.ndim == 3 and width > MOST_COLUMNS):
+    if values.ndim > 2 or math.prod(values.shape[1:]) > MOST_VALUES:
         raise DataError(
             f"the output {field.name} has the shape {values.shape[1:]} for each input, which does not fit a table; "
             "--out FILE.npz writes it as an array"
@@ -255,8 +254,8 @@ def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
         yield field.name, _numbers(values, field.digits)
         return
     names = [f"{field.prefix}{label}" for label in field.labels or ()]
-    names = names or [f"{field.name}_{'_'.join(map(str, place))}" for place in np.ndindex(values.shape[1:])]
-    for name, column in zip(names, values.reshape(len(values), width).T, strict=True):
+    names = names or [f"{field.name}_{place}" for place in range(values.shape[1])]
+    for name, column in zip(names, values.T, strict=True):
         yield name, _numbers(column, field.digits)
 
 
