@@ -69,7 +69,7 @@ def predict(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     try:
         with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
-            run.write(files, writer)
+            run.write(files, writer, bar=out is not None or not sys.stdout.isatty())
     except Stopped:
         say_error("stopped; nothing was written" if out else "stopped")
         raise
@@ -80,7 +80,9 @@ def predict(options: argparse.Namespace) -> None:
     skipped = f"; files of the folders that were left out: {summary(files.skipped)}" if files.skipped else ""
     say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
     if run.problems:
-        raise TrainingError(f"{count(run.problems, 'input')} could not be read, as named above; the others are there")
+        raise TrainingError(
+            f"{count(run.problems, 'input')} could not be read, as named above; the others were predicted"
+        )
 
 
 def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
@@ -133,14 +135,17 @@ class Run:
         self.tolerant = type(self.predictor.data).collate is not BaseDataLoader.collate
         self._other_shapes = False
 
-    def write(self, files: Found, writer: Writer) -> None:
-        """Predict all inputs, batch by batch. Raises TrainingError if there is none that can be read."""
+    def write(self, files: Found, writer: Writer, *, bar: bool) -> None:
+        """Predict all inputs, batch by batch. Raises TrainingError if there is none that can be read.
+
+        bar: whether to show the progress. A table in a terminal shows it itself.
+        """
         for problem in files.problems:
             self._name(problem)
         predictor = self.predictor
         prepare = functools.partial(predictor.data.prepare_input, facts=predictor.facts)
         items = self._readable(read_items(files.files, prepare, self.columns))
-        with predictor.trainer.evaluating(), _progress(_total(files.files)) as advance:
+        with predictor.trainer.evaluating(), _progress(_total(files.files), bar=bar) as advance:
             for batch in self._batches(items):
                 predictor.trainer.experiment.signals.check()
                 inputs, fields = self._predicted(batch)
@@ -254,19 +259,25 @@ def _total(files: Sequence[str]) -> int | None:
 
 
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
+def _progress(total: int | None, *, bar: bool) -> Iterator[Any]:
     """Takes how many inputs are done: a bar in a terminal, otherwise a line now and then."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     of = f" of {total:,}" if total is not None else ""
-    with tqdm(
-        total=total, desc="predicting", unit=" inputs", leave=False, disable=not terminal, dynamic_ncols=True
-    ) as bar:
+    drawn = tqdm(
+        total=total,
+        desc="predicting",
+        unit=" inputs",
+        leave=False,
+        disable=not (terminal and bar),
+        dynamic_ncols=True,
+    )
+    with drawn:
         done = 0
 
         def advance(more: int) -> None:
             nonlocal done
-            bar.update(more)
-            if not terminal and (done + more) // EVERY > done // EVERY:
+            drawn.update(more)
+            if bar and not terminal and (done + more) // EVERY > done // EVERY:
                 say_error(f"predicting: {done + more:,}{of}")
             done += more
 

@@ -204,7 +204,7 @@ def test_what_cannot_be_read_is_named_and_skipped(ask: Ask, two: Path, monkeypat
         assert len([line for line in errors.splitlines() if line.startswith(f"skipped {two / name}.png: ")]) == 1
     assert f"skipped {two / 'empty.jpg'}: not an image" in errors
     assert "decompression bomb" in errors
-    assert errors.endswith("error: 7 inputs could not be read, as named above; the others are there\n")
+    assert errors.endswith("error: 7 inputs could not be read, as named above; the others were predicted\n")
     assert "Traceback" not in errors
 
 

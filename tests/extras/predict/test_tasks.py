@@ -99,7 +99,7 @@ def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) ->
     assert "skipped t.csv, row 1: column b: '' is not a number\n" in errors
     assert "skipped t.csv, row 2: 2 cells, where there are 3 columns\n" in errors
     assert "skipped t.csv, row 3: column c: 'many' is not a number\n" in errors
-    assert errors.endswith("error: 3 inputs could not be read, as named above; the others are there\n")
+    assert errors.endswith("error: 3 inputs could not be read, as named above; the others were predicted\n")
 
 
 @pytest.mark.parametrize(
