@@ -1,7 +1,8 @@
 """The interface of a data set: training data, test data, and the part that is held out for validation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -46,6 +47,8 @@ class BaseDataLoader(ABC):
     """
 
     class_names: Sequence[str] | None = None
+    input_suffixes: Sequence[str] | None = None
+    """Endings of the files that predict.py reads from a folder, as in (".wav",); None: those of pictures."""
 
     def __init__(
         self,
@@ -130,6 +133,39 @@ class BaseDataLoader(ABC):
             trained = classes if train is None else classes[train]
             facts["class_counts"] = torch.bincount(trained, minlength=count).tolist()
         return facts
+
+    def input_facts(self) -> dict[str, Any]:
+        """What ``prepare_input`` must know of the training data, such as their mean: plain values and tensors.
+
+        Asked for once the training data are read, and kept in the checkpoints, so that a prediction does not need the
+        data. "columns", a list of names, says which columns of a table the model takes, and in which order.
+        """
+        return {}
+
+    def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Any:
+        """A new input as ``test_data`` would give it, without its target and without reading the data set.
+
+        raw: a file; a row of an array, as stored; or a row of a table, its cells by the names of the columns.
+        facts: what ``input_facts`` gave in training.
+
+        A data loader that changes what it reads overrides this. Raises DataError for a kind of input that it does not
+        take, which ends the prediction; any other error means that this one input cannot be read.
+        """
+        if isinstance(raw, Tensor):
+            return raw
+        if isinstance(raw, Path):
+            raise DataError(
+                f"{type(self).__name__} does not say how a file becomes an input of the model, so that predict.py "
+                "takes arrays (.npy, .npz) and tables (.csv) only; define prepare_input in it (docs/predict.md)"
+            )
+        return row_of_numbers(raw, facts.get("columns"))
+
+    def test_names(self) -> Sequence[str] | None:
+        """A name of each test sample, such as its file, in the order of ``test_data``, for test.py's report; or None.
+
+        Asked for once the test data are read.
+        """
+        return None
 
     def training(self, seed: int) -> Batches:
         """Shuffled, augmented batches whose order and augmentation follow from the seed."""
@@ -324,3 +360,16 @@ def check_folds(folds: int | None, fold: int | None, validation_split: float) ->
         raise ValueError(f'"fold" is {fold}, and the {folds} folds are numbered from 0 to {folds - 1}')
     if folds is not None and validation_split:
         raise ValueError('"folds" holds one fold out for validation; leave "validation_split" out')
+
+
+def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:
+    """The cells of a table's row as float32 of shape (D,), those of some columns or all. Raises ValueError."""
+    numbers = []
+    for name in cells if columns is None else columns:
+        try:
+            numbers.append(float(cells[name]))
+        except ValueError as error:
+            raise ValueError(f"column {name}: {cells[name]!r} is not a number") from error
+        except KeyError as error:
+            raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
+    return torch.tensor(numbers, dtype=torch.float32)

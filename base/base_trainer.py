@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,11 +274,7 @@ class BaseTrainer(TrainerInterface):
         metrics = self.experiment.make_metrics()
         watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
         observer.begin_evaluation(batches.num_samples)
-        self.model.eval()
-        # whatever a model draws in evaluation leaves the generators as they were for training
-        key = self.runtime.process_group.key
-        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
-        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
+        with self.evaluating():
             for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
                 self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
@@ -293,6 +289,16 @@ class BaseTrainer(TrainerInterface):
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()
         return metrics.compute()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model has the weights that are evaluated, in evaluation mode and without gradients."""
+        self.model.eval()
+        # whatever a model draws in evaluation leaves the generators as they were for training
+        key = self.runtime.process_group.key
+        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
+        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
+            yield
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, move the schedule, log and save."""

@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from base.data.batches import Batches
 from base.data.images.cache import ImageCache, Images, fingerprint, look
-from base.data.images.folder import check_classes, decode, is_image, training_classes
+from base.data.images.folder import check_classes, decode, file_names, is_image, training_classes
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
 from utils.errors import DataError
@@ -51,6 +51,9 @@ class ImageFolderLoader(ImageLoader):
         split = 0.1 if by_default and not self.has_val_folder else validation_split or 0
         super().__init__(validation_split=split, **images)
         self._read: dict[str, Images] = {}
+
+    def test_names(self) -> list[str]:
+        return file_names(self.data_dir / "test", self.class_names)
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -96,6 +96,11 @@ def plain(axes: Axes) -> None:
     axes.grid(True)
 
 
+def drawable(name: str) -> bool:
+    """Whether the fonts here have all letters of a text."""
+    return all(letter.isspace() or ord(letter) in _letters() for letter in name)
+
+
 @functools.cache
 def _fonts() -> tuple[str, ...]:
     there = {font.name for font in font_manager.fontManager.ttflist}

@@ -33,8 +33,11 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help."""
+def parser(about: str, inputs: str = "") -> argparse.ArgumentParser:
+    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help.
+
+    inputs: what the words are that are not overrides; empty: there are none.
+    """
     description, _, examples = about.strip().partition("\n\n")
     parser = _Parser(
         description=description,
@@ -45,9 +48,11 @@ def parser(about: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="override any key of the config, e.g. trainer.epochs=5"
-    )
+    override = "override any key of the config, e.g. trainer.epochs=5"
+    if inputs:
+        parser.add_argument("overrides", nargs="*", metavar="INPUT", help=f"{inputs}; KEY=VALUE: {override}")
+    else:
+        parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=override)
     return parser
 
 
@@ -76,9 +81,15 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     return options
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is moved to the overrides."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs: bool = False) -> argparse.Namespace:
+    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is moved to the overrides.
+
+    inputs: whether the words that are not overrides, or name a file, are inputs.
+    """
     options = parser.parse_intermixed_args(argv)
+    if inputs:
+        options.inputs = [word for word in options.overrides if not OVERRIDE.match(word) or os.path.lexists(word)]
+        options.overrides = [word for word in options.overrides if word not in options.inputs]
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
         options.overrides.insert(0, options.resume)
         options.resume = ""

@@ -111,6 +111,12 @@ def spreadsheet_safe(text: str) -> str:
     return text
 
 
+def csv_field(text: str) -> str:
+    """A text as a field of a CSV file."""
+    text = spreadsheet_safe(text)
+    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that a mistyped one is probably meant to be: a similar one, or the only one that contains it."""
     by_lower = {name.lower(): name for name in reversed(list(known))}

@@ -172,6 +172,8 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         finally:
             trainer.calls_loss = watched.called
             vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
+        if phase == "training":
+            trainer.saved_data.first_batch(batch, result)
         return result
 
     setattr(trainer, name, checked)

@@ -10,6 +10,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
+from base.metric import StepResult
 from utils.errors import DataError
 from utils.text import count, listed
 
@@ -18,7 +19,8 @@ MAX_HASHED = 10_000_000  # targets, which take 0.1 s
 
 class SavedData:
     """The number of samples, the classes and, where they are integers in memory, a hash of the targets; where a stream
-    is.
+    is. For predictions without the data set also what the data loader needs to know of it, and the shapes and types of
+    the first batch.
     """
 
     def __init__(self, training: Training, data: BaseDataLoader) -> None:
@@ -32,13 +34,25 @@ class SavedData:
             "classes": None if names is None else [str(name) for name in names],
             "targets": _hash(training.batches),
         }
+        self._input_facts = data.input_facts()
+        self._first_batch: dict[str, Any] | None = None
+
+    def first_batch(self, batch: Any, result: StepResult) -> None:
+        """Keep the shapes and types of a sample in the first batch of the run, and of what the model makes of it."""
+        if self._first_batch is None:
+            inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+            named = {"inputs": inputs, "outputs": result.outputs, "targets": result.targets}
+            self._first_batch = {name: _sample(value) for name, value in named.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._facts) | ({"stream": self.stream.state_dict()} if self.stream else {})
+        added = {"input_facts": self._input_facts, "first_batch": self._first_batch}
+        state = self._facts | {name: value for name, value in added.items() if value}
+        return state | ({"stream": self.stream.state_dict()} if self.stream else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises DataError that says what has changed, CheckpointError for a stream's state that cannot be."""
         now = self._facts
+        self._first_batch = state.get("first_batch", self._first_batch)
         for key, what in (("training", "for training"), ("validation", "for validation")):
             if key in state and state[key] != now[key]:
                 raise DataError(self._changed(f"{count(state[key], 'sample')} {what}", f"{now[key]:,}"))
@@ -60,6 +74,15 @@ class SavedData:
 
     def _changed(self, before: str, now: str) -> str:
         return f"data_loader: the data set of {self.name} has changed: this run had {before}, and now there are {now}"
+
+
+def _sample(value: Any) -> dict[str, Any] | None:
+    """Shape and type of one sample of a tensor, (B, ...), or of each in a dict; None if it is something else."""
+    if isinstance(value, dict):
+        return {"parts": {str(name): _sample(part) for name, part in value.items()}}
+    if not isinstance(value, Tensor) or not value.dim():
+        return None
+    return {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
 
 
 def _hash(batches: Batches) -> str | None:

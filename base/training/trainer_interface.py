@@ -52,6 +52,14 @@ class TrainerInterface(ABC):
     def eval_step(self, batch: Any) -> StepResult:
         """Forward pass of one batch, without gradients."""
 
+    def predict_step(self, inputs: Any) -> Any:
+        """The outputs for a batch of inputs without targets, which predict.py writes. By default the model's.
+
+        inputs: what the data loader's ``prepare_input`` gives, stacked.
+        """
+        with self.autocast():
+            return self.model(inputs)
+
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
         """Called before the training steps of an epoch, also before those that are left where a run resumes within it.
 

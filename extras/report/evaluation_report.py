@@ -1,7 +1,7 @@
 """The report of test.py, in one folder: report.md, report.html, their figures and predictions.csv."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from extras.report.document import Block, Heading, Paragraph, Picture, Table, as
 from extras.report.evaluation_stats import EvaluationStats
 from extras.report.predictions import Predictions
 from extras.report.regression import Regression
+from utils.errors import DataError
 from utils.extras import find_extra
 from utils.run_folder import replace_bytes, replace_text
 from utils.text import number
@@ -37,6 +38,8 @@ class EvaluationReport(EvaluationStats):
         super().__init__(experiment)
         self.folder = folder
         self.sum_loss = experiment.sum_loss
+        self.files: Sequence[str] | None = None
+        """The names of the test samples, if they have any."""
         self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     def __enter__(self) -> "EvaluationReport":
@@ -47,6 +50,14 @@ class EvaluationReport(EvaluationStats):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictions.__exit__(kind, error, trace)
+
+    def begin_evaluation(self, samples: int) -> None:
+        super().begin_evaluation(samples)
+        self.files = files = self.data.test_names()
+        if files is not None and len(files) != samples:
+            name = type(self.data).__name__
+            raise DataError(f"{name}.test_names gives {len(files):,} names for {samples:,} test samples")
+        self.predictions.files = files
 
     def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         super().add_probabilities(batch_range, probabilities, targets, show)
@@ -95,7 +106,7 @@ class EvaluationReport(EvaluationStats):
         if self.classification is not None:
             names = self.class_names()
             drawn["confusion_matrix"] = figures.confusion_matrix(self.classification.confusion, names)
-            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names)
+            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names, self.files)
             drawn["calibration"] = figures.reliability(self.classification)
         elif self.regression is not None:
             drawn["scatter"] = figures.scatter(self.regression)
@@ -108,7 +119,7 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if self.classification is not None:
-            yield from _classes(self.classification, self.class_names(), pictures)
+            yield from _classes(self.classification, self.class_names(), pictures, self.files)
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
@@ -118,7 +129,10 @@ class EvaluationReport(EvaluationStats):
             yield Paragraph("Every sample:", link="predictions.csv")
 
 
-def _classes(found: Classification, names: list[str], pictures: Collection[str]) -> Iterator[Block]:
+def _classes(
+    found: Classification, names: list[str], pictures: Collection[str], files: Sequence[str] | None
+) -> Iterator[Block]:
+    """files: the names of the samples."""
     scores = found.scores()
     present = scores.support > 0
     columns = [scores.precision, scores.recall, scores.f1]
@@ -133,11 +147,15 @@ def _classes(found: Classification, names: list[str], pictures: Collection[str])
     yield Picture("confusion matrix", "confusion_matrix.png")
     yield from _confusions(found, names)
     yield Heading("Most confident mistakes")
+
+    def sample_name(sample: int) -> str:
+        return str(sample) if files is None else files[sample]
+
     if "mistakes.png" in pictures:
         yield Picture("mistakes", "mistakes.png")
     elif found.mistakes:
         mistakes = [
-            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", str(mistake.sample)]
+            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", sample_name(mistake.sample)]
             for mistake in found.mistakes
         ]
         yield Table(["predicted", "true", "probability", "sample"], mistakes, left=2)

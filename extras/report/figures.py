@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, plain
+from extras.drawing import COLOURS, GREY, MAP, drawable, drawn, labels, new_figure, plain
 from extras.report.classification import Classification, Counts, Mistake
 from extras.report.regression import Doubles, Regression
 from utils.text import number
@@ -104,8 +104,10 @@ def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
 
 
 @drawn
-def mistakes_grid(mistakes: Sequence[Mistake], names: Sequence[str], *, columns: int = 6) -> Figure | None:
-    """The mistakes that have pictures, the worst first; None if none has."""
+def mistakes_grid(
+    mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int = 6
+) -> Figure | None:
+    """The mistakes that have pictures, the worst first; None if none has. files: the names of the samples."""
     shown, names = [mistake for mistake in mistakes if mistake.picture is not None], labels(names, longest=16)
     if not shown:
         return None
@@ -119,11 +121,19 @@ def mistakes_grid(mistakes: Sequence[Mistake], names: Sequence[str], *, columns:
         says = f"{names[mistake.predicted]} {mistake.probability:.0%}"
         axes.text(left + 0.75, top + 0.3, says, ha="center", fontsize=9, color=COLOURS[1])
         axes.text(left + 0.75, top + 1.74, f"true: {names[mistake.true]}", ha="center", fontsize=9)
-        axes.text(left + 0.75, top + 1.91, f"sample {mistake.sample}", ha="center", fontsize=7, color=GREY)
+        axes.text(left + 0.75, top + 1.91, _sample(mistake.sample, files), ha="center", fontsize=7, color=GREY)
     axes.set(xlim=(0, columns * 1.5), ylim=(rows * 2.0, 0), aspect="equal")
     axes.set_axis_off()
     axes.set_title("Most confident mistakes: predicted class above, true class below", fontsize=10)
     return figure
+
+
+def _sample(sample: int, files: Sequence[str] | None) -> str:
+    """The end of a file's name, which tells it from others, where its letters can be drawn."""
+    if files is None or not drawable(files[sample]):
+        return f"sample {sample}"
+    name = " ".join(files[sample].split())
+    return name if len(name) <= 26 else f"…{name[-25:]}"
 
 
 def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import TrainingError
 from utils.files import atomic_write
-from utils.text import spreadsheet_safe
+from utils.text import csv_field
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
@@ -22,12 +22,14 @@ MOST_COLUMNS = 100
 class Predictions:
     """A table with one line per sample. Nothing is written before the first one, nor if the evaluation fails.
 
+    files: the names of the samples, if they have any.
     processes: each adds its part of the same batch, which may be empty; the main one writes them all.
     """
 
     def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
         self.path = path
         self.processes = processes or ProcessGroup()
+        self.files: Sequence[str] | None = None
         self.begun = False
         self._stack = contextlib.ExitStack()
         self._file: BinaryIO
@@ -49,8 +51,8 @@ class Predictions:
         """Classified samples, (B, C) and (B,), from index ``start`` on."""
         few = len(names) <= MOST_COLUMNS
         chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
-        self._begin(["index", "true", "predicted", *chosen])
-        safe = [_field(name) for name in names]
+        self._begin(["true", "predicted", *chosen])
+        safe = [csv_field(name) for name in names]
         predicted = probabilities.argmax(1)
         if not few:
             likely = probabilities.amax(1)
@@ -58,9 +60,9 @@ class Predictions:
             probabilities = torch.cat([of_true, likely[:, None]], 1)
         true = [safe[label] if 0 <= label < len(safe) else str(label) for label in targets.tolist()]
         self._rows(
-            f"%d,%s,%s{',%.6g' * len(chosen)}\n",
+            f"%s,%s,%s{',%.6g' * len(chosen)}\n",
             zip(
-                range(start, start + len(true)),
+                self._samples(start, len(true)),
                 true,
                 (safe[label] for label in predicted.tolist()),
                 *probabilities.T.tolist(),
@@ -75,9 +77,15 @@ class Predictions:
             return
         outputs, targets = outputs.reshape(-1, width), targets.reshape(-1, width)
         ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
-        self._begin(["index", *(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
+        self._begin([*(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
         columns = [*targets.T.tolist(), *outputs.T.tolist()]
-        self._rows(f"%d{',%.9g' * len(columns)}\n", zip(range(start, start + len(targets)), *columns, strict=True))
+        self._rows(f"%s{',%.9g' * len(columns)}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
+
+    def _samples(self, start: int, count: int) -> list[str]:
+        """The cells that say which sample a line is of: its index and, if it has one, its name."""
+        indices = range(start, start + count)
+        files = self.files
+        return [str(index) if files is None else f"{index},{csv_field(files[index])}" for index in indices]
 
     def _begin(self, header: Sequence[str]) -> None:
         if self.begun:
@@ -88,7 +96,8 @@ class Predictions:
                 self._file = self._stack.enter_context(atomic_write(self.path))
             except OSError as failure:
                 raise self._failed(failure) from failure
-            self._write(",".join(map(_field, header)) + "\n")
+            which = ["index"] if self.files is None else ["index", "file"]
+            self._write(",".join(map(csv_field, [*which, *header])) + "\n")
 
     def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
         for part in self.processes.gather("".join([form % row for row in rows])):
@@ -96,15 +105,9 @@ class Predictions:
 
     def _write(self, text: str) -> None:
         try:
-            self._file.write(text.encode())
+            self._file.write(text.encode(errors="backslashreplace"))
         except OSError as failure:
             raise self._failed(failure) from failure
 
     def _failed(self, failure: OSError) -> TrainingError:
         return TrainingError(f"{self.path} cannot be written: {failure.strerror}")
-
-
-def _field(text: str) -> str:
-    """A text as a field of CSV."""
-    text = spreadsheet_safe(text)
-    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text

@@ -28,6 +28,10 @@ GONE = {
         ["test.py", "--compare", "saved"],
         "error: --compare needs extras/compare, which is not in this project\n",
     ),
+    "predict": (
+        ["predict.py", "-r", "RUN", "config.json"],
+        "error: predict.py needs extras/predict, which is not in this project\n",
+    ),
 }
 NOTES = {
     "tensorboard": "TensorBoard gets only the curves: extras/tensorboard is not in this project\n",
@@ -93,7 +97,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     project = tmp_path_factory.mktemp("whole") / "project"
     for folder in NEEDED:
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "test.py", "config.json"):
+    for name in ("train.py", "test.py", "predict.py", "config.json"):
         shutil.copy(ROOT / name, project / name)
     notes, metrics, epochs, printed, _ = results(project)
     assert notes == ""

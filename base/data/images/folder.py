@@ -106,8 +106,15 @@ def decode(
     return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {display_path(root)}"))
 
 
-def read_image(path: str, *, size: int, white: float | None = None) -> Pixels:
+def file_names(root: Path, class_names: Sequence[str]) -> list[str]:
+    """The files that ``decode`` reads, in its order, relative to root."""
+    return [str(Path(path).relative_to(root)) for path, _ in _Files(root, class_names, 1, None).samples]
+
+
+def read_image(image: "str | Pixels", *, size: int, white: float | None = None) -> Pixels:
     """The pixels of a file, (size, size, 3): upright, the shorter side scaled to size, the longer one cropped.
+
+    image: a path, or pixels in bytes, (H, W, 3) or (H, W).
 
     Transparent pixels become white. Raises what Pillow raises, or ValueError.
 
@@ -117,9 +124,9 @@ def read_image(path: str, *, size: int, white: float | None = None) -> Pixels:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a part of its size, in a part of the time
-        upright = _upright(image)
+    with Image.open(image) if isinstance(image, str) else Image.fromarray(image) as opened:
+        opened.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a part of its size: in less time
+        upright = _upright(opened)
         return np.asarray(ImageOps.fit(_to_rgb(upright, white), (size, size), Image.Resampling.BILINEAR))
 
 

@@ -1,5 +1,7 @@
 """Data loaders of small colour images: bytes in memory or on disk, random crop and flip, normalisation."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from base.base_data_loader import BaseDataLoader
 from base.data.images.cache import Images
-from base.data.sources import SampleRandom, TensorSource
+from base.data.images.folder import read_image
+from base.data.sources import SampleRandom, TensorSource, describe_batch
+from utils.errors import DataError
 from utils.schema import Changeable
 
 
@@ -25,6 +29,8 @@ class ImageLoader(BaseDataLoader):
 
     size: int
     """Height and width in pixels; a subclass sets it before it calls this constructor."""
+    white: float | None = None
+    """See ``read_image``."""
 
     def __init__(
         self,
@@ -50,6 +56,18 @@ class ImageLoader(BaseDataLoader):
         """Batches of float32 images of shape (B, 3, size, size) and int64 labels of shape (B,)."""
         augmentation = self.augment if augment and (self.crop or self.flip) else None
         return TensorSource(images.pixels, images.labels, augment=augmentation, transform=self.normalize)
+
+    def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Tensor:
+        """A file of any size and kind, or an image in bytes, (H, W, 3) or (H, W), as float32 of (3, size, size)."""
+        if isinstance(raw, Path):
+            image: Any = str(raw)
+        elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and (raw.dim() == 2 or raw.shape[2:] == (3,)):
+            image = raw.numpy()
+        else:
+            got = describe_batch(raw) if isinstance(raw, Tensor) else "the row of a table"
+            raise DataError(f"{type(self).__name__} takes images: files, or uint8 (H, W, 3) or (H, W); this is {got}")
+        pixels = torch.from_numpy(np.array(read_image(image, size=self.size, white=self.white)))
+        return self.normalize(pixels[None])[0]  # (H, W, 3) -> (3, H, W)
 
     def augment(self, images: Tensor, random: SampleRandom) -> Tensor:
         """Random crop and flip of a batch, uint8 of shape (B, H, W, 3)."""

@@ -1,0 +1,186 @@
+"""What the model's outputs say: a class and its probability, values, masks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.data.sources import describe_batch
+from utils.errors import DataError
+from utils.tree import map_tensors
+
+CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"}
+LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
+"""Losses of outputs that become a probability each by the sigmoid function."""
+PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
+"""Losses of outputs that are a probability each."""
+ADVICE = "define predict_step in the trainer, to return what is wanted (docs/predict.md)"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A part of the predictions for B inputs."""
+
+    name: str
+    values: Any
+    """An array of shape (B, ...), or a list of B texts, lists of texts or other plain values."""
+    labels: Sequence[str] | None = None
+    """Names of the columns of an array of shape (B, D)."""
+    digits: int = 9
+    """Of a float. Nine give back every float32."""
+    prefix: str = ""
+    """Before the labels in a table."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of the outputs from the training.
+
+    losses: the name of each loss by its name in the config, "" of a single one. first_batch: see SavedData.
+    class_names: None where there are none, or the outputs are no classes.
+    """
+
+    losses: Mapping[str, str] = field(default_factory=dict)
+    first_batch: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    supervised: bool = True
+
+    def part(self, name: str) -> "Task":
+        """Of the outputs of a name, where these are a dict."""
+        parts = {}
+        for key, spec in self.first_batch.items():
+            inner = spec.get("parts") if isinstance(spec, Mapping) else None
+            parts[key] = inner.get(name) if isinstance(inner, Mapping) else None
+        losses = {"": self.losses[name]} if name in self.losses else {}
+        return Task(losses, parts, None, self.supervised)
+
+    def shape(self, what: str) -> list[int] | None:
+        """Of one sample of the inputs, outputs or targets in training; None: not known, or not a tensor."""
+        spec = self.first_batch.get(what)
+        shape = spec.get("shape") if isinstance(spec, Mapping) else None
+        return list(shape) if isinstance(shape, (list, tuple)) else None
+
+    def dtype(self, what: str) -> str:
+        """Of the inputs, outputs or targets; empty: not known, or not a tensor."""
+        spec = self.first_batch.get(what)
+        return str(spec.get("dtype", "")) if isinstance(spec, Mapping) else ""
+
+
+class Interpreter:
+    """Turns batches of outputs into fields. What kind of outputs they are is decided by the first batch."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._given: dict[str, bool] = {}
+
+    def fields(self, outputs: Any, count: int) -> list[Field]:
+        """count: of the inputs. Raises DataError for outputs that are not one for each of them."""
+        found = list(self._fields(map_tensors(_on_cpu, outputs), count, self.task, ""))
+        if not found:
+            raise DataError(f"the model gives no output ({type(outputs).__name__}); {ADVICE}")
+        return found
+
+    def _fields(self, outputs: Any, count: int, task: Task, name: str) -> Iterator[Field]:
+        if isinstance(outputs, Tensor):
+            if not outputs.dim() or len(outputs) != count:
+                got = describe_batch(outputs)
+                raise DataError(f"the outputs {name or ''} are {got}, not one for each of {count} inputs; {ADVICE}")
+            yield from self._of_tensor(outputs, task, name)
+        elif isinstance(outputs, dict):
+            for key, value in outputs.items():
+                yield from self._fields(value, count, task.part(str(key)), _joined(name, str(key)))
+        elif isinstance(outputs, list) and len(outputs) == count and not isinstance(outputs[0], Tensor):
+            plain = [map_tensors(lambda tensor: tensor.tolist(), each) for each in outputs]
+            yield Field(name or "outputs", plain)  # as of a detector: a dict for each picture
+        elif isinstance(outputs, (list, tuple)):
+            names = getattr(outputs, "_fields", [str(place) for place in range(len(outputs))])
+            for key, value in zip(names, outputs, strict=True):
+                own = _joined(name, key) if name or hasattr(outputs, "_fields") else f"output_{key}"
+                yield from self._fields(value, count, Task(supervised=False), own)
+        elif outputs is not None:
+            raise DataError(f"the outputs {name or ''} are of type {type(outputs).__name__}; {ADVICE}")
+
+    def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
+        kind = kind_of(outputs, task)
+        if kind == "classes":
+            given = self._given.setdefault(name, bool(are_probabilities(outputs)))
+            yield from classes(outputs if given else outputs.softmax(1), task.class_names, name)
+        elif kind == "labels":
+            chances = outputs if task.losses.get("") in PROBABILITIES else outputs.sigmoid()
+            yield from labels(chances, task.class_names, name)
+        elif kind == "mask":
+            kind_of_index = np.uint8 if outputs.shape[1] <= 256 else np.int32
+            yield Field(_joined(name, "mask"), outputs.argmax(1).numpy().astype(kind_of_index))  # (B, H, W)
+        else:
+            values = outputs.numpy()
+            yield Field(name or "value", values[:, 0] if values.shape[1:] == (1,) else values)
+
+
+def kind_of(outputs: Tensor, task: Task) -> str:
+    """ "classes", "labels" (probabilities that do not exclude each other), "mask" or "values"."""
+    loss, targets, shape = task.losses.get(""), task.dtype("targets"), task.shape("targets")
+    if not task.supervised or not outputs.is_floating_point():
+        return "values"
+    if outputs.dim() <= 2 and loss in LOGITS | PROBABILITIES:
+        return "labels"
+    indices = targets.startswith(("int", "uint"))
+    if outputs.dim() == 2 and outputs.shape[1] > 1:
+        known = bool(task.first_batch)
+        by_names = not known and task.class_names is not None and len(task.class_names) == outputs.shape[1]
+        if loss in CLASS_LOSSES or (indices and shape == []) or by_names:
+            return "classes"
+    trained = task.shape("outputs")
+    if outputs.dim() > 2 and indices and trained and shape == trained[1:]:
+        return "mask"
+    return "values"
+
+
+def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
+    """Of probabilities, float32 of (B, C). An output that is NaN has no class."""
+    names = names if names is not None and len(names) == chances.shape[1] else list(map(str, range(chances.shape[1])))
+    best, indices = chances.max(1)
+    chosen = [
+        names[index] if value == value else "" for value, index in zip(best.tolist(), indices.tolist(), strict=True)
+    ]
+    return [
+        Field(_joined(name, "class"), chosen),
+        Field(_joined(name, "probability"), best.numpy(), digits=6),
+        Field(_joined(name, "probabilities"), chances.numpy(), names, digits=6, prefix=_joined(name, "p_")),
+    ]
+
+
+def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
+    """Of probabilities that do not exclude each other, (B,) or (B, C): those of at least a half are predicted."""
+    if chances.dim() == 1 or chances.shape[1] == 1:
+        of_one = chances.reshape(-1)
+        two = names if names is not None and len(names) == 2 else ["0", "1"]
+        chosen = [two[int(chance >= 0.5)] if chance == chance else "" for chance in of_one.tolist()]
+        return [
+            Field(_joined(name, "class"), chosen),
+            Field(_joined(name, "probability"), of_one.numpy(), digits=6),  # of the second class
+        ]
+    names = names if names is not None and len(names) == chances.shape[1] else list(map(str, range(chances.shape[1])))
+    several = [
+        [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances >= 0.5).tolist()
+    ]
+    return [
+        Field(_joined(name, "classes"), several),
+        Field(_joined(name, "probabilities"), chances.numpy(), names, digits=6, prefix=_joined(name, "p_")),
+    ]
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether every row of (B, C) is a distribution: the model then ends in a softmax."""
+    return bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _joined(name: str, last: str) -> str:
+    return f"{name}_{last}" if name else last

@@ -1,0 +1,321 @@
+"""From the options of predict.py to the predictions."""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer
+from base.build import build_experiment, build_trainer, load_weights, with_facts
+from base.data.images.folder import SUFFIXES
+from base.data.sources import describe_batch
+from base.training.first_batch import FORWARD_ERRORS
+from base.training.state import load_for_evaluation
+from extras.predict.arrays import Unreadable
+from extras.predict.inputs import Found, check_words, find_files, summary
+from extras.predict.outputs import Field, Interpreter, Task
+from extras.predict.reading import Item, kind_of, read_items, rows_of
+from extras.predict.writing import Writer, opened
+from utils import checkpoint
+from utils.config import load_config
+from utils.errors import DataError, Stopped, TrainingError, UserError
+from utils.paths import display_path
+from utils.registry import import_components
+from utils.run_folder import RunFolder, replace_bytes
+from utils.streams import say_error
+from utils.text import count, duration, printable
+from utils.tree import map_tensors, tensors
+from utils.user_code import format_error_with_source
+
+FORMATS = (".csv", ".json", ".jsonl", ".npz")
+EVERY = 5000  # inputs between two lines about the progress, where a bar cannot be shown
+
+
+@dataclass
+class Predictor:
+    """A trained model and what belongs to it."""
+
+    trainer: BaseTrainer
+    data: BaseDataLoader
+    facts: Mapping[str, Any]
+    """What the data loader must know of the training data to prepare an input."""
+    task: Task
+    source: Path
+    """The checkpoint."""
+    progress: Mapping[str, Any]
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Write a prediction for each input. Raises UserError, Stopped, or TrainingError if an input cannot be read."""
+    out, as_json = _destination(options)
+    check_words(options.inputs)  # before the model is built, which takes seconds
+    predictor = load_predictor(Path(options.resume), options.overrides)
+    files = find_files(options.inputs, predictor.data.input_suffixes or SUFFIXES)
+    _check_destinations(files, out, options.show)
+    run = Run(predictor, _columns(options.columns), options.show is not None)
+    kinds = {kind_of(name) for name in files.files}
+    start = time.perf_counter()
+    try:
+        with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
+            run.write(files, writer, bar=out is not None or not sys.stdout.isatty())
+    except Stopped:
+        say_error("stopped; nothing was written" if out else "stopped")
+        raise
+    if options.show is not None:
+        _draw(run, options.show)
+    what = f"{count(run.done, 'prediction')} by {display_path(predictor.source)} (epoch {predictor.progress['epochs']})"
+    where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
+    skipped = f"; files of the folders that were left out: {summary(files.skipped)}" if files.skipped else ""
+    say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
+    if run.problems:
+        raise TrainingError(
+            f"{count(run.problems, 'input')} could not be read, as named above; the others were predicted"
+        )
+
+
+def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
+    """The model of a run, with the weights that test.py evaluates. Its data set need not be there."""
+    import_components()
+    folder, _ = RunFolder.of(run)
+    source = RunFolder.checkpoint_of(run)
+    loaded = load_config(folder.config, [*overrides, "runtime.strategy=ddp"], dry_run=False)
+    loaded, data = with_facts(loaded)
+    experiment = build_experiment(loaded, data)
+    state = load_weights(experiment.model, source, experiment.runtime.process_group)
+    progress = checkpoint.saved_progress(state, source)
+    trainer = build_trainer(loaded, experiment)
+    load_for_evaluation(trainer, state, source)
+
+    kept = state.get("data")
+    kept = kept if isinstance(kept, Mapping) else {}
+    first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
+    own_facts = type(experiment.data).input_facts is not BaseDataLoader.input_facts
+    if facts is None and own_facts and not first_batch:  # a run of before they were kept: the data set is needed
+        facts = experiment.data.input_facts()
+    task = Task(
+        {name: loss.type for name, loss in loaded.config.losses.items()},
+        first_batch if isinstance(first_batch, Mapping) else {},
+        kept["classes"] if "classes" in kept else _class_names(experiment.data),
+        experiment.supervised,
+    )
+    return Predictor(trainer, experiment.data, facts or {}, task, source, progress)
+
+
+def _class_names(data: BaseDataLoader) -> list[str] | None:
+    names = data.class_names
+    return None if names is None else [str(name) for name in names]
+
+
+@dataclass
+class Run:
+    """The predictions for some files."""
+
+    predictor: Predictor
+    columns: Sequence[str] | None
+    show: bool
+    done: int = 0
+    problems: int = 0
+    shown: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.interpreter = Interpreter(self.predictor.task)
+        self.batch_size = self.predictor.data.eval_batch_size
+        self.tolerant = type(self.predictor.data).collate is not BaseDataLoader.collate
+        self._other_shapes = False
+
+    def write(self, files: Found, writer: Writer, *, bar: bool) -> None:
+        """Predict all inputs, batch by batch. Raises TrainingError if there is none that can be read.
+
+        bar: whether to show the progress. A table in a terminal shows it itself.
+        """
+        for problem in files.problems:
+            self._name(problem)
+        predictor = self.predictor
+        prepare = functools.partial(predictor.data.prepare_input, facts=predictor.facts)
+        items = self._readable(read_items(files.files, prepare, self.columns))
+        with predictor.trainer.evaluating(), _progress(_total(files.files), bar=bar) as advance:
+            for batch in self._batches(items):
+                predictor.trainer.experiment.signals.check()
+                inputs, fields = self._predicted(batch)
+                writer.add([(item.file, item.row) for item in batch], fields)
+                if self.show:
+                    self._show(batch, inputs, fields)
+                self.done += len(batch)
+                advance(len(batch))
+        if not self.done:
+            raise TrainingError(f"none of {count(self.problems, 'input')} could be read, as named above")
+
+    def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.problem:
+                row = "" if item.row is None else f", row {item.row}"
+                self._name(f"{item.file}{row}: {item.problem}")
+            else:
+                yield item._replace(value=map_tensors(self._fitting, item.value))
+
+    def _name(self, problem: str) -> None:
+        self.problems += 1
+        tqdm.write(_safe(f"skipped {problem}"), file=sys.stderr)
+
+    def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """Inputs of the same shapes, which can be stacked; the others follow in a batch of their own."""
+        for _, group in itertools.groupby(items, lambda item: _shapes(item.value)):
+            while batch := list(itertools.islice(group, self.batch_size)):
+                yield batch
+
+    def _predicted(self, batch: Sequence[Item]) -> tuple[Any, list[Field]]:
+        """The inputs on the CPU, and what is predicted of them."""
+        trainer, first = self.predictor.trainer, batch[0]
+        inputs = default_collate([item.value for item in batch])
+        self._check_shape(inputs, first.file)
+        try:
+            outputs = trainer.predict_step(trainer.runtime.to_device(inputs))
+        except FORWARD_ERRORS as error:
+            raise DataError(
+                f"{first.file}: the model cannot take this input ({describe_batch(inputs)}): "
+                f"{format_error_with_source(error)}{self._takes()}"
+            ) from error
+        return inputs, self.interpreter.fields(outputs, len(batch))
+
+    def _takes(self) -> str:
+        task = self.predictor.task
+        shape = task.shape("inputs")
+        if shape is None:
+            return ""
+        return f"\nIn training, the model took {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
+
+    def _fitting(self, tensor: Tensor) -> Tensor:
+        """A number in the type that the model takes, where that changes nothing. Raises DataError."""
+        wanted = getattr(torch, self.predictor.task.dtype("inputs") or "none", None)
+        if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
+            return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
+        name = str(tensor.dtype).removeprefix("torch.")
+        kept = torch.can_cast(tensor.dtype, wanted) and tensor.dtype != torch.bool
+        if not kept or (tensor.dtype == torch.uint8 and wanted.is_floating_point):
+            hint = "; scale the bytes as in training" if tensor.dtype == torch.uint8 else ""
+            raise DataError(f"the input is {name} of shape {tuple(tensor.shape)}{hint}.{self._takes()}")
+        return tensor.to(wanted)
+
+    def _check_shape(self, inputs: Any, file: str) -> None:
+        """Raise DataError for inputs with other dimensions than in training, and warn once of another size."""
+        shape = self.predictor.task.shape("inputs")
+        if not isinstance(inputs, Tensor) or shape is None or list(inputs.shape[1:]) == shape:
+            return
+        got = f"{file}: the input has the shape {tuple(inputs.shape[1:])}"
+        if inputs.dim() - 1 != len(shape):
+            rows = " An array has a row for each input; array[None] makes one of a single input."
+            raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
+        if not self._other_shapes and not self.tolerant:
+            self._other_shapes = True
+            tqdm.write(_safe(f"warning: {got}.{self._takes()}"), file=sys.stderr)
+
+    def _show(self, batch: Sequence[Item], inputs: Any, fields: Sequence[Field]) -> None:
+        from extras.predict.grid import MOST, shown
+
+        left = MOST - len(self.shown)
+        if left <= 0:
+            return
+        pictures = self.predictor.data.pictures(inputs[:left].cpu()) if isinstance(inputs, Tensor) else None
+        if pictures is None:
+            raise DataError("--show draws pictures, and the inputs are none; leave it out")
+        names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
+        self.shown += shown(pictures, names, fields)
+
+
+def _shapes(value: Any) -> list[tuple[Any, ...]]:
+    return [(*tensor.shape, tensor.dtype) for tensor in tensors(value)]
+
+
+def _draw(run: Run, path: Path) -> None:
+    from extras.drawing import png
+    from extras.predict.grid import grid
+
+    replace_bytes(path, png(grid(run.shown, run.done)))
+
+
+def _total(files: Sequence[str]) -> int | None:
+    """The number of inputs; None where it shows only at the end, as of a table."""
+    total = 0
+    for name in files:
+        if kind_of(name) == "table":
+            return None
+        try:
+            total += 1 if kind_of(name) == "file" else len(rows_of(name))  # type: ignore[arg-type]
+        except Unreadable:
+            total += 1
+    return total
+
+
+@contextlib.contextmanager
+def _progress(total: int | None, *, bar: bool) -> Iterator[Any]:
+    """Takes how many inputs are done: a bar in a terminal, otherwise a line now and then."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    of = f" of {total:,}" if total is not None else ""
+    drawn = tqdm(
+        total=total,
+        desc="predicting",
+        unit=" inputs",
+        leave=False,
+        disable=not (terminal and bar),
+        dynamic_ncols=True,
+    )
+    with drawn:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            drawn.update(more)
+            if bar and not terminal and (done + more) // EVERY > done // EVERY:
+                say_error(f"predicting: {done + more:,}{of}")
+            done += more
+
+        yield advance
+
+
+def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
+    """The file of --out, and whether it is JSON. Raises UserError."""
+    out: Path | None = options.out
+    if out is not None and out.suffix.lower() not in FORMATS:
+        raise UserError(f"--out {out}: the ending says what is written: {', '.join(FORMATS)}")
+    if out is not None and options.json and out.suffix.lower() not in (".json", ".jsonl"):
+        raise UserError(f"--json and --out {out} contradict each other; name it FILE.json, or leave --json out")
+    if options.show is not None and options.show.suffix.lower() != ".png":
+        raise UserError(f"--show {options.show}: the picture is a PNG; name it FILE.png")
+    for option, path in (("--out", out), ("--show", options.show)):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{option} {path}: there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise UserError(f"{option} {path}: it is a folder")
+    return out, options.json or (out is not None and out.suffix.lower() in (".json", ".jsonl"))
+
+
+def _check_destinations(files: Found, *paths: Path | None) -> None:
+    """Raise UserError if an input would be replaced."""
+    for path in paths:
+        if path is None or not path.exists():
+            continue
+        for name in files.files:
+            if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
+                raise UserError(f"{path} is one of the inputs, and would be replaced; choose another file")
+
+
+def _columns(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _safe(text: str) -> str:
+    """A line with names of files in it for a terminal: without control characters."""
+    line = text.replace("\x1b", "\\x1b").replace("\n", "\\n")
+    return printable(line).encode(errors="backslashreplace").decode()

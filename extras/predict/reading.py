@@ -1,0 +1,176 @@
+"""From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
+
+import itertools
+import multiprocessing
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from extras.predict.arrays import NpyRows, NpzRows, TableRows, Unreadable
+from extras.predict.inputs import ARRAYS, TABLES
+from utils.errors import TrainingError, UserError
+from utils.signals import end_workers_at_exit, ignore_in_worker
+from utils.tree import map_tensors
+
+CHUNK = 16  # files that a worker reads at a time
+FEW = 64  # files that are read here: the workers would start for longer
+
+Prepare = Callable[[Any], Any]
+"""From a file or a row to an input of the model."""
+
+
+class Item(NamedTuple):
+    """An input of the model, or why there is none."""
+
+    file: str
+    row: int | None
+    """Of an array or a table, from 0."""
+    value: Any
+    problem: str = ""
+
+
+def read_items(files: Sequence[str], prepare: Prepare, columns: Sequence[str] | None) -> Iterator[Item]:
+    """The inputs of all files, in their order. Raises UserError for what the model does not take at all.
+
+    columns: of tables.
+    """
+    for kind, names in itertools.groupby(files, kind_of):
+        if kind == "file":
+            yield from _read_files(list(names), prepare)
+            continue
+        for name in names:
+            yield from _read_rows(name, kind, prepare, columns)
+
+
+def kind_of(name: str) -> str:
+    """ "array", "table" or "file"."""
+    path = name.lower()
+    if path.endswith(ARRAYS) or ".npz:" in path:
+        return "array"
+    return "table" if path.endswith(TABLES) else "file"
+
+
+def rows_of(name: str, columns: Sequence[str] | None = None) -> NpyRows | NpzRows | TableRows:
+    """The rows of an array or a table. Raises Unreadable; DataError if it has no such array or column."""
+    if kind_of(name) == "table":
+        return TableRows(name, columns)
+    if name.lower().endswith(".npy"):
+        return NpyRows(name)
+    path, _, member = name.rpartition(":") if not Path(name).is_file() else (name, "", "")
+    return NpzRows(path, member)
+
+
+def _read_rows(name: str, kind: str, prepare: Prepare, columns: Sequence[str] | None) -> Iterator[Item]:
+    row = 0
+    try:
+        for raw in rows_of(name, columns):
+            if isinstance(raw, str):
+                yield Item(name, row, None, raw)
+            else:
+                value = _prepared(prepare, raw)
+                if isinstance(value, UserError):
+                    raise type(value)(f"{name}, row {row}: {value}")
+                yield Item(name, row, None, value) if isinstance(value, str) else Item(name, row, value)
+            row += 1
+    except Unreadable as error:
+        yield Item(name, row if row else None, None, str(error))
+        return
+    if not row:
+        yield Item(name, None, None, f"the {kind} has no rows")
+
+
+def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
+    workers = min(_processors(), len(names) // CHUNK) if len(names) > FEW else 0
+    if workers:
+        end_workers_at_exit()
+    loader: DataLoader[Any] = DataLoader(
+        _Files(names, prepare),
+        batch_size=CHUNK,
+        num_workers=workers if workers > 1 else 0,
+        collate_fn=list,
+        worker_init_fn=ignore_in_worker,
+        generator=torch.Generator(),  # by default the loader would draw from the model's
+    )
+    start = 0
+    try:
+        for values in loader:
+            for name, value in zip(names[start : start + CHUNK], values, strict=True):
+                if isinstance(value, UserError):
+                    raise type(value)(f"{name}: {value}")
+                yield Item(name, None, None, value) if isinstance(value, str) else Item(name, None, _unpacked(value))
+            start += len(values)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(f"a process that reads the files died (out of memory?): {error}") from error
+
+
+class _Files(Dataset[Any]):
+    def __init__(self, names: Sequence[str], prepare: Prepare) -> None:
+        self.names, self.prepare = names, prepare
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        """The input, the reason why there is none, or the UserError to raise."""
+        path = Path(self.names[index])
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                return "it is not a regular file"
+        except OSError as error:
+            return error.strerror or str(error)
+        value = _prepared(self.prepare, path)
+        # arrays travel as bytes: tensors would need shared memory, of which containers have little
+        return map_tensors(_packed, value) if get_worker_info() is not None else value
+
+
+def _packed(tensor: Tensor) -> Any:
+    return _Leaf(tensor.detach().contiguous().numpy())
+
+
+class _Leaf:
+    """A tensor on its way from a worker. Not a tuple, which would be a nest."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, _Leaf):
+        return torch.from_numpy(value.array)
+    if isinstance(value, dict):
+        return {key: _unpacked(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_unpacked(each) for each in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _prepared(prepare: Prepare, raw: Any) -> Any:
+    """The input, the reason why there is none, or the UserError to raise."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, about what it reads all the same
+            value = prepare(raw)
+    except UserError as error:
+        return error
+    except OSError as error:
+        # Pillow's for a file that is not an image has neither; its text repeats the path
+        unknown = type(error).__name__ == "UnidentifiedImageError"
+        return "not an image, or cut short" if unknown else error.strerror or str(error) or type(error).__name__
+    except Exception as error:  # of any kind: Pillow raises many, and so may the user's code
+        name = "" if type(error).__name__ in ("ValueError", "DecompressionBombError") else f"{type(error).__name__}: "
+        return f"{name}{error}"
+    return f"prepare_input returned the text {value!r:.40}" if isinstance(value, str) else value
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()

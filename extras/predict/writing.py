@@ -1,0 +1,283 @@
+"""Predictions as CSV, JSON or .npz, written as they come; a file replaces an older one only when it is complete."""
+
+import contextlib
+import json
+import math
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from extras.predict.outputs import Field
+from utils.errors import DataError, TrainingError
+from utils.files import atomic_write
+from utils.text import csv_field, printable
+
+MOST_COLUMNS = 100
+"""Of the probabilities of classes in a table or in JSON; with more classes, only that of the predicted one is there."""
+MOST_VALUES = 1000
+"""Of other outputs in a line of a table."""
+STRING_CHUNK = 4096
+
+Write = Callable[[str], None]
+Source = tuple[str, int | None]
+"""A file, and the row in it."""
+
+
+class Writer(Protocol):
+    """Takes the predictions batch by batch."""
+
+    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None: ...
+
+    def close(self) -> None:
+        """All predictions were added."""
+
+
+class CsvWriter:
+    """with_rows: whether an input may be the row of a file."""
+
+    def __init__(self, write: Write, *, with_rows: bool) -> None:
+        self._write, self._with_rows = write, with_rows
+        self._header: list[str] | None = None
+
+    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
+        header, columns = ["file"], [[csv_field(file) for file, _ in sources]]
+        if self._with_rows:
+            header.append("row")
+            columns.append(["" if row is None else str(row) for _, row in sources])
+        for field in fields:
+            for name, column in _columns(field):
+                header.append(name)
+                columns.append(column)
+        if self._header is None:
+            self._header = header
+            self._write(",".join(map(csv_field, header)) + "\n")
+        elif header != self._header:
+            raise DataError(
+                f"{sources[0][0]}: the model gives {len(header)} columns for it, and {len(self._header)} for those "
+                "before; --json takes outputs of any number"
+            )
+        self._write("".join(f"{','.join(line)}\n" for line in zip(*columns, strict=True)))
+
+    def close(self) -> None:
+        pass
+
+
+class JsonWriter:
+    """An array of one object a line; or, with lines, the objects alone."""
+
+    def __init__(self, write: Write, *, lines: bool) -> None:
+        self._write, self._lines = write, lines
+        self._any = False
+
+    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
+        columns = {field.name: _json_values(field) for field in fields if not _is_wide(field)}
+        for place, (file, row) in enumerate(sources):
+            record: dict[str, Any] = {"file": file} | ({} if row is None else {"row": row})
+            record |= {name: values[place] for name, values in columns.items()}
+            start = "" if self._lines else ",\n" if self._any else "[\n"
+            self._any = True
+            self._write(start + json.dumps(record, ensure_ascii=False) + ("\n" if self._lines else ""))
+
+    def close(self) -> None:
+        if not self._lines:
+            self._write("\n]\n" if self._any else "[]\n")
+
+
+class NpzWriter:
+    """An array for each field, with the names of the files in "file", and rows in "row" (-1: of no array).
+
+    Each array is first written to an unnamed file beside the result: the number of inputs is known at the end.
+    stack: closes these files.
+    """
+
+    def __init__(self, file: IO[bytes], folder: Path, stack: ExitStack) -> None:
+        self._file, self._folder, self._stack = file, folder, stack
+        self._sources: list[Source] = []
+        self._parts: dict[str, tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]] = {}
+        self._texts: dict[str, list[str]] = {}
+
+    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
+        self._sources += sources
+        for field in fields:
+            if isinstance(field.values, np.ndarray):
+                self._add_array(field.name, field.values, sources)
+            elif all(isinstance(value, str) for value in field.values):
+                self._texts.setdefault(field.name, []).extend(field.values)
+            elif field.labels is None and not all(_is_texts(value) for value in field.values):
+                raise DataError(f"the output {field.name} has another size for each input, which only --json can write")
+
+    def _add_array(self, name: str, values: np.ndarray[Any, Any], sources: Sequence[Source]) -> None:
+        shape, dtype = values.shape[1:], values.dtype
+        if name not in self._parts:
+            temporary = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._parts[name] = self._stack.enter_context(temporary), shape, dtype
+        file, expected, _ = self._parts[name]
+        if shape != expected:
+            raise DataError(
+                f"{sources[0][0]}: the output {name} has the shape {shape}, and {expected} for those before, which "
+                "cannot be one array; predict inputs of one size at a time"
+            )
+        file.write(np.ascontiguousarray(values).data)
+
+    def close(self) -> None:
+        with zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED) as archive:
+            self._write_texts(archive, "file", [file for file, _ in self._sources])
+            if any(row is not None for _, row in self._sources):
+                rows = np.array([-1 if row is None else row for _, row in self._sources], np.int64)
+                with _member(archive, "row", rows.shape, rows.dtype) as member:
+                    member.write(rows.data)
+            for name, texts in self._texts.items():
+                self._write_texts(archive, name, texts)
+            for name, (file, shape, dtype) in self._parts.items():
+                file.seek(0)
+                with _member(archive, name, (len(self._sources), *shape), dtype) as member:
+                    shutil.copyfileobj(file, member)
+
+    def _write_texts(self, archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
+        dtype = np.dtype(f"<U{max(1, *map(len, texts)) if texts else 1}")
+        with _member(archive, name, (len(texts),), dtype) as member:
+            for start in range(0, len(texts), STRING_CHUNK):
+                member.write(np.array(texts[start : start + STRING_CHUNK], dtype).tobytes())
+
+
+@contextlib.contextmanager
+def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Writer]:
+    """The writer to a file, or to standard output. Raises TrainingError if it cannot be written."""
+    where = "standard output" if path is None else str(path)
+    stack = ExitStack()
+    writer: Writer
+    if path is None:
+        writer = JsonWriter(_print, lines=False) if as_json else CsvWriter(_print, with_rows=with_rows)
+    else:
+        with _told(where):
+            file = stack.enter_context(atomic_write(path))
+        if path.suffix == ".npz":
+            writer = NpzWriter(file, path.parent, stack)
+        elif as_json:
+            writer = JsonWriter(_to(file), lines=path.suffix == ".jsonl")
+        else:
+            writer = CsvWriter(_to(file), with_rows=with_rows)
+    try:
+        yield _Checked(writer, where)
+        with _told(where):
+            writer.close()
+    except BaseException:
+        if not stack.__exit__(*sys.exc_info()):
+            raise
+    with _told(where):
+        stack.close()
+
+
+class _Checked:
+    """A writer whose disk may be full."""
+
+    def __init__(self, writer: Writer, where: str) -> None:
+        self._writer, self._where = writer, where
+
+    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
+        with _told(self._where):
+            self._writer.add(sources, fields)
+
+    def close(self) -> None:
+        with _told(self._where):
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Raise TrainingError for a file that cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of the output, as in `| head`, has gone
+        raise
+    except OSError as error:
+        raise TrainingError(f"{where} cannot be written: {error.strerror or error}") from error
+
+
+def _to(file: IO[bytes]) -> Write:
+    def write(text: str) -> None:
+        file.write(text.encode(errors="backslashreplace"))  # a file's name may have bytes that are not text
+
+    return write
+
+
+def _print(text: str) -> None:
+    """Write to standard output; to a terminal without control characters."""
+    text = text.encode(errors="backslashreplace").decode()
+    if sys.stdout.isatty():
+        text = printable(text.replace("\x1b", "\\x1b"))
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
+    """An array in an archive, of which the content is written inside."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(file, header)
+        yield file
+
+
+def _is_wide(field: Field) -> bool:
+    """Whether these are the probabilities of too many classes."""
+    return field.labels is not None and len(field.labels) > MOST_COLUMNS
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
+    """The columns of a table that a field has: their names and cells. Raises DataError if it does not fit into one."""
+    values = field.values
+    if isinstance(values, list):
+        if not all(isinstance(value, str) or _is_texts(value) for value in values):
+            raise DataError(f"the output {field.name} has parts of its own, which do not fit a table; use --json")
+        yield field.name, [csv_field(value if isinstance(value, str) else "; ".join(value)) for value in values]
+        return
+    if _is_wide(field):
+        return
+    if values.ndim > 2 or math.prod(values.shape[1:]) > MOST_VALUES:
+        raise DataError(
+            f"the output {field.name} has the shape {values.shape[1:]} for each input, which does not fit a table; "
+            "--out FILE.npz writes it as an array"
+        )
+    if values.ndim == 1:
+        yield field.name, _numbers(values, field.digits)
+        return
+    names = [f"{field.prefix}{label}" for label in field.labels or ()]
+    names = names or [f"{field.name}_{place}" for place in range(values.shape[1])]
+    for name, column in zip(names, values.T, strict=True):
+        yield name, _numbers(column, field.digits)
+
+
+def _numbers(values: np.ndarray[Any, Any], digits: int) -> list[str]:
+    if values.dtype.kind == "f":
+        return [f"{value:.{digits}g}" for value in values.tolist()]
+    return [str(int(value)) if values.dtype.kind == "b" else str(value) for value in values.tolist()]
+
+
+def _json_values(field: Field) -> list[Any]:
+    """A plain value for each input; null for what is not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(each) for each in value]
+        if isinstance(value, float):
+            return float(f"{value:.{field.digits}g}") if math.isfinite(value) else None
+        return value if isinstance(value, (int, str, bool, type(None))) else str(value)
+
+    values = plain(field.values.tolist() if isinstance(field.values, np.ndarray) else field.values)
+    if field.labels is None or len(set(field.labels)) < len(field.labels):
+        return list(values)
+    return [dict(zip(field.labels, each, strict=True)) for each in values]

@@ -1,0 +1,44 @@
+"""Run the model of a run on new inputs: pictures, folders of them, arrays (.npy, .npz) or tables (.csv).
+
+python predict.py -r saved/photos/20260101-120000 holiday.jpg more_photos
+python predict.py -r saved/photos/20260101-120000 'photos/**/*.png' --out predictions.csv --show predictions.png
+find photos -name '*.jpg' | python predict.py -r saved/photos/20260101-120000 - --json
+"""
+
+import sys
+
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take seconds
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import cli
+from utils.distributed import get_process_group
+from utils.errors import UserError
+from utils.extras import load_extra
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line as a function. Raises UserError, Stopped, or TrainingError if an input could not be read."""
+    made = cli.parser(
+        __doc__ or "", inputs="a picture, a folder of them, an array, a table or a pattern; -: names from stdin"
+    )
+    add = made.add_argument
+    add("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
+    add("--out", type=Path, metavar="FILE", help="FILE.csv, .json, .jsonl or .npz (default: a table on stdout)")
+    add("--json", action="store_true", help="JSON in place of CSV")
+    add("--columns", metavar="A,B,...", help="the columns of a table that the model takes, in its order")
+    add("--show", type=Path, metavar="FILE.png", help="draw the first inputs with what is predicted of them")
+    options = cli.parse(made, argv, inputs=True)
+    if get_process_group().launched:
+        raise UserError("predict.py runs in a single process; do not use torchrun")
+    if not options.inputs:
+        raise UserError("which inputs? Name pictures, folders, arrays or tables after the options, or - to read names")
+    load_extra("predict", "predict.py").predict(options)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

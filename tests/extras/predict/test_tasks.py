@@ -1,0 +1,420 @@
+"""predict.py on arrays and tables, and for models that are no classifiers of pictures."""
+
+import csv
+import io
+import json
+import re
+import tracemalloc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import predict
+import train
+from base.base_data_loader import BaseDataLoader, row_of_numbers
+from base.base_model import BaseModel
+from base.data.sources import TensorSource
+from base.training.saved_data import SavedData
+from extras.predict.arrays import NpzRows
+from extras.predict.outputs import Interpreter, Task
+from tests.helpers import ROOT, temporarily
+from trainer.trainer import Trainer
+from utils import cli
+from utils.registry import DATA_LOADERS, MODELS, TRAINERS
+
+Fit = Callable[..., train.Result]
+LINEAR = {"num_samples": 24, "num_test_samples": 8, "input_shape": [3], "batch_size": 8}
+
+
+def loader(**arguments: Any) -> dict[str, Any]:
+    return {"type": "RandomTensorLoader", "args": {**LINEAR, **arguments}}
+
+
+def net(outputs: int) -> dict[str, Any]:
+    return {"type": "TwoLayerNet", "args": {"in_features": 3, "hidden_features": 5, "out_features": outputs}}
+
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Runs predict.py in a folder of its own: its status, what it prints, and what it says."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def command(run: Path, *words: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = cli.run(predict.main, ["-r", str(run), *map(str, words)])
+        return status, *capfd.readouterr()
+
+    return command
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+@pytest.fixture
+def regression(fit: Fit) -> Path:
+    return fit(data_loader=loader(target_shape=[1]), model=net(1), loss="mse_loss", metrics=[]).run_dir
+
+
+def values(text: str) -> list[float]:
+    return [float(row["value"]) for row in table(text)]
+
+
+def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> None:
+    numbers = np.random.default_rng(0).normal(size=(4, 3)).round(3)
+    np.save("a.npy", numbers)
+    np.save("b.npy", numbers.astype(np.float32))
+    np.savez("c.npz", numbers)
+    lines = [",".join(map(str, row)) for row in numbers.tolist()]
+    Path("bare.csv").write_text("\n".join(lines) + "\n")
+    Path("named.csv").write_text("a,b,c\n" + "\n".join(lines))
+    Path("excel.csv").write_text(
+        "\ufeffx;c;b;a\r\n" + "\r\n".join(f"{'é'};{c};{b};{a}" for a, b, c in numbers.tolist())
+    )
+    expected = values(ask(regression, "a.npy")[1])
+    assert len(set(expected)) == 4
+    for name in ("b.npy", "c.npz", "bare.csv", "named.csv"):
+        status, output, _ = ask(regression, name)
+        assert (status, values(output)) == (0, expected)
+    status, output, _ = ask(regression, "excel.csv", "--columns", "a,b,c")
+    assert (status, values(output)) == (0, expected)
+    assert [row["row"] for row in table(output)] == list("0123")
+
+
+def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
+    Path("t.csv").write_text("a,b,c\n1,2,3\n1,,3\n1,2\n1,2,many\n3,2,1\n")
+    status, output, errors = ask(regression, "t.csv")
+    assert status == 1
+    assert [row["row"] for row in table(output)] == ["0", "4"]
+    assert "skipped t.csv, row 1: column b: '' is not a number\n" in errors
+    assert "skipped t.csv, row 2: 2 cells, where there are 3 columns\n" in errors
+    assert "skipped t.csv, row 3: column c: 'many' is not a number\n" in errors
+    assert errors.endswith("error: 3 inputs could not be read, as named above; the others were predicted\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["empty.csv", "latin.csv", "empty.npy", "text.npy", "cut.npy", "cut.npz", "objects.npz"]
+)
+def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: Ask, name: str) -> None:
+    np.save("good.npy", np.zeros((2, 3)))
+    np.save("empty.npy", np.zeros((0, 3)))
+    np.savez("cut.npz", np.zeros((200, 3)))
+    np.savez("objects.npz", np.array([[None]]))
+    Path("cut.npy").write_bytes(Path("good.npy").read_bytes()[:-9])
+    Path("cut.npz").write_bytes(Path("cut.npz").read_bytes()[:900])
+    for other in ("empty.csv", "text.npy"):
+        Path(other).write_text("" if other == "empty.csv" else "text")
+    Path("latin.csv").write_bytes(b"a,b,c\n1,2,\xe9\n")
+    status, output, errors = ask(regression, name, "good.npy")
+    assert status == 1
+    assert [row["file"] for row in table(output)] == ["good.npy", "good.npy"]
+    assert errors.startswith(f"skipped {name}: ")
+    assert errors.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(3), "the input has the shape ().\nIn training, the model took float32 of shape (B, 3)."),
+        (np.zeros((2, 1, 3)), "the input has the shape (1, 3)"),
+        (np.zeros((2, 4)), "the model cannot take this input ((2, 4) float32)"),
+        (np.zeros((2, 3), np.uint8), "the input is uint8 of shape (3,); scale the bytes as in training."),
+        (np.zeros((2, 3), bool), "the input is bool of shape (3,)."),
+        (np.zeros((2, 3), complex), "the input is complex128 of shape (3,)."),
+    ],
+)
+def test_an_array_of_another_kind_is_told_what_the_model_takes(
+    regression: Path, ask: Ask, array: Any, message: str
+) -> None:
+    np.save("x.npy", array)
+    status, output, errors = ask(regression, "x.npy")
+    assert (status, output) == (2, "")
+    assert message in errors
+    assert "In training, the model took float32 of shape (B, 3)." in errors
+    assert "Traceback" not in errors
+
+
+def test_a_picture_for_a_model_of_numbers_is_told(regression: Path, ask: Ask) -> None:
+    Path("x.jpg").touch()
+    status, _, errors = ask(regression, "x.jpg")
+    assert status == 2
+    assert "error: x.jpg: RandomTensorLoader does not say how a file becomes an input of the model" in errors
+    np.save("x.npy", np.zeros((2, 3)))
+    assert ask(regression, "x.npy", "--show", "x.png")[0] == 2
+    assert ask(regression, "x.npy", "--columns", "d")[0] == 0  # of tables alone
+    Path("t.csv").write_text("a,b,c\n1,2,3\n")
+    assert "t.csv has no column 'd'; it has a, b, c" in ask(regression, "t.csv", "--columns", "a,b,d")[2]
+
+
+class Scaled(BaseDataLoader):
+    """A table whose columns are scaled by their means, which only the training data tell."""
+
+    path: Path
+
+    def __init__(self, **batches: Any) -> None:
+        super().__init__(**batches)
+        self.rows: Tensor | None = None
+
+    def read(self) -> Tensor:
+        return torch.from_numpy(np.loadtxt(self.path, dtype=np.float32, delimiter=",", skiprows=1))
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.rows = rows = self.read()
+        return TensorSource(rows[:, :3] / rows[:, :3].mean(0), rows[:, 3:])
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+    def input_facts(self) -> dict[str, Any]:
+        rows = self.read()[:, :3]
+        return {"mean": rows.mean(0), "columns": ["a", "b", "c"]}
+
+    def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Any:
+        row = row_of_numbers(raw, facts["columns"]) if isinstance(raw, Mapping) else raw
+        return row / facts["mean"] if isinstance(row, Tensor) else super().prepare_input(raw, facts)
+
+
+def test_what_is_known_of_the_training_data_is_kept_in_the_run(fit: Fit, ask: Ask, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).uniform(1, 9, (16, 4)).astype(np.float32)
+    Scaled.path = tmp_path / "train.csv"
+    np.savetxt(Scaled.path, rows, delimiter=",", header="a,b,c,y", comments="")
+    with temporarily(DATA_LOADERS, Scaled):
+        run = fit(
+            data_loader={"type": "Scaled", "args": {"batch_size": 8}},
+            model=net(1),
+            loss="mse_loss",
+            metrics=[],
+            trainer={"monitor": "min loss"},
+        ).run_dir
+        resumed = train.main(["-r", str(run), "trainer.epochs=3"])
+        assert resumed.epochs == 3
+        Scaled.path.rename(tmp_path / "gone.csv")
+        Path("new.csv").write_text("c,id,a,b\n" + "".join(f"{c},x,{a},{b}\n" for a, b, c, _ in rows.tolist()))
+        np.save("new.npy", rows[:, :3])
+        from_table, from_array = (ask(run, f"new.{kind}") for kind in ("csv", "npy"))
+        assert from_table[0] == from_array[0] == 0
+        assert values(from_table[1]) == pytest.approx(values(from_array[1]), rel=1e-6)
+        state = torch.load(run / "checkpoints" / "best.pth", weights_only=True)
+        model = MODELS["TwoLayerNet"](in_features=3, hidden_features=5, out_features=1)
+        model.load_state_dict(state["model"])
+        inputs = torch.from_numpy(rows[:, :3])
+        assert values(from_array[1]) == pytest.approx(model(inputs / inputs.mean(0))[:, 0].tolist(), rel=1e-5)
+        Path("bad.csv").write_text("a,b\n1,2\n")
+        assert "the table has no column 'c'; the model takes a, b, c" in ask(run, "bad.csv")[2]
+
+
+def test_facts_of_before_a_resume_stay(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    before = torch.load(run / "checkpoints" / "last.pth", weights_only=True)["data"]["first_batch"]
+    assert before["inputs"] == {"shape": [6], "dtype": "float32"}
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("base.training.saved_data._sample", lambda value: {"shape": [99], "dtype": "int8"})
+        train.main(["-r", str(run), "trainer.epochs=2"])
+    assert torch.load(run / "checkpoints" / "last.pth", weights_only=True)["data"]["first_batch"] == before
+    assert "first_batch" in vars(SavedData)
+
+
+class TwoHeads(BaseModel):
+    """A class and a number of each input, and a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        out = self.linear(x)
+        return {"kind": out[:, :3], "size": out[:, 3]}
+
+
+class HeadsTrainer(Trainer):
+    """The loss of one head; for predictions without the classes' head, in upper case."""
+
+    supervised = False
+
+    def train_step(self, batch: Any) -> Any:
+        result = self.eval_step(batch)
+        self.backward(result.loss)
+        return result
+
+    def eval_step(self, batch: Any) -> Any:
+        inputs, targets = batch
+        with self.autocast():
+            outputs = self.model(inputs)
+            loss = nn.functional.cross_entropy(outputs["kind"], targets)
+        return self.result(loss, outputs, {"kind": targets})
+
+    def result(self, loss: Tensor, outputs: Any, targets: Any) -> Any:
+        from base.metric import StepResult
+
+        return StepResult(loss, outputs, targets)
+
+
+class OwnTrainer(HeadsTrainer):
+    """Says itself what is predicted."""
+
+    def predict_step(self, inputs: Any) -> Any:
+        return {"doubled": 2 * self.model(inputs)["size"]}
+
+
+def test_own_trainers_say_what_is_predicted(fit: Fit, ask: Ask) -> None:
+    np.save("x.npy", np.ones((2, 3)))
+    found = []
+    with temporarily(MODELS, TwoHeads), temporarily(TRAINERS, HeadsTrainer, OwnTrainer):
+        for name in ("HeadsTrainer", "OwnTrainer"):
+            run = fit(
+                data_loader=loader(num_classes=3), model="TwoHeads", loss=None, metrics=[], trainer={"type": name}
+            ).run_dir
+            status, output, _ = ask(run, "x.npy")
+            assert status == 0
+            found.append(table(output)[0])
+    plain, own = found
+    assert list(plain) == ["file", "row", "kind_0", "kind_1", "kind_2", "size"]
+    assert list(own) == ["file", "row", "doubled"]
+    assert float(own["doubled"]) == pytest.approx(2 * float(plain["size"]), rel=1e-5)
+
+
+class Painter(BaseModel):
+    """Scores of two classes for each pixel: whether it is above a learnt level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels: Tensor = self.conv(x)  # (B, 1, H, W) -> (B, 2, H, W)
+        return pixels
+
+
+class Bright(BaseDataLoader):
+    """Pictures, and where they are bright."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        pictures = torch.rand(32, 1, 6, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return TensorSource(pictures, (pictures[:, 0] > 0).long())
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+def test_masks_are_arrays(fit: Fit, ask: Ask) -> None:
+    with temporarily(MODELS, Painter), temporarily(DATA_LOADERS, Bright):
+        run = fit(
+            data_loader={"type": "Bright", "args": {"batch_size": 4}},
+            model="Painter",
+            metrics=[],
+            optimizer={"type": "Adam", "args": {"lr": 0.3}},
+            trainer={"epochs": 4},
+        ).run_dir
+        pictures = np.random.default_rng(0).uniform(-1, 1, (7, 1, 6, 8)).astype(np.float32)
+        np.save("x.npy", pictures)
+        status, output, errors = ask(run, "x.npy")
+        assert (status, output) == (2, "")
+        assert (
+            "the output mask has the shape (6, 8) for each input, which does not fit a table; --out FILE.npz" in errors
+        )
+        assert ask(run, "x.npy", "--out", "x.npz", "--show", "x.png")[0] == 0
+        assert Path("x.png").stat().st_size > 1000
+        with np.load("x.npz") as arrays:
+            assert sorted(arrays) == ["file", "mask", "row"]
+            assert arrays["mask"].dtype == np.uint8
+            assert (arrays["mask"] == (pictures[:, 0] > 0)).mean() > 0.9
+            masks = arrays["mask"].tolist()
+        assert [record["mask"] for record in json.loads(ask(run, "x.npy", "--json")[1])] == masks
+        np.save("y.npy", np.zeros((2, 1, 3, 4), np.float32))
+        status, _, errors = ask(run, "x.npy", "y.npy", "--out", "x.npz")
+        assert status == 2
+        assert "warning: y.npy: the input has the shape (1, 3, 4)" in errors
+        assert "error: y.npy: the output mask has the shape (3, 4), and (6, 8) for those before" in errors
+        with np.load("x.npz") as arrays:
+            assert len(arrays["mask"]) == 7
+
+
+def test_the_examples_of_the_page(fit: Fit, ask: Ask) -> None:
+    page = (ROOT / "docs" / "predict.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/predict.md", "exec"), {"__name__": "docs_predict"})
+    try:
+        run = fit(
+            data_loader={"type": "PredictableLoader", "args": {"batch_size": 10}},
+            model={"type": "LeNet", "args": {"in_channels": 3, "kernel_size": 5}},
+            trainer={"type": "EmbeddingTrainer", "epochs": 1},
+        ).run_dir
+        Image.new("RGB", (40, 30), "red").save("red.png")
+        status, output, _ = ask(run, "red.png")
+        assert status == 0
+        (row,) = table(output)
+        assert list(row) == ["file", *(f"embedding_{place}" for place in range(10))]
+        assert sum(float(row[f"embedding_{place}"]) ** 2 for place in range(10)) == pytest.approx(1, abs=1e-5)
+    finally:
+        DATA_LOADERS.unregister("PredictableLoader")
+        TRAINERS.unregister("EmbeddingTrainer")
+
+
+def fields(task: Task, outputs: Any, count: int = 2) -> dict[str, Any]:
+    found = Interpreter(task).fields(outputs, count)
+    return {each.name: each.values if isinstance(each.values, list) else each.values.tolist() for each in found}
+
+
+FLOAT, INDEX = {"shape": [2], "dtype": "float32"}, {"shape": [], "dtype": "int64"}
+
+
+def test_labels_that_do_not_exclude_each_other() -> None:
+    task = Task({"": "BCEWithLogitsLoss"}, {"outputs": FLOAT, "targets": FLOAT}, ("cat", "dog"))
+    assert fields(task, torch.tensor([[9.0, 9.0], [-9.0, 9.0]]))["classes"] == [["cat", "dog"], ["dog"]]
+    one = fields(task, torch.tensor([[0.0], [-9.0]]))
+    assert one["class"] == ["dog", "cat"]
+    assert one["probability"][0] == 0.5
+    given = Task({"": "BCELoss"}, {"outputs": FLOAT, "targets": FLOAT})
+    assert fields(given, torch.tensor([0.25, 0.75])) == {"class": ["0", "1"], "probability": [0.25, 0.75]}
+
+
+def test_classes_are_told_from_values_by_the_training() -> None:
+    outputs = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]])
+    of_own_loss = Task({"": "my_loss"}, {"outputs": FLOAT, "targets": INDEX}, ("cat", "dog"))
+    assert fields(of_own_loss, outputs)["class"] == ["dog", ""]
+    regression = Task({"": "my_loss"}, {"outputs": FLOAT, "targets": FLOAT}, ("cat", "dog"))
+    assert list(fields(regression, outputs)) == ["value"]
+    assert "class" in fields(Task({"": "CrossEntropyLoss"}), outputs)  # a run of before
+    own = Task({}, {"outputs": FLOAT, "targets": INDEX}, supervised=False)
+    assert list(fields(own, outputs)) == ["value"]
+    tokens = Task({"": "cross_entropy"}, {"outputs": {"shape": [5, 7]}, "targets": {"shape": [5], "dtype": "int64"}})
+    assert list(fields(tokens, torch.zeros(2, 5, 7))) == ["value"]
+
+
+def test_several_outputs_have_a_column_each() -> None:
+    spec = {"outputs": {"parts": {"kind": FLOAT, "size": INDEX}}, "targets": {"parts": {"kind": INDEX}}}
+    outputs = {"kind": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "size": torch.tensor([3.0, 4.0])}
+    found = fields(Task({}, spec), outputs)
+    assert (found["kind_class"], found["size"]) == (["0", "1"], [3.0, 4.0])
+    assert list(fields(Task(), (torch.zeros(2), torch.zeros(2, 3)))) == ["output_0", "output_1"]
+    boxes = [{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(0, 4)}]
+    assert fields(Task(), boxes) == {"outputs": [{"boxes": [[0.0] * 4]}, {"boxes": []}]}
+
+
+@pytest.mark.parametrize("outputs", [torch.zeros(()), torch.zeros(3, 2), {"a": torch.zeros(())}, "text", (), None])
+def test_outputs_that_are_not_one_for_each_input_are_told(outputs: Any) -> None:
+    from utils.errors import DataError
+
+    with pytest.raises(DataError, match="define predict_step in the trainer"):
+        fields(Task(), outputs)
+
+
+def test_an_archive_is_read_a_part_at_a_time(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((20_000, 400), np.float32))  # 32 MB
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in NpzRows(str(tmp_path / "x.npz"), "")) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
