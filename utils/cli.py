@@ -15,7 +15,7 @@ from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra
 from utils.streams import flush_streams, say_error, say_loading
-from utils.text import OVERRIDE, printable
+from utils.text import OVERRIDE
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
@@ -28,9 +28,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
             message += "; set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"
-        if current().launched:  # cli.run prints it, in one of the processes
-            raise UserError(f"{message}\n{self.format_usage().rstrip()}")
-        super().error(printable(message))
+        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
 def parser(about: str) -> argparse.ArgumentParser:
@@ -123,7 +121,7 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
 
 def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:
     try:
-        command(argv)
+        returned = command(argv)
         current().finish()
     except (UserError, TrainingError) as error:
         return _fail(error, 2 if isinstance(error, UserError) else 1)
@@ -138,7 +136,7 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         if not current().launched:
             raise
         return _fail(error, 1)
-    return 0
+    return returned if isinstance(returned, int) else 0  # that of --check
 
 
 def _fail(error: Exception, status: int) -> int:

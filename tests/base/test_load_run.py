@@ -17,7 +17,7 @@ Fit = Callable[..., train.Result]
 def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:
     run = fit('trainer.ema={"decay": 0.8}', "trainer.monitor=min val_loss").run_dir
     before = torch.get_rng_state()
-    model = load_run(run)
+    model = load_run(run).model
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -34,5 +34,5 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     run = fit().run_dir
     config = run / "config.json"
     config.write_text(config.read_text().replace('"hidden_features": 5', '"hidden_features": 4'))
-    with pytest.raises(CheckpointError, match="do not fit TwoLayerNet"):
+    with pytest.raises(CheckpointError, match="do not fit this model"):
         load_run(run)
