@@ -31,8 +31,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help."""
+def parser(about: str, *, device: bool = True) -> argparse.ArgumentParser:
+    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help.
+
+    device: whether the script lets one be chosen.
+    """
     description, _, examples = about.strip().partition("\n\n")
     parser = _Parser(
         description=description,
@@ -40,9 +43,10 @@ def parser(about: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
-    )
+    if device:
+        parser.add_argument(
+            "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
+        )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="override any key of the config, e.g. trainer.epochs=5"
     )

@@ -1,0 +1,218 @@
+"""The kinds of files: how each is written, and read again as a function of the model's arguments."""
+
+import functools
+import importlib
+import io
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from extras.export.calls import Call, dynamic_shapes
+from utils.errors import UserError
+from utils.tree import map_with_keys, tensors
+from utils.user_code import user_line
+
+Run = Callable[[Call], list[Tensor]]
+"""The outputs for a call."""
+
+
+@dataclass
+class Exportable:
+    """A model with what it is called with; calls are those of its ``forward``, the longer one first."""
+
+    model: nn.Module
+    calls: Sequence[Call]
+
+    def names(self) -> list[str]:
+        """Of the tensors among the arguments: "inputs", or "inputs.points" in a dict."""
+        return flat_names(self.calls[0].arguments)
+
+    def shapes(self, name: Callable[[str], Any]) -> dict[str, Any]:
+        """The axes whose size is another in each batch, by name, for each tensor. Raises UserError if there is none."""
+        known = {(self.calls[0].samples, self.calls[1].samples): name("batch")}
+
+        def named(pair: tuple[int, int]) -> Any:
+            if pair not in known:
+                known[pair] = name("length" if len(known) == 1 else f"length_{len(known)}")
+            return known[pair]
+
+        first, second = (call.arguments for call in self.calls)
+        return {key: dynamic_shapes(first[key], second[key], named, key) for key in first}
+
+    def run(self, call: Call) -> list[Tensor]:
+        with torch.no_grad():
+            return list(tensors(self.model(**copied(call.arguments))))
+
+    @functools.cached_property
+    def program(self) -> ExportedProgram:
+        """The model as torch.export traces it. Raises UserError that says what of it cannot be traced, and where."""
+        arguments = copied(self.calls[0].arguments)
+        made = dict[str, Any]()
+        shapes = self.shapes(lambda name: made.setdefault(name, Dim(name)))
+        if not made:
+            raise UserError("its arguments have the same shapes for a batch of any size")
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.no_grad():
+                return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # of any kind: the model is the user's
+            raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model may write into its arguments."""
+    copy: dict[str, Any] = map_with_keys(lambda _, tensor: tensor.clone(), arguments)
+    return copy
+
+
+def flat_names(nest: Any, single: str = "") -> list[str]:
+    """A name for each tensor of a nest, by its keys. single: that of a nest that is a tensor."""
+    names = list[str]()
+    map_with_keys(lambda keys, _: names.append(".".join(map(str, keys)) or single), nest)
+    return names
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of the error at the root of others, and the user's line that it came from."""
+    place = user_line(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+        place = user_line(error) or place
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(filter(None, [f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), place]))
+
+
+class Format(ABC):
+    """One kind of file."""
+
+    suffix: str
+    needs: Sequence[str]
+    """Packages, of which the first gives the format its name."""
+    traced: bool
+    """Whether the file holds the computation, and not only the weights."""
+
+    @abstractmethod
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        """The content of the file. about: plain values for its metadata. Raises UserError."""
+
+    @abstractmethod
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        """What the file computes."""
+
+
+class TorchFormat(Format):
+    """torch.export's archive, which ``torch.export.load`` reads; metadata.json is an extra file in it."""
+
+    suffix = ".pt2"
+    needs = ("torch",)
+    traced = True
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        buffer = io.BytesIO()
+        torch.export.save(exportable.program, buffer, extra_files={"metadata.json": json.dumps(about)})
+        return buffer.getvalue()
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            module = torch.export.load(file).module()
+
+        def run(call: Call) -> list[Tensor]:
+            with torch.no_grad():
+                return list(tensors(module(**copied(call.arguments))))
+
+        return run
+
+
+class OnnxFormat(Format):
+    """ONNX for onnxruntime and others; metadata are the model's ``metadata_props``."""
+
+    suffix = ".onnx"
+    needs = ("onnx", "onnxscript", "onnxruntime")
+    traced = True
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        program = exportable.program
+        names = [output["name"] for output in about["outputs"]]
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                made = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    verbose=False,
+                    dynamic_shapes=exportable.shapes(str),
+                    input_names=exportable.names(),
+                    output_names=names,
+                )
+        except Exception as error:
+            raise UserError(f"torch.onnx cannot convert it: {in_short(error)}") from error
+        assert made is not None
+        made.model.metadata_props.update({key: _text(value) for key, value in about.items()})
+        content: bytes = made.model_proto.SerializeToString()
+        return content
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        taken = {argument.name for argument in session.get_inputs()}
+
+        def run(call: Call) -> list[Tensor]:
+            given = zip(exportable.names(), tensors(call.arguments), strict=True)
+            feed = {name: tensor.numpy() for name, tensor in given if name in taken}
+            return [torch.as_tensor(output) for output in session.run(None, feed)]
+
+        return run
+
+
+class SafetensorsFormat(Format):
+    """The weights by the model's names, which ``--init-from`` takes too; metadata has the config."""
+
+    suffix = ".safetensors"
+    needs = ("safetensors",)
+    traced = False
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        import safetensors.torch
+
+        state = exportable.model.state_dict()
+        others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if others:
+            raise UserError(f"safetensors holds tensors alone, and the model's {others[0]} is something else")
+        weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
+        content: bytes = safetensors.torch.save(weights, {key: _text(value) for key, value in about.items()})
+        return content
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        import safetensors.torch
+
+        with torch.no_grad():
+            for tensor in exportable.model.state_dict().values():
+                tensor.zero_()
+        exportable.model.load_state_dict(safetensors.torch.load_file(path))
+        return exportable.run
+
+
+def _text(value: Any) -> str:
+    """A value of the metadata, of which these formats take only texts: plain, or as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+FORMATS: dict[str, Format] = {"torch": TorchFormat(), "onnx": OnnxFormat(), "safetensors": SafetensorsFormat()}
+
+
+def check_installed(kind: Format) -> None:
+    """Raises UserError with the command that installs what is missing."""
+    for name in kind.needs:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{kind.suffix} files need {name}: pip install {' '.join(kind.needs)}") from error
