@@ -6,6 +6,7 @@ schema/         train.py --list, config.schema.json and the tables of keys
 tensorboard/    what TensorBoard shows beside the curves
 report/         test.py's report: tables, figures, predictions
 compare/        test.py --compare
+export/         export.py
 
 Each folder's ``__init__.py`` exports what the scripts call, which they find by utils/extras.py. No folder needs another
 one: ``drawing`` and ``layers`` are shared, and tensorboard/ leaves its pictures out where there is no report/.

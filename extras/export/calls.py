@@ -1,6 +1,7 @@
 """What a model is called with: recorded from the trainer's own evaluation step, so that any kind of batch serves."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.data.batches import Batches
+from base.data.batches import Batches, MicroBatch
 from base.data.images.cache import Images
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
@@ -19,8 +21,10 @@ from utils.random import isolated
 from utils.tree import map_tensors, tensors
 from utils.user_code import format_error_with_source
 
-SIZES = (64, 1)
-"""Samples of the two batches: what differs between them is of any size in the export."""
+SAMPLES = 64
+"""In the first of two batches; the other has one. What differs between them is of any size in the export."""
+TRIED = 16
+"""Single samples of which the smallest is taken: a text is padded only as far as the longest of its batch."""
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Call:
 
 
 def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
-    """How the trainer calls the model for a batch of each of SIZES, of the test data; and what is wrong with those.
+    """How the trainer calls the model for a batch of test data and for a single sample; and what is wrong with those.
 
     Where they cannot be read, random images serve, if the data are images; then the second is the reason, else "".
     Raises UserError if there are neither, or if the trainer does not call the model.
@@ -44,28 +48,27 @@ def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
     data, problem = trainer.experiment.data, ""
     data.num_workers = 0
     try:
-        batches = [_test_batches(trainer, size) for size in SIZES]
-    except Exception as error:  # of any kind: the loader may be the user's
+        read = [_read(data, SAMPLES, 1), _read(data, 1, TRIED)]
+    except DataError as error:
         if not isinstance(data, ImageLoader):
-            raise
-        problem = str(error) if isinstance(error, UserError) else format_error_with_source(error)
-        batches = [_random_images(data, size) for size in SIZES]
-    return [_call(trainer, each) for each in batches], problem
+            raise DataError(f"tracing the model needs a batch of test data. {error}") from error
+        problem = str(error)
+        read = [(images, next(images.one_pass())) for images in (_random_images(data, size) for size in (SAMPLES, 1))]
+    return [_call(trainer, *each) for each in read], problem
 
 
-def _test_batches(trainer: BaseTrainer, size: int) -> Batches:
-    """The test data in batches of this size, read as far as the first one."""
-    data = trainer.experiment.data
+def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
+    """The test data in batches of this size, and of the first ones the one with the smallest tensors."""
     data.eval_batch_size = size
     try:
         batches = data.test()
-        next(iter(batches.one_pass()))
-    except UserError:
-        raise
-    except Exception as error:
+        first = itertools.islice(batches.one_pass(), tried)
+        return batches, min(first, key=lambda each: sum(tensor.numel() for tensor in tensors(each.data)))
+    except UserError as error:
+        raise DataError(str(error)) from error
+    except Exception as error:  # of any kind: the loader may be the user's
         what = format_error_with_source(error)
         raise DataError(f"{type(data).__name__}: the test data cannot be read: {what}") from error
-    return batches
 
 
 def _random_images(data: ImageLoader, size: int) -> Batches:
@@ -75,9 +78,8 @@ def _random_images(data: ImageLoader, size: int) -> Batches:
     return Batches(data.source(images, augment=False), batch_size=size)
 
 
-def _call(trainer: BaseTrainer, batches: Batches) -> Call:
+def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
     """Raises UserError if the evaluation step fails, or leaves the model's own ``forward`` alone."""
-    batch = next(iter(batches.one_pass()))
     model, step = trainer.experiment.model, f"{type(trainer).__name__}.eval_step"
     model.eval()
     with recorded(model) as calls, isolated(trainer.experiment.seed, "export"), torch.no_grad():
@@ -91,8 +93,7 @@ def _call(trainer: BaseTrainer, batches: Batches) -> Call:
             ) from error
     if not calls:
         raise UserError(
-            f"{step} never calls {type(model).__name__} itself, only parts of it, so there is nothing to trace; "
-            "--format safetensors exports its weights"
+            f"{step} never calls {type(model).__name__} itself, only parts of it, so there is nothing to trace"
         )
     positional, keywords = calls[0]
     arguments = _by_name(model, positional, keywords)

@@ -59,9 +59,10 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
     source = _read(run, overrides, kind)
     exportable, note = _exportable(source, kind)
     expected = [exportable.run(call) for call in exportable.calls]
-    about = source.about | _described(exportable) | {"preprocessing": note}
     label = f"{source.loaded.config.model.type} cannot be exported"
     try:
+        described = _described(exportable) if kind.traced else {}
+        about = source.about | described | {"preprocessing": note}
         content = kind.content(exportable, about)
     except UserError as error:
         raise UserError(f"{label} to {name}: {error}") from error
@@ -104,13 +105,10 @@ def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
         about["config"] = to_json(loaded.config, folder=folder.path)
     try:
         calls, problem = record_calls(trainer)
-    except Exception as error:
-        if not kind.traced:
-            calls, problem = [], str(error)
-        elif isinstance(error, UserError):
-            raise UserError(f"a batch of test data is needed to trace the model. {error}") from error
-        else:
-            raise
+    except UserError as error:
+        if kind.traced:
+            raise UserError(f"{error}\n--format safetensors exports the weights alone, without it") from error
+        calls, problem = [], str(error)
     return Source(file, loaded, experiment.model.eval(), calls, problem, about)
 
 
@@ -145,8 +143,7 @@ def _exportable(source: Source, kind: Format) -> tuple[Exportable, str]:
 
 def _described(exportable: Exportable) -> dict[str, Any]:
     """The names, shapes and types of inputs and outputs. Raises UserError if the outputs are not tensors."""
-    if not exportable.calls:
-        return {"inputs": [], "outputs": []}
+    exportable.shapes(str)
     with torch.no_grad():
         inputs = [call.arguments for call in exportable.calls]
         outputs = [exportable.model(**copied(arguments)) for arguments in inputs]
@@ -154,9 +151,7 @@ def _described(exportable: Exportable) -> dict[str, Any]:
     for key, (first, second) in (("inputs", inputs), ("outputs", outputs)):
         names = flat_names(first, single=key)
         if not names or len(names) != len(flat_names(second)):
-            raise UserError(
-                f"{type(exportable.model).__name__} has {key} that cannot be exported: {type(first).__name__}"
-            )
+            raise UserError(f"its {key} are not a fixed number of tensors, but of type {type(first).__name__}")
         described[key] = [
             {"name": name, "shape": shape, "dtype": dtype}
             for name, (shape, dtype) in zip(names, _shapes(first, second, exportable), strict=True)
@@ -191,10 +186,10 @@ def _write(
 def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]], source: Source) -> str:
     """The largest difference between model and file. Raises UserError if they are not the same."""
     if not exportable.calls:
-        return f"not at all: there is nothing to compare on. {source.problem}"
+        return f"no: {source.problem}"
     again = [exportable.run(call) for call in exportable.calls]
     if any(_difference(*pair) for pair in zip(expected, again, strict=True)):
-        return "not at all: the model draws random numbers in evaluation"
+        return "no: the model draws random numbers in evaluation"
     try:
         run = kind.load(file, exportable)
         found = [run(call) for call in exportable.calls]
@@ -204,7 +199,7 @@ def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[l
     finite = torch.cat([each.double()[each.isfinite()] for outputs in expected for each in outputs])
     allowed = TOLERANCE * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
     what = "random images" if source.problem else "test samples"
-    shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over the first alone"
+    shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over one alone"
     if not difference <= allowed:
         raise UserError(f"the exported file gives other outputs than the model: {shown}")
     return f"{shown}. {source.problem}" if source.problem else shown
@@ -227,7 +222,7 @@ def _lines(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What is said of the file."""
     lines = []
     for key, verb in (("inputs", "takes"), ("outputs", "gives")):
-        for each in about[key]:
+        for each in about.get(key, ()):
             shape = ", ".join(map(str, each["shape"]))
             lines.append(("", verb, f"{each['name']}: {each['dtype']} ({shape})"))
             verb = ""

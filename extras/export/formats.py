@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from extras.export.calls import Call, dynamic_shapes
 from utils.errors import UserError
-from utils.tree import map_with_keys, tensors
+from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import user_line
 
 Run = Callable[[Call], list[Tensor]]
@@ -38,14 +38,23 @@ class Exportable:
     def shapes(self, name: Callable[[str], Any]) -> dict[str, Any]:
         """The axes whose size is another in each batch, by name, for each tensor. Raises UserError if there is none."""
         known = {(self.calls[0].samples, self.calls[1].samples): name("batch")}
+        used = set[tuple[int, int]]()
 
         def named(pair: tuple[int, int]) -> Any:
+            used.add(pair)
             if pair not in known:
                 known[pair] = name("length" if len(known) == 1 else f"length_{len(known)}")
             return known[pair]
 
         first, second = (call.arguments for call in self.calls)
-        return {key: dynamic_shapes(first[key], second[key], named, key) for key in first}
+        if first.keys() != second.keys():
+            raise UserError(
+                f"it is called with {', '.join(first)} for one batch and with {', '.join(second)} for another"
+            )
+        shapes = {key: dynamic_shapes(first[key], second[key], named, key) for key in first}
+        if not used:
+            raise UserError("its arguments have the same shapes for any number of samples")
+        return shapes
 
     def run(self, call: Call) -> list[Tensor]:
         with torch.no_grad():
@@ -55,10 +64,8 @@ class Exportable:
     def program(self) -> ExportedProgram:
         """The model as torch.export traces it. Raises UserError that says what of it cannot be traced, and where."""
         arguments = copied(self.calls[0].arguments)
-        made = dict[str, Any]()
-        shapes = self.shapes(lambda name: made.setdefault(name, Dim(name)))
-        if not made:
-            raise UserError("its arguments have the same shapes for a batch of any size")
+        # the limits of a length, such as the largest that the model has positions for, are torch's to find
+        shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
                 return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
@@ -73,9 +80,14 @@ def copied(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat_names(nest: Any, single: str = "") -> list[str]:
-    """A name for each tensor of a nest, by its keys. single: that of a nest that is a tensor."""
+    """A name for each tensor of a nest, by its keys. single: of a nest that is a tensor, a list or a tuple."""
     names = list[str]()
-    map_with_keys(lambda keys, _: names.append(".".join(map(str, keys)) or single), nest)
+
+    def add(keys: Keys, _: Tensor) -> None:
+        prefix = [] if keys and isinstance(keys[0], str) else [single]
+        names.append(".".join(map(str, [*prefix, *keys])))
+
+    map_with_keys(add, nest)
     return names
 
 
@@ -116,7 +128,9 @@ class TorchFormat(Format):
 
     def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        torch.export.save(exportable.program, buffer, extra_files={"metadata.json": json.dumps(about)})
+        program = exportable.program
+        with warnings.catch_warnings(action="ignore"):
+            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
         return buffer.getvalue()
 
     def load(self, path: Path, exportable: Exportable) -> Run:
