@@ -4,9 +4,11 @@ import functools
 import importlib
 import io
 import json
+import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ class Exportable:
         # the limits of a length, such as the largest that the model has positions for, are torch's to find
         shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
         try:
-            with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            with quiet(), torch.no_grad():
                 return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # of any kind: the model is the user's
             raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
@@ -101,6 +103,18 @@ def in_short(error: BaseException) -> str:
     return "\n".join(filter(None, [f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), place]))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch neither warns nor logs nor prints graphs: an error says it all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 class Format(ABC):
     """One kind of file."""
 
@@ -129,12 +143,12 @@ class TorchFormat(Format):
     def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
         program = exportable.program
-        with warnings.catch_warnings(action="ignore"):
+        with quiet():
             torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
         return buffer.getvalue()
 
     def load(self, path: Path, exportable: Exportable) -> Run:
-        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+        with path.open("rb") as file, quiet():
             module = torch.export.load(file).module()
 
         def run(call: Call) -> list[Tensor]:
@@ -155,7 +169,7 @@ class OnnxFormat(Format):
         program = exportable.program
         names = [output["name"] for output in about["outputs"]]
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with quiet():
                 made = torch.onnx.export(
                     program,
                     dynamo=True,
