@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from extras.export.calls import Call, dynamic_shapes
 from utils.errors import UserError
 from utils.tree import Keys, map_with_keys, tensors
-from utils.user_code import user_line
+from utils.user_code import in_project, user_line
 
 Run = Callable[[Call], list[Tensor]]
 """The outputs for a call."""
@@ -103,6 +104,16 @@ def in_short(error: BaseException) -> str:
     return "\n".join(filter(None, [f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), place]))
 
 
+def caller(program: ExportedProgram, error: BaseException) -> str:
+    """The line of the model that calls the operator of which an error says that ONNX does not have it; or nothing."""
+    operator = re.search(r"OpOverload\(op='\w+\.(\w+)'", str(error))
+    for node in program.graph.nodes:
+        if operator and operator[1] in str(node.target):
+            place = re.findall(r'File "(.+)", line (\d+), in .+\n +(.+)', node.meta.get("stack_trace") or "")
+            return f"\n  {in_project(place[-1][0])}:{place[-1][1]}: {place[-1][2]}" if place else ""
+    return ""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, torch neither warns nor logs nor prints graphs: an error says it all."""
@@ -179,7 +190,7 @@ class OnnxFormat(Format):
                     output_names=names,
                 )
         except Exception as error:
-            raise UserError(f"torch.onnx cannot convert it: {in_short(error)}") from error
+            raise UserError(f"torch.onnx cannot convert it: {in_short(error)}{caller(program, error)}") from error
         assert made is not None
         made.model.metadata_props.update({key: _text(value) for key, value in about.items()})
         content: bytes = made.model_proto.SerializeToString()
