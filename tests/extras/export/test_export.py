@@ -172,7 +172,7 @@ class PairTrainer(BaseTrainer):
 def test_several_inputs_of_any_length_by_name(fit: Fit, capsys: Capture) -> None:
     data = {"type": "PairLoader", "args": {"batch_size": 10}}
     with temporarily(DATA_LOADERS, PairLoader), temporarily(MODELS, TwoInputs), temporarily(TRAINERS, PairTrainer):
-        folder = fit(data_loader=data, model="TwoInputs", trainer={"type": "PairTrainer", "epochs": 1}).run_dir
+        folder = fit("trainer.type=PairTrainer", data_loader=data, model="TwoInputs", metrics=[]).run_dir
         file = export.main(["-r", str(folder), "--format", "onnx"])
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         shapes = {argument.name: argument.shape for argument in session.get_inputs()}
@@ -262,7 +262,7 @@ def test_random_numbers_in_evaluation_are_not_compared(fit: Fit, capsys: Capture
 
 def test_a_trainer_that_calls_only_parts_of_the_model(fit: Fit, capsys: Capture) -> None:
     with temporarily(MODELS, Parts), temporarily(TRAINERS, PartsTrainer):
-        folder = fit("trainer.epochs=1", model="Parts", trainer={"type": "PartsTrainer"}).run_dir
+        folder = fit("trainer.type=PartsTrainer", model="Parts", metrics=[]).run_dir
         assert "PartsTrainer.eval_step never calls Parts itself" in failure(capsys, "-r", str(folder))
         export.main(["-r", str(folder), "--format", "safetensors"])
     assert "compared  no: PartsTrainer.eval_step never calls Parts itself" in capsys.readouterr().out
@@ -334,7 +334,7 @@ def test_without_data_or_images_there_is_nothing_to_trace(fit: Fit, capsys: Capt
 
     with temporarily(DATA_LOADERS, Gone), temporarily(MODELS, TwoInputs), temporarily(TRAINERS, PairTrainer):
         data = {"type": "Gone", "args": {"batch_size": 10}}
-        folder = fit(data_loader=data, model="TwoInputs", trainer={"type": "PairTrainer", "epochs": 1}).run_dir
+        folder = fit("trainer.type=PairTrainer", data_loader=data, model="TwoInputs", metrics=[]).run_dir
         said = failure(capsys, "-r", str(folder))
         assert "tracing the model needs a batch of test data. Gone: the test data cannot be read: FileNotFoundE" in said
         export.main(["-r", str(folder), "--format", "safetensors"])
