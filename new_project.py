@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 # the last two are for those who work on the template
 LEFT_OUT = ("saved", "data", "new_project.py", "dev", "tests/dev")
-MINIMAL = ("extras", "tests/extras", "docs/recipes", "tests/docs")
+MINIMAL = ("extras", "export.py", "docs/export.md", "tests/extras", "docs/recipes", "tests/docs")
 # what belongs to the project where git does not say so, beside its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", "LICENSE", "Makefile"]
 FOLDERS = [".ci", ".github", "configs", "docs"]

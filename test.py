@@ -24,7 +24,8 @@ from typing import Any
 from torch import nn
 
 from base.base_model import count_parameters
-from base.build import build_experiment, build_trainer, load_weights, with_facts
+from base.build import build_experiment, build_trainer, with_facts
+from base.initial_weights import load_weights
 from base.training.observer import Observer
 from base.training.state import load_for_evaluation
 from logger.writers import EventWriter, remove_event_files
@@ -160,16 +161,17 @@ def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board
 def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: ProcessGroup) -> dict[str, Any]:
     """The same state in all processes, although a run that still trains may replace the file at any moment."""
     try:
-        state = load_weights(model, source, process_group)
+        state = checkpoint.read_together(source, process_group)
         while len(set(process_group.all_gather(checkpoint.saved_progress(state, source)["steps"]))) > 1:
-            state = load_weights(model, source, process_group)
-        return state
+            state = checkpoint.read_together(source, process_group)
     except CheckpointError as error:
         others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
         advice = (
             f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
         )
         raise CheckpointError(f"{error}\n{advice}") from error
+    load_weights(model, state["model"], source)
+    return state
 
 
 if __name__ == "__main__":

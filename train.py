@@ -19,9 +19,11 @@ if __name__ == "__main__":
     cli.answer_early(__doc__)
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
+
+from torch import nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
@@ -52,22 +54,30 @@ class Result:
     run_dir: Path
     epochs: int
     steps: int
-    last: dict[str, float]
-    """The last epoch's values, as in metrics.jsonl."""
     best: float | None
     """The best monitored value; None if nothing is monitored."""
+    model: nn.Module = field(repr=False)
+    """As the last step left it, in evaluation mode. ``load_run(run_dir)`` has the best epoch's weights, or the averaged
+    ones."""
+    history: list[dict[str, Any]] = field(repr=False)
+    """The values of each epoch, as in metrics.jsonl."""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The values of the last epoch."""
+        return self.history[-1]
 
 
-def main(argv: Sequence[str] | None = None) -> Result:
+def main(argv: Sequence[str] | None = None) -> Result | Any:
     """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting.
 
-    --check and --list exit when they are done, as --help does.
+    Returns the Result of a run, the exit status of --check, and None of --list.
     """
     process_group = get_process_group()
     options = cli.train_options(__doc__, argv)
     import_components()
     if options.list is not None or options.check:
-        inspect(options)
+        return inspect(options)
     if options.resume is not None and options.init_from:
         raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
     if options.resume:
@@ -90,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
     return train(loaded, data, note=options.note)
 
 
-def inspect(options: argparse.Namespace) -> NoReturn:
-    """--list and --check."""
+def inspect(options: argparse.Namespace) -> int | None:
+    """--list, or --check, whose exit status is returned."""
     if get_process_group().launched:
         raise UserError("--check and --list run in a single process; do not use torchrun")
     alone = not (options.overrides or options.config or options.check)
@@ -103,9 +113,11 @@ def inspect(options: argparse.Namespace) -> NoReturn:
         if early := find_extra("early"):
             early.keep_listing(options.list, width, text)
         say(text)
-        raise SystemExit(0)
-    check = load_extra("check", "--check")
-    raise SystemExit(check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides)))
+        return None
+    status: int = load_extra("check", "--check").preflight(
+        load_config(options.config or PROJECT / "config.json", options.overrides)
+    )
+    return status
 
 
 def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:
@@ -163,7 +175,8 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
     console.clear()
     for line in end_summary(loaded, trainer, folder):
         console.info(line)
-    return Result(folder.path, progress.epochs, progress.steps, folder.last_epoch(), progress.best)
+    model = trainer.experiment.model.eval()
+    return Result(folder.path, progress.epochs, progress.steps, progress.best, model, folder.epochs())
 
 
 def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:

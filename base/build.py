@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,14 +24,12 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.chosen_writers import GuardedWriter, RunInfo
 from logger.console import Console
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
-from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.located_json import config_error
 from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
-from utils.distributed import get_process_group
-from utils.distributed.process_group import ProcessGroup
+from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
@@ -42,7 +39,6 @@ from utils.run_folder import RunFolder
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
-from utils.user_code import format_error_with_source
 
 T = TypeVar("T")
 
@@ -53,14 +49,20 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
         return loaded, None
     process_group = get_process_group()
     process_group.connect(loaded.config.runtime.timeout)
-    data = _data_loader(loaded)
+    data = build_data_loader(loaded)
     with process_group.main_process_first():
         facts = _call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
     return loaded.with_facts(facts), data
 
 
-def _data_loader(loaded: LoadedConfig) -> BaseDataLoader:
+def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
     return _build(loaded, "data_loader", loaded.config.data_loader, BaseDataLoader)  # type: ignore[type-abstract]
+
+
+def build_model(loaded: LoadedConfig) -> nn.Module:
+    """The model with its initial weights, which follow from the seed."""
+    seed_generators(loaded.config.seed, "model")
+    return _build(loaded, "model", loaded.config.model, nn.Module)
 
 
 def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
@@ -71,15 +73,11 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     config = loaded.config
     runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
 
-    def make_model() -> nn.Module:
-        seed_generators(config.seed, "model")
-        return _build(loaded, "model", config.model, nn.Module)
-
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
     data, model, (criterion, sum_loss) = _build_all(
-        lambda: _data_loader(loaded) if data is None else data,
-        make_model,
+        lambda: build_data_loader(loaded) if data is None else data,
+        lambda: build_model(loaded),
         lambda: build_loss(loaded, runtime.device),
     )
     runtime.prepare(model)
@@ -345,17 +343,3 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
         return make_scheduler(settings, optimizer, length, build, at)
 
     return Schedule(optimizer, make, per_step=per_step, steps_per_epoch=steps, epochs=epochs, settings=settings)
-
-
-def load_weights(model: nn.Module, source: Path, process_group: ProcessGroup) -> dict[str, Any]:
-    """Load a checkpoint's weights in all processes, and return its state.
-
-    Raises UserError that lists what does not fit; nothing is skipped.
-    """
-    state = checkpoint.read_together(source, process_group)
-    try:
-        model.load_state_dict(state["model"])
-    except Exception as error:  # of any kind: the user's code may get untrusted values
-        reasons = "\n".join(line.strip() for line in str(error).splitlines()[1:6]) or format_error_with_source(error)
-        raise UserError(f"the weights of {source} do not fit this model:\n{reasons}") from error
-    return state

@@ -14,7 +14,7 @@ from utils.checkpoint.weights_file import read_weights
 from utils.config import LoadedConfig
 from utils.config.located_json import Problem, config_error
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
 from utils.schema import WeightsConfig
 from utils.text import count, hint
@@ -71,18 +71,23 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         problems.append(Problem((*AT, "file"), message))
     if problems:
         raise config_error(loaded.document, problems)
-    load_taken(model, taken, file)
+    load_weights(model, taken, file, partial=True)
     return InitialWeights(file, taken, left)
 
 
-def load_taken(model: nn.Module, taken: Mapping[str, Any], file: Path) -> None:
-    """Load weights by the model's names, of which there may be fewer than it has. Raises UserError if one fails."""
+def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, partial: bool = False) -> None:
+    """Load weights by the model's names; partial: there may be fewer than it has, but none that it does not have.
+
+    file: where they are from, for a message. Raises CheckpointError that lists what does not fit.
+    """
     try:
-        result = model.load_state_dict(dict(taken), strict=False)
+        unexpected = model.load_state_dict(dict(weights), strict=not partial).unexpected_keys
     except Exception as error:  # of any kind: the user's code may get untrusted values
-        raise UserError(f"the weights of {file} do not fit this model: {format_error_with_source(error)}") from error
-    if result.unexpected_keys:
-        raise UserError(f"the weights of {file} do not fit this model, which has no {result.unexpected_keys[0]}")
+        listed = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
+        reasons = listed or format_error_with_source(error)
+        raise CheckpointError(f"the weights of {file} do not fit this model:\n{reasons}") from error
+    if unexpected:
+        raise CheckpointError(f"the weights of {file} do not fit this model, which has no {unexpected[0]}")
 
 
 def _read_together(path: Path, process_group: ProcessGroup) -> tuple[Path, dict[str, Any]]:

@@ -1,38 +1,81 @@
-"""The trained model of another run, such as a teacher."""
+"""A trained run, for a script or a notebook, or as a teacher: its model, its config, its classes."""
 
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from base.construct import arguments_of, call
-from utils.checkpoint.weights_file import read_weights
-from utils.config import load_config
-from utils.errors import CheckpointError
+from base.base_data_loader import BaseDataLoader
+from base.build import build_data_loader, build_model
+from base.initial_weights import load_weights
+from utils import checkpoint
+from utils.checkpoint.weights_file import evaluated_weights
+from utils.config import LoadedConfig, load_config
 from utils.paths import project_path
 from utils.random import isolated
-from utils.registry import MODELS
+from utils.registry import import_components
 from utils.run_folder import RunFolder
-from utils.user_code import format_error_with_source
+from utils.schema import Config
+from utils.tree import map_tensors
 
 
-def load_run(run: str | Path) -> nn.Module:
-    """The model of a run folder, or of a checkpoint in one, with the weights that its test evaluates.
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run as ``load_run`` gives it."""
 
-    It is on the CPU, in evaluation mode, and does not require gradients. Building it draws no random numbers from those
-    of the training. A relative path begins at the project's folder. Raises CheckpointError if the run is missing or
-    damaged, or if its model has another shape today.
+    folder: Path
+    checkpoint: Path
+    """The file that the weights are from."""
+    model: nn.Module = field(repr=False)
+    """On the CPU, in evaluation mode, without gradients."""
+    class_names: tuple[str, ...] | None
+    """As they were in training; None if the data set has none."""
+    loaded: LoadedConfig = field(repr=False)
+
+    @property
+    def config(self) -> Config:
+        """The config as it was run."""
+        return self.loaded.config
+
+    @functools.cached_property
+    def data(self) -> BaseDataLoader:
+        """The run's data loader, which reads its data when they are first asked for. Raises UserError."""
+        return build_data_loader(self.loaded)
+
+    def predict(self, inputs: Any) -> Any:
+        """The model's outputs for a batch of what it takes: a tensor (B, ...), or any nest of tensors.
+
+        The batch goes to where the model is, and so do the outputs, which have no gradients.
+        """
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            return self.model(map_tensors(lambda tensor: tensor.to(device), inputs))
+
+
+def load_run(run: str | Path) -> LoadedRun:
+    """A run by its folder, or by a checkpoint in it, with the weights that its test evaluates.
+
+    Building its model draws no random numbers from those of a training. A relative path begins at the project's folder.
+    Raises CheckpointError if the run is missing or damaged, or if its model has another shape today.
     """
+    import_components()
     path = project_path(str(run))
     folder, _ = RunFolder.of(path)
+    file = RunFolder.checkpoint_of(path)
     loaded = load_config(folder.config, dry_run=False)
-    component = loaded.config.model
     with isolated(loaded.config.seed, "model"):
-        args = arguments_of(loaded, MODELS, component.type, component.args, ("model", "args"))
-        model = call(loaded, ("model", "args"), component.type, lambda: MODELS[component.type](**args), nn.Module)
-    file, weights = read_weights(path)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        message = f"the weights of {file} do not fit {component.type}: {format_error_with_source(error)}"
-        raise CheckpointError(message) from error
-    return model.eval().requires_grad_(False)
+        model = build_model(loaded)
+    state = checkpoint.read(file)
+    load_weights(model, evaluated_weights(state), file)
+    return LoadedRun(folder.path, file, model.eval().requires_grad_(False), class_names_of(state), loaded)
+
+
+def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a checkpoint remembers, if there are any."""
+    data = state.get("data")
+    names = data.get("classes") if isinstance(data, Mapping) else None
+    return tuple(map(str, names)) if isinstance(names, list) else None

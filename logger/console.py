@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -30,6 +30,11 @@ _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 def styled(text: str, style: str) -> str:
     """Text with an ANSI style, which is stripped wherever plain text is wanted."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def in_notebook(stream: TextIO | None) -> bool:
+    """Whether a stream is the output of a notebook's cell: not a terminal, but a line can be redrawn there too."""
+    return type(stream).__module__ == "ipykernel.iostream"
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -149,18 +154,19 @@ class Console:
 
     @property
     def width(self) -> int:
-        """Columns of the terminal; 80 in a file."""
-        return terminal_width()
+        """Columns of the terminal; 80 in a file or a notebook."""
+        # in a notebook the stream's file is the terminal in which the server was started
+        return 80 if in_notebook(sys.stdout) else terminal_width()
 
     @property
     def shows_bar(self) -> bool:
         """Whether progress within an epoch is a bar."""
-        return self.verbosity >= 2 and not is_plain(sys.stdout)
+        return self.verbosity >= 2 and (not is_plain(sys.stdout) or in_notebook(sys.stdout))
 
     @property
     def prints_progress(self) -> bool:
         """Whether progress within an epoch is printed as lines, since a bar cannot be shown."""
-        return self.verbosity >= 2 and is_plain(sys.stdout)
+        return self.verbosity >= 2 and not self.shows_bar
 
     def bar(self, texts: BarTexts, **options: Any) -> Bar:
         """A progress bar in the place of the one before. options: tqdm's."""

@@ -91,10 +91,7 @@ def test_a_mistake_is_one_message_and_status_2(
     script: str, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = train.main if script == "train.py" else load_script("test").main
-    try:
-        status: int | str | None = cli.run(main, arguments)
-    except SystemExit as argparse_exit:
-        status = argparse_exit.code
+    status = cli.run(main, arguments)
     printed = capsys.readouterr()
     assert status == 2
     assert says in printed.err

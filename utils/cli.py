@@ -15,7 +15,7 @@ from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra
 from utils.streams import flush_streams, say_error, say_loading
-from utils.text import OVERRIDE, printable
+from utils.text import OVERRIDE
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
@@ -28,15 +28,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
             message += "; set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"
-        if current().launched:  # cli.run prints it, in one of the processes
-            raise UserError(f"{message}\n{self.format_usage().rstrip()}")
-        super().error(printable(message))
+        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def parser(about: str, inputs: str = "") -> argparse.ArgumentParser:
+def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.ArgumentParser:
     """A parser with the common arguments. about: what the script does, then its examples, for the end of the help.
 
     inputs: what the words are that are not overrides; empty: there are none.
+    device: whether the script lets one be chosen.
     """
     description, _, examples = about.strip().partition("\n\n")
     parser = _Parser(
@@ -45,14 +44,13 @@ def parser(about: str, inputs: str = "") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
-    )
+    if device:
+        parser.add_argument(
+            "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
+        )
     override = "override any key of the config, e.g. trainer.epochs=5"
-    if inputs:
-        parser.add_argument("overrides", nargs="*", metavar="INPUT", help=f"{inputs}; KEY=VALUE: {override}")
-    else:
-        parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=override)
+    words, about_words = ("INPUT", f"{inputs}; KEY=VALUE: {override}") if inputs else ("KEY=VALUE", override)
+    parser.add_argument("overrides", nargs="*", metavar=words, help=about_words)
     return parser
 
 
@@ -135,7 +133,7 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
 
 def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:
     try:
-        command(argv)
+        returned = command(argv)
         current().finish()
     except (UserError, TrainingError) as error:
         return _fail(error, 2 if isinstance(error, UserError) else 1)
@@ -150,7 +148,7 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         if not current().launched:
             raise
         return _fail(error, 1)
-    return 0
+    return returned if isinstance(returned, int) else 0  # that of --check
 
 
 def _fail(error: Exception, status: int) -> int:

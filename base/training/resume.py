@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from base.base_trainer import BaseTrainer
-from base.initial_weights import load_taken
+from base.initial_weights import load_weights
 from base.training.replay import lay_out
 from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
@@ -231,7 +231,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix
         state = checkpoint.read_together(folder.initial, trainer.runtime.process_group)
-        load_taken(trainer.experiment.model, state["model"], folder.initial)
+        load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
         if trainer.averaged_weights:
             trainer.averaged_weights.restart()
     trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")

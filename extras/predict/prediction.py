@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_trainer, load_weights, with_facts
+from base.build import build_experiment, build_trainer, with_facts
 from base.data.images.folder import SUFFIXES
 from base.data.sources import describe_batch
+from base.initial_weights import load_weights
 from base.training.first_batch import FORWARD_ERRORS
 from base.training.state import load_for_evaluation
 from extras.predict.arrays import Unreadable

@@ -1,5 +1,6 @@
 """The trained model of another run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ Fit = Callable[..., train.Result]
 def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:
     run = fit('trainer.ema={"decay": 0.8}', "trainer.monitor=min val_loss").run_dir
     before = torch.get_rng_state()
-    model = load_run(run)
+    model = load_run(run).model
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -34,5 +35,34 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     run = fit().run_dir
     config = run / "config.json"
     config.write_text(config.read_text().replace('"hidden_features": 5', '"hidden_features": 4'))
-    with pytest.raises(CheckpointError, match="do not fit TwoLayerNet"):
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        load_run(run)
+
+
+def test_what_a_run_and_its_result_have(own_cifar10: Path, fit: Fit) -> None:
+    args = {"data_dir": str(own_cifar10), "batch_size": 50, "download": False}
+    data = {"type": "CIFAR10Loader", "args": args}
+    result = fit("trainer.epochs=2", data_loader=data, model={"type": "LeNet", "args": {"in_channels": 3}})
+    run = load_run(result.run_dir / "checkpoints" / "last.pth")
+
+    assert run.class_names is not None
+    assert run.class_names[3] == "cat"
+    assert (run.config.model.type, run.folder, run.checkpoint.name) == ("LeNet", result.run_dir, "last.pth")
+    inputs, _ = next(iter(run.data.test().one_pass())).data
+    outputs = run.predict(inputs)
+    assert not outputs.requires_grad
+    assert torch.equal(outputs, run.model(inputs))
+
+    assert not result.model.training
+    assert torch.equal(outputs, result.model(inputs))
+    assert [epoch["epoch"] for epoch in result.history] == [1, 2]
+    assert result.history == [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(repr(result)) < 300, "a notebook shows it"
+
+
+def test_a_run_without_a_checkpoint(fit: Fit) -> None:
+    run = fit().run_dir
+    for path in run.glob("checkpoints/*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         load_run(run)

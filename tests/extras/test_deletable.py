@@ -32,6 +32,7 @@ GONE = {
         ["predict.py", "-r", "RUN", "config.json"],
         "error: predict.py needs extras/predict, which is not in this project\n",
     ),
+    "export": (["export.py", "-r", "RUN"], "error: export.py needs extras/export, which is not in this project\n"),
 }
 NOTES = {
     "tensorboard": "TensorBoard gets only the curves: extras/tensorboard is not in this project\n",
@@ -97,7 +98,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     project = tmp_path_factory.mktemp("whole") / "project"
     for folder in NEEDED:
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "test.py", "predict.py", "config.json"):
+    for name in ("train.py", "test.py", "predict.py", "export.py", "config.json"):
         shutil.copy(ROOT / name, project / name)
     notes, metrics, epochs, printed, _ = results(project)
     assert notes == ""

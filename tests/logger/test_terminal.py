@@ -347,3 +347,24 @@ def test_an_error_takes_the_bar_away(write_config: Callable[..., Path], monkeypa
         assert cli.run(train.main, ["-c", str(write_config()), "trainer.verbosity=2"]) == 2
     assert any("100% |" in line for line in shown.drawn())
     assert shown.screen()[-2:] == ["error: the disk is gone", ""]
+
+
+class OutStream(io.StringIO):
+    """The output of a notebook's cell: no terminal, but a carriage return goes back to the start of the line there."""
+
+
+OutStream.__module__ = "ipykernel.iostream"
+
+
+def test_a_notebook_has_one_line_that_is_redrawn(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = OutStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr("logger.console.INTERVAL", 0)
+    fit("trainer.verbosity=2")
+    written = stream.getvalue()
+    assert "\x1b" not in written
+    assert re.search(r"\repoch 1/2 .*\|.*\r", written)
+    shown = re.sub(r".*\r(?=[^\n])", "", written).splitlines()  # as notebooks do it
+    assert not [line for line in shown if line.startswith("epoch ") and "|" in line]
+    assert len([line for line in shown if re.match(r"  [12]/2 ", line)]) == 2
+    assert max(len(line) for line in re.split("[\r\n]", written) if "|" in line) <= 80

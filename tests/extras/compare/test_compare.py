@@ -15,7 +15,7 @@ from extras.compare.runs import FOLD, HOW_FED, WHICH_DATA, direction
 from tests.conftest import load_script
 from tests.helpers import ROOT
 from utils import cli
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, UserError
 from utils.registry import DATA_LOADERS
 
 test = load_script("test")
@@ -292,7 +292,7 @@ def test_a_mistake_is_one_message_and_status_2(
         printed = capsys.readouterr()
         assert (printed.out, printed.err) == ("", f"error: {says}\n")
     for arguments in (["--compare", "a", "-r", "b"], ["-r", "a", "--compare", "b"], ["--compare"], []):
-        with pytest.raises(SystemExit, match="2"):
+        with pytest.raises(UserError, match="usage: "):
             test.main(arguments)
     with pytest.raises(CheckpointError):
         test.main(["--compare", str(run), "saved/smal"])

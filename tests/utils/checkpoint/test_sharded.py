@@ -222,12 +222,13 @@ def sign(file: Path) -> None:
 
 
 def refused(file: Path, fit: Fit, says: str) -> None:
-    for command in (
+    commands: list[Callable[[], Any]] = [
         lambda: train.main(["-r", str(file.parent.parent)]),
         lambda: train.main(["-r", str(file)]),
         lambda: fit("--init-from", str(file)),
         lambda: load_script("test").main(["-r", str(file)]),
-    ):
+    ]
+    for command in commands:
         with pytest.raises(CheckpointError, match=says):
             command()
 

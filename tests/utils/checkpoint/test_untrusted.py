@@ -62,12 +62,13 @@ def test_a_checkpoint_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_p
     run = fit().run_dir
     path = armed(run, how, trace)
     says = "nothing of it was run" if how == "signed" else "not written by this project"
-    for command in (
+    commands: list[Callable[[], Any]] = [
         lambda: train.main(["-r", str(run)]),
         lambda: train.main(["-r", str(path)]),
         lambda: fit("--init-from", str(path)),
         lambda: load_script("test").main(["-r", str(path)]),
-    ):
+    ]
+    for command in commands:
         with pytest.raises(CheckpointError, match=says):
             command()
     assert not trace.exists()

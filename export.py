@@ -1,0 +1,48 @@
+"""Export the model of a run: its best checkpoint, or the one given, as a file that needs none of this project's code.
+
+python export.py -r saved/cifar10_lenet/20260101-120000
+python export.py -r saved/cifar10_lenet/20260101-120000 --format onnx --out lenet.onnx
+python export.py -r saved/cifar10_lenet/20260101-120000 data_loader.args.data_dir=/data/cifar10
+"""
+
+import sys
+
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take seconds
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import cli
+from utils.distributed import get_process_group
+from utils.errors import UserError
+from utils.extras import load_extra
+from utils.registry import import_components
+
+SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """The command line as a function: the file that was written. Raises UserError."""
+    made = cli.parser(__doc__ or "", device=False)
+    made.add_argument("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
+    made.add_argument(
+        "--format",
+        choices=list(SUFFIXES.values()),
+        help="torch.export's archive, ONNX, or the weights alone (default: what --out ends with, or torch)",
+    )
+    made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
+    options = cli.parse(made, argv)
+    if get_process_group().launched:
+        raise UserError("export.py runs in a single process; do not use torchrun")
+    extra = load_extra("export", "export.py")
+    import_components()
+    name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
+    written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,166 @@
+"""What a model is called with: recorded from the trainer's own evaluation step, so that any kind of batch serves."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer
+from base.data.batches import Batches, MicroBatch
+from base.data.images.cache import Images
+from base.data.images.image_loader import ImageLoader
+from base.data.sources import TensorSource
+from utils.errors import DataError, UserError
+from utils.random import isolated
+from utils.tree import map_tensors, tensors
+from utils.user_code import format_error_with_source
+
+SAMPLES = 64
+"""In the first of two batches; the other has one. What differs between them is of any size in the export."""
+TRIED = 16
+"""Single samples of which the smallest is taken: a text is padded only as far as the longest of its batch."""
+
+
+@dataclass
+class Call:
+    """The model's arguments for a batch, on the CPU."""
+
+    samples: int
+    arguments: dict[str, Any]
+    """By the names of ``forward``'s parameters: nests of tensors."""
+    stored: Tensor | None
+    """The batch as the data set stores it, if the only argument is what ``transform`` makes of that."""
+    transform: Callable[[Tensor], Tensor] | None
+
+
+def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
+    """How the trainer calls the model for a batch of test data and for a single sample; and what is wrong with those.
+
+    Where they cannot be read, random images serve, if the data are images; then the second is the reason, else "".
+    Raises UserError if there are neither, or if the trainer does not call the model.
+    """
+    data, problem = trainer.experiment.data, ""
+    data.num_workers = 0
+    try:
+        read = [_read(data, SAMPLES, 1), _read(data, 1, TRIED)]
+    except DataError as error:
+        if not isinstance(data, ImageLoader):
+            raise DataError(f"tracing the model needs a batch of test data. {error}") from error
+        problem = str(error)
+        read = [(images, next(images.one_pass())) for images in (_random_images(data, size) for size in (SAMPLES, 1))]
+    return [_call(trainer, *each) for each in read], problem
+
+
+def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
+    """The test data in batches of this size, and of the first ones the one with the smallest tensors."""
+    data.eval_batch_size = size
+    try:
+        batches = data.test()
+        first = itertools.islice(batches.one_pass(), tried)
+        return batches, min(first, key=lambda each: sum(tensor.numel() for tensor in tensors(each.data)))
+    except UserError as error:
+        raise DataError(str(error)) from error
+    except Exception as error:  # of any kind: the loader may be the user's
+        what = format_error_with_source(error)
+        raise DataError(f"{type(data).__name__}: the test data cannot be read: {what}") from error
+
+
+def _random_images(data: ImageLoader, size: int) -> Batches:
+    shape = (size, data.size, data.size, 3)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, torch.zeros(size, dtype=torch.int64))
+    return Batches(data.source(images, augment=False), batch_size=size)
+
+
+def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
+    """Raises UserError if the evaluation step fails, or leaves the model's own ``forward`` alone."""
+    model, step = trainer.experiment.model, f"{type(trainer).__name__}.eval_step"
+    model.eval()
+    with recorded(model) as calls, isolated(trainer.experiment.seed, "export"), torch.no_grad():
+        try:
+            trainer.eval_step(trainer.runtime.to_device(batch.data))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"a test batch of {batch.size} failed in {step}: {format_error_with_source(error)}"
+            ) from error
+    if not calls:
+        raise UserError(
+            f"{step} never calls {type(model).__name__} itself, only parts of it, so there is nothing to trace"
+        )
+    positional, keywords = calls[0]
+    arguments = _by_name(model, positional, keywords)
+    stored, transform = _stored(batches, batch.size, [*positional, *keywords.values()])
+    return Call(batch.size, arguments, stored, transform)
+
+
+def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UserError(f"{type(model).__name__}.forward takes {parameter}: an export needs arguments with names")
+    return dict(signature.bind(*positional, **keywords).arguments)
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """A list that inside gets copies of the arguments, as (args, kwargs), of each call of a model."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(map_tensors(lambda tensor: tensor.detach().cpu().clone(), (args, kwargs)))
+
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _stored(
+    batches: Batches, size: int, arguments: list[Any]
+) -> tuple[Tensor | None, Callable[[Tensor], Tensor] | None]:
+    """The first samples as they are stored and what prepares them, if that gives the only argument exactly."""
+    source = batches.source
+    if not isinstance(source, TensorSource) or source.transform is None or len(arguments) != 1:
+        return None, None
+    plain = Batches(TensorSource(source.inputs, source.targets), batch_size=size, indices=batches.indices)
+    stored: Tensor = next(iter(plain.one_pass())).data[0].clone()
+    prepared, argument = source.transform(stored.clone()), arguments[0]
+    same = isinstance(argument, Tensor) and prepared.dtype == argument.dtype and torch.equal(prepared, argument)
+    return (stored, source.transform) if same else (None, None)
+
+
+def dynamic_shapes(first: Any, second: Any, name: Callable[[tuple[int, int]], Any], where: str) -> Any:
+    """What torch.export calls so: the same nest, with ``{axis: name}`` for each tensor: the axes that differ in size.
+
+    first, second: arguments of two calls. name: what a pair of sizes is called. Raises UserError for other differences.
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() == second.dim():
+        pairs = enumerate(zip(first.shape, second.shape, strict=True))
+        return {axis: name(pair) for axis, pair in pairs if pair[0] != pair[1]}
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return {key: dynamic_shapes(first[key], second[key], name, f"{where}.{key}") for key in first}
+    if isinstance(first, (list, tuple)) and type(first) is type(second) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        items = [dynamic_shapes(*pair, name, f"{where}.{index}") for index, pair in pairs]
+        return items if isinstance(first, list) else tuple(items)
+    if not [*tensors([first, second])] and type(first) is type(second) and first == second:
+        return None
+    raise UserError(
+        f"its argument {where} is {_kind(first)} in one batch and {_kind(second)} in another; only the sizes of "
+        "tensors may depend on the batch"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else repr(value)

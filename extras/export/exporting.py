@@ -1,0 +1,237 @@
+"""From a run to a file that has been read again and compared with the model."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.build import build_experiment, build_trainer, with_facts
+from base.initial_weights import load_weights
+from base.load_run import class_names_of
+from extras.export.calls import Call, record_calls
+from extras.export.formats import FORMATS, Exportable, Format, check_installed, copied, flat_names
+from utils import checkpoint
+from utils.checkpoint.weights_file import evaluated_weights
+from utils.config import LoadedConfig, load_config, to_json
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.paths import display_path
+from utils.run_folder import RunFolder
+from utils.streams import say
+from utils.text import count, table
+from utils.tree import tensors
+
+TOLERANCE = 1e-3
+"""Of an output, relative to the largest one, or absolute below 1: an export that differs by more is another model."""
+SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false", "runtime.strategy=ddp")
+"""An export is in fp32 on the CPU, however the run was trained."""
+
+
+@dataclass
+class Source:
+    """The model of a run with its evaluated weights, and what is known of it."""
+
+    checkpoint: Path
+    loaded: LoadedConfig
+    model: nn.Module
+    calls: list[Call]
+    """Empty if the data cannot be read."""
+    problem: str
+    """Why the calls are not with test data."""
+    about: dict[str, Any]
+    """For the file's metadata: plain values."""
+
+
+def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> Path:
+    """Export the model of a run, or of a checkpoint in one, in a format of FORMATS; return the file.
+
+    Raises UserError that says what cannot be exported, and where; then nothing is written.
+    """
+    kind = FORMATS[name]
+    folder, _ = RunFolder.of(run)
+    path = _target(out or folder.path / f"model{kind.suffix}", kind)
+    check_installed(kind)
+    source = _read(run, overrides, kind)
+    exportable, note = _exportable(source, kind)
+    expected = [exportable.run(call) for call in exportable.calls]
+    label = f"{source.loaded.config.model.type} cannot be exported"
+    try:
+        described = _described(exportable) if kind.traced else {}
+        about = source.about | described | {"preprocessing": note}
+        content = kind.content(exportable, about)
+    except UserError as error:
+        raise UserError(f"{label} to {name}: {error}") from error
+    compared = _write(path, content, kind, exportable, expected, source)
+    say(f"{display_path(source.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({_size(len(content))})")
+    say(*table([*_lines(about), ("", "compared", compared)]), sep="\n")
+    return path
+
+
+def _target(path: Path, kind: Format) -> Path:
+    """Raises UserError if this file cannot be written, or is something else that would be lost."""
+    if path.suffix != kind.suffix:
+        raise UserError(f"--out {path}: the name of such a file ends with {kind.suffix}")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{kind.suffix}'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; create it first")
+    return path
+
+
+def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
+    folder, _ = RunFolder.of(run)
+    file = RunFolder.checkpoint_of(run)
+    loaded, data = with_facts(load_config(folder.config, [*overrides, *SETTINGS], dry_run=False))
+    experiment = build_experiment(loaded, data)
+    trainer = build_trainer(loaded, experiment)
+    state = checkpoint.read(file)
+    load_weights(experiment.model, evaluated_weights(state), file)
+    progress = checkpoint.saved_progress(state, file)
+    about = {
+        "name": loaded.config.name,
+        "run": folder.path.resolve().name,
+        "checkpoint": file.name,
+        "epoch": progress["epochs"],
+        "step": progress["steps"],
+        "model": loaded.config.model.type,
+        "class_names": class_names_of(state),
+    }
+    if not kind.traced:
+        about["config"] = to_json(loaded.config, folder=folder.path)
+    try:
+        calls, problem = record_calls(trainer)
+    except UserError as error:
+        if kind.traced:
+            raise UserError(f"{error}\n--format safetensors exports the weights alone, without it") from error
+        calls, problem = [], str(error)
+    return Source(file, loaded, experiment.model.eval(), calls, problem, about)
+
+
+class Prepared(nn.Module):
+    """A model after what prepares the inputs for it."""
+
+    def __init__(self, transform: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.model(self.transform(inputs))
+
+
+def _exportable(source: Source, kind: Format) -> tuple[Exportable, str]:
+    """The model, with its preprocessing where that can be traced; and what is said of the preprocessing."""
+    plain = Exportable(source.model, source.calls)
+    if not kind.traced:
+        return plain, "none: the file holds weights alone"
+    data, call = source.loaded.config.data_loader.type, source.calls[0]
+    if call.stored is None or call.transform is None:
+        return plain, f"none: the model takes what {data} gives"
+    name = getattr(call.transform, "__qualname__", type(call.transform).__qualname__)
+    calls = [Call(each.samples, {"inputs": each.stored}, None, None) for each in source.calls]
+    prepared = Exportable(Prepared(call.transform, source.model).eval(), calls)
+    with contextlib.suppress(UserError):
+        prepared.program  # noqa: B018
+        return prepared, f"{name}, in the graph: it takes inputs as stored"
+    return plain, f"none: {name} cannot be traced, so the model takes what {data} gives"
+
+
+def _described(exportable: Exportable) -> dict[str, Any]:
+    """The names, shapes and types of inputs and outputs. Raises UserError if the outputs are not tensors."""
+    exportable.shapes(str)
+    with torch.no_grad():
+        inputs = [call.arguments for call in exportable.calls]
+        outputs = [exportable.model(**copied(arguments)) for arguments in inputs]
+    described = {}
+    for key, (first, second) in (("inputs", inputs), ("outputs", outputs)):
+        names = flat_names(first, single=key)
+        if not names or len(names) != len(flat_names(second)):
+            raise UserError(f"its {key} are not a fixed number of tensors, but of type {type(first).__name__}")
+        described[key] = [
+            {"name": name, "shape": shape, "dtype": dtype}
+            for name, (shape, dtype) in zip(names, _shapes(first, second, exportable), strict=True)
+        ]
+    return described
+
+
+def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[Any], str]]:
+    """The shape, with names of axes that depend on the batch, and the type of each tensor of two nests."""
+    sizes = tuple(call.samples for call in exportable.calls)
+    found = []
+    for one, other in zip(tensors(first), tensors(second), strict=True):
+        pairs = zip(one.shape, other.shape, strict=True)
+        shape = [pair[0] if pair[0] == pair[1] else "batch" if pair == sizes else "length" for pair in pairs]
+        found.append((shape, str(one.dtype).removeprefix("torch.")))
+    return found
+
+
+def _write(
+    path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]], source: Source
+) -> str:
+    """Write a file that replaces this path once it has been read again and compared; return what that has shown."""
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+            file.flush()
+            return _compared(kind, Path(file.name), exportable, expected, source)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]], source: Source) -> str:
+    """The largest difference between model and file. Raises UserError if they are not the same."""
+    if not exportable.calls:
+        return f"no: {source.problem}"
+    again = [exportable.run(call) for call in exportable.calls]
+    if any(_difference(*pair) for pair in zip(expected, again, strict=True)):
+        return "no: the model draws random numbers in evaluation"
+    try:
+        run = kind.load(file, exportable)
+        found = [run(call) for call in exportable.calls]
+    except Exception as error:
+        raise UserError(f"the exported file does not run: {type(error).__name__}: {error}") from error
+    difference = max(_difference(*pair) for pair in zip(expected, found, strict=True))
+    finite = torch.cat([each.double()[each.isfinite()] for outputs in expected for each in outputs])
+    allowed = TOLERANCE * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
+    what = "random images" if source.problem else "test samples"
+    shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over one alone"
+    if not difference <= allowed:
+        raise UserError(f"the exported file gives other outputs than the model: {shown}")
+    return f"{shown}. {source.problem}" if source.problem else shown
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest absolute difference of two lists of outputs; infinity if they do not correspond."""
+    if [each.shape for each in expected] != [each.shape for each in found]:
+        return math.inf
+    largest = 0.0
+    for one, other in zip(expected, found, strict=True):
+        one, other = one.double(), other.double()
+        equal = (one == other) | (one.isnan() & other.isnan())
+        differences = (one - other).abs().masked_fill(equal, 0.0).nan_to_num(math.inf)
+        largest = max(largest, float(differences.max()) if differences.numel() else 0.0)
+    return largest
+
+
+def _lines(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What is said of the file."""
+    lines = []
+    for key, verb in (("inputs", "takes"), ("outputs", "gives")):
+        for each in about.get(key, ()):
+            shape = ", ".join(map(str, each["shape"]))
+            lines.append(("", verb, f"{each['name']}: {each['dtype']} ({shape})"))
+            verb = ""
+    names = about["class_names"]
+    if names:
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        lines.append(("", "classes", f"{count(len(names), 'name')}: {shown}"))
+    return [*lines, ("", "prepares", about["preprocessing"])]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

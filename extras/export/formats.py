@@ -1,0 +1,257 @@
+"""The kinds of files: how each is written, and read again as a function of the model's arguments."""
+
+import functools
+import importlib
+import io
+import json
+import logging
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from extras.export.calls import Call, dynamic_shapes
+from utils.errors import UserError
+from utils.tree import Keys, map_with_keys, tensors
+from utils.user_code import in_project, user_line
+
+Run = Callable[[Call], list[Tensor]]
+"""The outputs for a call."""
+
+
+@dataclass
+class Exportable:
+    """A model with what it is called with; calls are those of its ``forward``, the longer one first."""
+
+    model: nn.Module
+    calls: Sequence[Call]
+
+    def names(self) -> list[str]:
+        """Of the tensors among the arguments: "inputs", or "inputs.points" in a dict."""
+        return flat_names(self.calls[0].arguments)
+
+    def shapes(self, name: Callable[[str], Any]) -> dict[str, Any]:
+        """The axes whose size is another in each batch, by name, for each tensor. Raises UserError if there is none."""
+        known = {(self.calls[0].samples, self.calls[1].samples): name("batch")}
+        used = set[tuple[int, int]]()
+
+        def named(pair: tuple[int, int]) -> Any:
+            used.add(pair)
+            if pair not in known:
+                known[pair] = name("length" if len(known) == 1 else f"length_{len(known)}")
+            return known[pair]
+
+        first, second = (call.arguments for call in self.calls)
+        if first.keys() != second.keys():
+            raise UserError(
+                f"it is called with {', '.join(first)} for one batch and with {', '.join(second)} for another"
+            )
+        shapes = {key: dynamic_shapes(first[key], second[key], named, key) for key in first}
+        if not used:
+            raise UserError("its arguments have the same shapes for any number of samples")
+        return shapes
+
+    def run(self, call: Call) -> list[Tensor]:
+        with torch.no_grad():
+            return list(tensors(self.model(**copied(call.arguments))))
+
+    @functools.cached_property
+    def program(self) -> ExportedProgram:
+        """The model as torch.export traces it. Raises UserError that says what of it cannot be traced, and where."""
+        arguments = copied(self.calls[0].arguments)
+        # the limits of a length, such as the largest that the model has positions for, are torch's to find
+        shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
+        try:
+            with quiet(), torch.no_grad():
+                return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # of any kind: the model is the user's
+            raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model may write into its arguments."""
+    copy: dict[str, Any] = map_with_keys(lambda _, tensor: tensor.clone(), arguments)
+    return copy
+
+
+def flat_names(nest: Any, single: str = "") -> list[str]:
+    """A name for each tensor of a nest, by its keys. single: of a nest that is a tensor, a list or a tuple."""
+    names = list[str]()
+
+    def add(keys: Keys, _: Tensor) -> None:
+        prefix = [] if keys and isinstance(keys[0], str) else [single]
+        names.append(".".join(map(str, [*prefix, *keys])))
+
+    map_with_keys(add, nest)
+    return names
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of the error at the root of others, and the user's line that it came from."""
+    place = user_line(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+        place = user_line(error) or place
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(filter(None, [f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), place]))
+
+
+def caller(program: ExportedProgram, error: BaseException) -> str:
+    """The line of the model that calls the operator of which an error says that ONNX does not have it; or nothing."""
+    operator = re.search(r"OpOverload\(op='\w+\.(\w+)'", str(error))
+    for node in program.graph.nodes:
+        if operator and operator[1] in str(node.target):
+            place = re.findall(r'File "(.+)", line (\d+), in .+\n +(.+)', node.meta.get("stack_trace") or "")
+            return f"\n  {in_project(place[-1][0])}:{place[-1][1]}: {place[-1][2]}" if place else ""
+    return ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch neither warns nor logs nor prints graphs: an error says it all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+class Format(ABC):
+    """One kind of file."""
+
+    suffix: str
+    needs: Sequence[str]
+    """Packages, of which the first gives the format its name."""
+    traced: bool
+    """Whether the file holds the computation, and not only the weights."""
+
+    @abstractmethod
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        """The content of the file. about: plain values for its metadata. Raises UserError."""
+
+    @abstractmethod
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        """What the file computes."""
+
+
+class TorchFormat(Format):
+    """torch.export's archive, which ``torch.export.load`` reads; metadata.json is an extra file in it."""
+
+    suffix = ".pt2"
+    needs = ("torch",)
+    traced = True
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        buffer = io.BytesIO()
+        program = exportable.program
+        with quiet():
+            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
+        return buffer.getvalue()
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        with path.open("rb") as file, quiet():
+            module = torch.export.load(file).module()
+
+        def run(call: Call) -> list[Tensor]:
+            with torch.no_grad():
+                return list(tensors(module(**copied(call.arguments))))
+
+        return run
+
+
+class OnnxFormat(Format):
+    """ONNX for onnxruntime and others; metadata are the model's ``metadata_props``."""
+
+    suffix = ".onnx"
+    needs = ("onnx", "onnxscript", "onnxruntime")
+    traced = True
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        program = exportable.program
+        names = [output["name"] for output in about["outputs"]]
+        try:
+            with quiet():
+                made = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    verbose=False,
+                    dynamic_shapes=exportable.shapes(str),
+                    input_names=exportable.names(),
+                    output_names=names,
+                )
+        except Exception as error:
+            raise UserError(f"torch.onnx cannot convert it: {in_short(error)}{caller(program, error)}") from error
+        assert made is not None
+        made.model.metadata_props.update({key: _text(value) for key, value in about.items()})
+        content: bytes = made.model_proto.SerializeToString()
+        return content
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        taken = {argument.name for argument in session.get_inputs()}
+
+        def run(call: Call) -> list[Tensor]:
+            given = zip(exportable.names(), tensors(call.arguments), strict=True)
+            feed = {name: tensor.numpy() for name, tensor in given if name in taken}
+            return [torch.as_tensor(output) for output in session.run(None, feed)]
+
+        return run
+
+
+class SafetensorsFormat(Format):
+    """The weights by the model's names, which ``--init-from`` takes too; metadata has the config."""
+
+    suffix = ".safetensors"
+    needs = ("safetensors",)
+    traced = False
+
+    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
+        import safetensors.torch
+
+        state = exportable.model.state_dict()
+        others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if others:
+            raise UserError(f"safetensors holds tensors alone, and the model's {others[0]} is something else")
+        weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
+        content: bytes = safetensors.torch.save(weights, {key: _text(value) for key, value in about.items()})
+        return content
+
+    def load(self, path: Path, exportable: Exportable) -> Run:
+        import safetensors.torch
+
+        with torch.no_grad():
+            for tensor in exportable.model.state_dict().values():
+                tensor.zero_()
+        exportable.model.load_state_dict(safetensors.torch.load_file(path))
+        return exportable.run
+
+
+def _text(value: Any) -> str:
+    """A value of the metadata, of which these formats take only texts: plain, or as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+FORMATS: dict[str, Format] = {"torch": TorchFormat(), "onnx": OnnxFormat(), "safetensors": SafetensorsFormat()}
+
+
+def check_installed(kind: Format) -> None:
+    """Raises UserError with the command that installs what is missing."""
+    for name in kind.needs:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{kind.suffix} files need {name}: pip install {' '.join(kind.needs)}") from error
