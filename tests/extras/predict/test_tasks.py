@@ -272,9 +272,8 @@ def test_own_trainers_say_what_is_predicted(fit: Fit, ask: Ask) -> None:
     found = []
     with temporarily(MODELS, TwoHeads), temporarily(TRAINERS, HeadsTrainer, OwnTrainer):
         for name in ("HeadsTrainer", "OwnTrainer"):
-            run = fit(
-                data_loader=loader(num_classes=3), model="TwoHeads", loss=None, metrics=[], trainer={"type": name}
-            ).run_dir
+            data = loader(num_classes=3)
+            run = fit(f"trainer.type={name}", data_loader=data, model="TwoHeads", loss=None, metrics=[]).run_dir
             status, output, _ = ask(run, "x.npy")
             assert status == 0
             found.append(table(output)[0])
@@ -346,9 +345,10 @@ def test_the_examples_of_the_page(fit: Fit, ask: Ask) -> None:
         exec(compile(block, "docs/predict.md", "exec"), {"__name__": "docs_predict"})
     try:
         run = fit(
+            "trainer.type=EmbeddingTrainer",
+            "trainer.epochs=1",
             data_loader={"type": "PredictableLoader", "args": {"batch_size": 10}},
             model={"type": "LeNet", "args": {"in_channels": 3, "kernel_size": 5}},
-            trainer={"type": "EmbeddingTrainer", "epochs": 1},
         ).run_dir
         Image.new("RGB", (40, 30), "red").save("red.png")
         status, output, _ = ask(run, "red.png")
