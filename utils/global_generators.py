@@ -95,6 +95,7 @@ class NumpyGenerator:
         else:
             name, words, *rest = state
             np.random.set_state((name, np.frombuffer(words, np.uint32), *rest))
+            self._without_normal = b""
 
 
 class TorchGenerator:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.data.sample_random import RandomKey
@@ -96,7 +97,12 @@ class SeededSamples:
 
 def _as_bytes(sample: Any) -> bytes | None:
     """What a sample holds, for a comparison; None if it cannot be written down."""
+
+    def contents(tensor: Tensor) -> Any:
+        # not the tensor: pickle would write its address, and for a view all that it is a view of
+        return tensor.dtype, tensor.shape, tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
     try:
-        return pickle.dumps(map_tensors(torch.clone, sample))  # a clone: a view would write all that it is a view of
+        return pickle.dumps(map_tensors(contents, sample))
     except Exception:  # of whatever the data set is made
         return None
