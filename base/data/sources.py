@@ -132,7 +132,9 @@ class SampleSource:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        return self.seeded.batch(as_tensor(indices).tolist(), as_tensor(random.indices).tolist(), random.key)
+        numbers = as_tensor(indices).tolist()
+        draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
+        return self.seeded.batch(numbers, draws, random.key)
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
