@@ -1,4 +1,4 @@
-"""train.py as a process of its own, with the two small data sets, that can kill itself where a test says so.
+"""train.py as a process of its own, with the small data sets, that can kill itself where a test says so.
 
 SIGNAL_AT=MODULE:NUMBER: this signal when a module begins to be imported.
 KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is opened, renamed, linked, cut or removed.
@@ -42,7 +42,7 @@ from base.data.batches import StepBatches
 from tests.averaged import AveragedTrainer
 from tests.base.training.test_optimizers import LearntScale
 from tests.helpers import ROOT, extended, forgetful
-from tests.small_data import SmallSamples, SmallTensors
+from tests.small_data import DRAWING, SmallSamples, SmallTensors
 from tests.two_steps import TwoStepTrainer
 from utils.registry import DATA_LOADERS, LOSSES, TRAINERS
 
@@ -102,8 +102,8 @@ def extend_trainers(mixin: type[Any]) -> None:
 
 
 if __name__ == "__main__":
-    DATA_LOADERS.register(SmallTensors)
-    DATA_LOADERS.register(SmallSamples)
+    for loader in (SmallTensors, SmallSamples, *DRAWING):
+        DATA_LOADERS.register(loader)
     TRAINERS.register(AveragedTrainer)
     TRAINERS.register(TwoStepTrainer)
     LOSSES.register(LearntScale)

@@ -1,6 +1,7 @@
 """The same few images as tensors in memory, as a map-style data set, both with random transforms, and as files."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,81 @@ class SmallSamples(BaseDataLoader):
         return _Transformed(20, augment=False)
 
 
+class DrawingSamples(BaseDataLoader):
+    """The same images, with noise from global generators."""
+
+    draws: tuple[str, ...] = ("python", "numpy", "torch")
+    """The generators that a sample draws from, one after the other."""
+    every = 1
+    """Samples among which one draws."""
+
+    def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
+        return _Noisy(120, self.draws if augment else (), self.every)
+
+    def test_data(self) -> Source | Dataset[Any]:
+        return _Noisy(20, (), self.every)
+
+
+class FromPython(DrawingSamples):
+    draws = ("python",)
+
+
+class FromNumpy(DrawingSamples):
+    draws = ("numpy",)
+
+
+class FromTorch(DrawingSamples):
+    draws = ("torch",)
+
+
+class FromNone(DrawingSamples):
+    draws = ()
+
+
+class NowAndThen(DrawingSamples):
+    every = 17
+
+
+class ReadOnly(DrawingSamples):
+    """Reads the seed of a generator, and draws nothing."""
+
+    draws = ("seed",)
+
+
+DRAWING = (DrawingSamples, FromPython, FromNumpy, FromTorch, FromNone, NowAndThen, ReadOnly)
+
+
+class _Noisy(Dataset[Any]):
+    DRAWS: Mapping[str, Callable[[], float]] = {
+        "python": lambda: random.gauss(0, 1),
+        "numpy": lambda: np.random.randn(),
+        "torch": lambda: float(torch.randn(())),
+        "seed": lambda: torch.initial_seed() / 2**63,
+    }
+
+    def __init__(self, count: int, draws: tuple[str, ...], every: int) -> None:
+        self.images, self.labels = images(count)
+        self.draws = draws
+        self.every = every
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        drawing = index % self.every == self.every - 1
+        # one generator for each sample that draws now and then, or else all of them
+        draws = self.draws if self.every == 1 else self.draws[index % 3 :][:1]
+        noise = sum(self.DRAWS[name]() for name in draws) if drawing else 0.0
+        return self.images[index].float() / 255 + noise, self.labels[index]
+
+
 class _Transformed(Dataset[Any]):
     def __init__(self, count: int, *, augment: bool) -> None:
         from torchvision.transforms import v2
 
         self.images, self.labels = images(count)
-        random = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)]
-        self.transform = v2.Compose([*(random if augment else []), v2.ToDtype(torch.float32, scale=True)])
+        changes = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)]
+        self.transform = v2.Compose([*(changes if augment else []), v2.ToDtype(torch.float32, scale=True)])
 
     def __len__(self) -> int:
         return len(self.images)

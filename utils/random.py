@@ -5,7 +5,7 @@ goes into checkpoints; and a scope in which the global generators are seeded and
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -14,10 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from utils.global_generators import global_generators
+
 
 def mix(*parts: int | str) -> int:
     """A 63-bit hash of integers and strings."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def mix_each(key: tuple[int | str, ...], numbers: Iterable[int]) -> list[int]:
+    """``mix(*key, number)`` for each number, in half the time. key: of at least two parts."""
+    start = repr(key)[:-1] + ", "
+    hashes = [blake2b(f"{start}{number})".encode(), digest_size=8) for number in numbers]
+    return [int.from_bytes(found.digest()) >> 1 for found in hashes]
 
 
 def permutation(count: int, *key: int | str) -> torch.Tensor:
@@ -103,7 +112,5 @@ def isolated(*key: int | str) -> Iterator[None]:
 
 def seed_sample(*key: int | str) -> None:
     """Seed the generators that the transforms of a sample draw from. Cheap, since it leaves accelerators out."""
-    seed = mix(*key)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    for generator in global_generators().values():
+        generator.seed(mix(*key))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from utils.checkpoint.file import TensorAllocator
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
+from utils.freed_memory import keep_freed_memory
 from utils.optimizers import UnmarkedStep, adapt_state, needs_closure
 from utils.schema import RuntimeConfig
 from utils.tree import map_tensors
@@ -42,6 +43,7 @@ class Runtime:
 
     def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
         """whole_states: with "fsdp", whether a state is that of the whole model, or this process's shard of it."""
+        keep_freed_memory()
         self.settings = settings
         self.whole_states = whole_states
         self.process_group = get_process_group()

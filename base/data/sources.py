@@ -9,8 +9,8 @@ from torch.utils.data import Dataset, default_collate
 
 from base.array_file import ArrayFile
 from base.data.sample_random import SampleRandom, as_tensor
+from base.data.seeded_samples import SeededSamples
 from utils.errors import DataError
-from utils.random import cpu_generator_states, restore_generators, seed_sample
 from utils.tree import tensors
 
 __all__ = [
@@ -126,22 +126,15 @@ class SampleSource:
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> None:
         self.dataset = dataset
-        self.collate = collate
+        self.seeded = SeededSamples(dataset, collate)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        states = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
-        try:
-            samples = []
-            draws = as_tensor(random.indices).tolist()
-            for index, draw in zip(as_tensor(indices).tolist(), draws, strict=True):
-                seed_sample(*random.key, draw)
-                samples.append(self.dataset[index])
-        finally:
-            restore_generators(states)
-        return self.collate(samples)
+        numbers = as_tensor(indices).tolist()
+        draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
+        return self.seeded.batch(numbers, draws, random.key)
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:

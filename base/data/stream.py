@@ -10,7 +10,8 @@ from torch.utils.data import IterableDataset, default_collate
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
-from utils.random import cpu_generator_states, restore_generators, seed_sample
+from utils.global_generators import kept_generators
+from utils.random import seed_sample
 
 ENDLESS = 2**62
 """Samples of a stream of unknown length; so many are never read."""
@@ -64,8 +65,7 @@ class StreamSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples of consecutive numbers as one batch, and where the stream is then; None if it has no state."""
         numbers = as_tensor(indices).tolist()
-        generators = cpu_generator_states()  # without workers, the model's dropout draws from the same generators
-        try:
+        with kept_generators():  # without workers, the model's dropout draws from the same ones
             self._seek(numbers[0])
             while self._position < numbers[0]:
                 self._read(random.key)
@@ -73,8 +73,6 @@ class StreamSource:
             for _ in numbers:
                 sample = self._read(random.key)
                 samples.append(sample if self.transform is None else self.transform(sample))
-        finally:
-            restore_generators(generators)
         return (self.collate or default_collate)(samples), self._take_snapshot()
 
     def _has_state(self) -> bool:

@@ -37,5 +37,6 @@ def timed(self: BaseTrainer) -> None:
 if __name__ == "__main__":
     BaseTrainer.optimizer_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
     result = train.main(sys.argv[1:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    print(json.dumps({**marks, "steps": result.steps, "peak": peak}))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    print(json.dumps({**marks, "steps": result.steps, "peak": peak, "faults": usage.ru_minflt}))

@@ -1,6 +1,7 @@
 """Kill runs again and again, resume them, and compare the result with an uninterrupted run.
 
 python dev/campaigns/kill.py --kills 100
+python dev/campaigns/kill.py --kills 20 --data all python numpy torch none now-and-then read
 
 Needs no data and about four seconds a kill. Status 1 if a single bit differs, or if the comparison does not see that
 something is wrong where a part of the state was left out on purpose.
@@ -18,7 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests.campaign import VARIANTS, Campaign, differences
 
-LOADERS = {"tensors": "SmallTensors", "samples": "SmallSamples"}
+LOADERS = {
+    "tensors": "SmallTensors",
+    "samples": "SmallSamples",
+    # a data set that draws from these generators
+    "all": "DrawingSamples",
+    "python": "FromPython",
+    "numpy": "FromNumpy",
+    "torch": "FromTorch",
+    "none": "FromNone",
+    "now-and-then": "NowAndThen",
+    "read": "ReadOnly",
+}
 PARTS = ("random", "optimizer", "schedule", "metrics")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 KILLS_A_RUN = 10
@@ -31,7 +43,7 @@ def main() -> int:
     parser.add_argument(
         "--signals", choices=SIGNALS, nargs="+", default=["SIGKILL"], help="drawn for each kill (default: SIGKILL)"
     )
-    parser.add_argument("--data", choices=LOADERS, nargs="+", default=[*LOADERS])
+    parser.add_argument("--data", choices=LOADERS, nargs="+", default=["tensors", "samples"])
     parser.add_argument("--checkpoint", choices=("full", "sharded"), default="full", help="of the runs (default: full)")
     parser.add_argument("--variant", choices=VARIANTS, default="", help="of the config (default: none of these)")
     options = parser.parse_args()

@@ -1,0 +1,260 @@
+"""A sample is as if all global generators had been seeded for it, whichever the data set draws from, and whenever."""
+
+import itertools
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from torchvision.transforms import v2
+
+from base.data.batches import START, Batches, Position
+from base.data.sources import SampleSource
+from tests.helpers import same
+from utils.global_generators import global_generators
+from utils.random import generator_states, mix, mix_each
+
+SAMPLES = 23
+
+
+def of_transforms(index: int) -> float:
+    pixels = torch.arange(64.0).view(1, 8, 8)
+    return float(v2.Compose([v2.RandomCrop(4), v2.RandomHorizontalFlip()])(pixels).flatten()[5])
+
+
+def now_and_then(index: int) -> float:
+    draw = {3: random.random, 9: np.random.rand, 17: lambda: float(torch.rand(()))}.get(index)
+    return draw() if draw else 0.0
+
+
+def put_back(index: int) -> float:
+    with torch.random.fork_rng([]):
+        return float(torch.rand(()))
+
+
+def copied(index: int) -> float:
+    own = np.random.RandomState()
+    own.set_state(np.random.get_state())
+    return float(own.rand())
+
+
+DRAWS: dict[str, tuple[Callable[[int], float], set[str]]] = {
+    "nothing": (lambda index: 0.0, set()),
+    "python": (lambda index: random.random(), {"python"}),
+    "python, normal": (lambda index: random.gauss(0, 1), {"python"}),
+    "numpy": (lambda index: np.random.rand(), {"numpy"}),
+    "numpy, normal": (lambda index: np.random.randn(), {"numpy"}),
+    "torch": (lambda index: float(torch.rand(())), {"torch"}),
+    "torch, normal": (lambda index: float(torch.randn(())), {"torch"}),
+    "transforms": (of_transforms, {"torch"}),
+    "all": (
+        lambda index: random.random() + np.random.rand() + float(torch.rand(())),
+        {"python", "numpy", "torch"},
+    ),
+    "now and then": (now_and_then, {"python", "numpy", "torch"}),
+    "a whole turn of the generator": (lambda index: sum(random.getrandbits(32) for _ in range(624)), {"python"}),
+    "read, not moved": (lambda index: float(torch.initial_seed() % 1000), {"python", "numpy", "torch"}),
+    "put back": (put_back, {"python", "numpy", "torch"}),
+    "copied": (copied, {"python", "numpy", "torch"}),
+}
+
+
+class Drawing(Dataset[Any]):
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        self.loaded.append(index)
+        return torch.full((2,), float(index)), DRAWS[self.kind][0](index)
+
+
+def all_seeded(kind: str, order: list[int], passes: int) -> list[float]:
+    """What the samples draw if every generator is seeded for each of them."""
+    drawn = []
+    for index in order:
+        seed = mix(5, "sample", passes, index)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        drawn.append(DRAWS[kind][0](index))
+    return drawn
+
+
+def passes(batches: Batches, count: int, start: Position = START) -> list[Any]:
+    return [made.data for made in batches.load(itertools.islice(batches.ranges(start), count))]
+
+
+def made(source: SampleSource, workers: int = 0) -> Batches:
+    return Batches(source, batch_size=4, shuffle=True, seed=5, num_workers=workers)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_samples_are_as_if_all_generators_were_seeded_for_each(kind: str) -> None:
+    source = SampleSource(Drawing(kind))
+    batches = made(source)
+    loaded = passes(batches, 12)
+    order = [[int(index) for inputs, _ in part for index in inputs[:, 0]] for part in (loaded[:6], loaded[6:])]
+    numbers = [float(number) for _, drawn in loaded for number in drawn]
+    expected = [*all_seeded(kind, order[0], 0), *all_seeded(kind, order[1], 1)]
+    assert numbers == pytest.approx(expected, abs=0)
+    assert set(source.seeded.drawn_from) == DRAWS[kind][1]
+    assert equal(loaded[7:], passes(made(SampleSource(Drawing(kind))), 5, Position(1, 4))), "from another position"
+
+
+def equal(left: list[Any], right: list[Any]) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(torch.equal(one, two) for a, b in pairs for one, two in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["nothing", "all", "now and then", "read, not moved"])
+def test_workers_give_the_same_samples(kind: str) -> None:
+    alone, beside = (passes(made(SampleSource(Drawing(kind)), workers), 8) for workers in (0, 2))
+    assert equal(alone, beside)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_the_generators_are_left_as_they_were(kind: str) -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    random.gauss(0, 1)  # each keeps a second normal number
+    np.random.randn()
+    torch.randn(())
+    before = generator_states()
+    passes(made(SampleSource(Drawing(kind))), 6)
+    assert same(generator_states(), before)
+
+
+@pytest.mark.parametrize("kind", ["numpy, normal", "python, normal"])
+def test_a_normal_number_that_was_kept_for_the_next_call_is_not_taken(kind: str) -> None:
+    """A draw that takes it does not move the generator."""
+
+    class Once(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            return index, DRAWS[kind][0](index) if index == 7 else 0.0
+
+    def seventh() -> float:
+        [[_, numbers]] = [made.data for made in Batches(SampleSource(Once(kind)), batch_size=SAMPLES).one_pass()]
+        return float(numbers[7])
+
+    expected = seventh()
+    np.random.seed(1)
+    np.random.randn()
+    random.gauss(0, 1)
+    assert seventh() == expected
+
+
+def test_what_draws_nothing_is_loaded_once() -> None:
+    """But for the sample that is tried twice."""
+    dataset = Drawing("nothing")
+    batches = made(SampleSource(dataset))
+    passes(batches, 12)
+    first = dataset.loaded[0]
+    assert dataset.loaded[:2] == [first, first]
+    assert sorted(dataset.loaded[2:]) == sorted([*range(SAMPLES)] * 2)
+
+
+def test_a_generator_of_its_own_does_not_make_all_be_seeded() -> None:
+    class Own(Drawing):
+        own = np.random.default_rng(0)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.own.random()
+
+    source = SampleSource(Own(""))
+    passes(made(source), 6)
+    assert source.seeded.drawn_from == []
+
+
+def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
+    class Local(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            return {"call": lambda: index}
+
+    source = SampleSource(Local(""), collate=lambda samples: [sample["call"]() for sample in samples])
+    assert len(passes(made(source), 1)[0]) == 4
+    assert set(source.seeded.drawn_from) == {"python", "numpy", "torch"}
+
+
+def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Views(Drawing):
+        numbers = torch.arange(1e6)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.numbers[index]
+
+    written: list[bytes] = []
+    dumps = pickle.dumps
+
+    def noted(value: Any) -> bytes:
+        written.append(dumps(value))
+        return written[-1]
+
+    monkeypatch.setattr("base.data.seeded_samples.pickle.dumps", noted)
+    passes(made(SampleSource(Views(""))), 1)
+    assert len(written) == 2
+    assert all(len(text) < 10_000 for text in written)
+
+
+def mixed(samples: list[Any]) -> Any:
+    """Two samples of each batch are mixed, as mixup does."""
+    inputs, _ = default_collate(samples)
+    share = torch.rand(()) * random.random()
+    return share * inputs + (1 - share) * inputs.flip(0), share.view(1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_collate_function_that_draws_is_exact_too(workers: int) -> None:
+    whole = passes(made(SampleSource(Drawing("nothing"), mixed)), 9)
+    torch.rand(3)
+    later = passes(made(SampleSource(Drawing("nothing"), mixed), workers), 4, Position(0, 20))
+    assert equal(whole[5:], later)
+    assert len({float(share) for _, share in whole}) == 9
+
+
+class AtOnce(Drawing):
+    """Gives a batch of samples in one call, as a data set of Hugging Face does."""
+
+    calls = 0
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        type(self).calls += 1
+        return [Drawing.__getitem__(self, index) for index in indices]
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("nothing", 6), ("torch", 0), ("now and then", 1)])
+def test_samples_that_can_be_had_at_once_are(kind: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AtOnce, "calls", 0)
+    assert equal(passes(made(SampleSource(AtOnce(kind))), 6), passes(made(SampleSource(Drawing(kind))), 6))
+    assert calls <= AtOnce.calls <= max(calls, 5) if kind == "now and then" else AtOnce.calls == calls
+
+
+@pytest.mark.parametrize("kind", ["all", "now and then", "numpy, normal", "python, normal"])
+def test_the_samples_are_the_same_where_the_state_is_not_found_in_memory(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = passes(made(SampleSource(Drawing(kind))), 6)
+    for name in ("python", "numpy"):
+        monkeypatch.setattr(global_generators()[name], "memory", None)
+    before = generator_states()
+    assert equal(there, passes(made(SampleSource(Drawing(kind))), 6))
+    assert same(generator_states(), before)
+
+
+def test_a_source_can_be_sent_to_another_process() -> None:
+    source = SampleSource(Drawing("all"))
+    passes(made(source), 1)
+    assert pickle.loads(pickle.dumps(source)).seeded.drawn_from == source.seeded.drawn_from
+
+
+def test_seeds_of_several_samples_are_those_of_each() -> None:
+    assert mix_each((3, "sample", 2), range(50)) == [mix(3, "sample", 2, number) for number in range(50)]
