@@ -6,7 +6,6 @@ python train.py --check -c configs/cifar10_lenet.json    # inspects everything, 
 python train.py -r                                       # resumes the run that was started last
 """
 
-import argparse
 import gc
 import sys
 
@@ -27,9 +26,9 @@ from torch import nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_outputs, build_trainer, build_training, with_facts
-from base.experiment import Experiment, Outputs
+from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.initial_weights import load_initial_weights
+from base.outputs import build_outputs
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
 from base.training.run import logged, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
@@ -37,11 +36,10 @@ from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
 from utils.distributed import get_process_group
 from utils.errors import UserError
-from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
-from utils.streams import clear_loading, say, terminal_width
+from utils.streams import clear_loading
 
 # overrides that say which run a bare -r resumes
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
     options = cli.train_options(__doc__, argv)
     import_components()
     if options.list is not None or options.check:
-        return inspect(options)
+        return cli.inspect(options)
     if options.resume is not None and options.init_from:
         raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
     if options.resume:
@@ -100,26 +98,6 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
     return train(loaded, data, note=options.note)
 
 
-def inspect(options: argparse.Namespace) -> int | None:
-    """--list, or --check, whose exit status is returned."""
-    if get_process_group().launched:
-        raise UserError("--check and --list run in a single process; do not use torchrun")
-    alone = not (options.overrides or options.config or options.check)
-    if options.resume is not None or (options.list is not None and not alone):
-        raise UserError("--list cannot be combined with other options; --check does not take -r")
-    if options.list is not None:
-        width = terminal_width(cli.LIST_WIDTH)
-        text = load_extra("schema", "--list").listing(options.list, width=width)
-        if early := find_extra("early"):
-            early.keep_listing(options.list, width, text)
-        say(text)
-        return None
-    status: int = load_extra("check", "--check").preflight(
-        load_config(options.config or PROJECT / "config.json", options.overrides)
-    )
-    return status
-
-
 def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:
     """A new run, from the first step to the last. loaded, data: from ``with_facts``."""
     experiment = build_experiment(loaded, data)
@@ -139,7 +117,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
     with experiment.signals:
         folder = process_group.broadcast_object(create)
         with folder.owned(process_group), removed_if_empty(trainer, folder), logged(trainer, folder):
-            trainer.begin(training, outputs(loaded, folder, experiment))
+            trainer.begin(training, build_outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights}")
             return run(loaded, trainer, folder, note)
@@ -155,7 +133,7 @@ def resume(
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(experiment.runtime.process_group), logged(trainer, folder):
-        trainer.begin(training, outputs(loaded, folder, experiment))
+        trainer.begin(training, build_outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
         with first_step_checks_state(trainer, folder):
             return run(loaded, trainer, folder, note)
@@ -177,23 +155,6 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.info(line)
     model = trainer.experiment.model.eval()
     return Result(folder.path, progress.epochs, progress.steps, progress.best, model, folder.epochs())
-
-
-def outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
-    """Where the results go. What TensorBoard shows beside the curves is imported only where it is on."""
-    made = build_outputs(loaded, folder, experiment)
-    settings = loaded.config.trainer
-    if experiment.runtime.process_group.is_main_process and (curves := find_extra("curves")):
-        writer = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=experiment.console.warn)
-        made.writers.writers["curves"] = writer  # after metrics.jsonl, which it reads
-    if not settings.writes_tensorboard:
-        return made
-    if tensorboard := find_extra("tensorboard"):
-        events, text = made.writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
-        made.observer = tensorboard.make_observer(loaded.config, experiment, events, text)
-    elif settings.pictures_every != 0 or settings.profile_steps is not None:
-        experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
-    return made
 
 
 if __name__ == "__main__":

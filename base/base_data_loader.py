@@ -11,8 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from base.data.batches import Batches
-from base.data.orders import Bucketed, Order, Shuffled, Weighted, balanced_weights, check_lengths, check_weights
-from base.data.sources import Source, as_source, class_indices
+from base.data.orders import (
+    Bucketed,
+    Order,
+    Shuffled,
+    Weighted,
+    balanced_weights,
+    check_lengths,
+    check_weights,
+    class_indices,
+)
+from base.data.sources import Source, as_source
 from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
 from utils.random import permutation

@@ -15,16 +15,12 @@ from base.base_trainer import BaseTrainer
 from base.construct import arguments_of, moved
 from base.construct import call as _call
 from base.data.batches import Batches
-from base.experiment import Experiment, Outputs, Training
+from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.training.metrics import Metrics
-from base.training.observer import Observer
 from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of
 from base.training.schedule import Schedule, ScheduledOptimizer
-from logger.chosen_writers import GuardedWriter, RunInfo
 from logger.console import Console
-from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
-from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
 from utils.config import LoadedConfig, to_json
 from utils.config.located_json import config_error
 from utils.config.resume import fixed_values
@@ -34,8 +30,7 @@ from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.random import isolated, seed_generators
-from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS, WRITERS
-from utils.run_folder import RunFolder
+from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
@@ -179,47 +174,6 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
 def _evaluated(loader: BaseDataLoader) -> Batches:
     """What a loader holds out, or else its test data."""
     return loader.validation() or loader.test()
-
-
-def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
-    """The writers and the checkpointer of a run folder. Only the main process gets ones that write."""
-    settings = loaded.config.trainer
-    main = experiment.runtime.process_group.is_main_process
-    kinds: dict[str, Writer] = {}
-    if main:
-        kinds["metrics"] = JsonlWriter(folder.path / "metrics.jsonl")
-        kinds["log"] = ConsoleLog(folder.log)
-    if main and settings.writes_tensorboard:
-        kinds["events"] = EventWriter(folder.path)
-    if main:
-        kinds |= _other_writers(loaded, folder, experiment.console.warn)
-    writers = Writers(kinds)
-    how: dict[str, Any] = {
-        "keep_last": settings.keep_last,
-        "warn": experiment.console.warn,
-        "before_commit": writers.sync,
-    }
-    if settings.checkpoint == "sharded":
-        from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
-
-        parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
-        how |= {"processes": experiment.runtime.process_group, "shared": parameters}
-        return Outputs(writers, ShardedCheckpointer(folder.checkpoints, **how), Observer())
-    return Outputs(writers, (Checkpointer if main else NoCheckpoints)(folder.checkpoints, **how), Observer())
-
-
-def _other_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
-    """Those of trainer.writers beside TensorBoard, by name. None of them can end a run."""
-    run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
-    made = dict[str, Writer]()
-    for index, writer in enumerate(loaded.config.trainer.writers):
-        if writer.type == "tensorboard":
-            continue
-        at: KeyPath = ("trainer", "writers", index)
-        args = arguments_of(loaded, WRITERS, writer.type, writer.args, (*at, "args"))
-        make = functools.partial(WRITERS[writer.type], run, **args)
-        made[writer.type] = GuardedWriter(writer.type, _call(loaded, at, writer.type, make, Writer), warn)
-    return made
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:

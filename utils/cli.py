@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from utils.distributed import current
 from utils.errors import Stopped, TrainingError, UserError
-from utils.extras import find_extra
-from utils.streams import flush_streams, say_error, say_loading
+from utils.extras import find_extra, load_extra
+from utils.streams import flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 
 # options that are short for a key of the config
@@ -77,6 +77,28 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     if options.init_from is not None:
         options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
     return options
+
+
+def inspect(options: argparse.Namespace) -> int | None:
+    """--list, or --check, whose exit status is returned."""
+    from utils.config import load_config  # which takes long to import; this module answers before that
+    from utils.paths import PROJECT
+
+    if current().launched:
+        raise UserError("--check and --list run in a single process; do not use torchrun")
+    alone = not (options.overrides or options.config or options.check)
+    if options.resume is not None or (options.list is not None and not alone):
+        raise UserError("--list cannot be combined with other options; --check does not take -r")
+    if options.list is not None:
+        width = terminal_width(LIST_WIDTH)
+        text = load_extra("schema", "--list").listing(options.list, width=width)
+        if early := find_extra("early"):
+            early.keep_listing(options.list, width, text)
+        say(text)
+        return None
+    check = load_extra("check", "--check")
+    status: int = check.preflight(load_config(options.config or PROJECT / "config.json", options.overrides))
+    return status
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs: bool = False) -> argparse.Namespace:

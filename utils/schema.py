@@ -384,21 +384,3 @@ def members(annotation: Any) -> Iterator[type]:
         yield annotation
     for inner in get_args(annotation):
         yield from members(inner)
-
-
-# what victoresque/pytorch-template's users type, and what it is called here
-FORMER_NAMES = {
-    "arch": '"model"',
-    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
-    "save_freq": '"save_period"',
-    "len_epoch": '"steps_per_epoch", under "trainer"',
-    "data_loader_args": '"data_loader": {"args": ...}',
-    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
-    "tensorboardX": '"tensorboard"',
-    "visualization": '"tensorboard", under "trainer"',
-    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
-    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
-    "top_acc": '"accuracy"',
-    "MnistModel": '"LeNet"',
-    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
-}

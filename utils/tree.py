@@ -44,3 +44,10 @@ def tensors(nest: Any) -> Iterator[Tensor]:
     elif isinstance(nest, (list, tuple)):
         for item in nest:
             yield from tensors(item)
+
+
+def describe_batch(batch: Any) -> str:
+    """The shapes and types of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
+    shapes = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(batch)]
+    more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
+    return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__

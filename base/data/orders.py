@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from base.array_file import ArrayFile
+from base.data.sources import Source
 from utils.errors import DataError
 from utils.random import mix, permutation
 
@@ -135,3 +137,21 @@ def check_lengths(lengths: Tensor, count: int) -> Tensor:
     if lengths.is_complex() or bool(torch.isnan(lengths).any()):
         raise DataError("lengths() gives values that are not numbers")
     return lengths
+
+
+def class_indices(source: Source) -> Tensor | None:
+    """The class of every sample, int64 of shape (N,); None if the targets are something else.
+
+    They are the targets of a ``TensorSource``, or a data set's attribute ``targets``, as torchvision's have it.
+    """
+    targets = getattr(getattr(source, "dataset", source), "targets", None)
+    if isinstance(targets, ArrayFile):
+        targets = targets.rows(slice(0, len(targets)))
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if not whole or targets.shape != (len(source),) or (targets < 0).any():
+        return None
+    return targets.long()

@@ -11,11 +11,9 @@ from base.array_file import ArrayFile
 from base.data.sample_random import SampleRandom, as_tensor
 from base.data.seeded_samples import SeededSamples
 from utils.errors import DataError
-from utils.tree import tensors
 
 __all__ = [
-    "SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor", "class_indices",
-    "describe_batch",
+    "SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor",
 ]  # fmt: skip
 
 
@@ -160,28 +158,3 @@ def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] =
         f"the data are of type {type(data).__name__}; expected a data set with __getitem__ and __len__, a class "
         "of your own with batch and __len__, or, for data that can only be read on, a StreamSource"
     )
-
-
-def class_indices(source: Source) -> Tensor | None:
-    """The class of every sample, int64 of shape (N,); None if the targets are something else.
-
-    They are the targets of a ``TensorSource``, or a data set's attribute ``targets``, as torchvision's have it.
-    """
-    targets = getattr(getattr(source, "dataset", source), "targets", None)
-    if isinstance(targets, ArrayFile):
-        targets = targets.rows(slice(0, len(targets)))
-    try:
-        targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),) or (targets < 0).any():
-        return None
-    return targets.long()
-
-
-def describe_batch(batch: Any) -> str:
-    """The shapes and types of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
-    shapes = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(batch)]
-    more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
-    return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.data.batches import Batches, BatchRange
-from base.data.sources import as_tensor, describe_batch
+from base.data.sources import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
@@ -18,6 +18,7 @@ from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.random import isolated
 from utils.text import listed
+from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from base.data.sources import describe_batch
 from base.metric import MetricFunction, StepResult
 from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.random import isolated
-from utils.tree import map_tensors
+from utils.tree import describe_batch, map_tensors
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

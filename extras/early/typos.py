@@ -17,9 +17,10 @@ from utils.config.problems import components, group_arguments, misplaced_keys, s
 from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.former_names import FORMER_NAMES
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
-from utils.schema import FORMER_NAMES, Config, KeyPath, name_and_args
+from utils.schema import Config, KeyPath, name_and_args
 from utils.text import closest
 
 # arguments whose types only a library's signature knows

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.data.sources import describe_batch
 from utils.errors import DataError
-from utils.tree import map_tensors
+from utils.tree import describe_batch, map_tensors
 
 CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"}
 LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}

@@ -20,7 +20,6 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, with_facts
 from base.data.images.folder import SUFFIXES
-from base.data.sources import describe_batch
 from base.initial_weights import load_weights
 from base.training.first_batch import FORWARD_ERRORS
 from base.training.state import load_for_evaluation
@@ -37,7 +36,7 @@ from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_bytes
 from utils.streams import say_error
 from utils.text import count, duration, printable
-from utils.tree import map_tensors, tensors
+from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 FORMATS = (".csv", ".json", ".jsonl", ".npz")

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange
-from base.data.sources import describe_batch
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.observer import Observer
 from extras.report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
 from extras.report.regression import Regression
 from utils.errors import DataError
+from utils.tree import describe_batch
 
 MOST_CLASSES = 1000
 """With more there is no confusion matrix: its size is the square of their number."""

@@ -11,10 +11,10 @@ from utils import arguments
 from utils.arguments import in_json_words, inside, shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.former_names import FORMER_NAMES
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
-    FORMER_NAMES,
     ONE,
     PATTERNS,
     SEVERAL,

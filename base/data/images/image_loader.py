@@ -13,9 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 from base.base_data_loader import BaseDataLoader
 from base.data.images.cache import Images
 from base.data.images.folder import read_image
-from base.data.sources import SampleRandom, TensorSource, describe_batch
+from base.data.sources import SampleRandom, TensorSource
 from utils.errors import DataError
 from utils.schema import Changeable
+from utils.tree import describe_batch
 
 
 class ImageLoader(BaseDataLoader):

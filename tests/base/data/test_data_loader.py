@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Batches, SampleRandom, TensorSource
-from base.data.sources import as_source, describe_batch
+from base.data.sources import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
@@ -23,6 +23,7 @@ from tests.helpers import state, temporarily
 from utils.config.resume import fixed_changes, fixed_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
+from utils.tree import describe_batch
 
 Fit = Callable[..., train.Result]
 ARGS: dict[str, Any] = {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 8}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import train
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_outputs
+from base.build import build_experiment
+from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
