@@ -76,11 +76,11 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
         values = values[: trial.outcome.epochs] if trial.outcome else values
         everything += values
         best = place < 5
-        style = {"color": COLOURS[place] if best else "#c8c8c8", "zorder": 3 if best else 1}
+        colour = COLOURS[place] if best else "#c8c8c8"
         marker = "o" if len(values) <= 25 else None
         axes.plot(
             range(1, len(values) + 1), values, marker=marker, ms=3, linewidth=1.6 if best else 0.9,
-            label=trial.name if best else None, **style,
+            label=trial.name if best else None, color=colour, zorder=3 if best else 1,
         )  # fmt: skip
     axes.set(xlabel="epoch", ylabel=spec.value_name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -116,7 +116,12 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     columns.append(_normalised(result_scale, float(result_scale.min()), float(result_scale.max())))
     for index in reversed(range(len(trials))):
         line = [column[index] for column in columns]
-        axes.plot(line, color=colours.to_rgba(results[index]), linewidth=2.2 if index == 0 else 1.0, alpha=0.9)
+        axes.plot(
+            line,
+            color=tuple(colours.to_rgba(np.asarray(results[index]))),
+            linewidth=2.2 if index == 0 else 1.0,
+            alpha=0.9,
+        )
     for place, space in enumerate(spec.spaces):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for at, text in _ticks(space):

@@ -165,9 +165,9 @@ def _importances(spec: Spec, complete: Sequence[Trial]) -> Iterator[Block]:
     except ModuleNotFoundError:
         yield Paragraph(f"These are computed by Optuna, which is not installed: {INSTALL}")
         return
-    from extras.sweep.search import frozen
+    from extras.sweep.search import direction, frozen
 
-    study = optuna.create_study(direction="minimize" if spec.minimise else "maximize")
+    study = optuna.create_study(direction=direction(spec))
     study.add_trials([frozen(spec, trial, optuna.trial.TrialState.COMPLETE) for trial in complete])
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from extras.sweep.spaces import Space, combinations, shown
 from extras.sweep.sweep_folder import Spec, Trial
@@ -19,10 +19,15 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.study import Study
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
 INSTALL = "pip install optuna"
+
+
+def direction(spec: Spec) -> Literal["minimize", "maximize"]:
+    return "minimize" if spec.minimise else "maximize"
 
 
 def need_optuna(what: str) -> None:
@@ -51,14 +56,13 @@ class Search:
         self.spec = spec
         self.points = list(combinations(spec.spaces)) if spec.sampler is None else []
         self._seen: list[_Seen] = []
-        self._study: optuna.Study | None = None
+        self._study: Study | None = None
         if spec.sampler or spec.pruner:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            direction = "minimize" if spec.minimise else "maximize"
             # the name decides which bracket of hyperband a trial is in
-            self._study = optuna.create_study(study_name="sweep", direction=direction, pruner=_pruner(spec))
+            self._study = optuna.create_study(study_name="sweep", direction=direction(spec), pruner=_pruner(spec))
 
     def choose(self, trials: Sequence[Trial]) -> dict[str, str]:
         """The values of the next trial, after all of these."""
@@ -228,8 +232,7 @@ def _append_to_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
     names = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}
     with _quiet():
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
-        direction = "minimize" if spec.minimise else "maximize"
-        study = optuna.create_study(study_name="sweep", direction=direction, storage=storage, load_if_exists=True)
+        study = optuna.create_study(study_name="sweep", direction=direction(spec), storage=storage, load_if_exists=True)
         there = {trial.user_attrs.get("run") for trial in study.get_trials(deepcopy=False)}
         for trial in trials:
             if trial.outcome is not None and trial.name not in there:
