@@ -3,8 +3,8 @@
 python dev/campaigns/sweep.py --kills 30
 
 Each kill is a SIGKILL of a trial, of the sweep without its trials, or of all its processes. A grid of 12 trials runs
-two at once; 12 trials chosen by TPE, with a pruner, one after the other. Status 1 if a trial's values, outcome, metrics,
-weights or curves differ in a single bit, or if a trial is missing or there twice.
+two at once; 12 trials chosen by TPE, with a pruner, one after the other. Status 1 if a trial's values, outcome,
+metrics, weights or curves differ in a single bit, or if a trial is missing or there twice.
 """
 
 import argparse

@@ -119,7 +119,9 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
     own = folder.read_spec()
     for name, asked, kept in (("sampler", options.sampler, own.sampler), ("pruner", options.pruner, own.pruner)):
         if asked is not None and asked != (kept or "none"):
-            raise UserError(f"{folder.path} is a sweep with --{name} {kept or 'none'}, which cannot change")
+            raise UserError(
+                f"{folder.path} has {f'--{name} {kept}' if kept else f'no {name}'}; --{name} {asked} cannot change it"
+            )
     if options.overrides and options.config is None:
         raise UserError(
             f"-r continues a sweep as it is; {options.overrides[0]} cannot be added. Leave it out, or start another "

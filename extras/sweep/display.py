@@ -43,7 +43,7 @@ class Display:
         if self.quiet or outcome is None:
             return
         self.clear()
-        values = ", ".join(f"{short_key(key, self.spec)}={value}" for key, value in trial.values.items())
+        values = ", ".join(f"{short_key(key, self.spec)}={short_value(text)}" for key, text in trial.values.items())
         if outcome.state == "failed":
             result = f"{styled('failed', 'warning')}: {first_line(outcome.reason)}"
         else:
@@ -91,7 +91,13 @@ class Display:
             value = "-" if row.value is None else number(row.value)
             epochs = f"{row.epochs}/{row.trial.values.get('trainer.epochs', self.spec.epochs)}"
             cells.append(
-                [row.trial.name, epochs, value, duration(row.seconds), *(row.trial.values[key] for key in keys)]
+                [
+                    row.trial.name,
+                    epochs,
+                    value,
+                    duration(row.seconds),
+                    *(short_value(row.trial.values[key]) for key in keys),
+                ]
             )
         done = sum(trial.outcome is not None for trial in trials)
         summary = f"{done} of {total} trials"
@@ -133,6 +139,14 @@ def short_key(key: str, spec: Spec) -> str:
         if not any(f".{other}".endswith(f".{end}") for other in others):
             return end
     return key
+
+
+def short_value(text: str) -> str:
+    """A value for a table: a number with four digits, and what is long cut off."""
+    try:
+        return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
+    except ValueError:
+        return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def best_trial(trials: Sequence[Trial], spec: Spec) -> Trial | None:

@@ -168,7 +168,7 @@ def _importances(spec: Spec, complete: Sequence[Trial]) -> Iterator[Block]:
     from extras.sweep.search import direction, frozen
 
     study = optuna.create_study(direction=direction(spec))
-    study.add_trials([frozen(spec, trial, optuna.trial.TrialState.COMPLETE) for trial in complete])
+    study.add_trials([frozen(spec, trial) for trial in complete])
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     if not sum(shares.values()) > 0:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extras.sweep.display import best_trial, first_line, short_key
+from extras.sweep.display import best_trial, first_line, short_key, short_value
 from extras.sweep.report import write_report
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial
 from utils.errors import TrainingError, UserError
@@ -67,7 +67,7 @@ class Repeated:
         low, high = self.interval
         several = len(self.results) > 1
         cells = [str(len(self.results)), number(self.mean), number(self.deviation) if several else "-"]
-        return [*self.values.values(), *cells, f"{number(low)} to {number(high)}" if several else "-"]
+        return [*map(short_value, self.values.values()), *cells, f"{number(low)} to {number(high)}" if several else "-"]
 
 
 def t_quantile(freedom: int) -> float:
@@ -192,7 +192,7 @@ def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[li
             str(outcome.epochs),
             duration(outcome.seconds, fine=True),
         ]
-        rows.append([*cells, *(trial.values[key] for key in keys), outcome.state])
+        rows.append([*cells, *(short_value(trial.values[key]) for key in keys), outcome.state])
     return header, rows
 
 

@@ -6,7 +6,6 @@ choices, so that a sweep that was killed chooses as one that was not.
 
 import contextlib
 import hashlib
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Search:
         number = len(trials)
         with _quiet():
             self._study.sampler = _sampler(self.spec.sampler, self.spec.seed, number)
-            trial = self._study.ask({space.key: distribution(space) for space in self.spec.spaces})
+            trial = self._study.ask(_distributions(self.spec))
         self._seen.append(_Seen(trial))
         return {space.key: _text(trial.params[space.key]) for space in self.spec.spaces}
 
@@ -109,13 +108,11 @@ class Search:
 
     def _known(self, trial: Trial) -> _Seen:
         """A trial of this folder that another process has started, or this sweep before it was killed."""
-        import optuna
-
         assert self._study is not None
         with _quiet():
-            self._study.add_trial(frozen(self.spec, trial, optuna.trial.TrialState.RUNNING))
-        added = self._study.get_trials(deepcopy=False)[-1]
-        return _Seen(optuna.trial.Trial(self._study, added._trial_id))
+            self._study.sampler = _sampler("random", self.spec.seed, trial.number)
+            self._study.enqueue_trial(_params(self.spec, trial))
+            return _Seen(self._study.ask(_distributions(self.spec)))
 
     def _tell(self, seen: _Seen, trial: Trial) -> None:
         from optuna.trial import TrialState
@@ -170,23 +167,31 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else shown(value)
 
 
-def frozen(spec: Spec, trial: Trial, state: "optuna.trial.TrialState") -> "optuna.trial.FrozenTrial":
-    """A trial as Optuna records it. state: FAIL, PRUNED and COMPLETE take what its outcome says."""
+def _distributions(spec: Spec) -> dict[str, "optuna.distributions.BaseDistribution"]:
+    return {space.key: distribution(space) for space in spec.spaces}
+
+
+def _params(spec: Spec, trial: Trial) -> dict[str, Any]:
+    """A trial's values as Optuna has them."""
+    return {key: _value(given, trial.values[key]) for key, given in _distributions(spec).items()}
+
+
+def frozen(spec: Spec, trial: Trial) -> "optuna.trial.FrozenTrial":
+    """A trial that has ended, as Optuna records it."""
     import optuna
 
     states = optuna.trial.TrialState
-    distributions = {space.key: distribution(space) for space in spec.spaces}
-    params = {key: _value(distributions[key], text) for key, text in trial.values.items()}
     outcome = trial.outcome
-    measured = trial.measured(spec.value_name)[: outcome.epochs if outcome else None]
-    finished = state != states.RUNNING
+    assert outcome is not None
+    complete = outcome.state == "complete"
+    measured = trial.measured(spec.value_name)[: outcome.epochs]
     return optuna.trial.create_trial(
-        state=state,
-        params=params,
-        distributions=distributions,
-        value=outcome.value if outcome is not None and state == states.COMPLETE else None,
-        intermediate_values=dict(enumerate(measured, start=1)) if finished else {},
-        user_attrs={"run": trial.name, **({"reason": outcome.reason} if outcome and outcome.reason else {})},
+        state=states.COMPLETE if complete else states.PRUNED if outcome.state == "pruned" else states.FAIL,
+        params=_params(spec, trial),
+        distributions=_distributions(spec),
+        value=outcome.value if complete else None,
+        intermediate_values=dict(enumerate(measured, start=1)),
+        user_attrs={"run": trial.name, **({"reason": outcome.reason} if outcome.reason else {})},
     )
 
 
@@ -228,17 +233,13 @@ def _append_to_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    states = optuna.trial.TrialState
-    names = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}
     with _quiet():
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
         study = optuna.create_study(study_name="sweep", direction=direction(spec), storage=storage, load_if_exists=True)
         there = {trial.user_attrs.get("run") for trial in study.get_trials(deepcopy=False)}
         for trial in trials:
             if trial.outcome is not None and trial.name not in there:
-                if trial.outcome.state == "complete" and not math.isfinite(trial.outcome.value or 0.0):
-                    continue
-                study.add_trial(frozen(spec, trial, names[trial.outcome.state]))
+                study.add_trial(frozen(spec, trial))
 
 
 @contextlib.contextmanager

@@ -166,7 +166,7 @@ def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) ->
         overrides = [*fixed, *first]
         for value in space.ends()[1:]:
             overrides[len(fixed) + place] = space.override(value)
-            if loaded is not None and (problem := _problem(config, overrides)):
+            if loaded is not None and (problem := _problem(config, overrides, space.override(value))):
                 errors[problem] = None
         checked.append(space)
         if not space.finite and loaded is not None:
@@ -176,7 +176,7 @@ def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) ->
     grid = math.prod(len(space.values) for space in spaces)
     if not errors and len(spaces) > 1 and 0 < grid <= MOST_CHECKED:
         for combination in combinations(spaces):
-            if problem := _problem(config, [*fixed, *combination]):
+            if problem := _problem(config, [*fixed, *combination], " ".join(combination)):
                 errors[problem] = None
     if errors or loaded is None:
         raise ConfigError("\n".join(errors))
@@ -190,11 +190,13 @@ def _of_integers(space: Space, problem: str) -> Space:
     return Space(space.key, space.text, low=space.low, high=space.high, log=space.log, integer=True)
 
 
-def _problem(config: Path, overrides: Sequence[str]) -> str | None:
+def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | None:
+    """What is wrong with these overrides, if anything. cause: the one that is tried, for an error elsewhere."""
     try:
         load_config(config, overrides)
     except ConfigError as error:
-        return str(error)
+        text = str(error)
+        return text if f"override {cause}" in text else f"with {cause}: {text}"
     return None
 
 

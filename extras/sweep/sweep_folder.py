@@ -152,7 +152,7 @@ class SweepFolder:
         if not (path / "sweep.json").is_file():
             if (path / "config.json").is_file():
                 raise UserError(f"{path} is the folder of a run; to resume it: python train.py -r {path}")
-            found = sorted(path.glob("**/sweep.json")) if path.is_dir() else []
+            found = sorted([*path.glob("*/sweep.json"), *path.glob("*/*/sweep.json")])
             near = f"; there is one in {display_path(found[-1].parent)}" if found else ""
             raise UserError(f"{path} is not the folder of a sweep: it has no sweep.json{near}")
         return cls(path)
