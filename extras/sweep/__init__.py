@@ -7,7 +7,9 @@ search         the next trial's values, and what is pruned: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
 trial_process  the process of a trial, which is ``train.py -r`` on its run
 display        the live table
-results        the final table, sweep.csv and best.json; report: report.md and report.html with the figures
+ranking        trials in their order, over seeds and folds, as the rows of tables
+results        the final table, sweep.csv and best.json
+report         report.md and report.html, with the figures
 """
 
 import argparse

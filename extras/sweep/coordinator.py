@@ -110,6 +110,7 @@ class Coordinator:
         with self.folder.locked():
             self.spec = self.folder.read_spec()  # --trials may have raised the number
             trials = self.folder.trials()
+            self.search.follow(trials)
             own = {one.trial.number for one in self.running}
             for trial in trials:
                 if trial.outcome is None and trial.number not in own and self.folder.claim(trial):

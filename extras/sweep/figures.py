@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
@@ -110,7 +111,8 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     norm = (LogNorm if _wide(results) else Normalize)(min(results), max(results))
     figure = new_figure(8.5, 4.2)
     axes = figure.add_subplot()
-    colours = ScalarMappable(norm, f"{MAP}_r" if spec.minimise else MAP)
+    map_ = colormaps[MAP]
+    colours = ScalarMappable(norm, map_.reversed() if spec.minimise else map_)
     columns = [_places(space, [trial.values[space.key] for trial in trials]) for space in spec.spaces]
     result_scale = np.log(results) if _wide(results) else np.asarray(results)
     columns.append(_normalised(result_scale, float(result_scale.min()), float(result_scale.max())))

@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extras.sweep.display import first_line
+from extras.sweep.ranking import Repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL
 from extras.sweep.sweep_folder import Spec, Trial
 from utils.run_folder import replace_bytes, replace_text
 from utils.text import markdown_table
-
-if TYPE_CHECKING:
-    from extras.sweep.results import Repeated
 
 ENOUGH = 8
 """Trials below which importances mean nothing."""
@@ -67,7 +64,7 @@ def write_report(
     trials: Sequence[Trial],
     ranked: Sequence[Trial],
     best: Trial | None,
-    groups: "Sequence[Repeated]",
+    groups: Sequence[Repeated],
 ) -> None:
     """Write both files and the figures. Raises TrainingError if one cannot be written."""
     blocks = list(_blocks(folder, spec, trials, ranked, best, groups))
@@ -87,10 +84,8 @@ def _blocks(
     trials: Sequence[Trial],
     ranked: Sequence[Trial],
     best: Trial | None,
-    groups: "Sequence[Repeated]",
+    groups: Sequence[Repeated],
 ) -> Iterator[Block]:
-    from extras.sweep.results import repeated_rows, result_rows, train_command
-
     states = [trial.outcome.state for trial in trials if trial.outcome]
     counts = ", ".join(
         f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from extras.sweep import coordinator as module
-from extras.sweep.command import Result, conclude
-from extras.sweep.results import repeated, t_quantile
+from extras.sweep.ranking import repeated, t_quantile
+from extras.sweep.results import Result, conclude
 from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder
 from tests import forked
 from tests.extras.sweep.made_up import (
@@ -69,7 +69,7 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
     assert len(processes.started) == 6
     result = finish(folder)
     assert result.best is not None
-    assert result.best.name == "trial-001"
+    assert result.best.name == "trial-000"
     assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
 
 
@@ -97,7 +97,7 @@ def test_nan_in_every_epoch_is_a_failure(make: Callable[[str, Spec], SweepFolder
     folder = make("nan", spec("optimizer.args.lr=0.1,0.2"))
     trials = coordinator(folder, MadeUpProcesses(train=lambda values: [float("nan")] * 3)).run()
     assert trials[0].outcome == Outcome("failed", None, 0, 3, 1.5, "loss was not finite in any epoch")
-    with pytest.raises(TrainingError, match="no trial of .* has a result; trial-000: loss was not finite"):
+    with pytest.raises(TrainingError, match=r"no trial of .* has a result; trial-000: loss was not finite"):
         finish(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_sweep_that_is_killed_at_any_write_ends_as_one_that_is_not(
     coordinator(whole, MadeUpProcesses()).run()
 
     killed = make("killed", searched)
-    write, writes = module.SweepFolder.__dict__, 0
+    write, writes = SweepFolder.__dict__, 0
     names = ("create_trial", "claim", "finish", "release")
 
     def dying(name: str, *, before: bool) -> Callable[..., Any]:
@@ -156,7 +156,7 @@ def test_a_full_disk_loses_nothing(make: Callable[[str, Spec], SweepFolder], mon
     folder = make("full", spec(*SPACES))
     full = "the run ended, but checkpoint x could not be written: No space left on device"
     statuses = iter([(0, ""), (0, ""), (1, f"error: {full}")])
-    with pytest.raises(UserError, match="trial-002: the run ended, but .* No space left on device"):
+    with pytest.raises(UserError, match=r"trial-002: the run ended, but .* No space left on device"):
         coordinator(folder, MadeUpProcesses(status=lambda values: next(statuses))).run()
     assert [outcome is None for _, outcome in results(folder)] == [False, False, True]
 
@@ -165,7 +165,7 @@ def test_a_full_disk_loses_nothing(make: Callable[[str, Spec], SweepFolder], mon
 
     with monkeypatch.context() as patched:
         patched.setattr("extras.sweep.sweep_folder.replace_text", refuse)
-        with pytest.raises(UserError, match="cannot write .*trial-002/outcome.json: No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*trial-002/outcome.json: No space left on device"):
             coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
     trials = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
     assert [trial.outcome and trial.outcome.state for trial in trials] == ["complete"] * 6
@@ -254,7 +254,7 @@ def test_what_is_written_at_the_end(
     printed = capsys.readouterr().out
     assert result.best is not None
     assert f"python train.py -c {folder.path}/best.json" in printed
-    rows = list(csv.DictReader((folder.path / "sweep.csv").open()))
+    rows = list(csv.DictReader((folder.path / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 12
     assert rows[0]["trial"] == result.best.name
     complete = [float(row["best loss"]) for row in rows if row["state"] == "complete"]
