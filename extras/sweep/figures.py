@@ -154,7 +154,10 @@ def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
             axes.set_xlim(-0.5, len(space.values) - 0.5)
         else:
             positions = [float(text) for text in texts]
-            axes.set_xscale("log" if space.log else "linear")
+            if space.log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")  # the default one needs mathematical text
+                axes.xaxis.set_minor_formatter("")
         axes.scatter(
             positions, results, c=[trial.number for trial in trials], cmap="Blues", vmin=-len(trials) / 2, s=26,
             edgecolors=COLOURS[0], linewidths=0.5,
