@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extras.sweep.sweep_folder import Spec, Trial
-from logger.console import is_plain, styled
-from utils.streams import say
+from logger.console import styled
+from utils.streams import is_plain, say
 from utils.text import duration, number, printable, table
 
 MOST_ROWS = 16

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config import OVERRIDE, LoadedConfig, load_config
+from utils.config import LoadedConfig, load_config
 from utils.errors import ConfigError, UserError
-from utils.text import closest
+from utils.text import OVERRIDE, closest
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 INTEGERS = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
