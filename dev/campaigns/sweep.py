@@ -178,7 +178,9 @@ def compare(left: Path | None, right: Path | None) -> list[str]:
         first, second = (json.loads((sweep / name / "outcome.json").read_text()) for sweep in (left, right))
         if {**first, "seconds": 0} != {**second, "seconds": 0}:
             found.append(f"{name}: outcome {first} and {second}")
-        if first["state"] == "complete":  # a pruned one is stopped at some step after the epoch that decided it
+        if (
+            first["state"] == second["state"] == "complete"
+        ):  # a pruned one is stopped at some step after the epoch that decided it
             found += [f"{name}: {what}" for what in differences(left / name, right / name)]
     return found
 

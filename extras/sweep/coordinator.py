@@ -6,10 +6,13 @@ continued from its checkpoint by whoever finds it first.
 
 import contextlib
 import math
+import re
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from extras.sweep.display import Display, Row
@@ -26,8 +29,10 @@ IDLE = 1.0
 """Seconds between two looks for a trial to claim, where other sweeps have claimed all that are left."""
 GRACE = 60.0
 """Seconds that a trial has to save and end after SIGTERM; then it is killed, and continues from an older checkpoint."""
-MOST_DEATHS = 5
-"""Deaths in a row without progress, as by a lack of memory, after which a trial has failed."""
+MOST_DEATHS = 20
+"""Deaths in a row without progress after which a trial has failed. Many, since each may be somebody's kill."""
+MOST_STARVED = 2
+"""The same for deaths while the kernel killed a process for lack of memory, which would happen again."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
@@ -41,6 +46,10 @@ class Running:
     """None while a process that another sweep left behind still trains it."""
     started: float = 0.0
     deaths: int = 0
+    starved: int = 0
+    """Deaths for lack of memory."""
+    oom_kills: int = 0
+    """Of the machine, when the process was started."""
     mark: tuple[Any, ...] = ()
     """What of its progress is on the disk."""
     read: int = -1
@@ -126,6 +135,7 @@ class Coordinator:
     def _start(self, one: Running) -> None:
         one.started = time.monotonic()
         one.mark = _mark(one.trial)
+        one.oom_kills = oom_kills()
         one.process = None if is_running(one.trial.run) else self.processes.start(one.trial.run, one.slot)
 
     # ------------------------------------------------------------------ following
@@ -181,6 +191,10 @@ class Coordinator:
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
             return self._finish(one, Outcome("failed", *ended, reason))
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
+        one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
+        if one.starved >= MOST_STARVED:
+            how = f"out of memory: the kernel killed its process {MOST_STARVED} times"
+            return self._finish(one, Outcome("failed", *ended, how))
         if one.deaths >= MOST_DEATHS:
             how = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
             return self._finish(one, Outcome("failed", *ended, how))
@@ -247,6 +261,14 @@ def _mark(trial: Trial) -> tuple[Any, ...]:
     with contextlib.suppress(OSError):
         return (size(trial.run.path / "metrics.jsonl"), *sorted(path.name for path in trial.run.checkpoints.iterdir()))
     return ()
+
+
+def oom_kills() -> int:
+    """Processes that the kernel has killed for lack of memory since the machine started; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        found = re.search(r"^oom_kill (\d+)$", read_text(Path("/proc/vmstat")), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def _reason(trial: Trial) -> str:

@@ -80,8 +80,21 @@ def test_a_trial_that_only_dies_has_failed_in_the_end(make: Callable[[str, Spec]
     assert first.outcome is not None
     assert (first.outcome.state, second.outcome and second.outcome.state) == ("failed", "complete")
     # the first start made progress: there was nothing before it
-    assert "killed 5 times without progress (status -9; out of memory?)" in first.outcome.reason
-    assert processes.started == ["trial-000"] * 6 + ["trial-001"]
+    assert "killed 20 times without progress (status -9; out of memory?)" in first.outcome.reason
+    assert processes.started == ["trial-000"] * 21 + ["trial-001"]
+
+
+def test_a_trial_that_the_kernel_kills_for_lack_of_memory_fails_soon(
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.oom_kills() >= 0
+    kills = iter(range(100))
+    monkeypatch.setattr(module, "oom_kills", lambda: next(kills))
+    processes = MadeUpProcesses(status=by_lr(lr_0_1=(SIGKILL, "")))
+    first, second = coordinator(make("starved", spec("optimizer.args.lr=0.1,0.2")), processes).run()
+    assert first.outcome is not None
+    assert first.outcome.reason == "out of memory: the kernel killed its process 2 times"
+    assert (second.outcome and second.outcome.state, len(processes.started)) == ("complete", 3)
 
 
 def test_a_killed_trial_continues(make: Callable[[str, Spec], SweepFolder]) -> None:
