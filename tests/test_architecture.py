@@ -183,4 +183,6 @@ def test_files_and_functions_are_small(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in OWN if folder_of(path) != "dev"], ids=name_of)
 def test_only_the_report_draws(path: Path) -> None:
     """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
-    assert path.parent.name in ("extras", "report", "compare", "sweep", "predict") or "matplotlib" not in first_names(path)
+    assert path.parent.name in ("extras", "report", "compare", "sweep", "predict") or "matplotlib" not in first_names(
+        path
+    )

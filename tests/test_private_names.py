@@ -21,7 +21,11 @@ from tests.helpers import ROOT
 
 FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "extras", "dev")
 OURS = set(FOLDERS) - {"data_loader", "model", "trainer"}  # what a project does in its own folders is its own matter
-SCRIPTS = [ROOT / name for name in ("train.py", "test.py", "sweep.py", "predict.py", "new_project.py") if (ROOT / name).exists()]
+SCRIPTS = [
+    ROOT / name
+    for name in ("train.py", "test.py", "sweep.py", "predict.py", "new_project.py")
+    if (ROOT / name).exists()
+]
 SOURCES = sorted([*SCRIPTS, *(path for folder in OURS for path in ROOT.glob(f"{folder}/**/*.py"))])
 
 # documented in spite of the underscore: named tuples, a module's extra state, the end of a process without Python's own
