@@ -8,6 +8,7 @@ curves/         curves.png in each run folder
 report/         test.py's report: tables, figures, predictions
 compare/        test.py --compare
 export/         export.py
+sweep/          sweep.py
 
 Each folder's ``__init__.py`` exports what the scripts call, which they find by utils/extras.py. No folder needs another
 one: ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ what they draw is

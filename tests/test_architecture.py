@@ -16,7 +16,7 @@ FOLDERS = [*FLOORS[:3], *FLOOR_OF, "extras", "dev"]
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))])
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 # what a project adds, in its folders or beside train.py, may be longer, and draw
-OUR_SCRIPTS = {"train.py", "test.py", "predict.py", "export.py", "new_project.py"}
+OUR_SCRIPTS = {"train.py", "test.py", "sweep.py", "predict.py", "export.py", "new_project.py"}
 OWN = [
     path
     for path in SOURCES
@@ -183,4 +183,6 @@ def test_files_and_functions_are_small(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in OWN if folder_of(path) != "dev"], ids=name_of)
 def test_only_the_report_draws(path: Path) -> None:
     """matplotlib takes a quarter of a second to import, which a run that draws nothing must not wait for."""
-    assert path.parent.name in ("extras", "report", "compare", "predict") or "matplotlib" not in first_names(path)
+    assert path.parent.name in ("extras", "report", "compare", "sweep", "predict") or "matplotlib" not in first_names(
+        path
+    )

@@ -289,7 +289,13 @@ def _start(run: RunFolder) -> tuple[int, str, int]:
 def _git(*arguments: str) -> str | None:
     try:
         return subprocess.run(
-            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=10
+            # its lock on the index would be left behind by a kill
+            ["git", "--no-optional-locks", *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or no repository

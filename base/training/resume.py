@@ -234,5 +234,6 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
         load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
         if trainer.averaged_weights:
             trainer.averaged_weights.restart()
-    trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
+    if folder.environment.exists():  # otherwise it was only prepared, as the trial of a sweep is
+        trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

@@ -22,6 +22,7 @@ GONE = {
         'error: override trainer.writers=["csv"]: trainer.writers.0: there is no writer "csv"; there are: tensorboard; '
         "extras/writers is not in this project\n",
     ),
+    "sweep": (["sweep.py", "seed=0..1"], "error: sweep.py needs extras/sweep, which is not in this project\n"),
     "check": (["train.py", "--check"], "error: --check needs extras/check, which is not in this project\n"),
     "schema": (["train.py", "--list"], "error: --list needs extras/schema, which is not in this project\n"),
     "compare": (
@@ -98,7 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     project = tmp_path_factory.mktemp("whole") / "project"
     for folder in NEEDED:
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "test.py", "predict.py", "export.py", "config.json"):
+    for name in ("train.py", "test.py", "predict.py", "export.py", "sweep.py", "config.json"):
         shutil.copy(ROOT / name, project / name)
     notes, metrics, epochs, printed, _ = results(project)
     assert notes == ""

@@ -1,0 +1,189 @@
+"""Kill sweeps again and again, continue them, and compare every trial with those of an uninterrupted sweep.
+
+python dev/campaigns/sweep.py --kills 30
+
+Each kill is a SIGKILL of a trial, of the sweep without its trials, or of all its processes. A grid of 12 trials runs
+two at once; 12 trials chosen by TPE, with a pruner, one after the other. Status 1 if a trial's values, outcome,
+metrics, weights or curves differ in a single bit, or if a trial is missing or there twice.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests import forked
+from tests.campaign import differences
+from tests.helpers import PATIENCE, ROOT
+
+WHAT = ("trial", "trial", "sweep", "all")
+GRID = ("seed=0..2", "optimizer.args.lr=0.02,0.05,0.1,0.2", "--jobs", "2")
+TPE = (
+    *("optimizer.args.lr=log:1e-4..1", "model.args.hidden_features=log:2..64", "seed=0..99"),
+    *("--trials", "12", "--pruner", "median"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="of each of the two sweeps (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--only", choices=("grid", "tpe"), help="one of the two")
+    options = parser.parse_args()
+    sweeps = {"grid": GRID, "tpe": TPE}
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, words in sweeps.items():
+            if options.only in (None, name):
+                failed += campaign(Path(folder) / name, name, words, options)
+    return int(failed > 0)
+
+
+def campaign(folder: Path, name: str, words: tuple[str, ...], options: argparse.Namespace) -> int:
+    """Whether the sweep that was killed differs from the other."""
+    alone, killed = (write_config(folder / which) for which in ("alone", "killed"))
+    process = start("-c", str(alone), *words)
+    output, errors = process.communicate(PATIENCE)
+    assert process.returncode == 0, output + errors
+    moments = Killer(killed, words, options.seed).kill(options.kills)
+    found = compare(sweep_of(alone), sweep_of(killed))
+    shown = ", ".join(f"{count} of {what}" for what, count in sorted(moments.items()))
+    print(f"{name}: {moments.total()} kills ({shown}): {found or 'equal bit for bit'}", flush=True)
+    return bool(found)
+
+
+class Killer:
+    """Starts a sweep, kills parts of it, and continues it. Moments are drawn from the seed."""
+
+    def __init__(self, config: Path, words: tuple[str, ...], seed: int) -> None:
+        self.config = config
+        self.words = words
+        self.random = random.Random(seed)
+        self.done = Counter[str]()
+
+    def kill(self, at_least: int) -> Counter[str]:
+        """Kill so often, then let the sweep end. The trials may end before; then there are fewer kills."""
+        while True:
+            sweep = sweep_of(self.config)
+            process = start("-r", str(sweep)) if sweep else start("-c", str(self.config), *self.words)
+            while self.done.total() < at_least and process.poll() is None:
+                what = self.random.choice(WHAT)
+                self._wait(process, what)
+                if not self._kill(process, what):
+                    continue
+                self.done[what] += 1
+                if what != "trial":
+                    break
+            if process.poll() is None and self.done.total() < at_least:
+                process.wait(PATIENCE)  # it was killed
+                continue
+            output, errors = process.communicate(PATIENCE)
+            if process.returncode == -signal.SIGKILL:
+                continue
+            assert process.returncode == 0, output + errors
+            return self.done
+
+    def _wait(self, process: forked.Process, what: str) -> None:
+        """Until a trial runs, and then for a moment; or for a moment alone, which may lie in the start."""
+        end = time.monotonic() + PATIENCE
+        if what == "trial" or self.random.random() < 0.7:
+            while process.poll() is None and not trials_of(process.pid) and time.monotonic() < end:
+                time.sleep(0.01)
+        time.sleep(self.random.uniform(0, 1.5))
+
+    def _kill(self, process: forked.Process, what: str) -> bool:
+        if process.poll() is not None:
+            return False
+        if what == "trial":
+            running = trials_of(process.pid)
+            if not running:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.random.choice(running), signal.SIGKILL)
+        elif what == "sweep":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        return True
+
+
+def start(*words: str) -> forked.Process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return forked.Process("sweep.py", *words, cwd=ROOT, env=environment, session=True)
+
+
+def trials_of(sweep: int) -> list[int]:
+    """The processes of the trials of a sweep, which its server has forked."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    servers = {process for process, parent in parents.items() if parent == sweep}
+    return sorted(process for process, parent in parents.items() if parent in servers)
+
+
+def write_config(folder: Path) -> Path:
+    """A small classification whose epochs take a moment."""
+    folder.mkdir(parents=True)
+    data = {"num_samples": 200, "input_shape": [20], "num_classes": 5, "batch_size": 10, "validation_split": 40}
+    config: dict[str, Any] = {
+        "name": "small",
+        "data_loader": {"type": "RandomTensorLoader", "args": data},
+        "model": {"type": "TwoLayerNet", "args": {"in_features": 20, "hidden_features": 32, "out_features": 5}},
+        "loss": "cross_entropy",
+        "metrics": ["accuracy"],
+        "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+        "trainer": {
+            "epochs": 8, "steps_per_epoch": 100, "monitor": "min val_loss", "save_every_steps": 25,
+            "save_dir": str(folder / "saved"), "pictures_every": 0,
+        },
+        "runtime": {"device": "cpu"},
+    }  # fmt: skip
+    path = folder / "config.json"
+    path.write_text(json.dumps(config, indent=2))
+    return path
+
+
+def sweep_of(config: Path) -> Path | None:
+    """The one sweep that was started with a config."""
+    found = sorted(config.parent.glob("saved/small/sweep-*"))
+    assert len(found) <= 1, f"a killed sweep was not found again: {found}"
+    return found[0] if found else None
+
+
+def compare(left: Path | None, right: Path | None) -> list[str]:
+    """What differs between the trials of two sweeps, figures of time aside."""
+    assert left is not None
+    assert right is not None
+    names = [sorted(path.name for path in sweep.glob("trial-*")) for sweep in (left, right)]
+    if names[0] != names[1]:
+        return [f"trials: {names[0]} and {names[1]}"]
+    found = []
+    for name in names[0]:
+        one, other = (json.loads((sweep / name / "trial.json").read_text()) for sweep in (left, right))
+        if one != other:
+            found.append(f"{name}: values")
+        first, second = (json.loads((sweep / name / "outcome.json").read_text()) for sweep in (left, right))
+        if {**first, "seconds": 0} != {**second, "seconds": 0}:
+            found.append(f"{name}: outcome {first} and {second}")
+        if (
+            first["state"] == second["state"] == "complete"
+        ):  # a pruned one is stopped at some step after the epoch that decided it
+            found += [f"{name}: {what}" for what in differences(left / name, right / name)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

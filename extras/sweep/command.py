@@ -1,0 +1,177 @@
+"""``sweep.py``: from the command line to a sweep's folder, and the sweep run to its end."""
+
+import argparse
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from extras.sweep.coordinator import Coordinator
+from extras.sweep.display import Display
+from extras.sweep.results import Result, conclude
+from extras.sweep.search import need_optuna
+from extras.sweep.spaces import Space, check_spaces, grid_size, parse_spaces
+from extras.sweep.sweep_folder import Spec, SweepFolder
+from extras.sweep.trial_process import TrialProcesses
+from utils.config.sources import read_config
+from utils.distributed import launch
+from utils.errors import Stopped, UserError
+from utils.paths import PROJECT, display_path
+from utils.registry import import_components
+from utils.streams import say, say_error
+from utils.text import count
+
+
+def sweep(options: argparse.Namespace) -> Result:
+    """Run a new sweep, or continue one. options: config, resume, overrides, trials, jobs, sampler, pruner."""
+    jobs = options.jobs
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least one trial must run at a time")
+    if options.trials is not None and options.trials < 1:
+        raise UserError(f"--trials {options.trials}: a sweep has at least one trial")
+    job, first = _job(), os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    processes = TrialProcesses(None, 0)
+    processes.prepare()
+    import_components()
+    folder = _continued(options) if options.resume else _new(options, job)
+    spec = folder.read_spec()
+    processes.threads = spec.threads or None
+    processes.devices = torch.cuda.device_count()
+    display = Display(spec, jobs=jobs, quiet=not first)
+    coordinator = Coordinator(folder, processes, display, jobs=jobs)
+    if first:
+        _introduce(folder, coordinator, spec, jobs)
+    started = time.monotonic()
+    try:
+        trials = coordinator.run()
+        return conclude(folder, coordinator.spec, trials, quiet=not first, seconds=time.monotonic() - started)
+    except (Stopped, UserError):
+        if first:
+            say_error(f"To continue the sweep:\n{command_to_continue(folder)}")
+        raise
+
+
+def _job() -> str | None:
+    """The launcher's name for this job, of which each process works on the same sweep."""
+    name, _ = launch()
+    if name is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        name = f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_STEP_ID', '0')}"
+    return name
+
+
+def _new(options: argparse.Namespace, job: str | None) -> SweepFolder:
+    spec, base = _asked(options)
+    return SweepFolder.create(_save_dir(base), spec, base, job=job)
+
+
+def _save_dir(base: dict[str, Any]) -> str:
+    trainer = base.get("trainer")
+    return str(trainer.get("save_dir", "saved")) if isinstance(trainer, dict) else "saved"
+
+
+def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
+    """The sweep of the command line, checked, and the values of its base config. Raises UserError."""
+    config = options.config or PROJECT / "config.json"
+    fixed, spaces = parse_spaces(options.overrides)
+    if not spaces:
+        what = f"--trials {options.trials}" if options.trials else "a sweep"
+        raise UserError(f"{what} needs a space: KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1")
+    sampler = options.sampler
+    if options.trials is None:
+        grid_size(spaces)
+        if sampler is not None:
+            raise UserError(f"--sampler {sampler} needs the number of trials: --trials N; without it, this is a grid")
+    else:
+        sampler = sampler or "tpe"
+    pruner = options.pruner if options.pruner != "none" else None
+    if sampler or pruner:
+        need_optuna(f"--sampler {sampler}" if sampler else f"--pruner {pruner}")
+    loaded, spaces = check_spaces(config, fixed, spaces)
+    monitor = loaded.config.trainer.monitor
+    if monitor is None:
+        raise UserError(
+            "trials are compared by the monitored value, and trainer.monitor is null; "
+            'set it, e.g. trainer.monitor="min val_loss"'
+        )
+    base = read_config(config, fixed).value
+    seed = base.get("seed", 0)
+    threads = _threads(options.jobs)
+    spec = Spec(
+        loaded.config.name, spaces, monitor, loaded.config.trainer.epochs, options.trials, sampler, pruner,
+        seed if isinstance(seed, int) else 0, threads,
+    )  # fmt: skip
+    return spec, base
+
+
+def _threads(jobs: int) -> int:
+    """Threads of each trial: those that a single run takes, shared out."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
+def _continued(options: argparse.Namespace) -> SweepFolder:
+    """The folder of -r. A config or spaces beside it must be its own; --trials changes the number."""
+    folder = SweepFolder.of(Path(options.resume))
+    own = folder.read_spec()
+    for name, asked, kept in (("sampler", options.sampler, own.sampler), ("pruner", options.pruner, own.pruner)):
+        if asked is not None and asked != (kept or "none"):
+            raise UserError(
+                f"{folder.path} has {f'--{name} {kept}' if kept else f'no {name}'}; --{name} {asked} cannot change it"
+            )
+    if options.overrides and options.config is None:
+        raise UserError(
+            f"-r continues a sweep as it is; {options.overrides[0]} cannot be added. Leave it out, or start another "
+            "sweep with -c, without -r"
+        )
+    if options.config is not None:
+        folder.check_same(*_asked_again(options))
+    if own.sampler or own.pruner:
+        need_optuna(f"the sweep {folder.path}")
+    if options.trials is None or options.trials == own.trials:
+        return folder
+    if own.sampler is None:
+        size = grid_size(own.spaces)
+        raise UserError(f"{folder.path} is a grid of {size} trials, which --trials cannot change")
+    with folder.locked():
+        there = len(folder.trials())
+        if options.trials < there:
+            raise UserError(
+                f"--trials {options.trials}: {folder.path} has {there} trials already; --trials is the total"
+            )
+        folder.write_spec(replace(own, trials=options.trials))
+    return folder
+
+
+def _asked_again(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
+    config, (fixed, spaces) = options.config, parse_spaces(options.overrides)
+    base = read_config(config, fixed).value
+    return Spec(str(base.get("name")), spaces, "", 0, None, None, None, 0, 0), base
+
+
+def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: int) -> None:
+    done = sum(trial.outcome is not None for trial in folder.trials())
+    total = count(coordinator.total(), "trial")
+    how = f"by {spec.sampler}" if spec.sampler else "of a grid"
+    pruned = f", pruned by {spec.pruner}" if spec.pruner else ""
+    at_once = f", {jobs} at once" if jobs > 1 else ""
+    say(f"{spec.name}: {total} {how}{pruned}{at_once}, compared by {spec.monitor}")
+    for space in spec.spaces:
+        say(f"  {space.key} = {_described(space)}")
+    threads = count(spec.threads, "thread")
+    say(f"  {display_path(folder.path)}{f', {done} done' if done else ''}; {threads} a trial")
+
+
+def _described(space: Space) -> str:
+    return space.text + (" (integers)" if space.integer else "")
+
+
+def command_to_continue(folder: SweepFolder) -> str:
+    script = shlex.quote(display_path(PROJECT / "sweep.py"))
+    return f"python {script} -r {shlex.quote(display_path(folder.path))}"
+
+
+__all__: Sequence[str] = ["sweep"]

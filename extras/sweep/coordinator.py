@@ -1,0 +1,282 @@
+"""Runs the trials of a sweep: claims them, starts their processes, follows their epochs and records how they end.
+
+Several of these may work on one folder. Each may be killed at any moment: a trial that nobody claims any more is
+continued from its checkpoint by whoever finds it first.
+"""
+
+import contextlib
+import math
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from extras.sweep.display import Display, Row
+from extras.sweep.search import Search, write_journal
+from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial, is_running
+from extras.sweep.trial_process import ERRORS, TrialProcesses
+from utils.errors import Stopped, UserError
+from utils.files import read_text, size
+from utils.signals import SignalWatch
+
+POLL = 0.2
+"""Seconds between two looks at the trials that run; the end of one is noticed at once."""
+IDLE = 1.0
+"""Seconds between two looks for a trial to claim, where other sweeps have claimed all that are left."""
+GRACE = 60.0
+"""Seconds that a trial has to save and end after SIGTERM; then it is killed, and continues from an older checkpoint."""
+MOST_DEATHS = 20
+"""Deaths in a row without progress after which a trial has failed. Many, since each may be somebody's kill."""
+MOST_STARVED = 2
+"""The same for deaths while the kernel killed a process for lack of memory, which would happen again."""
+DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+
+
+@dataclass
+class Running:
+    """A trial that this sweep has claimed."""
+
+    trial: Trial
+    slot: int
+    process: Any = None
+    """None while a process that another sweep left behind still trains it."""
+    started: float = 0.0
+    deaths: int = 0
+    starved: int = 0
+    """Deaths for lack of memory."""
+    oom_kills: int = 0
+    """Of the machine, when the process was started."""
+    mark: tuple[Any, ...] = ()
+    """What of its progress is on the disk."""
+    read: int = -1
+    """Bytes of metrics.jsonl that were looked at."""
+    stopping: float | None = None
+    """When it was told to stop, because it is pruned."""
+    epochs: int = 0
+    value: float | None = None
+
+
+class Coordinator:
+    """jobs: trials at once."""
+
+    def __init__(self, folder: SweepFolder, processes: TrialProcesses, display: Display, *, jobs: int) -> None:
+        self.folder = folder
+        self.processes = processes
+        self.display = display
+        self.jobs = jobs
+        self.spec = folder.read_spec()
+        self.search = Search(self.spec)
+        self.running: list[Running] = []
+        self.signals = SignalWatch()
+        self._looked = -math.inf
+
+    def run(self) -> list[Trial]:
+        """All trials, once all have ended. Raises Stopped after a signal, when all that run have saved and ended."""
+        with self.signals, self._stopped_in_order():
+            while True:
+                self.signals.check()
+                if len(self.running) < self.jobs and time.monotonic() > self._looked + IDLE:
+                    self._fill()
+                    if not self.running and self._finished():
+                        return self.folder.trials()
+                sentinels = [one.process.sentinel for one in self.running if one.process]
+                if sentinels:
+                    wait(sentinels, POLL)
+                else:
+                    time.sleep(POLL)
+                self.signals.check()
+                for one in list(self.running):
+                    self._look(one)
+                self.display.update(self.folder.trials(), self._rows(), self.total())
+
+    # ------------------------------------------------------------------ starting
+
+    def total(self) -> int:
+        return self.spec.trials if self.spec.sampler else len(self.search.points)  # type: ignore[return-value]
+
+    def _finished(self) -> bool:
+        trials = self.folder.trials()
+        return len(trials) >= self.total() and all(trial.outcome for trial in trials)
+
+    def _fill(self) -> None:
+        """Start as many trials as there is room for."""
+        while len(self.running) < self.jobs:
+            trial = self._next()
+            if trial is None:
+                self._looked = time.monotonic()
+                return
+            taken = {one.slot for one in self.running}
+            one = Running(trial, slot=next(slot for slot in range(self.jobs) if slot not in taken))
+            self.running.append(one)
+            self._start(one)
+
+    def _next(self) -> Trial | None:
+        """Claim a trial: one that was left unfinished, or else a new one."""
+        with self.folder.locked():
+            self.spec = self.folder.read_spec()  # --trials may have raised the number
+            trials = self.folder.trials()
+            self.search.follow(trials)
+            own = {one.trial.number for one in self.running}
+            for trial in trials:
+                if trial.outcome is None and trial.number not in own and self.folder.claim(trial):
+                    return trial
+            while len(trials) < self.total():
+                trial = self.folder.create_trial(len(trials), self.search.choose(trials))
+                if trial.outcome is None and self.folder.claim(trial):
+                    return trial
+                self._recorded(trial)
+                trials = self.folder.trials()
+        return None
+
+    def _start(self, one: Running) -> None:
+        one.started = time.monotonic()
+        one.mark = _mark(one.trial)
+        one.oom_kills = oom_kills()
+        one.process = None if is_running(one.trial.run) else self.processes.start(one.trial.run, one.slot)
+
+    # ------------------------------------------------------------------ following
+
+    def _look(self, one: Running) -> None:
+        """What a trial has done since the last look."""
+        status = self._status(one)
+        length = size(one.trial.run.path / "metrics.jsonl")
+        if length != one.read:
+            one.read = length
+            self._read(one)
+            pruned = self.search.pruned_at(one.trial)
+            if pruned is not None and one.process and one.stopping is None:
+                one.process.terminate()
+                one.stopping = time.monotonic()
+        if one.process and one.stopping is not None and time.monotonic() > one.stopping + GRACE:
+            one.process.kill()
+        if one.process is None and not is_running(one.trial.run):
+            self._start(one)
+        elif status is not None:
+            self.signals.check()  # a Ctrl-C in a terminal reaches the trials too
+            self._ended(one, status)
+
+    def _status(self, one: Running) -> int | None:
+        """The exit status of a trial's process that has ended, negative for a signal."""
+        if one.process is None or one.process.exitcode is None:
+            return None
+        return int(one.process.exitcode)
+
+    def _read(self, one: Running) -> None:
+        values = one.trial.measured(self.spec.value_name)
+        one.epochs = len(values)
+        best = _best(values, self.spec)
+        one.value = best[0] if best else None
+
+    def _ended(self, one: Running, status: int) -> None:
+        pruned = self.search.pruned_at(one.trial)
+        values = one.trial.measured(self.spec.value_name)[:pruned]
+        value, epoch = _best(values, self.spec) or (None, 0)
+        ended = (value, epoch, len(values), one.trial.seconds())
+        if pruned is not None:
+            return self._finish(one, Outcome("pruned", *ended))
+        if status == 0 and value is None:
+            return self._finish(one, Outcome("failed", *ended, f"{self.spec.value_name} was not finite in any epoch"))
+        if status == 0:
+            return self._finish(one, Outcome("complete", *ended))
+        if is_running(one.trial.run):  # its server was killed, and not the trial itself
+            one.process = None
+            return None
+        if status in (1, 2):
+            reason = _reason(one.trial)
+            if any(text in reason for text in DISK_FULL):
+                raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
+            return self._finish(one, Outcome("failed", *ended, reason))
+        one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
+        one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
+        if one.starved >= MOST_STARVED:
+            how = f"out of memory: the kernel killed its process {MOST_STARVED} times"
+            return self._finish(one, Outcome("failed", *ended, how))
+        if one.deaths >= MOST_DEATHS:
+            how = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
+            return self._finish(one, Outcome("failed", *ended, how))
+        return self._start(one)
+
+    def _finish(self, one: Running, outcome: Outcome) -> None:
+        with self.folder.locked():
+            self.folder.finish(one.trial, outcome)
+            self._recorded(one.trial)
+        self.running.remove(one)
+        self._looked = -math.inf
+
+    def _recorded(self, trial: Trial) -> None:
+        """A trial has ended."""
+        trials = self.folder.trials()
+        self.search.follow(trials)
+        if self.spec.sampler or self.spec.pruner:
+            write_journal(self.folder.path / "journal.log", self.spec, trials)
+        self.display.finished(trial, trials)
+
+    def _rows(self) -> list[Row]:
+        now = time.monotonic()
+        return [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
+
+    # ------------------------------------------------------------------ stopping
+
+    @contextlib.contextmanager
+    def _stopped_in_order(self) -> Iterator[None]:
+        """Whatever ends this: the trials save and end first."""
+        try:
+            yield
+        except BaseException as error:
+            self.display.clear()
+            stop([one.process for one in self.running if one.process])
+            if isinstance(error, (Stopped, UserError)):
+                self.display.stopped(len(self.running))
+            raise
+        finally:
+            for one in self.running:
+                self.folder.release(one.trial)
+
+
+def stop(processes: Sequence[Any]) -> None:
+    """SIGTERM, after which a training saves and ends, and SIGKILL for what has not ended after the time of grace."""
+    until = time.monotonic() + GRACE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+def _best(values: Sequence[float], spec: Spec) -> tuple[float, int] | None:
+    """The best value and its epoch."""
+    found = [(value, epoch) for epoch, value in enumerate(values, start=1) if math.isfinite(value)]
+    if not found:
+        return None
+    return min(found, key=lambda pair: pair[0] if spec.minimise else -pair[0])
+
+
+def _mark(trial: Trial) -> tuple[Any, ...]:
+    with contextlib.suppress(OSError):
+        return (size(trial.run.path / "metrics.jsonl"), *sorted(path.name for path in trial.run.checkpoints.iterdir()))
+    return ()
+
+
+def oom_kills() -> int:
+    """Processes that the kernel has killed for lack of memory since the machine started; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        found = re.search(r"^oom_kill (\d+)$", read_text(Path("/proc/vmstat")), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
+
+
+def _reason(trial: Trial) -> str:
+    """The message of a trial that failed: what its process printed last, without the traceback above it."""
+    with contextlib.suppress(OSError, ValueError):
+        text = read_text(trial.run.path / ERRORS).strip()
+        if "error: " in text and "Traceback (most recent call last)" not in text:
+            return text[text.index("error: ") + len("error: ") :]
+        if text:
+            return text.splitlines()[-1]
+    return f"its process failed; see {trial.run.log}"

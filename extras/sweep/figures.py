@@ -1,0 +1,196 @@
+"""The figures of a sweep's report."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure
+from extras.sweep.display import short_key
+from extras.sweep.spaces import Space
+from extras.sweep.sweep_folder import Spec, Trial
+
+MOST_LABELS = 12
+
+
+def _value(trial: Trial) -> float:
+    value = trial.outcome.value if trial.outcome else None
+    return math.nan if value is None else value
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Whether values are so far apart that a linear axis shows only the largest ones."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    if _wide(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(True)
+
+
+@drawn
+def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
+    """The value of each trial in the order of their start, and the best so far."""
+    figure = new_figure(8.5, 3.6)
+    axes = figure.add_subplot()
+    for state, face, text in (("complete", COLOURS[0], "complete"), ("pruned", "none", "pruned")):
+        chosen = [trial for trial in trials if trial.outcome and trial.outcome.state == state]
+        if chosen:
+            numbers, values = [trial.number for trial in chosen], [_value(trial) for trial in chosen]
+            axes.scatter(numbers, values, s=28, facecolors=face, edgecolors=COLOURS[0], label=text, zorder=3)
+    best: list[float] = []
+    for trial in trials:
+        value = _value(trial) if trial.outcome and trial.outcome.state == "complete" else math.nan
+        last = best[-1] if best else math.nan
+        best.append(value if math.isnan(last) or (not math.isnan(value) and spec.better(value, last)) else last)
+    axes.step([trial.number for trial in trials], best, where="post", color=COLOURS[1], label="best so far")
+    for trial in trials:
+        if trial.outcome and trial.outcome.state == "failed":
+            axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
+    axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale(axes, [_value(trial) for trial in trials])
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+    return figure
+
+
+@drawn
+def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
+    """The monitored value of every trial by epoch, the best ones in colour."""
+    figure = new_figure(8.5, 3.6)
+    axes = figure.add_subplot()
+    everything: list[float] = []
+    for place, trial in reversed(list(enumerate(ranked))):
+        values = trial.measured(spec.value_name)
+        values = values[: trial.outcome.epochs] if trial.outcome else values
+        everything += values
+        best = place < 5
+        colour = COLOURS[place] if best else "#c8c8c8"
+        marker = "o" if len(values) <= 25 else None
+        axes.plot(
+            range(1, len(values) + 1), values, marker=marker, ms=3, linewidth=1.6 if best else 0.9,
+            label=trial.name if best else None, color=colour, zorder=3 if best else 1,
+        )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel=spec.value_name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale(axes, everything)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+    return figure
+
+
+@drawn
+def importances(shares: Mapping[str, float], spec: Spec) -> Figure:
+    """A bar for each key, the most important at the top. shares: they add up to 1."""
+    figure = new_figure(8.5, 0.8 + 0.4 * len(shares))
+    axes = figure.add_subplot()
+    ordered = sorted(shares.items(), key=lambda pair: pair[1])
+    bars = axes.barh([short_key(key, spec) for key, _ in ordered], [share for _, share in ordered], color=COLOURS[0])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlabel="share of the importance", xlim=(0, 1.08 * max(shares.values())))
+    return figure
+
+
+@drawn
+def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
+    """A line for each trial through its values and its result, coloured by the result, the best on top."""
+    trials = [trial for trial in ranked if math.isfinite(_value(trial))]
+    results = [_value(trial) for trial in trials]
+    norm = (LogNorm if _wide(results) else Normalize)(min(results), max(results))
+    figure = new_figure(8.5, 4.2)
+    axes = figure.add_subplot()
+    map_ = colormaps[MAP]
+    colours = ScalarMappable(norm, map_.reversed() if spec.minimise else map_)
+    columns = [_places(space, [trial.values[space.key] for trial in trials]) for space in spec.spaces]
+    result_scale = np.log(results) if _wide(results) else np.asarray(results)
+    columns.append(_normalised(result_scale, float(result_scale.min()), float(result_scale.max())))
+    for index in reversed(range(len(trials))):
+        line = [column[index] for column in columns]
+        axes.plot(
+            line,
+            color=tuple(colours.to_rgba(np.asarray(results[index]))),
+            linewidth=2.2 if index == 0 else 1.0,
+            alpha=0.9,
+        )
+    for place, space in enumerate(spec.spaces):
+        axes.axvline(place, color=GREY, linewidth=0.8)
+        for at, text in _ticks(space):
+            axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center")
+    names = [*(short_key(space.key, spec) for space in spec.spaces), f"best {spec.value_name}"]
+    axes.axvline(len(names) - 1, color=GREY, linewidth=0.8)
+    axes.set(xticks=range(len(names)), xticklabels=labels(names, longest=22), yticks=[], ylim=(-0.05, 1.05))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    figure.colorbar(colours, ax=axes, label=f"best {spec.value_name}")
+    return figure
+
+
+@drawn
+def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
+    """The result against each key by itself; later trials are darker."""
+    trials = [trial for trial in trials if math.isfinite(_value(trial))]
+    results = [_value(trial) for trial in trials]
+    columns = min(3, len(spec.spaces))
+    rows = math.ceil(len(spec.spaces) / columns)
+    figure = new_figure(8.5, 0.5 + 2.8 * rows)
+    for place, space in enumerate(spec.spaces):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        texts = [trial.values[space.key] for trial in trials]
+        if space.finite:
+            positions = [float(space.values.index(text)) for text in texts]
+            shown = range(0, len(space.values), math.ceil(len(space.values) / MOST_LABELS))
+            axes.set_xticks(list(shown), labels([space.values[index] for index in shown], longest=12))
+            axes.set_xlim(-0.5, len(space.values) - 0.5)
+        else:
+            positions = [float(text) for text in texts]
+            if space.log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")  # the default one needs mathematical text
+                axes.xaxis.set_minor_formatter("")
+        axes.scatter(
+            positions, results, c=[trial.number for trial in trials], cmap="Blues", vmin=-len(trials) / 2, s=26,
+            edgecolors=COLOURS[0], linewidths=0.5,
+        )  # fmt: skip
+        axes.set(xlabel=labels([short_key(space.key, spec)], longest=28)[0])
+        if place % columns == 0:
+            axes.set(ylabel=f"best {spec.value_name}")
+        _scale(axes, results)
+    return figure
+
+
+def _places(space: Space, texts: Sequence[str]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Where values are on an axis from 0 to 1."""
+    if space.finite:
+        indices = np.asarray([space.values.index(text) for text in texts], dtype=np.float64)
+        return _normalised(indices, 0.0, len(space.values) - 1.0)
+    values = np.asarray([float(text) for text in texts])
+    if space.log:
+        return _normalised(np.log(values), math.log(space.low), math.log(space.high))
+    return _normalised(values, space.low, space.high)
+
+
+def _ticks(space: Space) -> list[tuple[float, str]]:
+    """Labels of an axis from 0 to 1."""
+    if space.finite:
+        last = len(space.values) - 1
+        every = math.ceil(len(space.values) / MOST_LABELS)
+        return [(index / last if last else 0.5, space.values[index]) for index in range(0, last + 1, every)]
+    middle = math.sqrt(space.low * space.high) if space.log else (space.low + space.high) / 2
+    return [(at, f"{value:.3g}") for at, value in ((0.0, space.low), (0.5, middle), (1.0, space.high))]
+
+
+def _normalised(
+    values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    return (values - low) / (high - low) if high > low else np.full(len(values), 0.5)

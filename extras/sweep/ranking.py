@@ -1,0 +1,132 @@
+"""The trials of a sweep in their order, over their seeds and folds, and as the rows of tables."""
+
+import math
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from extras.sweep.display import short_key, short_value
+from extras.sweep.sweep_folder import Spec, Trial
+from utils.paths import PROJECT, display_path
+from utils.text import duration, number
+
+REPLICATES = ("seed", "fold")
+"""The last words of keys whose values are repetitions of one experiment."""
+# 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
+T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+NORMAL_QUANTILE = 1.959964
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Trials that differ in seed or fold alone."""
+
+    values: dict[str, str]
+    """What they have in common of the values that were searched."""
+    results: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.results)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of a sample (n - 1); NaN of a single result."""
+        return statistics.stdev(self.results) if len(self.results) > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean, by Student's t distribution."""
+        if len(self.results) < 2:
+            return math.nan, math.nan
+        half = t_quantile(len(self.results) - 1) * self.deviation / math.sqrt(len(self.results))
+        return self.mean - half, self.mean + half
+
+    def row(self, spec: Spec) -> list[str]:
+        low, high = self.interval
+        several = len(self.results) > 1
+        cells = [str(len(self.results)), number(self.mean), number(self.deviation) if several else "-"]
+        return [*map(short_value, self.values.values()), *cells, f"{number(low)} to {number(high)}" if several else "-"]
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution, to three digits."""
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    z = NORMAL_QUANTILE
+    # the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def rank(trials: Sequence[Trial], spec: Spec) -> list[Trial]:
+    """The best first, pruned ones below those that are complete, failed ones last."""
+    states = ("complete", "pruned", "failed")
+
+    def key(trial: Trial) -> tuple[int, float, int]:
+        outcome = trial.outcome
+        assert outcome is not None
+        value = math.inf if outcome.value is None else outcome.value if spec.minimise else -outcome.value
+        return states.index(outcome.state), value, trial.number
+
+    return sorted(trials, key=key)
+
+
+def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
+    """The complete trials grouped by what is no seed or fold, the best mean first; empty if neither is searched."""
+    keys = [space.key for space in spec.spaces if space.key.rpartition(".")[2] in REPLICATES]
+    if not keys:
+        return []
+    groups: dict[tuple[str, ...], Repeated] = {}
+    for trial in trials:
+        if trial.outcome is None or trial.outcome.state != "complete" or trial.outcome.value is None:
+            continue
+        common = {key: value for key, value in trial.values.items() if key not in keys}
+        groups.setdefault(tuple(common.values()), Repeated(common, [])).results.append(trial.outcome.value)
+    return sorted(groups.values(), key=lambda group: group.mean if spec.minimise else -group.mean)
+
+
+def train_command(folder: Path) -> str:
+    script, config = (shlex.quote(display_path(path)) for path in (PROJECT / "train.py", folder / "best.json"))
+    return f"python {script} -c {config}"
+
+
+def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the final table."""
+    keys = [space.key for space in spec.spaces]
+    header = [
+        "trial",
+        f"best {spec.value_name}",
+        "epoch",
+        "epochs",
+        "time",
+        *(short_key(key, spec) for key in keys),
+        "state",
+    ]
+    rows = []
+    for trial in ranked:
+        outcome = trial.outcome
+        assert outcome is not None
+        value = "-" if outcome.value is None else number(outcome.value)
+        cells = [
+            trial.name,
+            value,
+            str(outcome.epoch or "-"),
+            str(outcome.epochs),
+            duration(outcome.seconds, fine=True),
+        ]
+        rows.append([*cells, *(short_value(trial.values[key]) for key in keys), outcome.state])
+    return header, rows
+
+
+def repeated_rows(groups: Sequence[Repeated], spec: Spec) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table of seeds and folds."""
+    keys = list(groups[0].values)
+    header = [*(short_key(key, spec) for key in keys), "n", f"mean {spec.value_name}", "deviation", "95 % interval"]
+    return header, [group.row(spec) for group in groups]

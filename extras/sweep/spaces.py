@@ -1,0 +1,217 @@
+"""The spaces of a sweep: KEY=SPACE on the command line, checked as overrides are before anything runs.
+
+a,b,c       these values, each JSON or a plain string
+0..4        the integers 0, 1, 2, 3, 4
+lin:a..b    numbers from a to b
+log:a..b    the same, evenly spread over their logarithm
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.config import LoadedConfig, load_config
+from utils.errors import ConfigError, UserError
+from utils.text import OVERRIDE, closest
+
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+INTEGERS = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
+ANY_RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
+SCALED = re.compile(r"(\w+):(.*\.\..*)")
+# a trial's place and its value must mean the same in all trials
+NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
+MOST_TRIALS = 10_000
+MOST_CHECKED = 64
+"""Combinations of a grid that are checked before it starts; each value is checked in any case."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What one key of the config may be."""
+
+    key: str
+    text: str
+    """As it was typed."""
+    values: tuple[str, ...] = ()
+    """Of a finite space, as an override takes them; empty for a range of numbers."""
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    integer: bool = False
+    """Whether the key takes no other numbers."""
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.values)
+
+    def override(self, value: str) -> str:
+        return f"{self.key}={value}"
+
+    def ends(self) -> tuple[str, ...]:
+        """The values to check: those given, or both ends of a range."""
+        if not self.finite:
+            return shown(self.low), shown(self.high)
+        return (self.values[0], self.values[-1]) if INTEGERS.fullmatch(self.text) else self.values
+
+
+def parse_spaces(words: Sequence[str]) -> tuple[list[str], list[Space]]:
+    """The overrides that hold for every trial, and the spaces. Raises ConfigError for what is neither."""
+    fixed: list[str] = []
+    spaces: list[Space] = []
+    for word in words:
+        if not OVERRIDE.match(word):
+            raise ConfigError(
+                f"invalid space {word!r}; expected KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1"
+            )
+        space = parse_space(word)
+        if any(space.key == other.key for other in spaces) or any(one.startswith(f"{space.key}=") for one in fixed):
+            raise ConfigError(f"{word}: {space.key} is given twice")
+        if space.finite and len(space.values) == 1 and not INTEGERS.fullmatch(space.text):
+            fixed.append(word)
+            continue
+        if space.key in NOT_SEARCHED:
+            raise ConfigError(f"space {word}: {space.key} must be the same in all trials of a sweep")
+        spaces.append(space)
+    return fixed, spaces
+
+
+def parse_space(word: str) -> Space:
+    """KEY=SPACE. Raises ConfigError with the mistake."""
+    key, _, text = word.partition("=")
+    where = f"space {word}"
+    scaled = SCALED.fullmatch(text)
+    if scaled:
+        return _scaled(key, text, *scaled.groups(), where=where)
+    if integers := INTEGERS.fullmatch(text):
+        low, high = (int(end) for end in integers.groups())
+        if high < low:
+            raise ConfigError(f"{where}: the range is empty: {low} is greater than {high}; did you mean {high}..{low}?")
+        if high - low >= MOST_TRIALS:
+            raise ConfigError(f"{where}: {high - low + 1:,} values are too many; lin:{text} with --trials samples them")
+        return Space(key, text, tuple(map(str, range(low, high + 1))))
+    if ANY_RANGE.fullmatch(text):
+        raise ConfigError(f"{where}: a..b counts integers; for other numbers write lin:{text} or log:{text}")
+    values = _split(text)
+    if len(values) > 1 and "" in values:
+        raise ConfigError(f"{where}: there is an empty value between two commas")
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ConfigError(f"{where}: the value {twice[0]} is given twice")
+    return Space(key, text, tuple(values))
+
+
+def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
+    """lin:a..b and log:a..b."""
+    if scale not in ("lin", "log"):
+        near = closest(scale, ["lin", "log"]) or "lin"
+        raise ConfigError(f'{where}: unknown scale "{scale}"; did you mean {near}:{ends}?')
+    found = ANY_RANGE.fullmatch(ends)
+    if not found:
+        raise ConfigError(f"{where}: expected two numbers, as in {scale}:0.001..0.1, got {ends!r}")
+    low, high = (float(end) for end in found.groups())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"{where}: a number is too large")
+    if high <= low:
+        raise ConfigError(f"{where}: the range is empty: {shown(low)} is not less than {shown(high)}")
+    if scale == "log" and low <= 0:
+        raise ConfigError(f"{where}: a logarithmic range starts above 0, not at {shown(low)}; or use lin:{ends}")
+    return Space(key, text, low=low, high=high, log=scale == "log")
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets and quotes."""
+    parts = [""]
+    depth = 0
+    quoted = escaped = False
+    for letter in text:
+        if quoted:
+            quoted = escaped or letter != '"'
+            escaped = letter == "\\" and not escaped
+        elif letter == '"':
+            quoted = True
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def shown(value: float) -> str:
+    """A number as an override takes it, whole numbers without a point."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) -> tuple[LoadedConfig, list[Space]]:
+    """Load the config with each value of each space, the other spaces at their first value.
+
+    Returns the config with the first value of each, and the spaces, which now say where only integers are taken.
+    Raises ConfigError with all mistakes.
+    """
+    first = [space.override(space.ends()[0]) for space in spaces]
+    errors: dict[str, None] = {}
+    loaded = None
+    try:
+        loaded = load_config(config, [*fixed, *first])
+    except ConfigError as error:
+        errors[str(error)] = None
+    checked = []
+    for place, space in enumerate(spaces):
+        overrides = [*fixed, *first]
+        for value in space.ends()[1:]:
+            overrides[len(fixed) + place] = space.override(value)
+            if loaded is not None and (problem := _problem(config, overrides, space.override(value))):
+                errors[problem] = None
+        checked.append(space)
+        if not space.finite and loaded is not None:
+            overrides[len(fixed) + place] = space.override(repr(space.low + 0.387 * (space.high - space.low)))
+            if problem := _problem(config, overrides):
+                checked[-1] = _of_integers(space, problem)
+    grid = math.prod(len(space.values) for space in spaces)
+    if not errors and len(spaces) > 1 and 0 < grid <= MOST_CHECKED:
+        for combination in combinations(spaces):
+            if problem := _problem(config, [*fixed, *combination], " ".join(combination)):
+                errors[problem] = None
+    if errors or loaded is None:
+        raise ConfigError("\n".join(errors))
+    return loaded, checked
+
+
+def _of_integers(space: Space, problem: str) -> Space:
+    """The space where a number between two whole ends was refused. Raises ConfigError if the ends are not whole."""
+    if not (space.low.is_integer() and space.high.is_integer()):
+        raise ConfigError(problem)
+    return Space(space.key, space.text, low=space.low, high=space.high, log=space.log, integer=True)
+
+
+def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | None:
+    """What is wrong with these overrides, if anything. cause: the one that is tried, for an error elsewhere."""
+    try:
+        load_config(config, overrides)
+    except ConfigError as error:
+        text = str(error)
+        return text if f"override {cause}" in text else f"with {cause}: {text}"
+    return None
+
+
+def combinations(spaces: Sequence[Space]) -> Iterator[list[str]]:
+    """The overrides of each point of a grid, the last space changing fastest."""
+    for values in itertools.product(*(space.values for space in spaces)):
+        yield [space.override(value) for space, value in zip(spaces, values, strict=True)]
+
+
+def grid_size(spaces: Sequence[Space]) -> int:
+    """Points of a grid. Raises UserError if there are too many, or a space is a range."""
+    endless = [space for space in spaces if not space.finite]
+    if endless:
+        raise UserError(f"{endless[0].key}={endless[0].text} has no end of values; say how many to try with --trials N")
+    size = math.prod(len(space.values) for space in spaces)
+    if size > MOST_TRIALS:
+        raise UserError(f"the grid has {size:,} points; --trials N tries N of them")
+    return size

@@ -1,0 +1,321 @@
+"""The folder of a sweep, which alone says what has been done: whatever is killed, what is left continues from it.
+
+sweep.json            what is searched, and how
+base.json             the config of every trial, but for what is searched
+trial-000/            the run of a trial: config.json, metrics.jsonl, checkpoints/ ... as of any run, and
+    trial.json        its number and its values
+    outcome.json      how it ended; a trial without one is running, or was killed
+    .claim            locked by the sweep that runs the trial
+.lock                 locked for the moment in which a sweep claims a trial or records an outcome
+journal.log, sweep.csv, best.json, report.md, report.html    made from these at any time
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from extras.sweep.spaces import Space
+from utils.config import load_config, to_json
+from utils.errors import ConfigError, TrainingError, UserError
+from utils.files import lock_file, read_text
+from utils.paths import PROJECT, display_path, project_path
+from utils.run_folder import RunFolder, replace_text
+
+TRIAL = re.compile(r"trial-(\d{3,})")
+LOCK_WAIT = 60.0
+"""Seconds to wait for another sweep's claim, which takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a sweep searches. Two sweeps in one folder have the same."""
+
+    name: str
+    spaces: list[Space]
+    monitor: str
+    """The value that trials are compared by: "min NAME" or "max NAME"."""
+    epochs: int
+    trials: int | None
+    """All trials, those that are done included; None: the points of the grid."""
+    sampler: str | None
+    """None: the grid."""
+    pruner: str | None
+    seed: int
+    threads: int
+    """Of each trial: with another number its sums would be rounded differently."""
+
+    @property
+    def minimise(self) -> bool:
+        return self.monitor.startswith("min ")
+
+    @property
+    def value_name(self) -> str:
+        return self.monitor.partition(" ")[2]
+
+    def better(self, left: float, right: float) -> bool:
+        return left < right if self.minimise else left > right
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: str
+    """ "complete", "pruned" or "failed"."""
+    value: float | None
+    """The best monitored value; None if there was none."""
+    epoch: int
+    """That of the best value."""
+    epochs: int
+    """Those that counted."""
+    seconds: float
+    """Of training."""
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass
+class Trial:
+    """One trial, and its run."""
+
+    number: int
+    values: dict[str, str]
+    """By key, as an override takes them."""
+    run: RunFolder
+    outcome: Outcome | None = None
+    claim: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    def measured(self, name: str) -> list[float]:
+        """The values of this name, one an epoch; NaN where it was not finite."""
+        found = []
+        for record in self.run.epochs():
+            value = record.get(name)
+            found.append(float(value) if isinstance(value, (int, float)) else float("nan"))
+        return found
+
+    def seconds(self) -> float:
+        return sum(float(record.get("seconds") or 0.0) for record in self.run.epochs())
+
+
+class SweepFolder:
+    """Reads and writes it. Raises UserError where the disk does not take what is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.base = path / "base.json"
+        self._trials: dict[int, Trial] = {}
+
+    @classmethod
+    def create(cls, save_dir: str, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
+        """A new folder save_dir/name/sweep-TIME. job: of a launcher, whose processes then all get the same folder."""
+        parent = project_path(save_dir) / spec.name
+        stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
+        unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
+        try:
+            unnamed.mkdir(parents=True)
+            _write(unnamed / "base.json", _base_text(base, parent / "sweep"))
+            _write(unnamed / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
+            for number in range(1, 1000):
+                path = parent / (f"sweep-{stamp}" if number == 1 else f"sweep-{stamp}-{number}")
+                try:
+                    unnamed.rename(path)
+                    return cls(path)
+                except OSError:
+                    if not path.exists():
+                        raise
+                    if job:  # another process of the launcher was first
+                        break
+        except OSError as error:
+            raise UserError(f"cannot create a folder for the sweep in {parent}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(unnamed, ignore_errors=True)
+        folder = cls(path)
+        folder.check_same(spec, base)
+        return folder
+
+    @classmethod
+    def of(cls, path: Path) -> "SweepFolder":
+        """The sweep in a folder. Raises UserError if there is none."""
+        if not path.exists():
+            raise UserError(f"{path}: no such sweep")
+        if not (path / "sweep.json").is_file():
+            if (path / "config.json").is_file():
+                raise UserError(f"{path} is the folder of a run; to resume it: python train.py -r {path}")
+            found = sorted([*path.glob("*/sweep.json"), *path.glob("*/*/sweep.json")])
+            near = f"; there is one in {display_path(found[-1].parent)}" if found else ""
+            raise UserError(f"{path} is not the folder of a sweep: it has no sweep.json{near}")
+        return cls(path)
+
+    def read_spec(self) -> Spec:
+        """Raises UserError if sweep.json is damaged."""
+        path = self.path / "sweep.json"
+        try:
+            values = json.loads(read_text(path))
+            values["spaces"] = [Space(**{**space, "values": tuple(space["values"])}) for space in values["spaces"]]
+            return Spec(**values)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def write_spec(self, spec: Spec) -> None:
+        _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
+
+    def check_same(self, spec: Spec, base: dict[str, Any]) -> None:
+        """Raises UserError if a sweep given on the command line is not the one in this folder."""
+        own = self.read_spec()
+        theirs = {space.key: space.text for space in spec.spaces}
+        ours = {space.key: space.text for space in own.spaces}
+        for key in {**ours, **theirs}:
+            if ours.get(key) != theirs.get(key):
+                asked, kept = theirs.get(key, "not searched"), ours.get(key, "not searched")
+                raise UserError(f"{self.path} is another sweep: {key} is {kept} there, and {asked} here; {ADVICE}")
+        before, after = _flat(json.loads(read_text(self.base))), _flat(json.loads(_base_text(base, self.path)))
+        for key in {**before, **after}:
+            if before.get(key) != after.get(key) and key != "$schema":
+                kept, asked = json.dumps(before.get(key)), json.dumps(after.get(key))
+                raise UserError(
+                    f"{self.path} is a sweep of another config: {key} is {kept} there, and {asked} here; {ADVICE}"
+                )
+
+    # ------------------------------------------------------------------ trials
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """For claims and outcomes: one sweep at a time, on all machines that share the disk."""
+        until = time.monotonic() + LOCK_WAIT
+        with _disk_errors(self.path / ".lock"):
+            while not lock_file(file := (self.path / ".lock").open("a")):
+                if time.monotonic() > until:
+                    raise UserError(f"{self.path} was locked by another sweep for {LOCK_WAIT:.0f} s; is it hanging?")
+                time.sleep(0.01)
+        with file:
+            yield
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order of their numbers, with what is new of their outcomes."""
+        with _disk_errors(self.path):
+            names = [entry.name for entry in os.scandir(self.path)]
+        for name in names:
+            if (found := TRIAL.fullmatch(name)) and int(found[1]) not in self._trials:
+                self._trials[int(found[1])] = self._read_trial(self.path / name)
+        for trial in self._trials.values():
+            if trial.outcome is None and (trial.run.path / "outcome.json").exists():
+                trial.outcome = Outcome(**_read(trial.run.path / "outcome.json"))
+        return [self._trials[number] for number in sorted(self._trials)]
+
+    def _read_trial(self, path: Path) -> Trial:
+        content = _read(path / "trial.json")
+        return Trial(content["number"], content["values"], RunFolder(path))
+
+    def create_trial(self, number: int, values: dict[str, str]) -> Trial:
+        """Create the run of a trial, which ``train.py -r`` takes. It appears whole, or not at all.
+
+        If the config refuses these values together, it is recorded as failed.
+        """
+        name = f"trial-{number:03}"
+        unnamed = RunFolder(self.path / f".{name}.tmp")
+        shutil.rmtree(unnamed.path, ignore_errors=True)  # left by a sweep that was killed
+        outcome = None
+        with _disk_errors(self.path / name):
+            unnamed.checkpoints.mkdir(parents=True)
+            unnamed.started.write_text(f"{time.time_ns()}\n")
+            _write(unnamed.path / "trial.json", json.dumps({"number": number, "values": values}, indent=2) + "\n")
+            try:
+                _write(unnamed.config, self.config_text(values, self.path / name))
+            except ConfigError as error:
+                outcome = Outcome("failed", None, 0, 0, 0.0, str(error))
+                self._write_outcome(unnamed.path, outcome)
+            unnamed.path.rename(self.path / name)
+        return self._trials.setdefault(number, Trial(number, values, RunFolder(self.path / name), outcome))
+
+    def config_text(self, values: dict[str, str], folder: Path) -> str:
+        """A trial's config, as ``train.py -c`` takes it. folder: where it will be saved."""
+        loaded = load_config(self.base, [f"{key}={value}" for key, value in values.items()], dry_run=False)
+        if loaded.waits_for_data:  # the trial's own process replaces these references
+            return _base_text(loaded.unresolved.value, folder)
+        return to_json(loaded.config, folder=folder)
+
+    def claim(self, trial: Trial) -> bool:
+        """Claim a trial for this process, until it ends at the latest; False if another one has."""
+        if trial.claim is None:
+            with _disk_errors(trial.run.path):
+                file = (trial.run.path / ".claim").open("a")
+                trial.claim = file if lock_file(file) else None
+        return trial.claim is not None
+
+    def finish(self, trial: Trial, outcome: Outcome) -> None:
+        """Record how a trial ended, and let it go."""
+        self._write_outcome(trial.run.path, outcome)
+        trial.outcome = outcome
+        self.release(trial)
+
+    def release(self, trial: Trial) -> None:
+        if trial.claim is not None:
+            trial.claim.close()
+            trial.claim = None
+
+    def _write_outcome(self, path: Path, outcome: Outcome) -> None:
+        _write(path / "outcome.json", json.dumps(asdict(outcome), indent=2) + "\n")
+
+
+ADVICE = "start a sweep of its own, without -r"
+
+
+def is_running(run: RunFolder) -> bool:
+    """Whether a process trains this run: it keeps a lock."""
+    path = run.path / ".lock"
+    if not path.exists():
+        return False
+    with _disk_errors(path):
+        file = path.open("a")
+        if not lock_file(file):
+            return True
+        file.close()
+    return False
+
+
+def _base_text(base: dict[str, Any], folder: Path) -> str:
+    schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
+    return json.dumps({**base, **(schema if "$schema" in base else {})}, indent=2) + "\n"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix.removesuffix("."): value}
+    return {name: item for key, inner in value.items() for name, item in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Remove the folder {path.parent} to run this trial again"
+        ) from error
+    return dict(content)
+
+
+def _write(path: Path, text: str) -> None:
+    """Atomically. Raises UserError."""
+    try:
+        replace_text(path, text)
+    except TrainingError as error:
+        raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error

@@ -1,0 +1,145 @@
+"""The process of a trial: ``train.py -r`` on the trial's run, whose folder is there before its first step.
+
+It is forked from a server that has imported torch and the other large packages, and nothing else: no thread, no device,
+no data. That is multiprocessing's "forkserver"; where the system has none, the process is started like any other.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from base.build import build_experiment, with_facts
+from base.initial_weights import load_initial_weights
+from utils import checkpoint
+from utils.config import load_config, to_json
+from utils.distributed import get_process_group
+from utils.paths import PROJECT
+from utils.registry import import_components
+from utils.run_folder import RunFolder
+from utils.streams import flush_streams
+
+ERRORS = "errors.log"
+"""What a trial's process prints to standard error; the rest is in train.log."""
+LAUNCHER = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
+"""By these a process knows that it is one of several that train together, which trials are not."""
+FORKSERVER = sys.platform == "linux"  # macOS has it, but its own libraries do not survive a fork
+
+
+class TrialProcesses:
+    """Starts the processes of trials.
+
+    threads: of torch in each of them; None: torch's own number. devices: GPUs to share out, each slot has one.
+    """
+
+    def __init__(self, threads: int | None, devices: int) -> None:
+        self.threads = threads
+        self.devices = devices
+        self.context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
+        for name in [*LAUNCHER, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+            os.environ.pop(name, None)
+
+    def prepare(self) -> None:
+        """Have the server import its packages, while this process goes on."""
+        if not FORKSERVER:
+            return
+        from multiprocessing import forkserver
+
+        self.context.set_forkserver_preload(["extras.sweep.preload"])
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), before]))
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+
+    def start(self, run: RunFolder, slot: int) -> Any:
+        """A process that trains this run to its end. It saves and ends when this process does."""
+        device = slot % self.devices if self.devices > 1 else None
+        process = self.context.Process(
+            target=train_trial, args=(str(run.path), self.threads, device), name=run.path.name
+        )
+        process.start()
+        return process
+
+
+def train_trial(folder: str, threads: int | None, device: int | None) -> None:
+    """What the process runs. It ends as a script does, with its exit status."""
+    status: Any = 1
+    try:
+        _redirect(Path(folder) / ERRORS)
+        threading.Thread(target=_end_with_sweep, daemon=True).start()
+        if device is not None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if len(visible) > device else str(device)
+        if threads is not None:
+            import torch
+
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+            torch.set_num_threads(threads)
+        status = _run(folder)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out; the training's end its DataLoader workers
+        flush_streams()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+def _run(folder: str) -> int:
+    from utils.cli import run
+
+    path = Path(folder)
+    if not (path / "environment.json").exists() and run(lambda _: _complete(RunFolder(path))):
+        return 2
+    sys.argv = [str(PROJECT / "train.py"), "-r", folder]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
+
+
+def _complete(run: RunFolder) -> None:
+    """Before the first step: what a new run's folder has beside the config, and takes the data to know."""
+    import_components()
+    loaded = load_config(run.config)
+    if not loaded.waits_for_data and (loaded.config.model.weights is None or run.initial.exists()):
+        return
+    loaded, data = with_facts(loaded)
+    if loaded.config.model.weights is not None:
+        weights = load_initial_weights(loaded, build_experiment(loaded, data).model, get_process_group())
+        if weights is not None:
+            checkpoint.write(run.initial, {"model": weights.taken})
+    run.write_config(to_json(loaded.config, folder=run.path))
+
+
+def _redirect(errors: Path) -> None:
+    """Standard output to nowhere, since train.log has it, and standard error to a file."""
+    flush_streams()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def _end_with_sweep() -> None:
+    """A trial whose sweep was killed saves and ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

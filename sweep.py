@@ -1,0 +1,40 @@
+"""Search: one run for each of several values, seeds or folds. Continues after anything.
+
+python sweep.py -c configs/linear_regression.json seed=0..4
+python sweep.py optimizer.args.lr=log:1e-7..1e-5 model.args.hidden_features=50,100,200 --trials 30 --jobs 2
+python sweep.py -r saved/two_layer_net/sweep-20260101-120000
+python sweep.py -r saved/two_layer_net/sweep-20260101-120000 --trials 60
+"""
+
+import sys
+
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take seconds
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+from utils.extras import load_extra
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """The command line as a function: result.folder, .trials, .best. Raises UserError or Stopped instead of exiting."""
+    made = cli.parser(__doc__ or "")
+    add = made.add_argument
+    add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
+    add("-r", "--resume", metavar="FOLDER", help="the folder of a sweep, which continues")
+    add("--trials", type=int, metavar="N", help="trials in all, chosen by --sampler (default: every point of the grid)")
+    add("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
+    add("--sampler", choices=("tpe", "random"), help="how --trials are chosen (default: tpe, by Optuna)")
+    add("--pruner", choices=("median", "hyperband", "none"), help="what ends bad trials early (default: none)")
+    add("--lr", metavar="SPACE", help="short for optimizer.args.lr=SPACE")
+    add("--bs", metavar="SIZES", help="short for data_loader.args.batch_size=SIZES")
+    return load_extra("sweep", "sweep.py").sweep(cli.parse(made, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

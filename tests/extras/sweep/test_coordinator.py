@@ -1,0 +1,287 @@
+"""How trials are claimed, restarted and recorded, with trials that only write what a training would."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extras.sweep import coordinator as module
+from extras.sweep.ranking import repeated, t_quantile
+from extras.sweep.results import Result, conclude
+from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder
+from tests import forked
+from tests.extras.sweep.made_up import (
+    SIGKILL,
+    Killed,
+    MadeUpProcesses,
+    coordinator,
+    losses,
+    results,
+    spec,
+    sweep_folder,
+)
+from tests.helpers import PATIENCE, ROOT
+from utils.errors import Stopped, TrainingError, UserError
+
+SPACES = ("optimizer.args.lr=0.1,0.2,0.5", "seed=0..1")
+SEARCHED = ("optimizer.args.lr=log:1e-4..1", "model.args.hidden_features=log:2..64")
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL", "IDLE"):
+        monkeypatch.setattr(module, name, 0.0)
+
+
+@pytest.fixture
+def make(tmp_path: Path, write_config: Callable[..., Path]) -> Callable[[str, Spec], SweepFolder]:
+    """A new sweep in a folder of its own."""
+    return lambda name, searched: sweep_folder(tmp_path / name, write_config(), searched)
+
+
+def by_lr(**found: tuple[int, str]) -> Callable[[Mapping[str, str]], tuple[int, str]]:
+    return lambda values: found.get(f"lr_{values['optimizer.args.lr']}".replace(".", "_"), (0, ""))
+
+
+def test_a_grid(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("grid", spec(*SPACES))
+    trials = coordinator(folder, MadeUpProcesses(), jobs=2).run()
+    assert [tuple(trial.values.values()) for trial in trials] == [(a, b) for a in ("0.1", "0.2", "0.5") for b in "01"]
+    assert all(trial.outcome == Outcome("complete", min(losses(trial.values)), 9, 9, 4.5) for trial in trials)
+    config = json.loads(trials[5].run.config.read_text())
+    assert (config["optimizer"]["args"]["lr"], config["seed"]) == (0.5, 1)
+
+
+def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("failing", spec(*SPACES))
+    traceback = "Traceback (most recent call last):\n  File ...\nMemoryError: 3 GB"
+    status = by_lr(lr_0_2=(1, "a warning\nerror: the loss is nan in step 3"), lr_0_5=(1, traceback))
+    processes = MadeUpProcesses(status=status)
+    trials = coordinator(folder, processes).run()
+    assert [trial.outcome.reason for trial in trials if trial.outcome] == [
+        "", "", "the loss is nan in step 3", "the loss is nan in step 3", "MemoryError: 3 GB", "MemoryError: 3 GB",
+    ]  # fmt: skip
+    coordinator(SweepFolder(folder.path), processes).run()
+    assert len(processes.started) == 6
+    result = finish(folder)
+    assert result.best is not None
+    assert result.best.name == "trial-000"
+    assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
+
+
+def test_a_trial_that_only_dies_has_failed_in_the_end(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("dying", spec("optimizer.args.lr=0.1,0.2"))
+    processes = MadeUpProcesses(status=by_lr(lr_0_1=(SIGKILL, "")))
+    first, second = coordinator(folder, processes).run()
+    assert first.outcome is not None
+    assert (first.outcome.state, second.outcome and second.outcome.state) == ("failed", "complete")
+    # the first start made progress: there was nothing before it
+    assert "killed 20 times without progress (status -9; out of memory?)" in first.outcome.reason
+    assert processes.started == ["trial-000"] * 21 + ["trial-001"]
+
+
+def test_a_trial_that_the_kernel_kills_for_lack_of_memory_fails_soon(
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.oom_kills() >= 0
+    kills = iter(range(100))
+    monkeypatch.setattr(module, "oom_kills", lambda: next(kills))
+    processes = MadeUpProcesses(status=by_lr(lr_0_1=(SIGKILL, "")))
+    first, second = coordinator(make("starved", spec("optimizer.args.lr=0.1,0.2")), processes).run()
+    assert first.outcome is not None
+    assert first.outcome.reason == "out of memory: the kernel killed its process 2 times"
+    assert (second.outcome and second.outcome.state, len(processes.started)) == ("complete", 3)
+
+
+def test_a_killed_trial_continues(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("killed", spec("optimizer.args.lr=0.1,0.2"))
+    deaths = iter([(SIGKILL, ""), (255, ""), (143, "")])
+    processes = MadeUpProcesses(status=lambda values: next(deaths, (0, "")))
+    trials = coordinator(folder, processes).run()
+    assert [trial.outcome and trial.outcome.state for trial in trials] == ["complete", "complete"]
+    assert processes.started == ["trial-000"] * 4 + ["trial-001"]
+
+
+def test_nan_in_every_epoch_is_a_failure(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("nan", spec("optimizer.args.lr=0.1,0.2"))
+    trials = coordinator(folder, MadeUpProcesses(train=lambda values: [float("nan")] * 3)).run()
+    assert trials[0].outcome == Outcome("failed", None, 0, 3, 1.5, "loss was not finite in any epoch")
+    with pytest.raises(TrainingError, match=r"no trial of .* has a result; trial-000: loss was not finite"):
+        finish(folder)
+
+
+@pytest.mark.parametrize("pruner", [None, "median", "hyperband"])
+def test_a_sweep_that_is_killed_at_any_write_ends_as_one_that_is_not(
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch, pruner: str | None
+) -> None:
+    pytest.importorskip("optuna")
+    searched = spec(*SEARCHED, trials=14, pruner=pruner)
+    whole = make("whole", searched)
+    coordinator(whole, MadeUpProcesses()).run()
+
+    killed = make("killed", searched)
+    write, writes = SweepFolder.__dict__, 0
+    names = ("create_trial", "claim", "finish", "release")
+
+    def dying(name: str, *, before: bool) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal writes
+            writes += 1
+            if writes % 3 == 0 and before:
+                raise Killed
+            result = write[name](*arguments, **options)
+            if writes % 3 == 0:
+                raise Killed
+            return result
+
+        return call
+
+    deaths = 0
+    while deaths < 100:
+        folder = SweepFolder(killed.path)  # as another process would see it
+        for place, name in enumerate(names):
+            monkeypatch.setattr(folder, name, dying(name, before=(deaths + place) % 2 == 0).__get__(folder))
+        try:
+            coordinator(folder, MadeUpProcesses()).run()
+            break
+        except Killed:
+            deaths += 1
+    assert deaths > 10
+    assert results(killed) == results(whole)
+    assert not list(killed.path.glob(".trial-*"))
+
+
+def test_more_trials(make: Callable[[str, Spec], SweepFolder]) -> None:
+    pytest.importorskip("optuna")
+    folder = make("short", spec(*SEARCHED, trials=5))
+    coordinator(folder, MadeUpProcesses()).run()
+    folder.write_spec(spec(*SEARCHED, trials=14))
+    longer = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
+    whole = coordinator(make("whole", spec(*SEARCHED, trials=14)), MadeUpProcesses()).run()
+    assert [trial.values for trial in longer] == [trial.values for trial in whole]
+
+
+def test_a_full_disk_loses_nothing(make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make("full", spec(*SPACES))
+    full = "the run ended, but checkpoint x could not be written: No space left on device"
+    statuses = iter([(0, ""), (0, ""), (1, f"error: {full}")])
+    with pytest.raises(UserError, match=r"trial-002: the run ended, but .* No space left on device"):
+        coordinator(folder, MadeUpProcesses(status=lambda values: next(statuses))).run()
+    assert [outcome is None for _, outcome in results(folder)] == [False, False, True]
+
+    def refuse(path: Path, text: str) -> None:
+        raise TrainingError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("extras.sweep.sweep_folder.replace_text", refuse)
+        with pytest.raises(UserError, match=r"cannot write .*trial-002/outcome.json: No space left on device"):
+            coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
+    trials = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
+    assert [trial.outcome and trial.outcome.state for trial in trials] == ["complete"] * 6
+
+
+def test_values_that_the_config_refuses_together_are_a_failed_trial(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("refused", spec("data_loader.args.batch_size=8,16", "data_loader.args.num_samples=50,-1"))
+    trials = coordinator(folder, MadeUpProcesses(train=lambda values: [1.0])).run()
+    assert [trial.outcome and trial.outcome.state for trial in trials] == ["complete", "failed"] * 2
+    assert trials[1].outcome is not None
+    assert "num_samples" in trials[1].outcome.reason
+
+
+def test_a_signal_stops_the_trials_first(make: Callable[[str, Spec], SweepFolder]) -> None:
+    folder = make("stopped", spec(*SPACES))
+    one = coordinator(folder, MadeUpProcesses(status=lambda values: (0, "")))
+    made = []
+
+    class Endless(MadeUpProcesses):
+        def start(self, run: Any, slot: int) -> Any:
+            process = super().start(run, slot)
+            process.exitcode = None
+            process.join = lambda timeout=None: setattr(process, "exitcode", 143)  # type: ignore[method-assign]
+            made.append(process)
+            signal.raise_signal(signal.SIGTERM)
+            return process
+
+    one.processes = Endless()  # type: ignore[assignment]
+    with pytest.raises(Stopped):
+        one.run()
+    assert [process.told for process in made] == [["terminate"]]
+    assert results(folder)[0][1] is None
+
+
+def test_two_processes_never_claim_one_trial(make: Callable[[str, Spec], SweepFolder], tmp_path: Path) -> None:
+    folder = make("shared", spec(*SPACES))
+    trial = folder.create_trial(0, {"optimizer.args.lr": "0.1", "seed": "0"})
+    other = (
+        "import sys; from pathlib import Path; from extras.sweep.sweep_folder import SweepFolder\n"
+        "folder = SweepFolder(Path(sys.argv[1])); print(folder.claim(folder.trials()[0]))\n"
+    )
+    script = tmp_path / "other.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{other}")
+
+    def asked() -> str:
+        done = forked.run(script, folder.path, cwd=tmp_path, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert folder.claim(trial)
+    assert asked() == "False"
+    folder.release(trial)
+    assert asked() == "True"
+
+
+def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
+    searched = spec(*SPACES)
+    values = {
+        ("0.1", "0"): 1.0,
+        ("0.1", "1"): 3.0,
+        ("0.2", "0"): 5.0,
+        ("0.2", "1"): 5.5,
+        ("0.5", "0"): 9.0,
+        ("0.5", "1"): 8.0,
+    }
+    folder = make("seeds", searched)
+    train = lambda given: [values[given["optimizer.args.lr"], given["seed"]]]  # noqa: E731
+    trials = coordinator(folder, MadeUpProcesses(train=train)).run()
+    groups = repeated(trials, searched)
+    assert [(group.values, group.mean) for group in groups] == [
+        ({"optimizer.args.lr": "0.1"}, 2.0), ({"optimizer.args.lr": "0.2"}, 5.25), ({"optimizer.args.lr": "0.5"}, 8.5),
+    ]  # fmt: skip
+    assert groups[0].deviation == pytest.approx(2**0.5)
+    assert groups[0].interval == pytest.approx((2 - 12.706, 2 + 12.706), rel=1e-4)
+    assert t_quantile(30) == pytest.approx(2.0423, abs=1e-3)
+    assert t_quantile(11) == pytest.approx(2.2010, abs=1e-3)
+
+
+def test_what_is_written_at_the_end(
+    make: Callable[[str, Spec], SweepFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    folder = make("ended", spec(*SEARCHED, "seed=0..3", trials=12, pruner="median"))
+    coordinator(folder, MadeUpProcesses()).run()
+    result = finish(folder, quiet=False)
+    printed = capsys.readouterr().out
+    assert result.best is not None
+    assert f"python train.py -c {folder.path}/best.json" in printed
+    rows = list(csv.DictReader((folder.path / "sweep.csv").read_text().splitlines()))
+    assert len(rows) == 12
+    assert rows[0]["trial"] == result.best.name
+    complete = [float(row["best loss"]) for row in rows if row["state"] == "complete"]
+    assert complete == sorted(complete)
+    assert {row["state"] for row in rows} == {"complete", "pruned"}
+    text = (folder.path / "report.md").read_text()
+    for name in ("history", "epochs", "importances", "parallel_coordinates", "slices"):
+        assert f"({name}.png)" in text
+        assert (folder.path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder.path / "report.html").read_text()
+    assert page.count("<img ") == page.count("data:image/png;base64,") == 5
+    assert result.best.name in page
+    assert json.loads((folder.path / "best.json").read_text()) == json.loads(result.best.run.config.read_text())
+
+
+def finish(folder: SweepFolder, *, quiet: bool = True) -> Result:
+    return conclude(folder, folder.read_spec(), folder.trials(), quiet=quiet, seconds=1.0)

@@ -1,0 +1,177 @@
+"""sweep.py with real trials: each is a run like any other, and a sweep that is killed ends as one that is not."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from extras.compare import compare
+from extras.sweep.results import Result
+from tests import forked
+from tests.campaign import differences
+from tests.conftest import load_script, small_config
+from tests.helpers import PATIENCE, ROOT, lines
+from utils import cli
+
+pytestmark = pytest.mark.slow
+
+sweep = load_script("sweep")
+SPACES = ("optimizer.args.lr=0.1,1e30", "seed=0..1", "--jobs", "2")
+TRAINER = {"epochs": 3, "monitor": "min val_loss", "save_every_steps": 2}
+
+
+@dataclass
+class Done:
+    """A sweep that nobody disturbed."""
+
+    config: Path
+    result: Result
+    printed: str
+
+    @property
+    def folder(self) -> Path:
+        return self.result.folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("sweep")
+    config = small_config(folder, trainer=TRAINER)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = sweep.main(["-c", str(config), *SPACES])
+    return Done(config, result, printed.getvalue())
+
+
+def start(*words: str) -> forked.Process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return forked.Process("sweep.py", *words, cwd=ROOT, env=environment, session=True)
+
+
+def outcomes(folder: Path) -> list[Any]:
+    """Without the times."""
+    found = [json.loads((path / "outcome.json").read_text()) for path in sorted(folder.glob("trial-*"))]
+    return [{**outcome, "seconds": 0} for outcome in found]
+
+
+def test_a_trial_is_the_run_that_train_makes(done: Done, tmp_path: Path) -> None:
+    overrides = ["optimizer.args.lr=0.1", "seed=1", f"trainer.save_dir={tmp_path}"]
+    alone = train.main(["-c", str(done.config), *overrides]).run_dir
+    trial = done.folder / "trial-001"
+    assert lines(trial) == lines(alone)
+    config, other = (json.loads((run / "config.json").read_text()) for run in (trial, alone))
+    assert {**config, "trainer": 0} == {**other, "trainer": 0}
+    named = {path.name for path in alone.iterdir() if "tfevents" not in path.name}
+    assert named <= {path.name for path in trial.iterdir()}
+    assert "it starts from the beginning" not in (trial / "train.log").read_text()
+
+
+def test_what_it_says(done: Done) -> None:
+    first, *_ = done.printed.splitlines()
+    assert first == "small: 4 trials of a grid, 2 at once, compared by min val_loss"
+    assert "done: 4 trials, 2 failed" in done.printed
+    assert [outcome["state"] for outcome in outcomes(done.folder)] == ["complete"] * 2 + ["failed"] * 2
+    assert "loss" in outcomes(done.folder)[3]["reason"]
+    assert "95 % interval" in done.printed
+
+
+def test_the_best_config_trains(done: Done, tmp_path: Path) -> None:
+    result = train.main(["-c", str(done.folder / "best.json"), f"trainer.save_dir={tmp_path}"])
+    best = min(outcome["value"] for outcome in outcomes(done.folder) if outcome["state"] == "complete")
+    assert result.best == best
+
+
+def test_trials_are_compared_and_shown_as_runs(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare([done.folder], tmp_path)
+    assert "trial-000" in capsys.readouterr().out
+    assert all(list(path.glob("events.out.tfevents.*")) for path in done.folder.glob("trial-*"))
+
+
+def test_a_finished_sweep_does_nothing(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    before = outcomes(done.folder)
+    assert cli.run(sweep.main, ["-r", str(done.folder)]) == 0
+    assert outcomes(done.folder) == before
+    assert "4 done" in capsys.readouterr().out
+    same = ["-r", str(done.folder), "-c", str(done.config), *SPACES]
+    assert cli.run(sweep.main, same) == 0
+
+
+def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
+    config = small_config(tmp_path, trainer=TRAINER)
+    process = start("-c", str(config), *SPACES)
+
+    def wait_for(pattern: str) -> Path:
+        while not (found := sorted(tmp_path.glob(f"saved/small/sweep-*/{pattern}"))):
+            assert process.poll() is None, process.printed
+        return found[0]
+
+    path = wait_for("trial-000/checkpoints/step-*.pth").parent.parent.parent
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    process = start("-r", str(path))
+    wait_for("trial-001/checkpoints/step-*.pth")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(PATIENCE)
+    assert process.returncode == 143
+    assert f"python sweep.py -r {path}" in errors
+    assert "Traceback" not in output + errors
+
+    assert cli.run(sweep.main, ["-r", str(path)]) == 0
+    assert outcomes(path) == outcomes(done.folder)
+    for name in ("trial-000", "trial-001"):
+        assert differences(path / name, done.folder / name) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a sweep needs a space: KEY=SPACE"),
+        (["--trials", "3"], "--trials 3 needs a space"),
+        (["seed=0..2", "--jobs", "0"], "--jobs 0: at least one trial"),
+        (["seed=0..2", "--trials", "0"], "--trials 0: a sweep has at least one trial"),
+        (["optimizer.args.lr=log:1e-4..1"], "say how many to try with --trials N"),
+        (["seed=0..2", "--sampler", "random"], "--sampler random needs the number of trials"),
+        (["seed=0..2", "trainer.monitor=null"], "trainer.monitor is null"),
+        (["seeds=0..2"], 'did you mean "seed"?'),
+        (["-r", "nowhere"], "nowhere: no such sweep"),
+        (["-r", "RUN"], "is the folder of a run; to resume it: python train.py -r"),
+        (["-r", "ABOVE"], "it has no sweep.json; there is one in"),
+        (["-r", "SWEEP", "--trials", "9"], "is a grid of 4 trials, which --trials cannot change"),
+        (["-r", "SWEEP", "--sampler", "tpe"], "has no sampler; --sampler tpe cannot change it"),
+        (["-r", "SWEEP", "seed=0..5"], "seed=0..5 cannot be added"),
+        (["-r", "SWEEP", "-c", "CONFIG", "seed=0..5"], "is another sweep: optimizer.args.lr is 0.1,1e30 there"),
+        (
+            ["-r", "SWEEP", "-c", "CONFIG", *SPACES, "trainer.epochs=4"],
+            "a sweep of another config: trainer.epochs is 3",
+        ),
+    ],
+)
+def test_mistakes(done: Done, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    places = {
+        "RUN": done.folder / "trial-000",
+        "ABOVE": done.folder.parent,
+        "SWEEP": done.folder,
+        "CONFIG": done.config,
+    }
+    named = [str(places.get(word, word)) for word in words]
+    before = outcomes(done.folder)
+    given = named if "-r" in named else ["-c", str(done.config), *named]
+    assert cli.run(sweep.main, given) == 2
+    assert message in capsys.readouterr().err
+    assert outcomes(done.folder) == before
+    assert len(list(done.folder.parent.iterdir())) == 1
+
+
+def test_a_damaged_folder_is_named(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, message in (("sweep.json", "sweep.json is damaged"), ("trial-002/trial.json", "to run this trial again")):
+        copy = shutil.copytree(done.folder, tmp_path / name.replace("/", "-") / "sweep")
+        (copy / name).write_text("{")
+        assert cli.run(sweep.main, ["-r", str(copy)]) == 2
+        assert message in capsys.readouterr().err
