@@ -163,8 +163,9 @@ class EventWriter(Writer):
         if not self._buffer:
             return
         if self._file is None:
+            replaces = bool(self._files())
             self._file = LogFile(self.folder / self._new_name())
-            self._buffer[:0] = _first_events(self._first_step)
+            self._buffer[:0] = _first_events(self._first_step, replaces=replaces)
         self._file.append(_records(self._buffer))
         self._buffer.clear()
 
@@ -260,12 +261,15 @@ def _records(events: "list[Event]") -> bytes:
     return records.getvalue()
 
 
-def _first_events(first_step: int) -> "list[Event]":
-    """The first events of a file: its format, and the step from which it replaces earlier files."""
+def _first_events(first_step: int, *, replaces: bool) -> "list[Event]":
+    """The first events of a file: its format and, if it replaces a part of earlier files, the step from which it does.
+
+    Of the first file that event would drop what is in those that are replaced as a whole, a test's points among them.
+    """
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
-    start = SessionLog(status=SessionLog.START)
-    return [_event(0, file_version=VERSION), _event(first_step, session_log=start)]
+    version = _event(0, file_version=VERSION)
+    return [version, _event(first_step, session_log=SessionLog(status=SessionLog.START))] if replaces else [version]
 
 
 class Writers(Writer):

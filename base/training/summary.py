@@ -49,7 +49,6 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     slow = " (slow on a CPU; bf16 is faster)" if (device.type, precision) == ("cpu", "fp16") else ""
     yield _row("device", f"{device}, {precision}{slow}{strategy}")
     yield _row("run", display_path(folder.path))
-    yield from _view(config, training, folder)
     if trainer.finished():
         yield _row("finished", _how_to_train_longer(trainer))
     elif progress.steps:
@@ -95,14 +94,10 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     yield _row("run", display_path(folder.path))
     test = shlex.quote(display_path(PROJECT / "test.py"))
     yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")
-    yield from _view(loaded.config, trainer.training, folder)
-
-
-def _view(config: Config, training: Training, folder: RunFolder) -> Iterator[str]:
-    """The command that starts TensorBoard, and the address at which its first page shows what is monitored."""
-    if config.trainer.writes_tensorboard:
+    settings = loaded.config.trainer
+    if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
-        yield _row("", tensorboard_address(config.trainer.monitor, validates=bool(training.validation)))
+        yield _row("", tensorboard_address(settings.monitor, validates=bool(trainer.training.validation)))
 
 
 def tensorboard_address(monitor: str | None, *, validates: bool) -> str:

@@ -22,6 +22,7 @@ import pytest
 
 import train
 from base.base_trainer import BaseTrainer
+from base.training.summary import tensorboard_address
 from logger.console import Console
 from tests.conftest import load_script
 from tests.helpers import lines as records
@@ -141,7 +142,8 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         f"  best      val_loss = {best['val_loss']:#.4g} in epoch {best['epoch']}",
         f"  run       {run}",
         f"  test      python {script} -r {run}",
-        "  view      tensorboard --logdir saved",
+        "  view      tensorboard --logdir saved/small",
+        f"            {tensorboard_address('min val_loss', validates=True)}",
         "",
     ]
     assert log(result.run_dir) == screen[:-1]
@@ -184,13 +186,13 @@ def test_nothing_is_wider_than_the_terminal(
         next(i for i, line in enumerate(drawn) if line.startswith(start)) for start in ("  run ", "done after")
     )
     assert max(map(len, drawn[first + 1 : last])) < columns
-    assert max(len(line) for line in drawn if "%" in line) <= columns - 2, "no room for the echo of ^C"
+    assert max(len(line) for line in drawn if "% |" in line) <= columns - 2, "no room for the echo of ^C"
 
 
 def test_a_terminal_that_does_not_know_its_size_has_80_columns(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch, columns=0) as shown:
         fit("trainer.verbosity=2", metrics=METRICS)
-    bars = [line for line in shown.drawn() if "%" in line]
+    bars = [line for line in shown.drawn() if "% |" in line]
     assert 60 < max(map(len, bars)) <= 78
 
 
@@ -215,7 +217,7 @@ def test_verbosity(
         fit(f"trainer.verbosity={verbosity}")
     result = fit(f"trainer.verbosity={verbosity}")
     printed = capsys.readouterr().out
-    assert ("%" in shown.written) == (verbosity == 2)
+    assert ("% |" in shown.written) == (verbosity == 2)
     assert ("step 2/5" in printed) == (verbosity == 2)
     assert (" 2/2 " in shown.written) == (" 2/2 " in printed) == (verbosity > 0)
     assert "\x1b" not in printed
@@ -335,7 +337,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pyte
     monkeypatch.delenv("NO_COLOR", raising=False)
     result = fit("trainer.verbosity=2")
     assert result.epochs == 2
-    assert log(result.run_dir)[-1] == f"  view      tensorboard --logdir {result.run_dir.parent.parent}"
+    assert log(result.run_dir)[-2] == f"  view      tensorboard --logdir {result.run_dir.parent}"
 
 
 def test_an_error_takes_the_bar_away(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

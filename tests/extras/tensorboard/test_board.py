@@ -318,7 +318,7 @@ def test_pictures_that_cannot_be_drawn_stop_no_run(
     def broken(*_: Any) -> None:
         raise RuntimeError("the font is broken")
 
-    monkeypatch.setattr("extras.report.figures.confusion_matrix", broken)
+    monkeypatch.setattr("extras.report.figures.confusion_thumbnail", broken)
     assert fit("trainer.pictures_every=null").epochs == 2
     assert "could not be drawn: the font is broken" in capsys.readouterr().err
 
@@ -388,14 +388,15 @@ def test_batches_need_not_be_pairs(fit: Fit) -> None:
     [([1, 8, 8], 3, True), ([16, 4, 4], 3, True), ([6], 1, False), ([6], 100, False), ([2, 3], 2, False)],
 )
 def test_inputs_and_classes_of_all_kinds(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, shape: list[int], classes: int, grid: bool
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: list[int], classes: int, grid: bool
 ) -> None:
     monkeypatch.setattr(RandomTensorLoader, "class_names", tuple(f"옷/{label} (a b)" for label in range(classes)))
     features = int(np.prod(shape))
     run = fit(
         data_loader={"type": "RandomTensorLoader", "args": {**SIZES, "input_shape": shape, "num_classes": classes}},
         model={"type": "TwoLayerNet", "args": {"in_features": features, "hidden_features": 5, "out_features": classes}},
-        trainer={"pictures_every": 1},
+        metrics=[],  # accuracy takes two classes or more
+        trainer={"pictures_every": 1, "save_dir": str(tmp_path)},
     ).run_dir
     found = tags(run)
     assert ("images/training" in found) == grid

@@ -108,7 +108,7 @@ class Page:
         WebDriverWait(self.browser, PATIENCE, poll_frequency=0.2).until(found)
 
     def text(self) -> str:
-        return str(self.browser.execute_script(TEXT, WORDS))
+        return " ".join(str(self.browser.execute_script(TEXT, WORDS)).split())
 
     def has(self, *words: str) -> None:
         """Wait until the page has all these words."""
@@ -273,7 +273,7 @@ def best_loss(run: Path) -> float:
 def test_hyperparameters(page: Page, saved: Path) -> None:
     """Three runs in one table, sorted by the monitored value, and the values that the table is made of."""
     page.open("hparams")
-    page.has("optimizer.lr", "model.type", "best/accuracy", "best/loss")
+    page.has("optimizer.lr", "model.type", "Metrics best/loss loss/valid")
     runs = {path.name: json.loads((path / "metrics.jsonl").read_text().splitlines()[-1]) for path in saved.iterdir()}
     page.browser.execute_script(SORT, "tf-hparams-query-pane", "best/loss")
 
