@@ -48,6 +48,16 @@ def commands(block: str) -> list[Command]:
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
+def write(folder: Path, path: str, text: str, page: str) -> None:
+    """Save a file as a reader does; those of the project's folders are imported, too."""
+    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).write_text(text)
+    if path.startswith(("model/", "data_loader/", "trainer/")):
+        module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
+        sys.modules[module.__name__] = module  # where pickle and dataclasses look for it
+        exec(compile(text, f"{page}: {path}", "exec"), vars(module))
+
+
 class Walk:
     """Somebody who follows a page in a folder: the commands with what they print."""
 
@@ -65,21 +75,12 @@ class Walk:
         with following(self.folder):
             for block in EITHER.finditer(self.page.read_text(encoding="utf-8")):
                 if file := FILE.fullmatch(block[0]):
-                    self.write(file[2], file[3])
+                    write(self.folder, file[2], file[3], self.page.name)
                 elif console := CONSOLE.fullmatch(block[0]):
                     kind = console[1] or ""
                     self.printed.append(
                         (kind, [(words, self.run(words, said)) for words, said in commands(console[2])])
                     )
-
-    def write(self, path: str, text: str) -> None:
-        """Save a file as a reader does; those of the project's folders are imported, too."""
-        (self.folder / path).parent.mkdir(exist_ok=True)
-        (self.folder / path).write_text(text)
-        if path.startswith(("model/", "data_loader/", "trainer/")):
-            module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
-            sys.modules[module.__name__] = module
-            exec(compile(text, f"{self.page.name}: {path}", "exec"), vars(module))
 
     def run(self, line: str, said: str) -> str:
         """Run a command; what it prints, with the page's names of runs and without progress."""
