@@ -167,7 +167,7 @@ def differences(expected: str, printed: str, *, numbers: bool, rel: float = 0.05
         head, tail = wanted[: wanted.index("...")], wanted[wanted.index("...") + 1 :]
         wanted, found = head + tail, found[: len(head)] + found[len(found) - len(tail) :]
     if len(wanted) != len(found):
-        return [f"{len(wanted)} lines on the page, {len(found)} printed:\n{printed}"]
+        return [f"{len(wanted)} lines on the page, {len(found)} printed:", *found]
     return [
         f"{left!r} on the page, {right!r} printed"
         for left, right in zip(wanted, found, strict=True)
