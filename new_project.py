@@ -2,24 +2,60 @@
 
 python new_project.py ../my_project
 python new_project.py ../my_project --minimal    # without extras/ too
+python new_project.py --update ../my_project     # merges what has changed here since then into it
 """
 
 import argparse
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent
-# the last two are for those who work on the template
-LEFT_OUT = ("saved", "data", "new_project.py", "dev", "tests/dev")
+LEFT_OUT = (
+    "saved", "data", "new_project.py",
+    # for those who learn from the template or work on it
+    "dev", "tests/dev", "tests/tutorial", "docs/tutorial.md", "docs/tutorial.ko.md", "docs/migrating.md",
+    "README.ko.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
+)  # fmt: skip
 MINIMAL = ("extras", "export.py", "docs/export.md", "tests/extras", "docs/recipes", "tests/docs")
 # what belongs to the project where git does not say so, beside its packages
-FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", "LICENSE", "Makefile"]
-FOLDERS = [".ci", ".github", "configs", "docs"]
+FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
+FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
+# what an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
+YOURS = (
+    "model",
+    "data_loader",
+    "trainer",
+    "configs",
+    "config.json",
+    "config.schema.json",
+    "README.md",
+    "saved",
+    "data",
+)
+ORIGIN = ".template.json"
+"""In a project: the commit of the template that it was made from."""
+README = """\
+# {name}
+
+What this project is about: the question, the data, the result so far. (This paragraph is yours to write.)
+
+```
+make train        # sets up .venv, then trains the experiment in config.json
+make test         # runs all tests
+```
+
+[TEMPLATE.md](TEMPLATE.md) explains the commands, the config, and how to add a model, data or a loss.
+"""
 
 
 def create(target: Path, *, minimal: bool = False) -> None:
@@ -36,14 +72,36 @@ def create(target: Path, *, minimal: bool = False) -> None:
     unfinished.mkdir(parents=True)
     left_out = LEFT_OUT + (MINIMAL if minimal else ())
     for file in files(left_out):
-        (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / file, unfinished / file, follow_symlinks=False)
-    for name, strip in (("README.md", without_mentions), ("Makefile", without_targets)):
-        if (path := unfinished / name).is_file():
-            path.write_text(strip(path.read_text(encoding="utf-8"), left_out), encoding="utf-8")
+        name, content = as_in_a_project(file.as_posix(), (ROOT / file).read_bytes(), left_out)
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).write_bytes(content)
+        shutil.copymode(ROOT / file, unfinished / name)
+    (unfinished / "README.md").write_text(README.format(name=target.resolve().name), encoding="utf-8")
+    write_origin(unfinished, commit_of_template(), minimal=minimal)
     (unfinished / "saved").mkdir()
     (unfinished / "saved" / ".gitkeep").touch()
     unfinished.rename(target)
+
+
+def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple[str, bytes]:
+    """The name and content that a file of the template has in a project. Its README becomes TEMPLATE.md."""
+    if name == "Makefile":
+        return name, without_targets(content.decode(), left_out).encode()
+    if name in ("README.md", "docs/architecture.md"):
+        content = without_mentions(content.decode(), left_out).encode()
+    return "TEMPLATE.md" if name == "README.md" else name, content
+
+
+def commit_of_template() -> str | None:
+    """None where there is no git, or the template is not in it."""
+    if Path("train.py") not in _listed_by_git("--cached"):
+        return None
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_origin(project: Path, commit: str | None, *, minimal: bool) -> None:
+    _replace(project / ORIGIN, (json.dumps({"commit": commit, "minimal": minimal}, indent=2) + "\n").encode())
 
 
 def without_mentions(readme: str, left_out: Sequence[str]) -> str:
@@ -96,6 +154,151 @@ def _listed_by_git(*which: str) -> list[Path]:
     return [Path(name) for name in done.stdout.split("\0") if name]
 
 
+@dataclass
+class Update:
+    """What an update does, by file."""
+
+    writes: dict[str, bytes] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    """With conflict marks, or (binary files) with the template's version beside it."""
+    kept: list[str] = field(default_factory=list)
+    """Changed in the template, and left as they are in the project."""
+
+
+def update(project: Path) -> Update:
+    """Merge what has changed in the template since the project was made, or updated last, into the project.
+
+    Raises ValueError, before anything is changed, if that is not possible.
+    """
+    commit, minimal = origin(project)
+    head = commit_of_template()
+    if head is None:
+        raise ValueError(f"{ROOT} is not a git repository, so what has changed in it is not known")
+    if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True).returncode:
+        raise ValueError(f"{project / ORIGIN}: {ROOT} has no commit {commit}; try git fetch there (--unshallow)")
+    before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
+    found = Update()
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) == after.get(name):
+            continue
+        if any(PurePosixPath(name).is_relative_to(yours) for yours in YOURS):
+            found.kept.append(f"{name} (yours)")
+        else:
+            _plan(found, project, name, before.get(name), after.get(name))
+    for name, content in found.writes.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        _replace(project / name, content)
+    for name in found.deleted:
+        (project / name).unlink()
+    write_origin(project, head, minimal=minimal)
+    return found
+
+
+def origin(project: Path) -> tuple[str, bool]:
+    """The commit that a project was made from, and whether it is minimal. Raises ValueError."""
+    path = project / ORIGIN
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        commit, minimal = value["commit"], value["minimal"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged, so it is not known what {project} was made from; if you know the commit, "
+            'write {"commit": "...", "minimal": false} into this file'
+        ) from error
+    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{7,64}", commit):
+        raise ValueError(f'{path}: "commit" is not a commit; write the one that {project} was made from')
+    status = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=project, capture_output=True, text=True)
+    if status.returncode:
+        raise ValueError(f"{project} is not in git, which could undo an update: git init, git add, git commit first")
+    if status.stdout:
+        raise ValueError(f"{project} has changes that are not committed; commit them first (git status lists them)")
+    return commit, bool(minimal)
+
+
+def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
+    """The files that a project made at a commit would have, by name."""
+    left_out = LEFT_OUT + (MINIMAL if minimal else ())
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        for member in files:
+            content = files.extractfile(member) if member.isfile() else None
+            if content and not any(PurePosixPath(member.name).is_relative_to(folder) for folder in left_out):
+                name, text = as_in_a_project(member.name, content.read(), left_out)
+                found[name] = text
+    return found
+
+
+def _plan(found: Update, project: Path, name: str, before: bytes | None, after: bytes | None) -> None:
+    """What to do with a file that the template has changed. None: it is not there."""
+    path = project / name
+    if path.is_symlink() or path.is_dir():
+        found.kept.append(f"{name} (not a file here)")
+        return
+    current = path.read_bytes() if path.exists() else None
+    if current == after:
+        return
+    if current == before:
+        if after is None:
+            found.deleted.append(name)
+        else:
+            found.writes[name] = after
+    elif current is None:
+        found.kept.append(f"{name} (deleted here, changed in the template)")
+    elif after is None:
+        found.kept.append(f"{name} (changed here, deleted in the template)")
+    else:
+        merged, clean = merge(current, before or b"", after)
+        if merged is None:
+            name = f"{name}.template"
+            if (project / name).exists():
+                raise ValueError(f"{project / name} is in the way: the template's version of a binary file")
+            merged = after
+        found.writes[name] = merged
+        if not clean:
+            found.conflicts.append(name)
+
+
+def merge(current: bytes, before: bytes, after: bytes) -> tuple[bytes | None, bool]:
+    """A three-way merge of a file, by git, and whether it is without conflicts. None: of binary files."""
+    with TemporaryDirectory() as folder:
+        names = ("project", "template_before", "template")
+        for name, content in zip(names, (current, before, after), strict=True):
+            (Path(folder) / name).write_bytes(content)
+        done = subprocess.run(["git", "merge-file", "-p", *names], cwd=folder, capture_output=True)
+    if done.returncode < 0 or done.returncode > 127:  # 255: an error; up to 127: the number of conflicts
+        return None, False
+    return done.stdout, done.returncode == 0
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old or the new one."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    if path.exists():
+        shutil.copymode(path, unfinished)
+    unfinished.replace(path)
+
+
+def report(project: Path, found: Update) -> int:
+    """Say what an update did; the exit status: 1 if there are conflicts."""
+    written = [name for name in found.writes if name not in found.conflicts]
+    for what, names in (("updated", written), ("deleted", found.deleted), ("left as it is", found.kept)):
+        for name in names:
+            print(f"{what:14} {name}")
+    for name in found.conflicts:
+        print(f"{'CONFLICT':14} {name}")
+    if not (found.writes or found.deleted):
+        print(f"{project} is up to date")
+        return 0
+    print(
+        f"Next, in {project}: {'resolve the conflicts, ' if found.conflicts else ''}make schema, make test, git commit"
+    )
+    print("To undo it before that: git reset --hard && git clean -d --force")
+    return 1 if found.conflicts else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Start your own project: a copy of this one without its runs, data, history and dev/.",
@@ -106,14 +309,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minimal", action="store_true", help="without extras/: --check, --list, --compare, test reports, pictures"
     )
+    parser.add_argument("--update", action="store_true", help="merge what has changed here into the project NAME")
     options = parser.parse_args(argv)
     target: Path = options.name
     try:
+        if options.update and options.minimal:
+            raise ValueError("--update keeps a project minimal if it is; leave --minimal out")
+        if options.update:
+            return report(target, update(target))
         create(target, minimal=options.minimal)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{target} is ready. Next:\n  cd {target}\n  make train")
+    print(
+        f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"
+    )
+    print("  make train\nREADME.md is yours to fill. To take over later changes of the template, from its folder:")
+    print(f"  python new_project.py --update {target}")
     return 0
 
 

@@ -162,9 +162,10 @@ class TestANewProject:
         assert {"train.py", "test.py", "config.json", "configs", "Makefile", "README.md", "tests", "LICENSE"} <= names
         assert names.isdisjoint({".git", ".venv", "data", "dev", "new_project.py"})
         assert "extras" in names
-        readme = (target / "README.md").read_text()
-        assert "new_project.py" not in readme
-        assert "dev/" not in readme
+        for page in ("TEMPLATE.md", "docs/architecture.md"):
+            text = (target / page).read_text()
+            assert "new_project.py" not in text
+            assert "dev/" not in text
         makefile = (target / "Makefile").read_text()
         assert not [word for word in ("bench", "dev/", "test-lowest") if word in makefile]
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
@@ -222,7 +223,7 @@ class TestANewProject:
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
         script.create(tmp_path / "mine")
         copied = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-        assert copied == {*own, "model/mine.py", "saved/.gitkeep"}
+        assert copied == {*own, "model/mine.py", "saved/.gitkeep", "TEMPLATE.md", ".template.json"}
 
     def test_without_git_all_of_it_is_found_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         script = load_script("new_project")

@@ -1,0 +1,258 @@
+"""A project made from the template: its README is its own, and later changes of the template are merged into it."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import load_script
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
+
+LINES = "".join(f"line {number}\n" for number in range(20))
+TEMPLATE = {
+    "train.py": LINES,
+    "README.md": "# Template\n\nAbout `dev/`.\n\nAbout it.\n",
+    "Makefile": "train:\n\tpython train.py\n\nbench:\n\tpython -m dev.bench\n",
+    "base/loop.py": LINES,
+    "base/old.py": "old\n",
+    "base/old_too.py": "old\n",
+    "model/net.py": LINES,
+    "config.json": "{}\n",
+    "docs/picture.png": "\0one",
+    "extras/report.py": "report\n",
+    "dev/bench.py": "bench\n",
+    "docs/tutorial.md": "walk\n",
+    "new_project.py": "",
+}
+
+
+def git(folder: Path, *words: str) -> str:
+    own = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *own, *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def commit(folder: Path, **files: str | None) -> None:
+    """Write or (None) delete some files, by name, and commit everything."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
+    if not (folder / ".git").exists():
+        git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "Change")
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """new_project.py in a small template."""
+    module = load_script("new_project")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    commit(tmp_path / "template", **TEMPLATE)
+    monkeypatch.setattr(module, "ROOT", tmp_path / "template")
+    return module
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(script: ModuleType, tmp_path: Path) -> Make:
+    """Makes a project, which is committed after some changes of its user's."""
+
+    def made(*options: str, **files: str | None) -> Path:
+        project = tmp_path / "my project"
+        assert script.main([str(project), *options]) == 0
+        commit(project, **files)
+        return project
+
+    return made
+
+
+def contents(folder: Path) -> dict[str, str]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}
+
+
+def with_line(number: int, text: str) -> str:
+    return LINES.replace(f"line {number}\n", f"{text}\n")
+
+
+def test_the_readme_is_the_users_own(make: Make) -> None:
+    project = make()
+    readme = (project / "README.md").read_text()
+    assert readme.startswith("# my project\n")
+    assert [line.split("  ")[0] for line in readme.splitlines() if line.startswith("make")] == [
+        "make train",
+        "make test",
+    ]
+    assert (project / "TEMPLATE.md").read_text() == "# Template\n\nAbout it.\n"
+    assert all((project / name).exists() for name in re.findall(r"\]\((.*?)\)", readme))
+    assert {"docs/tutorial.md", "dev/bench.py", "new_project.py"}.isdisjoint(contents(project))
+
+
+def test_the_projects_commit_is_kept(make: Make, tmp_path: Path) -> None:
+    origin = json.loads((make("--minimal") / ".template.json").read_text())
+    assert origin == {"commit": git(tmp_path / "template", "rev-parse", "HEAD").strip(), "minimal": True}
+
+
+def test_an_update_merges_what_both_have_changed(make: Make, script: ModuleType, tmp_path: Path) -> None:
+    own = {
+        "train.py": with_line(2, "mine"),
+        "model/net.py": "my net\n",
+        "model/mine.py": "mine\n",
+        "README.md": "my readme\n",
+        "base/mine.py": "mine\n",
+    }
+    project = make(**own)
+    commit(
+        tmp_path / "template",
+        **{
+            "train.py": with_line(17, "new"),
+            "base/loop.py": with_line(3, "new"),
+            "base/new.py": "new\n",
+            "base/old.py": None,
+            "model/net.py": with_line(3, "new"),
+            "model/new_net.py": "new\n",
+            "README.md": "# Template\n\nAbout `dev/`.\n\nNew words.\n",
+            "Makefile": "train:\n\tpython train.py --new\n\nbench:\n\tpython -m dev.bench\n",
+            "config.json": '{"new": 1}\n',
+            "dev/bench.py": "new\n",
+        },
+    )
+    before = contents(project)
+    assert script.main(["--update", str(project)]) == 0
+    after = contents(project)
+    assert after["train.py"] == with_line(2, "mine").replace("line 17\n", "new\n")
+    assert after["base/loop.py"] == with_line(3, "new")
+    assert after["base/new.py"] == "new\n"
+    assert "base/old.py" not in after
+    assert after["TEMPLATE.md"] == "# Template\n\nNew words.\n"
+    assert after["Makefile"].rstrip() == "train:\n\tpython train.py --new"
+    changed = {"train.py", "base/loop.py", "base/new.py", "base/old.py", "TEMPLATE.md", "Makefile", ".template.json"}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == changed
+    commit(project)
+    assert script.main(["--update", str(project)]) == 0
+    assert contents(project) == after
+
+
+def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
+    make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make(
+        **{
+            "train.py": with_line(5, "mine"),
+            "base/new.py": "mine\n",
+            "base/old.py": "changed\n",
+            "base/loop.py": None,
+            "docs/picture.png": "\0mine",
+        }
+    )
+    commit(
+        tmp_path / "template",
+        **{
+            "train.py": with_line(5, "theirs"),
+            "base/new.py": "theirs\n",
+            "base/old.py": None,
+            "base/loop.py": with_line(3, "new"),
+            "docs/picture.png": "\0two",
+            "model/net.py": "theirs\n",
+        },
+    )
+    capsys.readouterr()
+    assert script.main(["--update", str(project)]) == 1
+    printed = capsys.readouterr().out
+    after = contents(project)
+    for name in ("train.py", "base/new.py"):
+        assert re.search(r"<<<<<<< project\nmine\n=======\ntheirs\n>>>>>>> template\n", after[name])
+    assert after["base/old.py"] == "changed\n"
+    assert "base/loop.py" not in after
+    assert (after["docs/picture.png"], after["docs/picture.png.template"]) == ("\0mine", "\0two")
+    assert re.findall(r"CONFLICT +(\S+)", printed) == ["base/new.py", "docs/picture.png.template", "train.py"]
+    assert re.findall(r"left as it is +(\S+)", printed) == ["base/loop.py", "base/old.py", "model/net.py"]
+
+
+@pytest.mark.parametrize("untracked", [True, False])
+def test_a_dirty_tree_is_refused(
+    make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], untracked: bool
+) -> None:
+    project = make()
+    commit(tmp_path / "template", **{"train.py": "new\n"})
+    (project / ("new.txt" if untracked else "train.py")).write_text("mine\n")
+    before = contents(project)
+    assert script.main(["--update", str(project)]) == 2
+    assert "changes that are not committed" in capsys.readouterr().err
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (None, "missing or damaged"),
+        ("{", "missing or damaged"),
+        ('{"commit": null, "minimal": false}', "not a commit"),
+        ('{"commit": "--output=x", "minimal": false}', "not a commit"),
+        ('{"commit": "0123456789abcdef0123456789abcdef01234567", "minimal": false}', "has no commit"),
+    ],
+)
+def test_a_project_of_unknown_origin_is_refused(
+    make: Make, script: ModuleType, capsys: pytest.CaptureFixture[str], origin: str | None, said: str
+) -> None:
+    project = make(**{".template.json": origin})
+    before = contents(project)
+    assert script.main(["--update", str(project)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert contents(project) == before
+
+
+def test_a_project_that_is_not_in_git_is_refused(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([str(tmp_path / "mine")]) == 0
+    assert script.main(["--update", str(tmp_path / "mine")]) == 2
+    assert "is not in git" in capsys.readouterr().err
+    assert script.main(["--update", str(tmp_path / "nowhere")]) == 2
+    assert script.main(["--update", "--minimal", str(tmp_path / "mine")]) == 2
+
+
+def test_a_minimal_project_stays_minimal(make: Make, script: ModuleType, tmp_path: Path) -> None:
+    project = make("--minimal")
+    commit(tmp_path / "template", **{"extras/report.py": "new\n", "train.py": "new\n"})
+    assert script.main(["--update", str(project)]) == 0
+    assert not (project / "extras").exists()
+    assert (project / "train.py").read_text() == "new\n"
+
+
+def test_an_update_that_is_killed_can_be_undone_and_repeated(
+    make: Make, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make()
+    commit(tmp_path / "template", **{"train.py": "new\n", "base/loop.py": "new\n", "base/new.py": "new\n"})
+    before, replace, written = contents(project), script._replace, list[Path]()
+
+    def fails(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError("the disk is full")
+        written.append(path)
+        replace(path, content)
+
+    monkeypatch.setattr(script, "_replace", fails)
+    assert script.main(["--update", str(project)]) == 2
+    assert json.loads((project / ".template.json").read_text()) == json.loads(before[".template.json"])
+    git(project, "reset", "--hard")
+    git(project, "clean", "-d", "--force")
+    assert contents(project) == before
+    monkeypatch.setattr(script, "_replace", replace)
+    assert script.main(["--update", str(project)]) == 0
+    assert (project / "base/new.py").read_text() == "new\n"
