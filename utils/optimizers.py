@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as module
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
@@ -18,6 +18,21 @@ def needs_closure(optimizer: Optimizer) -> bool:
     """Whether ``step`` cannot be called without a closure that evaluates the loss, as that of LBFGS."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def start_late_momentum(optimizer: Optimizer) -> None:
+    """Give parameters that get a gradient later than others, such as thawed ones, the momentum that SGD starts with.
+
+    torch's fused kernel takes a momentum of all parameters or of none. Zeros do the same as none without dampening.
+    """
+    if type(optimizer) is not SGD or not optimizer.defaults["fused"] or not optimizer.state:
+        return
+    if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
+        return  # all have one
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class UnmarkedStep:

@@ -140,12 +140,16 @@ class OptimizerConfig(Component):
 
 def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value of one of SEVERAL_BY_NAME is an object of components by name, and not a component."""
-    if not isinstance(value, dict) or "type" in value or "args" in value:
+    if not isinstance(value, dict) or "type" in value:
         return False
     kinds = {type(each) for each in value.values()}
-    if len(value) > 1 and str in kinds and kinds <= {str, dict}:
+    if len(value) > 1 and str in kinds and kinds <= {str, dict} and "args" not in value:
         return not any(closest(name, ("type", "args")) for name in value)  # else a misspelt key
-    components = (isinstance(each, Component) or (isinstance(each, dict) and "type" in each) for each in value.values())
+    components = (
+        isinstance(each, Component) or (isinstance(each, dict) and "type" in each)
+        for name, each in value.items()
+        if name != "args"
+    )
     return any(components)
 
 

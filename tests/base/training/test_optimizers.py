@@ -303,6 +303,27 @@ def test_frozen_parameters_do_not_change_until_they_are_thawed(fit: Fit, tmp_pat
     assert epochs[1]["backbone.1.num_batches_tracked"] == 0
 
 
+@pytest.mark.parametrize("args", [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}])
+def test_thawed_parameters_start_with_the_first_momentum_of_sgd(fit: Fit, args: Json) -> None:
+    freeze = {"trainer": {"epochs": 2, "freeze": [{"params": ["backbone.*"], "epochs": 1}]}}
+
+    def weights_of(**more: Any) -> Json:
+        return state(
+            fit(model="Parts", optimizer={"type": "SGD", "args": {"lr": 0.01} | args | more}, **freeze).run_dir
+        )
+
+    ours, plain = weights_of()["model"], weights_of(foreach=False)["model"]
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, msg=name)
+
+
+def test_a_run_with_frozen_parameters_resumes_with_all_of_them(fit: Fit, tmp_path: Path) -> None:
+    sgd: Json = {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}
+    run = fit("trainer.epochs=1", 'trainer.freeze=[{"params": ["backbone.*"]}]', model="Parts", optimizer=sgd).run_dir
+    train.main(["-r", str(run), "trainer.epochs=2", "trainer.freeze=[]"])
+    assert len(state(run)["optimizer"]["state"]) == 6
+
+
 def test_what_is_frozen_for_good_needs_no_optimizer(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit(
         'trainer.freeze=[{"params": ["backbone.*"]}]',
