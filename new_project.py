@@ -26,7 +26,18 @@ LEFT_OUT = (
     "dev", "tests/dev", "tests/tutorial", "docs/tutorial.md", "docs/tutorial.ko.md", "docs/migrating.md",
     "README.ko.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
 )  # fmt: skip
-MINIMAL = ("extras", "export.py", "docs/export.md", "tests/extras", "docs/recipes", "tests/docs")
+MINIMAL = (
+    "extras",
+    "predict.py",
+    "export.py",
+    "sweep.py",
+    "docs/predict.md",
+    "docs/export.md",
+    "docs/sweep.md",
+    "docs/recipes",
+    "tests/extras",
+    "tests/docs",
+)
 # what belongs to the project where git does not say so, beside its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
@@ -116,7 +127,10 @@ def without_mentions(readme: str, left_out: Sequence[str]) -> str:
             paragraph = "".join(part for part in parts if not mention.search(part)).strip("\n ")
         if paragraph:
             paragraphs.append(paragraph)
-    return "\n\n".join(paragraphs)
+    text = "\n\n".join(paragraphs) + "\n\n"
+    text = re.sub(r"(?m)^```\w*\n```\n\n(?!#).+(\n.+)*\n\n", "", text)  # no command is left, nor what explains it
+    text = re.sub(r"(?m)^## .*\n\n(?=## |\Z)", "", text)
+    return text.strip("\n") + "\n" * readme.endswith("\n")
 
 
 def without_targets(makefile: str, left_out: Sequence[str]) -> str:

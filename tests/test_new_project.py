@@ -256,3 +256,16 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
     monkeypatch.setattr(script, "_replace", replace)
     assert script.main(["--update", str(project)]) == 0
     assert (project / "base/new.py").read_text() == "new\n"
+
+
+def test_a_minimal_project_has_no_command_that_only_calls_an_extra() -> None:
+    module = load_script("new_project")
+    left_out = module.LEFT_OUT + module.MINIMAL
+    commands = {path.name for path in module.files(left_out) if len(path.parts) == 1 and path.suffix == ".py"}
+    assert commands == {"train.py", "test.py"}
+
+
+def test_a_readme_loses_the_section_of_a_command_that_is_left_out(script: ModuleType) -> None:
+    search = "## Search\n\n```\npython sweep.py seed=0..4\n```\n\nA sweep runs\na grid.\n\n"
+    text = f"# Title\n\n{search}## Train\n\n```\npython train.py\n```\n\nIt trains.\n"
+    assert script.without_mentions(text, ("sweep.py",)) == text.replace(search, "")

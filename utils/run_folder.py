@@ -101,7 +101,7 @@ class RunFolder:
         if not (folder / "config.json").is_file():
             what = "run folder" if path.is_dir() else "checkpoint in a run folder"
             runs = _runs(folder) if path.is_dir() else []
-            newest = f"; its newest run is {runs[-1].path}" if runs else ""
+            newest = f"; its newest run is {runs[-1].path}" if runs else _runs_within(folder)
             raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{newest}")
         _check_files(folder)
         return cls(folder), None if path.is_dir() else path
@@ -269,6 +269,12 @@ def _runs(*parents: Path) -> list[RunFolder]:
     named = [path for parent in parents for path in parent.glob("*") if NAME.fullmatch(path.name)]
     runs = [RunFolder(path) for path in named if (path / "config.json").is_file()]
     return sorted(runs, key=_start)
+
+
+def _runs_within(folder: Path) -> str:
+    """The rest of a message about a folder that is not a run, but has runs of other names, as that of a sweep."""
+    first = min((path.parent for path in folder.glob("*/config.json")), default=None)
+    return f"; give one of the runs in it, such as {first}" if first else ""
 
 
 def _start(run: RunFolder) -> tuple[int, str, int]:

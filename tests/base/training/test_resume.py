@@ -266,11 +266,13 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/nothing"], "no such run"),
         (["-r", "{run}/checkpoints"], "is not a run folder"),
         (["-r", "{run}/.."], "; its newest run is "),
+        (["-r", "{run}/../../sweep"], "; give one of the runs in it, such as .*sweep/trial-000$"),
         (["-r", "{run}/train.log"], "is not a checkpoint in a run folder"),
     ],
 )
 def test_what_cannot_be_resumed_is_reported(fit: Fit, arguments: list[str], says: str) -> None:
     run = fit().run_dir
+    shutil.copytree(run, run.parent.parent / "sweep" / "trial-000")
     with pytest.raises(UserError, match=says):
         train.main([argument.format(run=run) for argument in arguments])
 
