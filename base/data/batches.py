@@ -223,7 +223,7 @@ class Batches:
 
     def _load_in_workers(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         if self._workers is None:  # started once and kept from epoch to epoch
-            self._workers = Workers(self.source, self.num_workers, self.seed)
+            self._workers = Workers(self.source, self.num_workers, self.seed, repeats=self.repeats)
         ranges, ranges_ahead = itertools.tee(ranges)
         requests = map(self._request, ranges_ahead)
         for batch_range, data in zip(ranges, self._workers.load(requests), strict=True):
@@ -233,7 +233,7 @@ class Batches:
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, loaded_range = self._loaded_range(batch_range)
-        return as_tensor(self._draws(loaded_range)).numpy(), self._random_key(batch_range.passes)
+        return as_tensor(self._draws(loaded_range)).numpy().tobytes(), self._random_key(batch_range.passes)
 
     def close(self) -> None:
         """End the worker processes."""

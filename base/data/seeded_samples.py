@@ -13,6 +13,10 @@ from utils.global_generators import global_generators
 from utils.random import mix, mix_each
 from utils.tree import map_tensors
 
+FAR = 2**61 - 1
+"""Between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and so large that no rounding
+does: ``torch.initial_seed() / 2**63`` is the same float for two neighbouring seeds."""
+
 
 class SeededSamples:
     """Loads samples as if each found Python's, NumPy's and torch's generator seeded from its key and its number.
@@ -80,18 +84,18 @@ class SeededSamples:
         """
         generators = global_generators()
 
-        def load(change: int) -> bytes | None:
+        def load(other: int) -> bytes | None:
             for name, generator in generators.items():
-                generator.seed(seed if name in self.drawn_from else seed ^ change)
+                generator.seed(seed if name in self.drawn_from else other)
             before = {name: generator.state() for name, generator in generators.items()}
             sample = self.dataset[index]
             self.drawn_from += [name for name in generators if self._has_moved(name, before[name])]
             return _as_bytes(sample)
 
-        first = load(0)
-        unlike = first != load(1)
+        first = load(seed)
+        unlike = first != load(seed - FAR if seed >= FAR else seed + FAR)
         # where it differs under the same seeds, it draws from a generator of its own, which is the data set's matter
-        if first is None or (unlike and first == load(0)):
+        if first is None or (unlike and first == load(seed)):
             self.drawn_from = [*generators]
 
 

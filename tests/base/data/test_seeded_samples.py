@@ -59,6 +59,8 @@ DRAWS: dict[str, tuple[Callable[[int], float], set[str]]] = {
     "now and then": (now_and_then, {"python", "numpy", "torch"}),
     "a whole turn of the generator": (lambda index: sum(random.getrandbits(32) for _ in range(624)), {"python"}),
     "read, not moved": (lambda index: float(torch.initial_seed() % 1000), {"python", "numpy", "torch"}),
+    "read, rounded": (lambda index: torch.initial_seed() / 2**63, {"python", "numpy", "torch"}),
+    "read, remainder": (lambda index: float(torch.initial_seed() % 3), {"python", "numpy", "torch"}),
     "put back": (put_back, {"python", "numpy", "torch"}),
     "copied": (copied, {"python", "numpy", "torch"}),
 }
@@ -115,7 +117,7 @@ def equal(left: list[Any], right: list[Any]) -> bool:
     return all(torch.equal(one, two) for a, b in pairs for one, two in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["nothing", "all", "now and then", "read, not moved"])
+@pytest.mark.parametrize("kind", ["nothing", "all", "now and then", "read, rounded"])
 def test_workers_give_the_same_samples(kind: str) -> None:
     alone, beside = (passes(made(SampleSource(Drawing(kind)), workers), 8) for workers in (0, 2))
     assert equal(alone, beside)
