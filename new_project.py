@@ -130,6 +130,10 @@ def without_mentions(readme: str, left_out: Sequence[str]) -> str:
     text = "\n\n".join(paragraphs) + "\n\n"
     text = re.sub(r"(?m)^```\w*\n```\n\n(?!#).+(\n.+)*\n\n", "", text)  # no command is left, nor what explains it
     text = re.sub(r"(?m)^## .*\n\n(?=## |\Z)", "", text)
+    headings = [
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.+)", text)
+    ]
+    text = re.sub(r"\[[^]]+\]\(#([\w-]+)\)( ·\s)?", lambda link: link[0] if link[1] in headings else "", text)
     return text.strip("\n") + "\n" * readme.endswith("\n")
 
 

@@ -269,3 +269,15 @@ def test_a_readme_loses_the_section_of_a_command_that_is_left_out(script: Module
     search = "## Search\n\n```\npython sweep.py seed=0..4\n```\n\nA sweep runs\na grid.\n\n"
     text = f"# Title\n\n{search}## Train\n\n```\npython train.py\n```\n\nIt trains.\n"
     assert script.without_mentions(text, ("sweep.py",)) == text.replace(search, "")
+
+
+@pytest.mark.parametrize("minimal", [False, True])
+def test_the_menu_of_the_readme_has_no_dead_links(minimal: bool) -> None:
+    script = load_script("new_project")
+    left_out = script.LEFT_OUT + (script.MINIMAL if minimal else ())
+    text = script.without_mentions((ROOT / "README.md").read_text(), left_out)
+    headings = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in re.findall(r"(?m)^#+ (.+)", text)}
+    links = set(re.findall(r"\]\(#([\w-]+)\)", text))
+    assert "train" in links
+    assert links <= headings
+    assert ("search" in links) == (not minimal)

@@ -1,6 +1,7 @@
 """The layers of a model and its results on training samples, which go through it without leaving a trace."""
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     recorder = Recorder(model)
     samples = first_batch(trainer, 2)
     try:
-        with untouched(trainer), traced(model, trace), recording(model, recorder):
+        with untouched(trainer), traced(model, trace), recording(model, recorder), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first step of the training says what there is to say
             trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # of the user's own code, which may not support a batch of this size
         return f"{_size(model)}\n\nThere is neither a table of layers nor a graph: {error}", None

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,26 @@ def test_what_cannot_be_watched_still_trains(fit: Fit) -> None:
     with temporarily(MODELS, Unwatchable):
         run = fit("data_loader.args.eval_batch_size=10", model={"type": "Unwatchable", "args": {}}).run_dir
     assert "too few samples for me" in written(run, "model")
+
+
+class WarningNet(nn.Module):
+    """Warns of a batch of two samples, as torch does of sizes that happen to broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 2:
+            warnings.warn("different sizes", stacklevel=2)
+        outputs: Tensor = self.out(x)
+        return outputs
+
+
+def test_what_the_graphs_two_samples_warn_of_is_not_shown(fit: Fit) -> None:
+    with temporarily(MODELS, WarningNet):
+        run = fit("trainer.epochs=1", model={"type": "WarningNet", "args": {}}).run_dir
+    assert "Linear" in written(run, "model")  # where warnings are errors, it would have ended the drawing
 
 
 def test_pictures_that_cannot_be_drawn_stop_no_run(
