@@ -329,7 +329,8 @@ class WarningNet(nn.Module):
 
 def test_what_the_graphs_two_samples_warn_of_is_not_shown(fit: Fit) -> None:
     with temporarily(MODELS, WarningNet):
-        run = fit("trainer.epochs=1", model={"type": "WarningNet", "args": {}}).run_dir
+        only = "data_loader.args.eval_batch_size=10"  # of the validation no batch has two samples
+        run = fit("trainer.epochs=1", only, model={"type": "WarningNet", "args": {}}).run_dir
     assert "Linear" in written(run, "model")  # where warnings are errors, it would have ended the drawing
 
 
