@@ -107,16 +107,20 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     config = small_config(tmp_path, trainer=TRAINER)
     process = start("-c", str(config), *SPACES)
 
-    def wait_for(pattern: str) -> Path:
-        while not (found := sorted(tmp_path.glob(f"saved/small/sweep-*/{pattern}"))):
-            assert process.poll() is None, process.printed
-        return found[0]
+    def checkpoints() -> set[Path]:
+        return set(tmp_path.glob("saved/small/sweep-*/trial-*/checkpoints/step-*.pth"))
 
-    path = wait_for("trial-000/checkpoints/step-*.pth").parent.parent.parent
+    def wait_for_a_new_one(before: set[Path]) -> Path:
+        while not (found := checkpoints() - before):
+            assert process.poll() is None, process.printed
+        return found.pop()
+
+    path = wait_for_a_new_one(set()).parent.parent.parent
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENCE)
+    before = checkpoints()  # those of the second process show that it has begun
     process = start("-r", str(path))
-    wait_for("trial-001/checkpoints/step-*.pth")
+    wait_for_a_new_one(before)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(PATIENCE)
     assert process.returncode == 143
