@@ -27,7 +27,7 @@ class RunInfo:
 
 
 class GuardedWriter(Writer):
-    """Another writer, which may fail: that is one warning, and the run goes on without it until it is resumed."""
+    """Another writer, which may fail: that is one warning, and the run continues without it until it is resumed."""
 
     def __init__(self, name: str, writer: Writer, warn: Callable[[str], None]) -> None:
         self.name = name

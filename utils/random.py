@@ -112,5 +112,6 @@ def isolated(*key: int | str) -> Iterator[None]:
 
 def seed_sample(*key: int | str) -> None:
     """Seed the generators that the transforms of a sample draw from. Cheap, since it leaves accelerators out."""
+    seed = mix(*key)
     for generator in global_generators().values():
-        generator.seed(mix(*key))
+        generator.seed(seed)

@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
 from extras.report.classification import Classification
-from extras.report.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.report.regression import Regression
 from utils.run_folder import RunFolder, git_state
 from utils.schema import Component, Config
@@ -62,7 +62,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
         ("tested", f"{datetime.now():%Y-%m-%d %H:%M:%S}"),
         ("command", tested.command),
     ]
-    yield Table(["", ""], [row for row in rows if row[1]], left=2)
+    yield Table(["", ""], [row for row in rows if row[1]], texts=(0, 1))
     try:
         text = tested.folder.config.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from base.data.batches import BatchRange
 from base.experiment import Experiment
+from extras.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.report.classification import Classification, Show
 from extras.report.description import CURVES, Tested, head, in_training, memorised
-from extras.report.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.report.evaluation_stats import EvaluationStats
 from extras.report.predictions import Predictions
 from extras.report.regression import Regression
@@ -158,7 +158,7 @@ def _classes(
             [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", sample_name(mistake.sample)]
             for mistake in found.mistakes
         ]
-        yield Table(["predicted", "true", "probability", "sample"], mistakes, left=2)
+        yield Table(["predicted", "true", "probability", "sample"], mistakes, texts=(0, 1))
     else:
         yield Paragraph("None.")
     yield Heading("Calibration")
@@ -175,7 +175,7 @@ def _confusions(found: Classification, names: list[str], most: int = 5) -> Itera
             share = count / int(found.confusion[true].sum())
             rows.append([names[true], names[predicted], f"{count:,}", f"{share:.1%}"])
     if rows:
-        yield Table(["true class", "most often predicted as", "samples", "of the class"], rows, left=2)
+        yield Table(["true class", "most often predicted as", "samples", "of the class"], rows, texts=(0, 1))
 
 
 def _residuals(found: Regression) -> Iterator[Block]:

@@ -18,7 +18,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from extras.report.document import escaped
+from extras.document import escaped
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli

@@ -1,10 +1,10 @@
 """A report as a list of blocks, and what they look like as Markdown and as a page of HTML. All texts are plain text:
-whatever stands in a name is shown as it is."""
+a name is shown as it is, whatever it has in it."""
 
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from utils.text import markdown_table, one_line
@@ -30,11 +30,18 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """The first ``left`` columns are texts, the others numbers."""
+    """texts: the columns, from 0, that are texts; the others are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: int = 1
+    texts: Collection[int] = (0,)
+
+
+@dataclass(frozen=True)
+class Command:
+    """To copy."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Source:
     link: str
 
 
-Block = Heading | Paragraph | Table | Picture | Source
+Block = Heading | Paragraph | Command | Table | Picture | Source
 
 # nothing is fetched and nothing is run, whatever the names of classes and files are
 PAGE = """<!DOCTYPE html>
@@ -118,10 +125,12 @@ def _markdown(block: Block) -> str:
         case Paragraph(text, link, strong):
             words = f"**{escaped(text)}**" if strong else escaped(text)
             return f"{words} [{escaped(link)}]({link})" if link else words
-        case Table(header, rows, left):
+        case Command(text):
+            return f"    {one_line(text)}"
+        case Table(header, rows, texts):
             cells = [[escaped(cell) for cell in row] for row in rows]
-            lines = markdown_table(list(map(escaped, header)), cells, right=range(left, len(header)), padded=True)
-            return "\n".join(lines)
+            numbers = [column for column in range(len(header)) if column not in texts]
+            return "\n".join(markdown_table(list(map(escaped, header)), cells, right=numbers, padded=True))
         case Picture(title, file):
             return f"![{escaped(title)}]({file})"
         case Source(title, _, link):
@@ -135,9 +144,11 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
         case Paragraph(text, link, strong):
             end = f' <a href="{_plain(link)}">{_plain(link)}</a>' if link else ""
             return f"<p{' class=strong' if strong else ''}>{_plain(text)}{end}</p>"
-        case Table(header, rows, left):
-            lines = [_row("th", header, left)] if any(header) else []
-            lines += [_row("td", row, left) for row in rows]
+        case Command(text):
+            return f"<pre>{_plain(text)}</pre>"
+        case Table(header, rows, texts):
+            lines = [_row("th", header, texts)] if any(header) else []
+            lines += [_row("td", row, texts) for row in rows]
             return "<div class=table><table>\n" + "\n".join(lines) + "\n</table></div>"
         case Picture(title, file):
             content = base64.b64encode(pictures[file]).decode()
@@ -146,9 +157,9 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
             return f"<details><summary>{_plain(title)}</summary><pre>{_lines(text)}</pre></details>"
 
 
-def _row(tag: str, cells: Sequence[str], left: int) -> str:
-    numbers = [" class=n" if index >= left else "" for index in range(len(cells))]
-    inside = "".join(f"<{tag}{kind}>{_plain(cell)}</{tag}>" for kind, cell in zip(numbers, cells, strict=True))
+def _row(tag: str, cells: Sequence[str], texts: Collection[int]) -> str:
+    kinds = ["" if column in texts else " class=n" for column in range(len(cells))]
+    inside = "".join(f"<{tag}{kind}>{_plain(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
     return f"<tr>{inside}</tr>"
 
 
