@@ -51,6 +51,17 @@ class Axis(NamedTuple):
         return (value - low) / (high - low)
 
 
+class Chart(NamedTuple):
+    """What a panel shows."""
+
+    name: str
+    epochs: Sequence[float]
+    lines: dict[str, list[float | None]]
+    """The values of each line, by its label; None: a gap."""
+    best: tuple[int, float] | None
+    """The place and the value of the point that is marked."""
+
+
 def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -> bytes:
     """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; values that are no numbers are gaps.
 
@@ -67,7 +78,7 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
         values = {label: [_finite(record.get(key)) for record in records] for label, key in lines.items()}
         marked = next((label for label, key in lines.items() if monitor and key == monitor.split()[1]), None)
         best = best_of(values[marked], monitor) if marked and monitor else None
-        _panel(image, corner, f"{name}", [_epoch(record) for record in records], values, best)
+        _panel(image, corner, Chart(name, [_epoch(record) for record in records], values, best))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -88,20 +99,12 @@ def _epoch(record: Record) -> float:
     return float(record.get("epoch") or 0)
 
 
-def _panel(
-    image: Image.Image,
-    corner: tuple[int, int],
-    name: str,
-    epochs: Sequence[float],
-    values: dict[str, list[float | None]],
-    best: tuple[int, float] | None,
-) -> None:
-    """One chart. values: of each line, by label. best: the place and value of the point that is marked."""
+def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
     pen = ImageDraw.Draw(image)
     left, top = corner[0] + LEFT, corner[1] + TOP
     width, height = PANEL[0] - LEFT - RIGHT, PANEL[1] - TOP - BOTTOM
-    present = [value for line in values.values() for value in line if value is not None]
-    across, up = Axis(min(epochs), max(epochs)), _axis(present)
+    present = [value for line in chart.lines.values() for value in line if value is not None]
+    across, up = Axis(min(chart.epochs), max(chart.epochs)), _axis(present)
     if across.low == across.high:
         across = Axis(across.low - 0.5, across.high + 0.5)
 
@@ -115,28 +118,23 @@ def _panel(
         _text(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
     _text(pen, (left + width, top + height + 20), "epoch", size=11, colour=GREY, anchor="rt")
 
-    _curves(image, (left, top, width, height), across, up, epochs, values, best)
+    _curves(image, (left, top, width, height), across, up, chart)
     pen.line([(left, top), (left, top + height), (left + width, top + height)], fill=GREY)
-    _captions(pen, (left, top), name, epochs, values, best)
+    _captions(pen, (left, top), chart)
     if not present:
         _text(pen, (left + width / 2, top + height / 2), "no finite value", size=12, colour=GREY, anchor="mm")
 
 
-def _captions(
-    pen: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    name: str,
-    epochs: Sequence[float],
-    values: dict[str, list[float | None]],
-    best: tuple[int, float] | None,
-) -> None:
+def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -> None:
     """Above the axes the name and, below it, each line's label in its colour with its last value."""
     left, top = map(float, corner)
-    end = _text(pen, (left, top - 41), name, size=13, longest=30)
-    if best is not None:
-        _text(pen, (end + 12, top - 39), f"best {number(best[1])} in epoch {epochs[best[0]]:.0f}", size=11, colour=GREY)
+    end = _text(pen, (left, top - 41), chart.name, size=13, longest=30)
+    if chart.best is not None:
+        place, value = chart.best
+        about = f"best {number(value)} in epoch {chart.epochs[place]:.0f}"
+        _text(pen, (end + 12, top - 39), about, size=11, colour=GREY)
     x = left
-    for place, (label, line) in enumerate(values.items()):
+    for place, (label, line) in enumerate(chart.lines.items()):
         text = f"{label} {'-' if line[-1] is None else number(line[-1])}"
         if x + 7 * len(text) > left + PANEL[0] - LEFT - RIGHT:
             _text(pen, (x, top - 22), "…", size=11, colour=GREY)
@@ -144,15 +142,7 @@ def _captions(
         x = _text(pen, (x, top - 22), text, size=11, colour=COLOURS[place % len(COLOURS)]) + 14
 
 
-def _curves(
-    image: Image.Image,
-    box: tuple[int, int, int, int],
-    across: Axis,
-    up: Axis,
-    epochs: Sequence[float],
-    values: dict[str, list[float | None]],
-    best: tuple[int, float] | None,
-) -> None:
+def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up: Axis, chart: Chart) -> None:
     """The lines, with smooth edges. box: left, top, width and height of the axes."""
     left, top, width, height = box
     around = 6  # dots at the edge of the axes reach beyond it
@@ -166,15 +156,17 @@ def _curves(
         y = around + height * (1 - up.share(value))
         return x * SCALE, y * SCALE
 
-    for line, colour in zip(values.values(), itertools.cycle(COLOURS)):
-        for part in _parts(epochs, line):
+    for line, colour in zip(chart.lines.values(), itertools.cycle(COLOURS)):
+        for part in _parts(chart.epochs, line):
             points = _thinned([place(*point) for point in part])
             pen.line(points, fill=colour, width=5)
-            radius = 8 if len(epochs) <= MOST_DOTS or len(points) == 1 else 2.4  # the small ones round the corners
+            radius = (
+                8 if len(chart.epochs) <= MOST_DOTS or len(points) == 1 else 2.4
+            )  # the small ones round the corners
             for x, y in points:
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    if best is not None:
-        x, y = place(epochs[best[0]], best[1])
+    if chart.best is not None:
+        x, y = place(chart.epochs[chart.best[0]], chart.best[1])
         pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=BLACK, width=4)
     image.paste(large.reduce(SCALE), area[:2])
 
