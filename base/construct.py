@@ -19,6 +19,15 @@ from utils.user_code import format_error_with_source
 T = TypeVar("T")
 
 
+def construct(
+    loaded: LoadedConfig, registry: Registry, component: Component, path: KeyPath, expected: type[T], *first: Any
+) -> T:
+    """The component at a path of the config. first: the arguments that a config does not give."""
+    args = arguments_of(loaded, registry, component.type, component.args, (*path, "args"))
+    make = functools.partial(registry[component.type], *first, **args)
+    return call(loaded, (*path, "args"), component.type, make, expected)
+
+
 def arguments_of(
     loaded: LoadedConfig, registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
