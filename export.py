@@ -19,7 +19,6 @@ from utils import cli
 from utils.distributed import get_process_group
 from utils.errors import UserError
 from utils.extras import load_extra
-from utils.registry import import_components
 
 SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 
@@ -38,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if get_process_group().launched:
         raise UserError("export.py runs in a single process; do not use torchrun")
     extra = load_extra("export", "export.py")
-    import_components()
     name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
     written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)
     return written
