@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
 from utils.config import LoadedConfig
 from utils.config.located_json import Problem, config_error
@@ -50,7 +51,7 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     if settings is None:
         return None
     try:
-        file, weights = _read_together(project_path(settings.file), process_group)
+        file, weights = checkpoint.read_together(process_group, lambda: read_weights(project_path(settings.file)))
     except CheckpointError as error:
         raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
     # not the values of the state: FSDP gathers them in the main process alone
@@ -88,19 +89,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
         raise CheckpointError(f"the weights of {file} do not fit this model:\n{reasons}") from error
     if unexpected:
         raise CheckpointError(f"the weights of {file} do not fit this model, which has no {unexpected[0]}")
-
-
-def _read_together(path: Path, process_group: ProcessGroup) -> tuple[Path, dict[str, Any]]:
-    """The weights, in each process. If one of them cannot read the file, all raise CheckpointError."""
-    found, problem = (path, dict[str, Any]()), ""
-    try:
-        found = read_weights(path)
-    except CheckpointError as error:
-        problem = str(error)
-    problems = list(filter(None, process_group.all_gather(problem)))
-    if problems:
-        raise CheckpointError(problems[0])
-    return found
 
 
 # ------------------------------------------------------------------ names

@@ -123,7 +123,7 @@ def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[st
     """The same state in all processes, although a run that still trains may replace the file at any moment."""
     try:
         while True:
-            state = checkpoint.read_together(file, process_group)
+            state = checkpoint.read_together(process_group, lambda: checkpoint.read(file))
             if len(set(process_group.all_gather(checkpoint.saved_progress(state, file)["steps"]))) == 1:
                 return state
     except CheckpointError as error:

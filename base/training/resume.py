@@ -125,7 +125,7 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
     allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
     try:
         if file:
-            return file, checkpoint.read_together(file, process_group, allocator)
+            return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, allocator))
         return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
     except CheckpointError as error:
         if file is None:
@@ -230,7 +230,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
         raise CheckpointError(f"{folder.initial}, the weights that this run started from, is missing. Restore it")
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix
-        state = checkpoint.read_together(folder.initial, trainer.runtime.process_group)
+        state = checkpoint.read_together(trainer.runtime.process_group, lambda: checkpoint.read(folder.initial))
         load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
         if trainer.averaged_weights:
             trainer.averaged_weights.restart()

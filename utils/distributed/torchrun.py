@@ -83,12 +83,6 @@ class TorchProcessGroup(ProcessGroup):
             dist.broadcast_object_list(made, src=0, group=self.control)
         return made[0]  # type: ignore[return-value]
 
-    def gather(self, value: T) -> list[T]:
-        values: list[Any] | None = [None] * self.world_size if self.is_main_process else None
-        with self._communication():
-            dist.gather_object(value, values, dst=0, group=self.control)
-        return values or []
-
     def all_gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.world_size
         with self._communication():
