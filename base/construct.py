@@ -37,11 +37,10 @@ def arguments_of(
         if not is_module(kind):
             return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)
-        inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
-        make = functools.partial(inner[component.type], **inner_args)
         if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:
-            return FunctionModule(make)
-        return call(loaded, at, component.type, make, kind)
+            inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
+            return FunctionModule(functools.partial(inner[component.type], **inner_args))
+        return construct(loaded, inner, component, at, kind)
 
     return built(registry.parameters(name), args, build, path)
 

@@ -140,18 +140,15 @@ class Checkpointer:
     def _restore_best(self, step: int | None) -> None:
         """Point best.pth to the best checkpoint again, or set it aside where that was not kept or there is none."""
         best = self.folder / "best.pth"
-        if step is None:
-            if best.exists():
-                self._set_aside(best)
+        step_file = None if step is None else self.folder / file_name(step)
+        if step_file and step_file.exists() and best.exists() and best.samefile(step_file):
             return
-        step_file = self.folder / file_name(step)
-        if step_file.exists() and best.exists() and best.samefile(step_file):
-            return
-        if _is_sound(step_file):
+        if step_file and _is_sound(step_file):
             link(best, step_file)
         elif best.exists():
             self._set_aside(best)
-            self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best one")
+            if step_file:
+                self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best")
 
     def _set_aside(self, path: Path) -> None:
         aside = self.folder / ASIDE

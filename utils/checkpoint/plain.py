@@ -68,7 +68,7 @@ class _Plain:
             return self._tensor(value, keys)
         if kind in (dict, OrderedDict, Counter, list, tuple):
             return self._container(value, keys)
-        if isinstance(value, np.generic) and not _is_storable(value):
+        if isinstance(value, np.generic):
             number = value.item()
             return self.convert(number, keys) if not isinstance(number, np.generic) else self._refuse(value, keys)
         if isinstance(value, np.ndarray):
