@@ -74,6 +74,10 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     add("--check", action="store_true", help="check everything that a run needs, without training")
     add("--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one")
     options = parse(made, argv)
+    if options.resume is not None and options.init_from:
+        raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
+    if options.resume and options.config is not None:
+        raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
     if options.init_from is not None:
         options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
     return options

@@ -32,22 +32,27 @@ from utils.run_folder import RunFolder
 from utils.streams import say
 
 
-def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False) -> RunFolder | None:
-    """The run to resume; None to start a new one.
+def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
+    """The run that the launcher's job of this process has begun and is to resume; None: a new one starts.
 
-    A launcher that restarts its processes, and a job that is started again under the same run id, resume their own run.
-    newest: any other command resumes the run that was started last, of this name or (any_name) of all.
+    A launcher that restarts its processes resumes their run, and so does a job that is started again under the same run
+    id with the same config.
     """
     config = loaded.config
     job, restarted = launch()
     own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
-    if own is not None:
-        text = to_json(config, folder=own.path)
-        unfinished = _logged_epochs(own) < config.trainer.epochs
-        if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
-            return own
-    if not newest:
-        return None
+    if own is None or restarted:
+        return own
+    unfinished = _logged_epochs(own) < config.trainer.epochs
+    return own if unfinished and own.config.read_text(encoding="utf-8") == to_json(config, folder=own.path) else None
+
+
+def newest_run(loaded: LoadedConfig, *, any_name: bool) -> RunFolder:
+    """The run of the launcher's job or, without one, the run that was started last, of this name or of all."""
+    config = loaded.config
+    job, _ = launch()
+    if job and (own := RunFolder.of_job(config.trainer.save_dir, config.name, job)):
+        return own
     last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
     which = "of all" if any_name else f"of {config.name}"
     say(f"resuming the run that was started last {which}: {display_path(last.path)}")
