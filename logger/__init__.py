@@ -7,17 +7,6 @@ writers   metrics.jsonl and TensorBoard's event files, truncated exactly on resu
 base/training/training_log.py decides what is shown and recorded, and when.
 """
 
-from logger.console import Console
-from logger.table import EpochTable
-from logger.writers import ConsoleLog, EventWriter, JsonlWriter, RunInfo, Writer, Writers
+from logger.writers import RunInfo, Writer
 
-__all__ = [
-    "Console",
-    "ConsoleLog",
-    "EpochTable",
-    "EventWriter",
-    "JsonlWriter",
-    "RunInfo",
-    "Writer",
-    "Writers",
-]
+__all__ = ["RunInfo", "Writer"]

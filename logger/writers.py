@@ -140,17 +140,19 @@ class EventWriter(Writer):
         """The sizes of the files that were there when this writer resumed, so that a missing one is noticed."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._add(_event(step, summary=_points(values)))
+        self.event(step, summary=_points(values))
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
-        self._add(_event(step, summary=image_grid(tag, pictures)))
+        self.event(step, summary=image_grid(tag, pictures))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        self._add(_event(step, summary=text(tag, markdown)))
+        self.event(step, summary=text(tag, markdown))
 
     def event(self, step: int, **content: Any) -> None:
         """Anything else that TensorBoard shows. content: a field of its Event, e.g. ``summary``."""
-        self._add(_event(step, **content))
+        self._buffer.append(_event(step, **content))
+        if time.monotonic() >= self._flushed + self.FLUSH:
+            self.flush()
 
     def describe(self, *contents: Mapping[str, Any]) -> None:
         """Replace what describes the run as a whole, e.g. its hyperparameters.
@@ -216,11 +218,6 @@ class EventWriter(Writer):
         found = self.folder.glob("events.out.tfevents.*")
         return [path for path in found if EVENTS.fullmatch(path.name) and not path.name.startswith(WHOLE)]
 
-    def _add(self, event: "Event") -> None:
-        self._buffer.append(event)
-        if time.monotonic() >= self._flushed + self.FLUSH:
-            self.flush()
-
     def _new_name(self) -> str:
         """A name that sorts after all others, even within one second or after the clock was set back."""
         times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
@@ -235,19 +232,16 @@ def tensorboard(run: RunInfo) -> Writer:
 
 def image_grid(tag: str, pictures: Tensor) -> "Summary":
     """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
-    from torch.utils import tensorboard
+    from torch.utils.tensorboard.summary import image
 
-    summary: Any = tensorboard.summary  # its functions are not typed
     framed = functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
-    made: Summary = summary.image(tag, framed, dataformats="NHWC")
-    return made
+    return image(tag, framed, dataformats="NHWC")  # type: ignore[no-untyped-call]
 
 
 def text(tag: str, markdown: str) -> "Summary":
-    from torch.utils import tensorboard
+    from torch.utils.tensorboard import summary
 
-    summary: Any = tensorboard.summary
-    made: Summary = summary.text(tag, markdown)
+    made: Summary = summary.text(tag, markdown)  # type: ignore[no-untyped-call]
     made.value[0].tag = tag  # without the suffix that torch adds
     return made
 

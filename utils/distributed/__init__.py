@@ -7,6 +7,6 @@ parallel        how a model is spread over them: DDP or FSDP2, imported only the
 """
 
 from utils.distributed.launcher import current, get_process_group, launch
-from utils.distributed.process_group import LostError, ProcessGroup
+from utils.distributed.process_group import ProcessGroup
 
-__all__ = ["LostError", "ProcessGroup", "current", "get_process_group", "launch"]
+__all__ = ["ProcessGroup", "current", "get_process_group", "launch"]
