@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
-from utils.distributed import get_process_group
-from utils.errors import UserError
 from utils.extras import load_extra
 
 SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
@@ -34,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
     options = cli.parse(made, argv)
-    if get_process_group().launched:
-        raise UserError("export.py runs in a single process; do not use torchrun")
+    cli.refuse_torchrun("export.py")
     extra = load_extra("export", "export.py")
     name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
     written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)

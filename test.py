@@ -39,7 +39,7 @@ Values = Mapping[str, float]
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
-    process_group = get_process_group()
+    get_process_group()  # of several processes, the first to fail reports its mistake
     made = cli.parser(__doc__ or "")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         help="for the report (default: RUN/test) or the comparison (the runs' own)",
     )
     options = cli.parse(made, argv)
-    if process_group.launched and options.compare is not None:
-        raise UserError("--compare runs in a single process; do not use torchrun")
     if options.compare is not None:
+        cli.refuse_torchrun("--compare")
         return _compare(options)
     words = sys.argv[1:] if argv is None else argv
     return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
@@ -80,10 +79,10 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         "step": run.progress["steps"],
         "samples": test.num_samples,
     }
-    out = process_group.broadcast_object(lambda: _free(options.out) if options.out else run.folder.path / "test")
+    out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None
-    with _owned(out, process_group), report or contextlib.nullcontext():
+    with _results_folder(out, process_group, chosen=options.out is not None), report or contextlib.nullcontext():
         values = run.trainer.evaluate(test, report or Observer())
         if process_group.is_main_process:
             say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
@@ -103,20 +102,18 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     return values
 
 
-def _free(folder: Path) -> Path:
-    """A folder for the results alone: an earlier test's are replaced, other files must not be. Raises UserError."""
-    earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
-    if folder.is_dir() and any(folder.iterdir()) and not earlier:
-        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
-    return folder
-
-
 @contextlib.contextmanager
-def _owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
-    """Create the folder and lock it, in the main process. Raises UserError if that fails."""
+def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) -> Iterator[None]:
+    """Create the folder and lock it, in the main process. The results of an earlier test are replaced.
+
+    chosen: by --out; then it must not hold other files. Raises UserError if it does, or cannot be created.
+    """
     if not process_group.is_main_process:
         yield
         return
+    earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
+    if chosen and folder.is_dir() and any(folder.iterdir()) and not earlier:
+        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.distributed import current
+from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.streams import flush_streams, say, say_error, say_loading, terminal_width
@@ -88,8 +88,7 @@ def inspect(options: argparse.Namespace) -> int | None:
     from utils.config import load_config  # which takes long to import; this module answers before that
     from utils.paths import PROJECT
 
-    if current().launched:
-        raise UserError("--check and --list run in a single process; do not use torchrun")
+    refuse_torchrun("--check" if options.list is None else "--list")
     alone = not (options.overrides or options.config or options.check)
     if options.resume is not None or (options.list is not None and not alone):
         raise UserError("--list cannot be combined with other options; --check does not take -r")
@@ -125,6 +124,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs
         if (value := getattr(options, short, None)) is not None:
             options.overrides.append(f"{key}={value}")
     return options
+
+
+def refuse_torchrun(what: str) -> None:
+    """Raise UserError if a launcher has started several processes."""
+    if get_process_group().launched:
+        raise UserError(f"{what} runs in a single process; do not use torchrun")
 
 
 def answer_early(about: str | None) -> None:
