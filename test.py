@@ -73,12 +73,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     with process_group.main_process_first():
         test = experiment.data.test()
     test.divide(process_group.rank, process_group.world_size)
-    about = {
-        "checkpoint": run.checkpoint.name,
-        "epoch": run.progress["epochs"],
-        "step": run.progress["steps"],
-        "samples": test.num_samples,
-    }
+    about = {**run.about, "samples": test.num_samples}
     out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None

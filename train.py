@@ -47,7 +47,7 @@ WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """The outcome of a run."""
 
     run_dir: Path
     epochs: int

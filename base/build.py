@@ -36,7 +36,7 @@ from utils.signals import SignalWatch
 
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
-    """The config with what its data loader tells, and that data loader; None if the config does not ask for it."""
+    """The config with the facts of its data loader filled in, and that loader; None if it refers to no facts."""
     if not loaded.waits_for_data:
         return loaded, None
     process_group = get_process_group()

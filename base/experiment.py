@@ -24,7 +24,7 @@ class Experiment:
     """What training and testing have in common."""
 
     fixed: dict[str, Any]
-    """What of the config cannot change in the run, by dotted key. A checkpoint has it too."""
+    """The values in the config that cannot change during the run, by dotted key; every checkpoint has them too."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader

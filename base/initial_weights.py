@@ -32,7 +32,7 @@ class InitialWeights:
     taken: dict[str, Any]
     """By the model's names. A resumed run takes these again, and does not need the file."""
     left: list[str]
-    """What of the model keeps the values that its own code has given it."""
+    """Names in the model that keep the values of its own initialisation."""
 
     def __str__(self) -> str:
         """As in "8 tensors of lenet.pth; 2 of the model not taken: fc3.weight, fc3.bias"."""

@@ -88,7 +88,7 @@ def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run as it is tested, predicted with and exported."""
+    """A run with its trainer, to test it, predict with it or export it."""
 
     folder: RunFolder
     checkpoint: Path
@@ -100,9 +100,14 @@ class TrainedRun:
     progress: dict[str, Any]
     """How far the run was."""
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which weights these are, for a report or a file."""
+        return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
+
 
 def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
-    """A run by its folder, or by a checkpoint in it, with all that evaluates it, in each process.
+    """A run by its folder, or by a checkpoint in it, with the trainer that evaluates it; the same in all processes.
 
     Raises UserError if it is missing, damaged or does not fit its config.
     """

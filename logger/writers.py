@@ -61,7 +61,7 @@ class Writer:
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Drop what was written after this state, which is that of this step.
 
-        Returns what is missing of what was written before it, for a warning; "" if all is there.
+        Returns which part of what was written before is missing, for a warning; "" if none is.
         """
         return ""
 

@@ -88,9 +88,7 @@ def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
     about = {
         "name": loaded.config.name,
         "run": trained.folder.path.resolve().name,
-        "checkpoint": trained.checkpoint.name,
-        "epoch": trained.progress["epochs"],
-        "step": trained.progress["steps"],
+        **trained.about,
         "model": loaded.config.model.type,
         "class_names": class_names_of(trained.state),
     }

@@ -81,7 +81,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_checkpoint_errors(path: Path) -> Iterator[None]:
-    """Raise whatever somebody's file may lead to as CheckpointError."""
+    """Turn any error from reading an untrusted file into a CheckpointError."""
     try:
         yield
     except CheckpointError:

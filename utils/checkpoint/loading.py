@@ -29,7 +29,7 @@ def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
 
 
 def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """How far the run was, of which the counts "epochs" and "steps" are sure to be such. Raises CheckpointError."""
+    """The saved progress, whose "epochs" and "steps" are checked to be counts. Raises CheckpointError."""
     progress = state.get("progress")
     counts = [progress.get(name) for name in ("epochs", "steps")] if isinstance(progress, dict) else []
     if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
