@@ -143,8 +143,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         )
     optimizers, frozen = _optimizers(loaded, experiment, batches)
     seed_generators(config.seed, "training", *process_group.key)
-    closure = any(needs_closure(each.optimizer) for each in optimizers.values())
-    return Training(batches, validation, optimizers, frozen, closure)
+    return Training(batches, validation, optimizers, frozen)
 
 
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:

@@ -34,7 +34,6 @@ class TorchProcessGroup(ProcessGroup):
         self.rank = _number("RANK")
         self.world_size = _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
-        self.timeout = 0.0
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
