@@ -30,11 +30,7 @@ FOLDERS = ("data_loader", "model", "trainer")
 
 # a class of torchmetrics for one task, as MulticlassAccuracy; Accuracy makes it from its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
-_CLASSES: dict[str, dict[str, Any]] = {
-    "binary": {},
-    "multiclass": {"num_classes": "..."},
-    "multilabel": {"num_labels": "..."},
-}
+_CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
 
 
 class Registry:
@@ -43,7 +39,6 @@ class Registry:
     library: a module whose public names count as registered too where ``accepts`` is true. It is imported only
     when a name is not among our own: torch takes seconds, and torchmetrics alone 0.7 s.
     passed: names of the arguments that the project passes itself, or that a config must never give.
-    options: what the library's components take besides their own arguments, through **kwargs, with the defaults.
     called_with: number of leading arguments of a function that each call gives, as outputs and targets of a loss.
     default: the component if a config names none.
     """
@@ -55,7 +50,6 @@ class Registry:
         library: str | None = None,
         accepts: Callable[[Any], bool] = inspect.isclass,
         passed: tuple[str, ...] = (),
-        options: Mapping[str, Any] | None = None,
         called_with: int = 0,
         default: str | None = None,
     ) -> None:
@@ -63,7 +57,6 @@ class Registry:
         self.library = library
         self._accepts = accepts
         self.passed = passed
-        self.options = options or {}
         self.called_with = called_with
         self.default = default
         self._own: dict[str, Callable[..., Any]] = {}
@@ -72,7 +65,7 @@ class Registry:
         """Add a class or function under its own name. Raises UserError if another one has it."""
         name = component.__name__
         taken = self._own.get(name)
-        if taken is not None and (taken.__module__ != component.__module__ or _first_import(component.__module__)):
+        if taken is not None and taken.__module__ != component.__module__:  # else a notebook defines it again
             raise UserError(
                 f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
@@ -152,19 +145,12 @@ class Registry:
         if component is None:
             return {}
         found = parameters(component)
-        if name not in self._own:
-            found |= {
-                key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
-                for key, default in self.options.items()
-            }
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
 
     def takes_any(self, name: str) -> bool:
-        """Whether a component takes any argument and has to refuse unknown ones itself."""
-        component = self.get(name)
-        closed = bool(self.options) and name not in self._own
-        return component is not None and not closed and takes_any_keyword(component)
+        """Whether a component of the project takes any argument and has to refuse unknown ones itself."""
+        return name in self._own and takes_any_keyword(self._own[name])
 
     def _from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
@@ -225,26 +211,11 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _first_import(module: str) -> bool:
-    """Whether a module is imported for the first time; a reloaded one, or a notebook, may define its names again."""
-    # CPython's mark by which the import statement recognises circular imports; there is no public one
-    return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
-
-
-# what torchmetrics.Metric takes from **kwargs and JSON can give
-METRIC_OPTIONS = {
-    "compute_on_cpu": False,
-    "dist_sync_on_step": False,
-    "sync_on_compute": True,
-    "compute_with_cache": True,
-}
-
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
 # torch's old names of "reduction" are left out
-OLD_REDUCTION = ("size_average", "reduce")
-LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
-METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
+LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=("size_average", "reduce"), called_with=2)
+METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, called_with=2)
 OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
 SCHEDULERS = Registry(
     "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")

@@ -72,7 +72,7 @@ def _call(registry: Registry, name: str, width: int) -> str:
     shown = [
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_json(parameter.default)}"
         for parameter in registry.parameters(name).values()
-        if json_type(parameter.annotation) is not NotJson and parameter.name not in registry.options
+        if json_type(parameter.annotation) is not NotJson
     ]
     return _wrapped(f"{name}({', '.join(shown)})", width, 2, 8)
 
