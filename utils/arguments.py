@@ -95,40 +95,29 @@ def problems(
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
     *,
-    filled: str | None,
     takes_any: bool,
+    complete: bool = True,
+    filled: str | None = None,
 ) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with the arguments of a component, as (path below "args", message).
 
-    known: the parameters that a config may give. filled: one that may be left out though it is required.
-    takes_any: it refuses unknown names itself.
+    known: the parameters that a config may give. takes_any: it refuses unknown names itself.
+    complete: whether all that have no default must be given. filled: one that then may be left out all the same.
     """
-    yield from type_problems(component, known, args, takes_any=takes_any)
-    meant = {filled, *(closest(name, known) for name in args if name not in known)}
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in args and name not in meant:
-            kind = json_type(parameter.annotation)
-            how = f": {describe(parameter.annotation)}" if parameter.annotation is not parameter.empty else ""
-            if kind is NotJson:
-                how += NOT_JSON
-            yield (), f'{component} needs the argument "{name}"{how}'
-
-
-def type_problems(
-    component: str, known: Mapping[str, inspect.Parameter], args: Mapping[str, Any], *, takes_any: bool
-) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the arguments that are given, as ``problems`` yields it, whether or not others are missing."""
     for name, value in args.items():
         if name in known:
             yield from _type_problems(known[name], value)
         elif not takes_any:
-            instead = hint(name, known).replace("there are:", "it takes:")
+            instead = hint(name, known).replace("expected one of:", "it takes:")
             yield (name,), f'{component} has no argument "{name}"; {instead}'
-
-
-def accepts_null(parameter: inspect.Parameter) -> bool:
-    """Whether a config may give null for an argument."""
-    return not any(_type_problems(parameter, None))
+    meant = {filled, *(closest(name, known) for name in args if name not in known)}
+    required = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    for name in required if complete else ():
+        if name not in args and name not in meant:
+            annotation = known[name].annotation
+            how = f": {describe(annotation)}" if annotation is not inspect.Parameter.empty else ""
+            cannot = NOT_JSON if json_type(annotation) is NotJson else ""
+            yield (), f'{component} needs the argument "{name}"{how}{cannot}'
 
 
 def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -208,19 +197,6 @@ def is_module(annotation: Any) -> bool:
     """Whether an argument is a module: a config gives a component."""
     nn = _of_torch("nn")
     return nn is not None and isinstance(annotation, type) and issubclass(annotation, nn.Module)
-
-
-def with_tensors(component: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked arguments of a component, with lists as tensors where it takes tensors."""
-    import torch
-
-    known = parameters(component)
-    return {
-        name: torch.tensor(value, dtype=torch.get_default_dtype())
-        if isinstance(value, list) and name in known and is_tensor(known[name].annotation)
-        else value
-        for name, value in args.items()
-    }
 
 
 def _literal(annotation: Any) -> Any:
