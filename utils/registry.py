@@ -82,7 +82,7 @@ class Registry:
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The component of a checked name."""
         component = self.get(name)
-        assert component is not None, f"there is no {self.kind} {name}"
+        assert component is not None, f"unknown {self.kind} {name}"
         return component
 
     def own(self) -> dict[str, Callable[..., Any]]:
@@ -102,12 +102,12 @@ class Registry:
         if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
             return suggestion
         if self.library and self._import_library() is None:
-            return f"there are: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
+            return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
-        return f"there are: {', '.join(self._own or self.names())}{rest}"
+        return f"expected one of: {', '.join(self._own or self.names())}{rest}"
 
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
         """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name.

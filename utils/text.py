@@ -102,5 +102,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 def hint(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the one that was probably meant, or all there are."""
     names = list(known)
-    close = closest(word, names)
-    return f'did you mean "{close}"?' if close else f"there are: {', '.join(names) or 'none'}"
+    if close := closest(word, names):
+        return f'did you mean "{close}"?'
+    return f"expected one of: {', '.join(names)}" if names else "none is defined"
