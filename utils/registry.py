@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,33 +34,23 @@ _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
 _CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
 
 
+@dataclass(eq=False)
 class Registry:
-    """The components of one kind, by name.
+    """The components of one kind, by name."""
 
-    library: a module whose public names count as registered too where ``accepts`` is true. It is imported only
-    when a name is not among our own: torch takes seconds, and torchmetrics alone 0.7 s.
-    passed: names of the arguments that the project passes itself, or that a config must never give.
-    called_with: number of leading arguments of a function that each call gives, as outputs and targets of a loss.
-    default: the component if a config names none.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        *,
-        library: str | None = None,
-        accepts: Callable[[Any], bool] = inspect.isclass,
-        passed: tuple[str, ...] = (),
-        called_with: int = 0,
-        default: str | None = None,
-    ) -> None:
-        self.kind = kind
-        self.library = library
-        self._accepts = accepts
-        self.passed = passed
-        self.called_with = called_with
-        self.default = default
-        self._own: dict[str, Callable[..., Any]] = {}
+    kind: str
+    _: KW_ONLY
+    library: str | None = None
+    """A module whose public names count as registered too where ``accepts`` is true. It is imported only when a name is
+    not among our own: torch takes seconds, and torchmetrics alone 0.7 s."""
+    accepts: Callable[[Any], bool] = inspect.isclass
+    passed: tuple[str, ...] = ()
+    """Names of the arguments that the project passes itself, or that a config must never give."""
+    called_with: int = 0
+    """Number of leading arguments of a function that each call gives, as outputs and targets of a loss."""
+    default: str | None = None
+    """The component if a config names none."""
+    _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def register(self, component: T) -> T:
         """Add a class or function under its own name. Raises UserError if another one has it."""
@@ -156,7 +147,7 @@ class Registry:
         if not self.library or name.startswith("_"):
             return None
         found = getattr(self._import_library(), name, None)
-        return found if callable(found) and self._accepts(found) else None
+        return found if callable(found) and self.accepts(found) else None
 
     def _import_library(self) -> ModuleType | None:
         """None if it is a folder of extras/ that was deleted."""
