@@ -33,7 +33,7 @@ PARTIAL = ".partial"  # of a config that extends another, in which nothing must 
 
 def config_schema() -> Schema:
     """The whole schema, JSON Schema draft 7, which all editors know."""
-    about = "A variable, an environment variable, or what the data loader tells: ${NAME}, ${env:NAME}, ${data.NAME}."
+    about = "A variable, an environment variable, or a fact of the data: ${NAME}, ${env:NAME}, ${data.NAME}."
     definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
         if kind == "validation":  # a data loader
