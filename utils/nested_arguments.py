@@ -4,13 +4,12 @@ They may be in lists and dicts too.
 """
 
 import collections.abc
-import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from utils.arguments import is_module, is_settings, is_tensor, parameters
 from utils.schema import KeyPath, alternatives
@@ -40,19 +39,17 @@ def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build,
 
 def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
     """Checked arguments with the defaults of those that are not given, also of the fields of settings."""
-    defaults = {name: _as_config(item.default) for name, item in known.items() if item.default is not Parameter.empty}
+    defaults = {
+        # of settings, as a config would give them
+        name: to_jsonable_python(item.default) if is_settings(type(item.default)) else item.default
+        for name, item in known.items()
+        if item.default is not Parameter.empty
+    }
 
     def complete(kind: type, value: Any, path: KeyPath) -> Any:
         return with_defaults(parameters(kind), value) if is_settings(kind) else value
 
     return defaults | built(known, args, complete, ())
-
-
-def _as_config(default: Any) -> Any:
-    """A default as a config would give it."""
-    if dataclasses.is_dataclass(default) and not isinstance(default, type):
-        return {field.name: _as_config(getattr(default, field.name)) for field in dataclasses.fields(default)}
-    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
 
 
 def contains_objects(annotation: Any) -> bool:

@@ -41,9 +41,12 @@ class Registry:
     kind: str
     _: KW_ONLY
     library: str | None = None
-    """A module whose public names count as registered too where ``accepts`` is true. It is imported only when a name is
-    not among our own: torch takes seconds, and torchmetrics alone 0.7 s."""
-    accepts: Callable[[Any], bool] = inspect.isclass
+    """A module whose classes may be named too. It is imported only when a name is not among our own: torch takes
+    seconds, and torchmetrics alone 0.7 s."""
+    base: str | None = None
+    """The class of the library that these extend; None: the library registers its own when it is imported."""
+    accepts: Callable[[Any], bool] = lambda _: True
+    """Which of them."""
     passed: tuple[str, ...] = ()
     """Names of the arguments that the project passes itself, or that a config must never give."""
     called_with: int = 0
@@ -146,8 +149,12 @@ class Registry:
     def _from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
             return None
-        found = getattr(self._import_library(), name, None)
-        return found if callable(found) and self.accepts(found) else None
+        library = self._import_library()
+        found = getattr(library, name, None)
+        if not self.base or not inspect.isclass(found):
+            return None
+        base = getattr(library, self.base)
+        return found if issubclass(found, base) and found is not base and self.accepts(found) else None
 
     def _import_library(self) -> ModuleType | None:
         """None if it is a folder of extras/ that was deleted."""
@@ -155,42 +162,17 @@ class Registry:
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
 
 
-def _extends(item: Any, base: type) -> bool:
-    """Whether an item is a proper subclass of a class."""
-    return inspect.isclass(item) and issubclass(item, base) and item is not base
-
-
-def _is_optimizer(item: Any) -> bool:
-    from torch.optim import Optimizer
-
-    return _extends(item, Optimizer)
-
-
-def _is_scheduler(item: Any) -> bool:
-    from torch.optim.lr_scheduler import LRScheduler
-
-    return _extends(item, LRScheduler)
-
-
-def _is_loss(item: Any) -> bool:
-    from torch import nn
-
+def _is_loss(module: Any) -> bool:
     # torch has no public base class of losses; what they have in common is the argument "reduction"
-    return (
-        _extends(item, nn.Module)
-        and _takes_two(item.forward)
-        and any("reduction" in inspect.signature(base.__init__).parameters for base in item.__mro__)
-    )
+    has_reduction = any("reduction" in inspect.signature(base.__init__).parameters for base in module.__mro__)
+    return has_reduction and _takes_two(module.forward)
 
 
-def _is_metric(item: Any) -> bool:
-    from torchmetrics import Metric
-
+def _is_metric(metric: Any) -> bool:
     # wrappers take other metrics, aggregations take no targets, and a model does not output text
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    if not _extends(item, Metric) or item.__name__.startswith("_"):
-        return False
-    return item.__module__.split(".")[1] not in left_out and _takes_two(item.update)
+    deprecated = metric.__name__.startswith("_")  # its public name is in a module of its own
+    return not deprecated and metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -204,15 +186,15 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
-# torch's old names of "reduction" are left out
-LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=("size_average", "reduce"), called_with=2)
-METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
+OLD_REDUCTION = ("size_average", "reduce")  # torch's former names of "reduction"
+LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
+METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
+    "scheduler", library="torch.optim.lr_scheduler", base="LRScheduler", passed=("optimizer", "last_epoch")
 )
 # the files of extras/writers register theirs when they are imported, which only a config that names one waits for
-WRITERS = Registry("writer", library="extras.writers", accepts=lambda _: False, passed=("run",))
+WRITERS = Registry("writer", library="extras.writers", passed=("run",))
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
 # the config's key for each kind
