@@ -71,7 +71,7 @@ def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
 
 def _object_of(annotation: Any, value: Any) -> type | None:
     """The class of which a value describes an object; None if it is anything else."""
-    kinds = list(alternatives(annotation))
+    kinds: list[type] = list(alternatives(annotation))
     if isinstance(value, list) and is_tensor(annotation):
         return next(filter(is_tensor, kinds))
     if not isinstance(value, (dict, str)):

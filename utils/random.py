@@ -65,10 +65,10 @@ def generator_states() -> dict[str, Any]:
     """The global generators' states as tensors and plain values, which ``torch.load(weights_only=True)`` accepts."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    numpy_words = torch.from_numpy(np.asarray(keys).astype(np.int64))
     states = {
         "python": [version, torch.tensor(words), gauss],
-        "numpy": [str(name), keys, int(position), int(has_gauss), float(cached)],
+        "numpy": [str(name), numpy_words, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
