@@ -34,6 +34,8 @@ def arguments_of(
     """The arguments at a path of the config as a component takes them, with the settings and components among them."""
 
     def build(kind: type[Any], value: Any, at: KeyPath) -> Any:
+        if kind is Tensor:
+            return torch.tensor(value, dtype=torch.get_default_dtype())
         if not is_module(kind):
             return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)

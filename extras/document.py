@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.text import markdown_table, one_line
+from utils.text import aligned, one_line
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,23 @@ def _markdown(block: Block) -> str:
         case Table(header, rows, texts):
             cells = [[escaped(cell) for cell in row] for row in rows]
             numbers = [column for column in range(len(header)) if column not in texts]
-            return "\n".join(markdown_table(list(map(escaped, header)), cells, right=numbers, padded=True))
+            return "\n".join(markdown_table(list(map(escaped, header)), cells, right=numbers))
         case Picture(title, file):
             return f"![{escaped(title)}]({file})"
         case Source(title, _, link):
             return f"{escaped(title)}: [{escaped(link)}]({link})" if link else escaped(title)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Lines of a Markdown table with aligned columns, which can be read as plain text too.
+
+    right: the columns that are aligned to the right, as numbers are.
+    """
+    least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
+    lines = aligned([least, *rows], right)
+    widths = [len(cell) for cell in lines[0]]
+    rule = [f"{'-' * (width - 1)}:" if index in right else "-" * width for index, width in enumerate(widths)]
+    return [f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])]
 
 
 def _html(block: Block, pictures: Mapping[str, bytes]) -> str:

@@ -130,12 +130,6 @@ PRIVATE = [
             "_global_optimizer_post_hooks": lambda: hasattr(optimizers, "_global_optimizer_post_hooks"),
         }.items()
     ),
-    Private(
-        "_initializing",
-        "utils/registry.py",
-        lambda: hasattr(pytest.__spec__, "_initializing"),
-        "two components of one name in one file are no longer refused: the second takes the first one's place",
-    ),
 ]
 
 

@@ -53,12 +53,11 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     if inspect.isclass(component) and issubclass(component, BaseModel):
         return dict(map(_of_field, component.model_fields.items()))
     found: dict[str, inspect.Parameter] = {}
-    for function in _constructors(component):
-        signature = inspect.signature(function)
+    for signature in _signatures(component):
         for name, parameter in signature.parameters.items():
             if name not in ("self", "cls") and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(name, parameter.replace(annotation=_resolve(function, parameter.annotation)))
-        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+                found.setdefault(name, parameter)
+        if not _takes_keywords(signature):
             break
     for field in dataclasses.fields(component) if dataclasses.is_dataclass(component) else ():
         if field.name in found and field.default_factory is not dataclasses.MISSING:
@@ -78,16 +77,44 @@ def _of_field(item: tuple[str, FieldInfo]) -> tuple[str, inspect.Parameter]:
 @functools.cache  # asked for every argument of the config at each save
 def annotations(component: Callable[..., Any], name: str) -> tuple[Any, ...]:
     """How a parameter is annotated, in the constructor of a class and then in those of the classes above it."""
-    functions = [function for function in _constructors(component) if name in inspect.signature(function).parameters]
-    return tuple(_resolve(function, inspect.signature(function).parameters[name].annotation) for function in functions)
+    signatures = [signature.parameters for signature in _signatures(component)]
+    return tuple(known[name].annotation for known in signatures if name in known)
 
 
 def takes_any_keyword(component: Callable[..., Any]) -> bool:
     """Whether unknown names reach the component, which then has to refuse them itself."""
-    return all(
-        any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-        for function in _constructors(component)
-    )
+    return all(map(_takes_keywords, _signatures(component)))
+
+
+def _takes_keywords(signature: inspect.Signature) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+
+
+def _signatures(component: Callable[..., Any]) -> list[inspect.Signature]:
+    """That of a function, or those of a class's constructor and of the constructors above it; annotations resolved."""
+    if not inspect.isclass(component):
+        functions = [component]
+    elif "__new__" in vars(component):  # torchmetrics picks the class by the argument "task"
+        functions = [component.__new__]
+    else:
+        functions = [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)]
+    signatures = []
+    for function in functions or [lambda: None]:
+        signature = inspect.signature(function)
+        resolved = [p.replace(annotation=_resolve(function, p.annotation)) for p in signature.parameters.values()]
+        signatures.append(signature.replace(parameters=resolved))
+    return signatures
+
+
+def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
+    """An annotation written as a string becomes the type; one that only a type checker can resolve, Any."""
+    if not isinstance(annotation, str):
+        return annotation
+    names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
+    try:
+        return eval(annotation, names)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return Any
 
 
 def problems(
@@ -95,40 +122,29 @@ def problems(
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
     *,
-    filled: str | None,
     takes_any: bool,
+    complete: bool = True,
+    filled: str | None = None,
 ) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with the arguments of a component, as (path below "args", message).
 
-    known: the parameters that a config may give. filled: one that may be left out though it is required.
-    takes_any: it refuses unknown names itself.
+    known: the parameters that a config may give. takes_any: it refuses unknown names itself.
+    complete: whether all that have no default must be given. filled: one that then may be left out all the same.
     """
-    yield from type_problems(component, known, args, takes_any=takes_any)
-    meant = {filled, *(closest(name, known) for name in args if name not in known)}
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in args and name not in meant:
-            kind = json_type(parameter.annotation)
-            how = f": {describe(parameter.annotation)}" if parameter.annotation is not parameter.empty else ""
-            if kind is NotJson:
-                how += NOT_JSON
-            yield (), f'{component} needs the argument "{name}"{how}'
-
-
-def type_problems(
-    component: str, known: Mapping[str, inspect.Parameter], args: Mapping[str, Any], *, takes_any: bool
-) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the arguments that are given, as ``problems`` yields it, whether or not others are missing."""
     for name, value in args.items():
         if name in known:
             yield from _type_problems(known[name], value)
         elif not takes_any:
-            instead = hint(name, known).replace("there are:", "it takes:")
+            instead = hint(name, known).replace("expected one of:", "it takes:")
             yield (name,), f'{component} has no argument "{name}"; {instead}'
-
-
-def accepts_null(parameter: inspect.Parameter) -> bool:
-    """Whether a config may give null for an argument."""
-    return not any(_type_problems(parameter, None))
+    meant = {filled, *(closest(name, known) for name in args if name not in known)}
+    required = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    for name in required if complete else ():
+        if name not in args and name not in meant:
+            annotation = known[name].annotation
+            how = f": {describe(annotation)}" if annotation is not inspect.Parameter.empty else ""
+            cannot = NOT_JSON if json_type(annotation) is NotJson else ""
+            yield (), f'{component} needs the argument "{name}"{how}{cannot}'
 
 
 def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -148,7 +164,9 @@ def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[K
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
         for path, messages in found.items():
-            yield (parameter.name, *path), f"{_either(messages)}, got {shortened(inside(value, path)[1])}"
+            first, *others = dict.fromkeys(messages)
+            expected = " or ".join([first, *(message.removeprefix("should be ") for message in others)])
+            yield (parameter.name, *path), f"{expected}, got {shortened(inside(value, path)[1])}"
 
 
 def in_json_words(message: str) -> str:
@@ -208,19 +226,6 @@ def is_module(annotation: Any) -> bool:
     """Whether an argument is a module: a config gives a component."""
     nn = _of_torch("nn")
     return nn is not None and isinstance(annotation, type) and issubclass(annotation, nn.Module)
-
-
-def with_tensors(component: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked arguments of a component, with lists as tensors where it takes tensors."""
-    import torch
-
-    known = parameters(component)
-    return {
-        name: torch.tensor(value, dtype=torch.get_default_dtype())
-        if isinstance(value, list) and name in known and is_tensor(known[name].annotation)
-        else value
-        for name, value in args.items()
-    }
 
 
 def _literal(annotation: Any) -> Any:
@@ -287,25 +292,6 @@ def _union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (Union, types.UnionType)
 
 
-def _constructors(component: Callable[..., Any]) -> list[Callable[..., Any]]:
-    if not inspect.isclass(component):
-        return [component]
-    if "__new__" in vars(component):  # torchmetrics picks the class by the argument "task"
-        return [component.__new__]
-    return [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)] or [lambda: None]
-
-
-def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
-    """An annotation written as a string becomes the type; one that only a type checker can resolve, Any."""
-    if not isinstance(annotation, str):
-        return annotation
-    names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
-    try:
-        return eval(annotation, names)
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return Any
-
-
 def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
     """The part of pydantic's path that exists in a value, and what it leads to; the rest names members of a union."""
     found: list[str | int] = []
@@ -315,11 +301,6 @@ def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
             value = value[part]
             found.append(part)
     return tuple(found), value
-
-
-def _either(messages: list[str]) -> str:
-    unique = list(dict.fromkeys(messages))
-    return " or ".join([unique[0], *(message.removeprefix("should be ") for message in unique[1:])])
 
 
 def shortened(value: Any) -> str:

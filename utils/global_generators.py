@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +19,11 @@ import torch
 WORDS = 624  # of 32 bits: a Mersenne twister's state, beside its position
 
 
-class GlobalGenerator(Protocol):
-    """Draws for a whole process."""
-
-    def seed(self, seed: int) -> None:
-        """seed: 63 bits."""
-        ...
-
-    def state(self) -> Any:
-        """What the next numbers follow from. Two states are equal (``==``) if nothing was drawn between them."""
-        ...
-
-    def restore(self, state: Any) -> None: ...
-
-
 class PythonGenerator:
-    """That of ``random.random`` and its like."""
+    """That of ``random.random`` and its like.
+
+    Of each generator, two states are equal (``==``) if nothing was drawn between them. A seed has 63 bits.
+    """
 
     def __init__(self) -> None:
         self.generator: Any = random.random.__self__  # type: ignore[attr-defined]
@@ -110,6 +99,9 @@ class TorchGenerator:
 
     def restore(self, state: bytes) -> None:
         torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+GlobalGenerator = PythonGenerator | NumpyGenerator | TorchGenerator
 
 
 @functools.cache

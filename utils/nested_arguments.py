@@ -4,35 +4,33 @@ They may be in lists and dicts too.
 """
 
 import collections.abc
-import dataclasses
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
-from typing import Annotated, Any, Union
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from utils.arguments import is_module, is_settings, is_tensor, parameters
-from utils.schema import KeyPath
+from utils.schema import KeyPath, alternatives
 
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 DICTS = (dict, collections.abc.Mapping)
 
 Build = Callable[[type, Any, KeyPath], Any]
-"""Makes the object of a class from what a config gives at a path."""
+"""Makes the object of a class (settings, a module, a tensor) from what a config gives at a path."""
 
 
 def nested(annotation: Any, value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, type, Any]]:
     """What a checked value has of settings and components: the path to each, its class, and what the config gives."""
-    if kind := _object_of(annotation, value):
+    if (kind := _object_of(annotation, value)) and not is_tensor(kind):
         yield path, kind, value
     for key, inner, item in _elements(annotation, value):
         yield from nested(inner, item, (*path, key))
 
 
 def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build, path: KeyPath) -> dict[str, Any]:
-    """Checked arguments with objects in place of settings and components, and tensors where tensors are taken."""
+    """Checked arguments with objects in place of what describes them."""
     return {
         name: _built(known[name].annotation, value, build, (*path, name)) if name in known else value
         for name, value in args.items()
@@ -41,23 +39,17 @@ def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build,
 
 def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
     """Checked arguments with the defaults of those that are not given, also of the fields of settings."""
-    defaults = {name: _as_config(item.default) for name, item in known.items() if item.default is not Parameter.empty}
+    defaults = {
+        # of settings, as a config would give them
+        name: to_jsonable_python(item.default) if is_settings(type(item.default)) else item.default
+        for name, item in known.items()
+        if item.default is not Parameter.empty
+    }
 
     def complete(kind: type, value: Any, path: KeyPath) -> Any:
-        return value if is_module(kind) else with_defaults(parameters(kind), value)
+        return with_defaults(parameters(kind), value) if is_settings(kind) else value
 
-    given = {
-        name: _built(known[name].annotation, value, complete, ()) if name in known else value
-        for name, value in args.items()
-    }
-    return defaults | {name: args[name] if is_tensor(type(value)) else value for name, value in given.items()}
-
-
-def _as_config(default: Any) -> Any:
-    """A default as a config would give it."""
-    if dataclasses.is_dataclass(default) and not isinstance(default, type):
-        return {field.name: _as_config(getattr(default, field.name)) for field in dataclasses.fields(default)}
-    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+    return defaults | built(known, args, complete, ())
 
 
 def contains_objects(annotation: Any) -> bool:
@@ -68,22 +60,7 @@ def contains_objects(annotation: Any) -> bool:
     )
 
 
-def alternatives(annotation: Any) -> Iterator[Any]:
-    """The members of a union, without what ``Annotated`` says of them; else the annotation alone."""
-    if typing.get_origin(annotation) is Annotated:
-        yield from alternatives(typing.get_args(annotation)[0])
-    elif typing.get_origin(annotation) in (Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            yield from alternatives(member)
-    else:
-        yield annotation
-
-
 def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
-    if isinstance(value, list) and is_tensor(annotation):
-        import torch
-
-        return torch.tensor(value, dtype=torch.get_default_dtype())
     if kind := _object_of(annotation, value):
         return build(kind, value, path)
     items = {key: _built(inner, item, build, (*path, key)) for key, inner, item in _elements(annotation, value)}
@@ -94,9 +71,11 @@ def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
 
 def _object_of(annotation: Any, value: Any) -> type | None:
     """The class of which a value describes an object; None if it is anything else."""
+    kinds: list[type] = list(alternatives(annotation))
+    if isinstance(value, list) and is_tensor(annotation):
+        return next(filter(is_tensor, kinds))
     if not isinstance(value, (dict, str)):
         return None
-    kinds = list(alternatives(annotation))
     if isinstance(value, str) and str in kinds:
         return None
     return next((kind for kind in kinds if is_module(kind) or (is_settings(kind) and isinstance(value, dict))), None)

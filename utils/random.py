@@ -63,27 +63,17 @@ def seed_generators(*key: int | str) -> None:
 
 def generator_states() -> dict[str, Any]:
     """The global generators' states as tensors and plain values, which ``torch.load(weights_only=True)`` accepts."""
-    states = cpu_generator_states()
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_words = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    states = {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [str(name), numpy_words, int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         states["accelerator"] = torch.get_device_module(accelerator).get_rng_state()
     return states
-
-
-def cpu_generator_states() -> dict[str, Any]:
-    """The states without the accelerator's, which a forked worker process must not touch."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, torch.tensor(words), gauss],
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
-        "torch": torch.get_rng_state(),
-    }
 
 
 def restore_generators(states: dict[str, Any]) -> None:

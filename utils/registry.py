@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -30,49 +31,35 @@ FOLDERS = ("data_loader", "model", "trainer")
 
 # a class of torchmetrics for one task, as MulticlassAccuracy; Accuracy makes it from its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
-_CLASSES: dict[str, dict[str, Any]] = {
-    "binary": {},
-    "multiclass": {"num_classes": "..."},
-    "multilabel": {"num_labels": "..."},
-}
+_CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
 
 
+@dataclass(eq=False)
 class Registry:
-    """The components of one kind, by name.
+    """The components of one kind, by name."""
 
-    library: a module whose public names count as registered too where ``accepts`` is true. It is imported only
-    when a name is not among our own: torch takes seconds, and torchmetrics alone 0.7 s.
-    passed: names of the arguments that the project passes itself, or that a config must never give.
-    options: what the library's components take besides their own arguments, through **kwargs, with the defaults.
-    called_with: number of leading arguments of a function that each call gives, as outputs and targets of a loss.
-    default: the component if a config names none.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        *,
-        library: str | None = None,
-        accepts: Callable[[Any], bool] = inspect.isclass,
-        passed: tuple[str, ...] = (),
-        options: Mapping[str, Any] | None = None,
-        called_with: int = 0,
-        default: str | None = None,
-    ) -> None:
-        self.kind = kind
-        self.library = library
-        self._accepts = accepts
-        self.passed = passed
-        self.options = options or {}
-        self.called_with = called_with
-        self.default = default
-        self._own: dict[str, Callable[..., Any]] = {}
+    kind: str
+    _: KW_ONLY
+    library: str | None = None
+    """A module whose classes may be named too. It is imported only when a name is not among our own: torch takes
+    seconds, and torchmetrics alone 0.7 s."""
+    base: str | None = None
+    """The class of the library that these extend; None: the library registers its own when it is imported."""
+    accepts: Callable[[Any], bool] = lambda _: True
+    """Which of them."""
+    passed: tuple[str, ...] = ()
+    """Names of the arguments that the project passes itself, or that a config must never give."""
+    called_with: int = 0
+    """Number of leading arguments of a function that each call gives, as outputs and targets of a loss."""
+    default: str | None = None
+    """The component if a config names none."""
+    _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def register(self, component: T) -> T:
         """Add a class or function under its own name. Raises UserError if another one has it."""
         name = component.__name__
         taken = self._own.get(name)
-        if taken is not None and (taken.__module__ != component.__module__ or _first_import(component.__module__)):
+        if taken is not None and taken.__module__ != component.__module__:  # else a notebook defines it again
             raise UserError(
                 f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
@@ -89,7 +76,7 @@ class Registry:
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The component of a checked name."""
         component = self.get(name)
-        assert component is not None, f"there is no {self.kind} {name}"
+        assert component is not None, f"unknown {self.kind} {name}"
         return component
 
     def own(self) -> dict[str, Callable[..., Any]]:
@@ -109,12 +96,12 @@ class Registry:
         if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
             return suggestion
         if self.library and self._import_library() is None:
-            return f"there are: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
+            return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
         close = closest(name, sorted(self._own)) or closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
-        return f"there are: {', '.join(self._own or self.names())}{rest}"
+        return f"expected one of: {', '.join(self._own or self.names())}{rest}"
 
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
         """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name.
@@ -152,25 +139,22 @@ class Registry:
         if component is None:
             return {}
         found = parameters(component)
-        if name not in self._own:
-            found |= {
-                key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
-                for key, default in self.options.items()
-            }
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
 
     def takes_any(self, name: str) -> bool:
-        """Whether a component takes any argument and has to refuse unknown ones itself."""
-        component = self.get(name)
-        closed = bool(self.options) and name not in self._own
-        return component is not None and not closed and takes_any_keyword(component)
+        """Whether a component of the project takes any argument and has to refuse unknown ones itself."""
+        return name in self._own and takes_any_keyword(self._own[name])
 
     def _from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
             return None
-        found = getattr(self._import_library(), name, None)
-        return found if callable(found) and self._accepts(found) else None
+        library = self._import_library()
+        found = getattr(library, name, None)
+        if not self.base or not inspect.isclass(found):
+            return None
+        base = getattr(library, self.base)
+        return found if issubclass(found, base) and found is not base and self.accepts(found) else None
 
     def _import_library(self) -> ModuleType | None:
         """None if it is a folder of extras/ that was deleted."""
@@ -178,42 +162,17 @@ class Registry:
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
 
 
-def _extends(item: Any, base: type) -> bool:
-    """Whether an item is a proper subclass of a class."""
-    return inspect.isclass(item) and issubclass(item, base) and item is not base
-
-
-def _is_optimizer(item: Any) -> bool:
-    from torch.optim import Optimizer
-
-    return _extends(item, Optimizer)
-
-
-def _is_scheduler(item: Any) -> bool:
-    from torch.optim.lr_scheduler import LRScheduler
-
-    return _extends(item, LRScheduler)
-
-
-def _is_loss(item: Any) -> bool:
-    from torch import nn
-
+def _is_loss(module: Any) -> bool:
     # torch has no public base class of losses; what they have in common is the argument "reduction"
-    return (
-        _extends(item, nn.Module)
-        and _takes_two(item.forward)
-        and any("reduction" in inspect.signature(base.__init__).parameters for base in item.__mro__)
-    )
+    has_reduction = any("reduction" in inspect.signature(base.__init__).parameters for base in module.__mro__)
+    return has_reduction and _takes_two(module.forward)
 
 
-def _is_metric(item: Any) -> bool:
-    from torchmetrics import Metric
-
+def _is_metric(metric: Any) -> bool:
     # wrappers take other metrics, aggregations take no targets, and a model does not output text
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    if not _extends(item, Metric) or item.__name__.startswith("_"):
-        return False
-    return item.__module__.split(".")[1] not in left_out and _takes_two(item.update)
+    deprecated = metric.__name__.startswith("_")  # its public name is in a module of its own
+    return not deprecated and metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -225,32 +184,17 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _first_import(module: str) -> bool:
-    """Whether a module is imported for the first time; a reloaded one, or a notebook, may define its names again."""
-    # CPython's mark by which the import statement recognises circular imports; there is no public one
-    return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
-
-
-# what torchmetrics.Metric takes from **kwargs and JSON can give
-METRIC_OPTIONS = {
-    "compute_on_cpu": False,
-    "dist_sync_on_step": False,
-    "sync_on_compute": True,
-    "compute_with_cache": True,
-}
-
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
-# torch's old names of "reduction" are left out
-OLD_REDUCTION = ("size_average", "reduce")
-LOSSES = Registry("loss", library="torch.nn", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
-METRICS = Registry("metric", library="torchmetrics", accepts=_is_metric, options=METRIC_OPTIONS, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", accepts=_is_optimizer, passed=("params",))
+OLD_REDUCTION = ("size_average", "reduce")  # torch's former names of "reduction"
+LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
+METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", accepts=_is_scheduler, passed=("optimizer", "last_epoch")
+    "scheduler", library="torch.optim.lr_scheduler", base="LRScheduler", passed=("optimizer", "last_epoch")
 )
 # the files of extras/writers register theirs when they are imported, which only a config that names one waits for
-WRITERS = Registry("writer", library="extras.writers", accepts=lambda _: False, passed=("run",))
+WRITERS = Registry("writer", library="extras.writers", passed=("run",))
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
 # the config's key for each kind

@@ -24,7 +24,10 @@ from utils.paths import PROJECT, project_path
 
 # what a run folder has, besides checkpoints and event files
 FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
-NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
+# what it has before the first step, besides event files
+INITIAL = FILES - {"metrics.jsonl"} | {"initial.pth", "checkpoints"}
+EVENTS = "events.out.tfevents."
+NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
 
 # the run folders that this process has locked
 _owned: set[Path] = set()
@@ -86,24 +89,18 @@ class RunFolder:
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
         """The run of a path: its folder, or a checkpoint in it, which is then returned too. Raises CheckpointError."""
         try:
-            return cls._of(path)
+            if not path.exists():
+                raise CheckpointError(f"{path}: no such run folder or checkpoint")
+            data = DATA.fullmatch(path.name)  # the folder of a sharded checkpoint
+            if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
+                path = file
+            folder = path if path.is_dir() else path.resolve().parent.parent
+            if not (folder / "config.json").is_file():
+                what = "run folder" if path.is_dir() else "checkpoint in a run folder"
+                raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{_a_run_in(folder)}")
+            _check_files(folder)
         except (OSError, ValueError) as error:  # a folder that may not be entered, a name that is too long
             raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-    @classmethod
-    def _of(cls, path: Path) -> tuple["RunFolder", Path | None]:
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such run folder or checkpoint")
-        data = DATA.fullmatch(path.name)  # the folder of a sharded checkpoint
-        if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
-            path = file
-        folder = path if path.is_dir() else path.resolve().parent.parent
-        if not (folder / "config.json").is_file():
-            what = "run folder" if path.is_dir() else "checkpoint in a run folder"
-            runs = _runs(folder) if path.is_dir() else []
-            newest = f"; its newest run is {runs[-1].path}" if runs else _runs_within(folder)
-            raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{newest}")
-        _check_files(folder)
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
@@ -175,10 +172,8 @@ class RunFolder:
 
     def remove_empty(self) -> bool:
         """Remove the folder if it has only the files that every run starts with. Returns whether it was removed."""
-        initial = {self.config, self.environment, self.log, self.job, self.initial, self.started, self.checkpoints}
-        others = [path for path in self.path.iterdir() if path not in initial and path.name != ".lock"]
-        others = [path for path in others if not path.name.startswith("events.out.tfevents.")]
-        if others or any(self.checkpoints.iterdir()):
+        names = [path.name for path in self.path.iterdir() if not path.name.startswith(EVENTS)]
+        if not INITIAL.issuperset(names) or any(self.checkpoints.iterdir()):
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return not self.path.exists()
@@ -271,24 +266,23 @@ def _runs(*parents: Path) -> list[RunFolder]:
     return sorted(runs, key=_start)
 
 
-def _runs_within(folder: Path) -> str:
-    """The rest of a message about a folder that is not a run, but has runs of other names, as that of a sweep."""
+def _a_run_in(folder: Path) -> str:
+    """The rest of a message about a folder that is not a run, but has some, as that of an experiment or a sweep."""
+    if runs := _runs(folder):
+        return f"; its newest run is {runs[-1].path}"
     first = min((path.parent for path in folder.glob("*/config.json")), default=None)
     return f"; give one of the runs in it, such as {first}" if first else ""
 
 
 def _start(run: RunFolder) -> tuple[int, str, int]:
     """The instant at which a run was started, in nanoseconds; the name decides between runs of the same one."""
-    digits, _, number = run.path.name.rpartition("-") if run.path.name.count("-") > 1 else (run.path.name, "", "")
-    name = (digits, int(number or 1))
+    date, clock, *number = run.path.name.split("-")
+    name = (date + clock, int(number[0]) if number else 1)
     with contextlib.suppress(OSError, ValueError):
         return int(read_text(run.started)), *name
-    # runs from before, in whole seconds
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        started = datetime.fromisoformat(json.loads(read_text(run.environment))["time"])
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # a copy without hidden files; in whole seconds
+        started = datetime.fromisoformat(run.read_environment()["time"])
         return int(started.timestamp()) * 10**9, *name
-    with contextlib.suppress(OSError, ValueError, OverflowError):
-        return int(time.mktime(time.strptime(digits, "%Y%m%d-%H%M%S"))) * 10**9, *name
     return 0, *name
 
 
@@ -341,7 +335,7 @@ def _check_files(folder: Path) -> None:
     """
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
         mode = path.lstat().st_mode
-        is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith("events.out.tfevents.")
+        is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith(EVENTS)
         if stat.S_ISLNK(mode):
             raise CheckpointError(f"{path} is a symbolic link; replace it by the file or folder it points to")
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -345,7 +345,7 @@ def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def section_at(path: KeyPath) -> type[BaseModel] | None:
     """The section that describes the object at a path of the config; None for arguments of components."""
-    kinds = (kind for kind in _alternatives(_annotation_at(path)) if isinstance(kind, type))
+    kinds = (kind for kind in alternatives(_annotation_at(path)) if isinstance(kind, type))
     return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
@@ -355,7 +355,7 @@ def field_at(path: KeyPath) -> FieldInfo | None:
 
 
 def _field(annotation: Any, key: str | int) -> FieldInfo | None:
-    sections = (kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+    sections = (kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
     return next((keys_of(section)[key] for section in sections if key in keys_of(section)), None)
 
 
@@ -366,18 +366,18 @@ def _annotation_at(path: KeyPath) -> Any:
             annotation = field.annotation
             continue
         elements = list if isinstance(key, int) else dict
-        inside = [get_args(kind)[-1] for kind in _alternatives(annotation) if get_origin(kind) is elements]
+        inside = [get_args(kind)[-1] for kind in alternatives(annotation) if get_origin(kind) is elements]
         annotation = inside[0] if inside else None
     return annotation
 
 
-def _alternatives(annotation: Any) -> Iterator[Any]:
+def alternatives(annotation: Any) -> Iterator[Any]:
     """The members of a union, without what ``Annotated`` says of them; else the annotation alone."""
     if get_origin(annotation) is Annotated:
-        yield from _alternatives(get_args(annotation)[0])
+        yield from alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for member in get_args(annotation):
-            yield from _alternatives(member)
+            yield from alternatives(member)
     else:
         yield annotation
 

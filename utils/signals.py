@@ -20,9 +20,7 @@ from utils.streams import prepare_streams
 
 # SIGHUP: the terminal or the ssh connection is gone. The others are what batch systems send before the end of a job
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-WATCHED = tuple(
-    signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__
-)  # Windows has two of them
+WATCHED = [number for number in signal.Signals if number.name in _NAMES]  # Windows has two of them
 TOGETHER = 0.5
 """Seconds in which two SIGINTs are one: a terminal sends it to all its processes, and a launcher passes it on."""
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -49,10 +47,19 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if a launcher ends all processes after one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # not print, which this may have interrupted
-            start = "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""  # in place of "loading ..."
-            os.write(2, f"{start}stopped; nothing was changed. To run it again:\n{command}\n".encode(errors="replace"))
+        _say_at_once(f"stopped; nothing was changed. To run it again:\n{command}\n")
     os._exit(first_status)
+
+
+def _say_at_once(text: str, *, before: str = "") -> None:
+    """Write to standard error; not by print, which the signal may have interrupted.
+
+    In a terminal the text takes the place of the progress bar. before: what comes before it elsewhere.
+    """
+    with contextlib.suppress(OSError):
+        if os.isatty(2) and os.environ.get("TERM") != "dumb":
+            before = "\r\x1b[K"
+        os.write(2, f"{before}{text}".encode(errors="replace"))
 
 
 class SignalWatch:
@@ -86,26 +93,17 @@ class SignalWatch:
             raise Stopped(received)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        # a launcher forwards a Ctrl-C that the terminal has sent to all anyway; it also kills processes that are slow
-        if self.received is None or number != signal.SIGINT or self.processes.launched:
-            if self.received is None:
-                self.received = number
-                self._first = time.monotonic()
+        if self.received is None:
+            self.received = number
+            self._first = time.monotonic()
             return
-        if time.monotonic() < self._first + TOGETHER:
+        # a launcher forwards a Ctrl-C that the terminal has sent to all anyway; it also kills processes that are slow
+        if number != signal.SIGINT or self.processes.launched or time.monotonic() < self._first + TOGETHER:
             return
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
-        with contextlib.suppress(OSError):  # not print, which this may have interrupted
-            start = "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else "\n"  # in place of the bar
-            os.write(
-                2, f"{start}stopped immediately; earlier checkpoints are intact\n{self.advice}".encode(errors="replace")
-            )
-        before = self._before[number]
-        if before is _end:  # before that is put back, or one more would say that nothing was changed
+        _say_at_once(f"stopped immediately; earlier checkpoints are intact\n{self.advice}", before="\n")
+        if self._before[number] is _end:
             os._exit(128 + number)
-        signal.signal(number, before)
-        if callable(before):
-            before(number, frame)
         raise KeyboardInterrupt
 
 
@@ -116,11 +114,8 @@ def ignore_in_worker(_: int = 0) -> None:
     if sys.platform == "linux":  # else workers of a killed process live on for seconds and print errors
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
         parent = multiprocessing.parent_process()
-        orphaned = (
-            parent is not None and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver"
-        )
-        if orphaned:  # the parent was killed before the call above, which then has no effect
-            os._exit(1)
+        if parent and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver":
+            os._exit(1)  # the parent was killed before the call above, which then has no effect
 
 
 @functools.cache

@@ -69,17 +69,18 @@ LOADING = "loading ..."
 
 def say_loading() -> None:
     """In a terminal: that the imports, which take seconds, have begun. The next line takes its place."""
-    if not is_plain(sys.stdout):
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.write(LOADING)
-            sys.stdout.flush()
+    _write_to_terminal(LOADING)
 
 
 def clear_loading() -> None:
     """Take that line away again."""
+    _write_to_terminal(f"\r{' ' * len(LOADING)}\r")
+
+
+def _write_to_terminal(text: str) -> None:
     if not is_plain(sys.stdout):
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.write(f"\r{' ' * len(LOADING)}\r")
+            sys.stdout.write(text)
             sys.stdout.flush()
 
 

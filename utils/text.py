@@ -38,41 +38,23 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  ") -> list[str]:
+def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Lines of aligned columns. right: the columns that are aligned to the right, as numbers are."""
-    return [gap.join(row).rstrip() for row in _aligned(rows, right)]
+    return ["  ".join(row).rstrip() for row in aligned(rows, right)]
 
 
-def markdown_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), padded: bool = False
-) -> list[str]:
-    """Lines of a Markdown table. right: the columns that are aligned to the right, as numbers are.
-
-    padded: with aligned columns, so that it can be read as plain text too.
-    """
-    lines = [header, *rows]
-    if padded:
-        least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
-        lines = _aligned([least, *rows], right)
-    widths = [len(cell) if padded else 3 for cell in lines[0]]
-    rule = [f"{'-' * (width - 1)}:" if index in right else "-" * width for index, width in enumerate(widths)]
-    return [f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])]
-
-
-def _aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[Sequence[str]]:
+def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[str]]:
     """The rows with all cells of a column as wide as the widest."""
     rows = list(rows)
     widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
-    aligned: list[Sequence[str]] = []
+    lines = []
     for row in rows:
-        blanks = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
-        aligned.append(
-            [
-                blank + cell if index in right else cell + blank
-                for index, (cell, blank) in enumerate(zip(row, blanks, strict=True))
-            ]
-        )
-    return aligned
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            blank = " " * (width - _columns(cell))
+            cells.append(blank + cell if index in right else cell + blank)
+        lines.append(cells)
+    return lines
 
 
 def _columns(text: str) -> int:
@@ -90,7 +72,12 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """A name, which may be anybody's, as text in one line: all control characters are shown as \\x1b and the like."""
-    return _CONTROL.sub(_as_escape, " ".join(text.split()))
+    return escape_controls(" ".join(text.split()))
+
+
+def escape_controls(text: str) -> str:
+    """All control characters as \\x1b and the like, line breaks among them."""
+    return _CONTROL.sub(_as_escape, text)
 
 
 def _as_escape(found: re.Match[str]) -> str:
@@ -100,21 +87,6 @@ def _as_escape(found: re.Match[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names for a message; of many, the first five and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def spreadsheet_safe(text: str) -> str:
-    """A text for a CSV file: what a spreadsheet would run as a formula gets an apostrophe before it, and control
-    characters are shown as by ``printable``, since such files are shown in terminals too."""
-    text = _CONTROL.sub(_as_escape, text)
-    if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
-        return f"'{text}"
-    return text
-
-
-def csv_field(text: str) -> str:
-    """A text as a field of a CSV file."""
-    text = spreadsheet_safe(text)
-    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -130,5 +102,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 def hint(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the one that was probably meant, or all there are."""
     names = list(known)
-    close = closest(word, names)
-    return f'did you mean "{close}"?' if close else f"there are: {', '.join(names) or 'none'}"
+    if close := closest(word, names):
+        return f'did you mean "{close}"?'
+    return f"expected one of: {', '.join(names)}" if names else "none is defined"

@@ -31,11 +31,12 @@ from extras.compare.runs import (
 )
 from extras.drawing import png
 from extras.records import RATES, TRAIN, VALID, charts
+from extras.spreadsheets import spreadsheet_safe
 from utils.errors import CheckpointError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_bytes
 from utils.streams import say
-from utils.text import count, duration, number, one_line, spreadsheet_safe, table
+from utils.text import count, duration, number, one_line, table
 
 TABLE = "comparison.csv"
 MEANS = "comparison_means.csv"

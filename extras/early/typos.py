@@ -79,7 +79,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
         if close is None:
             raise ImportError
         hint = f'did you mean "{close}"?'
-    return f'there is no {REGISTRIES[kind].kind} "{name}"; {hint}'
+    return f'unknown {REGISTRIES[kind].kind} "{name}"; {hint}'
 
 
 def _library_names(kind: str, own: OwnNames) -> list[str]:
@@ -101,7 +101,7 @@ def _definitions() -> dict[str, Any]:
 
 def _is_final(problem: Problem) -> bool:
     """Whether the message would not name something better with all components known."""
-    return "unknown key" not in problem.message or "; there are:" not in problem.message
+    return "unknown key" not in problem.message or "; expected one of:" not in problem.message
 
 
 def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:

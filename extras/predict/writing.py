@@ -15,9 +15,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from extras.predict.outputs import Field
+from extras.spreadsheets import csv_field
 from utils.errors import DataError, TrainingError
 from utils.files import atomic_write
-from utils.text import csv_field, printable
+from utils.text import printable
 
 MOST_COLUMNS = 100
 """Of the probabilities of classes in a table or in JSON; with more classes, only that of the predicted one is there."""

@@ -10,10 +10,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from extras.spreadsheets import csv_field
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import TrainingError
 from utils.files import atomic_write
-from utils.text import csv_field
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""

@@ -31,7 +31,7 @@ def listing(name: str = "", *, width: int = 110) -> str:
         return "\n\n".join("\n".join(_whole(kind, registry, name, width)) for kind, registry in found)
     of_kind = [each for each in listed if name.lower().replace(" ", "_") in _kind_names(*each)]
     if name and not of_kind:
-        raise UserError(f'there is no component "{name}"; {_further(name)}')
+        raise UserError(f'unknown component "{name}"; {_further(name)}')
     return "\n".join(line for kind, registry in of_kind or listed for line in _kind(kind, registry, width)).rstrip("\n")
 
 
@@ -72,7 +72,7 @@ def _call(registry: Registry, name: str, width: int) -> str:
     shown = [
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_json(parameter.default)}"
         for parameter in registry.parameters(name).values()
-        if json_type(parameter.annotation) is not NotJson and parameter.name not in registry.options
+        if json_type(parameter.annotation) is not NotJson
     ]
     return _wrapped(f"{name}({', '.join(shown)})", width, 2, 8)
 

@@ -16,9 +16,9 @@ from extras.schema import docstrings
 from extras.schema.snippets import monitored, snippets
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.nested_arguments import DICTS, alternatives, contains_objects
+from utils.nested_arguments import DICTS, contains_objects
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, keys_of, section_at
+from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, alternatives, keys_of, section_at
 
 Schema = dict[str, Any]
 
@@ -33,7 +33,7 @@ PARTIAL = ".partial"  # of a config that extends another, in which nothing must 
 
 def config_schema() -> Schema:
     """The whole schema, JSON Schema draft 7, which all editors know."""
-    about = "A variable, an environment variable, or what the data loader tells: ${NAME}, ${env:NAME}, ${data.NAME}."
+    about = "A variable, an environment variable, or a fact of the data: ${NAME}, ${env:NAME}, ${data.NAME}."
     definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
         if kind == "validation":  # a data loader

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from extras.spreadsheets import spreadsheet_safe
 from extras.sweep.display import best_trial, first_line
 from extras.sweep.ranking import rank, repeated, repeated_rows, result_rows, train_command
 from extras.sweep.report import write_report
@@ -18,7 +19,7 @@ from utils.files import read_text
 from utils.paths import PROJECT, display_path
 from utils.run_folder import replace_text
 from utils.streams import say
-from utils.text import count, duration, spreadsheet_safe, table
+from utils.text import count, duration, table
 
 MOST_PRINTED = 20
 

@@ -12,10 +12,10 @@ from torch import nn
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
+from extras.document import markdown_table
 from extras.layers import HEADER, Trace, traced
 from extras.tensorboard.graph import Recorder, recording
 from utils.random import isolated
-from utils.text import markdown_table
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats

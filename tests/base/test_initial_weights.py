@@ -174,7 +174,7 @@ def test_numbers_of_another_kind_do_not_fit(fit: Fit, tmp_path: Path, dtype: tor
     ("settings", "says"),
     [
         ({"skip": ["ouput.*"]}, r'skip\.0: no parameter or buffer matches "ouput\.\*"; did you mean "output\.\*"'),
-        ({"skip": ["zzz"]}, r'no parameter or buffer matches "zzz"; there are: hidden\.\*, output\.\*'),
+        ({"skip": ["zzz"]}, r'no parameter or buffer matches "zzz"; expected one of: hidden\.\*, output\.\*'),
         ({"skip": ["*"]}, r"model\.weights\.skip: nothing of .* is left to take"),
         ({"rename": {"hiden.": "x."}}, r'rename\.hiden\.: no name in the file begins with "hiden\."; .*"hidden\."'),
         ({"rename": {"hidden.": "output."}}, r'two weights would be called "output.weight"'),

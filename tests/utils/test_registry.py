@@ -1,6 +1,5 @@
 """What a registry offers of a library, whatever its version."""
 
-import inspect
 import types
 
 import pytest
@@ -42,9 +41,9 @@ def test_what_a_newer_torch_adds_is_offered(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_public_name_that_does_not_exist_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     library = types.ModuleType("library")
-    library.__dict__.update(__all__=["Present", "Absent"], Present=NewLoss, Unlisted=NewLoss)
+    library.__dict__.update(__all__=["Present", "Absent"], Present=NewLoss, Unlisted=NewLoss, Module=nn.Module)
     monkeypatch.setitem(__import__("sys").modules, "library", library)
-    registry = Registry("thing", library="library", accepts=inspect.isclass)
+    registry = Registry("thing", library="library", base="Module")
     assert registry.names() == ["Present"]
     assert registry.get("Absent") is None
     assert registry.suggest("Presnt") == 'did you mean "Present"?'

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from utils.arguments import with_tensors
+from utils.arguments import is_tensor, parameters
 from utils.config.located_json import Problem
 from utils.config.problems import components, group_arguments
 from utils.config.schedulers import make_scheduler
 from utils.errors import ConfigError
+from utils.nested_arguments import built
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.runtime import pick_device
 from utils.schema import KeyPath, name_and_args
@@ -84,7 +85,7 @@ def _without_flaws(
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
     """Build a component. Raises _Refused at the argument that is to blame, if there is a single one."""
-    args = with_tensors(make, args)
+    args = built(parameters(make), args, _tensor, path)
     try:
         return make(**args)
     except Exception as error:
@@ -92,6 +93,10 @@ def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
         at = (*path, "args") if blamed is None else (*path, "args", blamed)
         message = f"{name} does not take this: {format_error(error).removeprefix('ValueError: ')}"
         raise _Refused(Problem(at, message)) from error
+
+
+def _tensor(kind: type, value: Any, path: KeyPath) -> Any:
+    return torch.tensor(value, dtype=torch.get_default_dtype()) if is_tensor(kind) else value
 
 
 def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bool:

@@ -34,7 +34,7 @@ class LoadedConfig:
     unresolved: Document
     """With the references that the config has as it was written."""
     waits_for_data: bool = False
-    """Whether an argument refers to what the data loader tells; ``with_facts`` then gives the config that runs."""
+    """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config that runs."""
     dry_run: bool = True
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
@@ -51,7 +51,7 @@ class LoadedConfig:
         return True
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
-        """The config with what the data loader tells. Raises ConfigError that lists all mistakes in it."""
+        """The config with the facts of the data. Raises ConfigError that lists all mistakes in it."""
         return _checked(self.unresolved, facts, dry_run=self.dry_run)
 
     def warnings(self) -> list[str]:
@@ -170,8 +170,8 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
     schedulers = config.lr_scheduler
     if isinstance(schedulers, dict):
         for name in schedulers.keys() - config.optimizers.keys():
-            there = hint(name, config.optimizers) if config.optimizers.keys() != {""} else "there is a single one"
-            yield Problem(("lr_scheduler", name), f'there is no optimizer "{name}"; {there}', at_key=True)
+            there = hint(name, config.optimizers) if config.optimizers.keys() != {""} else "the config has a single one"
+            yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
         length = _schedule_length(config, scheduler)
         if length and (problem := contradiction(scheduler.model_dump(), length, path)):

@@ -1,10 +1,5 @@
-"""Strict JSON, and the line and column of everything in it.
+"""Strict JSON, and the line and column of everything in it."""
 
-The standard parser reads the values. The positions, which it forgets, are found by a second walk through the text,
-which is made only when there is a mistake to show.
-"""
-
-import functools
 import json
 import math
 import re
@@ -20,15 +15,10 @@ MAX_DIGITS = 18  # so that every integer fits into 64 bits
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[^\s,:\[\]{}\"]*")
-# strings too, so that a bracket in one does not count; the last one may be unfinished
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_CONSTANTS = {"true": True, "false": False, "null": None}
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
-_ESCAPED_NOT_TEXT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]")
 _CLOSING = {"{": "}", "[": "]"}
-
-
-class _Refused(ValueError):  # noqa: N818  (becomes a ConfigError once its position is found)
-    """What the standard parser accepts and a config must not contain."""
 
 
 @dataclass(frozen=True)
@@ -70,51 +60,8 @@ class Source:
 
     name: str
     text: str = ""
-
-    @functools.cached_property
-    def _offsets(self) -> dict[KeyPath, tuple[int, int]]:
-        """The offsets of every key and its value, by path; for a list's element, its own offset twice.
-
-        Raises ConfigError at the first thing that is _Refused; the text is valid JSON at least up to there.
-        """
-        found: dict[KeyPath, tuple[int, int]] = {}
-        start = _skip_space(self.text, 0)
-        self._walk((), start, start, found)
-        return found
-
-    def _walk(self, path: KeyPath, key_at: int, at: int, found: dict[KeyPath, tuple[int, int]]) -> int:
-        """Record a value and everything in it; return the offset of what follows it."""
-        if path in found:
-            first = self.at(found[path][0]).line
-            raise self.error(key_at, f'duplicate key "{path[-1]}"; it is already in line {first}')
-        found[path] = (key_at, at)
-        opening = self.text[at]
-        if opening not in _CLOSING:
-            _, end = self._scalar(at)
-            return _skip_space(self.text, end)
-        at = _skip_space(self.text, at + 1)
-        index = 0
-        while self.text[at] != _CLOSING[opening]:
-            key: str | int = index
-            key_at = at
-            if opening == "{":
-                key, end = self._scalar(at)
-                at = _skip_space(self.text, _skip_space(self.text, end) + 1)  # after the colon
-            at = self._walk((*path, key), key_at, at, found)
-            if self.text[at] == ",":
-                at = _skip_space(self.text, at + 1)
-            index += 1
-        return _skip_space(self.text, at + 1)
-
-    def _scalar(self, at: int) -> tuple[Any, int]:
-        """The value at an offset, and the offset behind it."""
-        try:
-            value, end = _DECODER.raw_decode(self.text, at)
-        except _Refused as error:
-            raise self.error(at, str(error)) from error
-        if isinstance(value, str) and _NOT_TEXT.search(value):
-            raise self.error(at, "invalid character in a string (NUL or half of a surrogate pair)")
-        return value, end
+    offsets: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
+    """Of every key and its value, by path; for an element of a list, its own offset twice."""
 
     def at(self, offset: int) -> SourceLocation:
         return SourceLocation(self.name, self.text, offset)
@@ -130,9 +77,9 @@ class Source:
         """The location of a path's value or key; of the nearest value around it if the text does not have it."""
         if not self.text:
             return SourceLocation(self.name)
-        while path not in self._offsets:
+        while path not in self.offsets:
             path, of_key = path[:-1], False
-        return self.at(self._offsets[path][0 if of_key else 1])
+        return self.at(self.offsets[path][0 if of_key else 1])
 
 
 @dataclass
@@ -182,101 +129,129 @@ def dotted(path: KeyPath) -> str:
 
 def parse(text: str, name: str) -> Document:
     """Parse JSON. Raises ConfigError with name, line, column and reason at the first thing that is not valid."""
-    source = Source(name, text)
     if not text.strip(" \t\r\n"):
         raise ConfigError(f"{name}:1:1: the file is empty; a config is a JSON object: {{ ... }}")
-    opened = _open_brackets(text)
-    if len(opened) > MAX_DEPTH + 1:
-        raise source.error(opened[-1], f"nested deeper than {MAX_DEPTH} levels")
-    value = None
-    refused = _ESCAPED_NOT_TEXT.search(text) is not None
-    try:
-        value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise source.error(*_syntax_error(text, error)) from error
-    except _Refused:
-        refused = True
-    if refused:
-        source.locate(())  # raises the error with its location
-    return Document(value, {(): source})
+    source = Source(name, text)
+    return Document(_Parser(source).parse(), {(): source})
 
 
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(members)
-    if len(value) < len(members):
-        raise _Refused("duplicate key")
-    return value
+class _Parser:
+    """Reads a text from left to right and notes the offsets. Every ``at`` is one; methods return that of what follows.
 
+    The standard parser keeps no offsets, and its messages do not say what was probably meant.
+    """
 
-def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise _Refused(f"integer of more than {MAX_DIGITS} digits")
-    return int(digits)
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.text = source.text
 
+    def parse(self) -> Any:
+        start = self._skip_space(0)
+        value, at = self._value((), start, start)
+        at = self._skip_space(at)
+        if self.text.startswith("{", at):
+            raise self.source.error(at, "expected one JSON object, and this is a second one; is this the wrong file?")
+        if at < len(self.text):
+            message = "unexpected text after the end of the config; is a bracket closed too early?"
+            raise self.source.error(at, message)
+        return value
 
-def _float(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise _Refused(f"the number {digits[:40]} is too large")
-    return value
+    def _value(self, path: KeyPath, key_at: int, at: int) -> tuple[Any, int]:
+        self.source.offsets[path] = key_at, at
+        start = self.text[at : at + 1]
+        if start in _CLOSING and len(path) > MAX_DEPTH:
+            raise self.source.error(at, f"nested deeper than {MAX_DEPTH} levels")
+        if start == "{":
+            return self._object(path, at)
+        if start == "[":
+            return self._list(path, at)
+        if start == '"':
+            return self._string(at)
+        return self._number_or_constant(at)
 
+    def _object(self, path: KeyPath, opened: int) -> tuple[dict[str, Any], int]:
+        members: dict[str, Any] = {}
+        at = self._in_brackets(opened + 1, opened)
+        while self.text[at] != "}":
+            key_at = at
+            if self.text[at] != '"':
+                raise self.source.error(at, 'a key in double quotes is expected here, as in "name": ...')
+            key, at = self._string(at)
+            if key in members:
+                first = self.source.locate((*path, key), of_key=True).line
+                raise self.source.error(key_at, f'duplicate key "{key}"; it is already in line {first}')
+            at = self._skip_space(at)
+            if not self.text.startswith(":", at):
+                raise self.source.error(at, f'a colon is expected here after the key "{key}"')
+            members[key], at = self._value((*path, key), key_at, self._skip_space(at + 1))
+            at = self._next_member(at, opened)
+        return members, at + 1
 
-def _constant(name: str) -> float:
-    raise _Refused(_not_a_value(name))
+    def _list(self, path: KeyPath, opened: int) -> tuple[list[Any], int]:
+        items: list[Any] = []
+        at = self._in_brackets(opened + 1, opened)
+        while self.text[at] != "]":
+            item, at = self._value((*path, len(items)), at, at)
+            items.append(item)
+            at = self._next_member(at, opened)
+        return items, at + 1
 
+    def _next_member(self, at: int, opened: int) -> int:
+        """The offset of the next key or element, or of the closing bracket."""
+        closing = _CLOSING[self.text[opened]]
+        at = self._in_brackets(at, opened)
+        if self.text[at] == closing:
+            return at
+        if self.text[at] != ",":
+            raise self.source.error(at, f'a comma or a "{closing}" is expected here; is a comma missing before it?')
+        after = self._in_brackets(at + 1, opened)
+        if self.text[after] in ("]", "}"):
+            message = f'trailing comma before "{self.text[after]}"; JSON does not allow it: remove it'
+            raise self.source.error(at, message)
+        return after
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+    def _string(self, at: int) -> tuple[str, int]:
+        try:
+            value, end = json.JSONDecoder().raw_decode(self.text, at)
+        except json.JSONDecodeError as error:
+            reason = error.msg.removesuffix(" starting at").removesuffix(" at").rstrip(": ")
+            message = f"invalid string: {reason[0].lower()}{reason[1:]}"
+            raise self.source.error(min(error.pos, len(self.text) - 1), message) from error
+        if _NOT_TEXT.search(value):
+            raise self.source.error(at, "invalid character in a string (NUL or half of a surrogate pair)")
+        return value, end
 
+    def _number_or_constant(self, at: int) -> tuple[Any, int]:
+        found = _WORD.match(self.text, at)
+        word = found[0] if found else ""
+        end = at + len(word)
+        if word in _CONSTANTS:
+            return _CONSTANTS[word], end
+        number = _NUMBER.fullmatch(word)
+        if not number:
+            raise self.source.error(at, _not_a_value(word))
+        if number[2] or number[3]:
+            if math.isinf(float(word)):
+                raise self.source.error(at, f"the number {word[:40]} is too large")
+            return float(word), end
+        if len(number[1]) > MAX_DIGITS:
+            raise self.source.error(at, f"integer of more than {MAX_DIGITS} digits")
+        return int(word), end
 
-def _skip_space(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
+    def _in_brackets(self, at: int, opened: int) -> int:
+        """The offset of the next thing between brackets that were opened, or of the closing one."""
+        at = self._skip_space(at)
+        if at == len(self.text):
+            bracket = self.text[opened]
+            raise self.source.error(opened, f'this "{bracket}" is never closed by a "{_CLOSING[bracket]}"')
+        return at
 
-
-def _syntax_error(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
-    """Offset and reason of a syntax error: what the standard parser found, in terms of what was probably meant."""
-    if error.msg.startswith(("Unterminated", "Invalid")):
-        reason = error.msg.removesuffix(" starting at").removesuffix(" at").rstrip(": ")
-        return min(error.pos, len(text) - 1), f"invalid string: {reason[0].lower()}{reason[1:]}"
-    at = _skip_space(text, error.pos)
-    before = text[:at].rstrip()
-    if text.startswith(("//", "/*", "#"), at):
-        return at, "JSON has no comments: remove it"
-    # from Python 3.13 on, the parser stops at a trailing comma, and before at the bracket behind it
-    comma = at if text[at : at + 1] == "," else len(before) - 1
-    after = _skip_space(text, comma + 1)
-    if before[-1:] != ":" and text[comma : comma + 1] == "," and text[after : after + 1] in ("]", "}"):
-        return comma, f'trailing comma before "{text[after]}"; JSON does not allow it: remove it'
-    if error.msg.startswith("Expecting ':'"):
-        key = [token[0] for token in _STRING_OR_BRACKET.finditer(before)][-1]
-        return at, f"a colon is expected here after the key {key}"
-    opened = _open_brackets(before)
-    if at == len(text) and opened and before[-1] != ":":
-        offset = opened[-1]
-        return offset, f'this "{text[offset]}" is never closed by a "{_CLOSING[text[offset]]}"'
-    if error.msg.startswith("Expecting property name"):
-        return at, 'a key in double quotes is expected here, as in "name": ...'
-    start = at - len(_WORD.match(text[:at][::-1])[0])  # type: ignore[index]  # matches always
-    if start < at or error.msg.startswith("Expecting value"):  # the parser stops in the middle of 01 or truee
-        return start, _not_a_value(_WORD.match(text, start)[0])  # type: ignore[index]
-    if not opened and text[at] == "{":
-        return at, "expected one JSON object, and this is a second one; is this the wrong file?"
-    if not opened:
-        return at, "unexpected text after the end of the config; is a bracket closed too early?"
-    return at, f'a comma or a "{_CLOSING[text[opened[-1]]]}" is expected here; is a comma missing before it?'
-
-
-def _open_brackets(text: str) -> list[int]:
-    """The offsets of the brackets that are not closed, the innermost last; up to the first that is nested too deep."""
-    opened: list[int] = []
-    for token in _STRING_OR_BRACKET.finditer(text):
-        if token[0] in _CLOSING:
-            opened.append(token.start())
-        elif token[0] in ("]", "}") and opened:
-            opened.pop()
-        if len(opened) > MAX_DEPTH + 1:
-            break
-    return opened
+    def _skip_space(self, at: int) -> int:
+        space = _SPACE.match(self.text, at)
+        at = space.end() if space else at
+        if self.text.startswith(("//", "/*", "#"), at):
+            raise self.source.error(at, "JSON has no comments: remove it")
+        return at
 
 
 def _not_a_value(word: str) -> str:

@@ -35,6 +35,7 @@ COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name a
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
     """pydantic's errors about the value at a path. A key that is missing because it is misspelt is a single one."""
+    config = {} if below else value
     errors: list[dict[str, Any]] = [
         {**item, "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]"))}
         for item in error.errors(include_url=False)
@@ -45,11 +46,11 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     for item in errors:
         path = (*below, *item["loc"])
         if item["type"] == "extra_forbidden":
-            yield Problem(path, _unknown_key(str(path[-1]), path[:-1], value if not below else {}), at_key=True)
+            yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config), at_key=True)
         elif item["type"] != "missing":
             yield Problem(path, f"{_reason(path, item)}, got {shortened(inside(value, item['loc'])[1])}")
         elif item["loc"] not in misspelt:
-            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{_other_name(path, value if not below else {})}')
+            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{_other_name(path, config)}')
 
 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
@@ -76,7 +77,7 @@ def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
         by_name = json.dumps({key: {"type": name}})
         hint = f'a component is {{"type": NAME, "args": {{...}}}}; to call a single one "{key}": {by_name}'
     else:
-        hint = f"there are: {', '.join(known)}"
+        hint = f"expected one of: {', '.join(known)}"
     return f'unknown key "{key}"; {hint}'
 
 
@@ -188,7 +189,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if component is None:
         hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
-        yield Problem(at, f'there is no {registry.kind} "{name}"; {hint}')
+        yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
@@ -199,7 +200,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
         yield Problem((*path, "args", *below), message, at_key=below != () and below[0] not in known)
     for group_path, group_args in group_arguments(path, entry):
-        for below, message in arguments.type_problems(name, known, group_args, takes_any=registry.takes_any(name)):
+        for below, message in arguments.problems(name, known, group_args, takes_any=takes_any, complete=False):
             yield Problem((*group_path, *below), message, at_key=below[0] not in known)
     yield from _nested_problems(registry, known, args, (*path, "args"))
 
@@ -209,22 +210,17 @@ def _nested_problems(
 ) -> Iterator[Problem]:
     """What is wrong with the settings and components that the arguments at a path hold."""
     objects = [
-        ((name, *below), kind, value)
+        ((*path, name, *below), kind, value)
         for name in args.keys() & known.keys()
         for below, kind, value in nested(known[name].annotation, args[name])
     ]
-    for below, kind, value in objects:
-        at = (*path, *below)
+    for at, kind, value in objects:
         if arguments.is_module(kind):
-            try:
-                Component.model_validate(value)
-            except ValidationError as error:
-                yield from schema_problems(value, error, below=at)
-            yield from _problems(registry_inside(registry), value, at)
+            yield from _inner_component_problems(registry_inside(registry), value, at)
             continue
         fields = arguments.parameters(kind)
         takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
-        for inner, message in arguments.problems(kind.__name__, fields, value, filled=None, takes_any=takes_any):
+        for inner, message in arguments.problems(kind.__name__, fields, value, takes_any=takes_any):
             yield Problem((*at, *inner), message, at_key=inner != () and inner[0] not in fields)
         yield from _nested_problems(registry, fields, value, at)
 
@@ -245,8 +241,13 @@ def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Probl
         yield Problem(path, f"{name} needs a list of schedulers, as in {example}{got}")
         return
     for index, entry in enumerate(schedulers):
-        try:
-            Component.model_validate(entry)
-        except ValidationError as error:
-            yield from schema_problems(entry, error, below=(*path, index))
-        yield from _problems(SCHEDULERS, entry, (*path, index))
+        yield from _inner_component_problems(SCHEDULERS, entry, (*path, index))
+
+
+def _inner_component_problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
+    """What is wrong with a component that is an argument of another one, of which the schema knows nothing."""
+    try:
+        Component.model_validate(entry)
+    except ValidationError as error:
+        yield from schema_problems(entry, error, below=path)
+    yield from _problems(registry, entry, path)

@@ -1,14 +1,13 @@
 """References in a config: "${NAME}" of its "variables", "${env:NAME}" of the environment, "${data.NAME}" of the data.
 
-They are replaced before any check, so that every check sees the values; where each value comes from stays the line of
-its reference. What the data loader tells is known only once it is built: until then such an argument is left as it is,
-and nothing is said of it.
+They are replaced before any check, so that every check sees the values; a message shows the line of the reference.
+Facts of the data are known only once the data loader is built: until then an argument that takes one is not checked.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from utils.config.located_json import Document, Problem
@@ -21,33 +20,39 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
-TOO_EARLY = "what the data loader tells is known once it is built: only arguments of the other components take it"
+TOO_EARLY = "the facts of the data are known late: only arguments of the other components can refer to them"
 LIMIT = 10_000
-"""References that a config may take, those in what it refers to included."""
+"""References that a config may make, including those in the values that it refers to."""
 
 
-class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the place of the reference)
+class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
     pass
 
 
-class _Pending(Exception):  # noqa: N818  (not an error: the data will tell)
+class _Pending(Exception):  # noqa: N818  (not an error: the data loader is not built yet)
     pass
 
 
 def escaped(value: Any) -> Any:
     """A value as a config writes it, in which no string is taken for a reference."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
+    return _map_strings(lambda text: text.replace("${", "$${"), value)
+
+
+def _map_strings(function: Callable[[str], Any], value: Any) -> Any:
+    """A value with what the function returns in place of every string in it."""
+    if isinstance(value, dict):
+        return {key: _map_strings(function, item) for key, item in value.items()}
     if isinstance(value, list):
-        return [escaped(item) for item in value]
-    return {key: escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_map_strings(function, item) for item in value]
+    return function(value) if isinstance(value, str) else value
 
 
 class References:
     """Replaces the references of one config.
 
-    facts: what the data loader tells; None if it is not built yet. partial: for a config that does not run; what is
-    missing in the environment may stay so. After ``resolved``: pending are the paths that wait, problems what is wrong.
+    facts: those of the data; None if the data loader is not built yet.
+    partial: for a config that will not run; its environment variables may be missing.
+    After ``resolved``, ``pending`` has the paths that are still unresolved and ``problems`` the mistakes.
     """
 
     def __init__(self, document: Document, facts: Mapping[str, Any] | None, *, partial: bool = False) -> None:
@@ -66,12 +71,12 @@ class References:
             self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
         values = {key: self._walk(item, (key,)) for key, item in value.items() if key != "variables"}
         for name in self.variables.keys() - self._used:
-            message = f'nothing takes "${{{name}}}"' if _NAME.fullmatch(name) else "a name has letters, digits and _"
+            message = f'"${{{name}}}" is not used' if _NAME.fullmatch(name) else "a name has letters, digits and _"
             self.problems.append(Problem(("variables", name), message, at_key=True))
         return Document(values, self.document.sources)
 
     def _walk(self, value: Any, path: KeyPath) -> Any:
-        """A part of the config. Problems and what waits for the data are noted by their path."""
+        """A part of the config. Fills ``problems`` and ``pending``."""
         if isinstance(value, dict):
             return {key: self._walk(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
@@ -88,16 +93,14 @@ class References:
 
     def _replaced(self, value: Any, path: KeyPath, inside: tuple[str, ...]) -> Any:
         """A value without references. inside: the variables that it is a part of."""
-        if isinstance(value, dict):
-            return {key: self._replaced(item, path, inside) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._replaced(item, path, inside) for item in value]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        whole = _REFERENCE.fullmatch(value)
-        if whole and whole[0] != "$${":
-            return self._value(whole, path, inside)
-        return _REFERENCE.sub(lambda found: self._text(found, path, inside), value)
+
+        def replace(text: str) -> Any:
+            whole = _REFERENCE.fullmatch(text)
+            if whole and whole[0] != "$${":
+                return self._value(whole, path, inside)
+            return _REFERENCE.sub(lambda found: self._text(found, path, inside), text)
+
+        return _map_strings(replace, value)
 
     def _text(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> str:
         """What a reference inside a longer string becomes."""
@@ -124,7 +127,7 @@ class References:
             try:
                 return value_at(self.document.value, path, text, found[0])
             except ConfigError as error:
-                raise _Wrong(f"its text begins like JSON, and is not: {str(error).splitlines()[0]}") from error
+                raise _Wrong(f"its text looks like JSON but is not valid: {str(error).splitlines()[0]}") from error
         kind, dot, fact = name.partition(".")
         if kind == "data" and dot:
             return self._fact(fact)
@@ -133,9 +136,9 @@ class References:
         self._used.add(name)
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
-            raise _Wrong(f'there is no variable "{name}"; {known}')
+            raise _Wrong(f'unknown variable "{name}"; {known}')
         if name in inside:
-            raise _Wrong(f"these variables take each other in a circle: {' -> '.join([*inside, name])}")
+            raise _Wrong(f"these variables refer to each other in a circle: {' -> '.join([*inside, name])}")
         return self._replaced(self.variables[name], path, (*inside, name))
 
     def _environment(self, found: re.Match[str], written: str) -> str:
@@ -145,22 +148,22 @@ class References:
             raise _Pending
         if text is None:
             close = closest(found[1], os.environ)
-            default = f'set it, or give a default: "{written[:-1]}:DEFAULT}}"'
-            meant = f'did you mean "{close}"? Otherwise ' if close else ""
-            raise _Wrong(f'there is no environment variable "{found[1]}"; {meant}{default}')
+            meant = f'Did you mean "{close}"? ' if close else ""
+            default = f'Set it, or give a default: "{written[:-1]}:DEFAULT}}"'
+            raise _Wrong(f'the environment variable "{found[1]}" is not set. {meant}{default}')
         return text
 
     def _fact(self, name: str) -> Any:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            raise _Wrong(f'the data loader does not tell "{name}"; {hint(name, self.facts)}')
+            raise _Wrong(f'the data loader does not provide "{name}"; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:
             return json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise _Wrong(f'what the data loader tells as "{name}" is not a number, string or list: {error}') from error
+            raise _Wrong(f'the fact "{name}" of the data is not a number, string or list: {error}') from error
 
 
 def at_or_below(path: KeyPath, others: list[KeyPath]) -> bool:

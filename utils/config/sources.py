@@ -5,14 +5,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from utils.arguments import accepts_null, json_type
+from utils.arguments import json_type
 from utils.config.located_json import Document, Source, dotted, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
-from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several, keys_of, members, section_at
+from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, field_at, members, section_at
 from utils.text import OVERRIDE, closest
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -51,7 +51,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
         circle = " -> ".join(display_path(file) for file in (*extending, extended))
         raise document.error(at, f"extends: these configs extend each other in a circle: {circle}")
     if not extended.is_file():
-        message = f"extends: there is no file {display_path(extended)}; the path is relative to this file"
+        message = f"extends: file not found: {display_path(extended)}; the path is relative to this file"
         raise document.error(at, message)
     base = _read_extended(extended, extending)
     base.value.pop("$schema", None)  # relative to the other file's folder
@@ -152,40 +152,41 @@ def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
 
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether null means "not given" here: the key has a default, and null is not a value that it takes."""
-    *parents, key = path
-    if _is_argument(path):
-        parameter = _argument(config, path)
-        return parameter is None or (parameter.default is not parameter.empty and not accepts_null(parameter))
-    section = section_at(tuple(parents))
-    field = keys_of(section).get(str(key)) if section else None
-    return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+    expected = _expected(config, path)
+    if expected is None:
+        return _is_argument(path)
+    annotation, default = expected
+    takes_null = default is None or not {None, type(None), Any}.isdisjoint(alternatives(annotation))
+    return default is not inspect.Parameter.empty and not takes_null
 
 
-def _is_argument(path: KeyPath) -> bool:
-    """Whether a path leads to an argument of a component, or of one of several by name."""
-    return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
+def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
+    """Whether the value at a path is a string, and cannot be a number or true or false."""
+    expected = _expected(config, path)
+    kinds = set(members(expected[0])) if expected else set()
+    return str in kinds and not kinds & {int, float, bool}
 
 
-def _argument(config: dict[str, Any], path: KeyPath) -> inspect.Parameter | None:
-    """The parameter of the component that the argument at this path is for."""
+def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
+    """The type and the default (Parameter.empty if it has none) of a key or an argument; None if it is unknown."""
+    if not _is_argument(path):
+        field = field_at(path)
+        if field is None:
+            return None
+        has_default = not field.is_required()
+        return field.annotation, field.get_default() if has_default else inspect.Parameter.empty
     registry = REGISTRIES[str(path[0])]
     component: Any = config
     for key in path[:-2]:
         component = component[key]
     name = component.get("type", registry.default)
-    return registry.parameters(str(name)).get(str(path[-1]))
+    parameter = registry.parameters(str(name)).get(str(path[-1]))
+    return (json_type(parameter.annotation), parameter.default) if parameter else None
 
 
-def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
-    """Whether the value at a path is a string, and cannot be a number or true or false."""
-    if _is_argument(path):
-        parameter = _argument(config, path)
-        kinds = set(members(json_type(parameter.annotation))) if parameter else set()
-    else:
-        section = section_at(path[:-1])
-        field = keys_of(section).get(str(path[-1])) if section else None
-        kinds = set(members(field.annotation)) if field else set()
-    return str in kinds and not kinds & {int, float, bool}
+def _is_argument(path: KeyPath) -> bool:
+    """Whether a path leads to an argument of a component, or of one of several by name."""
+    return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
 
 
 def apply_override(document: Document, override: str) -> None:

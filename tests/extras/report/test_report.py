@@ -18,7 +18,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from extras.document import escaped
+from extras.document import escaped, markdown_table
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
@@ -26,7 +26,6 @@ from utils.config import load_config
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
-from utils.text import markdown_table
 
 pytestmark = pytest.mark.slow
 
@@ -283,7 +282,7 @@ def test_a_link_leads_nothing_out_of_the_folder(run: Path, tmp_path: Path, name:
 
 def test_markdown_shows_names_as_they_are() -> None:
     assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
-    lines = markdown_table(["name", "n"], [["고양이", "1"], ["cat", "22"]], right=[1], padded=True)
+    lines = markdown_table(["name", "n"], [["고양이", "1"], ["cat", "22"]], right=[1])
     assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
 
 

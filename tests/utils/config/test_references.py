@@ -134,19 +134,19 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
     ("values", "says"),
     [
         ({"seed": "${SED}", "variables": {"SEED": 1}, "name": "${SEED}x"}, 'seed: .*"SED"; did you mean "SEED"'),
-        ({"seed": "${SED}"}, 'there is no variable "SED"; the config has no "variables"'),
-        ({"seed": "${env:NOT_THERE}"}, r'no environment variable "NOT_THERE"; .*"\$\{env:NOT_THERE:DEFAULT\}"'),
+        ({"seed": "${SED}"}, 'unknown variable "SED"; the config has no "variables"'),
+        ({"seed": "${env:NOT_THERE}"}, r'environment variable "NOT_THERE" is not set. .*"\$\{env:NOT_THERE:DEFAULT\}"'),
         ({"seed": "${A}", "variables": {"A": "${B}", "B": ["${A}"]}}, "in a circle: A -> B -> A"),
         ({"seed": "${A"}, "is not closed"),
         ({"seed": "${A-B}"}, "is not a reference; there are"),
         ({"seed": "${}"}, "is not a reference; there are"),
         ({"seed": "${A}", "variables": {"A": "x"}}, r'seed: should be an integer, got "x"'),
         ({"name": "a${A}", "variables": {"A": [1]}}, r"\[1\], which cannot be a part of a string"),
-        ({"variables": {"A": 1}}, r'variables\.A: nothing takes "\$\{A\}"'),
+        ({"variables": {"A": 1}}, r'variables\.A: "\$\{A\}" is not used'),
         ({"variables": [1]}, "variables: should be an object"),
         ({"seed": "${data.num_classes}"}, "seed: .*only arguments of the other components"),
         ({"data_loader__args__batch_size": "${data.num_classes}"}, "batch_size: .*only arguments of the other"),
-        ({"trainer__epochs": "${env:NOT_THERE:[1}"}, "epochs: its text begins like JSON, and is not"),
+        ({"trainer__epochs": "${env:NOT_THERE:[1}"}, "epochs: its text looks like JSON but is not valid"),
     ],
 )
 def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dict[str, Any], says: str) -> None:
@@ -163,7 +163,7 @@ def test_many_references_end(load: Load) -> None:
         load(seed="${V0}", variables={**levels, "V12": 1})
 
 
-# ------------------------------------------------------------------ what the data loader tells
+# ------------------------------------------------------------------ facts of the data
 
 
 TELLING: dict[str, Any] = {
@@ -217,14 +217,17 @@ def test_what_the_data_tell_may_be_an_override_of_a_resume(fit: Fit) -> None:
 def test_a_resume_takes_a_variable_where_it_refers_to_one(fit: Fit) -> None:
     run = fit("trainer.epochs=1").run_dir
     assert train.main(["-r", str(run), "variables.EPOCHS=2", "trainer.epochs=${EPOCHS}"]).epochs == 2
-    with pytest.raises(ConfigError, match="nothing takes"):
+    with pytest.raises(ConfigError, match="is not used"):
         train.main(["-r", str(run), "variables.EPOCHS=3"])
 
 
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("${data.num_clases}", r'out_features: the data loader does not tell "num_clases"; did you mean "num_classes"'),
+        (
+            "${data.num_clases}",
+            r'out_features: the data loader does not provide "num_clases"; did you mean "num_classes"',
+        ),
         ("${data.name}", r'out_features: should be an integer, got "few"'),
         ("${data.rate}", "out_features: should be an integer, got 0.5"),
         ("${data.num_classes}0", r'out_features: should be an integer, got "30"'),
@@ -256,7 +259,7 @@ def test_a_loader_that_fails_to_tell_is_located(fit: Fit, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"data_loader\.args: Telling cannot be built: ZeroDivisionError"):
         fit(**{**ASKING, "loss": "cross_entropy"})
     monkeypatch.setattr(Telling, "facts", lambda self: {"num_classes": object()})
-    with pytest.raises(ConfigError, match='tells as "num_classes" is not a number'):
+    with pytest.raises(ConfigError, match='"num_classes" of the data is not a number'):
         fit(**{**ASKING, "loss": "cross_entropy"})
 
 
