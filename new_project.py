@@ -328,7 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minimal", action="store_true", help="without extras/: --check, --list, --compare, test reports, pictures"
     )
-    parser.add_argument("--update", action="store_true", help="merge later changes of the template into the project NAME")
+    parser.add_argument(
+        "--update", action="store_true", help="merge later changes of the template into the project NAME"
+    )
     options = parser.parse_args(argv)
     target: Path = options.name
     try:

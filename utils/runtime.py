@@ -31,8 +31,8 @@ def pick_device(name: str) -> torch.device:
     if kind == "cpu" and not index:
         return torch.device("cpu")
     if accelerator is None or accelerator.type != kind:
-        there = f'"cpu" and "{accelerator.type}"' if accelerator else '"cpu"'
-        raise ConfigError(f'runtime.device: there is no device "{name}" on this machine; there is {there}')
+        there = f'"cpu" or "{accelerator.type}"' if accelerator else '"cpu"'
+        raise ConfigError(f'runtime.device: "{name}" is not available on this machine; use {there}')
     if index and int(index) >= torch.accelerator.device_count():
         raise ConfigError(f'runtime.device: "{name}" is out of range; there are {torch.accelerator.device_count()}')
     return torch.device(name)

@@ -79,7 +79,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
         if close is None:
             raise ImportError
         hint = f'did you mean "{close}"?'
-    return f'there is no {REGISTRIES[kind].kind} "{name}"; {hint}'
+    return f'unknown {REGISTRIES[kind].kind} "{name}"; {hint}'
 
 
 def _library_names(kind: str, own: OwnNames) -> list[str]:

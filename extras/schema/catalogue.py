@@ -31,7 +31,7 @@ def listing(name: str = "", *, width: int = 110) -> str:
         return "\n\n".join("\n".join(_whole(kind, registry, name, width)) for kind, registry in found)
     of_kind = [each for each in listed if name.lower().replace(" ", "_") in _kind_names(*each)]
     if name and not of_kind:
-        raise UserError(f'there is no component "{name}"; {_further(name)}')
+        raise UserError(f'unknown component "{name}"; {_further(name)}')
     return "\n".join(line for kind, registry in of_kind or listed for line in _kind(kind, registry, width)).rstrip("\n")
 
 

@@ -164,8 +164,8 @@ def test_a_run_resumes_and_is_tested(fit: Fit) -> None:
         ({"head": {"classes": 3, "block": {"widht": 3}}}, r'head\.block\.widht: Block has no argument "widht"'),
         ({"blocks": [{"width": 1}, {"width": -1}]}, r"model\.args\.blocks\.1\.width: should be greater than 0, got -1"),
         ({"named": {"a": {"width": 1.5}}}, r"model\.args\.named\.a\.width: should be an integer, got 1.5"),
-        ({"backbone": {"type": "Backbon"}}, r'backbone\.type: there is no model "Backbon"; did you mean "Backbone"'),
-        ({"backbone": "cross_entropy"}, r'backbone: there is no model "cross_entropy"'),
+        ({"backbone": {"type": "Backbon"}}, r'backbone\.type: unknown model "Backbon"; did you mean "Backbone"'),
+        ({"backbone": "cross_entropy"}, r'backbone: unknown model "cross_entropy"'),
         ({"backbone": {"type": "Backbone", "args": {"widht": 1}}}, r'backbone\.args\.widht: .*did you mean "width"'),
         ({"backbone": {"typ": "Backbone"}}, r'model\.args\.backbone\.typ: unknown key "typ"; did you mean "type"'),
         ({"backbone": {"type": "Backbone", "args": {"width": 0}}}, r"backbone\.args\.width: should be greater than 0"),
@@ -199,7 +199,7 @@ def test_a_loss_is_made_of_losses(fit: Fit) -> None:
     losses = {"a": "cross_entropy", "b": {"type": "CrossEntropyLoss", "args": {"weight": [1.0, 1.0, 1.0]}}}
     summed = fit(loss={"type": "SumOfLosses", "args": {"losses": losses, "weights": {"a": 0.25, "b": 0.75}}})
     assert summed.last["loss"] == pytest.approx(fit().last["loss"])
-    with pytest.raises(ConfigError, match=r'loss\.args\.losses\.a: there is no loss "LeNet"'):
+    with pytest.raises(ConfigError, match=r'loss\.args\.losses\.a: unknown loss "LeNet"'):
         fit(loss={"type": "SumOfLosses", "args": {"losses": {"a": "LeNet"}}})
 
 

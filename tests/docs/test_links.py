@@ -59,5 +59,5 @@ def test_every_link_of_a_new_project_leads_somewhere(options: list[str], tmp_pat
 
 
 def test_headings_have_the_anchors_of_github() -> None:
-    text = "# To the tutorial's accuracy\n\n```\n# not one\n```\n\n## 1. `a_b`, (c)\n\n## 확인, 테스트\n\n## Same\n\n## Same\n"
-    assert anchors(text) == {"to-the-tutorials-accuracy", "1-a_b-c", "확인-테스트", "same", "same-1"}
+    text = "# The tutorial's net\n\n```\n# not one\n```\n\n## 1. `a_b`, (c)\n\n## 확인, 테스트\n\n## Same\n\n## Same\n"
+    assert anchors(text) == {"the-tutorials-net", "1-a_b-c", "확인-테스트", "same", "same-1"}

@@ -19,7 +19,7 @@ OPTIONS = ["trainer.epochs=2", "trainer.monitor=min loss", "trainer.save_every_s
 GONE = {
     "writers": (
         ["train.py", 'trainer.writers=["csv"]'],
-        'error: override trainer.writers=["csv"]: trainer.writers.0: there is no writer "csv"; there are: tensorboard; '
+        'error: override trainer.writers=["csv"]: trainer.writers.0: unknown writer "csv"; there are: tensorboard; '
         "extras/writers is not in this project\n",
     ),
     "sweep": (["sweep.py", "seed=0..1"], "error: sweep.py needs extras/sweep, which is not in this project\n"),

@@ -67,8 +67,8 @@ def run_with(project: Path) -> Iterator[RunWith]:
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")
-    assert 'there is no model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in stderr
-    assert 'there is no trainer "LeNet"; there are: Trainer' in run_with("model/mine.py", text, "trainer.type=LeNet")
+    assert 'unknown model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in stderr
+    assert 'unknown trainer "LeNet"; there are: Trainer' in run_with("model/mine.py", text, "trainer.type=LeNet")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
     if isinstance(schedulers, dict):
         for name in schedulers.keys() - config.optimizers.keys():
             there = hint(name, config.optimizers) if config.optimizers.keys() != {""} else "there is a single one"
-            yield Problem(("lr_scheduler", name), f'there is no optimizer "{name}"; {there}', at_key=True)
+            yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
         length = _schedule_length(config, scheduler)
         if length and (problem := contradiction(scheduler.model_dump(), length, path)):

@@ -188,7 +188,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if component is None:
         hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
-        yield Problem(at, f'there is no {registry.kind} "{name}"; {hint}')
+        yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:

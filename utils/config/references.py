@@ -133,7 +133,7 @@ class References:
         self._used.add(name)
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
-            raise _Wrong(f'there is no variable "{name}"; {known}')
+            raise _Wrong(f'unknown variable "{name}"; {known}')
         if name in inside:
             raise _Wrong(f"these variables take each other in a circle: {' -> '.join([*inside, name])}")
         return self._replaced(self.variables[name], path, (*inside, name))
@@ -147,7 +147,7 @@ class References:
             close = closest(found[1], os.environ)
             default = f'set it, or give a default: "{written[:-1]}:DEFAULT}}"'
             meant = f'did you mean "{close}"? Otherwise ' if close else ""
-            raise _Wrong(f'there is no environment variable "{found[1]}"; {meant}{default}')
+            raise _Wrong(f'the environment variable "{found[1]}" is not set; {meant}{default}')
         return text
 
     def _fact(self, name: str) -> Any:

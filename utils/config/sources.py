@@ -51,7 +51,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
         circle = " -> ".join(display_path(file) for file in (*extending, extended))
         raise document.error(at, f"extends: these configs extend each other in a circle: {circle}")
     if not extended.is_file():
-        message = f"extends: there is no file {display_path(extended)}; the path is relative to this file"
+        message = f"extends: no such file: {display_path(extended)}; the path is relative to this file"
         raise document.error(at, message)
     base = _read_extended(extended, extending)
     base.value.pop("$schema", None)  # relative to the other file's folder

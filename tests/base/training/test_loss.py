@@ -355,7 +355,7 @@ def test_a_sum_of_losses_accumulates_and_resumes_exactly(fit: Fit, tmp_path: Pat
     [
         (
             {"kind": {"type": "cross_entrop"}, "size": {"type": "Learnt"}},
-            r'loss.kind.type: there is no loss "cross_entrop"',
+            r'loss.kind.type: unknown loss "cross_entrop"',
         ),
         ({"kind": {"type": "cross_entropy", "wieght": 1}, "size": {"type": "Learnt"}}, "loss.kind.wieght: unknown key"),
         ({"loss": {"type": "cross_entropy"}}, 'loss.loss: its value is logged as "loss", and that name is taken'),

@@ -437,7 +437,7 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
         (
             "Adversarial",
             {"lr_scheduler": {"gen": {"type": "StepLR", "args": {"step_size": 1}}}},
-            'there is no optimizer "gen"',
+            'unknown optimizer "gen"',
         ),
         (
             "Adversarial",

@@ -79,7 +79,7 @@ def test_it_is_validated_within_the_epoch_and_resumes_exactly(fit: Fit, tmp_path
     [
         (
             loader(20) | {"type": "RandomTensorLoade"},
-            'validation.type: there is no data loader "RandomTensorLoade"; did you',
+            'validation.type: unknown data loader "RandomTensorLoade"; did you',
         ),
         ({"day": loader(20, batch_siz=3)}, 'validation.day.args.batch_siz: .* has no argument "batch_siz"'),
         ({"day": loader(20, split=20)}, "leaves none to train on"),

@@ -34,7 +34,7 @@ def test_the_whole_of_one() -> None:
 
 
 def test_a_name_that_is_not_there() -> None:
-    with pytest.raises(UserError, match='there is no component "Lenett"; did you mean "LeNet"'):
+    with pytest.raises(UserError, match='unknown component "Lenett"; did you mean "LeNet"'):
         listing("Lenett")
     with pytest.raises(UserError, match="--list shows all"):
         listing("qqqqqqq")
@@ -61,7 +61,7 @@ def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name
         listing(name)
     config = tmp_path / "config.json"
     config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
-    assert f'there is no metric "{name}"; here it is {text}' in message(config)
+    assert f'unknown metric "{name}"; here it is {text}' in message(config)
     config.write_text(SOUND.replace('"accuracy"', text.replace("...", "3")))
     assert message(config) == ""
 

@@ -251,7 +251,7 @@ class SecondOfTwo(ProcessGroup):
 @pytest.mark.parametrize(
     ("writers", "says"),
     [
-        (["tensorbord"], 'trainer.writers.0: there is no writer "tensorbord"; did you mean "tensorboard"?'),
+        (["tensorbord"], 'trainer.writers.0: unknown writer "tensorbord"; did you mean "tensorboard"?'),
         (["csv", {"type": "csv"}], 'trainer.writers.1: "csv" is there already'),
         ([{"type": "mlflow", "args": {"url": "x"}}], 'mlflow has no argument "url"; did you mean "uri"?'),
         ([{"type": "wandb", "args": {"mode": "of"}}], "trainer.writers.0.args.mode: "),

@@ -74,7 +74,7 @@ def test_another_trainer_keeps_the_settings(write: Callable[..., Path]) -> None:
     write("base.json", **base)
     text = message(write("child.json", extends="base.json", trainer={"type": "Mine"}))
     assert text.startswith(str(text.split(":")[0]))
-    assert 'there is no trainer "Mine"' in text
+    assert 'unknown trainer "Mine"' in text
     assert '"of"' not in text
 
 
@@ -130,8 +130,8 @@ def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> No
     path = write("b.json", extends="a.json", name="b")
     assert "a.json:2:13: extends: these configs extend each other in a circle" in message(path)
     assert "circle" in message(write("self.json", extends="self.json"))
-    assert "c.json:2:13: extends: there is no file" in message(write("c.json", extends="no.json"))
-    assert "c.json:2:13: extends: there is no file" in message(write("c.json", extends="."))
+    assert "c.json:2:13: extends: no such file" in message(write("c.json", extends="no.json"))
+    assert "c.json:2:13: extends: no such file" in message(write("c.json", extends="."))
     (path.parent / "broken.json").write_text("{")
     assert "broken.json:1:1" in message(write("d.json", extends="broken.json"))
 

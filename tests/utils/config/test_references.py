@@ -134,8 +134,8 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
     ("values", "says"),
     [
         ({"seed": "${SED}", "variables": {"SEED": 1}, "name": "${SEED}x"}, 'seed: .*"SED"; did you mean "SEED"'),
-        ({"seed": "${SED}"}, 'there is no variable "SED"; the config has no "variables"'),
-        ({"seed": "${env:NOT_THERE}"}, r'no environment variable "NOT_THERE"; .*"\$\{env:NOT_THERE:DEFAULT\}"'),
+        ({"seed": "${SED}"}, 'unknown variable "SED"; the config has no "variables"'),
+        ({"seed": "${env:NOT_THERE}"}, r'environment variable "NOT_THERE" is not set; .*"\$\{env:NOT_THERE:DEFAULT\}"'),
         ({"seed": "${A}", "variables": {"A": "${B}", "B": ["${A}"]}}, "in a circle: A -> B -> A"),
         ({"seed": "${A"}, "is not closed"),
         ({"seed": "${A-B}"}, "is not a reference; there are"),
