@@ -1,8 +1,8 @@
-"""Start your own project: a copy of this one without its runs, data and history, and without dev/ and this script.
+"""Start your own project: a copy of the template without its runs, data and history, and without dev/ and this script.
 
 python new_project.py ../my_project
 python new_project.py ../my_project --minimal    # without extras/ too
-python new_project.py --update ../my_project     # merges what has changed here since then into it
+python new_project.py --update ../my_project     # merges what has changed in the template since then into it
 """
 
 import argparse
@@ -66,6 +66,7 @@ make test         # runs all tests
 ```
 
 [TEMPLATE.md](TEMPLATE.md) explains the commands, the config, and how to add a model, data or a loss.
+`python new_project.py --update PATH`, run in the template's folder, merges its later changes into this project.
 """
 
 
@@ -192,7 +193,7 @@ def update(project: Path) -> Update:
     commit, minimal = origin(project)
     head = commit_of_template()
     if head is None:
-        raise ValueError(f"{ROOT} is not a git repository, so what has changed in it is not known")
+        raise ValueError(f"{ROOT} is not a git repository, so its changes are unknown")
     if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True).returncode:
         raise ValueError(f"{project / ORIGIN}: {ROOT} has no commit {commit}; try git fetch there (--unshallow)")
     before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
@@ -221,7 +222,7 @@ def origin(project: Path) -> tuple[str, bool]:
         commit, minimal = value["commit"], value["minimal"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is missing or damaged, so it is not known what {project} was made from; if you know the commit, "
+            f"{path} is missing or damaged, so the commit that {project} was made from is unknown; if you know it, "
             'write {"commit": "...", "minimal": false} into this file'
         ) from error
     if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{7,64}", commit):
@@ -319,7 +320,7 @@ def report(project: Path, found: Update) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Start your own project: a copy of this one without its runs, data, history and dev/.",
+        description="Start your own project: a copy of the template without its runs, data, history and dev/.",
         epilog="example: python new_project.py ../my_project",
         allow_abbrev=False,
     )
@@ -327,12 +328,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minimal", action="store_true", help="without extras/: --check, --list, --compare, test reports, pictures"
     )
-    parser.add_argument("--update", action="store_true", help="merge what has changed here into the project NAME")
+    parser.add_argument(
+        "--update", action="store_true", help="merge later changes of the template into the project NAME"
+    )
     options = parser.parse_args(argv)
     target: Path = options.name
     try:
         if options.update and options.minimal:
-            raise ValueError("--update keeps a project minimal if it is; leave --minimal out")
+            raise ValueError("--update cannot be combined with --minimal; a minimal project stays minimal")
         if options.update:
             return report(target, update(target))
         create(target, minimal=options.minimal)
@@ -342,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"
     )
-    print("  make train\nREADME.md is yours to fill. To take over later changes of the template, from its folder:")
+    print("  make train\nREADME.md is yours to write. To merge later changes of the template, run in its folder:")
     print(f"  python new_project.py --update {target}")
     return 0
 

@@ -206,7 +206,7 @@ class BaseDataLoader(ABC):
             if self.validation_split or self.folds is not None:
                 what = "validation_split" if self.validation_split else "folds"
                 raise DataError(
-                    f"data_loader.args.{what}: {type(self).__name__} has validation data of its own; leave {what} out"
+                    f"data_loader.args.{what}: {type(self).__name__} has its own validation data; leave {what} out"
                 )
             return self._evaluation(self._as_source(data), None)
         if not self.validation_split and self.folds is None:
@@ -312,7 +312,7 @@ class BaseDataLoader(ABC):
         given = self.sample_weights()
         if given is not None and self.balanced:
             raise DataError(
-                f"data_loader.args.balanced: {type(self).__name__} has sample_weights() of its own; leave balanced out"
+                f"data_loader.args.balanced: {type(self).__name__} has its own sample_weights(); leave balanced out"
             )
         if given is not None:
             weights = check_weights(given, len(source))

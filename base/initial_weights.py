@@ -63,7 +63,7 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         if not any(matches(name, [pattern]) for name in names):
             problems.append(Problem((*AT, "skip", index), no_match(pattern, names, what="parameter or buffer")))
     if not taken:
-        problems.append(Problem((*AT, "skip"), f"nothing of {file} is left to take"))
+        problems.append(Problem((*AT, "skip"), f"no weights of {file} are left to load"))
     if misfits := dict(_misfits(own, taken, left)):
         lines = [f"  {name}: {how}" for name, how in misfits.items()]
         # not while prefixes are misspelt: it would leave out what was meant to be taken

@@ -109,8 +109,8 @@ def svg() -> str:
             'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#555" stroke="none"/></marker></defs>',
             f'<rect width="{width}" height="{height}" fill="white"/>',
             f'<text x="{LEFT}" y="24" font-size="15" font-weight="bold">Who imports whom</text>',
-            f'<text x="{LEFT}" y="43" fill="#555">An arrow leads from a folder to one that it imports. '
-            "Yellow: yours to fill; all three import utils/. Violet: each folder may be deleted.</text>",
+            f'<text x="{LEFT}" y="43" fill="#555">An arrow points from a folder to one that it imports. '
+            "Yellow: your code; all three import utils/, too. Violet: any folder can be deleted.</text>",
             '<g fill="none" stroke="#555">',
             *drawn,
             "</g>",

@@ -31,8 +31,8 @@ def pick_device(name: str) -> torch.device:
     if kind == "cpu" and not index:
         return torch.device("cpu")
     if accelerator is None or accelerator.type != kind:
-        there = f'"cpu", "{accelerator.type}"' if accelerator else '"cpu"'
-        raise ConfigError(f'runtime.device: "{name}" is not available on this machine; expected one of: {there}')
+        there = f'"cpu" or "{accelerator.type}"' if accelerator else '"cpu"'
+        raise ConfigError(f'runtime.device: "{name}" is not available on this machine; use {there}')
     if index and int(index) >= torch.accelerator.device_count():
         raise ConfigError(
             f'runtime.device: "{name}" is out of range; this machine has {torch.accelerator.device_count()}'

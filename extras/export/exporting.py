@@ -77,7 +77,7 @@ def _target(path: Path, kind: Format) -> Path:
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{kind.suffix}'}")
     if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}; create it first")
+        raise UserError(f"--out {path}: no such folder: {path.parent}; create it first")
     return path
 
 

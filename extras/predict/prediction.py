@@ -142,7 +142,7 @@ class Run:
                 self.done += len(batch)
                 advance(len(batch))
         if not self.done:
-            raise TrainingError(f"none of {count(self.problems, 'input')} could be read, as named above")
+            raise TrainingError(f"none of {count(self.problems, 'input')} could be read; see above")
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
@@ -216,7 +216,7 @@ class Run:
             return
         pictures = self.predictor.data.pictures(inputs[:left].cpu()) if isinstance(inputs, Tensor) else None
         if pictures is None:
-            raise DataError("--show draws pictures, and the inputs are none; leave it out")
+            raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
         self.shown += shown(pictures, names, fields)
 
@@ -282,7 +282,7 @@ def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
         raise UserError(f"--show {options.show}: the picture is a PNG; name it FILE.png")
     for option, path in (("--out", out), ("--show", options.show)):
         if path is not None and not path.parent.is_dir():
-            raise UserError(f"{option} {path}: there is no folder {path.parent}")
+            raise UserError(f"{option} {path}: no such folder: {path.parent}")
         if path is not None and path.is_dir():
             raise UserError(f"{option} {path}: it is a folder")
     return out, options.json or (out is not None and out.suffix.lower() in (".json", ".jsonl"))

@@ -241,7 +241,7 @@ def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
     values = field.values
     if isinstance(values, list):
         if not all(isinstance(value, str) or _is_texts(value) for value in values):
-            raise DataError(f"the output {field.name} has parts of its own, which do not fit a table; use --json")
+            raise DataError(f"the output {field.name} is nested, which does not fit a table; use --json")
         yield field.name, [csv_field(value if isinstance(value, str) else "; ".join(value)) for value in values]
         return
     if _is_wide(field):

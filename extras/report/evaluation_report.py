@@ -123,7 +123,7 @@ class EvaluationReport(EvaluationStats):
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
-            yield Paragraph("The task is neither a classification nor a regression: there are no figures of it.")
+            yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if self.predictions.begun:
             yield Paragraph("Every sample:", link="predictions.csv")

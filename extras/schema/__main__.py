@@ -20,10 +20,10 @@ merged, lists are replaced, null removes an inherited key, and a component of an
 
 **On resume** (`train.py -r RUN KEY=VALUE`, or a changed config.json of the run) each key has one rule. What takes
 effect does so from the next step on, and the console says so: `resumed with optimizer.args.lr 0.01 -> 0.5`. A changed
-schedule, or learning rate under a schedule, is laid out as if it had been so from the first step; another monitored
-value judges the finished epochs again. What takes effect between epochs is refused in the middle of one. What is
+schedule, or learning rate under a schedule, applies as if it had been set from the first step; a changed monitor
+compares the finished epochs again. What takes effect between epochs is refused in the middle of one. What is
 refused ends with status 2 and leaves the folder as it is; `--init-from` starts a new run from the weights. A data
-loader's arguments are refused but for `num_workers`, `eval_batch_size`, and those whose annotation says so, such as
+loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those whose annotation says so, such as
 `data_dir` (`Changeable[str]`); `batch_size` and `shuffle` take effect between epochs. An optimizer's argument is
 refused if it counts only when the state is made (`lr` of Rprop, `initial_accumulator_value` of Adagrad,
 `history_size` of LBFGS) or needs a state that the run does not have (`amsgrad`).

@@ -268,7 +268,7 @@ class SweepFolder:
         _write(path / "outcome.json", json.dumps(asdict(outcome), indent=2) + "\n")
 
 
-ADVICE = "start a sweep of its own, without -r"
+ADVICE = "start a new sweep, without -r"
 
 
 def is_running(run: RunFolder) -> bool:

@@ -178,7 +178,7 @@ class Delivery(Writer):
             except Exception as error:  # of any kind: training must not end because of its log
                 if not self._warned:
                     self._warned = True
-                    again = "training goes on, and what is missing is sent when it answers again"
+                    again = "training continues, and what is missing is sent when it responds again"
                     self.run.warn(f"{self.name}: {format_error(error)}; {again}")
                 if self._closing:
                     return

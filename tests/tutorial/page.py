@@ -93,12 +93,12 @@ class Walk:
             if words[1].startswith("by_hand/"):
                 runpy.run_path(words[1], run_name="__main__")
             else:
-                with interrupted() if said.startswith("^C") else contextlib.nullcontext():
+                with interrupted() if "^C\n" in said else contextlib.nullcontext():
                     self.call(words[1].removesuffix(".py"), words[2:])
         text = output.getvalue().replace(f"{self.folder}/", "").replace(f"{ROOT}/", "")
         lines = [line.rstrip() for line in text.splitlines() if not PROGRESS.fullmatch(line)]
-        mark = "^C\n" if said.startswith("^C") else ""
-        return mark + RUN.sub(lambda found: self.named(found[0]), "".join(f"{line}\n" for line in lines))
+        text = RUN.sub(lambda found: self.named(found[0]), "".join(f"{line}\n" for line in lines))
+        return text.replace("warning: stopped", "^C\nwarning: stopped")  # as a terminal shows the key
 
     def call(self, script: str, words: list[str]) -> None:
         """A script of the project, with what keeps it in the folder and on the CPU."""

@@ -88,7 +88,7 @@ def as_checkpoint_errors(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, and nothing of it was run; "
+            f"{path} holds more than tensors and plain values, and no code in it was run; "
             "it was not written by this project"
         ) from error
     except Exception as error:

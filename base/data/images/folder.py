@@ -62,7 +62,7 @@ def training_classes(data_dir: Path) -> tuple[str, ...]:
     """The classes of data_dir/train, sorted by name. Raises DataError if the folder has another layout."""
     layout = "train/CLASS/*.jpg and test/CLASS/*.jpg"
     if not data_dir.is_dir():
-        raise DataError(f"there is no folder {data_dir}; data_dir should hold {layout}")
+        raise DataError(f"no such folder: {data_dir}; data_dir should hold {layout}")
     if not (data_dir / "train").is_dir():
         folders = sorted(path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
         listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}" if folders else "no folders"

@@ -144,7 +144,7 @@ def _empty(folder: Path) -> None:
 
 
 MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
-    (shutil.rmtree, "there is no folder"),
+    (shutil.rmtree, "no such folder"),
     (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, but no train/"),
     (_empty, "no images of big dog"),
     (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "has no folders"),

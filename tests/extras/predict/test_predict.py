@@ -223,7 +223,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
     (tmp_path / "old.csv").write_text("older")
     status, _, errors = ask(tmp_path / "a.png", "--out", tmp_path / "old.csv")
     assert status == 1
-    assert errors.endswith("error: none of 1 input could be read, as named above\n")
+    assert errors.endswith("error: none of 1 input could be read; see above\n")
     assert (tmp_path / "old.csv").read_text() == "older"
 
 
@@ -236,7 +236,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["empty"], "empty: the folder holds no input (.jpg"),
         (["two", "--out", "x.txt"], "the ending says what is written: .csv, .json, .jsonl, .npz"),
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
-        (["two", "--out", "nowhere/x.csv"], "there is no folder nowhere"),
+        (["two", "--out", "nowhere/x.csv"], "no such folder: nowhere"),
         (["two", "--show", "x.jpg"], "the picture is a PNG"),
         (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs, and would be replaced"),
         (["two", "model.args.num_classes=4"], "do not fit this model"),

@@ -256,7 +256,7 @@ def test_metadata_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path:
     (data / ".metadata").write_bytes(pickle.dumps(metadata if how == "within" else Payload(trace)))
     if signed:
         sign(file)
-    refused(file, fit, "nothing of it was run" if signed else "is damaged")
+    refused(file, fit, "no code in it was run" if signed else "is damaged")
     assert not trace.exists()
     # the payload is live: torch's own reader runs it
     with contextlib.suppress(AttributeError):
@@ -281,7 +281,7 @@ def test_only_the_classes_of_tensors_are_known(fit: Fit, other: Any) -> None:
     metadata.state_dict_metadata["other"] = other
     (data_of(file) / ".metadata").write_bytes(pickle.dumps(metadata))
     sign(file)
-    with pytest.raises(CheckpointError, match="nothing of it was run"):
+    with pytest.raises(CheckpointError, match="no code in it was run"):
         checkpoint.read(file)
 
 
@@ -312,7 +312,7 @@ def test_a_shard_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_path: 
     if signed:
         change_metadata(file, lambda info: info.update(offset=0, length=path.stat().st_size))
         sign(file)
-    refused(file, fit, "nothing of it was run" if signed else "is damaged")
+    refused(file, fit, "no code in it was run" if signed else "is damaged")
     assert not trace.exists()
 
 

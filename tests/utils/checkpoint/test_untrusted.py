@@ -62,7 +62,7 @@ def test_a_checkpoint_with_code_is_refused_before_any_of_it_runs(fit: Fit, tmp_p
     trace = tmp_path / "it ran"
     run = fit().run_dir
     path = armed(run, how, trace)
-    says = "nothing of it was run" if how == "signed" else "not written by this project"
+    says = "no code in it was run" if how == "signed" else "not written by this project"
     commands: list[Callable[[], Any]] = [
         lambda: train.main(["-r", str(run)]),
         lambda: train.main(["-r", str(path)]),
