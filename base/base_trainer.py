@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches, BatchRange, StepBatches
+from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
 from base.training.averaging import AveragedWeights
@@ -199,31 +199,14 @@ class BaseTrainer(TrainerInterface):
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
-        runtime, optimizer, scheduled = self.runtime, self.training.optimizer, self.training.scheduled
-        if self.training.needs_closure:
-            loss = closure_step(self, step)
-        elif self.turns:
+        if self.turns:
             loss = self.turns.take(step)
+        elif self.training.needs_closure:
+            loss = closure_step(self, step)
         else:
-            total = self.begin_step(step)
-            runtime.zero_grad(optimizer)
-            for number, micro_batch in enumerate(step.micro_batches, start=1):
-                runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
-                size = micro_batch.size
-                try:
-                    result = completed(self.train_step(runtime.to_device(micro_batch.data)), self.criterion)
-                    self.finish_backward(total.add(result.loss, result.count, size))
-                    self.train_metrics.update(result, samples=size, share=size / step.samples)
-                except FORWARD_ERRORS as error:
-                    raise self.explain(error, micro_batch.data) from error
-                if not self.first_batch_passed:
-                    self.check_first_batch(result)
-                del result  # or its outputs would stay in memory during the next forward pass
-            runtime.average_gradients(self.training.beside_model)
-            runtime.unscale(optimizer)
-            loss = total.finish(scheduled.parameters, runtime.process_group)
-            self.gradient_norm = scheduled.clip_gradients()
-            scheduled.schedule.after_step(moved=runtime.step(optimizer))
+            loss = self.compute_gradients(step)
+            moved = self.runtime.step(self.training.optimizer)
+            self.training.scheduled.schedule.after_step(moved=moved)
 
         if self.averaged_weights:
             self.averaged_weights.update()
@@ -231,11 +214,43 @@ class BaseTrainer(TrainerInterface):
         self._unchecked.append(loss)
         return loss
 
+    def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
+        """The clipped gradients of a step. Returns this process's part of its loss.
+
+        measure: whether its batches count in the metrics.
+        """
+        runtime, scheduled = self.runtime, self.training.scheduled
+        total = self.begin_step(step)
+        runtime.zero_grad(scheduled.optimizer)
+        for number, micro_batch in enumerate(step.micro_batches, start=1):
+            runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
+            self.take_micro_batch(micro_batch, step, total, measure=measure)
+        runtime.average_gradients(self.training.beside_model)
+        runtime.unscale(scheduled.optimizer)
+        loss = total.finish(scheduled.parameters, runtime.process_group)
+        self.gradient_norm = scheduled.clip_gradients()
+        return loss
+
     def begin_step(self, step: StepBatches) -> StepLoss:
         """The loss of an optimizer step, before its first micro-batch."""
         alone = step.count == 1 and self.runtime.process_group.world_size == 1
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
+
+    def take_micro_batch(
+        self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
+    ) -> None:
+        """Forward and backward pass of a part of a step. Its outputs are let go before the next part."""
+        size = micro_batch.size
+        try:
+            result = completed(self.train_step(self.runtime.to_device(micro_batch.data)), self.criterion)
+            self.finish_backward(total.add(result.loss, result.count, size))
+            if measure:
+                self.train_metrics.update(result, samples=size, share=size / step.samples)
+        except FORWARD_ERRORS as error:
+            raise self.explain(error, micro_batch.data) from error
+        if not self.first_batch_passed:
+            self.check_first_batch(result)
 
     def log_interval(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
@@ -338,6 +353,8 @@ class BaseTrainer(TrainerInterface):
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
+        if self.turns:
+            self.turns.check_use()
         for warning in trainer_warnings(self, result):
             self.console.warn(warning)
 

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from base.data.batches import StepBatches
-from base.training.first_batch import FORWARD_ERRORS
-from base.training.loss import StepLoss, completed, last_count
+from base.training.loss import StepLoss, last_count
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
 
@@ -37,19 +36,9 @@ class Turns:
         self._losses, self._skipped = {}, set()
         try:
             for self._number, micro_batch in enumerate(step.micro_batches, start=1):
-                size = self._size = micro_batch.size
+                self._size = micro_batch.size
                 self._seen = set()
-                try:
-                    result = trainer.train_step(trainer.runtime.to_device(micro_batch.data))
-                    result = completed(result, trainer.criterion)
-                    total.add(result.loss, result.count, size)
-                    trainer.train_metrics.update(result, samples=size, share=size / step.samples)
-                except FORWARD_ERRORS as error:
-                    raise trainer.explain(error, micro_batch.data) from error
-                if not trainer.first_batch_passed:
-                    self._check_use()
-                    trainer.check_first_batch(result)
-                del result
+                trainer.take_micro_batch(micro_batch, step, total)
         finally:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
@@ -116,7 +105,8 @@ class Turns:
         found: ScheduledOptimizer = optimizers[name]
         return found
 
-    def _check_use(self) -> None:
+    def check_use(self) -> None:
+        """Raise ConfigError if the last ``train_step`` has stepped no optimizer."""
         if not self._seen:
             raise ConfigError(
                 f"the config has several optimizers, and {type(self.trainer).__name__}.train_step steps none of them: "
