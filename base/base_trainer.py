@@ -3,38 +3,31 @@
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
+from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
-from base.training.averaging import AveragedWeights
-from base.training.closure import closure_step
+from base.training.evaluation import EvaluationLoop
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_smallest_batch,
-    explained,
     non_finite_warning,
     raise_non_finite,
     trainer_warnings,
     watch_first_batch,
 )
 from base.training.loss import StepLoss, completed
-from base.training.metrics import Metrics
-from base.training.observer import Observer
-from base.training.optimizing import Turns
+from base.training.optimizing import Turns, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state, parts_that_differ, state_of
-from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
 from logger.writers import Writers
 from utils import checkpoint
@@ -44,16 +37,13 @@ from utils.random import isolated
 from utils.schema import TrainerConfig
 
 
-class BaseTrainer(TrainerInterface):
+class BaseTrainer(EvaluationLoop):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
-    training: Training
-    outputs: Outputs
     log: TrainingLog
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
-        self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.gradient_norm: Tensor | None = None
         """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
@@ -61,11 +51,8 @@ class BaseTrainer(TrainerInterface):
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
         self._told_of_non_finite = False
-        self.first_batch_passed = False
-        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.has_started = False
         """Whether this process has taken a step, or saved."""
-        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
 
     # ------------------------------------------------------------------ the loop
 
@@ -266,55 +253,6 @@ class BaseTrainer(TrainerInterface):
             self.model.train()
             self.training.frozen.apply(self.progress.epochs)
 
-    def validate(self) -> dict[str, float]:
-        """The loss and the metrics on the validation data; empty if there are none.
-
-        Of several data sets each value comes with the name of its set, as in day_loss, and without, over all of them.
-        The observer sees the first.
-        """
-        sets, observer = self.training.validation, self.outputs.observer
-        if "" in sets or not sets:
-            return self.evaluate(sets[""], observer) if sets else {}
-        values, over_all = dict[str, float](), self.experiment.make_metrics()
-        for name, batches in sets.items():
-            found = self.evaluate(batches, Observer() if values else observer, also=over_all)
-            values |= {f"{name}_{key}": value for key, value in found.items()}
-        return over_all.compute() | values
-
-    def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
-        """The loss and the metrics over all samples of some batches, each counted once.
-
-        also: takes the same values, as a part of all that is validated.
-        """
-        metrics = self.experiment.make_metrics()
-        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
-        observer.begin_evaluation(batches.num_samples)
-        with self.evaluating():
-            for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
-                self.experiment.signals.check()
-                batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
-                try:
-                    result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
-                    metrics.update(result, samples=size, share=size / batches.num_samples)
-                    if also:
-                        also.update(result, samples=size, share=size / self.training.validation_samples)
-                except FORWARD_ERRORS as error:
-                    raise self.explain(error, data) from error
-                self.first_batch_passed = True
-                observer.evaluated(batches.part(batch_range), data, result)
-        observer.end_evaluation()
-        return metrics.compute()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Inside, the model has the weights that are evaluated, in evaluation mode and without gradients."""
-        self.model.eval()
-        # whatever a model draws in evaluation leaves the generators as they were for training
-        key = self.runtime.process_group.key
-        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
-        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            yield
-
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, move the schedule, log and save."""
         progress, settings = self.progress, self.settings
@@ -345,10 +283,6 @@ class BaseTrainer(TrainerInterface):
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
-
-    def explain(self, error: Exception, batch: Any) -> Exception:
-        """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        return explained(error, batch, self.experiment.data.class_names, first=not self.first_batch_passed)
 
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""

@@ -1,23 +1,47 @@
-"""The step of a trainer with several optimizers: ``train_step`` says when each of them moves.
-
-Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of all
-micro-batches and processes.
-"""
+"""The steps that are not the plain one: of several optimizers, and of one that evaluates the loss itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.data.batches import StepBatches
 from base.training.loss import StepLoss, last_count
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
+from utils.random import generator_states, restore_generators
+
+
+def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
+    """One step of an optimizer whose ``step`` needs a closure, as that of LBFGS. trainer: a BaseTrainer.
+
+    The closure is one function: each evaluation draws the same random numbers, as of dropout. The loss, which is
+    returned, and the metrics are those of the first evaluation: of the weights before the step, as with any optimizer.
+    """
+    runtime, scheduled = trainer.runtime, trainer.training.scheduled
+    step.micro_batches = list(step.micro_batches)  # each evaluation goes through them
+    states = generator_states()
+    losses: list[Tensor | float] = []
+
+    def closure() -> Tensor:
+        restore_generators(states)
+        losses.append(trainer.compute_gradients(step, measure=not losses))
+        summed: Tensor = runtime.sum_over_processes(torch.as_tensor(losses[-1], device=runtime.device))
+        return summed
+
+    scheduled.optimizer.step(closure)
+    scheduled.schedule.after_step(moved=True)
+    return losses[0]
 
 
 class Turns:
-    """The optimizers of a BaseTrainer, whose module imports this one, over the micro-batches of a step."""
+    """The optimizers of a BaseTrainer over the micro-batches of a step. ``train_step`` says when each of them moves.
+
+    Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of
+    all micro-batches and processes.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
