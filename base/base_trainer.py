@@ -33,6 +33,7 @@ from logger.writers import Writers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
+from utils.optimizers import start_momentum
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
@@ -165,6 +166,8 @@ class BaseTrainer(EvaluationLoop):
         self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
+        for each in self.training.optimizers.values():
+            start_momentum(each.optimizer)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""

@@ -254,7 +254,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
     fused = experiment.runtime.supports_fused(component.type)
     if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):
-        fused = False  # see start_late_momentum
+        fused = False  # see start_momentum
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
