@@ -138,7 +138,6 @@ class Metrics:
         self.definitions = dict(definitions or {})
         self.phase_to_check = ""
         """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
-        self._interval: Sequence[float] | None = None
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
@@ -146,7 +145,6 @@ class Metrics:
         samples: those of this process; 0 for a batch that counts for nothing, since other processes have its samples.
         share: the part of the optimizer step's, or of the data set's, samples that are in this micro-batch.
         """
-        self._interval = None
         if not samples:
             return
         if self.sum_loss:
@@ -202,8 +200,8 @@ class Metrics:
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call. Metrics of torchmetrics are only known at the end."""
-        numbers = iter(self._summed_interval())
-        self._interval = None
+        own = [number for mean in self.means.values() for number in mean.interval()]
+        numbers = iter(self.process_group.all_reduce_sum(own))
         totals = {name: (next(numbers), next(numbers)) for name in self.means}
         means = {name: self.means[name].close_interval(*total) for name, total in totals.items()}
         return {name: value for name, value in means.items() if name not in self.logs or totals[name][1]}
@@ -217,20 +215,13 @@ class Metrics:
         return name in self.logs and not self.means[name].weight
 
     def reset(self) -> None:
-        self._interval = None
         for metric in self._all().values():
             metric.reset()
 
     def is_finite(self) -> bool:
         """Whether every loss of the open interval was finite, in all processes."""
-        return math.isfinite(self._summed_interval()[0])  # one that is not makes the sum so too
-
-    def _summed_interval(self) -> Sequence[float]:
-        """The sum and the weight of each mean's open interval over all processes, the loss first. Asked for once."""
-        if self._interval is None:
-            own = [number for mean in self.means.values() for number in mean.interval()]
-            self._interval = self.process_group.all_reduce_sum(own)
-        return self._interval
+        total, _ = self.means["loss"].interval()
+        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # one that is not makes the sum so too
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each process. All must call it; the main process gets the result."""
@@ -239,7 +230,6 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError where a metric of torchmetrics cannot be split among another number of processes."""
-        self._interval = None
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
         for name, metric in self._all().items():
