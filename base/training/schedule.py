@@ -94,7 +94,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. ``replay.lay_out`` must follow where ``changed`` says so."""
+        """Resume from a state, after the optimizer has. ``resume.lay_out`` must follow where ``changed`` says so."""
         self.last_used = state["used"]
         self.saved = state
         self.moves = state["moves"]
