@@ -17,6 +17,7 @@ from base.training.evaluation import EvaluationLoop
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_smallest_batch,
+    forward_error,
     non_finite_warning,
     raise_non_finite,
     trainer_warnings,
@@ -238,7 +239,7 @@ class BaseTrainer(EvaluationLoop):
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)
         except FORWARD_ERRORS as error:
-            raise self.explain(error, micro_batch.data) from error
+            raise forward_error(self, error, micro_batch.data) from error
         if not self.first_batch_passed:
             self.check_first_batch(result)
 

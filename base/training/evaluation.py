@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 
 from base.data.batches import Batches
 from base.experiment import Experiment, Outputs, Training
 from base.training.averaging import AveragedWeights
-from base.training.first_batch import FORWARD_ERRORS, explained, watch_first_batch
+from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
 from base.training.loss import completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
@@ -64,7 +63,7 @@ class EvaluationLoop(TrainerInterface):
                     if also:
                         also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
-                    raise self.explain(error, data) from error
+                    raise forward_error(self, error, data) from error
                 self.first_batch_passed = True
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()
@@ -79,7 +78,3 @@ class EvaluationLoop(TrainerInterface):
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
         with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
             yield
-
-    def explain(self, error: Exception, batch: Any) -> Exception:
-        """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        return explained(error, batch, self.experiment.data.class_names, first=not self.first_batch_passed)

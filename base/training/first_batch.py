@@ -40,15 +40,15 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, p
     check_next_step(trainer, step, phase)
 
 
-def explained(error: Exception, batch: Any, class_names: Sequence[str] | None, *, first: bool) -> Exception:
-    """The error to raise for one of a forward pass. first: of the first batch of a phase."""
+def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
+    """The error to raise for one in a BaseTrainer's step: in the first batch, most often two parts of the config do not
+    fit each other.
+    """
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
-    return first_batch_error(error, batch, class_names) if first else error
-
-
-def first_batch_error(error: Exception, batch: Any, class_names: Sequence[str] | None) -> Exception:
-    """The first batch fails most often because two parts of a config do not fit each other."""
+    if trainer.first_batch_passed:
+        return error
+    class_names = trainer.experiment.data.class_names
     classes = f" The data have {len(class_names)} classes." if class_names else ""
     line = user_line(error) or f"  {format_error(error)}"
     return current().peer_failure(error) or UserError(

@@ -73,7 +73,12 @@ class Turns:
     @contextmanager
     def optimizing(self, name: str) -> Iterator[None]:
         """Inside, ``backward`` adds gradients to the parameters of one optimizer; at the end, it takes its step."""
-        optimizer = self._named(name)
+        optimizers = self.trainer.training.optimizers
+        if name not in optimizers:
+            raise ConfigError(
+                f"the trainer steps the optimizer {name!r}; in the config, there is {', '.join(optimizers)}"
+            )
+        optimizer: ScheduledOptimizer = optimizers[name]
         if self.current is not None:
             raise ConfigError(f"self.optimizing({name!r}) inside of self.optimizing({self.current.name!r})")
         step = self.step
@@ -120,14 +125,6 @@ class Turns:
         optimizer.clip_gradients()
         if not runtime.step(optimizer.optimizer):
             self._skipped.add(optimizer.name)
-
-    def _named(self, name: str) -> ScheduledOptimizer:
-        optimizers = self.trainer.training.optimizers
-        if name not in optimizers:
-            there = ", ".join(optimizers) if self.trainer.training.several else "a single one"
-            raise ConfigError(f"the trainer steps the optimizer {name!r}; in the config, there is {there}")
-        found: ScheduledOptimizer = optimizers[name]
-        return found
 
     def check_use(self) -> None:
         """Raise ConfigError if the last ``train_step`` has stepped no optimizer."""
