@@ -47,16 +47,7 @@ class Mean:
 
     def add(self, value: Tensor | float, *, factor: Tensor | float = 1.0, weight: Tensor | float = 1.0) -> None:
         """Add factor * value with a weight. All are from ``to_scalar``."""
-        if isinstance(weight, Tensor):
-            self._pending_weights.append(weight)
-        else:
-            self.interval_weight += weight
-        if isinstance(factor, Tensor):
-            value, factor = factor * value, 1.0
-        if not isinstance(value, Tensor):
-            self.interval_sum += factor * value
-            return
-        self._pending.append((value, factor))
+        self._pending.append((value, factor, weight))
         if len(self._pending) == self.MAX_PENDING:
             self._add_pending()
 
@@ -73,8 +64,7 @@ class Mean:
         return total / weight if weight else math.nan
 
     def drop_interval(self) -> None:
-        self._pending: list[tuple[Tensor, float]] = []
-        self._pending_weights: list[Tensor] = []
+        self._pending: list[tuple[Tensor | float, Tensor | float, Tensor | float]] = []
         self.interval_sum = 0.0
         self.interval_weight = 0.0
 
@@ -96,14 +86,18 @@ class Mean:
         self.interval_weight += state["interval"][1]
 
     def _add_pending(self) -> None:
-        if not self._pending:
-            return
-        values = torch.stack([value for value, _ in self._pending]).tolist()
-        for value, (_, factor) in zip(values, self._pending, strict=True):
+        values, factors, weights = (_read([each[column] for each in self._pending]) for column in range(3))
+        for value, factor, weight in zip(values, factors, weights, strict=True):
             self.interval_sum += factor * value
-        if self._pending_weights:
-            self.interval_weight += sum(torch.stack(self._pending_weights).tolist())
-        self._pending, self._pending_weights = [], []
+            self.interval_weight += weight
+        self._pending = []
+
+
+def _read(scalars: Sequence[Tensor | float]) -> list[float]:
+    """Results of ``to_scalar`` as floats: one transfer for all tensors among them."""
+    on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
+    numbers = iter(torch.stack(on_device).tolist() if on_device else ())
+    return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 
 class Metrics:
