@@ -93,11 +93,14 @@ class Mean:
         self._pending = []
 
 
-def _read(scalars: Sequence[Tensor | float]) -> list[float]:
+def _read(scalars: list[Any]) -> list[float]:
     """Results of ``to_scalar`` as floats: one transfer for all tensors among them."""
-    on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
-    numbers = iter(torch.stack(on_device).tolist() if on_device else ())
-    return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
+    on_device = [index for index, scalar in enumerate(scalars) if isinstance(scalar, Tensor)]
+    if on_device:
+        numbers = torch.stack([scalars[index] for index in on_device]).tolist()
+        for index, number in zip(on_device, numbers, strict=True):
+            scalars[index] = number
+    return scalars
 
 
 class Metrics:
