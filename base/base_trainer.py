@@ -24,7 +24,7 @@ from base.training.first_batch import (
     watch_first_batch,
 )
 from base.training.loss import StepLoss, completed
-from base.training.optimizing import Turns, closure_step
+from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
@@ -52,7 +52,7 @@ class BaseTrainer(EvaluationLoop):
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._told_of_non_finite = False
+        self._warned_of_non_finite = False
         self.has_started = False
         """Whether this process has taken a step, or saved."""
 
@@ -62,7 +62,7 @@ class BaseTrainer(EvaluationLoop):
         """Take what training needs. Comes before ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
-        self.turns = Turns(self) if training.several else None
+        self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
         watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
@@ -76,7 +76,7 @@ class BaseTrainer(EvaluationLoop):
 
     def wrap_model(self) -> None:
         """The model as ``train_step`` calls it. With several optimizers the gradients are exchanged as each steps."""
-        self.model = self.experiment.model if self.turns else self.runtime.wrap_ddp(self.experiment.model)
+        self.model = self.experiment.model if self.several_optimizers else self.runtime.wrap_ddp(self.experiment.model)
 
     def train(self) -> None:
         """Train to the end, from wherever the run is.
@@ -190,8 +190,8 @@ class BaseTrainer(EvaluationLoop):
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
-        if self.turns:
-            loss = self.turns.take(step)
+        if self.several_optimizers:
+            loss = self.several_optimizers.take_step(step)
         elif self.training.needs_closure:
             loss = closure_step(self, step)
         else:
@@ -215,8 +215,8 @@ class BaseTrainer(EvaluationLoop):
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
-            self.take_micro_batch(micro_batch, step, total, measure=measure)
-        runtime.average_gradients(self.training.beside_model)
+            self.run_micro_batch(micro_batch, step, total, measure=measure)
+        runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = total.finish(scheduled.parameters, runtime.process_group)
         self.gradient_norm = scheduled.clip_gradients()
@@ -228,7 +228,7 @@ class BaseTrainer(EvaluationLoop):
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
-    def take_micro_batch(
+    def run_micro_batch(
         self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
     ) -> None:
         """Forward and backward pass of a part of a step. Its outputs are let go before the next part."""
@@ -281,8 +281,8 @@ class BaseTrainer(EvaluationLoop):
         name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
-        if not math.isfinite(values[name]) and not self._told_of_non_finite:
-            self._told_of_non_finite = True
+        if not math.isfinite(values[name]) and not self._warned_of_non_finite:
+            self._warned_of_non_finite = True
             self.console.warn(non_finite_warning(name, values[name], self.progress.epochs))
         return values[name]
 
@@ -291,8 +291,8 @@ class BaseTrainer(EvaluationLoop):
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
-        if self.turns:
-            self.turns.check_use()
+        if self.several_optimizers:
+            self.several_optimizers.check_use()
         for warning in trainer_warnings(self, result):
             self.console.warn(warning)
 

@@ -63,7 +63,7 @@ class Training:
         self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
         """Those that any optimizer trains."""
         of_model = set(map(id, self.frozen.model.parameters()))
-        self.beside_model = [parameter for parameter in self.parameters if id(parameter) not in of_model]
+        self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Those of the loss, whose gradients DDP and FSDP do not exchange."""
 
     def stateful(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     return losses[0]
 
 
-class Turns:
+class SeveralOptimizers:
     """The optimizers of a BaseTrainer over the micro-batches of a step. ``train_step`` says when each of them moves.
 
     Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of
@@ -53,7 +53,7 @@ class Turns:
         self._seen = set[str]()
         self._skipped = set[str]()
 
-    def take(self, step: StepBatches) -> Tensor | float:
+    def take_step(self, step: StepBatches) -> Tensor | float:
         """One step. Returns its loss, as the trainer's result gives it, from ``to_scalar``."""
         trainer, self.step = self.trainer, step
         total: StepLoss = trainer.begin_step(step)
@@ -62,7 +62,7 @@ class Turns:
             for self._number, micro_batch in enumerate(step.micro_batches, start=1):
                 self._size = micro_batch.size
                 self._seen = set()
-                trainer.take_micro_batch(micro_batch, step, total)
+                trainer.run_micro_batch(micro_batch, step, total)
         finally:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
