@@ -245,8 +245,9 @@ class _Check:
     def _smallest_batch(self) -> Iterator[CheckResult]:
         """A training step with as few samples as the last batch has."""
         batches = self.training.batches
-        size, stop = batches.smallest_batch(), batches.samples_per_pass
-        if size == self.first.size:
+        stop = batches.samples_per_pass
+        size = stop % batches.batch_size
+        if not size or size == self.first.size or batches.is_stream:
             return
         try:
             [micro_batch] = batches.load([BatchRange(0, stop - size, stop)])
