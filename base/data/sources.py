@@ -15,11 +15,6 @@ from utils.global_generators import global_generators
 from utils.random import mix, mix_each
 from utils.tree import map_tensors
 
-__all__ = [
-    "SampleRandom", "SampleSource", "Source", "TensorSource", "as_source", "as_tensor",
-]  # fmt: skip
-
-
 FAR = 2**61 - 1
 """Between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and so large that no rounding
 does: ``torch.initial_seed() / 2**63`` is the same float for two neighbouring seeds."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from base.data.batches import Batches
-from base.data.sources import as_tensor
+from base.data.sample_random import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
