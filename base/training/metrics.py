@@ -206,10 +206,10 @@ class Metrics:
     def compute(self) -> dict[str, float]:
         """Every value over all that was added since the reset."""
         self.close_interval()
-        return {name: metric.compute() for name, metric in self._all().items() if not self._is_empty_log(name)}
-
-    def _is_empty_log(self, name: str) -> bool:
-        return name in self.logs and not self.means[name].weight
+        measured = {
+            name: metric for name, metric in self._all().items() if name not in self.logs or self.means[name].weight
+        }
+        return {name: metric.compute() for name, metric in measured.items()}
 
     def reset(self) -> None:
         for metric in self._all().values():

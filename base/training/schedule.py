@@ -62,7 +62,10 @@ class Schedule:
         self.length = epochs * (steps_per_epoch if per_step else 1)
         self.settings = settings
         self.moves = 0
-        self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
+        self.initial = [  # learning rate, momentum and so on of each parameter group
+            {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
         self.scheduler = make(optimizer) if make else None
         self.last_used: list[float] | None = None
         self.saved: dict[str, Any] = {}
@@ -126,8 +129,3 @@ class Schedule:
             self.scheduler.step(monitored)
         else:
             self.scheduler.step()
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group without its parameters: learning rate, momentum and so on."""
-    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
