@@ -63,7 +63,8 @@ class TensorSource:
         self.augment = augment
         self.augment_pair = augment_pair
         self.transform = transform
-        self._views: _BatchViews | None = None
+        self._versions: tuple[int, int] | None = None
+        self._last_view: tuple[slice, tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -88,38 +89,27 @@ class TensorSource:
         return in_memory and not changed
 
     def _view(self, indices: slice) -> tuple[Tensor, Tensor]:
+        """Consecutive samples without a copy, which would take a tenth of a small net's step (64 samples of 1,000
+        floats). Raises DataError if the batch before was changed in place.
+
+        Nothing may write into such a batch. torch's count of in-place changes, the private ``Tensor._version``, shows
+        whether something did; it does not count in inference mode, where batches must be copied.
+        """
         inputs, targets = cast("tuple[Tensor, Tensor]", (self.inputs, self.targets))
-        if self._views is None or self._views.inputs is not inputs or self._views.targets is not targets:
-            self._views = _BatchViews(inputs, targets)
-        return self._views.batch(indices)
-
-
-class _BatchViews:
-    """Batches of consecutive samples in memory without a copy, which would take a tenth of a small net's step
-    (64 samples of 1,000 floats).
-
-    Nothing may write into such a batch. torch's count of in-place changes, the private ``Tensor._version``, shows
-    whether something did; it does not count in inference mode, where batches must be copied.
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        self.inputs = inputs
-        self.targets = targets
-        self._versions = (inputs._version, targets._version)
-        self._last: tuple[slice, tuple[Tensor, Tensor]] | None = None
-
-    def batch(self, indices: slice) -> tuple[Tensor, Tensor]:
-        """Raises DataError if a batch was changed in place."""
-        if (self.inputs._version, self.targets._version) != self._versions:
+        versions = (inputs._version, targets._version)
+        if self._versions is None:
+            self._versions = versions
+        if versions != self._versions:
             raise DataError(
                 "the batch before was changed in place, perhaps by the model's first layer or by the loss, and since "
                 "it was not a copy, the data themselves have changed. Begin the model with x = x.clone(), or do not "
                 "write into x"
             )
         # a data set of a single batch gives the same tensors every time, unless someone wants their gradient
-        if self._last is None or self._last[0] != indices or self._last[1][0].requires_grad:
-            self._last = indices, (self.inputs[indices], self.targets[indices])
-        return self._last[1]
+        last = self._last_view
+        if last is None or last[0] != indices or last[1][0].requires_grad:
+            self._last_view = last = indices, (inputs[indices], targets[indices])
+        return last[1]
 
 
 class SampleSource:
