@@ -15,6 +15,7 @@ from base.base_trainer import BaseTrainer
 from base.construct import arguments_of, moved
 from base.construct import call as _call
 from base.data.batches import Batches
+from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.training.metrics import Metrics
@@ -134,7 +135,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     with process_group.main_process_first():
         batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation = _validation(loaded, data)
-    if batches.is_stream and settings.steps_per_epoch is None:
+    if isinstance(batches, StreamBatches) and settings.steps_per_epoch is None:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)

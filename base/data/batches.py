@@ -80,9 +80,6 @@ class Batches:
         matter in each pass if it is shuffled.
     """
 
-    is_stream = False
-    """Whether samples can only be read on, each once, so that epochs are counted in steps."""
-
     def __init__(
         self,
         source: Source,
@@ -116,10 +113,6 @@ class Batches:
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a last step of fewer micro-batches counts."""
         return -(-len(self) // accumulate_steps)
-
-    def samples_to_reread(self, position: Position) -> int:
-        """Samples that must be read again to resume at a position."""
-        return 0
 
     def divide(self, rank: int, world_size: int) -> None:
         """From now on, load only this process's part of each batch."""
