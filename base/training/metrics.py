@@ -95,12 +95,11 @@ class Mean:
 
 def _read(scalars: list[Any]) -> list[float]:
     """Results of ``to_scalar`` as floats: one transfer for all tensors among them."""
-    on_device = [index for index, scalar in enumerate(scalars) if isinstance(scalar, Tensor)]
-    if on_device:
-        numbers = torch.stack([scalars[index] for index in on_device]).tolist()
-        for index, number in zip(on_device, numbers, strict=True):
-            scalars[index] = number
-    return scalars
+    on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
+    if not on_device:
+        return scalars
+    numbers = iter(torch.stack(on_device).tolist())
+    return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 
 class Metrics:
