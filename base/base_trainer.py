@@ -1,4 +1,7 @@
-"""The training loop: epochs, optimizer steps, validation, the best epoch, saving. The mathematics is in trainer/."""
+"""The training loop: epochs, optimizer steps, the best epoch, saving.
+
+The mathematics is in trainer/, validation in training/evaluation.py.
+"""
 
 import itertools
 import math
@@ -229,7 +232,7 @@ class BaseTrainer(EvaluationLoop):
     def run_micro_batch(
         self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
     ) -> None:
-        """Forward and backward pass of a part of a step. Its outputs are let go before the next part."""
+        """Forward and backward pass of one micro-batch, whose outputs are freed before the next one."""
         size = micro_batch.size
         try:
             result = completed(self.train_step(self.runtime.to_device(micro_batch.data)), self.criterion)

@@ -113,8 +113,8 @@ class TensorSource:
 
 
 class SampleSource:
-    """Any map-style data set. A batch is as if each sample found Python's, NumPy's and torch's generator seeded from
-    (seed, pass, index).
+    """Any map-style data set. Its samples are what they would be with Python's, NumPy's and torch's generators seeded
+    from (seed, pass, index) before each of them.
 
     To seed all three takes 15 us, five times what a small sample takes. So only those are seeded that the data set is
     seen to draw from: a batch in which another one moved is loaded again, with that one seeded from then on. What a
