@@ -1,71 +1,62 @@
-"""The training loop: epochs, optimizer steps, validation, the best epoch, saving. The mathematics is in trainer/."""
+"""The training loop: epochs, optimizer steps, the best epoch, saving.
+
+The mathematics is in trainer/, validation in training/evaluation.py.
+"""
 
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches, BatchRange, StepBatches
+from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
-from base.training.averaging import AveragedWeights
-from base.training.closure import closure_step
+from base.training.evaluation import EvaluationLoop
 from base.training.first_batch import (
     FORWARD_ERRORS,
-    check_smallest_batch,
-    explained,
+    forward_error,
     non_finite_warning,
     raise_non_finite,
     trainer_warnings,
     watch_first_batch,
 )
 from base.training.loss import StepLoss, completed
-from base.training.metrics import Metrics
-from base.training.observer import Observer
-from base.training.optimizing import Turns
+from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state, parts_that_differ, state_of
-from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
 from logger.writers import Writers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
+from utils.optimizers import start_momentum
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
 
-class BaseTrainer(TrainerInterface):
+class BaseTrainer(EvaluationLoop):
     """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
 
-    training: Training
-    outputs: Outputs
     log: TrainingLog
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
-        self.console = experiment.console
         self.train_metrics = experiment.make_metrics()
         self.gradient_norm: Tensor | None = None
         """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
         self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._told_of_non_finite = False
-        self.first_batch_passed = False
-        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
+        self._warned_of_non_finite = False
         self.has_started = False
         """Whether this process has taken a step, or saved."""
-        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
 
     # ------------------------------------------------------------------ the loop
 
@@ -73,7 +64,7 @@ class BaseTrainer(TrainerInterface):
         """Take what training needs. Comes before ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
-        self.turns = Turns(self) if training.several else None
+        self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
         watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
@@ -87,7 +78,7 @@ class BaseTrainer(TrainerInterface):
 
     def wrap_model(self) -> None:
         """The model as ``train_step`` calls it. With several optimizers the gradients are exchanged as each steps."""
-        self.model = self.experiment.model if self.turns else self.runtime.wrap_ddp(self.experiment.model)
+        self.model = self.experiment.model if self.several_optimizers else self.runtime.wrap_ddp(self.experiment.model)
 
     def train(self) -> None:
         """Train to the end, from wherever the run is.
@@ -97,8 +88,7 @@ class BaseTrainer(TrainerInterface):
         """
         checkpointer = self.outputs.checkpointer
         try:
-            self.prepare_epoch(self.progress.epochs)  # for what comes before the first step and tries one
-            check_smallest_batch(self)
+            self.prepare_epoch(self.progress.epochs)  # the observer may try a step before the first one
             checkpoint.check_parts(self.stateful())
             self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)
@@ -178,6 +168,8 @@ class BaseTrainer(TrainerInterface):
         self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
+        for each in self.training.optimizers.values():
+            start_momentum(each.optimizer)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -199,31 +191,14 @@ class BaseTrainer(TrainerInterface):
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
-        runtime, optimizer, scheduled = self.runtime, self.training.optimizer, self.training.scheduled
-        if self.training.needs_closure:
+        if self.several_optimizers:
+            loss = self.several_optimizers.take_step(step)
+        elif self.training.needs_closure:
             loss = closure_step(self, step)
-        elif self.turns:
-            loss = self.turns.take(step)
         else:
-            total = self.begin_step(step)
-            runtime.zero_grad(optimizer)
-            for number, micro_batch in enumerate(step.micro_batches, start=1):
-                runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
-                size = micro_batch.size
-                try:
-                    result = completed(self.train_step(runtime.to_device(micro_batch.data)), self.criterion)
-                    self.finish_backward(total.add(result.loss, result.count, size))
-                    self.train_metrics.update(result, samples=size, share=size / step.samples)
-                except FORWARD_ERRORS as error:
-                    raise self.explain(error, micro_batch.data) from error
-                if not self.first_batch_passed:
-                    self.check_first_batch(result)
-                del result  # or its outputs would stay in memory during the next forward pass
-            runtime.average_gradients(self.training.beside_model)
-            runtime.unscale(optimizer)
-            loss = total.finish(scheduled.parameters, runtime.process_group)
-            self.gradient_norm = scheduled.clip_gradients()
-            scheduled.schedule.after_step(moved=runtime.step(optimizer))
+            loss = self.compute_gradients(step)
+            moved = self.runtime.step(self.training.optimizer)
+            self.training.scheduled.schedule.after_step(moved=moved)
 
         if self.averaged_weights:
             self.averaged_weights.update()
@@ -231,11 +206,43 @@ class BaseTrainer(TrainerInterface):
         self._unchecked.append(loss)
         return loss
 
+    def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
+        """The clipped gradients of a step. Returns this process's part of its loss.
+
+        measure: whether its batches count in the metrics.
+        """
+        runtime, scheduled = self.runtime, self.training.scheduled
+        total = self.begin_step(step)
+        runtime.zero_grad(scheduled.optimizer)
+        for number, micro_batch in enumerate(step.micro_batches, start=1):
+            runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
+            self.run_micro_batch(micro_batch, step, total, measure=measure)
+        runtime.average_gradients(self.training.loss_parameters)
+        runtime.unscale(scheduled.optimizer)
+        loss = total.finish(scheduled.parameters, runtime.process_group)
+        self.gradient_norm = scheduled.clip_gradients()
+        return loss
+
     def begin_step(self, step: StepBatches) -> StepLoss:
         """The loss of an optimizer step, before its first micro-batch."""
         alone = step.count == 1 and self.runtime.process_group.world_size == 1
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
+
+    def run_micro_batch(
+        self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
+    ) -> None:
+        """Forward and backward pass of one micro-batch, whose outputs are freed before the next one."""
+        size = micro_batch.size
+        try:
+            result = completed(self.train_step(self.runtime.to_device(micro_batch.data)), self.criterion)
+            self.finish_backward(total.add(result.loss, result.count, size))
+            if measure:
+                self.train_metrics.update(result, samples=size, share=size / step.samples)
+        except FORWARD_ERRORS as error:
+            raise forward_error(self, error, micro_batch.data) from error
+        if not self.first_batch_passed:
+            self.check_first_batch(result)
 
     def log_interval(self, loss: Tensor | float) -> None:
         """A point of the curves within the epoch."""
@@ -250,55 +257,6 @@ class BaseTrainer(TrainerInterface):
             self.log.validation(self.progress, self.validate())
             self.model.train()
             self.training.frozen.apply(self.progress.epochs)
-
-    def validate(self) -> dict[str, float]:
-        """The loss and the metrics on the validation data; empty if there are none.
-
-        Of several data sets each value comes with the name of its set, as in day_loss, and without, over all of them.
-        The observer sees the first.
-        """
-        sets, observer = self.training.validation, self.outputs.observer
-        if "" in sets or not sets:
-            return self.evaluate(sets[""], observer) if sets else {}
-        values, over_all = dict[str, float](), self.experiment.make_metrics()
-        for name, batches in sets.items():
-            found = self.evaluate(batches, Observer() if values else observer, also=over_all)
-            values |= {f"{name}_{key}": value for key, value in found.items()}
-        return over_all.compute() | values
-
-    def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
-        """The loss and the metrics over all samples of some batches, each counted once.
-
-        also: takes the same values, as a part of all that is validated.
-        """
-        metrics = self.experiment.make_metrics()
-        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
-        observer.begin_evaluation(batches.num_samples)
-        with self.evaluating():
-            for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
-                self.experiment.signals.check()
-                batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
-                try:
-                    result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
-                    metrics.update(result, samples=size, share=size / batches.num_samples)
-                    if also:
-                        also.update(result, samples=size, share=size / self.training.validation_samples)
-                except FORWARD_ERRORS as error:
-                    raise self.explain(error, data) from error
-                self.first_batch_passed = True
-                observer.evaluated(batches.part(batch_range), data, result)
-        observer.end_evaluation()
-        return metrics.compute()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Inside, the model has the weights that are evaluated, in evaluation mode and without gradients."""
-        self.model.eval()
-        # whatever a model draws in evaluation leaves the generators as they were for training
-        key = self.runtime.process_group.key
-        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
-        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            yield
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, move the schedule, log and save."""
@@ -324,20 +282,18 @@ class BaseTrainer(TrainerInterface):
         name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
-        if not math.isfinite(values[name]) and not self._told_of_non_finite:
-            self._told_of_non_finite = True
+        if not math.isfinite(values[name]) and not self._warned_of_non_finite:
+            self._warned_of_non_finite = True
             self.console.warn(non_finite_warning(name, values[name], self.progress.epochs))
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
 
-    def explain(self, error: Exception, batch: Any) -> Exception:
-        """The error to raise for one of a forward pass: in the first batch, most often a mistake in the config."""
-        return explained(error, batch, self.experiment.data.class_names, first=not self.first_batch_passed)
-
     def check_first_batch(self, result: StepResult) -> None:
         """Warn of what is surely a mistake, though the first batch went through."""
         self.first_batch_passed = True
+        if self.several_optimizers:
+            self.several_optimizers.check_use()
         for warning in trainer_warnings(self, result):
             self.console.warn(warning)
 

@@ -14,6 +14,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.construct import arguments_of, call, construct, moved
 from base.data.batches import Batches
+from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.training.metrics import Metrics
@@ -131,7 +132,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     with process_group.main_process_first():
         batches = call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation = _validation(loaded, data)
-    if batches.is_stream and settings.steps_per_epoch is None:
+    if isinstance(batches, StreamBatches) and settings.steps_per_epoch is None:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
@@ -241,7 +242,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
     fused = experiment.runtime.supports_fused(component.type)
     if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):
-        fused = False  # see start_late_momentum
+        fused = False  # see start_momentum
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]

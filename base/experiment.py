@@ -64,7 +64,7 @@ class Training:
         self.needs_closure = any(needs_closure(each.optimizer) for each in self.optimizers.values())
         """Whether an optimizer evaluates the loss itself, as LBFGS does."""
         of_model = set(map(id, self.frozen.model.parameters()))
-        self.beside_model = [parameter for parameter in self.parameters if id(parameter) not in of_model]
+        self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Those of the loss, whose gradients DDP and FSDP do not exchange."""
 
     def stateful(self) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
-from base.training.loss import CountedLoss, Loss, count_targets, no_loss
-from base.training.loss_sum import LossSum
+from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss
+from base.training.parameters import stateful_loss
 from utils.config import LoadedConfig
 from utils.random import seed_generators
 from utils.registry import LOSSES
@@ -79,3 +80,47 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             total = functools.partial(loss, reduction="sum")
             return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
     return loss
+
+
+class LossSum(nn.Module):
+    """A weighted sum of losses by name.
+
+    Where the outputs are a dict, or the targets, a loss whose name is in it gets that part alone.
+    """
+
+    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.losses, self.weights = dict(losses), dict(weights)
+        # under their names, so that what they learn is trained and saved
+        modules = {name: stateful_loss(loss) for name, loss in losses.items()}
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.last_count: Tensor | float | None = None
+        self.counts_differ = False
+        """Whether the losses are means over different numbers, of which no single one is right for their sum."""
+        self._parts = dict[str, Tensor]()
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        values, counts = dict[str, Tensor](), list[Tensor | float | None]()
+        for name, loss in self.losses.items():
+            part = _part(targets, name)
+            values[name] = loss(_part(outputs, name), part)
+            count = last_count(loss)
+            if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
+                count = None  # every target counts, so that the mean is one over samples
+            counts.append(count)
+        on_host = {count for count in counts if not isinstance(count, Tensor)}
+        self.counts_differ |= len(on_host) > 1
+        self.last_count = counts[0] if len(on_host) <= 1 else None
+        self._parts = {name: value.detach() for name, value in values.items()}
+        total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
+        return total
+
+    def take_parts(self) -> dict[str, Tensor]:
+        """The values of the losses in the last call, given once."""
+        parts, self._parts = self._parts, {}
+        return parts
+
+
+def _part(nest: Any, name: str) -> Any:
+    return nest[name] if isinstance(nest, Mapping) and name in nest else nest

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from base.base_data_loader import BaseDataLoader
 from base.data.images.image_loader import random_crop, random_flip
-from base.data.sources import SampleRandom, Source, TensorSource
+from base.data.sample_random import SampleRandom
+from base.data.sources import Source, TensorSource
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:

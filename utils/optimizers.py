@@ -20,18 +20,17 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def start_late_momentum(optimizer: Optimizer) -> None:
-    """Give parameters that get a gradient later than others, such as thawed ones, the momentum that SGD starts with.
+def start_momentum(optimizer: Optimizer) -> None:
+    """Give the parameters that are trained the momentum that torch's fused SGD starts with.
 
-    torch's fused kernel takes a momentum of all parameters or of none. Zeros do the same as none without dampening.
+    Its kernel takes a momentum of all parameters or of none, and some get their first gradient later than others, as
+    thawed ones do. Zeros do the same as none without dampening.
     """
-    if type(optimizer) is not SGD or not optimizer.defaults["fused"] or not optimizer.state:
+    if type(optimizer) is not SGD or not optimizer.defaults["fused"]:
         return
-    if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
-        return  # all have one
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
-            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

@@ -11,7 +11,7 @@ from utils.checkpoint.file import TensorAllocator
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import UnmarkedStep, adapt_state, needs_closure, start_late_momentum
+from utils.optimizers import UnmarkedStep, adapt_state, needs_closure
 from utils.schema import RuntimeConfig
 from utils.tree import map_tensors
 
@@ -172,7 +172,6 @@ class Runtime:
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Update the parameters. False if fp16 overflowed and the step was skipped."""
-        start_late_momentum(optimizer)
         if not self.scaled:
             UnmarkedStep.step(optimizer)
             return True

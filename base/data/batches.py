@@ -80,9 +80,6 @@ class Batches:
         matter in each pass if it is shuffled.
     """
 
-    is_stream = False
-    """Whether samples can only be read on, each once, so that epochs are counted in steps."""
-
     def __init__(
         self,
         source: Source,
@@ -113,17 +110,9 @@ class Batches:
         """Batches in one pass; a short last one counts."""
         return -(-self.samples_per_pass // self.batch_size)
 
-    def smallest_batch(self) -> int:
-        """Samples of the last batch of a pass."""
-        return self.samples_per_pass % self.batch_size or self.batch_size
-
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a last step of fewer micro-batches counts."""
         return -(-len(self) // accumulate_steps)
-
-    def samples_to_reread(self, position: Position) -> int:
-        """Samples that must be read again to resume at a position."""
-        return 0
 
     def divide(self, rank: int, world_size: int) -> None:
         """From now on, load only this process's part of each batch."""

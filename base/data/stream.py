@@ -119,9 +119,10 @@ class StreamSource:
 
 
 class StreamBatches(Batches):
-    """Batches of a stream. Their position counts samples from the beginning of the run, and its passes stay 0."""
+    """Batches of a stream. Their position counts samples from the beginning of the run, its passes stay 0, and epochs
+    are counted in steps.
+    """
 
-    is_stream = True
     source: StreamSource
 
     def __init__(self, source: StreamSource, *, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
@@ -134,9 +135,6 @@ class StreamBatches(Batches):
         super().__init__(source, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._latest: Snapshot | None = None
         self._trained: Snapshot | None = None
-
-    def smallest_batch(self) -> int:
-        return self.batch_size if self.source.length is None else super().smallest_batch()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for micro_batch in super().load(ranges):
@@ -155,6 +153,7 @@ class StreamBatches(Batches):
             yield micro_batch
 
     def samples_to_reread(self, position: Position) -> int:
+        """Samples that must be read again to resume at a position."""
         return position.samples - (self._trained["position"] if self._trained else 0)
 
     def state_dict(self) -> Snapshot | None:

@@ -47,16 +47,7 @@ class Mean:
 
     def add(self, value: Tensor | float, *, factor: Tensor | float = 1.0, weight: Tensor | float = 1.0) -> None:
         """Add factor * value with a weight. All are from ``to_scalar``."""
-        if isinstance(weight, Tensor):
-            self._pending_weights.append(weight)
-        else:
-            self.interval_weight += weight
-        if isinstance(factor, Tensor):
-            value, factor = factor * value, 1.0
-        if not isinstance(value, Tensor):
-            self.interval_sum += factor * value
-            return
-        self._pending.append((value, factor))
+        self._pending.append((value, factor, weight))
         if len(self._pending) == self.MAX_PENDING:
             self._add_pending()
 
@@ -73,8 +64,7 @@ class Mean:
         return total / weight if weight else math.nan
 
     def drop_interval(self) -> None:
-        self._pending: list[tuple[Tensor, float]] = []
-        self._pending_weights: list[Tensor] = []
+        self._pending: list[tuple[Tensor | float, Tensor | float, Tensor | float]] = []
         self.interval_sum = 0.0
         self.interval_weight = 0.0
 
@@ -96,14 +86,20 @@ class Mean:
         self.interval_weight += state["interval"][1]
 
     def _add_pending(self) -> None:
-        if not self._pending:
-            return
-        values = torch.stack([value for value, _ in self._pending]).tolist()
-        for value, (_, factor) in zip(values, self._pending, strict=True):
+        values, factors, weights = (_read([each[column] for each in self._pending]) for column in range(3))
+        for value, factor, weight in zip(values, factors, weights, strict=True):
             self.interval_sum += factor * value
-        if self._pending_weights:
-            self.interval_weight += sum(torch.stack(self._pending_weights).tolist())
-        self._pending, self._pending_weights = [], []
+            self.interval_weight += weight
+        self._pending = []
+
+
+def _read(scalars: list[Any]) -> list[float]:
+    """Results of ``to_scalar`` as floats: one transfer for all tensors among them."""
+    on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
+    if not on_device:
+        return scalars
+    numbers = iter(torch.stack(on_device).tolist())
+    return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 
 class Metrics:
@@ -138,7 +134,6 @@ class Metrics:
         self.definitions = dict(definitions or {})
         self.phase_to_check = ""
         """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
-        self._interval: Sequence[float] | None = None
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
@@ -146,7 +141,6 @@ class Metrics:
         samples: those of this process; 0 for a batch that counts for nothing, since other processes have its samples.
         share: the part of the optimizer step's, or of the data set's, samples that are in this micro-batch.
         """
-        self._interval = None
         if not samples:
             return
         if self.sum_loss:
@@ -202,8 +196,8 @@ class Metrics:
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call. Metrics of torchmetrics are only known at the end."""
-        numbers = iter(self._summed_interval())
-        self._interval = None
+        own = [number for mean in self.means.values() for number in mean.interval()]
+        numbers = iter(self.process_group.all_reduce_sum(own))
         totals = {name: (next(numbers), next(numbers)) for name in self.means}
         means = {name: self.means[name].close_interval(*total) for name, total in totals.items()}
         return {name: value for name, value in means.items() if name not in self.logs or totals[name][1]}
@@ -211,26 +205,19 @@ class Metrics:
     def compute(self) -> dict[str, float]:
         """Every value over all that was added since the reset."""
         self.close_interval()
-        return {name: metric.compute() for name, metric in self._all().items() if not self._is_empty_log(name)}
-
-    def _is_empty_log(self, name: str) -> bool:
-        return name in self.logs and not self.means[name].weight
+        measured = {
+            name: metric for name, metric in self._all().items() if name not in self.logs or self.means[name].weight
+        }
+        return {name: metric.compute() for name, metric in measured.items()}
 
     def reset(self) -> None:
-        self._interval = None
         for metric in self._all().values():
             metric.reset()
 
     def is_finite(self) -> bool:
         """Whether every loss of the open interval was finite, in all processes."""
-        return math.isfinite(self._summed_interval()[0])  # one that is not makes the sum so too
-
-    def _summed_interval(self) -> Sequence[float]:
-        """The sum and the weight of each mean's open interval over all processes, the loss first. Asked for once."""
-        if self._interval is None:
-            own = [number for mean in self.means.values() for number in mean.interval()]
-            self._interval = self.process_group.all_reduce_sum(own)
-        return self._interval
+        total, _ = self.means["loss"].interval()
+        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # one that is not makes the sum so too
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each process. All must call it; the main process gets the result."""
@@ -239,7 +226,6 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError where a metric of torchmetrics cannot be split among another number of processes."""
-        self._interval = None
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
         for name, metric in self._all().items():

@@ -1,24 +1,47 @@
-"""The step of a trainer with several optimizers: ``train_step`` says when each of them moves.
-
-Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of all
-micro-batches and processes.
-"""
+"""The steps that are not the plain one: of several optimizers, and of one that evaluates the loss itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.data.batches import StepBatches
-from base.training.first_batch import FORWARD_ERRORS
-from base.training.loss import StepLoss, completed, last_count
+from base.training.loss import StepLoss, last_count
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
+from utils.random import generator_states, restore_generators
 
 
-class Turns:
-    """The optimizers of a BaseTrainer, whose module imports this one, over the micro-batches of a step."""
+def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
+    """One step of an optimizer whose ``step`` needs a closure, as that of LBFGS. trainer: a BaseTrainer.
+
+    The closure is one function: each evaluation draws the same random numbers, as of dropout. The loss, which is
+    returned, and the metrics are those of the first evaluation: of the weights before the step, as with any optimizer.
+    """
+    runtime, scheduled = trainer.runtime, trainer.training.scheduled
+    step.micro_batches = list(step.micro_batches)  # each evaluation goes through them
+    states = generator_states()
+    losses: list[Tensor | float] = []
+
+    def closure() -> Tensor:
+        restore_generators(states)
+        losses.append(trainer.compute_gradients(step, measure=not losses))
+        summed: Tensor = runtime.sum_over_processes(torch.as_tensor(losses[-1], device=runtime.device))
+        return summed
+
+    scheduled.optimizer.step(closure)
+    scheduled.schedule.after_step(moved=True)
+    return losses[0]
+
+
+class SeveralOptimizers:
+    """The optimizers of a BaseTrainer over the micro-batches of a step. ``train_step`` says when each of them moves.
+
+    Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of
+    all micro-batches and processes.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -30,26 +53,16 @@ class Turns:
         self._seen = set[str]()
         self._skipped = set[str]()
 
-    def take(self, step: StepBatches) -> Tensor | float:
+    def take_step(self, step: StepBatches) -> Tensor | float:
         """One step. Returns its loss, as the trainer's result gives it, from ``to_scalar``."""
         trainer, self.step = self.trainer, step
         total: StepLoss = trainer.begin_step(step)
         self._losses, self._skipped = {}, set()
         try:
             for self._number, micro_batch in enumerate(step.micro_batches, start=1):
-                size = self._size = micro_batch.size
+                self._size = micro_batch.size
                 self._seen = set()
-                try:
-                    result = trainer.train_step(trainer.runtime.to_device(micro_batch.data))
-                    result = completed(result, trainer.criterion)
-                    total.add(result.loss, result.count, size)
-                    trainer.train_metrics.update(result, samples=size, share=size / step.samples)
-                except FORWARD_ERRORS as error:
-                    raise trainer.explain(error, micro_batch.data) from error
-                if not trainer.first_batch_passed:
-                    self._check_use()
-                    trainer.check_first_batch(result)
-                del result
+                trainer.run_micro_batch(micro_batch, step, total)
         finally:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
@@ -60,7 +73,12 @@ class Turns:
     @contextmanager
     def optimizing(self, name: str) -> Iterator[None]:
         """Inside, ``backward`` adds gradients to the parameters of one optimizer; at the end, it takes its step."""
-        optimizer = self._named(name)
+        optimizers = self.trainer.training.optimizers
+        if name not in optimizers:
+            raise ConfigError(
+                f"the trainer steps the optimizer {name!r}; in the config, there is {', '.join(optimizers)}"
+            )
+        optimizer: ScheduledOptimizer = optimizers[name]
         if self.current is not None:
             raise ConfigError(f"self.optimizing({name!r}) inside of self.optimizing({self.current.name!r})")
         step = self.step
@@ -108,15 +126,8 @@ class Turns:
         if not runtime.step(optimizer.optimizer):
             self._skipped.add(optimizer.name)
 
-    def _named(self, name: str) -> ScheduledOptimizer:
-        optimizers = self.trainer.training.optimizers
-        if name not in optimizers:
-            there = ", ".join(optimizers) if self.trainer.training.several else "a single one"
-            raise ConfigError(f"the trainer steps the optimizer {name!r}; in the config, there is {there}")
-        found: ScheduledOptimizer = optimizers[name]
-        return found
-
-    def _check_use(self) -> None:
+    def check_use(self) -> None:
+        """Raise ConfigError if the last ``train_step`` has stepped no optimizer."""
         if not self._seen:
             raise ConfigError(
                 f"the config has several optimizers, and {type(self.trainer).__name__}.train_step steps none of them: "

@@ -70,13 +70,12 @@ class Progress:
         if state.keys() != asdict(self).keys():
             raise ValueError(f"its keys are {', '.join(map(str, state))}")
         for name, value in state.items():
-            optional = name in ("best", "best_step") and value is None
-            kinds = {"best": (int, float), "trained": (bool,)}.get(name, (int,))
-            if not optional and (type(value) not in kinds or (name != "best" and value < 0)):
+            if name == "trained":
+                fits = isinstance(value, bool)
+            elif name == "best":
+                fits = value is None or type(value) in (int, float)
+            else:
+                fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
+            if not fits:
                 raise ValueError(f"{name} cannot be {value!r}")
-        if max(state["epoch_steps"], state["best_step"] or 0) > state["steps"]:
-            raise ValueError(f"it counts more than {state['steps']} steps")
-        if max(state["best_epoch"], state["stale_epochs"]) > state["epochs"]:
-            raise ValueError(f"it counts more than {state['epochs']} epochs")
-        for name, value in state.items():
-            setattr(self, name, value)
+        vars(self).update(state)

@@ -53,15 +53,13 @@ class SavedData:
         """Raises DataError that says what has changed, CheckpointError for a stream's state that cannot be."""
         now = self._facts
         self._first_batch = state.get("first_batch", self._first_batch)
-        for key, what in (("training", "for training"), ("validation", "for validation")):
-            if key in state and state[key] != now[key]:
-                raise DataError(self._changed(f"{count(state[key], 'sample')} {what}", f"{now[key]:,}"))
-        for key, what in (("classes", "other classes"), ("targets", "other targets")):
-            before = state.get(key)
-            if None not in (before, now[key]) and before != now[key]:
-                raise DataError(
-                    self._changed(what, listed([repr(name) for name in now[key]]) if key == "classes" else "these")
-                )
+        for part in ("training", "validation"):
+            if part in state and state[part] != now[part]:
+                raise DataError(self._changed(f"{count(state[part], 'sample')} for {part}", f"{now[part]:,}"))
+        if None not in (state.get("classes"), now["classes"]) and state["classes"] != now["classes"]:
+            raise DataError(self._changed("other classes", listed([repr(name) for name in now["classes"]])))
+        if None not in (state.get("targets"), now["targets"]) and state["targets"] != now["targets"]:
+            raise DataError(self._changed("other targets", "these"))
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 

@@ -62,7 +62,10 @@ class Schedule:
         self.length = epochs * (steps_per_epoch if per_step else 1)
         self.settings = settings
         self.moves = 0
-        self.initial = [dict(_settings(group)) for group in optimizer.param_groups]
+        self.initial = [  # learning rate, momentum and so on of each parameter group
+            {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
         self.scheduler = make(optimizer) if make else None
         self.last_used: list[float] | None = None
         self.saved: dict[str, Any] = {}
@@ -94,7 +97,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. ``replay.lay_out`` must follow where ``changed`` says so."""
+        """Resume from a state, after the optimizer has. ``resume.lay_out`` must follow where ``changed`` says so."""
         self.last_used = state["used"]
         self.saved = state
         self.moves = state["moves"]
@@ -126,8 +129,3 @@ class Schedule:
             self.scheduler.step(monitored)
         else:
             self.scheduler.step()
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group without its parameters: learning rate, momentum and so on."""
-    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}

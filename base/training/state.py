@@ -1,24 +1,34 @@
-"""What a checkpoint has of a trainer, and how a trainer takes it back.
+"""What a checkpoint has of a trainer, how a trainer takes it back, and whether a saved state can be one of this run.
 
-The functions take a BaseTrainer, whose module imports this one.
+``trainer`` is a BaseTrainer, whose module imports this one.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from base.training.saved_state import check_state
 from utils import checkpoint
 from utils.errors import CheckpointError, UserError
 from utils.random import generator_states, restore_generators, seed_generators
-from utils.tree import map_tensors
+from utils.tree import Keys, map_tensors
 from utils.user_code import format_error_with_source
 
 OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
+# our own parts, in which a value keeps its type; that of a user's part may change it
+PARTS = ("schedule", "runtime", "metrics", "progress")
+# what torch's optimizers keep in the shape of the parameter
+LIKE_PARAMETER = {
+    "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
+    "sum",
+}  # fmt: skip
+# of torch's optimizers, which fill them in for a checkpoint from before
+LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
 
 
 def state_of(trainer: Any) -> dict[str, Any]:
@@ -86,3 +96,144 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
         except Exception as error:  # of any kind: torch's and the user's code got untrusted values
             what = format_error_with_source(error)
             raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
+
+
+# ------------------------------------------------------------------ whether a saved state fits
+
+
+def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequence[Any], source: Path) -> None:
+    """Raise CheckpointError that names the part of a saved state which cannot be one of these parts.
+
+    A checksum does not say so: anybody can compute it. Nothing has been loaded or changed on disk yet.
+
+    random: the states of the generators now, of one process or of several.
+    """
+    own = {name: part.state_dict() for name, part in parts.items() if kind(name) in PARTS}
+    progress = checkpoint.saved_progress(saved, source)
+    try:
+        for name in (*parts, "random", "writers"):
+            if name not in saved and name != "data":  # which earlier checkpoints did not have
+                raise _Misfit((name,), "it is missing")
+        for name in [name for name in own if kind(name) == "schedule"]:
+            _check_schedule(saved[name], name)
+            if saved[name]["made_from"] != own[name]["made_from"]:  # another schedule, laid out on resume
+                del own[name]
+        for name, state in own.items():
+            _check(saved[name], state, (name,))
+        _check(saved["random"], random, ("random",))
+        if not len(saved["random"]):
+            raise _Misfit(("random",), "it is empty")
+        for name, part in parts.items():
+            if isinstance(part, Optimizer):
+                _check_optimizer(saved[name], part, name)
+        if "data" in parts:
+            if "data" in saved:
+                _check(saved["data"], parts["data"].state_dict(), ("data",))
+                parts["data"].load_state_dict(saved["data"])
+            parts["data"].check_position(progress.get("samples", 0))
+    except _Misfit as error:
+        part, where = error.keys[0], ".".join(map(str, error.keys))
+        raise CheckpointError(
+            f"the {part} in {source} does not fit the config of this run: {where}: {error}"
+        ) from error
+
+
+def kind(part: str) -> str:
+    """That of a part of a checkpoint: "optimizer" of "optimizer.generator"."""
+    return part.partition(".")[0]
+
+
+class _Misfit(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
+    def __init__(self, keys: Keys, message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
+def _check(saved: Any, own: Any, keys: Keys) -> None:
+    """Raise _Misfit if a value is of another type than ours; of a number, also if it is too large for a tensor."""
+    if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
+        return
+    name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
+    if not fits(saved, own, keys):
+        raise _Misfit(keys, f"it is {_described(saved)}, and should be {name}")
+    if isinstance(own, Mapping):
+        for key, value in own.items():
+            if key in saved:
+                _check(saved[key], value, (*keys, key))
+    elif isinstance(own, (list, tuple)) and own:
+        for index, value in enumerate(saved):
+            like = own[min(index, len(own) - 1)]
+            _check(value, like, (*keys, index))
+            if kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
+                raise _Misfit((*keys, index), f"its keys should be {', '.join(map(str, like))}")
+
+
+def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
+    if isinstance(saved, Tensor):
+        return kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
+    if isinstance(saved, float):
+        return not math.isfinite(saved) or abs(saved) < 2**63
+    return isinstance(saved, int) and not isinstance(saved, bool) and abs(saved) < 2**63
+
+
+def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:
+    return (isinstance(saved, Tensor) and saved.shape == own.shape) or (own.dim() == 0 and _is_number(saved, own, keys))
+
+
+KINDS: list[tuple[Any, str, Callable[[Any, Any, Keys], bool]]] = [
+    (bool, "true or false", lambda saved, own, keys: isinstance(saved, bool)),
+    ((int, float), "a number", _is_number),
+    (str, "text", lambda saved, own, keys: isinstance(saved, str)),
+    (Tensor, "a tensor of the same shape", _is_tensor),
+    (Mapping, "a dict", lambda saved, own, keys: isinstance(saved, Mapping)),
+    ((list, tuple), "a list", lambda saved, own, keys: isinstance(saved, (list, tuple))),
+    (object, "something else", lambda saved, own, keys: True),
+]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _check_schedule(saved: Any, name: str) -> None:
+    _check(saved, {"moves": 0, "used": [0.0], "made_from": {}}, (name,))
+    if missing := {"moves", "used", "made_from"} - saved.keys():
+        raise _Misfit((name,), f"it lacks {', '.join(sorted(missing))}")
+    moves = saved["moves"]
+    if type(moves) is not int or not 0 <= moves < 2**63:
+        raise _Misfit((name, "moves"), f"{moves!r} is not a number of steps")
+
+
+def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
+    _check(saved, {"state": {}, "param_groups": []}, (name,))
+    own = optimizer.state_dict()["param_groups"]
+    required = optimizer.defaults.keys() - LATER_ARGUMENTS
+    for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
+        keys: Keys = (name, "param_groups", index)
+        _check(group, {}, keys)
+        if missing := required - group.keys():
+            raise _Misfit(keys, f"it lacks {', '.join(sorted(missing))}")
+        for key in values.keys() & group.keys():
+            if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, and may have before
+                _check(group[key], values[key], (*keys, key))
+            if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]) and key != "params":
+                raise _Misfit((*keys, key), f"it should have {len(values[key])} values")
+        if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
+            raise _Misfit((*keys, "params"), "these are not the parameters")
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved.get("state", {}).items():
+        keys = (name, "state", index)
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise _Misfit(keys, f"there are {len(parameters)} parameters")
+        if not isinstance(values, Mapping):
+            raise _Misfit(keys, f"it is {_described(values)}, and should be a dict")
+        if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
+            _check(values["step"], 0, (*keys, "step"))
+        for key in LIKE_PARAMETER & values.keys():
+            shape = getattr(values[key], "shape", None)
+            optional = key == "momentum_buffer" and values[key] is None
+            if not optional and shape != parameters[index].shape:
+                raise _Misfit((*keys, key), f"it should have the shape {tuple(parameters[index].shape)}")

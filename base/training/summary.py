@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
+from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.training.parameters import matches
 from logger.console import styled
@@ -30,7 +31,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     batches = training.batches
     left_out = batches.num_samples - batches.samples_per_pass
     dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""
-    training_samples = "a stream" if batches.is_stream else f"{batches.num_samples:,} samples"
+    training_samples = "a stream" if isinstance(batches, StreamBatches) else f"{batches.num_samples:,} samples"
     samples = f"{training_samples} for training{dropped}{validation}"
     yield _row("data", f"{config.data_loader.type}, {samples}")
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"
@@ -54,7 +55,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
-        again = batches.samples_to_reread(progress.position)
+        again = batches.samples_to_reread(progress.position) if isinstance(batches, StreamBatches) else 0
         if again > batches.batch_size:
             yield _row("reading", f"{again:,} samples of the stream again, since it does not save its state")
 

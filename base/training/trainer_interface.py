@@ -9,7 +9,7 @@ from torch import Tensor
 
 from base.experiment import Experiment
 from base.metric import StepResult
-from base.training.optimizing import Turns
+from base.training.optimizing import SeveralOptimizers
 from base.training.progress import Progress
 from logger.writers import Writer, Writers
 from utils.errors import ConfigError
@@ -38,7 +38,7 @@ class TrainerInterface(ABC):
         """Whether the first batch has called ``criterion``."""
         self.progress = Progress()
         self._shown: Writer = Writers({})  # where pictures and texts go: nowhere in a test or a check
-        self.turns: Turns | None = None
+        self.several_optimizers: SeveralOptimizers | None = None
         """Of several optimizers."""
         self.waits_for_count = False
         """Whether ``backward`` waits for ``train_step`` to return, whose result says how much its gradients weigh."""
@@ -99,8 +99,8 @@ class TrainerInterface(ABC):
         With accumulation or several processes they are there when ``train_step`` has returned, since the share depends
         on ``StepResult.count``.
         """
-        if self.turns is not None:
-            self.turns.backward(loss)
+        if self.several_optimizers is not None:
+            self.several_optimizers.backward(loss)
         elif self.waits_for_count:
             self._waiting.append(loss)
         else:
@@ -114,12 +114,12 @@ class TrainerInterface(ABC):
 
         The parameters of the others get no gradient there. With accumulation the step comes with the last micro-batch.
         """
-        if self.turns is None:
+        if self.several_optimizers is None:
             raise ConfigError(
                 f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name; give each "
                 f'by its name: "optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
             )
-        return self.turns.optimizing(name)
+        return self.several_optimizers.optimizing(name)
 
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""

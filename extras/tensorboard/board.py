@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
+from base.data.stream import StreamBatches
 from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
@@ -100,7 +101,7 @@ class Board(Observer):
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation:
             self._draw(trainer, pictures.evaluation(stats))
-        elif trainer.runtime.process_group.world_size == 1 and not trainer.training.batches.is_stream:
+        elif trainer.runtime.process_group.world_size == 1 and not isinstance(trainer.training.batches, StreamBatches):
             model_summary.evaluate_training_samples(trainer, stats)
             self._draw(trainer, pictures.evaluation(stats, "training"))
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from base.base_data_loader import BaseDataLoader
 from base.data.images.cache import Images
 from base.data.images.folder import read_image
-from base.data.sources import SampleRandom, TensorSource
+from base.data.sample_random import SampleRandom
+from base.data.sources import TensorSource
 from utils.errors import DataError
 from utils.schema import Changeable
 from utils.tree import describe_batch

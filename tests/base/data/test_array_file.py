@@ -14,7 +14,8 @@ from torch import Tensor
 from base import array_file
 from base.array_file import ArrayFile
 from base.data.batches import Batches, BatchRange
-from base.data.sources import SampleRandom, TensorSource
+from base.data.sample_random import SampleRandom
+from base.data.sources import TensorSource
 from utils.errors import DataError
 
 

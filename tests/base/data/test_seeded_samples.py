@@ -108,7 +108,7 @@ def test_samples_are_as_if_all_generators_were_seeded_for_each(kind: str) -> Non
     numbers = [float(number) for _, drawn in loaded for number in drawn]
     expected = [*all_seeded(kind, order[0], 0), *all_seeded(kind, order[1], 1)]
     assert numbers == pytest.approx(expected, abs=0)
-    assert set(source.seeded.drawn_from) == DRAWS[kind][1]
+    assert set(source.drawn_from) == DRAWS[kind][1]
     assert equal(loaded[7:], passes(made(SampleSource(Drawing(kind))), 5, Position(1, 4))), "from another position"
 
 
@@ -174,7 +174,7 @@ def test_a_generator_of_its_own_does_not_make_all_be_seeded() -> None:
 
     source = SampleSource(Own(""))
     passes(made(source), 6)
-    assert source.seeded.drawn_from == []
+    assert source.drawn_from == []
 
 
 def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
@@ -184,7 +184,7 @@ def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
 
     source = SampleSource(Local(""), collate=lambda samples: [sample["call"]() for sample in samples])
     assert len(passes(made(source), 1)[0]) == 4
-    assert set(source.seeded.drawn_from) == {"python", "numpy", "torch"}
+    assert set(source.drawn_from) == {"python", "numpy", "torch"}
 
 
 def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(monkeypatch: py
         written.append(dumps(value))
         return written[-1]
 
-    monkeypatch.setattr("base.data.seeded_samples.pickle.dumps", noted)
+    monkeypatch.setattr("base.data.sources.pickle.dumps", noted)
     passes(made(SampleSource(Views(""))), 1)
     assert len(written) == 2
     assert all(len(text) < 10_000 for text in written)
@@ -255,7 +255,7 @@ def test_the_samples_are_the_same_where_the_state_is_not_found_in_memory(
 def test_a_source_can_be_sent_to_another_process() -> None:
     source = SampleSource(Drawing("all"))
     passes(made(source), 1)
-    assert pickle.loads(pickle.dumps(source)).seeded.drawn_from == source.seeded.drawn_from
+    assert pickle.loads(pickle.dumps(source)).drawn_from == source.drawn_from
 
 
 def test_seeds_of_several_samples_are_those_of_each() -> None:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import train
 from base.base_data_loader import BaseDataLoader
-from base.training.replay import lay_out
+from base.training.resume import lay_out
 from base.training.schedule import Schedule
 from tests.helpers import lines, same, state
 from utils import arguments

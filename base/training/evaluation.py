@@ -1,0 +1,80 @@
+"""The loop of validation and test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from base.data.batches import Batches
+from base.experiment import Experiment, Outputs, Training
+from base.training.averaging import AveragedWeights
+from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
+from base.training.loss import completed
+from base.training.metrics import Metrics
+from base.training.observer import Observer
+from base.training.trainer_interface import TrainerInterface
+from utils.random import isolated
+from utils.schema import TrainerConfig
+
+
+class EvaluationLoop(TrainerInterface):
+    """The part of ``BaseTrainer`` that validates and tests."""
+
+    training: Training
+    outputs: Outputs
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.console = experiment.console
+        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
+        self.first_batch_passed = False
+        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
+
+    def validate(self) -> dict[str, float]:
+        """The loss and the metrics on the validation data; empty if there are none.
+
+        Of several data sets each value comes with the name of its set, as in day_loss, and without, over all of them.
+        The observer sees the first.
+        """
+        sets, observer = self.training.validation, self.outputs.observer
+        if "" in sets or not sets:
+            return self.evaluate(sets[""], observer) if sets else {}
+        values, over_all = dict[str, float](), self.experiment.make_metrics()
+        for name, batches in sets.items():
+            found = self.evaluate(batches, Observer() if values else observer, also=over_all)
+            values |= {f"{name}_{key}": value for key, value in found.items()}
+        return over_all.compute() | values
+
+    def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
+        """The loss and the metrics over all samples of some batches, each counted once.
+
+        also: takes the same values, as a part of all that is validated.
+        """
+        metrics = self.experiment.make_metrics()
+        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
+        observer.begin_evaluation(batches.num_samples)
+        with self.evaluating():
+            for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
+                self.experiment.signals.check()
+                batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
+                try:
+                    result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
+                    metrics.update(result, samples=size, share=size / batches.num_samples)
+                    if also:
+                        also.update(result, samples=size, share=size / self.training.validation_samples)
+                except FORWARD_ERRORS as error:
+                    raise forward_error(self, error, data) from error
+                self.first_batch_passed = True
+                observer.evaluated(batches.part(batch_range), data, result)
+        observer.end_evaluation()
+        return metrics.compute()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model has the weights that are evaluated, in evaluation mode and without gradients."""
+        self.model.eval()
+        # whatever a model draws in evaluation leaves the generators as they were for training
+        key = self.runtime.process_group.key
+        averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
+        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
+            yield
