@@ -30,13 +30,13 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl"), "log": ConsoleLog(folder.log)}
     if settings.writes_tensorboard:
         made["events"] = EventWriter(folder.path)
-    made |= _chosen_writers(loaded, folder, warn)
+    made |= chosen_writers(loaded, folder, warn)
     if curves := find_extra("curves"):  # after metrics.jsonl, which it reads
         made["curves"] = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=warn)
     return made
 
 
-def _chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
+def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
     """Those of trainer.writers beside TensorBoard, by name. None of them can end a run."""
     run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
     made = dict[str, Writer]()

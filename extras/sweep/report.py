@@ -54,6 +54,8 @@ def _blocks(
     how = f"chosen by {spec.sampler} (seed {spec.seed})" if spec.sampler else "a grid"
     pruned = f", pruned by {spec.pruner}" if spec.pruner else ""
     yield Paragraph(f"{len(trials)} trials ({counts}), {how}{pruned}, compared by {spec.monitor}.")
+    if spec.note:
+        yield Paragraph(f"Note: {spec.note}")
     yield Table(["key", "space"], [[space.key, space.text] for space in spec.spaces], texts=(0, 1))
     if best is not None:
         yield Heading("Best")

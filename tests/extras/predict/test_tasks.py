@@ -283,6 +283,36 @@ def test_own_trainers_say_what_is_predicted(fit: Fit, ask: Ask) -> None:
     assert float(own["doubled"]) == pytest.approx(2 * float(plain["size"]), rel=1e-5)
 
 
+class Parts(BaseModel):
+    """Has no ``forward``, as a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(3, 1)
+
+
+class PartsTrainer(HeadsTrainer):
+    def eval_step(self, batch: Any) -> Any:
+        outputs = self.model.score(batch[0])
+        return self.result(outputs.square().mean(), outputs, batch[0])
+
+
+class PartsPredictor(PartsTrainer):
+    def predict_step(self, inputs: Any) -> Any:
+        return self.model.score(inputs)
+
+
+def test_a_model_of_parts_needs_a_predict_step(fit: Fit, ask: Ask) -> None:
+    np.save("x.npy", np.ones((2, 3)))
+    with temporarily(MODELS, Parts), temporarily(TRAINERS, PartsTrainer, PartsPredictor):
+        keys = {"data_loader": loader(num_classes=3), "model": "Parts", "loss": None, "metrics": []}
+        status, output, errors = ask(fit("trainer.type=PartsTrainer", **keys).run_dir, "x.npy")
+        assert (status, output) == (2, "")
+        assert "Parts has no forward, only parts that PartsTrainer calls; define in it what is predicted" in errors
+        status, output, _ = ask(fit("trainer.type=PartsPredictor", **keys).run_dir, "x.npy")
+        assert (status, len(values(output))) == (0, 2)
+
+
 class Painter(BaseModel):
     """Scores of two classes for each pixel: whether it is above a learnt level."""
 
