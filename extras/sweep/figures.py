@@ -127,7 +127,8 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     for place, space in enumerate(spec.spaces):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for at, text in _ticks(space):
-            axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center")
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}  # of it are lines
+            axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center", bbox=behind, zorder=4)
     names = [*(short_key(space.key, spec) for space in spec.spaces), f"best {spec.value_name}"]
     axes.axvline(len(names) - 1, color=GREY, linewidth=0.8)
     axes.set(xticks=range(len(names)), xticklabels=labels(names, longest=22), yticks=[], ylim=(-0.05, 1.05))

@@ -96,7 +96,8 @@ def _pictures(
     yield from _picture(
         pictures, "history.png", "The best value of each trial, and the best so far.", figures.history(spec, trials)
     )
-    yield from _picture(pictures, "epochs.png", "The monitored value by epoch.", figures.epochs(spec, shown))
+    if any(trial.outcome and trial.outcome.epochs > 1 for trial in shown):
+        yield from _picture(pictures, "epochs.png", "The monitored value by epoch.", figures.epochs(spec, shown))
     complete = [trial for trial in shown if trial.outcome and trial.outcome.state == "complete"]
     if len(spec.spaces) > 1:
         yield Heading("Importances")

@@ -151,7 +151,7 @@ def test_a_picture_for_a_model_of_numbers_is_told(regression: Path, ask: Ask) ->
     assert "error: x.jpg: RandomTensorLoader does not say how a file becomes an input of the model" in errors
     np.save("x.npy", np.zeros((2, 3)))
     assert ask(regression, "x.npy", "--show", "x.png")[0] == 2
-    assert ask(regression, "x.npy", "--columns", "d")[0] == 0  # of tables alone
+    assert ask(regression, "x.npy", "--columns", "d")[0] == 2  # of tables alone
     Path("t.csv").write_text("a,b,c\n1,2,3\n")
     assert "t.csv has no column 'd'; it has a, b, c" in ask(regression, "t.csv", "--columns", "a,b,d")[2]
 
@@ -292,6 +292,8 @@ class Parts(BaseModel):
 
 
 class PartsTrainer(HeadsTrainer):
+    model: Any
+
     def eval_step(self, batch: Any) -> Any:
         outputs = self.model.score(batch[0])
         return self.result(outputs.square().mean(), outputs, batch[0])
@@ -305,7 +307,7 @@ class PartsPredictor(PartsTrainer):
 def test_a_model_of_parts_needs_a_predict_step(fit: Fit, ask: Ask) -> None:
     np.save("x.npy", np.ones((2, 3)))
     with temporarily(MODELS, Parts), temporarily(TRAINERS, PartsTrainer, PartsPredictor):
-        keys = {"data_loader": loader(num_classes=3), "model": "Parts", "loss": None, "metrics": []}
+        keys: dict[str, Any] = {"data_loader": loader(num_classes=3), "model": "Parts", "loss": None, "metrics": []}
         status, output, errors = ask(fit("trainer.type=PartsTrainer", **keys).run_dir, "x.npy")
         assert (status, output) == (2, "")
         assert "Parts has no forward, only parts that PartsTrainer calls; define in it what is predicted" in errors
