@@ -60,7 +60,7 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
         if trial.outcome and trial.outcome.state == "failed":
             axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
     axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes, [_value(trial) for trial in trials])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
@@ -84,7 +84,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
             label=trial.name if best else None, color=colour, zorder=3 if best else 1,
         )  # fmt: skip
     axes.set(xlabel="epoch", ylabel=spec.value_name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes, everything)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
