@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
-from utils.distributed import get_process_group
-from utils.errors import UserError
 from utils.extras import load_extra
-from utils.registry import import_components
 
 SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 
@@ -35,10 +32,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
     options = cli.parse(made, argv)
-    if get_process_group().launched:
-        raise UserError("export.py runs in a single process; do not use torchrun")
+    cli.refuse_torchrun("export.py")
     extra = load_extra("export", "export.py")
-    import_components()
     name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
     written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)
     return written

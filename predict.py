@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
-from utils.distributed import get_process_group
 from utils.errors import UserError
 from utils.extras import load_extra
 
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--columns", metavar="A,B,...", help="the columns of a table that the model takes, in its order")
     add("--show", type=Path, metavar="FILE.png", help="draw the first inputs with what is predicted of them")
     options = cli.parse(made, argv, inputs=True)
-    if get_process_group().launched:
-        raise UserError("predict.py runs in a single process; do not use torchrun")
+    cli.refuse_torchrun("predict.py")
     if not options.inputs:
         raise UserError("which inputs? Name pictures, folders, arrays or tables after the options, or - to read names")
     load_extra("predict", "predict.py").predict(options)

@@ -21,21 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from base.base_model import count_parameters
-from base.build import build_experiment, build_trainer, with_facts
-from base.initial_weights import load_weights
+from base.load_run import load_trainer
 from base.training.observer import Observer
-from base.training.state import load_for_evaluation
-from logger.writers import EventWriter, remove_event_files
-from utils import checkpoint, cli
-from utils.config import load_config
+from logger.writers import EventWriter
+from utils import cli
 from utils.distributed import ProcessGroup, get_process_group
-from utils.errors import CheckpointError, TrainingError, UserError
+from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
-from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
 from utils.streams import say
 from utils.text import OVERRIDE, number, table
@@ -45,7 +39,7 @@ Values = Mapping[str, float]
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
-    process_group = get_process_group()
+    get_process_group()  # of several processes, the first to fail reports its mistake
     made = cli.parser(__doc__ or "")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
@@ -57,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         help="for the report (default: RUN/test) or the comparison (the runs' own)",
     )
     options = cli.parse(made, argv)
-    if process_group.launched and options.compare is not None:
-        raise UserError("--compare runs in a single process; do not use torchrun")
     if options.compare is not None:
+        cli.refuse_torchrun("--compare")
         return _compare(options)
     words = sys.argv[1:] if argv is None else argv
     return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
@@ -75,42 +68,28 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     """command: as it could be typed again, for the report."""
-    process_group = get_process_group()
-    import_components()
-    folder, _ = RunFolder.of(Path(options.resume))
-    source = RunFolder.checkpoint_of(Path(options.resume))
-    # there is no optimizer here, and the weights are not sharded
-    loaded = load_config(folder.config, [*options.overrides, "runtime.strategy=ddp"], dry_run=False)
-    loaded, data = with_facts(loaded)
-    experiment = build_experiment(loaded, data)
-    state = _load(source, folder, experiment.model, process_group)
-    progress = checkpoint.saved_progress(state, source)
-    trainer = build_trainer(loaded, experiment)
-    load_for_evaluation(trainer, state, source)
+    run = load_trainer(Path(options.resume), options.overrides)
+    experiment, process_group = run.experiment, run.experiment.runtime.process_group
     with process_group.main_process_first():
         test = experiment.data.test()
     test.divide(process_group.rank, process_group.world_size)
-    about = {
-        "checkpoint": source.name,
-        "epoch": progress["epochs"],
-        "step": progress["steps"],
-        "samples": test.num_samples,
-    }
-    out = process_group.broadcast_object(lambda: _free(options.out) if options.out else folder.path / "test")
+    about = {**run.about, "samples": test.num_samples}
+    out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None
-    with _owned(out, process_group), report or contextlib.nullcontext():
-        values = trainer.evaluate(test, report or Observer())
+    with _results_folder(out, process_group, chosen=options.out is not None), report or contextlib.nullcontext():
+        values = run.trainer.evaluate(test, report or Observer())
         if process_group.is_main_process:
-            say(f"{display_path(source)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
+            say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
             say(*table([("", name, f"{number(value):>12}") for name, value in values.items()]), sep="\n")
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
                 size = count_parameters(experiment.model)
-                report.write(extra.Tested(folder, loaded.config, command, about, size), found)
-            board = folder.path if options.out is None else out
-            _write_metrics(out, about, found, board if loaded.config.trainer.writes_tensorboard else None)
+                report.write(extra.Tested(run.folder, run.loaded.config, command, about, size), found)
+            # the run's own points in TensorBoard, and not those of another run
+            board = run.folder.path if options.out is None else out
+            _write_metrics(out, about, found, board if run.loaded.config.trainer.writes_tensorboard else None)
     if process_group.is_main_process and report:
         say(f"report: {display_path(out / 'report.md')}, report.html")
     elif process_group.is_main_process:
@@ -118,20 +97,18 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     return values
 
 
-def _free(folder: Path) -> Path:
-    """A folder for the results alone: an earlier test's are replaced, other files must not be. Raises UserError."""
-    earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
-    if folder.is_dir() and any(folder.iterdir()) and not earlier:
-        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
-    return folder
-
-
 @contextlib.contextmanager
-def _owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
-    """Create the folder and lock it, in the main process. Raises UserError if that fails."""
+def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) -> Iterator[None]:
+    """Create the folder and lock it, in the main process. The results of an earlier test are replaced.
+
+    chosen: by --out; then it must not hold other files. Raises UserError if it does, or cannot be created.
+    """
     if not process_group.is_main_process:
         yield
         return
+    earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
+    if chosen and folder.is_dir() and any(folder.iterdir()) and not earlier:
+        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -141,10 +118,9 @@ def _owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
 
 
 def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:
-    """metrics.json and, for TensorBoard, one point per value, in place of an earlier test's.
+    """metrics.json and, for TensorBoard, one point per value in the folder board, in place of an earlier test's.
 
-    board: where the points go: the run's folder, so that TensorBoard shows them as the run's own and not as those of
-    another run; None: nowhere. Raises TrainingError if a file cannot be written.
+    Raises TrainingError if a file cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     replace_text(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
@@ -152,26 +128,8 @@ def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board
         return
     try:
         EventWriter(board).replace_test(about["step"], values)
-        if board != folder:
-            remove_event_files(folder)  # where an earlier version wrote them
     except OSError as error:
         raise TrainingError(f"{board} cannot be written: {error.strerror}") from error
-
-
-def _load(source: Path, folder: RunFolder, model: nn.Module, process_group: ProcessGroup) -> dict[str, Any]:
-    """The same state in all processes, although a run that still trains may replace the file at any moment."""
-    try:
-        state = checkpoint.read_together(source, process_group)
-        while len(set(process_group.all_gather(checkpoint.saved_progress(state, source)["steps"]))) > 1:
-            state = checkpoint.read_together(source, process_group)
-    except CheckpointError as error:
-        others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(source)]
-        advice = (
-            f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
-        )
-        raise CheckpointError(f"{error}\n{advice}") from error
-    load_weights(model, state["model"], source)
-    return state
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python train.py --check -c configs/cifar10_lenet.json    # inspects everything, 
 python train.py -r                                       # resumes the run that was started last
 """
 
+import argparse
 import gc
 import sys
 
@@ -29,13 +30,12 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.initial_weights import load_initial_weights
 from base.outputs import build_outputs
-from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_launch
+from base.training.resume import check_folder, first_step_checks_state, load_state, newest_run, run_of_job
 from base.training.run import logged, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.distributed import get_process_group
-from utils.errors import UserError
+from utils.distributed import ProcessGroup, get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -47,7 +47,7 @@ WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """The outcome of a run."""
 
     run_dir: Path
     epochs: int
@@ -76,26 +76,29 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
     import_components()
     if options.list is not None or options.check:
         return cli.inspect(options)
-    if options.resume is not None and options.init_from:
-        raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
     if options.resume:
-        if options.config is not None:
-            raise UserError(
-                "-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN"
-            )
         folder, file = RunFolder.of(Path(options.resume))
         return resume(folder, options.overrides, file=file, note=options.note)
-    newest = options.resume is not None
+    if options.resume is not None:  # -r alone
+        return resume(_started_last(options, process_group), options.overrides, note=options.note)
+
+    loaded = load_config(options.config or PROJECT / "config.json", options.overrides)
+    process_group.connect(loaded.config.runtime.timeout)
+    loaded, data = with_facts(loaded)
+    restarted = process_group.broadcast_object(lambda: run_of_job(loaded))
+    if restarted is not None:
+        return resume(restarted, options.overrides, note=options.note)
+    return train(loaded, data, note=options.note)
+
+
+def _started_last(options: argparse.Namespace, process_group: ProcessGroup) -> RunFolder:
+    """The run that was started last, of all or of the config's name."""
     # the other overrides are for the config of the run that is resumed
-    overrides = [item for item in options.overrides if not newest or item.startswith(WHICH_RUN)]
-    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=not newest, partial=newest)
+    overrides = [item for item in options.overrides if item.startswith(WHICH_RUN)]
+    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=False, partial=True)
     process_group.connect(loaded.config.runtime.timeout)
     any_name = options.config is None and not any(item.startswith("name=") for item in overrides)
-    loaded, data = (loaded, None) if newest else with_facts(loaded)
-    folder_to_resume = process_group.broadcast_object(lambda: run_of_launch(loaded, newest=newest, any_name=any_name))
-    if folder_to_resume is not None:
-        return resume(folder_to_resume, options.overrides, note=options.note)
-    return train(loaded, data, note=options.note)
+    return process_group.broadcast_object(lambda: newest_run(loaded, any_name=any_name))
 
 
 def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:

@@ -1,9 +1,10 @@
 """An array on disk of which only the requested rows are read, for data that are larger than memory."""
 
+import functools
 import hashlib
 import os
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ class ArrayFile:
     row_bytes: int
     file_signature: FileSignature
     """Size and times of the file when it was first opened; a file that replaced it is refused."""
-    _handle: list[int] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: Path, *, row_shape: tuple[int, ...] | None = None) -> "ArrayFile":
@@ -61,14 +61,14 @@ class ArrayFile:
         if signature[0] < file_bytes:
             raise DataError(f"{path} is cut short: {signature[0]:,} bytes of {file_bytes:,}")
         array = cls(path, shape, torch_dtype, offset, row_bytes, signature)
-        array._open()  # at once, before another file can replace it
+        array._handle  # noqa: B018  (opened at once, before another file can replace it)
         return array
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_handle": []}  # a worker process opens the file itself
+        return {name: value for name, value in vars(self).items() if name != "_handle"}  # a worker opens it itself
 
     def rows(self, indices: Tensor | slice) -> Tensor:
         """Read some rows, (B, ...). indices: int64 of shape (B,), or a slice. Raises IndexError, DataError."""
@@ -81,10 +81,9 @@ class ArrayFile:
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {min(numbers)} to {max(numbers)}")
         starts = [self.offset + number * self.row_bytes for number in numbers]
-        handle = self._open()
         if hasattr(os, "posix_fadvise"):
             for start in starts:
-                os.posix_fadvise(handle, start, self.row_bytes, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._handle, start, self.row_bytes, os.POSIX_FADV_WILLNEED)
         data, content = self._empty(len(numbers))
         for row, start in zip(content, starts, strict=True):
             self._fill(row, start)
@@ -108,27 +107,26 @@ class ArrayFile:
 
     def _fill(self, data: npt.NDArray[np.uint8], position: int) -> None:
         """Fill (n,) bytes from a position in the file. Raises DataError if the file ends before."""
-        handle = self._open()
-        done = 0
-        while done < len(data):
-            if not (count := _read_at(handle, data[done:] if done else data, position + done)):
+        while len(data):
+            count = _read_at(self._handle, data, position)
+            if not count:
                 raise DataError(f"{self.path} was cut short while it was read")
-            done += count
+            data = data[count:]
+            position += count
 
-    def _open(self) -> int:
+    @functools.cached_property
+    def _handle(self) -> int:
         """The file's handle in this process."""
-        if not self._handle:
-            try:
-                handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            except OSError as error:
-                raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-            self._handle.append(handle)
-            weakref.finalize(self, os.close, handle)
-            if file_signature(os.fstat(handle)) != self.file_signature:
-                raise DataError(f"{self.path} was replaced while it was in use; start the run again")
-            if hasattr(os, "posix_fadvise"):  # reading ahead of a random row brings what is not needed
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-        return self._handle[0]
+        try:
+            handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, handle)
+        if file_signature(os.fstat(handle)) != self.file_signature:
+            raise DataError(f"{self.path} was replaced while it was in use; start the run again")
+        if hasattr(os, "posix_fadvise"):  # reading ahead of a random row brings what is not needed
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+        return handle
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -143,9 +141,8 @@ def _read_at(handle: int, data: npt.NDArray[np.uint8], position: int) -> int:
     """Read into (n,) bytes from a position. Returns the number of bytes read."""
     if hasattr(os, "preadv"):
         return os.preadv(handle, [data.data], position)
-    os.lseek(
-        handle, position, os.SEEK_SET
-    )  # systems without preadv do not fork, so no other process moves the position
+    # systems without preadv do not fork, so no other process moves the position
+    os.lseek(handle, position, os.SEEK_SET)
     read = os.read(handle, data.nbytes)
     data[: len(read)] = np.frombuffer(read, np.uint8)
     return len(read)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.construct import arguments_of, moved
-from base.construct import call as _call
+from base.construct import arguments_of, call, construct, moved
 from base.data.batches import Batches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
@@ -30,34 +29,32 @@ from utils.errors import ConfigError, UserError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.random import isolated, seed_generators
-from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
+from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TRAINERS
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
 
-T = TypeVar("T")
-
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
-    """The config with what its data loader tells, and that data loader; None if the config does not ask for it."""
+    """The config with the facts of its data loader filled in, and that loader; None if it refers to no facts."""
     if not loaded.waits_for_data:
         return loaded, None
     process_group = get_process_group()
     process_group.connect(loaded.config.runtime.timeout)
     data = build_data_loader(loaded)
     with process_group.main_process_first():
-        facts = _call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
+        facts = call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
     return loaded.with_facts(facts), data
 
 
 def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
-    return _build(loaded, "data_loader", loaded.config.data_loader, BaseDataLoader)  # type: ignore[type-abstract]
+    return construct(loaded, DATA_LOADERS, loaded.config.data_loader, ("data_loader",), BaseDataLoader)  # type: ignore[type-abstract]
 
 
 def build_model(loaded: LoadedConfig) -> nn.Module:
     """The model with its initial weights, which follow from the seed."""
     seed_generators(loaded.config.seed, "model")
-    return _build(loaded, "model", loaded.config.model, nn.Module)
+    return construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
 
 
 def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
@@ -123,7 +120,7 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
         args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
     args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
     make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
-    return _call(loaded, ("trainer",), settings.type, make, BaseTrainer)
+    return call(loaded, ("trainer",), settings.type, make, BaseTrainer)
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
@@ -132,7 +129,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     at, name = ("data_loader", "args"), config.data_loader.type
     process_group = experiment.runtime.process_group
     with process_group.main_process_first():
-        batches = _call(loaded, at, name, lambda: data.training(config.seed), Batches)
+        batches = call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation = _validation(loaded, data)
     if batches.is_stream and settings.steps_per_epoch is None:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
@@ -146,14 +143,13 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         )
     optimizers, frozen = _optimizers(loaded, experiment, batches)
     seed_generators(config.seed, "training", *process_group.key)
-    closure = any(needs_closure(each.optimizer) for each in optimizers.values())
-    return Training(batches, validation, optimizers, frozen, closure)
+    return Training(batches, validation, optimizers, frozen)
 
 
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
     """The batches of each validation set, by name; that of a single one is ""."""
     at = ("data_loader", "args")
-    held_out: Batches | None = _call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
+    held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
         return {"": held_out} if held_out else {}
     if held_out:
@@ -161,19 +157,16 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
             ("validation",),
             f"{type(data).__name__} has validation data, too; leave this out, or its validation_split or folds",
         )
-    sets = {}
-    for name, component in loaded.config.validations.items():
-        path: KeyPath = ("validation", name) if name else ("validation",)
-        args = arguments_of(loaded, DATA_LOADERS, component.type, component.args, (*path, "args"))
-        make = functools.partial(DATA_LOADERS[component.type], **args)
-        loader = _call(loaded, (*path, "args"), component.type, make, BaseDataLoader)
-        sets[name] = _call(loaded, (*path, "args"), component.type, functools.partial(_evaluated, loader), Batches)
-    return sets
+    return {
+        name: _validation_set(loaded, component, ("validation", name) if name else ("validation",))
+        for name, component in loaded.config.validations.items()
+    }
 
 
-def _evaluated(loader: BaseDataLoader) -> Batches:
-    """What a loader holds out, or else its test data."""
-    return loader.validation() or loader.test()
+def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath) -> Batches:
+    """What a data loader of its own holds out, or else its test data."""
+    loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
+    return call(loaded, (*path, "args"), component.type, lambda: loader.validation() or loader.test(), Batches)
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:
@@ -189,12 +182,6 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
     return made
 
 
-def _build(loaded: LoadedConfig, kind: str, component: Component, expected: type[T]) -> T:
-    registry = REGISTRIES[kind]
-    args = arguments_of(loaded, registry, component.type, component.args, (kind, "args"))
-    return _call(loaded, (kind, "args"), component.type, functools.partial(registry[component.type], **args), expected)
-
-
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     functions, library, definitions = {}, dict[str, Any](), {}
     for index, metric in enumerate(loaded.config.metrics):
@@ -203,7 +190,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         make = functools.partial(component, **args)
         definitions[name] = metric.model_dump()
         if inspect.isclass(component):
-            library[name] = _call(loaded, ("metrics", index), metric.type, make, object)
+            library[name] = call(loaded, ("metrics", index), metric.type, make, object)
         else:
             functions[name] = make
     return Metrics(
@@ -260,7 +247,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
     given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
-    optimizer = _call(loaded, (*at, "args"), component.type, make, Optimizer)
+    optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
             there = ", ".join(sorted(optimizer.defaults))
@@ -293,7 +280,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
         own = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))
-        return _call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
+        return call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)

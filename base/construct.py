@@ -19,6 +19,15 @@ from utils.user_code import format_error_with_source
 T = TypeVar("T")
 
 
+def construct(
+    loaded: LoadedConfig, registry: Registry, component: Component, path: KeyPath, expected: type[T], *first: Any
+) -> T:
+    """The component at a path of the config. first: the arguments that a config does not give."""
+    args = arguments_of(loaded, registry, component.type, component.args, (*path, "args"))
+    make = functools.partial(registry[component.type], *first, **args)
+    return call(loaded, (*path, "args"), component.type, make, expected)
+
+
 def arguments_of(
     loaded: LoadedConfig, registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
@@ -28,11 +37,10 @@ def arguments_of(
         if not is_module(kind):
             return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)
-        inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
-        make = functools.partial(inner[component.type], **inner_args)
         if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:
-            return FunctionModule(make)
-        return call(loaded, at, component.type, make, kind)
+            inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
+            return FunctionModule(functools.partial(inner[component.type], **inner_args))
+        return construct(loaded, inner, component, at, kind)
 
     return built(registry.parameters(name), args, build, path)
 

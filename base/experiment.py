@@ -15,6 +15,7 @@ from base.training.schedule import ScheduledOptimizer
 from logger.console import Console
 from logger.writers import Writers
 from utils.checkpoint.checkpointer import Checkpointer
+from utils.optimizers import needs_closure
 from utils.runtime import Runtime
 from utils.signals import SignalWatch
 
@@ -24,7 +25,7 @@ class Experiment:
     """What training and testing have in common."""
 
     fixed: dict[str, Any]
-    """What of the config cannot change in the run, by dotted key. A checkpoint has it too."""
+    """The values in the config that cannot change during the run, by dotted key; every checkpoint has them too."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader
@@ -51,8 +52,6 @@ class Training:
     optimizers: dict[str, ScheduledOptimizer]
     """By their names in the config; that of a single one is ""."""
     frozen: Frozen
-    needs_closure: bool = False
-    """Whether the optimizer evaluates the loss itself, as LBFGS does."""
 
     def __post_init__(self) -> None:
         self.scheduled = next(iter(self.optimizers.values()))
@@ -62,6 +61,8 @@ class Training:
         """Whether ``train_step`` says when each optimizer takes a step."""
         self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
         """Those that any optimizer trains."""
+        self.needs_closure = any(needs_closure(each.optimizer) for each in self.optimizers.values())
+        """Whether an optimizer evaluates the loss itself, as LBFGS does."""
         of_model = set(map(id, self.frozen.model.parameters()))
         self.beside_model = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Those of the loss, whose gradients DDP and FSDP do not exchange."""

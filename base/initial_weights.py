@@ -1,15 +1,15 @@
 """The weights that a run starts from, where its config names a file: what is taken, and all that does not fit."""
 
-import difflib
 import glob
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from base.training.parameters import matches, no_match
+from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
 from utils.config import LoadedConfig
 from utils.config.located_json import Problem, config_error
@@ -17,7 +17,7 @@ from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
 from utils.schema import WeightsConfig
-from utils.text import count, hint
+from utils.text import closest, count, listed
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
@@ -32,12 +32,11 @@ class InitialWeights:
     taken: dict[str, Any]
     """By the model's names. A resumed run takes these again, and does not need the file."""
     left: list[str]
-    """What of the model keeps the values that its own code has given it."""
+    """Names in the model that keep the values of its own initialisation."""
 
     def __str__(self) -> str:
         """As in "8 tensors of lenet.pth; 2 of the model not taken: fc3.weight, fc3.bias"."""
-        names = ", ".join(self.left[:4]) + (", ..." if len(self.left) > 4 else "")
-        left = f"; {len(self.left)} of the model not taken: {names}" if self.left else ""
+        left = f"; {len(self.left)} of the model not taken: {listed(self.left)}" if self.left else ""
         return f"{count(len(self.taken), 'tensor')} of {display_path(self.file)}{left}"
 
 
@@ -50,22 +49,25 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     if settings is None:
         return None
     try:
-        file, weights = _read_together(project_path(settings.file), process_group)
+        file, weights = checkpoint.read_together(process_group, lambda: read_weights(project_path(settings.file)))
     except CheckpointError as error:
         raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
     # not the values of the state: FSDP gathers them in the main process alone
     named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     own = {name: named.get(name) for name in model.state_dict()}
     renamed, problems = _renamed(weights, own, settings)
-    taken = {name: value for name, value in renamed.items() if not _is_skipped(name, settings)}
-    left = [name for name in _missing(own, taken) if _is_skipped(name, settings)]
-    problems += _useless_patterns(settings, {**own, **renamed})
+    taken = {name: value for name, value in renamed.items() if not matches(name, settings.skip)}
+    left = [name for name in _missing(own, taken) if matches(name, settings.skip)]
+    names = {**own, **renamed}
+    for index, pattern in enumerate(settings.skip):
+        if not any(matches(name, [pattern]) for name in names):
+            problems.append(Problem((*AT, "skip", index), no_match(pattern, names, what="parameter or buffer")))
     if not taken:
         problems.append(Problem((*AT, "skip"), f"nothing of {file} is left to take"))
     if misfits := dict(_misfits(own, taken, left)):
         lines = [f"  {name}: {how}" for name, how in misfits.items()]
         # not while prefixes are misspelt: it would leave out what was meant to be taken
-        advice = [] if problems else [_advice(list(misfits), {**own, **renamed})]
+        advice = [] if problems else [_advice(list(misfits), names)]
         shown = "\n".join([*lines, *advice])
         message = f"the weights of {file} do not fit this model, {loaded.config.model.type}:\n{shown}"
         problems.append(Problem((*AT, "file"), message))
@@ -90,19 +92,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
         raise CheckpointError(f"the weights of {file} do not fit this model, which has no {unexpected[0]}")
 
 
-def _read_together(path: Path, process_group: ProcessGroup) -> tuple[Path, dict[str, Any]]:
-    """The weights, in each process. If one of them cannot read the file, all raise CheckpointError."""
-    found, problem = (path, dict[str, Any]()), ""
-    try:
-        found = read_weights(path)
-    except CheckpointError as error:
-        problem = str(error)
-    problems = list(filter(None, process_group.all_gather(problem)))
-    if problems:
-        raise CheckpointError(problems[0])
-    return found
-
-
 # ------------------------------------------------------------------ names
 
 
@@ -124,32 +113,12 @@ def _renamed(
         renamed[now], prefixes[now] = value, prefix
     for old in settings.rename:
         if old not in prefixes.values():
-            message = f'no name in the file begins with "{old}"; {_hint(old, weights)}'
+            known = list(dict.fromkeys(prefix for name in weights for prefix in _prefixes(name)))
+            close = closest(old, known)
+            meant = f'did you mean "{close}"?' if close else f"there are: {listed(known)}"
+            message = f'no name in the file begins with "{old}"; {meant}'
             problems.append(Problem((*AT, "rename", old), message, at_key=True))
     return renamed, problems
-
-
-def _is_skipped(name: str, settings: WeightsConfig) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in settings.skip)
-
-
-def _useless_patterns(settings: WeightsConfig, names: Mapping[str, Any]) -> list[Problem]:
-    """The patterns of "skip" that match neither a name of the model nor one of the file."""
-    return [
-        Problem((*AT, "skip", index), f'no parameter or buffer matches "{pattern}"; {_hint(pattern, names)}')
-        for index, pattern in enumerate(settings.skip)
-        if not any(fnmatchcase(name, pattern) for name in names)
-    ]
-
-
-def _hint(text: str, names: Mapping[str, Any]) -> str:
-    """What a prefix or pattern that matches nothing was probably meant to be."""
-    prefixes = [prefix for name in names for prefix in _prefixes(name)]
-    ends = "*" if text.endswith("*") else ""
-    near = difflib.get_close_matches(text.rstrip("*"), dict.fromkeys([*prefixes, *names]), n=1, cutoff=0.6)
-    if near:
-        return f'did you mean "{near[0]}{ends}"?'
-    return hint(text, dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names))
 
 
 def _prefixes(name: str) -> list[str]:

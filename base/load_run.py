@@ -1,7 +1,7 @@
-"""A trained run, for a script or a notebook, or as a teacher: its model, its config, its classes."""
+"""A trained run: its model for a script, a notebook or as a teacher; or all that test.py and the like need of it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,17 @@ import torch
 from torch import nn
 
 from base.base_data_loader import BaseDataLoader
-from base.build import build_data_loader, build_model
+from base.base_trainer import BaseTrainer
+from base.build import build_data_loader, build_experiment, build_model, build_trainer, with_facts
+from base.experiment import Experiment
 from base.initial_weights import load_weights
+from base.training.state import load_for_evaluation
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
-from utils.paths import project_path
+from utils.distributed import ProcessGroup
+from utils.errors import CheckpointError
+from utils.paths import display_path, project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -79,3 +84,56 @@ def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
     data = state.get("data")
     names = data.get("classes") if isinstance(data, Mapping) else None
     return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with its trainer, to test it, predict with it or export it."""
+
+    folder: RunFolder
+    checkpoint: Path
+    loaded: LoadedConfig
+    experiment: Experiment
+    trainer: BaseTrainer
+    state: dict[str, Any]
+    """What the checkpoint holds."""
+    progress: dict[str, Any]
+    """How far the run was."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which weights these are, for a report or a file."""
+        return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
+
+
+def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
+    """A run by its folder, or by a checkpoint in it, with the trainer that evaluates it; the same in all processes.
+
+    Raises UserError if it is missing, damaged or does not fit its config.
+    """
+    import_components()
+    folder, _ = RunFolder.of(run)
+    file = RunFolder.checkpoint_of(run)
+    # there is no optimizer here, and the weights are not sharded
+    loaded, data = with_facts(load_config(folder.config, [*overrides, "runtime.strategy=ddp"], dry_run=False))
+    experiment = build_experiment(loaded, data)
+    state = _read(file, folder, experiment.runtime.process_group)
+    load_weights(experiment.model, state["model"], file)
+    trainer = build_trainer(loaded, experiment)
+    load_for_evaluation(trainer, state, file)
+    return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))
+
+
+def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
+    """The same state in all processes, although a run that still trains may replace the file at any moment."""
+    try:
+        while True:
+            state = checkpoint.read_together(process_group, lambda: checkpoint.read(file))
+            if len(set(process_group.all_gather(checkpoint.saved_progress(state, file)["steps"]))) == 1:
+                return state
+    except CheckpointError as error:
+        others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(file)]
+        advice = (
+            f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
+        )
+        raise CheckpointError(f"{error}\n{advice}") from error

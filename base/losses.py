@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from base.construct import arguments_of, call, moved
+from base.construct import arguments_of, construct, moved
 from base.training.loss import CountedLoss, Loss, count_targets, no_loss
 from base.training.loss_sum import LossSum
 from utils.config import LoadedConfig
@@ -41,12 +41,12 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
 def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torch.device) -> tuple[Loss, str]:
     """A loss and its reduction."""
     function = LOSSES[component.type]
-    args = arguments_of(loaded, LOSSES, component.type, component.args, (*at, "args"))
     loss: Loss
     if inspect.isclass(function):
-        module = call(loaded, (*at, "args"), component.type, functools.partial(function, **args), nn.Module)
+        module = construct(loaded, LOSSES, component, at, nn.Module)
         loss, reduction = module.to(device), getattr(module, "reduction", "mean")
     else:
+        args = arguments_of(loaded, LOSSES, component.type, component.args, (*at, "args"))
         modules = [value for value in args.values() if isinstance(value, nn.Module)]
         if any(next(module.parameters(), None) is not None for module in modules):
             raise loaded.error(at, f"{component.type} has parameters, which no optimizer would train")

@@ -1,68 +1,64 @@
 """Where the results of a run go: its writers, its checkpointer, and what extras/ adds to them."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-from base.construct import arguments_of, call
+from base.construct import construct
 from base.experiment import Experiment, Outputs
 from base.training.observer import Observer
-from logger.chosen_writers import GuardedWriter, RunInfo
-from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
-from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
+from logger.writers import ConsoleLog, EventWriter, JsonlWriter, RunInfo, Writer, Writers
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig, to_json
 from utils.extras import find_extra
 from utils.registry import WRITERS
 from utils.run_folder import RunFolder
-from utils.schema import KeyPath
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """The writers, the checkpointer and the observer of a run folder. Only the main process gets ones that write."""
-    writers = Writers(_writers(loaded, folder, experiment) if experiment.runtime.process_group.is_main_process else {})
+    writers = _writers(loaded, folder, experiment)
     return Outputs(
         writers, _checkpointer(loaded, folder, experiment, writers), _observer(loaded, folder, experiment, writers)
     )
 
 
-def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> dict[str, Writer]:
+def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Writers:
     settings, warn = loaded.config.trainer, experiment.console.warn
+    if not experiment.runtime.process_group.is_main_process:
+        return Writers({})
     made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl"), "log": ConsoleLog(folder.log)}
     if settings.writes_tensorboard:
         made["events"] = EventWriter(folder.path)
-    made |= chosen_writers(loaded, folder, warn)
+    chosen = chosen_writers(loaded, folder, warn)
+    made |= chosen
     if curves := find_extra("curves"):  # after metrics.jsonl, which it reads
         made["curves"] = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=warn)
-    return made
+    return Writers(made, optional=chosen.keys(), warn=warn)
 
 
 def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
-    """Those of trainer.writers beside TensorBoard, by name. None of them can end a run."""
+    """Those of trainer.writers beside TensorBoard, by name. Raises UserError if one cannot be built."""
     run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
     made = dict[str, Writer]()
     for index, writer in enumerate(loaded.config.trainer.writers):
-        if writer.type == "tensorboard":
-            continue
-        at: KeyPath = ("trainer", "writers", index)
-        args = arguments_of(loaded, WRITERS, writer.type, writer.args, (*at, "args"))
-        make = functools.partial(WRITERS[writer.type], run, **args)
-        made[writer.type] = GuardedWriter(writer.type, call(loaded, at, writer.type, make, Writer), warn)
+        if writer.type != "tensorboard":
+            made[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
     return made
 
 
-def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Any:
+def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Checkpointer:
     settings, processes = loaded.config.trainer, experiment.runtime.process_group
     how: dict[str, Any] = {
         "keep_last": settings.keep_last,
         "warn": experiment.console.warn,
         "before_commit": writers.sync,
     }
-    if settings.checkpoint == "sharded":
-        from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
+    if settings.checkpoint == "full":
+        return Checkpointer(folder.checkpoints, main=processes.is_main_process, **how)
+    from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
 
-        parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
-        return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
-    return (Checkpointer if processes.is_main_process else NoCheckpoints)(folder.checkpoints, **how)
+    parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
+    return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
 
 
 def _observer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:

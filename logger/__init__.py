@@ -2,25 +2,11 @@
 
 console   messages on the terminal and in train.log, and progress bars
 table     the epochs of a run as rows under one header
-writers   metrics.jsonl and TensorBoard's event files, truncated exactly on resume
-chosen_writers  those that a config may name, none of which can end a run; extras/writers has more
+writers   metrics.jsonl and TensorBoard's event files, truncated exactly on resume; extras/writers has more
 
 base/training/training_log.py decides what is shown and recorded, and when.
 """
 
-from logger.chosen_writers import GuardedWriter, RunInfo
-from logger.console import Console
-from logger.table import EpochTable
-from logger.writers import ConsoleLog, EventWriter, JsonlWriter, Writer, Writers
+from logger.writers import RunInfo, Writer
 
-__all__ = [
-    "Console",
-    "ConsoleLog",
-    "EpochTable",
-    "EventWriter",
-    "GuardedWriter",
-    "JsonlWriter",
-    "RunInfo",
-    "Writer",
-    "Writers",
-]
+__all__ = ["RunInfo", "Writer"]

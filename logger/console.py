@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -95,62 +95,46 @@ class Bar(tqdm):  # type: ignore[misc]
         return self.shown and bool(super().display(msg, pos))
 
 
-class _Printer(logging.Handler):
-    """Prints above the progress bar, if there is one. Warnings go to stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        text = printable(self.format(record))
-        if stream is None:
-            return
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe or a full disk must not stop a run
-            # from the first column on, where a ^C may be
-            tqdm.write(_STYLED.sub("", text) if is_plain(stream) else f"\r{text}", file=stream)
-            stream.flush()
-
-
-class _FileLog(logging.Handler):
-    """Writes what is printed to a file as well. A full disk stops neither this nor the run."""
-
-    def __init__(self, path: Path, level: int) -> None:
-        super().__init__(level)
-        self.file = LogFile(path)
-        if not ends_with_newline(path):  # a copy that was cut short, or a power cut
-            self.file.append(b"\n")
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = printable(_STYLED.sub("", self.format(record)))
-        self.file.append(f"{text}\n".encode(errors="backslashreplace"))
-
-
 class Console:
     """verbosity 0: warnings only; 1: one line per epoch; 2: progress within the epoch too. silent: nothing at all."""
 
     def __init__(self, verbosity: int, *, silent: bool = False) -> None:
         self.verbosity = 0 if silent else verbosity
         self.silent = silent
-        self.logger = logging.getLogger("run")
-        self.logger.propagate = False
-        self.logger.setLevel(logging.INFO)
-        self._printer = _Printer(logging.WARNING if verbosity == 0 else logging.INFO)
+        self._log: LogFile | None = None
         self._bar: Bar | None = None
 
-    def open(self, path: Path | None) -> None:
+    def open(self, path: Path) -> None:
         """Start printing, and logging to a file what is printed."""
-        self.logger.handlers = [logging.NullHandler() if self.silent else self._printer]
-        if path is not None and not self.silent:
-            self.logger.addHandler(_FileLog(path, self._printer.level))
+        if not self.silent:
+            self._log = LogFile(path)
+            if not ends_with_newline(path):  # a copy that was cut short, or a power cut
+                self._log.append(b"\n")
 
     def close(self) -> None:
         self.clear()
-        self.logger.handlers = []
+        self._log = None
 
     def info(self, message: str) -> None:
-        self.logger.info(message)
+        if self._log is not None and self.verbosity > 0:
+            self._say(message, sys.stdout)
 
     def warn(self, message: str) -> None:
-        self.logger.warning("%s %s", styled("warning:", "warning"), message)
+        if not self.silent:
+            self._say(f"{styled('warning:', 'warning')} {message}", sys.stderr)
+
+    def _say(self, message: str, stream: TextIO | None) -> None:
+        """Print above the progress bar, if there is one, and log. A closed pipe or a full disk does not stop a run."""
+        text = printable(message)
+        plain = _STYLED.sub("", text)
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                # from the first column on, where a ^C may be
+                tqdm.write(plain if is_plain(stream) else f"\r{text}", file=stream)
+                stream.flush()
+        if self._log is not None:
+            time = datetime.now().isoformat(" ", "seconds")
+            self._log.append(f"{time} {plain}\n".encode(errors="backslashreplace"))
 
     @property
     def width(self) -> int:

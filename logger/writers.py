@@ -7,7 +7,8 @@ import math
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from torch.nn import functional
 
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write, size
+from utils.registry import WRITERS
+from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -58,12 +61,23 @@ class Writer:
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Drop what was written after this state, which is that of this step.
 
-        Returns what is missing of what was written before it, for a warning; "" if all is there.
+        Returns which part of what was written before is missing, for a warning; "" if none is.
         """
         return ""
 
     def sync(self) -> None:
         """Flush everything to the disk. Raises OSError if that fails."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a writer that a config names knows of the run."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    """The whole config as it is run."""
+    warn: Callable[[str], None]
 
 
 class JsonlWriter(Writer):
@@ -126,17 +140,19 @@ class EventWriter(Writer):
         """The sizes of the files that were there when this writer resumed, so that a missing one is noticed."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._add(_event(step, summary=_points(values)))
+        self.event(step, summary=_points(values))
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
-        self._add(_event(step, summary=image_grid(tag, pictures)))
+        self.event(step, summary=image_grid(tag, pictures))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        self._add(_event(step, summary=text(tag, markdown)))
+        self.event(step, summary=text(tag, markdown))
 
     def event(self, step: int, **content: Any) -> None:
         """Anything else that TensorBoard shows. content: a field of its Event, e.g. ``summary``."""
-        self._add(_event(step, **content))
+        self._buffer.append(_event(step, **content))
+        if time.monotonic() >= self._flushed + self.FLUSH:
+            self.flush()
 
     def describe(self, *contents: Mapping[str, Any]) -> None:
         """Replace what describes the run as a whole, e.g. its hyperparameters.
@@ -202,39 +218,30 @@ class EventWriter(Writer):
         found = self.folder.glob("events.out.tfevents.*")
         return [path for path in found if EVENTS.fullmatch(path.name) and not path.name.startswith(WHOLE)]
 
-    def _add(self, event: "Event") -> None:
-        self._buffer.append(event)
-        if time.monotonic() >= self._flushed + self.FLUSH:
-            self.flush()
-
     def _new_name(self) -> str:
         """A name that sorts after all others, even within one second or after the clock was set back."""
         times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
         return f"events.out.tfevents.{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
 
 
-def remove_event_files(folder: Path) -> None:
-    """Remove the event files of a folder whose values are in another one now. Raises OSError."""
-    for path in folder.iterdir():
-        if EVENTS.fullmatch(path.name):
-            path.unlink()
+@WRITERS.register
+def tensorboard(run: RunInfo) -> Writer:
+    """TensorBoard's event files, in the run's folder."""
+    return EventWriter(run.folder)
 
 
 def image_grid(tag: str, pictures: Tensor) -> "Summary":
     """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
-    from torch.utils import tensorboard
+    from torch.utils.tensorboard.summary import image
 
-    summary: Any = tensorboard.summary  # its functions are not typed
     framed = functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
-    made: Summary = summary.image(tag, framed, dataformats="NHWC")
-    return made
+    return image(tag, framed, dataformats="NHWC")  # type: ignore[no-untyped-call]
 
 
 def text(tag: str, markdown: str) -> "Summary":
-    from torch.utils import tensorboard
+    from torch.utils.tensorboard import summary
 
-    summary: Any = tensorboard.summary
-    made: Summary = summary.text(tag, markdown)
+    made: Summary = summary.text(tag, markdown)  # type: ignore[no-untyped-call]
     made.value[0].tag = tag  # without the suffix that torch adds
     return made
 
@@ -273,37 +280,66 @@ def _first_events(first_step: int, *, replaces: bool) -> "list[Event]":
 
 
 class Writers(Writer):
-    """Several writers as one."""
+    """Several writers as one.
 
-    def __init__(self, writers: Mapping[str, Writer]) -> None:
+    optional: names of those that a config has chosen. If one fails, that is one warning, and the run continues without
+    it until it is resumed.
+    """
+
+    def __init__(
+        self, writers: Mapping[str, Writer], *, optional: Collection[str] = (), warn: Callable[[str], None] = print
+    ) -> None:
         self.writers = dict(writers)
+        self.optional = optional
+        self.warn = warn
+        self._states: dict[str, Any] = {}
+        self._failed: set[str] = set()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for writer in self.writers.values():
-            writer.scalars(step, values)
+        self._each(lambda name, writer: writer.scalars(step, values))
 
     def epoch(self, record: Mapping[str, float]) -> None:
-        for writer in self.writers.values():
-            writer.epoch(record)
+        self._each(lambda name, writer: writer.epoch(record))
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
-        for writer in self.writers.values():
-            writer.images(step, tag, pictures)
+        self._each(lambda name, writer: writer.images(step, tag, pictures))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        for writer in self.writers.values():
-            writer.text(step, tag, markdown)
+        self._each(lambda name, writer: writer.text(step, tag, markdown))
 
     def flush(self) -> None:
-        for writer in self.writers.values():
-            writer.flush()
+        self._each(lambda name, writer: writer.flush())
 
     def close(self, *, finished: bool) -> None:
-        for writer in self.writers.values():
-            writer.close(finished=finished)
+        self._each(lambda name, writer: writer.close(finished=finished))
+
+    def sync(self) -> None:
+        self._each(lambda name, writer: writer.sync())
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: writer.state_dict() for name, writer in self.writers.items()}
+        self._states |= self._each(lambda name, writer: writer.state_dict())  # of one that failed, its last state
+        return dict(self._states)
+
+    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
+        self._states = {name: state.get(name, {}) for name in self.writers}
+        lost = self._each(lambda name, writer: writer.resume(self._states[name], step=step))
+        return ", ".join(filter(None, lost.values()))
+
+    def _each(self, call: Callable[[str, Writer], Any]) -> dict[str, Any]:
+        """What a call returns for each writer that has not failed."""
+        returned = {}
+        for name, writer in self.writers.items():
+            if name in self._failed:
+                continue
+            try:
+                returned[name] = call(name, writer)
+            except Exception as error:  # of any kind: training must not end because of its log
+                if name not in self.optional or isinstance(error, CheckpointError):
+                    raise
+                self._failed.add(name)
+                what = format_error_with_source(error)
+                self.warn(f"the writer {name} failed; training continues without it: {what}")
+        return returned
 
     def check(self, states: Any) -> None:
         """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of writers."""
@@ -318,14 +354,6 @@ class Writers(Writer):
                 _length({"bytes": length})
             if not isinstance(states[name].get("file", ""), str):
                 raise CheckpointError(f"invalid checkpoint: it names a log file {states[name]['file']!r:.80}")
-
-    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        lost = [writer.resume(state.get(name, {}), step=step) for name, writer in self.writers.items()]
-        return ", ".join(filter(None, lost))
-
-    def sync(self) -> None:
-        for writer in self.writers.values():
-            writer.sync()
 
 
 def _whole_lines(path: Path, length: int) -> int:

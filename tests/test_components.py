@@ -18,7 +18,7 @@ from logger.writers import Writers
 from tests.configs import TEMPLATES, with_small_data
 from tests.conftest import CONFIGS
 from tests.helpers import ROOT, lines
-from utils.checkpoint.checkpointer import NoCheckpoints
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
@@ -43,7 +43,7 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
         experiment = build_experiment(loaded)
         trainer = build_trainer(loaded, experiment)
         training = build_training(loaded, experiment)
-    nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
+    nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
     trainer.begin(training, Outputs(Writers({}), nowhere, Observer()))
     return trainer
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.distributed import current
+from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.streams import flush_streams, say, say_error, say_loading, terminal_width
@@ -74,6 +74,10 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     add("--check", action="store_true", help="check everything that a run needs, without training")
     add("--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one")
     options = parse(made, argv)
+    if options.resume is not None and options.init_from:
+        raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
+    if options.resume and options.config is not None:
+        raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
     if options.init_from is not None:
         options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
     return options
@@ -84,8 +88,7 @@ def inspect(options: argparse.Namespace) -> int | None:
     from utils.config import load_config  # which takes long to import; this module answers before that
     from utils.paths import PROJECT
 
-    if current().launched:
-        raise UserError("--check and --list run in a single process; do not use torchrun")
+    refuse_torchrun("--check" if options.list is None else "--list")
     alone = not (options.overrides or options.config or options.check)
     if options.resume is not None or (options.list is not None and not alone):
         raise UserError("--list cannot be combined with other options; --check does not take -r")
@@ -121,6 +124,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs
         if (value := getattr(options, short, None)) is not None:
             options.overrides.append(f"{key}={value}")
     return options
+
+
+def refuse_torchrun(what: str) -> None:
+    """Raise UserError if a launcher has started several processes."""
+    if get_process_group().launched:
+        raise UserError(f"{what} runs in a single process; do not use torchrun")
 
 
 def answer_early(about: str | None) -> None:

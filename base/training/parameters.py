@@ -163,12 +163,13 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def no_match(pattern: str, names: Mapping[str, Any]) -> str:
+def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter") -> str:
     modules = {name.rpartition(".")[0] + ".*" for name in names if "." in name}
     modules |= {name.partition(".")[0] + ".*" for name in names if "." in name}
     close = closest(pattern, [*modules, *names])
-    meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(names))}"
-    return f'no parameter matches "{pattern}"; {meant}'
+    parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
+    meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(parts))}"
+    return f'no {what} matches "{pattern}"; {meant}'
 
 
 def stateful_loss(loss: Any) -> nn.Module | None:

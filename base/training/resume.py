@@ -32,22 +32,27 @@ from utils.run_folder import RunFolder
 from utils.streams import say
 
 
-def run_of_launch(loaded: LoadedConfig, *, newest: bool, any_name: bool = False) -> RunFolder | None:
-    """The run to resume; None to start a new one.
+def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
+    """The run that the launcher's job of this process has begun and is to resume; None: a new one starts.
 
-    A launcher that restarts its processes, and a job that is started again under the same run id, resume their own run.
-    newest: any other command resumes the run that was started last, of this name or (any_name) of all.
+    A launcher that restarts its processes resumes their run, and so does a job that is started again under the same run
+    id with the same config.
     """
     config = loaded.config
     job, restarted = launch()
     own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
-    if own is not None:
-        text = to_json(config, folder=own.path)
-        unfinished = _logged_epochs(own) < config.trainer.epochs
-        if restarted or newest or (unfinished and own.config.read_text(encoding="utf-8") == text):
-            return own
-    if not newest:
-        return None
+    if own is None or restarted:
+        return own
+    unfinished = _logged_epochs(own) < config.trainer.epochs
+    return own if unfinished and own.config.read_text(encoding="utf-8") == to_json(config, folder=own.path) else None
+
+
+def newest_run(loaded: LoadedConfig, *, any_name: bool) -> RunFolder:
+    """The run of the launcher's job or, without one, the run that was started last, of this name or of all."""
+    config = loaded.config
+    job, _ = launch()
+    if job and (own := RunFolder.of_job(config.trainer.save_dir, config.name, job)):
+        return own
     last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
     which = "of all" if any_name else f"of {config.name}"
     say(f"resuming the run that was started last {which}: {display_path(last.path)}")
@@ -125,7 +130,7 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
     allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
     try:
         if file:
-            return file, checkpoint.read_together(file, process_group, allocator)
+            return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, allocator))
         return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
     except CheckpointError as error:
         if file is None:
@@ -230,7 +235,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
         raise CheckpointError(f"{folder.initial}, the weights that this run started from, is missing. Restore it")
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix
-        state = checkpoint.read_together(folder.initial, trainer.runtime.process_group)
+        state = checkpoint.read_together(trainer.runtime.process_group, lambda: checkpoint.read(folder.initial))
         load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
         if trainer.averaged_weights:
             trainer.averaged_weights.restart()

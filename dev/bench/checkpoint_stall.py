@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from utils import checkpoint
-from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.distributed import get_process_group
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
@@ -95,7 +95,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
 def keeper_of(folder: Path, model: nn.Module, options: argparse.Namespace, runtime: Runtime) -> Checkpointer:
     how: dict[str, Any] = {"keep_last": 1, "warn": print}
     if options.checkpoint == "full":
-        return (Checkpointer if runtime.process_group.is_main_process else NoCheckpoints)(folder, **how)
+        return Checkpointer(folder, main=runtime.process_group.is_main_process, **how)
     from utils.checkpoint.sharded import ShardedCheckpointer
 
     names = {name for name, _ in model.named_parameters()}

@@ -32,7 +32,7 @@ from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
-from utils.checkpoint.checkpointer import NoCheckpoints
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
 from utils.run_folder import RunFolder
@@ -101,7 +101,7 @@ class _Check:
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule stays where it is: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
-        nowhere = NoCheckpoints(Path(os.devnull), keep_last=None, warn=experiment.console.warn)
+        nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         trainer.prepare_epoch(0)
         # metrics are checked by themselves

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.build import build_experiment, build_trainer, with_facts
 from base.initial_weights import load_weights
-from base.load_run import class_names_of
+from base.load_run import class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
 from extras.export.formats import FORMATS, Exportable, Format, check_installed, copied, flat_names
-from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
-from utils.config import LoadedConfig, load_config, to_json
+from utils.config import LoadedConfig, to_json
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.paths import display_path
@@ -28,7 +26,7 @@ from utils.tree import tensors
 
 TOLERANCE = 1e-3
 """Of an output, relative to the largest one, or absolute below 1: an export that differs by more is another model."""
-SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false", "runtime.strategy=ddp")
+SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false")
 """An export is in fp32 on the CPU, however the run was trained."""
 
 
@@ -84,32 +82,25 @@ def _target(path: Path, kind: Format) -> Path:
 
 
 def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
-    folder, _ = RunFolder.of(run)
-    file = RunFolder.checkpoint_of(run)
-    loaded, data = with_facts(load_config(folder.config, [*overrides, *SETTINGS], dry_run=False))
-    experiment = build_experiment(loaded, data)
-    trainer = build_trainer(loaded, experiment)
-    state = checkpoint.read(file)
-    load_weights(experiment.model, evaluated_weights(state), file)
-    progress = checkpoint.saved_progress(state, file)
+    trained = load_trainer(run, [*overrides, *SETTINGS])
+    loaded, model = trained.loaded, trained.experiment.model
+    load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
     about = {
         "name": loaded.config.name,
-        "run": folder.path.resolve().name,
-        "checkpoint": file.name,
-        "epoch": progress["epochs"],
-        "step": progress["steps"],
+        "run": trained.folder.path.resolve().name,
+        **trained.about,
         "model": loaded.config.model.type,
-        "class_names": class_names_of(state),
+        "class_names": class_names_of(trained.state),
     }
     if not kind.traced:
-        about["config"] = to_json(loaded.config, folder=folder.path)
+        about["config"] = to_json(loaded.config, folder=trained.folder.path)
     try:
-        calls, problem = record_calls(trainer)
+        calls, problem = record_calls(trained.trainer)
     except UserError as error:
         if kind.traced:
             raise UserError(f"{error}\n--format safetensors exports the weights alone, without it") from error
         calls, problem = [], str(error)
-    return Source(file, loaded, experiment.model.eval(), calls, problem, about)
+    return Source(trained.checkpoint, loaded, model.eval(), calls, problem, about)
 
 
 class Prepared(nn.Module):

@@ -18,22 +18,17 @@ from tqdm import tqdm
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_trainer, with_facts
 from base.data.images.folder import SUFFIXES
-from base.initial_weights import load_weights
+from base.load_run import load_trainer
 from base.training.first_batch import FORWARD_ERRORS
-from base.training.state import load_for_evaluation
 from extras.predict.arrays import Unreadable
 from extras.predict.inputs import Found, check_words, find_files, summary
 from extras.predict.outputs import Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items, rows_of
 from extras.predict.writing import Writer, opened
-from utils import checkpoint
-from utils.config import load_config
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.registry import import_components
-from utils.run_folder import RunFolder, replace_bytes
+from utils.run_folder import replace_bytes
 from utils.streams import say_error
 from utils.text import count, duration, printable
 from utils.tree import describe_batch, map_tensors, tensors
@@ -89,25 +84,16 @@ def predict(options: argparse.Namespace) -> None:
 
 def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
     """The model of a run, with the weights that test.py evaluates. Its data set need not be there."""
-    import_components()
-    folder, _ = RunFolder.of(run)
-    source = RunFolder.checkpoint_of(run)
-    loaded = load_config(folder.config, [*overrides, "runtime.strategy=ddp"], dry_run=False)
-    loaded, data = with_facts(loaded)
-    experiment = build_experiment(loaded, data)
-    state = checkpoint.read(source)
-    load_weights(experiment.model, state["model"], source)
-    progress = checkpoint.saved_progress(state, source)
-    trainer = build_trainer(loaded, experiment)
-    load_for_evaluation(trainer, state, source)
-    own_step = type(trainer).predict_step is not BaseTrainer.predict_step
-    if type(experiment.model).forward is nn.Module.forward and not own_step:
+    trained = load_trainer(run, overrides)
+    loaded, experiment = trained.loaded, trained.experiment
+    trainer, model = trained.trainer, experiment.model
+    if type(model).forward is nn.Module.forward and type(trainer).predict_step is BaseTrainer.predict_step:
         raise UserError(
-            f"{type(experiment.model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define "
-            "in it what is predicted, by predict_step (docs/predict.md)"
+            f"{type(model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define in it what "
+            "is predicted, by predict_step (docs/predict.md)"
         )
 
-    kept = state.get("data")
+    kept = trained.state.get("data")
     kept = kept if isinstance(kept, Mapping) else {}
     first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
     own_facts = type(experiment.data).input_facts is not BaseDataLoader.input_facts
@@ -119,7 +105,7 @@ def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
         kept["classes"] if "classes" in kept else _class_names(experiment.data),
         experiment.supervised,
     )
-    return Predictor(trainer, experiment.data, facts or {}, task, source, progress)
+    return Predictor(trained.trainer, experiment.data, facts or {}, task, trained.checkpoint, trained.progress)
 
 
 def _class_names(data: BaseDataLoader) -> list[str] | None:

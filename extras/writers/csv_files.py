@@ -5,8 +5,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from logger.chosen_writers import RunInfo
-from logger.writers import Writer
+from logger.writers import RunInfo, Writer
 from utils.files import LogFile, atomic_write, read_text
 from utils.registry import WRITERS
 

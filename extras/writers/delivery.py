@@ -18,8 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from logger.chosen_writers import RunInfo
-from logger.writers import Writer
+from logger.writers import RunInfo, Writer
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write
 from utils.user_code import format_error

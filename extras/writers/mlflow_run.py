@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from extras.writers.delivery import Delivery, Entry, Service, flat
-from logger.chosen_writers import RunInfo
-from logger.writers import Writer
+from logger.writers import RunInfo, Writer
 from utils.errors import UserError
 from utils.registry import WRITERS
 

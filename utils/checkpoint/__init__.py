@@ -8,16 +8,11 @@ sharded         the checkpointer when every process writes its part, imported on
 shards          the folder with the tensors of a sharded checkpoint, by torch.distributed.checkpoint
 """
 
-from utils.checkpoint.checkpointer import Checkpointer, NoCheckpoints
-from utils.checkpoint.file import MARK, TensorAllocator, file_name, snapshot, step_files, verify, write
+from utils.checkpoint.file import file_name, snapshot, step_files, verify, write
 from utils.checkpoint.loading import newest_sound, read, read_together, saved_progress
 from utils.checkpoint.plain import check_parts, plain
 
 __all__ = [
-    "MARK",
-    "Checkpointer",
-    "NoCheckpoints",
-    "TensorAllocator",
     "check_parts",
     "file_name",
     "newest_sound",

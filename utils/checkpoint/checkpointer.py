@@ -19,6 +19,7 @@ class Checkpointer:
     """Writes the checkpoints of a run in a thread, and keeps the newest ones and the best.
 
     keep_last: how many of the newest to keep; None keeps all. The best one and the newest are never removed.
+    main: whether this is the process that writes. In the others, nothing happens.
     warn: called with a message when a save failed; training continues and the next save tries again.
     before_commit: called in the thread before a checkpoint counts, to bring on disk what it refers to.
     """
@@ -29,17 +30,23 @@ class Checkpointer:
         *,
         keep_last: int | None,
         warn: Callable[[str], None],
+        main: bool = True,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.keep_last = keep_last
         self.warn = warn
+        self.main = main
         self.before_commit = before_commit
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         """Copy the state and return; a thread writes it while training continues. Waits for an earlier save first."""
+        if self.main:
+            self._start_thread(step, state, best_step)
+
+    def _start_thread(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
         self.wait()
         copy = self._copy(state)
         self.failure = None
@@ -57,6 +64,8 @@ class Checkpointer:
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
         """Continue from a checkpoint of a step. Later checkpoints, of the abandoned branch, move to set-aside/."""
+        if not self.main:
+            return
         for name in ("last.pth", "best.pth"):
             self._repair_from(self.folder / name)
         step_file = self.folder / file_name(step)
@@ -77,8 +86,9 @@ class Checkpointer:
     def _write(self, step: int, state: Any, best_step: int | None) -> None:
         try:
             self._store(step, state)
-            self._update_links(step, best_step)
-            self._prune(step, best_step)
+            if self.main:
+                self._update_links(step, best_step)
+                self._prune(step, best_step)
         except Exception as error:  # of any kind: a missing checkpoint must not go unnoticed
             self.failure = f"checkpoint {self.folder / file_name(step)} could not be written: {_reason(error)}"
 
@@ -130,18 +140,15 @@ class Checkpointer:
     def _restore_best(self, step: int | None) -> None:
         """Point best.pth to the best checkpoint again, or set it aside where that was not kept or there is none."""
         best = self.folder / "best.pth"
-        if step is None:
-            if best.exists():
-                self._set_aside(best)
+        step_file = None if step is None else self.folder / file_name(step)
+        if step_file and step_file.exists() and best.exists() and best.samefile(step_file):
             return
-        step_file = self.folder / file_name(step)
-        if step_file.exists() and best.exists() and best.samefile(step_file):
-            return
-        if _is_sound(step_file):
+        if step_file and _is_sound(step_file):
             link(best, step_file)
         elif best.exists():
             self._set_aside(best)
-            self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best one")
+            if step_file:
+                self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best")
 
     def _set_aside(self, path: Path) -> None:
         aside = self.folder / ASIDE
@@ -158,16 +165,6 @@ def _is_sound(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-class NoCheckpoints(Checkpointer):
-    """For a process that leaves the writing to another one."""
-
-    def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        pass
-
-    def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        pass
 
 
 def _reason(error: BaseException) -> str:

@@ -1,13 +1,15 @@
 """Which checkpoint is loaded, in one process or in several: the one that was named, or the newest undamaged one."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.checkpoint.file import STEP_FILE, TensorAllocator, file_name, read_file, step_files, step_of, verify
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 
+T = TypeVar("T")
 MAX_COUNT = 10**15
 """Of epochs and steps: more than any run can have."""
 
@@ -27,7 +29,7 @@ def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
 
 
 def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """How far the run was, of which the counts "epochs" and "steps" are sure to be such. Raises CheckpointError."""
+    """The saved progress, whose "epochs" and "steps" are checked to be counts. Raises CheckpointError."""
     progress = state.get("progress")
     counts = [progress.get(name) for name in ("epochs", "steps")] if isinstance(progress, dict) else []
     if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
@@ -37,19 +39,19 @@ def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(progress or {})
 
 
-def read_together(path: Path, process_group: ProcessGroup, allocate: TensorAllocator | None = None) -> dict[str, Any]:
-    """What ``read`` returns, in each process. If one of them cannot read its part, all raise CheckpointError."""
-    state = dict[str, Any]()
+def read_together(process_group: ProcessGroup, read: Callable[[], T]) -> T:
+    """What a function reads, in each process. If it fails in one of them, all raise CheckpointError."""
+    result: Any = None
     problem = ""
     try:
-        state = read(path, allocate)
+        result = read()
     except CheckpointError as error:
         problem = str(error)
 
     problems = list(filter(None, process_group.all_gather(problem)))
     if problems:
         raise CheckpointError(problems[0])
-    return state
+    return result  # type: ignore[no-any-return]
 
 
 def newest_sound(
@@ -65,7 +67,7 @@ def newest_sound(
     damaged: list[str] = []
     for path in process_group.broadcast_object(lambda: list(_candidates(folder))):
         try:
-            state = read_together(path, process_group, allocate)
+            state = read_together(process_group, functools.partial(read, path, allocate))
             step = saved_progress(state, path)["steps"]
         except CheckpointError as error:
             damaged.append(str(error))

@@ -28,14 +28,21 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     found = _Plain()
     made: dict[str, Any] = found.convert(state, ())
     if found.problems:
-        raise _error(found.problems)
+        raise UserError(
+            "a checkpoint of this run could not be read again, since it may hold only tensors and plain values:\n  "
+            f"{_listed(found.problems)}\n"
+            "Where this state is made (state_dict, get_extra_state), give numbers, text, tensors, or lists, tuples and "
+            "dicts of them."
+        )
     return made
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
     """Raise UserError if a part gives a state that it could not take back."""
-    problems = [f"{name} has no load_state_dict()" for name, part in parts.items() if not _takes_state(part)]
+    problems = []
     for name, part in parts.items():
+        if not callable(getattr(part, "load_state_dict", None)):
+            problems.append(f"{name} has no load_state_dict()")
         for inner, module in part.named_modules() if isinstance(part, nn.Module) else ():
             kind = type(module)
             if (
@@ -48,10 +55,6 @@ def check_parts(parts: Mapping[str, Any]) -> None:
         raise UserError(
             f"a checkpoint of this run could not be loaded again:\n  {_listed(problems)}\nDefine the method."
         )
-
-
-def _takes_state(part: Any) -> bool:
-    return callable(getattr(part, "load_state_dict", None))
 
 
 class _Plain:
@@ -68,7 +71,7 @@ class _Plain:
             return self._tensor(value, keys)
         if kind in (dict, OrderedDict, Counter, list, tuple):
             return self._container(value, keys)
-        if isinstance(value, np.generic) and not _is_storable(value):
+        if isinstance(value, np.generic):
             number = value.item()
             return self.convert(number, keys) if not isinstance(number, np.generic) else self._refuse(value, keys)
         if isinstance(value, np.ndarray):
@@ -86,8 +89,7 @@ class _Plain:
             return items
         made = copy.copy(value)  # with attributes, such as the _metadata of a module's state
         made.clear()
-        for key, item in items.items():
-            made[key] = item
+        made.update(items)
         vars(made).update(self._container(vars(value), keys))
         return made
 
@@ -105,10 +107,7 @@ class _Plain:
             return self._refuse(value, keys, f"a NumPy array of type {value.dtype}")
 
     def _refuse(self, value: Any, keys: Keys, what: str = "") -> Any:
-        kind = type(value)
-        name = (
-            kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__name__}"
-        )
+        name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         self.problems.append(f"{_dotted(keys)} is {what or f'of type {name}'}")
         return value
 
@@ -131,12 +130,3 @@ def _dotted(keys: Keys) -> str:
 def _listed(problems: list[str]) -> str:
     more = len(problems) - MAX_NAMED
     return "\n  ".join([*problems[:MAX_NAMED], *([f"and {more} more"] if more > 0 else [])])
-
-
-def _error(problems: list[str]) -> UserError:
-    return UserError(
-        "a checkpoint of this run could not be read again, since it may hold only tensors and plain values:\n  "
-        f"{_listed(problems)}\n"
-        "Where this state is made (state_dict, get_extra_state), give numbers, text, tensors, or lists, tuples and "
-        "dicts of them."
-    )

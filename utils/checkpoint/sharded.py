@@ -41,7 +41,7 @@ class ShardedCheckpointer(Checkpointer):
     """
 
     def __init__(self, folder: Path, *, processes: ProcessGroup, shared: Collection[str], **options: Any) -> None:
-        super().__init__(folder, **options)
+        super().__init__(folder, main=processes.is_main_process, **options)
         self.process_group = processes
         self.shared = shared
         self.thread_group: Any = None
@@ -50,11 +50,7 @@ class ShardedCheckpointer(Checkpointer):
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         quiet_dcp()
-        super().save(step, state, best_step=best_step)
-
-    def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        if self.process_group.is_main_process:
-            super().resume(source, step, best_step=best_step)
+        self._start_thread(step, state, best_step)
 
     def _copy(self, state: dict[str, Any]) -> Staged:
         large: dict[str, Tensor] = {}
@@ -75,7 +71,7 @@ class ShardedCheckpointer(Checkpointer):
         tensors = {
             name: snapshot(tensor) for name, tensor in large.items() if name in own or isinstance(tensor, DTensor)
         }
-        return Staged(tensors, rest if self.process_group.is_main_process else {})
+        return Staged(tensors, rest if self.main else {})
 
     def _is_large(self, keys: Keys, tensor: Tensor) -> bool:
         """Whether this is a sharded tensor, or one that is the same in all processes and not a single number."""
@@ -87,7 +83,7 @@ class ShardedCheckpointer(Checkpointer):
         data = self._make_folder(step)
         try:
             hashes = write_tensors(data, state.tensors, self.thread_group)
-            if not self.process_group.is_main_process:
+            if not self.main:
                 return
             sync_folder(data)
             sync_folder(self.folder)
@@ -95,7 +91,7 @@ class ShardedCheckpointer(Checkpointer):
             index = {"data": data.name, "files": hashes}
             write(self.folder / file_name(step), {**state.rest, "sharded": index})
         except BaseException:
-            if self.process_group.is_main_process:
+            if self.main:
                 shutil.rmtree(data, ignore_errors=True)
             raise
         self._remove_stale(step, data)
@@ -103,7 +99,7 @@ class ShardedCheckpointer(Checkpointer):
     def _make_folder(self, step: int) -> Path:
         """A new folder for the tensors, made by the main process. All raise OSError if it cannot be made."""
         made: list[Any] = [None]
-        if self.process_group.is_main_process:
+        if self.main:
             try:
                 self.folder.mkdir(exist_ok=True)
                 taken = {path.name for path in self._folders_of(step)}
@@ -129,11 +125,3 @@ class ShardedCheckpointer(Checkpointer):
             for folder in self._folders_of(step):
                 if folder != data:
                     shutil.rmtree(folder, ignore_errors=True)
-
-    def _update_links(self, step: int, best_step: int | None) -> None:
-        if self.process_group.is_main_process:
-            super()._update_links(step, best_step)
-
-    def _prune(self, step: int, best_step: int | None) -> None:
-        if self.process_group.is_main_process:
-            super()._prune(step, best_step)

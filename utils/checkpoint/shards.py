@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -59,16 +58,17 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[
 
     group: the processes that write; None: only this one.
     """
-    writer = _Writer(folder)
-    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _first_failure():
-        save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
+        save(tensors, storage_writer=_Writer(folder), process_group=group, no_dist=group is None)
+    rank = 0 if group is None else dist.get_rank(group)
+    written = [*folder.glob(f"__{rank}_*"), *([folder / METADATA] if rank == 0 else [])]
+    hashes = {path.name: _sha256(path) for path in written}
     if group is None:
-        return writer.hashes
+        return hashes
 
-    gathered: list[Any] | None = [None] * dist.get_world_size(group) if dist.get_rank(group) == 0 else None
-    dist.gather_object(writer.hashes, gathered, dst=0, group=group)
-    return {name: digest for hashes in gathered or [] for name, digest in hashes.items()}
+    gathered: list[Any] | None = [None] * dist.get_world_size(group) if rank == 0 else None
+    dist.gather_object(hashes, gathered, dst=0, group=group)
+    return {name: digest for each in gathered or [] for name, digest in each.items()}
 
 
 def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | None = None) -> dict[str, Any]:
@@ -102,9 +102,8 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
 
         state = map_with_keys(target, state)
         reader = _Reader(folder, hashes, _read_metadata(folder, hashes, targets))
-        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with _first_failure():
-            load(targets, storage_reader=reader, planner=planner, no_dist=True)
+            load(targets, storage_reader=reader, no_dist=True)
     return state
 
 
@@ -115,23 +114,6 @@ def quiet_dcp() -> None:
 
 
 class _Writer(FileSystemWriter):
-    """Keeps the SHA-256 of the files that this process has written."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.folder = folder
-        self.hashes: dict[str, str] = {}
-
-    def write_data(self, plan: Any, planner: Any) -> Any:
-        results = super().write_data(plan, planner)
-        for name in {result.storage_data.relative_path for result in results.wait()}:
-            self.hashes[name] = _sha256(self.folder / name)
-        return results
-
-    def finish(self, metadata: Metadata, results: Any) -> None:
-        super().finish(metadata, results)
-        self.hashes[METADATA] = _sha256(self.folder / METADATA)
-
     def storage_meta(self) -> None:
         """Nothing: it would hold the path of the folder, which may be moved, as a class of this Python version."""
 

@@ -1,4 +1,4 @@
-"""The weights in somebody's file: a run, a checkpoint, a state dict as torch.save writes it, or safetensors."""
+"""Reads weights from a file of any origin: a run, a checkpoint, a state dict of torch.save, or safetensors."""
 
 import contextlib
 import os

@@ -51,7 +51,7 @@ class ProcessGroup:
 
     def gather(self, value: T) -> list[T]:
         """The value of each process, in the order of their ranks, in the main one; empty elsewhere."""
-        return [value]
+        return list(self.one_by_one(value))
 
     def all_gather(self, value: T) -> list[T]:
         """The value of each process, in the order of their ranks, in all of them."""

@@ -34,7 +34,6 @@ class TorchProcessGroup(ProcessGroup):
         self.rank = _number("RANK")
         self.world_size = _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
-        self.timeout = 0.0
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
@@ -83,12 +82,6 @@ class TorchProcessGroup(ProcessGroup):
             dist.broadcast_object_list(made, src=0, group=self.control)
         return made[0]  # type: ignore[return-value]
 
-    def gather(self, value: T) -> list[T]:
-        values: list[Any] | None = [None] * self.world_size if self.is_main_process else None
-        with self._communication():
-            dist.gather_object(value, values, dst=0, group=self.control)
-        return values or []
-
     def all_gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.world_size
         with self._communication():
@@ -125,7 +118,12 @@ class TorchProcessGroup(ProcessGroup):
         self._left -= 1
         if self._left > 0:  # to exchange it at every step would cost small models a twentieth of their time
             return None
-        agreed = self._result() if self._pending else [0, -1]
+        agreed = [0, -1]  # the signal, and minus the calls until the next exchange
+        if self._pending:
+            work, numbers = self._pending
+            with self._communication():
+                work.wait()
+            agreed = numbers.tolist()
         now = time.monotonic()
         affordable = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
         calls = max(1, min(affordable, 2 * self._calls, self.AGREE_CALLS))
@@ -136,13 +134,6 @@ class TorchProcessGroup(ProcessGroup):
             work = dist.all_reduce(own, dist.ReduceOp.MAX, group=self.control, async_op=True)
         self._pending = work, own
         return agreed[0] or None
-
-    def _result(self) -> list[int]:
-        """The maximum over the processes of the last exchange: the signal, and minus the calls until the next one."""
-        work, numbers = self._pending
-        with self._communication():
-            work.wait()
-        return list(map(int, numbers.tolist()))
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import torch
 import train
 from tests.conftest import load_script
 from utils import checkpoint
+from utils.checkpoint.file import MARK
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ class Payload:
 def sign(path: Path) -> None:
     """What anybody can do: put the right checksum on a file that torch.save has written."""
     data = path.read_bytes()[:-2]
-    mark = checkpoint.MARK + hashlib.sha256(data).hexdigest().encode()
+    mark = MARK + hashlib.sha256(data).hexdigest().encode()
     path.write_bytes(data + struct.pack("<H", len(mark)) + mark)
 
 
