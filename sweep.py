@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     add("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
     add("--sampler", choices=("tpe", "random"), help="how --trials are chosen (default: tpe, by Optuna)")
     add("--pruner", choices=("median", "hyperband", "none"), help="what ends bad trials early (default: none)")
+    add("--note", metavar="TEXT", help="a label of the sweep and of its trials, for the report and --compare")
     add("--lr", metavar="SPACE", help="short for optimizer.args.lr=SPACE")
     add("--bs", metavar="SIZES", help="short for data_loader.args.batch_size=SIZES")
     return load_extra("sweep", "sweep.py").sweep(cli.parse(made, argv))

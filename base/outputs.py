@@ -1,5 +1,6 @@
 """Where the results of a run go: its writers, its checkpointer, and what extras/ adds to them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from base.construct import construct
@@ -28,15 +29,21 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl"), "log": ConsoleLog(folder.log)}
     if settings.writes_tensorboard:
         made["events"] = EventWriter(folder.path)
-    run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
-    chosen = dict[str, Writer]()
-    for index, writer in enumerate(settings.writers):
-        if writer.type != "tensorboard":
-            chosen[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
+    chosen = chosen_writers(loaded, folder, warn)
     made |= chosen
     if curves := find_extra("curves"):  # after metrics.jsonl, which it reads
         made["curves"] = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=warn)
     return Writers(made, optional=chosen.keys(), warn=warn)
+
+
+def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
+    """Those of trainer.writers beside TensorBoard, by name. Raises UserError if one cannot be built."""
+    run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
+    made = dict[str, Writer]()
+    for index, writer in enumerate(loaded.config.trainer.writers):
+        if writer.type != "tensorboard":
+            made[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
+    return made
 
 
 def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Checkpointer:

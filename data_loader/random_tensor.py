@@ -1,9 +1,9 @@
 """Random tensors: data without a download, to try out a model or the machine."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
@@ -29,7 +29,7 @@ class RandomTensorLoader(BaseDataLoader):
         *,
         num_samples: PositiveInt,
         input_shape: list[PositiveInt],
-        target_shape: list[PositiveInt] | None = None,
+        target_shape: Annotated[list[PositiveInt] | None, Field(examples=[[10]])] = None,
         num_classes: PositiveInt | None = None,
         linear: list[float] | None = None,
         num_test_samples: PositiveInt = 1000,

@@ -83,6 +83,7 @@ th {{ border-bottom-color: #999; font-weight: 600; }}
 th, td {{ overflow-wrap: normal; }}
 td:last-child {{ overflow-wrap: anywhere; }}
 .n {{ text-align: right; white-space: nowrap; padding-right: 0; padding-left: .8rem; }}
+.n + :not(.n) {{ padding-left: 1.2rem; }}
 img {{ display: block; max-width: 100%; height: auto; margin: 1rem 0; }}
 pre {{ overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: 13px; line-height: 1.4; }}
 @media (max-width: 32rem) {{ th, td {{ padding-right: .4rem; }} .n {{ padding-left: .4rem; }} }}

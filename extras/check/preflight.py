@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from base.data.stream import StreamBatches
 from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
+from base.outputs import chosen_writers
 from base.training.broadcast import check_next_step
 from base.training.first_batch import check_loss_was_called, first_batch_warnings
 from base.training.metrics import Metrics
@@ -34,6 +36,7 @@ from logger.writers import Writers
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
+from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
 from utils.text import count, table
@@ -55,6 +58,8 @@ def preflight(loaded: LoadedConfig) -> int:
     weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
+    with tempfile.TemporaryDirectory() as folder:  # that their packages are installed
+        chosen_writers(loaded, RunFolder(Path(folder)), experiment.console.warn)
     config = loaded.config
     say(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
     for warning in loaded.warnings():

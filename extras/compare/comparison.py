@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from extras.compare.curves import Curve, curves
 from extras.compare.repeats import Repeats, find_repeats
@@ -198,10 +199,7 @@ def _means_table(group: RunGroup, width: int) -> list[str]:
 def _experiment(repeats: Repeats, group: RunGroup) -> str:
     """What tells these runs from the others of the group."""
     keys = [key for key in group.keys if key not in REPEATS]
-    return (
-        ", ".join(f"{_header(key, group)}={shown_value(repeats.runs[0].config.get(key)) or '-'}" for key in keys)
-        or "all"
-    )
+    return ", ".join(f"{_header(key, group)}={_brief(repeats.runs[0].config.get(key))}" for key in keys) or "all"
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -232,8 +230,10 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     for value in tested[1:]:
         yield _test_column(value, runs)
     yield ["time", *(duration(run.seconds) for run in runs)]
-    if not group.commit:
+    if not group.commit and any(run.commit for run in runs):
         yield ["commit", *(run.commit or "-" for run in runs)]
+    for key in keys[1:3]:
+        yield _key_column(key, group)
     if any(run.when.replace("-", "")[:8] != run.path.resolve().name[:8] for run in runs):
         yield ["when", *(run.when[:16] or "-" for run in runs)]
     for metric in held_out_metrics(runs):
@@ -241,7 +241,7 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
             monitor = f"{direction(metric, runs)} {metric}"
             bests = [run.best(monitor) for run in runs]
             yield [monitor, *(number(pair[0]) if pair else "-" for pair in bests)]
-    for key in keys[1:]:
+    for key in keys[3:]:
         yield _key_column(key, group)
 
 
@@ -251,7 +251,12 @@ def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
 
 def _key_column(key: str, group: RunGroup) -> list[str]:
     """Under the last word of a key, or as many as distinguish it from the others."""
-    return [_header(key, group), *(_short(shown_value(run.config.get(key)) or "-", 16) for run in group.runs)]
+    return [_header(key, group), *(_short(_brief(run.config.get(key)), 16) for run in group.runs)]
+
+
+def _brief(value: Any) -> str:
+    """A value of the config, a number to four digits; the CSV file has it whole."""
+    return f"{value:.4g}" if isinstance(value, float) else shown_value(value) or "-"
 
 
 def _header(key: str, group: RunGroup) -> str:
@@ -345,6 +350,8 @@ def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:
         found = charts([record for run in best for record in run.records])
         found.pop(RATES, None)
         ranked_by = group.monitor.split()[1]
+        if any(TRAIN in keys and len(keys) > 1 for keys in found.values()):
+            title.append("validation; training is dashed")
         for name, keys in sorted(found.items(), key=lambda item: ranked_by not in item[1].values())[:MOST_CHARTS]:
             both = TRAIN in keys and len(keys) > 1
             lines = [
@@ -359,11 +366,10 @@ def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:
                 for label, key in keys.items()
                 if label in (TRAIN, VALID)
             ]
-            above = [*title, "validation; training is dashed"] if both else title
-            yield "\n".join([name, *filter(None, above)]), lines
+            yield "\n".join([name, *filter(None, title)]), lines
             title = []
 
 
 def _legend(run: Run, group: RunGroup) -> str:
-    keys = [f"{_header(key, group)}={shown_value(run.config.get(key)) or '-'}" for key in group.keys[:2]]
+    keys = [f"{_header(key, group)}={_brief(run.config.get(key))}" for key in group.keys[:2]]
     return "\n".join(filter(None, [group.short_name(run), run.note, *keys]))

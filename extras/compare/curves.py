@@ -34,7 +34,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
 
     Those with a title have a legend.
     """
-    figure = new_figure(8.5, 0.5 + 3.2 * len(charts))
+    figure = new_figure(11, 0.5 + 3.2 * len(charts))
     for row, (name, lines) in enumerate(charts, start=1):
         axes = figure.add_subplot(len(charts), 1, row)
         for line in sorted(lines, key=lambda line: not line.training):
@@ -42,7 +42,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
         label, *above = name.split("\n")
         axes.set(xlabel=x, ylabel=labels([label], longest=40)[0])
         axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _scale(axes, [value for line in lines for value in line.values if value is not None])
         if above and any(not line.training for line in lines):
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
@@ -57,7 +57,7 @@ def _draw(axes: Axes, line: Curve) -> None:
         markevery=1 if len(values) <= 25 else math.ceil(len(values) / 10), alpha=0.7 if line.training else 1,
         # where two are the same, both are seen
         linewidth=0.9 if line.training else 1.4 + 0.8 * max(0, 3 - line.run),
-        label=None if line.training else "\n".join(labels([part], longest=32)[0] for part in line.name.split("\n")),
+        label=None if line.training else "  ".join(labels([part], longest=24)[0] for part in line.name.split("\n")),
     )  # fmt: skip
 
 

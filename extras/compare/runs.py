@@ -20,6 +20,7 @@ from utils.text import one_line
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 
 UNKNOWN = "unknown"
+LOSS_TYPE = re.compile(r"loss\.([^.]+\.)?type")  # of the only loss, or of one of several by name
 
 # arguments of a data loader that say which samples there are, and which are held out
 WHICH_DATA = {
@@ -79,9 +80,9 @@ class Run:
         if isinstance(folder := given["data_dir"], str):
             given["data_dir"] = display_path(project_path(folder))
         which = tuple((name, shown_value(value)) for name, value in given.items() if value is not None)
-        return Task(
-            str(self.config.get("data_loader.type", UNKNOWN)), str(self.config.get("loss.type", UNKNOWN)), which
-        )
+        losses = [str(value) for key, value in self.config.items() if LOSS_TYPE.fullmatch(key)]
+        loss = " + ".join(losses) if losses else UNKNOWN if self.config.get("loss", UNKNOWN) else "no loss"
+        return Task(str(self.config.get("data_loader.type", UNKNOWN)), loss, which)
 
     @property
     def monitor(self) -> str | None:

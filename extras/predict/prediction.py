@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -61,6 +61,8 @@ def predict(options: argparse.Namespace) -> None:
     _check_destinations(files, out, options.show)
     run = Run(predictor, _columns(options.columns), options.show is not None)
     kinds = {kind_of(name) for name in files.files}
+    if options.columns is not None and "table" not in kinds:
+        raise UserError("--columns names columns of a table, and no input is one; leave it out")
     start = time.perf_counter()
     try:
         with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
@@ -84,6 +86,12 @@ def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
     """The model of a run, with the weights that test.py evaluates. Its data set need not be there."""
     trained = load_trainer(run, overrides)
     loaded, experiment = trained.loaded, trained.experiment
+    trainer, model = trained.trainer, experiment.model
+    if type(model).forward is nn.Module.forward and type(trainer).predict_step is BaseTrainer.predict_step:
+        raise UserError(
+            f"{type(model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define in it what "
+            "is predicted, by predict_step (docs/predict.md)"
+        )
 
     kept = trained.state.get("data")
     kept = kept if isinstance(kept, Mapping) else {}
@@ -142,7 +150,8 @@ class Run:
                 self.done += len(batch)
                 advance(len(batch))
         if not self.done:
-            raise TrainingError(f"none of {count(self.problems, 'input')} could be read; see above")
+            which = f"none of {self.problems:,} inputs could" if self.problems > 1 else "the input could not"
+            raise TrainingError(f"{which} be read; see above")
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
@@ -206,7 +215,7 @@ class Run:
             raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
         if not self._other_shapes and not self.tolerant:
             self._other_shapes = True
-            tqdm.write(_safe(f"warning: {got}.{self._takes()}"), file=sys.stderr)
+            tqdm.write(_safe(f"warning: {got}. {self._takes().strip()}"), file=sys.stderr)
 
     def _show(self, batch: Sequence[Item], inputs: Any, fields: Sequence[Field]) -> None:
         from extras.predict.grid import MOST, shown

@@ -269,7 +269,7 @@ def _or_reference(schema: Schema) -> Schema:
     alternatives = schema.get("anyOf", [schema])
     if any(one.get("type", "string") == "string" and not one.keys() & NOT_ANY_STRING for one in alternatives):
         return schema
-    about: Schema = {key: schema[key] for key in ("description", "default", "anyOf") if key in schema}
+    about: Schema = {key: schema[key] for key in ("description", "default", "examples", "anyOf") if key in schema}
     value = {key: item for key, item in schema.items() if key not in about}
     return {**about, "anyOf": [*about.get("anyOf", [value]), REFERENCE]}
 

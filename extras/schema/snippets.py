@@ -35,10 +35,13 @@ def _is_possible(registry: Registry, name: str, args: Schema) -> bool:
 
 
 def _snippet(registry: Registry, name: str, args: Schema) -> Schema:
-    required = {key: _sample(args["properties"][key]) for key in args.get("required", ())}
+    properties = args["properties"]
+    # an example marks an argument that is not required by itself, but one of several that are
+    wanted = [*args.get("required", ()), *(key for key, schema in properties.items() if "examples" in schema)]
+    required = {key: _sample(properties[key]) for key in dict.fromkeys(wanted)}
     defaults = {
         key: schema["default"]
-        for key, schema in args["properties"].items()
+        for key, schema in properties.items()
         if key not in required and schema.get("default") not in (None, [], {})
     }
     few = name in registry.own() and len(defaults) <= MOST_DEFAULTS

@@ -24,11 +24,11 @@ from utils.errors import Stopped, UserError
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.streams import say, say_error
-from utils.text import count
+from utils.text import count, one_line
 
 
 def sweep(options: argparse.Namespace) -> Result:
-    """Run a new sweep, or continue one. options: config, resume, overrides, trials, jobs, sampler, pruner."""
+    """Run a new sweep, or continue one. options: config, resume, overrides, trials, jobs, sampler, pruner, note."""
     jobs = options.jobs
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one trial must run at a time")
@@ -41,6 +41,7 @@ def sweep(options: argparse.Namespace) -> Result:
     folder = _continued(options) if options.resume else _new(options, job)
     spec = folder.read_spec()
     processes.threads = spec.threads or None
+    processes.note = spec.note
     processes.devices = torch.cuda.device_count()
     display = Display(spec, jobs=jobs, quiet=not first)
     coordinator = Coordinator(folder, processes, display, jobs=jobs)
@@ -80,7 +81,8 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
     fixed, spaces = parse_spaces(options.overrides)
     if not spaces:
         what = f"--trials {options.trials}" if options.trials else "a sweep"
-        raise UserError(f"{what} needs a space: KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1")
+        single = f". {fixed[0]} has a single value" if fixed else ""
+        raise UserError(f"{what} needs a space: KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1{single}")
     sampler = options.sampler
     if options.trials is None:
         grid_size(spaces)
@@ -103,7 +105,7 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
     threads = _threads(options.jobs)
     spec = Spec(
         loaded.config.name, spaces, monitor, loaded.config.trainer.epochs, options.trials, sampler, pruner,
-        seed if isinstance(seed, int) else 0, threads,
+        seed if isinstance(seed, int) else 0, threads, options.note,
     )  # fmt: skip
     return spec, base
 
@@ -131,6 +133,10 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
         folder.check_same(*_asked_again(options))
     if own.sampler or own.pruner:
         need_optuna(f"the sweep {folder.path}")
+    if options.note is not None and options.note != own.note:
+        with folder.locked():
+            own = replace(folder.read_spec(), note=options.note)
+            folder.write_spec(own)
     if options.trials is None or options.trials == own.trials:
         return folder
     if own.sampler is None:
@@ -159,6 +165,8 @@ def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: 
     pruned = f", pruned by {spec.pruner}" if spec.pruner else ""
     at_once = f", {jobs} at once" if jobs > 1 else ""
     say(f"{spec.name}: {total} {how}{pruned}{at_once}, compared by {spec.monitor}")
+    if spec.note:
+        say(f"  note: {one_line(spec.note)}")
     for space in spec.spaces:
         say(f"  {space.key} = {_described(space)}")
     threads = count(spec.threads, "thread")

@@ -5,6 +5,7 @@ continued from its checkpoint by whoever finds it first.
 """
 
 import contextlib
+import itertools
 import math
 import re
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 from extras.sweep.display import Display, Row
 from extras.sweep.search import Search, write_journal
-from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial, is_running
+from extras.sweep.sweep_folder import TRIAL, Outcome, Spec, SweepFolder, Trial, is_running
 from extras.sweep.trial_process import ERRORS, TrialProcesses
 from utils.errors import Stopped, UserError
 from utils.files import read_text, size
@@ -33,6 +34,8 @@ MOST_DEATHS = 20
 """Deaths in a row without progress after which a trial has failed. Many, since each may be somebody's kill."""
 MOST_STARVED = 2
 """The same for deaths while the kernel killed a process for lack of memory, which would happen again."""
+MOST_REFUSED = 3
+"""Trials that were refused for the same reason before any had an epoch, after which a sweep ends."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
@@ -125,7 +128,9 @@ class Coordinator:
                 if trial.outcome is None and trial.number not in own and self.folder.claim(trial):
                     return trial
             while len(trials) < self.total():
-                trial = self.folder.create_trial(len(trials), self.search.choose(trials))
+                numbers = {trial.number for trial in trials}  # of which the user may have removed one
+                number = next(number for number in itertools.count() if number not in numbers)
+                trial = self.folder.create_trial(number, self.search.choose(number, trials))
                 if trial.outcome is None and self.folder.claim(trial):
                     return trial
                 self._recorded(trial)
@@ -189,7 +194,8 @@ class Coordinator:
             reason = _reason(one.trial)
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
-            return self._finish(one, Outcome("failed", *ended, reason))
+            self._finish(one, Outcome("failed", *ended, reason))
+            return self._check_refusals(reason) if status == 2 and not values else None
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
         one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
         if one.starved >= MOST_STARVED:
@@ -199,6 +205,16 @@ class Coordinator:
             how = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
             return self._finish(one, Outcome("failed", *ended, how))
         return self._start(one)
+
+    def _check_refusals(self, reason: str) -> None:
+        """Raise UserError if all trials so far have been refused for this reason, as for data that are not there."""
+        ended = [trial.outcome for trial in self.folder.trials() if trial.outcome]
+        alike = all(not each.epochs and TRIAL.sub("", each.reason) == TRIAL.sub("", reason) for each in ended)
+        if alike and len(ended) >= MOST_REFUSED and not self._finished():
+            raise UserError(
+                f"{len(ended)} trials, all so far, were refused alike: {reason}\nIf it is the config, start another "
+                "sweep. If not, remove outcome.json from the folders of these trials, and continue this one"
+            )
 
     def _finish(self, one: Running, outcome: Outcome) -> None:
         with self.folder.locked():

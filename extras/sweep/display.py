@@ -78,7 +78,7 @@ class Display:
 
     def stopped(self, count: int) -> None:
         if not self.quiet and count:
-            self._say(f"{count} running {'trial has' if count == 1 else 'trials have'} stopped; they will continue")
+            self._say(f"{count} running {'trial has' if count == 1 else 'trials have'} stopped and will continue")
 
     def _erase(self) -> str:
         return f"\x1b[{len(self._drawn)}A\x1b[J" if self._drawn else ""

@@ -60,7 +60,7 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
         if trial.outcome and trial.outcome.state == "failed":
             axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
     axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes, [_value(trial) for trial in trials])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
@@ -84,7 +84,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
             label=trial.name if best else None, color=colour, zorder=3 if best else 1,
         )  # fmt: skip
     axes.set(xlabel="epoch", ylabel=spec.value_name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes, everything)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
@@ -127,7 +127,8 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     for place, space in enumerate(spec.spaces):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for at, text in _ticks(space):
-            axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center")
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}  # of it are lines
+            axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center", bbox=behind, zorder=4)
     names = [*(short_key(space.key, spec) for space in spec.spaces), f"best {spec.value_name}"]
     axes.axvline(len(names) - 1, color=GREY, linewidth=0.8)
     axes.set(xticks=range(len(names)), xticklabels=labels(names, longest=22), yticks=[], ylim=(-0.05, 1.05))

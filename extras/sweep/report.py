@@ -54,6 +54,8 @@ def _blocks(
     how = f"chosen by {spec.sampler} (seed {spec.seed})" if spec.sampler else "a grid"
     pruned = f", pruned by {spec.pruner}" if spec.pruner else ""
     yield Paragraph(f"{len(trials)} trials ({counts}), {how}{pruned}, compared by {spec.monitor}.")
+    if spec.note:
+        yield Paragraph(f"Note: {spec.note}")
     yield Table(["key", "space"], [[space.key, space.text] for space in spec.spaces], texts=(0, 1))
     if best is not None:
         yield Heading("Best")
@@ -94,7 +96,8 @@ def _pictures(
     yield from _picture(
         pictures, "history.png", "The best value of each trial, and the best so far.", figures.history(spec, trials)
     )
-    yield from _picture(pictures, "epochs.png", "The monitored value by epoch.", figures.epochs(spec, shown))
+    if any(trial.outcome and trial.outcome.epochs > 1 for trial in shown):
+        yield from _picture(pictures, "epochs.png", "The monitored value by epoch.", figures.epochs(spec, shown))
     complete = [trial for trial in shown if trial.outcome and trial.outcome.state == "complete"]
     if len(spec.spaces) > 1:
         yield Heading("Importances")

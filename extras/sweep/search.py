@@ -54,7 +54,7 @@ class Search:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.points = list(combinations(spec.spaces)) if spec.sampler is None else []
-        self._seen: list[_Seen] = []
+        self._seen: dict[int, _Seen] = {}
         self._study: Study | None = None
         if spec.sampler or spec.pruner:
             import optuna
@@ -63,34 +63,33 @@ class Search:
             # the name decides which bracket of hyperband a trial is in
             self._study = optuna.create_study(study_name="sweep", direction=direction(spec), pruner=_pruner(spec))
 
-    def choose(self, trials: Sequence[Trial]) -> dict[str, str]:
-        """The values of the next trial, after all of these."""
+    def choose(self, number: int, trials: Sequence[Trial]) -> dict[str, str]:
+        """The values of a new trial of this number, after all of these."""
         if self.spec.sampler is None:
-            return dict(override.split("=", 1) for override in self.points[len(trials)])
+            return dict(override.split("=", 1) for override in self.points[number])
         assert self._study is not None
         self.follow(trials)
-        number = len(trials)
         with _quiet():
             self._study.sampler = _sampler(self.spec.sampler, self.spec.seed, number)
             trial = self._study.ask(_distributions(self.spec))
-        self._seen.append(_Seen(trial))
+        self._seen[number] = _Seen(trial)
         return {space.key: _text(trial.params[space.key]) for space in self.spec.spaces}
 
     def follow(self, trials: Sequence[Trial]) -> None:
         """Take what these trials have done since the last call; all trials so far, in the order of their numbers."""
         if self._study is None:
             return
-        for number, trial in enumerate(trials):
-            if number == len(self._seen):
-                self._seen.append(self._known(trial))
-            seen = self._seen[number]
+        for trial in trials:
+            if trial.number not in self._seen:
+                self._seen[trial.number] = self._known(trial)
+            seen = self._seen[trial.number]
             if trial.outcome is not None and not seen.told:
                 self.pruned_at(trial)
                 self._tell(seen, trial)
 
     def pruned_at(self, trial: Trial) -> int | None:
         """The first epoch at which the pruner would end this trial. None: it may go on."""
-        if self._study is None or self.spec.pruner is None or trial.number >= len(self._seen):
+        if self._study is None or self.spec.pruner is None or trial.number not in self._seen:
             return None
         seen = self._seen[trial.number]
         values = trial.measured(self.spec.value_name)

@@ -21,6 +21,9 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 INTEGERS = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
 ANY_RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
 SCALED = re.compile(r"(\w+):(.*\.\..*)")
+# what somebody meant as a range: "0..", "0..x", "0 .. 4"; a path such as "../data" is none
+MEANT_AS_RANGE = re.compile(r"([^/\\\"\[{]*?)\s*\.\.+\s*([^/\\\"\]}]*)")
+MEANT_AS_SCALED = re.compile(r"(lin|log)\s*[:(\s]\s*(.*?)\)?", re.IGNORECASE)
 # a trial's place and its value must mean the same in all trials
 NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
 MOST_TRIALS = 10_000
@@ -81,6 +84,7 @@ def parse_spaces(words: Sequence[str]) -> tuple[list[str], list[Space]]:
 def parse_space(word: str) -> Space:
     """KEY=SPACE. Raises ConfigError with the mistake."""
     key, _, text = word.partition("=")
+    text = text.strip()
     where = f"space {word}"
     scaled = SCALED.fullmatch(text)
     if scaled:
@@ -92,8 +96,7 @@ def parse_space(word: str) -> Space:
         if high - low >= MOST_TRIALS:
             raise ConfigError(f"{where}: {high - low + 1:,} values are too many; lin:{text} with --trials samples them")
         return Space(key, text, tuple(map(str, range(low, high + 1))))
-    if ANY_RANGE.fullmatch(text):
-        raise ConfigError(f"{where}: a..b counts integers; for other numbers write lin:{text} or log:{text}")
+    _check_meant(text, where=where)
     values = _split(text)
     if len(values) > 1 and "" in values:
         raise ConfigError(f"{where}: there is an empty value between two commas")
@@ -101,6 +104,28 @@ def parse_space(word: str) -> Space:
     if twice:
         raise ConfigError(f"{where}: the value {twice[0]} is given twice")
     return Space(key, text, tuple(values))
+
+
+def _check_meant(text: str, *, where: str) -> None:
+    """Raises ConfigError for what is no range, but was probably meant as one."""
+    if meant := MEANT_AS_SCALED.fullmatch(text):
+        scale, ends = meant[1].lower(), meant[2].replace(" ", "")
+        found = re.fullmatch(rf"({NUMBER})(?:\.\.|[,:;-])({NUMBER})", ends)
+        example = f"{found[1]}..{found[2]}" if found else "0.001..0.1"
+        raise ConfigError(f"{where}: expected two numbers with two dots between them, as in {scale}:{example}")
+    meant = MEANT_AS_RANGE.fullmatch(text)
+    if not meant:
+        return
+    low, high = meant.groups()
+    numbers = [end for end in (low, high) if re.fullmatch(NUMBER, end)]
+    if len(numbers) == 2 and all(re.fullmatch(r"[+-]?\d+", end) for end in numbers):
+        raise ConfigError(f"{where}: did you mean {low}..{high}?")
+    if len(numbers) == 2:
+        raise ConfigError(
+            f"{where}: a..b counts integers; for other numbers write lin:{low}..{high} or log:{low}..{high}"
+        )
+    if numbers:
+        raise ConfigError(f"{where}: expected two integers with two dots between them and nothing else, as in 0..4")
 
 
 def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
@@ -115,7 +140,8 @@ def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"{where}: a number is too large")
     if high <= low:
-        raise ConfigError(f"{where}: the range is empty: {shown(low)} is not less than {shown(high)}")
+        swapped = f"; did you mean {scale}:{shown(high)}..{shown(low)}?" if high < low else ""
+        raise ConfigError(f"{where}: the range is empty: {shown(low)} is not less than {shown(high)}{swapped}")
     if scale == "log" and low <= 0:
         raise ConfigError(f"{where}: a logarithmic range starts above 0, not at {shown(low)}; or use lin:{ends}")
     return Space(key, text, low=low, high=high, log=scale == "log")

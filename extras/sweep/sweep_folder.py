@@ -50,6 +50,8 @@ class Spec:
     seed: int
     threads: int
     """Of each trial: with another number its sums would be rounded differently."""
+    note: str | None = None
+    """The user's label of the sweep, which its trials get too; None: there was never one."""
 
     @property
     def minimise(self) -> bool:

@@ -39,11 +39,13 @@ class TrialProcesses:
     """Starts the processes of trials.
 
     threads: of torch in each of them; None: torch's own number. devices: GPUs to share out, each slot has one.
+    note: the label of their runs; None: they keep the one they have.
     """
 
     def __init__(self, threads: int | None, devices: int) -> None:
         self.threads = threads
         self.devices = devices
+        self.note: str | None = None
         self.context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         for name in [*LAUNCHER, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
             os.environ.pop(name, None)
@@ -69,13 +71,13 @@ class TrialProcesses:
         """A process that trains this run to its end. It saves and ends when this process does."""
         device = slot % self.devices if self.devices > 1 else None
         process = self.context.Process(
-            target=train_trial, args=(str(run.path), self.threads, device), name=run.path.name
+            target=train_trial, args=(str(run.path), self.threads, device, self.note), name=run.path.name
         )
         process.start()
         return process
 
 
-def train_trial(folder: str, threads: int | None, device: int | None) -> None:
+def train_trial(folder: str, threads: int | None, device: int | None, note: str | None) -> None:
     """What the process runs. It ends as a script does, with its exit status."""
     status: Any = 1
     try:
@@ -89,7 +91,7 @@ def train_trial(folder: str, threads: int | None, device: int | None) -> None:
 
             os.environ["OMP_NUM_THREADS"] = str(threads)
             torch.set_num_threads(threads)
-        status = _run(folder)
+        status = _run(folder, note)
     except SystemExit as end:
         status = end.code
     except BaseException:
@@ -100,13 +102,13 @@ def train_trial(folder: str, threads: int | None, device: int | None) -> None:
         os._exit(status if isinstance(status, int) else 1)
 
 
-def _run(folder: str) -> int:
+def _run(folder: str, note: str | None) -> int:
     from utils.cli import run
 
     path = Path(folder)
     if not (path / "environment.json").exists() and run(lambda _: _complete(RunFolder(path))):
         return 2
-    sys.argv = [str(PROJECT / "train.py"), "-r", folder]
+    sys.argv = [str(PROJECT / "train.py"), "-r", folder, *([] if note is None else [f"--note={note}"])]
     runpy.run_path(sys.argv[0], run_name="__main__")
     return 0
 

@@ -29,6 +29,7 @@ Entry = dict[str, Any]
 BATCH = 500
 PAUSE = 1.0  # seconds between two batches
 RETRY = 30.0  # seconds after a failure
+SOON = 2.0  # seconds after which the end of a run says that it waits
 LAST = 60.0  # seconds that the end of a run waits for the rest to be sent
 NOT_COMPARED = ("samples_per_second", "memory/")  # which no two runs have in common
 
@@ -116,7 +117,12 @@ class Delivery(Writer):
             self._changed.notify()
         if self._thread is None:
             return
-        self._thread.join(LAST)
+        self._thread.join(SOON)
+        if self._thread.is_alive():
+            self.run.warn(
+                f"waiting for {self.name}, for up to {LAST:.0f} s, to get the last {len(self._waiting):,} entries"
+            )
+            self._thread.join(LAST)
         if self._waiting:
             self.run.warn(f"{self.name} did not get the last {len(self._waiting):,} entries; a resume sends them")
 

@@ -21,6 +21,8 @@ from utils.registry import WRITERS
 
 INSTALL = 'the writer "mlflow" needs a package: pip install mlflow'
 MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000  # of one request; and characters of a parameter
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""Seconds until a server counts as hanging, by default 120 and seven times more: ``Delivery`` tries again itself."""
 
 
 @WRITERS.register
@@ -49,6 +51,8 @@ class MLflow(Service):
 
         for name in ("mlflow", "alembic"):  # which would tell of each table that they make
             logging.getLogger(name).setLevel(logging.WARNING)
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         save_folder = run.folder.resolve().parent.parent
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
         local = None if uri else (save_folder / "mlflow").as_uri()

@@ -64,6 +64,8 @@ class ImageLoader(BaseDataLoader):
         if isinstance(raw, Path):
             image: Any = str(raw)
         elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and (raw.dim() == 2 or raw.shape[2:] == (3,)):
+            if raw.dim() == 2 and raw.shape[1] in (3, 4):  # a row of pixels, and no picture of this width
+                raise DataError(f"{describe_batch(raw)} is a row of pixels; save a single picture as array[None]")
             image = raw.numpy()
         else:
             got = describe_batch(raw) if isinstance(raw, Tensor) else "the row of a table"

@@ -159,6 +159,17 @@ def test_the_outcome_of_each_run_is_shown(make: Make, capsys: pytest.CaptureFixt
     assert len(written(done.parent)) == 9
 
 
+def test_numbers_are_short_and_losses_have_names(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that a search has drawn have sixteen digits."""
+    paths = [make(f"trial-{number:03}", [0.5], optimizer=sgd(0.057798344556122 / number)) for number in range(1, 10)]
+    several = {"kind": {"type": "cross_entropy"}, "size": {"type": "mse_loss"}}
+    printed = compared(capsys, *paths, make("gan", [1.0], loss=None), make("both", [1.0], loss=several))
+    assert "0.0578 " in next(line + " " for line in printed if "trial-001" in line)
+    assert {row["optimizer.args.lr"] for row in written(paths[0].parent)} >= {"0.057798344556122"}
+    assert any(line.startswith("Photos, no loss: 1 run") for line in printed)
+    assert any(line.startswith("Photos, cross_entropy + mse_loss: 1 run") for line in printed)
+
+
 def test_another_task_has_a_table_of_its_own(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     one = make("20260101-000001", [0.3, 0.2, 0.1])
     make("20260101-000002", [0.4, 0.4, 0.4])

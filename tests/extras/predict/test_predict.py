@@ -223,7 +223,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
     (tmp_path / "old.csv").write_text("older")
     status, _, errors = ask(tmp_path / "a.png", "--out", tmp_path / "old.csv")
     assert status == 1
-    assert errors.endswith("error: none of 1 input could be read; see above\n")
+    assert errors.endswith("error: the input could not be read; see above\n")
     assert (tmp_path / "old.csv").read_text() == "older"
 
 
@@ -242,6 +242,8 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "model.args.num_classes=4"], "do not fit this model"),
         (["table.csv"], "takes images: files, or uint8 (H, W, 3) or (H, W); this is the row of a table"),
         (["floats.npy"], "takes images: files, or uint8 (H, W, 3) or (H, W); this is (3, 32, 32) float32"),
+        (["single.npy"], "single.npy, row 0: (32, 3) uint8 is a row of pixels; save a single picture as array[None]"),
+        (["two", "--columns", "a"], "--columns names columns of a table, and no input is one"),
         (["several.npz"], "several.npz holds a, b; name the array, as in several.npz:a"),
         (["several.npz:c"], "several.npz holds a, b; name the array"),
     ],
@@ -253,6 +255,7 @@ def test_a_mistake_gets_one_message(
     Path("empty").mkdir()
     Path("table.csv").write_text("a,b\n1,2\n")
     np.save("floats.npy", np.zeros((2, 3, 32, 32), np.float32))
+    np.save("single.npy", np.zeros((32, 32, 3), np.uint8))
     np.savez("several.npz", a=np.zeros(3), b=np.zeros(3))
     before = sorted(Path().rglob("*"))
     status, output, errors = ask(*words)

@@ -151,7 +151,7 @@ def test_a_picture_for_a_model_of_numbers_is_told(regression: Path, ask: Ask) ->
     assert "error: x.jpg: RandomTensorLoader does not say how a file becomes an input of the model" in errors
     np.save("x.npy", np.zeros((2, 3)))
     assert ask(regression, "x.npy", "--show", "x.png")[0] == 2
-    assert ask(regression, "x.npy", "--columns", "d")[0] == 0  # of tables alone
+    assert ask(regression, "x.npy", "--columns", "d")[0] == 2  # of tables alone
     Path("t.csv").write_text("a,b,c\n1,2,3\n")
     assert "t.csv has no column 'd'; it has a, b, c" in ask(regression, "t.csv", "--columns", "a,b,d")[2]
 
@@ -281,6 +281,38 @@ def test_own_trainers_say_what_is_predicted(fit: Fit, ask: Ask) -> None:
     assert list(plain) == ["file", "row", "kind_0", "kind_1", "kind_2", "size"]
     assert list(own) == ["file", "row", "doubled"]
     assert float(own["doubled"]) == pytest.approx(2 * float(plain["size"]), rel=1e-5)
+
+
+class Parts(BaseModel):
+    """Has no ``forward``, as a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(3, 1)
+
+
+class PartsTrainer(HeadsTrainer):
+    model: Any
+
+    def eval_step(self, batch: Any) -> Any:
+        outputs = self.model.score(batch[0])
+        return self.result(outputs.square().mean(), outputs, batch[0])
+
+
+class PartsPredictor(PartsTrainer):
+    def predict_step(self, inputs: Any) -> Any:
+        return self.model.score(inputs)
+
+
+def test_a_model_of_parts_needs_a_predict_step(fit: Fit, ask: Ask) -> None:
+    np.save("x.npy", np.ones((2, 3)))
+    with temporarily(MODELS, Parts), temporarily(TRAINERS, PartsTrainer, PartsPredictor):
+        keys: dict[str, Any] = {"data_loader": loader(num_classes=3), "model": "Parts", "loss": None, "metrics": []}
+        status, output, errors = ask(fit("trainer.type=PartsTrainer", **keys).run_dir, "x.npy")
+        assert (status, output) == (2, "")
+        assert "Parts has no forward, only parts that PartsTrainer calls; define in it what is predicted" in errors
+        status, output, _ = ask(fit("trainer.type=PartsPredictor", **keys).run_dir, "x.npy")
+        assert (status, len(values(output))) == (0, 2)
 
 
 class Painter(BaseModel):

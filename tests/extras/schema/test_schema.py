@@ -24,7 +24,7 @@ from tests.utils.config.mutations import VALUES, renamed_keys
 from utils.arguments import NotJson, describe, json_type
 from utils.config.problems import component_problems
 from utils.paths import PROJECT
-from utils.registry import METRICS, REGISTRIES
+from utils.registry import DATA_LOADERS, METRICS, REGISTRIES
 from utils.schema import Config, TrainerConfig
 
 Schema = dict[str, Any]
@@ -349,6 +349,8 @@ def test_every_snippet_is_valid_as_it_is_inserted(schema: Schema, validator: Any
         file = tmp_path / "config.json"
         file.write_text(json.dumps(config))
         assert message(file) == "", one
+        if key in ("data_loader", "validation") and "data_dir" not in body["args"]:
+            DATA_LOADERS[body["type"]](**body["args"])
     labels = {key: {one["label"] for path, one in found if path[2] == key} for key in schema["else"]["properties"]}
     for key in ("data_loader", "validation", "model", "loss", "metrics"):
         assert labels[key] == set(REGISTRIES[key].own())

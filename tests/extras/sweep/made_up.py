@@ -127,7 +127,7 @@ def followed(spec: Spec, folder: Path, count: int, known: list[Trial]) -> list[T
     """A search from these trials on to so many, one after the other."""
     search, trials = Search(spec), list(known)
     while len(trials) < count:
-        values = search.choose(trials)
+        values = search.choose(len(trials), trials)
         run = RunFolder(folder / f"trial-{len(trials):03}")
         run.path.mkdir(exist_ok=True)
         write_epochs(run, losses(values))

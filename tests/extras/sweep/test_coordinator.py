@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,6 +72,31 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
     assert result.best is not None
     assert result.best.name == "trial-000"
     assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
+
+
+def test_trials_that_are_refused_alike_end_the_sweep(make: Callable[[str, Spec], SweepFolder]) -> None:
+    """As where a folder of data is not there."""
+    folder = make("refused", spec(*SPACES))
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, "error: trial-000: no data"))
+    with pytest.raises(UserError, match=r"3 trials, all so far, were refused alike: trial-000: no data\n"):
+        coordinator(folder, processes).run()
+    assert len(results(folder)) == 3
+    for trial in folder.trials():
+        (trial.run.path / "outcome.json").unlink()
+    trials = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
+    assert [trial.outcome.state for trial in trials if trial.outcome] == ["complete"] * 6
+
+
+@pytest.mark.parametrize("searched", [spec(*SPACES), spec(*SEARCHED, trials=6, pruner="median")])
+def test_a_trial_whose_folder_is_removed_is_run_again(make: Callable[[str, Spec], SweepFolder], searched: Spec) -> None:
+    folder = make("removed", searched)
+    coordinator(folder, MadeUpProcesses()).run()
+    before = results(folder)
+    shutil.rmtree(folder.path / "trial-002")
+    processes = MadeUpProcesses()
+    coordinator(SweepFolder(folder.path), processes).run()
+    assert processes.started == ["trial-002"]
+    assert results(folder) == before
 
 
 def test_a_trial_that_only_dies_has_failed_in_the_end(make: Callable[[str, Spec], SweepFolder]) -> None:

@@ -74,4 +74,4 @@ def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"--sampler tpe needs Optuna, which is not installed: pip install optuna"):
         need_optuna("--sampler tpe")
-    assert Search(spec("seed=0..4")).choose([]) == {"seed": "0"}
+    assert Search(spec("seed=0..4")).choose(0, []) == {"seed": "0"}

@@ -51,6 +51,15 @@ def test_a_single_value_holds_for_all_trials() -> None:
         (["a=lin:1..1"], "the range is empty: 1 is not less than 1"),
         (["a=lin:1..1e999"], "a number is too large"),
         (["a=lgo:1..2"], 'unknown scale "lgo"; did you mean log:1..2?'),
+        (["a=0..x"], "expected two integers with two dots between them and nothing else, as in 0..4"),
+        (["a=0.."], "expected two integers with two dots"),
+        (["a=0..4..2"], "expected two integers with two dots"),
+        (["a=0...4"], "did you mean 0..4?"),
+        (["a=0 .. 4"], "did you mean 0..4?"),
+        (["a=log:1.."], "expected two numbers, as in log:0.001..0.1, got '1..'"),
+        (["a=log:1e-4,1e-1"], "expected two numbers with two dots between them, as in log:1e-4..1e-1"),
+        (["a=Lin(0-2)"], "expected two numbers with two dots between them, as in lin:0..2"),
+        (["a=log:1..0.1"], "the range is empty: 1 is not less than 0.1; did you mean log:0.1..1?"),
         (["a=lin:x..y"], "expected two numbers, as in lin:0.001..0.1, got 'x..y'"),
         (["a=1,,2"], "there is an empty value between two commas"),
         (["a=1,1"], "the value 1 is given twice"),
@@ -65,6 +74,11 @@ def test_mistakes(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_spaces(words)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["../data", "/data/../more", "..", "v1..v2", '"0..x"', "logcosh", "log/today"])
+def test_a_text_that_is_no_range(text: str) -> None:
+    assert parse_space(f"data_loader.args.data_dir={text}").values == (text,)
 
 
 def test_the_grid() -> None:

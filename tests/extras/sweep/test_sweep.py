@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 sweep = load_script("sweep")
 SPACES = ("optimizer.args.lr=0.1,1e30", "seed=0..1", "--jobs", "2")
+NOTE = "-<b>wider</b>"
 TRAINER = {"epochs": 3, "monitor": "min val_loss", "save_every_steps": 2}
 
 
@@ -46,7 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("sweep")
     config = small_config(folder, trainer=TRAINER)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        result = sweep.main(["-c", str(config), *SPACES])
+        result = sweep.main(["-c", str(config), *SPACES, f"--note={NOTE}"])
     return Done(config, result, printed.getvalue())
 
 
@@ -80,6 +81,19 @@ def test_what_it_says(done: Done) -> None:
     assert [outcome["state"] for outcome in outcomes(done.folder)] == ["complete"] * 2 + ["failed"] * 2
     assert "loss" in outcomes(done.folder)[3]["reason"]
     assert "95 % interval" in done.printed
+
+
+def test_its_note_is_that_of_its_trials(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"  note: {NOTE}" in done.printed
+    for path in done.folder.glob("trial-*"):
+        assert json.loads((path / "environment.json").read_text())["note"] == NOTE
+    assert "Note: -&lt;b&gt;wider&lt;/b&gt;" in (done.folder / "report.html").read_text()
+    copy = shutil.copytree(done.folder, tmp_path / "sweep")
+    for words, shown in (([], NOTE), (["--note", "narrow"], "narrow"), (["--note", ""], None)):
+        assert cli.run(sweep.main, ["-r", str(copy), *words]) == 0
+        printed = capsys.readouterr().out
+        assert ("  note: " in printed) == (shown is not None)
+        assert shown is None or f"  note: {shown}\n" in printed
 
 
 def test_the_best_config_trains(done: Done, tmp_path: Path) -> None:
@@ -138,6 +152,7 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     [
         ([], "a sweep needs a space: KEY=SPACE"),
         (["--trials", "3"], "--trials 3 needs a space"),
+        (["seed=[0,1]"], "seed=[0,1] has a single value"),
         (["seed=0..2", "--jobs", "0"], "--jobs 0: at least one trial"),
         (["seed=0..2", "--trials", "0"], "--trials 0: a sweep has at least one trial"),
         (["optimizer.args.lr=log:1e-4..1"], "say how many to try with --trials N"),

@@ -1,6 +1,7 @@
 """MLflow's local store and Weights & Biases offline, as they are: what is in them after a kill and a resume."""
 
 import json
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,29 @@ def test_mlflow_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, t
         assert [(point.step, point.value) for point in points] == [(row["step"], row[name]) for row in records]
     steps = [point.step for point in client.get_metric_history(found.info.run_id, "loss/step")]
     assert steps == list(range(1, 21))
+
+
+def test_a_server_that_hangs_costs_a_warning(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="MLflow is not installed (pip install mlflow)")
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody answers
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        run = fit("trainer.epochs=1", f'trainer.writers=[{{"type":"mlflow","args":{{"uri":"{uri}"}}}}]').run_dir
+    errors = capsys.readouterr().err
+    assert "timed out" in errors
+    assert "entries; a resume sends them" in errors
+    store = f"sqlite:///{tmp_path}/store.db"
+    train.main(
+        ["-r", str(run), "trainer.epochs=2", f'trainer.writers=[{{"type":"mlflow","args":{{"uri":"{store}"}}}}]']
+    )
+    client = MlflowClient(tracking_uri=store)
+    [found] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    points = client.get_metric_history(found.info.run_id, "loss/train")
+    assert [(point.step, point.value) for point in points] == [(row["step"], row["loss"]) for row in lines(run)]
 
 
 def rows(path: Path) -> list[tuple[int, dict[str, float]]]:

@@ -270,6 +270,8 @@ def test_a_package_that_is_missing_is_named(fit: Fit, name: str, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=f"pip install {name}"):
         fit(f'trainer.writers=["{name}"]')
+    with pytest.raises(UserError, match=f"pip install {name}"):
+        fit("--check", f'trainer.writers=["{name}"]')
 
 
 def test_tensorboard_has_a_switch_of_its_own(fit: Fit) -> None:
