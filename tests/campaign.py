@@ -248,10 +248,12 @@ def records(run: Path) -> list[tuple[str, int, object]]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
-    return [
+    found = [
         (value.tag, event.step, make_ndarray(value.tensor).tolist())
         for path in sorted(run.glob("events.out.tfevents.*"))
         for event in EventFileLoader(str(path)).Load()
         for value in event.summary.value
         if value.tag not in (*TIMES, "config") and not value.tag.startswith("_hparams_/")
     ]
+    assert found, f"{run} has no event files: its config says tensorboard=false"
+    return found

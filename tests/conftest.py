@@ -1,11 +1,12 @@
 """What the tests share: small data made here, runs in a temporary folder, nothing from the network."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 import train
 from tests.helpers import ROOT, Json
 from tests.small_data import write_images
+from utils.extras import find_extra
 from utils.registry import import_components
+from utils.run_folder import git_state
 from utils.schema import are_several
 
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
@@ -56,6 +59,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ), item.path not in slow
 
     items.sort(key=rank)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waste() -> Iterator[None]:
+    """Without what takes most of a short run's time and what hardly any test looks at; the processes that tests start
+    have it all.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # the machine will not lose its power
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        patch.setattr("utils.run_folder.git_state", functools.cache(git_state))
+        patch.setattr("base.outputs.find_extra", lambda name: None if name == "curves" else find_extra(name))
+        if not torch.accelerator.is_available():
+            # for each kind of accelerator that there might be, torch.manual_seed keeps the stack of its callers
+            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
+
+
+SETTINGS: Json = {"tensorboard": False}
+"""Of the trainer, in every small config of a test."""
+
+
+@pytest.fixture
+def tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at TensorBoard's files: runs of the small config write them."""
+    monkeypatch.setitem(SETTINGS, "tensorboard", True)
+
+
+@pytest.fixture
+def curves_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at curves.png: runs draw it."""
+    monkeypatch.setattr("base.outputs.find_extra", find_extra)
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +153,7 @@ def small_config(folder: Path, **keys: Any) -> Path:
             "save_dir": str(folder / "saved"),
             "verbosity": 1,
             "log_every_steps": 2,
+            **SETTINGS,
             "pictures_every": 0,  # half a second each time
         },
         "runtime": {"device": "cpu"},

@@ -34,6 +34,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag not in TIMES]
+    assert tags, f"{run} has no curves: its config says tensorboard=false"
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

@@ -279,6 +279,7 @@ def test_a_folder_that_holds_anything_else_stays(tmp_path: Path) -> None:
     assert left("checkpoints/step-00000001.pth")
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_torchmetrics_by_name(fit: Fit) -> None:
     f1 = {"type": "F1Score", "name": "f1", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}
     result = fit(metrics=["accuracy", f1])
@@ -292,6 +293,7 @@ def test_losses_of_torch_by_name(fit: Fit) -> None:
         fit(loss={"type": "CrossEntropyLoss", "args": {"reduction": "none"}})
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_tensorboard_has_training_and_validation_in_one_group(fit: Fit) -> None:
     result = fit("trainer.epochs=3")
     found = curves(result.run_dir)

@@ -7,14 +7,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from base.base_trainer import BaseTrainer
 from tests.campaign import records
 from tests.helpers import TIMES, curves
-from tests.utils.checkpoint.test_exactness import Killed, killed_in
+from tests.utils.checkpoint.test_exactness import killed_in
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
 Curves = dict[str, list[tuple[int, float]]]
+pytestmark = pytest.mark.usefixtures("tensorboard")
+
 OFTEN = ("trainer.epochs=4", "trainer.save_every_steps=3", "trainer.log_every_steps=1")
 
 
@@ -25,21 +26,16 @@ def display_path(reader: EventAccumulator) -> Curves:
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
 
 
-def test_an_open_reader_sees_one_curve(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_reader_sees_one_curve(fit: Fit) -> None:
     """Killed twice after the same checkpoint, so that the second resume drops a file that the reader is in."""
     whole = fit(*OFTEN)
-    with monkeypatch.context() as patch:
-        killed_in(patch, "optimizer_step", calls=9)
-        with pytest.raises(Killed):
-            fit(*OFTEN, name="watched")
+    with killed_in("optimizer_step", calls=9):
+        fit(*OFTEN, name="watched")
     run = RunFolder.newest(str(whole.run_dir.parent.parent), "watched").path
     reader = EventAccumulator(str(run), size_guidance={"scalars": 0})
     assert display_path(reader)["loss/step"][-1][0] == 8
-    with monkeypatch.context() as patch:
-        killed_in(patch, "optimizer_step", calls=3)
-        patch.setattr(BaseTrainer, "save", lambda self: None)
-        with pytest.raises(Killed):
-            train.main(["-r", str(run)])
+    with killed_in("optimizer_step", calls=3, saves=False):
+        train.main(["-r", str(run)])
     assert display_path(reader)["loss/step"][-1][0] == 8
     train.main(["-r", str(run)])
     assert display_path(reader) == curves(run) == curves(whole.run_dir)

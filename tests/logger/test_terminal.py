@@ -111,6 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as shown:
         result = fit("trainer.verbosity=2", "trainer.epochs=3", "trainer.monitor=min val_loss", metrics=METRICS)
@@ -330,6 +331,7 @@ class Gone(io.StringIO):
         raise OSError(errno.EIO, "Input/output error")
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_a_terminal_that_is_gone_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr("logger.console.INTERVAL", 0.0)

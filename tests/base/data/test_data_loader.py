@@ -289,6 +289,7 @@ def test_lists_of_dicts_pass_the_check(
     assert "and 12 more tensors in its lists" in printed
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_the_graph_of_a_model_that_takes_lists(fit: Fit, detection: dict[str, Any]) -> None:
     run = fit("trainer.epochs=1", data_loader=detected(), **detection).run_dir
     events = EventAccumulator(str(run))

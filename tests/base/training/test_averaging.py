@@ -64,6 +64,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("model", ["Normed", "Tied"])
+@pytest.mark.usefixtures("tensorboard")
 def test_a_resume_in_mid_epoch_is_exact(fit: Fit, tmp_path: Path, model: str) -> None:
     whole = fit(EMA, "trainer.save_every_steps=2", "trainer.keep_last=null", model=model).run_dir
     (tmp_path / "copy").mkdir()

@@ -19,7 +19,8 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.training.resume import lay_out
 from base.training.schedule import Schedule
-from tests.helpers import lines, same, state
+from tests.conftest import small_config
+from tests.helpers import copy_run, lines, same, state
 from utils import arguments
 from utils.config.resume import rule_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
@@ -100,10 +101,17 @@ def test_every_key_has_a_rule_and_is_tried_here() -> None:
     assert all(rule_of(tuple(key.split("."))) for key in keys())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(tmp_path_factory.mktemp("trained"), trainer={"tensorboard": True})
+    often = ("trainer.monitor=min val_loss", "trainer.save_every_steps=4", "trainer.keep_last=null")
+    return train.main(["-c", str(config), *often]).run_dir
+
+
 @pytest.fixture
-def killed(fit: Fit) -> Path:
+def killed(trained: Path, tmp_path: Path) -> Path:
     """A run of two epochs as it was at step 8 of 10, in the second."""
-    run = fit("trainer.monitor=min val_loss", "trainer.save_every_steps=4", "trainer.keep_last=null").run_dir
+    run = copy_run(trained, tmp_path)
     for path in (run / "checkpoints").iterdir():
         if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > 8:
             path.unlink()

@@ -407,6 +407,7 @@ class Renaming(Careless):
 
 
 @pytest.mark.parametrize("trainer", [Careless, CarelessGAN])
+@pytest.mark.usefixtures("tensorboard")
 def test_a_loss_that_is_never_called_is_an_error(
     fit: Callable[..., train.Result], tmp_path: Path, trainer: type[Careless]
 ) -> None:

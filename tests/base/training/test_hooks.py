@@ -94,6 +94,7 @@ def shown(run: Path) -> tuple[list[Any], list[Any]]:
     return images, texts
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_a_trainer_changes_with_the_epoch_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
     run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
     assert [line["factor"] for line in lines(run)] == pytest.approx([0.1, 0.2])
@@ -104,6 +105,7 @@ def test_a_trainer_changes_with_the_epoch_and_resumes_exactly(fit: Fit, tmp_path
     assert curves(run) == curves(resumed)
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_pictures_and_texts_are_in_tensorboard_once(fit: Fit, tmp_path: Path) -> None:
     run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
     images, texts = shown(run)

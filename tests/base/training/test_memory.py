@@ -28,7 +28,7 @@ def test_a_run_holds_no_more_after_many_epochs_than_after_few(fit: Fit, monkeypa
         held.append(len(gc.get_objects()))
 
     monkeypatch.setattr(BaseTrainer, "end_epoch", counted)
-    fit("trainer.epochs=12", "trainer.keep_last=2", "trainer.monitor=min val_loss")
+    fit("trainer.epochs=12", "trainer.keep_last=2", "trainer.monitor=min val_loss", "trainer.tensorboard=true")
     assert max(held[4:]) - min(held[4:]) < 8, held  # one object an epoch would show
 
 
@@ -44,7 +44,7 @@ def test_evaluation_lets_go_of_each_batchs_outputs(fit: Fit, monkeypatch: pytest
         return result
 
     monkeypatch.setattr(Trainer, "eval_step", watched)
-    fit("trainer.epochs=1", "data_loader.args.eval_batch_size=1")
+    fit("trainer.epochs=1", "data_loader.args.eval_batch_size=1", "trainer.tensorboard=true")
     assert len(alive) == 10 + 1  # one for the graph of the model
     assert max(alive) <= 1
 
@@ -81,5 +81,5 @@ def test_accumulation_loads_its_micro_batches_one_by_one(fit: Fit, monkeypatch: 
         return inputs, targets
 
     monkeypatch.setattr(TensorSource, "batch", watched)
-    fit("trainer.epochs=1", "trainer.accumulate_steps=5", "trainer.tensorboard=false")
+    fit("trainer.epochs=1", "trainer.accumulate_steps=5")
     assert max(alive) <= 1, "the inputs of all micro-batches of a step were in memory at once"

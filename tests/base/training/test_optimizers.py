@@ -188,7 +188,8 @@ GAN: Json = {
 
 def stop_and_resume(fit: Fit, tmp_path: Path, *overrides: str, **config: Any) -> tuple[Path, Path]:
     """A run, and one that was resumed from its checkpoint in the middle of the second epoch."""
-    whole = fit("trainer.save_every_steps=2", "trainer.keep_last=null", *overrides, **config).run_dir
+    often = ("trainer.save_every_steps=2", "trainer.keep_last=null", "trainer.tensorboard=true")
+    whole = fit(*often, *overrides, **config).run_dir
     (tmp_path / "copy").mkdir()
     copied = copy_run(whole, tmp_path / "copy")
     steps = sorted((copied / "checkpoints").glob("step-*.pth"))
@@ -208,7 +209,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def test_groups_train_as_those_of_torch(fit: Fit) -> None:
-    run = fit("trainer.log_every_steps=1", model="Parts", optimizer=GROUPS).run_dir
+    run = fit("trainer.log_every_steps=1", "trainer.tensorboard=true", model="Parts", optimizer=GROUPS).run_dir
     saved = state(run)["optimizer"]["param_groups"]
     assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in saved] == [
         (0.01, 0.01, 1),  # the weight of the head

@@ -18,13 +18,20 @@ from base.base_trainer import BaseTrainer
 from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
-from tests.helpers import curves, lines, same, state, temporarily
+from tests.conftest import small_config
+from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
-BUSY = ("trainer.epochs=4", "trainer.save_every_steps=3", "trainer.accumulate_steps=2", "trainer.keep_last=null")
+BUSY = (
+    "trainer.epochs=4",
+    "trainer.save_every_steps=3",
+    "trainer.accumulate_steps=2",
+    "trainer.keep_last=null",
+    "trainer.tensorboard=true",
+)
 
 
 def fork(run: Path, step: int) -> Path:
@@ -38,21 +45,32 @@ def fork(run: Path, step: int) -> Path:
 
 
 def equal(left: Path, right: Path) -> None:
-    """Two runs have the same states and the same logs, figures of time aside."""
+    """Two runs have the same states and the same metrics.jsonl, figures of time aside."""
     one, other = state(left), state(right)
     for name in one.keys() - {"writers"}:
         assert same(one[name], other[name]), name
     assert lines(left) == lines(right)
+
+
+def equal_with_curves(left: Path, right: Path) -> None:
+    """They have the same curves in TensorBoard too."""
+    equal(left, right)
     assert curves(left) == curves(right)
 
 
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with dropout, accumulated batches and checkpoints within its epochs."""
+    config = small_config(tmp_path_factory.mktemp("busy"), model=DROPOUT, data_loader=IMAGES)
+    return train.main(["-c", str(config), *BUSY]).run_dir
+
+
 @pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)])
-def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, step: int) -> None:
-    whole = fit(*BUSY, model=DROPOUT, data_loader=IMAGES)
-    half = fork(whole.run_dir, step)
+def test_a_resumed_run_ends_with_the_same_bits(busy: Path, tmp_path: Path, step: int) -> None:
+    half = fork(copy_run(busy, tmp_path), step)
     resumed = train.main(["-r", str(half)])
     assert resumed.run_dir == half
-    equal(whole.run_dir, half)
+    equal_with_curves(busy, half)
 
 
 DROPOUT: dict[str, Any] = {
@@ -76,7 +94,7 @@ def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     whole = fit(*BUSY, "trainer.epochs=2")
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
-    equal(whole.run_dir, half)
+    equal_with_curves(whole.run_dir, half)
 
 
 class Wrapped(nn.Module):
@@ -96,16 +114,17 @@ def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch
     whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
-    equal(whole.run_dir, half)
+    equal_with_curves(whole.run_dir, half)
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_a_longer_run_resumes_in_the_same_folder(fit: Fit) -> None:
     short = fit("trainer.epochs=2", "trainer.monitor=min val_loss")
     longer = train.main(["-r", str(short.run_dir), "trainer.epochs=5"])
     asked = fit("trainer.epochs=5", "trainer.monitor=min val_loss")
     assert longer.run_dir == short.run_dir
     assert longer.epochs == 5
-    equal(asked.run_dir, longer.run_dir)
+    equal_with_curves(asked.run_dir, longer.run_dir)
 
 
 def test_patience_is_kept_across_a_resume(fit: Fit) -> None:
@@ -158,7 +177,7 @@ def test_a_signal_saves_and_the_run_resumes(
     assert caught.value.signal == number
     stopped = RunFolder.newest(str(whole.run_dir.parent.parent), "stopped")
     assert train.main(["-r", str(stopped.path)]).epochs == 4
-    equal(whole.run_dir, stopped.path)
+    equal_with_curves(whole.run_dir, stopped.path)
 
 
 def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Callable[..., Path]) -> None:
@@ -242,7 +261,7 @@ def test_a_damaged_checkpoint_is_passed_over(fit: Fit, capsys: pytest.CaptureFix
         train.main(["-r", str(newest)])
     train.main(["-r", str(half)])
     assert "step-00000009.pth is damaged" in capsys.readouterr().err
-    equal(whole.run_dir, half)
+    equal_with_curves(whole.run_dir, half)
 
 
 def test_new_weights_from_an_old_run(fit: Fit) -> None:

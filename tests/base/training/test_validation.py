@@ -41,6 +41,7 @@ def test_several_sets_have_values_of_their_own_and_over_all(fit: Fit, loss: Any)
         fit,
         "trainer.monitor=min val_night_loss",
         "optimizer.args.lr=0.01",
+        "trainer.tensorboard=true",
         loss=loss,
         validation=sets,
         metrics=["accuracy", f1],
@@ -58,6 +59,7 @@ def test_several_sets_have_values_of_their_own_and_over_all(fit: Fit, loss: Any)
     assert {"day_loss/valid", "night_accuracy/valid", "loss/valid"} <= curves(result.run_dir).keys()
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_it_is_validated_within_the_epoch_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
     options = ("trainer.validate_every_steps=2", "trainer.save_every_steps=2", "trainer.keep_last=null")
     run = fit(*options, 'trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', 'trainer.ema={"decay": 0.9}').run_dir

@@ -173,6 +173,7 @@ def test_a_run_is_tested_while_it_is_trained(run: Path) -> None:
         assert test.main(["-r", str(run)])["loss"] > 0
 
 
+@pytest.mark.usefixtures("tensorboard")
 def test_tensorboard_shows_a_test_as_one_point_of_the_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("trainer.epochs=2").run_dir
     before = curves(run)
@@ -252,7 +253,8 @@ def test_an_empty_test_set_is_reported_and_nothing_is_written(run: Path, monkeyp
     assert not (run / "test").exists()
 
 
-def test_a_foreign_event_file_is_no_trouble(run: Path) -> None:
+def test_a_foreign_event_file_is_no_trouble(fit: Fit) -> None:
+    run = fit("trainer.epochs=1", "trainer.tensorboard=true").run_dir
     for folder in (run, run / "test"):
         folder.mkdir(exist_ok=True)
         (folder / "events.out.tfevents.1700000000.elsewhere").write_bytes(b"garbage" * 99)

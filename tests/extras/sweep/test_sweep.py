@@ -16,7 +16,7 @@ import train
 from extras.compare import compare
 from extras.sweep.results import Result
 from tests import forked
-from tests.campaign import differences
+from tests.campaign import differences, wait_for
 from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 sweep = load_script("sweep")
 SPACES = ("optimizer.args.lr=0.1,1e30", "seed=0..1", "--jobs", "2")
 NOTE = "-<b>wider</b>"
-TRAINER = {"epochs": 3, "monitor": "min val_loss", "save_every_steps": 2}
+TRAINER = {"epochs": 3, "monitor": "min val_loss", "save_every_steps": 2, "tensorboard": True}
 
 
 @dataclass
@@ -125,9 +125,9 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
         return set(tmp_path.glob("saved/small/sweep-*/trial-*/checkpoints/step-*.pth"))
 
     def wait_for_a_new_one(before: set[Path]) -> Path:
-        while not (found := checkpoints() - before):
-            assert process.poll() is None, process.printed
-        return found.pop()
+        wait_for(lambda: bool(checkpoints() - before), process)
+        assert process.poll() is None, process.printed
+        return (checkpoints() - before).pop()
 
     path = wait_for_a_new_one(set()).parent.parent.parent
     os.killpg(process.pid, signal.SIGKILL)

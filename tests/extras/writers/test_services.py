@@ -23,7 +23,7 @@ def test_mlflow_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, t
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run = killed_and_resumed(fit, monkeypatch, tmp_path, 'trainer.writers=["mlflow"]')
+    run = killed_and_resumed(fit, tmp_path, 'trainer.writers=["mlflow"]')
     train.main(["-r", str(run), "trainer.epochs=4", "optimizer.args.lr=0.2"])
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/saved/mlflow.db")
     experiment = client.get_experiment_by_name("killed")
@@ -88,7 +88,7 @@ def rows(path: Path) -> list[tuple[int, dict[str, float]]]:
 def test_wandb_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="Weights & Biases is not installed (pip install wandb)")
     writers = 'trainer.writers=[{"type":"wandb","args":{"mode":"offline"}}]'
-    run = killed_and_resumed(fit, monkeypatch, tmp_path, writers)
+    run = killed_and_resumed(fit, tmp_path, writers)
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert len({path.name for path in files}) == 1 < len(files), "segments of one run"
     points = [(name, step, value) for path in files for step, values in rows(path) for name, value in values.items()]

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 import train
-from base.base_trainer import BaseTrainer
 from base.build import build_experiment
 from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
 from tests.helpers import lines, temporarily
-from tests.utils.checkpoint.test_exactness import Killed, killed_in
+from tests.utils.checkpoint.test_exactness import killed_in
 from utils import cli
 from utils.config import load_config
 from utils.distributed.process_group import ProcessGroup
@@ -30,18 +29,13 @@ Fit = Callable[..., train.Result]
 OFTEN = ("trainer.epochs=3", "trainer.log_every_steps=1", "trainer.save_every_steps=3")
 
 
-def killed_and_resumed(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str) -> Path:
+def killed_and_resumed(fit: Fit, tmp_path: Path, *overrides: str) -> Path:
     """A run that is killed two steps after a checkpoint, twice, and then comes to its end."""
-    with monkeypatch.context() as patch:
-        killed_in(patch, "optimizer_step", calls=9)
-        with pytest.raises(Killed):
-            fit(*OFTEN, *overrides, name="killed")
+    with killed_in("optimizer_step", calls=9):
+        fit(*OFTEN, *overrides, name="killed")
     run = RunFolder.newest(str(tmp_path / "saved"), "killed").path
-    with monkeypatch.context() as patch:
-        killed_in(patch, "optimizer_step", calls=3)
-        patch.setattr(BaseTrainer, "save", lambda self: None)
-        with pytest.raises(Killed):
-            train.main(["-r", str(run)])
+    with killed_in("optimizer_step", calls=3, saves=False):
+        train.main(["-r", str(run)])
     train.main(["-r", str(run)])
     return run
 
@@ -61,7 +55,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_csv_has_each_epoch_and_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = fit(*OFTEN, 'trainer.writers=["csv"]').run_dir
-    killed = killed_and_resumed(fit, monkeypatch, tmp_path, 'trainer.writers=["csv"]')
+    killed = killed_and_resumed(fit, tmp_path, 'trainer.writers=["csv"]')
     assert not list(whole.glob("events*")), "TensorBoard is not among the writers"
     for run in (whole, killed):
         assert rows(run / "metrics.csv") == [{key: str(value) for key, value in row.items()} for row in lines(run)]
@@ -140,7 +134,7 @@ def test_a_service_gets_each_point_once(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Recorded
 ) -> None:
     fit(*OFTEN, TO_SERVICE)
-    killed_and_resumed(fit, monkeypatch, tmp_path, TO_SERVICE)
+    killed_and_resumed(fit, tmp_path, TO_SERVICE)
     whole, killed = service.values(0), service.values(1)
     assert len(service.runs) == 2, "resumed in the same run"
     assert killed == whole

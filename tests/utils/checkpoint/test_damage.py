@@ -70,8 +70,8 @@ def whole_and_begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     """A run of three epochs, and one that stopped after two."""
     config = small_config(tmp_path_factory.mktemp("runs"))
     return (
-        train.main(["-c", str(config), *OFTEN, "trainer.epochs=3"]).run_dir,
-        train.main(["-c", str(config), *OFTEN, "name=begun"]).run_dir,
+        train.main(["-c", str(config), *OFTEN, "trainer.tensorboard=true", "trainer.epochs=3"]).run_dir,
+        train.main(["-c", str(config), *OFTEN, "trainer.tensorboard=true", "name=begun"]).run_dir,
     )
 
 

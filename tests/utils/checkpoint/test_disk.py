@@ -17,7 +17,7 @@ from utils import checkpoint
 from utils.errors import Stopped, TrainingError, UserError
 from utils.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tensorboard")]
 
 Fit = Callable[..., train.Result]
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=2", "trainer.log_every_steps=1", "trainer.epochs=4")

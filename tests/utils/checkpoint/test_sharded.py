@@ -52,6 +52,7 @@ def metadata_of(file: Path) -> Metadata:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["sharded sharded", "full sharded", "sharded full", "full sharded full sharded"])
+@pytest.mark.usefixtures("tensorboard")
 def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     whole = fit(*OFTEN, "trainer.epochs=4", optimizer=ADAM).run_dir
     first, *others = kinds.split()
@@ -190,6 +191,7 @@ def flip(data: Path) -> None:
         lambda data: (data / ".metadata").unlink(),
     ],
 )
+@pytest.mark.usefixtures("tensorboard")
 def test_a_run_resumes_from_the_newest_undamaged_checkpoint(
     fit: Fit, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
 ) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import train
-from tests.conftest import load_script
+from tests.conftest import load_script, small_config
+from tests.helpers import copy_run
 from utils import checkpoint
 from utils.checkpoint.file import MARK
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
@@ -101,8 +102,9 @@ def test_a_zip_that_is_signed_but_no_checkpoint_is_refused(fit: Fit) -> None:
         {"file": "events.out.tfevents.9999999999.x", "bytes": 0},
     ],
 )
-def test_a_checkpoint_cannot_cut_a_file_that_is_no_log(fit: Fit, tmp_path: Path, state: dict[str, Any]) -> None:
-    run = fit().run_dir
+def test_a_checkpoint_cannot_cut_a_file_that_is_no_log(trained: Path, tmp_path: Path, state: dict[str, Any]) -> None:
+    (tmp_path / "runs").mkdir()
+    run = copy_run(trained, tmp_path / "runs")
     for path in (tmp_path / "precious", run.parent / "precious"):
         path.write_text("precious")
     forge(run, lambda found: found["writers"].update(events=state))
@@ -131,9 +133,9 @@ def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     ],
 )
 def test_a_checkpoint_that_makes_no_sense_is_refused(
-    fit: Fit, change: Callable[[dict[str, Any]], Any], says: str
+    trained: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str
 ) -> None:
-    run = fit().run_dir
+    run = copy_run(trained, tmp_path)
     forge(run, change)
     with pytest.raises(CheckpointError, match=says):
         train.main(["-r", str(run)])
@@ -189,15 +191,22 @@ FORGED: list[tuple[Any, ...]] = [
 ]
 
 
-@pytest.mark.parametrize("forged", FORGED, ids=lambda forged: ".".join(map(str, forged)).replace("\n", " ")[:60])
-def test_a_forged_value_is_refused_and_nothing_changes(fit: Fit, forged: tuple[Any, ...]) -> None:
-    run = fit(
-        "trainer.save_every_steps=7",
-        "trainer.epochs=1",
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with something in each part of its checkpoint."""
+    config = small_config(
+        tmp_path_factory.mktemp("trained"),
         metrics=["accuracy", {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}],
         optimizer={"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}},
         lr_scheduler={"type": "StepLR", "args": {"step_size": 2}},
-    ).run_dir
+        trainer={"tensorboard": True, "epochs": 1},
+    )
+    return train.main(["-c", str(config)]).run_dir
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=lambda forged: ".".join(map(str, forged)).replace("\n", " ")[:60])
+def test_a_forged_value_is_refused_and_nothing_changes(trained: Path, tmp_path: Path, forged: tuple[Any, ...]) -> None:
+    run = copy_run(trained, tmp_path)
     forge(run, replace(*forged[:-1], by=forged[-1]))
     before = content(run)
     with pytest.raises(UserError, match=r"step-00000005\.pth|data_loader|invalid checkpoint"):
@@ -238,8 +247,8 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("forged", [("progress", 5), ("progress", ...), ("progress", "steps", "x"), ("model", 5)])
-def test_a_forged_checkpoint_is_not_tested_either(fit: Fit, forged: tuple[Any, ...]) -> None:
-    run = fit("trainer.epochs=1").run_dir
+def test_a_forged_checkpoint_is_not_tested_either(trained: Path, tmp_path: Path, forged: tuple[Any, ...]) -> None:
+    run = copy_run(trained, tmp_path)
     forge(run, replace(*forged[:-1], by=forged[-1]))
     with pytest.raises(CheckpointError, match=r"step-00000005\.pth"):
         load_script("test").main(["-r", str(run / "checkpoints" / "step-00000005.pth")])
