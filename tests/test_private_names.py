@@ -131,6 +131,12 @@ PRIVATE = [
         }.items()
     ),
     Private(
+        "_dynamo",
+        "utils/optimizers.py",
+        lambda: callable(torch._dynamo.disable),
+        "every run imports torch's compiler, as torch does by itself: right, and 2 s slower to start",
+    ),
+    Private(
         "_initializing",
         "utils/registry.py",
         lambda: hasattr(pytest.__spec__, "_initializing"),
