@@ -27,7 +27,7 @@ from utils.config.resume import fixed_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
-from utils.optimizers import needs_closure
+from utils.optimizers import import_compiler_late, needs_closure
 from utils.paths import code_version
 from utils.random import isolated, seed_generators
 from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TRAINERS
@@ -248,6 +248,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
     given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
+    import_compiler_late()
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):

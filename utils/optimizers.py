@@ -1,6 +1,11 @@
-"""Optimizers: which need a closure, how their state is loaded, and a step without torch's profiler marks."""
+"""Optimizers: which need a closure, how their state is loaded, and a step without torch's profiler marks.
 
+Also how they do without torch's compiler, which torch imports for each of them.
+"""
+
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +17,31 @@ from torch.optim import optimizer as module
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
 """Arguments of torch's optimizers that count only when the state of a parameter is made. LBFGS does not shorten a
 history that is longer than a new ``history_size``."""
+
+
+def import_compiler_late() -> None:
+    """Let optimizers be made, saved and loaded without torch's compiler, the import of which takes 2 s of CPU time.
+
+    torch keeps these methods out of what it compiles, and imports the compiler only to say so. Once something else has
+    imported it, as ``runtime.compile`` does, torch's own methods are called.
+    """
+    for name in ("add_param_group", "state_dict", "load_state_dict"):
+        method: Any = getattr(Optimizer, name)
+        if hasattr(method, "__wrapped__") and not hasattr(method, "without_compiler"):
+            setattr(Optimizer, name, _without_compiler(method))
+
+
+def compiler_is_imported() -> bool:
+    return "torch._dynamo" in sys.modules
+
+
+def _without_compiler(method: Any) -> Any:
+    @functools.wraps(method)
+    def call(*args: Any, **keys: Any) -> Any:
+        return (method if compiler_is_imported() else call.without_compiler)(*args, **keys)  # type: ignore[attr-defined]
+
+    call.without_compiler = inspect.unwrap(method)  # type: ignore[attr-defined]
+    return call
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -52,12 +82,19 @@ class UnmarkedStep:
                 parameter.grad = None
 
     @staticmethod
-    def step(optimizer: Optimizer) -> None:
+    def step(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
         step: Any = type(optimizer).step
         if not getattr(step, "hooked", False) or UnmarkedStep._is_watched(optimizer, step):
-            optimizer.step()
-        else:
-            step.__wrapped__(optimizer)
+            optimizer.step(*closure)
+            return
+        unmarked = step.__wrapped__
+        of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
+        if compiler_is_imported() or not of_torch:
+            unmarked(optimizer, *closure)
+            return
+        # this wrapper of torch imports the compiler, and sets the grad mode
+        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            unmarked.__wrapped__(optimizer, *closure)
 
     @staticmethod
     def _is_watched(optimizer: Optimizer, step: Any) -> bool:

@@ -4,7 +4,6 @@ The loss, the metrics, the optimizer and the scheduler are built for a parameter
 Components of the project are left for the run itself, since their constructors may do anything.
 """
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from utils.config.problems import components, group_arguments
 from utils.config.schedulers import make_scheduler
 from utils.errors import ConfigError
 from utils.nested_arguments import built
+from utils.optimizers import UnmarkedStep, import_compiler_late
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.runtime import pick_device
 from utils.schema import KeyPath, name_and_args
@@ -113,14 +113,9 @@ def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) ->
 def _optimizer(
     path: KeyPath, name: str, args: dict[str, Any], *, step: bool, others: Mapping[str, Any] = MappingProxyType({})
 ) -> Optimizer:
-    """Build an optimizer and step it, since some refuse arguments only then. others: arguments that are right.
-
-    What torch wraps around these methods imports its compiler, which takes 1.3 s. A run needs it anyway, but the
-    message about a misspelt key must not wait for it.
-    """
+    """Build an optimizer and step it, since some refuse arguments only then. others: arguments that are right."""
+    import_compiler_late()
     kind: Any = OPTIMIZERS[name]
-    if not step:
-        kind = type(name, (kind,), {"add_param_group": inspect.unwrap(kind.add_param_group)})
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
     def make(**args: Any) -> Any:
@@ -128,7 +123,7 @@ def _optimizer(
         parameter.grad = torch.ones(1, 1)
         # SparseAdam wants another gradient, "capturable" another device
         if step and name != "SparseAdam" and not torch.accelerator.is_available():
-            optimizer.step(lambda: torch.ones(()))
+            UnmarkedStep.step(optimizer, lambda: torch.ones(()))
         return optimizer
 
     optimizer: Optimizer = _build(path, name, make, args)

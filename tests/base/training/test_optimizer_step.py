@@ -1,5 +1,8 @@
-"""A step without torch's mark for the profiler is torch's step, and whoever waits for one still sees it."""
+"""A step without torch's mark for the profiler and without its compiler is torch's step; hooks and profilers see it."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -10,7 +13,9 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from utils.optimizers import UnmarkedStep
+from tests.helpers import ROOT, same
+from utils import optimizers
+from utils.optimizers import UnmarkedStep, import_compiler_late
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
@@ -106,3 +111,43 @@ def test_where_torch_is_another_its_step_is_called(monkeypatch: pytest.MonkeyPat
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
     UnmarkedStep.step(made)
     assert marks == ["Optimizer.step#SGD.step"]
+
+
+KINDS = [kind for kind in map(vars(torch.optim).get, torch.optim.__all__) if isinstance(kind, type)]
+NOT_ALONE = {"Optimizer", "SparseAdam", "Muon"}  # which take other gradients or weights
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ not in NOT_ALONE])
+def test_a_step_without_the_compiler_is_the_optimizers_own(
+    kind: type[Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_compiler_late()
+    states, ends = [], []
+    for imported in (False, True):
+        monkeypatch.setattr(optimizers, "compiler_is_imported", lambda imported=imported: imported)
+        made = optimizer(kind)
+        for _ in range(3):
+            UnmarkedStep.step(made, lambda: 1.0)
+        loaded = optimizer(kind)
+        loaded.load_state_dict(made.state_dict())
+        assert torch.is_grad_enabled()
+        ends.append(weights(made))
+        states.append(loaded.state_dict())
+    assert torch.equal(*ends)
+    assert same(*states)
+    assert not torch.equal(ends[0], torch.arange(6.0))
+
+
+@pytest.mark.slow
+def test_a_run_does_not_import_the_compiler(tmp_path: Path) -> None:
+    script = """
+        import sys, train
+        train.main(["-c", "config.json", "trainer.epochs=1", "trainer.steps_per_epoch=2", *sys.argv[1:]])
+        train.main(["-r", "trainer.epochs=2", *sys.argv[1:]])
+        print("torch._dynamo" in sys.modules)
+    """
+    command = [sys.executable, "-c", "\n".join(map(str.strip, script.splitlines())), f"trainer.save_dir={tmp_path}"]
+    printed = subprocess.run(
+        [*command, "runtime.device=cpu"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert printed.splitlines()[-1] == "False"
