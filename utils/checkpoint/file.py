@@ -6,6 +6,7 @@ it as it is. torch itself checks nothing: a flipped byte would load in silence.
 
 import contextlib
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -56,12 +57,34 @@ def snapshot(state: Any) -> Any:
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all. Raises OSError or RuntimeError and leaves nothing behind."""
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
-        end = file.tell() - 2  # the last two bytes are the length of the zip's comment
-        file.seek(0)
-        digest = sha256(file, end)
-        file.seek(end)
-        file.write(_comment(digest))
+        hashing = _HashingFile(file)
+        torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
+        file.seek(-2, os.SEEK_END)
+        file.write(_comment(hashing.hash))
+
+
+class _HashingFile(io.BufferedIOBase):
+    """Keeps the SHA-256 of what is written, except for the last two bytes (the length of the zip's comment)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.tail = b""
+
+    def write(self, data: Any) -> int:
+        self.file.write(data)
+        if len(data) >= 2:
+            self.hash.update(self.tail)
+            self.hash.update(memoryview(data)[:-2])
+            self.tail = bytes(memoryview(data)[-2:])
+        else:
+            tail = self.tail + data
+            self.hash.update(tail[:-2])
+            self.tail = tail[-2:]
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -97,9 +120,13 @@ def as_checkpoint_errors(path: Path) -> Iterator[None]:
 
 def verify(path: Path) -> None:
     """Read a file once and compare its SHA-256. Raises CheckpointError if a single byte of it is not as written."""
+    digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
-            digest = sha256(file, os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2)
+            left = os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2
+            while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+                digest.update(chunk)
+                left -= len(chunk)
             comment = file.read()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
@@ -107,15 +134,6 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-def sha256(file: BinaryIO, length: int) -> str:
-    """The SHA-256 of the next so many bytes of a file."""
-    digest = hashlib.sha256()
-    while length > 0 and (chunk := file.read(min(length, 1 << 20))):
-        digest.update(chunk)
-        length -= len(chunk)
-    return digest.hexdigest()
-
-
-def _comment(digest: str) -> bytes:
+def _comment(digest: Any) -> bytes:
     """The end of the file: the length of the zip's comment, and the comment."""
-    return struct.pack("<H", COMMENT_LENGTH) + MARK + digest.encode()
+    return struct.pack("<H", COMMENT_LENGTH) + MARK + str(digest.hexdigest()).encode()
