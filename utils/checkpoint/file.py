@@ -5,6 +5,7 @@ it as it is. torch itself checks nothing: a flipped byte would load in silence.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -61,6 +62,19 @@ def write(path: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
         file.seek(-2, os.SEEK_END)
         file.write(_comment(hashing.hash))
+        file.flush()
+        _read_back(file, path)
+
+
+def _read_back(file: BinaryIO, path: Path) -> None:
+    """Raise OSError if the disk does not return what was written, before it replaces an earlier checkpoint."""
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):  # or the bytes would come from the memory that was just written
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        verify(Path(file.name))
+    except CheckpointError as error:
+        raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path)) from error
 
 
 class _HashingFile(io.BufferedIOBase):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import train
@@ -153,3 +154,21 @@ def test_checkpoints_that_are_removed_during_the_run_are_written_again(
     at_step(monkeypatch, {9: remove})
     other = fit(*OFTEN, name="other")
     assert [part for part in differences(whole.run_dir, other.run_dir) if not part.startswith("best")] == []
+
+
+def test_a_disk_that_does_not_keep_what_was_written_is_noticed_before_it_replaces_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "step-00000001.pth"
+    checkpoint.write(path, {"model": {"w": torch.ones(100)}})
+    before = path.read_bytes()
+
+    def lose_a_byte(file: int) -> None:
+        os.pwrite(file, b"\xff", 200)
+
+    monkeypatch.setattr(os, "fsync", lose_a_byte)
+    with pytest.raises(OSError, match="the disk returned other bytes than were written") as caught:
+        checkpoint.write(path, {"model": {"w": torch.zeros(100)}})
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
