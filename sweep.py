@@ -1,4 +1,4 @@
-"""Search: one run for each of several values, seeds or folds. Continues after anything.
+"""Search: one run for each of several values, seeds or folds. It can be resumed at any point.
 
 python sweep.py -c configs/linear_regression.json seed=0..4
 python sweep.py optimizer.args.lr=log:1e-7..1e-5 model.args.hidden_features=50,100,200 --trials 30 --jobs 2
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     made = cli.parser(__doc__ or "")
     add = made.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
-    add("-r", "--resume", metavar="FOLDER", help="the folder of a sweep, which continues")
+    add("-r", "--resume", metavar="FOLDER", help="resume the sweep in this folder")
     add("--trials", type=int, metavar="N", help="trials in all, chosen by --sampler (default: every point of the grid)")
     add("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
     add("--sampler", choices=("tpe", "random"), help="how --trials are chosen (default: tpe, by Optuna)")
