@@ -1,6 +1,5 @@
 """The records of a run: metrics.jsonl and TensorBoard's event files, both truncated exactly on resume."""
 
-import contextlib
 import io
 import json
 import math
@@ -29,7 +28,6 @@ EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 VERSION = "brain.Event:2"
 # event files that are replaced as a whole, and that no resume truncates; they sort before all others
 WHOLE = "events.out.tfevents.0000000000."
-DESCRIPTION, TEST = "description", "test"
 
 
 class Writer:
@@ -154,19 +152,10 @@ class EventWriter(Writer):
         if time.monotonic() >= self._flushed + self.FLUSH:
             self.flush()
 
-    def describe(self, *contents: Mapping[str, Any]) -> None:
-        """Replace what describes the run as a whole, e.g. its hyperparameters.
-
-        It has its own file, since TensorBoard keeps the first description that it reads. A full disk does not stop
-        the run.
-        """
-        with contextlib.suppress(OSError):
-            self.replace(DESCRIPTION, *contents)
-
     def replace_test(self, step: int, values: Mapping[str, float]) -> None:
         """The values of a test, in place of an earlier test's. Raises OSError."""
         points = _points({f"{name}/test": value for name, value in values.items()})
-        self.replace(TEST, {"summary": points}, step=step)
+        self.replace("test", {"summary": points}, step=step)
 
     def replace(self, name: str, *contents: Mapping[str, Any], step: int = 0) -> None:
         """Write one of the files that are replaced as a whole. contents: as of ``event``. Raises OSError."""

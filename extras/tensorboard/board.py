@@ -1,5 +1,6 @@
 """Writes into TensorBoard's event files what there is beside the curves."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -45,7 +46,7 @@ class Board(Observer):
             {"summary": hyperparameters.started(json.loads(self.text), start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),
         ]
-        self.events.describe(*self._about)
+        self._describe()
         hyperparameters.write_columns(self.events, self.config, trainer.training)
         if trainer.progress.steps == 0:
             if self.config.trainer.pictures_every != 0:
@@ -95,8 +96,16 @@ class Board(Observer):
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
             self._profile.end(trainer.progress.steps)
-        self.events.describe(*self._about, {"summary": hyperparameters.finished()})
+        self._describe({"summary": hyperparameters.finished()})
         hyperparameters.write_columns(self.events, self.config, trainer.training)
+
+    def _describe(self, *more: dict[str, Any]) -> None:
+        """Replace what describes the run as a whole. A full disk does not stop the run.
+
+        It has its own file, since TensorBoard keeps the first description that it reads.
+        """
+        with contextlib.suppress(OSError):
+            self.events.replace("description", *self._about, *more)
 
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation:

@@ -39,12 +39,12 @@ def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(progress or {})
 
 
-def read_together(process_group: ProcessGroup, read: Callable[[], T]) -> T:
+def read_together(process_group: ProcessGroup, function: Callable[[], T]) -> T:
     """What a function reads, in each process. If it fails in one of them, all raise CheckpointError."""
     result: Any = None
     problem = ""
     try:
-        result = read()
+        result = function()
     except CheckpointError as error:
         problem = str(error)
 

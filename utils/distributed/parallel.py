@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,50 +32,48 @@ UNIT_PARAMETERS = 1_000_000
 
 
 class _Model(nn.Module):
-    """A model whose forward pass may be that of a part of it, or another method, by its dotted name."""
+    """What DDP wraps. Its forward pass is that of the model, or of a part or another method of it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, name: str, *inputs: Any, **named: Any) -> Any:
-        called = operator.attrgetter(name)(self.model) if name else self.model
+    def forward(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         return called(*inputs, **named)
 
 
 class _Part:
     """A part or a method of a replicated model: called through DDP, or its gradients would not be exchanged."""
 
-    def __init__(self, replicated: "_Replicated", name: str) -> None:
-        self._replicated, self._name = replicated, name
+    def __init__(self, replicated: "_Replicated", part: Callable[..., Any]) -> None:
+        self._replicated, self._part = replicated, part
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        return self._replicated.call(self._name, *inputs, **named)
+        return self._replicated.call(self._part, *inputs, **named)
 
     def __getattr__(self, name: str) -> Any:
-        return self._replicated.part(f"{self._name}.{name}")
+        return self._replicated.wrapped(getattr(self._part, name))
 
 
 class _Replicated(DistributedDataParallel):
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.call("", *inputs, **named)
+        return self.call(self.module.model, *inputs, **named)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return self.part(name)
+            return self.wrapped(getattr(self.module.model, name))
 
-    def part(self, name: str) -> Any:
-        """What the model has under a dotted name. What can be called is called through DDP."""
-        found = operator.attrgetter(name)(self.module.model)
+    def wrapped(self, found: Any) -> Any:
+        """An attribute of the model; what has a forward pass of its own is called through DDP."""
         is_method = inspect.ismethod(found) and isinstance(found.__self__, nn.Module)
-        return _Part(self, name) if is_method or isinstance(found, nn.Module) else found
+        return _Part(self, found) if is_method or isinstance(found, nn.Module) else found
 
-    def call(self, name: str, *inputs: Any, **named: Any) -> Any:
-        """The forward pass of a part of the model; "" is the whole."""
+    def call(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        """The forward pass of the model, or of a part of it."""
         try:
-            return super().forward(name, *inputs, **named)  # type: ignore[no-untyped-call]
+            return super().forward(called, *inputs, **named)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
