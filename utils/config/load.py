@@ -32,7 +32,7 @@ class LoadedConfig:
     config: Config
     document: Document
     unresolved: Document
-    """With the references that the config has as it was written."""
+    """As it was written, with its references."""
     waits_for_data: bool = False
     """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config that runs."""
     dry_run: bool = True

@@ -1,4 +1,4 @@
-"""The values of a config before any check: of the file, over the file that it extends, and under overrides."""
+"""The values of a config before any check: the file, merged over the one that it extends, with overrides on top."""
 
 import inspect
 import json
@@ -247,7 +247,7 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
-        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers for everybody but JSON
+        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers everywhere but in JSON
             return float(text)
         if text[:1] not in ("{", "[", '"'):
             return text
