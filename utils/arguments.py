@@ -293,7 +293,7 @@ def _union(annotation: Any) -> bool:
 
 
 def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
-    """The part of pydantic's path that exists in a value, and what it leads to; the rest names members of a union."""
+    """The part of a path that exists in a value, and what it leads to; pydantic's also name the members of unions."""
     found: list[str | int] = []
     for part in path:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)

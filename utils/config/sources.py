@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.arguments import json_type
+from utils.arguments import inside, json_type
 from utils.config.located_json import Document, Source, dotted, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
@@ -176,9 +176,7 @@ def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
         has_default = not field.is_required()
         return field.annotation, field.get_default() if has_default else inspect.Parameter.empty
     registry = REGISTRIES[str(path[0])]
-    component: Any = config
-    for key in path[:-2]:
-        component = component[key]
+    _, component = inside(config, path[:-2])
     name = component.get("type", registry.default)
     parameter = registry.parameters(str(name)).get(str(path[-1]))
     return (json_type(parameter.annotation), parameter.default) if parameter else None

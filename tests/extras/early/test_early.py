@@ -63,7 +63,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
         (
             ["--check", "--lr", "0.1", "model.type=TwoLayerNett"],
             2,
-            'no model "TwoLayerNett"; did you mean "TwoLayerNet"?',
+            'unknown model "TwoLayerNett"; did you mean "TwoLayerNet"?',
         ),
         (["-c", "config.jso"], 2, 'did you mean "config.json"?'),
     ],

@@ -57,7 +57,7 @@ def test_a_name_that_is_not_there() -> None:
     ],
 )
 def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f'no component "{name}"; here it is {text}')):
+    with pytest.raises(UserError, match=re.escape(f'unknown component "{name}"; here it is {text}')):
         listing(name)
     config = tmp_path / "config.json"
     config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
