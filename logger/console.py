@@ -11,7 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from utils.files import LogFile, ends_with_newline
+from utils.files import LogFile
 from utils.streams import is_plain, terminal_width
 from utils.text import printable
 
@@ -115,8 +115,6 @@ class _FileLog(logging.Handler):
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(level)
         self.file = LogFile(path)
-        if not ends_with_newline(path):  # a copy that was cut short, or a power cut
-            self.file.append(b"\n")
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
