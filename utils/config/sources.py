@@ -131,23 +131,15 @@ def _keys(value: Any) -> Iterable[Any]:
 
 def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
     """Both sides as objects to merge if they are of one type; else nothing is inherited."""
-    if isinstance(inherited, str):
-        inherited = {"type": inherited}
-    if not isinstance(inherited, dict):
+    below, above = ({"type": each} if isinstance(each, str) else each for each in (inherited, value))
+    if not isinstance(below, dict) or not isinstance(above, dict):
         return inherited, value
-    type_ = inherited.get("type", REGISTRIES[kind].default)
-    wanted = type_
-    if isinstance(value, str):
-        wanted = value
-    elif isinstance(value, dict):
-        wanted = value.get("type", type_)
-    if wanted != type_ and kind != "trainer":
-        return None, value
-    if wanted != type_:
-        inherited.pop("args", None)
-    elif isinstance(value, str):
-        value = {}
-    return inherited, value
+    type_ = below.get("type", REGISTRIES[kind].default)
+    if above.get("type", type_) == type_:
+        return below, above
+    if kind == "trainer":
+        return {key: setting for key, setting in below.items() if key != "args"}, above
+    return None, value
 
 
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
