@@ -133,12 +133,7 @@ class RunFolder:
         doing: what the process does with it, for that message.
         """
         own = self.path.resolve()
-        for path in (
-            own / ".lock",
-            self.checkpoints,
-            *(own / name for name in sorted(FILES)),
-            *own.glob("events.out.*"),
-        ):
+        for path in (own / "checkpoints", *(own / name for name in sorted(FILES)), *own.glob(f"{EVENTS}*")):
             if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
                 raise UserError(f"{path} cannot be written: you have no permission; change it with chmod u+w")
         try:
