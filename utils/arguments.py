@@ -23,7 +23,7 @@ from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
-NOT_JSON = ", which JSON cannot give; register a component of your own that makes it"
+NOT_JSON = ", which JSON cannot express; register a component of your own that creates it"
 # pydantic's words, and those of JSON
 WORDS = {
     "Input ": "",
@@ -129,7 +129,7 @@ def problems(
     """What is wrong with the arguments of a component, as (path below "args", message).
 
     known: the parameters that a config may give. takes_any: it refuses unknown names itself.
-    complete: whether all that have no default must be given. filled: one that then may be left out all the same.
+    complete: whether all that have no default must be given. filled: one that may be left out nevertheless.
     """
     for name, value in args.items():
         if name in known:
@@ -177,7 +177,7 @@ def in_json_words(message: str) -> str:
 
 
 def json_type(annotation: Any) -> Any:
-    """The part of an annotation that JSON can have: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
+    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
     if is_tensor(annotation):
@@ -196,7 +196,7 @@ def json_type(annotation: Any) -> Any:
     if origin is Annotated:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
     if _union(annotation):
-        # beside another type, a tensor is not asked for
+        # next to another type, a tensor is left out
         kinds = [
             kind for kind in (json_type(item) for item in inner if not _is_tensor_class(item)) if kind is not NotJson
         ]
@@ -250,7 +250,7 @@ def _container(origin: Any, inner: tuple[Any, ...]) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation as a reader writes it."""
+    """An annotation in plain words."""
     if annotation in (inspect.Parameter.empty, Any):
         return "anything"
     if typing.get_origin(annotation) is Annotated:
@@ -293,7 +293,7 @@ def _union(annotation: Any) -> bool:
 
 
 def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
-    """The part of pydantic's path that exists in a value, and what it leads to; the rest names members of a union."""
+    """The part of a path that exists in a value, and what it leads to; pydantic's also name the members of unions."""
     found: list[str | int] = []
     for part in path:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)

@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.ArgumentParser:
     """A parser with the common arguments. about: what the script does, then its examples, for the end of the help.
 
-    inputs: what the words are that are not overrides; empty: there are none.
+    inputs: what the words are that are not overrides; empty if the script takes only overrides.
     device: whether the script lets one be chosen.
     """
     description, _, examples = about.strip().partition("\n\n")
@@ -170,7 +170,7 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:  # the reader of the output, as in `| head`, has gone
+    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
         return 1
     except KeyboardInterrupt:
         say_error("stopped immediately; earlier checkpoints are intact")

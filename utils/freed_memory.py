@@ -24,7 +24,7 @@ WANTED = {
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let glibc keep what a step frees. Gives whether it does.
+    """Let glibc keep what a step frees. Returns whether it does.
 
     By default it gives the end of the heap back, and takes it again in the next step: with batches of 512, a fault for
     every page. Blocks of 32 MB and more still go back. Other systems and other C libraries stay as they are, and so

@@ -22,7 +22,7 @@ Build = Callable[[type, Any, KeyPath], Any]
 
 
 def nested(annotation: Any, value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, type, Any]]:
-    """What a checked value has of settings and components: the path to each, its class, and what the config gives."""
+    """The settings and components in a checked value: the path to each, its class, and what the config gives."""
     if (kind := _object_of(annotation, value)) and not is_tensor(kind):
         yield path, kind, value
     for key, inner, item in _elements(annotation, value):

@@ -71,6 +71,7 @@ class Registry:
         del self._own[name]
 
     def get(self, name: str) -> Callable[..., Any] | None:
+        # again at the end: a library of ours registers its components when it is imported
         return self._own.get(name) or self._from_library(name) or self._own.get(name)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:

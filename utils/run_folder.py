@@ -133,12 +133,7 @@ class RunFolder:
         doing: what the process does with it, for that message.
         """
         own = self.path.resolve()
-        for path in (
-            own / ".lock",
-            self.checkpoints,
-            *(own / name for name in sorted(FILES)),
-            *own.glob("events.out.*"),
-        ):
+        for path in (own / "checkpoints", *(own / name for name in sorted(FILES)), *own.glob(f"{EVENTS}*")):
             if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
                 raise UserError(f"{path} cannot be written: you have no permission; change it with chmod u+w")
         try:
@@ -214,7 +209,7 @@ class RunFolder:
         """
         before = self.read_environment()
         if not before and self.environment.exists():
-            with contextlib.suppress(OSError):  # it is not ours to read, but perhaps somebody's to repair
+            with contextlib.suppress(OSError):  # it cannot be read, but perhaps be repaired
                 self.environment.rename(self.environment.with_name("environment.json.damaged"))
         if before:
             resumed = before.get("resumed", [])
@@ -224,8 +219,8 @@ class RunFolder:
         replace_text(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
-        """How the run ended, in environment.json: "finished", "stopped" or "failed: REASON". A full disk is no error
-        here."""
+        """How the run ended, in environment.json: "finished", "stopped" or "failed: REASON". A full disk is not an
+        error here."""
         record = self.read_environment()
         if record:  # else it failed before it began
             with contextlib.suppress(TrainingError):

@@ -191,7 +191,7 @@ class FreezeConfig(Section):
     params: Patterns
     """Patterns of their names, as in ["backbone.*"]."""
     epochs: PositiveInt | None = None
-    """For so many epochs from the start of the run; null: for good."""
+    """For this many epochs from the start of the run; null: for the whole run."""
 
 
 class EmaConfig(Section):
@@ -227,7 +227,7 @@ class TrainerConfig(Section):
     monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """What makes an epoch the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: nothing."""
     early_stop: Changeable[PositiveInt | None] = None
-    """Stop after so many epochs in which the monitored value did not improve; null: never."""
+    """Stop after this many epochs without an improvement of the monitored value; null: never."""
     save_dir: Fixed[Annotated[str, Field(min_length=1)]] = "saved"
     """Folder of all runs; a run is saved in save_dir/name/time."""
     save_period: Changeable[PositiveInt] = 1

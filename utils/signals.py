@@ -18,7 +18,7 @@ from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
 from utils.streams import prepare_streams
 
-# SIGHUP: the terminal or the ssh connection is gone. The others are what batch systems send before the end of a job
+# SIGHUP: the terminal or the ssh connection was lost. The others are what batch systems send before the end of a job
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 WATCHED = [number for number in signal.Signals if number.name in _NAMES]  # Windows has two of them
 TOGETHER = 0.5
@@ -37,7 +37,7 @@ def end_at_once() -> None:
 
 
 def _free_signals() -> list[signal.Signals]:
-    """Those that nobody has taken: nohup ignores SIGHUP, and a project may use SIGUSR1 for something else."""
+    """Those that have no other handler: nohup ignores SIGHUP, and a project may use SIGUSR1 for something else."""
     always = (signal.SIGINT, signal.SIGTERM)
     return [number for number in WATCHED if number in always or signal.getsignal(number) in (signal.SIG_DFL, _end)]
 

@@ -1,4 +1,4 @@
-"""Standard output and error that never fail: closed, a broken pipe, a terminal that is gone, an old encoding."""
+"""Standard output and error that never fail: closed streams, broken pipes, lost terminals, old encodings."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def _open(stream: TextIO | None, number: int) -> TextIO:
 
 
 def flush_streams() -> None:
-    """Write what is buffered. Where nobody reads it any more, drop it, or Python would complain at its end."""
+    """Write what is buffered. If nobody reads it any more, discard it, or Python would complain at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -85,8 +85,8 @@ def _write_to_terminal(text: str) -> None:
 
 
 def say(*values: Any, sep: str = " ") -> None:
-    """Print without control characters, which may occur in the names of somebody's classes and files."""
-    with contextlib.suppress(BrokenPipeError):  # the reader of the output, as in `| head`, has gone
+    """Print without control characters, which names of classes and files may contain."""
+    with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
         print(*(printable(str(value)) for value in values), sep=sep, flush=True)
 
 

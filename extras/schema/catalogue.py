@@ -111,7 +111,7 @@ def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str
 def _type_and_default(name: str, parameter: inspect.Parameter) -> str:
     kind = describe(parameter.annotation)
     if json_type(parameter.annotation) is NotJson:
-        return f"{kind} (JSON cannot give it)"
+        return f"{kind} (JSON cannot express it)"
     if FROM_RUN_LENGTH.get(name) == parameter.name:
         return f"{kind}, taken from the length of the run"
     if parameter.default is parameter.empty:

@@ -100,7 +100,7 @@ def _tensor(kind: type, value: Any, path: KeyPath) -> Any:
 
 
 def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bool:
-    """Whether without this argument the error is gone, or another one."""
+    """Whether the error disappears or changes without this argument."""
     try:
         make(**{name: value for name, value in args.items() if name != key})
     except TypeError:  # the argument cannot be left out

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from utils.arguments import inside
 from utils.config.located_json import Document, Problem, config_error, dotted
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
@@ -32,7 +33,7 @@ class LoadedConfig:
     config: Config
     document: Document
     unresolved: Document
-    """With the references that the config has as it was written."""
+    """As it was written, with its references."""
     waits_for_data: bool = False
     """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config that runs."""
     dry_run: bool = True
@@ -43,12 +44,7 @@ class LoadedConfig:
 
     def gives(self, path: KeyPath) -> bool:
         """Whether the file or an override has a value at this path, so that it is not a default's."""
-        value = self.document.value
-        for key in path:
-            if not isinstance(value, dict) or key not in value:
-                return False
-            value = value[key]
-        return True
+        return inside(self.document.value, path)[0] == path
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data. Raises ConfigError that lists all mistakes in it."""
@@ -111,9 +107,7 @@ def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[P
         if not left_behind or document.locate((*at, "type")).line:
             yield problem
             continue
-        given: Any = document.value
-        for key in args:
-            given = given[key]
+        given = inside(document.value, args)[1]
         fitting = {key: value for key, value in given.items() if (*args, key) not in flawed}
         override = f"{dotted(args)}={json.dumps(fitting)}"
         message = f"{problem.message}\nAn override of the type keeps the arguments; to replace them too: '{override}'"

@@ -21,39 +21,6 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _CLOSING = {"{": "}", "[": "]"}
 
 
-@dataclass(frozen=True)
-class SourceLocation:
-    """An offset in the text of a file, or an override of the command line, which has no text."""
-
-    source: str
-    text: str = field(default="", repr=False)
-    offset: int = 0
-
-    @property
-    def line(self) -> int:
-        """Counted from 1; 0 for an override."""
-        return self.text.count("\n", 0, self.offset) + 1 if self.text else 0
-
-    @property
-    def column(self) -> int:
-        """Counted from 1."""
-        return self.offset - self.text.rfind("\n", 0, self.offset)
-
-    def show(self, message: str) -> str:
-        """The message, with the line and a caret below the location."""
-        if not self.text:
-            return f"{self.source}: {message}"
-        start = self.text.rfind("\n", 0, self.offset) + 1
-        number = f"{self.line:>5} | "
-        # a long line (of a file without line breaks) is cut around the column; a tab is one column wide here
-        cut = max(start, self.offset - 60)
-        end = self.text.find("\n", cut)
-        shown = self.text[cut : min(end if end >= 0 else len(self.text), cut + 90)].rstrip()
-        shown = "".join(character if character.isprintable() else " " for character in shown)
-        caret = " " * (len(number) + self.offset - cut) + "^"
-        return f"{self.source}:{self.line}:{self.column}: {message}\n{number}{shown}\n{caret}"
-
-
 @dataclass(frozen=True, eq=False)
 class Source:
     """A JSON text, by the name that messages give it. An override of the command line has no text to point into."""
@@ -63,23 +30,52 @@ class Source:
     offsets: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
     """Of every key and its value, by path; for an element of a list, its own offset twice."""
 
-    def at(self, offset: int) -> SourceLocation:
-        return SourceLocation(self.name, self.text, offset)
-
     def error(self, offset: int, message: str) -> ConfigError:
         """An error at an offset; behind the last character, it points there and not below an empty line."""
         end = len(self.text.rstrip())
         if offset >= end:
-            return ConfigError(self.at(end).show(f"the text ends here; {message.replace(' here', '')}"))
-        return ConfigError(self.at(offset).show(message))
+            return ConfigError(SourceLocation(self, end).show(f"the text ends here; {message.replace(' here', '')}"))
+        return ConfigError(SourceLocation(self, offset).show(message))
 
-    def locate(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
+    def locate(self, path: KeyPath, *, of_key: bool = False) -> "SourceLocation":
         """The location of a path's value or key; of the nearest value around it if the text does not have it."""
         if not self.text:
-            return SourceLocation(self.name)
+            return SourceLocation(self)
         while path not in self.offsets:
             path, of_key = path[:-1], False
-        return self.at(self.offsets[path][0 if of_key else 1])
+        return SourceLocation(self, self.offsets[path][0 if of_key else 1])
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """An offset in a source; 0 in an override."""
+
+    source: Source
+    offset: int = 0
+
+    @property
+    def line(self) -> int:
+        """Counted from 1; 0 for an override."""
+        return self.source.text.count("\n", 0, self.offset) + 1 if self.source.text else 0
+
+    @property
+    def column(self) -> int:
+        """Counted from 1."""
+        return self.offset - self.source.text.rfind("\n", 0, self.offset)
+
+    def show(self, message: str) -> str:
+        """The message, with the line and a caret below the location."""
+        if not self.source.text:
+            return f"{self.source.name}: {message}"
+        start = self.source.text.rfind("\n", 0, self.offset) + 1
+        number = f"{self.line:>5} | "
+        # a long line (of a file without line breaks) is cut around the column; a tab is one column wide here
+        cut = max(start, self.offset - 60)
+        end = self.source.text.find("\n", cut)
+        shown = self.source.text[cut : min(end if end >= 0 else len(self.source.text), cut + 90)].rstrip()
+        shown = "".join(character if character.isprintable() else " " for character in shown)
+        caret = " " * (len(number) + self.offset - cut) + "^"
+        return f"{self.source.name}:{self.line}:{self.column}: {message}\n{number}{shown}\n{caret}"
 
 
 @dataclass
@@ -116,7 +112,7 @@ class Problem:
 def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError:
     """All problems as one error, in the order in which they appear in the file; those of overrides come last."""
     located = [(document.locate(p.path, of_key=p.at_key), p) for p in dict.fromkeys(problems)]
-    located.sort(key=lambda item: (item[0].line == 0, item[0].source, item[0].line, item[0].column))
+    located.sort(key=lambda item: (item[0].line == 0, item[0].source.name, item[0].line, item[0].column))
     shown = [location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located]
     count = f"{len(shown)} mistakes in the config:\n\n" if len(shown) > 1 else ""
     return ConfigError(count + "\n\n".join(shown))

@@ -1,4 +1,4 @@
-"""What is wrong with the keys, types and components of a config, in the words of those who write one."""
+"""What is wrong with the keys, types and components of a config, in terms of the file and not of pydantic."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -166,7 +166,7 @@ def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
         yield from _problems(WRITERS, entry, path)
         name, _ = name_and_args(entry) or ("", {})
         if name and name in names:
-            yield Problem(path, f'"{name}" is there already')
+            yield Problem(path, f'"{name}" is listed twice')
         names.append(name)
 
 

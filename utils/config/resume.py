@@ -1,4 +1,4 @@
-"""What differs between the config of a checkpoint and that of the run that resumes from it, and whether it may.
+"""How the config of a resumed run differs from that of its checkpoint, and which differences are allowed.
 
 The rule of each key is beside it in utils/schema.py, that of an argument in the annotation of its component.
 """
@@ -36,7 +36,7 @@ class Change:
         return f"{dotted(self.path)} {_shown(self.before)} -> {_shown(self.after)}"
 
     def refusal(self, epoch_steps: int) -> Problem | None:
-        """Why it may not be, after so many steps of an epoch; None if it may."""
+        """Why the change is refused after this many steps of an epoch; None if it is allowed."""
         values = f"this run has {_shown(self.before)}, got {_shown(self.after)}"
         if self.rule is OnResume.REFUSED:
             return Problem(self.path, f"cannot change when a run is resumed: {values}")
@@ -51,7 +51,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 
 
 def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint remembers of a config, by dotted path: what cannot change at any time, and what is monitored.
+    """What a checkpoint remembers of a config, by dotted path: what cannot change at all times, and what is monitored.
 
     Without name and save_dir, which lead to the run's folder: it may have been moved since.
     """
@@ -68,7 +68,7 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them.
 
-    A key or argument that there was not yet when the checkpoint was written, and that has its default, does not.
+    A key or argument that did not exist when the checkpoint was written counts only if it differs from its default.
     """
     found = []
     for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:

@@ -1,4 +1,4 @@
-"""The values of a config before any check: of the file, over the file that it extends, and under overrides."""
+"""The values of a config before any check: the file, merged over the one that it extends, with overrides on top."""
 
 import inspect
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.arguments import json_type
+from utils.arguments import inside, json_type
 from utils.config.located_json import Document, Source, dotted, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
@@ -131,23 +131,15 @@ def _keys(value: Any) -> Iterable[Any]:
 
 def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
     """Both sides as objects to merge if they are of one type; else nothing is inherited."""
-    if isinstance(inherited, str):
-        inherited = {"type": inherited}
-    if not isinstance(inherited, dict):
+    below, above = ({"type": each} if isinstance(each, str) else each for each in (inherited, value))
+    if not isinstance(below, dict) or not isinstance(above, dict):
         return inherited, value
-    type_ = inherited.get("type", REGISTRIES[kind].default)
-    wanted = type_
-    if isinstance(value, str):
-        wanted = value
-    elif isinstance(value, dict):
-        wanted = value.get("type", type_)
-    if wanted != type_ and kind != "trainer":
-        return None, value
-    if wanted != type_:
-        inherited.pop("args", None)
-    elif isinstance(value, str):
-        value = {}
-    return inherited, value
+    type_ = below.get("type", REGISTRIES[kind].default)
+    if above.get("type", type_) == type_:
+        return below, above
+    if kind == "trainer":
+        return {key: setting for key, setting in below.items() if key != "args"}, above
+    return None, value
 
 
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
@@ -176,9 +168,7 @@ def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
         has_default = not field.is_required()
         return field.annotation, field.get_default() if has_default else inspect.Parameter.empty
     registry = REGISTRIES[str(path[0])]
-    component: Any = config
-    for key in path[:-2]:
-        component = component[key]
+    _, component = inside(config, path[:-2])
     name = component.get("type", registry.default)
     parameter = registry.parameters(str(name)).get(str(path[-1]))
     return (json_type(parameter.annotation), parameter.default) if parameter else None
@@ -247,7 +237,7 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
-        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers for everybody but JSON
+        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers everywhere but in JSON
             return float(text)
         if text[:1] not in ("{", "[", '"'):
             return text

@@ -67,7 +67,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
         ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
         ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the schedule cannot move"),
         ("lr_scheduler", {"type": "ExponentialLR", "args": {"gamma": -0.5}}, "the learning rate would be -0.005"),
-        ("lr_scheduler", "LambdaLR", "which JSON cannot give"),
+        ("lr_scheduler", "LambdaLR", "which JSON cannot express"),
         ("lr_scheduler", {"type": "ReduceLROnPlateau", "interval": "step"}, '"interval": "epoch"'),
         ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1]}}, "needs a list of schedulers"),
         ("trainer", {"monitor": "off"}, 'trainer.monitor: should be "min NAME" or "max NAME"'),
