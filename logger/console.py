@@ -11,7 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from utils.files import LogFile
+from utils.files import LogFile, ends_with_newline
 from utils.streams import is_plain, terminal_width
 from utils.text import printable
 
@@ -108,6 +108,8 @@ class Console:
         """Start printing, and logging to a file what is printed."""
         if not self.silent:
             self._log = LogFile(path)
+            if not ends_with_newline(path):  # a copy that was cut short, or a power cut
+                self._log.append(b"\n")
 
     def close(self) -> None:
         self.clear()

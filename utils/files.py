@@ -73,6 +73,15 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def ends_with_newline(path: Path) -> bool:
+    """Whether a line can be appended to a file as it is: also if it is empty or not there."""
+    if not size(path):
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and does not need it."""
     if os.name == "nt":

@@ -21,6 +21,8 @@ _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "the facts of the data are known late: only arguments of the other components can refer to them"
+LIMIT = 10_000
+"""References that a config may make, including those in the values that it refers to."""
 
 
 class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
@@ -58,6 +60,7 @@ class References:
         self.pending: list[KeyPath] = []
         self.problems: list[Problem] = []
         self._used: set[str] = set()
+        self._count = 0
         found = document.value.get("variables")
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -113,6 +116,9 @@ class References:
         return json.dumps(value)
 
     def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
+        self._count += 1
+        if self._count > LIMIT:
+            raise _Wrong(f"the config takes more than {LIMIT:,} references")
         name = found[1]
         if not found[2]:
             raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; there are {FORMS}')
