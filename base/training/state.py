@@ -1,4 +1,4 @@
-"""What a checkpoint has of a trainer, how a trainer takes it back, and whether a saved state can be one of this run.
+"""How a trainer takes its state back from a checkpoint, and whether a saved state can be one of this run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
@@ -29,17 +29,6 @@ LIKE_PARAMETER = {
 }  # fmt: skip
 # of torch's optimizers, which fill them in for a checkpoint from before
 LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
-
-
-def state_of(trainer: Any) -> dict[str, Any]:
-    """The state of every part, by name, of the random generators and the logs, and what of the config cannot change.
-
-    Tensors and plain values; raises UserError if there is anything else.
-    """
-    state = {name: part.state_dict() for name, part in trainer.stateful().items()}
-    state["random"] = trainer.runtime.process_group.gather(generator_states())
-    state["writers"] = trainer.outputs.writers.state_dict()
-    return checkpoint.plain({**state, "config": trainer.experiment.fixed})
 
 
 def parts_that_differ(trainer: Any) -> list[str]:
