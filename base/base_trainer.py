@@ -30,14 +30,14 @@ from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.state import load_state, parts_that_differ, state_of
+from base.training.state import load_state, parts_that_differ
 from base.training.training_log import TrainingLog
 from logger.writers import Writers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import start_momentum
-from utils.random import isolated
+from utils.random import generator_states, isolated
 from utils.schema import TrainerConfig
 
 
@@ -340,7 +340,10 @@ class BaseTrainer(EvaluationLoop):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has: tensors and plain values. Raises UserError if there is anything else."""
-        return state_of(self)
+        state = {name: part.state_dict() for name, part in self.stateful().items()}
+        state["random"] = self.runtime.process_group.gather(generator_states())
+        state["writers"] = self.outputs.writers.state_dict()
+        return checkpoint.plain({**state, "config": self.experiment.fixed})
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""

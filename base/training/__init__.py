@@ -16,6 +16,6 @@ training_log    what the console, metrics.jsonl and TensorBoard get, speed and E
 summary         what the console shows at the start and at the end
 run             a run in its folder: what it writes, logs, and leaves behind if it fails
 resume          which run and which checkpoint to resume, and what of the config may have changed
-state           what a checkpoint has of a trainer, and whether a saved one fits
+state           how a trainer takes its state back, and whether a saved one fits
 saved_data      what a checkpoint remembers of the data set
 """

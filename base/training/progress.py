@@ -66,16 +66,4 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if these are not the counters of a run."""
-        if state.keys() != asdict(self).keys():
-            raise ValueError(f"its keys are {', '.join(map(str, state))}")
-        for name, value in state.items():
-            if name == "trained":
-                fits = isinstance(value, bool)
-            elif name == "best":
-                fits = value is None or type(value) in (int, float)
-            else:
-                fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
-            if not fits:
-                raise ValueError(f"{name} cannot be {value!r}")
         vars(self).update(state)

@@ -1,4 +1,4 @@
-"""What a checkpoint has of a trainer, how a trainer takes it back, and whether a saved state can be one of this run.
+"""How a trainer takes its state back from a checkpoint, and whether a saved state can be one of this run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
@@ -21,7 +21,7 @@ from utils.user_code import format_error_with_source
 
 OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
 # our own parts, in which a value keeps its type; that of a user's part may change it
-PARTS = ("schedule", "runtime", "metrics", "progress")
+PARTS = ("schedule", "runtime", "metrics")
 # what torch's optimizers keep in the shape of the parameter
 LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
@@ -29,17 +29,6 @@ LIKE_PARAMETER = {
 }  # fmt: skip
 # of torch's optimizers, which fill them in for a checkpoint from before
 LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
-
-
-def state_of(trainer: Any) -> dict[str, Any]:
-    """The state of every part, by name, of the random generators and the logs, and what of the config cannot change.
-
-    Tensors and plain values; raises UserError if there is anything else.
-    """
-    state = {name: part.state_dict() for name, part in trainer.stateful().items()}
-    state["random"] = trainer.runtime.process_group.gather(generator_states())
-    state["writers"] = trainer.outputs.writers.state_dict()
-    return checkpoint.plain({**state, "config": trainer.experiment.fixed})
 
 
 def parts_that_differ(trainer: Any) -> list[str]:
@@ -102,7 +91,7 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
 
 
 def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequence[Any], source: Path) -> None:
-    """Raise CheckpointError that names the part of a saved state which cannot be one of these parts.
+    """Raise CheckpointError that names the part of a saved state which cannot be one of these parts of a run.
 
     A checksum does not say so: anybody can compute it. Nothing has been loaded or changed on disk yet.
 
@@ -114,6 +103,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         for name in (*parts, "random", "writers"):
             if name not in saved and name != "data":  # which earlier checkpoints did not have
                 raise _Misfit((name,), "it is missing")
+        _check_progress(progress, parts["progress"].state_dict())
         for name in [name for name in own if kind(name) == "schedule"]:
             _check_schedule(saved[name], name)
             if saved[name]["made_from"] != own[name]["made_from"]:  # another schedule, laid out on resume
@@ -126,11 +116,10 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 _check_optimizer(saved[name], part, name)
-        if "data" in parts:
-            if "data" in saved:
-                _check(saved["data"], parts["data"].state_dict(), ("data",))
-                parts["data"].load_state_dict(saved["data"])
-            parts["data"].check_position(progress.get("samples", 0))
+        if "data" in saved:
+            _check(saved["data"], parts["data"].state_dict(), ("data",))
+            parts["data"].load_state_dict(saved["data"])
+        parts["data"].check_position(progress["samples"])
     except _Misfit as error:
         part, where = error.keys[0], ".".join(map(str, error.keys))
         raise CheckpointError(
@@ -195,6 +184,20 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if saved.keys() != own.keys():
+        raise _Misfit(("progress",), f"its keys should be {', '.join(own)}")
+    for name, value in saved.items():
+        if name == "trained":
+            fits = isinstance(value, bool)
+        elif name == "best":
+            fits = value is None or type(value) in (int, float)
+        else:
+            fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
+        if not fits:
+            raise _Misfit(("progress", name), f"it cannot be {value!r}")
 
 
 def _check_schedule(saved: Any, name: str) -> None:
