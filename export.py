@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
     options = cli.parse(made, argv)
     cli.refuse_torchrun("export.py")
-    extra = load_extra("export", "export.py")
+    with cli.loading():
+        extra = load_extra("export", "export.py")
     name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
     written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)
     return written

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.refuse_torchrun("predict.py")
     if not options.inputs:
         raise UserError("which inputs? Name pictures, folders, arrays or tables after the options, or - to read names")
-    load_extra("predict", "predict.py").predict(options)
+    with cli.loading():
+        extra = load_extra("predict", "predict.py")
+    extra.predict(options)
 
 
 if __name__ == "__main__":

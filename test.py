@@ -16,6 +16,9 @@ from utils.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once()  # before the imports below, which take seconds
+    from utils import cli
+
+    cli.answer_early(__doc__, cli.test_options)
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +34,7 @@ from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.run_folder import RunFolder, replace_text
-from utils.streams import say
+from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
 Values = Mapping[str, float]
@@ -40,17 +43,7 @@ Values = Mapping[str, float]
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
     get_process_group()  # of several processes, the first to fail reports its mistake
-    made = cli.parser(__doc__ or "")
-    which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
-    which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
-    made.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="for the report (default: RUN/test) or the comparison (the runs' own)",
-    )
-    options = cli.parse(made, argv)
+    options = cli.test_options(__doc__, argv)
     if options.compare is not None:
         cli.refuse_torchrun("--compare")
         return _compare(options)
@@ -133,4 +126,5 @@ def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board
 
 
 if __name__ == "__main__":
+    clear_loading()
     sys.exit(cli.run(main))

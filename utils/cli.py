@@ -1,26 +1,28 @@
 """The command line that train.py and test.py share: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra
-from utils.streams import flush_streams, say, say_error, say_loading, terminal_width
+from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 
 # options that are short for a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
-
+OptionsOf = Callable[[str | None, Sequence[str] | None], argparse.Namespace]
+"""From what a script does, and its words, to its options."""
 LIST_WIDTH = 110  # of a --list that is not printed to a terminal
 
 
@@ -83,6 +85,17 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     return options
 
 
+def test_options(about: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of test.py."""
+    made = parser(about or "")
+    which = made.add_mutually_exclusive_group(required=True)
+    which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
+    which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    out = "for the report (default: RUN/test) or the comparison (the runs' own)"
+    made.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    return parse(made, argv)
+
+
 def inspect(options: argparse.Namespace) -> int | None:
     """--list, or --check, whose exit status is returned."""
     from utils.config import load_config  # which takes long to import; this module answers before that
@@ -132,8 +145,8 @@ def refuse_torchrun(what: str) -> None:
         raise UserError(f"{what} runs in a single process; do not use torchrun")
 
 
-def answer_early(about: str | None) -> None:
-    """For the top of train.py: exit if the command is --help, has a typo or asks for a list that is known already.
+def answer_early(about: str | None, options_of: OptionsOf = train_options) -> None:
+    """For the top of train.py and test.py: exit if the command is --help, has a typo or asks for a list known already.
 
     Else it says that it is loading. torch, which takes seconds, is not imported for that.
     """
@@ -141,13 +154,23 @@ def answer_early(about: str | None) -> None:
         return
 
     def answer(argv: Sequence[str] | None) -> None:
-        options = train_options(about, argv)
-        if early := find_extra("early"):
+        options = options_of(about, argv)
+        if "list" in options and (early := find_extra("early")):
             early.answer(options)
 
     if status := run(answer):
         sys.exit(status)
     say_loading()
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Says so inside, while torch is imported."""
+    say_loading()
+    try:
+        yield
+    finally:
+        clear_loading()
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:

@@ -15,9 +15,12 @@ report         report.md and report.html, with the figures
 import argparse
 from typing import Any
 
+from utils.cli import loading
+
 
 def sweep(options: argparse.Namespace) -> Any:
     """Run or continue a sweep; see ``command.sweep``. Imported only then: the server of trials imports this package."""
-    from extras.sweep import command
+    with loading():
+        from extras.sweep import command
 
     return command.sweep(options)

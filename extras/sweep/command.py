@@ -15,7 +15,7 @@ from extras.sweep.coordinator import Coordinator
 from extras.sweep.display import Display
 from extras.sweep.results import Result, conclude
 from extras.sweep.search import need_optuna
-from extras.sweep.spaces import Space, check_spaces, grid_size, parse_spaces
+from extras.sweep.spaces import Space, check_spaces, check_trials, grid_size, parse_spaces
 from extras.sweep.sweep_folder import Spec, SweepFolder
 from extras.sweep.trial_process import TrialProcesses
 from utils.config.sources import read_config
@@ -81,7 +81,7 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
     fixed, spaces = parse_spaces(options.overrides)
     if not spaces:
         what = f"--trials {options.trials}" if options.trials else "a sweep"
-        single = f". {fixed[0]} has a single value" if fixed else ""
+        single = f"; a single value, as in {' and '.join(fixed)}, holds for all trials" if fixed else ""
         raise UserError(f"{what} needs a space: KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1{single}")
     sampler = options.sampler
     if options.trials is None:
@@ -89,6 +89,7 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
         if sampler is not None:
             raise UserError(f"--sampler {sampler} needs the number of trials: --trials N; without it, this is a grid")
     else:
+        check_trials(spaces, options.trials)
         sampler = sampler or "tpe"
     pruner = options.pruner if options.pruner != "none" else None
     if sampler or pruner:
@@ -142,6 +143,7 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
     if own.sampler is None:
         size = grid_size(own.spaces)
         raise UserError(f"{folder.path} is a grid of {size} trials, which --trials cannot change")
+    check_trials(own.spaces, options.trials)
     with folder.locked():
         there = len(folder.trials())
         if options.trials < there:

@@ -241,3 +241,10 @@ def grid_size(spaces: Sequence[Space]) -> int:
     if size > MOST_TRIALS:
         raise UserError(f"the grid has {size:,} points; --trials N tries N of them")
     return size
+
+
+def check_trials(spaces: Sequence[Space], trials: int) -> None:
+    """Raise UserError if some of so many trials would be the same."""
+    size = math.prod(len(space.values) for space in spaces)  # 0 where one is a range
+    if 0 < size < trials:
+        raise UserError(f"--trials {trials}: there are only {size} combinations, each of which a grid runs once")

@@ -66,10 +66,16 @@ def config(tmp_path: Path) -> Callable[..., Path]:
             'unknown model "TwoLayerNett"; did you mean "TwoLayerNet"?',
         ),
         (["-c", "config.jso"], 2, 'did you mean "config.json"?'),
+        (["test.py", "--help"], 0, "a run folder, or a checkpoint file in one"),
+        (["test.py"], 2, "one of the arguments -r/--resume --compare is required"),
+        (["predict.py", "--help"], 0, "a picture, a folder of them"),
+        (["sweep.py", "--help"], 0, "trials at once"),
+        (["export.py", "--help"], 0, "the weights alone"),
     ],
 )
 def test_torch_is_not_imported_for_it(words: list[str], status: int, says: str) -> None:
-    command = [sys.executable, "-c", IMPORTED, "train.py", *words]
+    script = [] if words[0].endswith(".py") else ["train.py"]
+    command = [sys.executable, "-c", IMPORTED, *script, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == status, done.stderr
     assert says in done.stdout + done.stderr

@@ -152,7 +152,8 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     [
         ([], "a sweep needs a space: KEY=SPACE"),
         (["--trials", "3"], "--trials 3 needs a space"),
-        (["seed=[0,1]"], "seed=[0,1] has a single value"),
+        (["seed=[0,1]"], "a single value, as in seed=[0,1], holds for all trials"),
+        (["seed=0..2", "--trials", "4"], "--trials 4: there are only 3 combinations, each of which a grid runs once"),
         (["seed=0..2", "--jobs", "0"], "--jobs 0: at least one trial"),
         (["seed=0..2", "--trials", "0"], "--trials 0: a sweep has at least one trial"),
         (["optimizer.args.lr=log:1e-4..1"], "say how many to try with --trials N"),
