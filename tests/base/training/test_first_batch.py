@@ -307,6 +307,7 @@ class Convolved(nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 def test_a_run_with_drop_last_resumes_exactly(fit: Fit) -> None:
     options = ["data_loader.args.num_samples=53", "data_loader.args.drop_last=true", "trainer.keep_last=null"]
     whole = fit(*options, "trainer.epochs=3", "trainer.save_every_steps=2")
