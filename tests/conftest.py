@@ -41,8 +41,9 @@ def load_script(name: str) -> ModuleType:
 
 # the files that take longest, the longest first; a file that is missing here, or is gone, does no harm
 LONGEST = (
-    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "tensorboard/test_browser",
-    "tensorboard/test_board", "test_streams", "test_signals", "base/test_training", "test_exactness",
+    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "docs/test_recipes_tasks",
+    "docs/test_recipes_models", "test_deletable", "test_exactness", "test_signals", "test_streams",
+    "tensorboard/test_browser", "tensorboard/test_board", "base/test_training", "training/test_resume",
 )  # fmt: skip
 
 

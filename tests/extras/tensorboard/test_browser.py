@@ -199,6 +199,8 @@ def page(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
             addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
             address = next(found[0] for found in addresses if found)
             with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
+                browser.set_script_timeout(PATIENCE)
+                browser.set_page_load_timeout(PATIENCE)
                 reading = WebDriverWait(browser, PATIENCE, poll_frequency=0.2)
                 reading.until(lambda _: everything_is_read(address), "TensorBoard did not read the runs")
                 yield Page(browser, address)
