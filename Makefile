@@ -24,7 +24,7 @@ train: $(READY)
 test: $(READY)
 	$(PYTEST) $(ARGS)
 
-# without the tests that take several seconds each
+# without the tests that take about a second or more each
 test-fast: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
 

@@ -1,4 +1,9 @@
-"""What the tests share: small data made here, runs in a temporary folder, nothing from the network."""
+"""What the tests share: small data made here, runs in a temporary folder, nothing from the network.
+
+torch and the project are imported where they are used: the process that only hands out the tests needs neither.
+"""
+
+from __future__ import annotations
 
 import functools
 import importlib.metadata
@@ -6,29 +11,22 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # before numpy and torch are imported, and for every process that a test starts: one thread each
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
 import pytest
-import torch
 
-import train
-from tests.helpers import ROOT, Json
-from tests.small_data import write_images
-from utils.extras import find_extra
-from utils.registry import import_components
-from utils.run_folder import git_state
-from utils.schema import are_several
+if TYPE_CHECKING:
+    import train
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
-
-import_components()
 
 
 def load_script(name: str) -> ModuleType:
@@ -43,9 +41,26 @@ def load_script(name: str) -> ModuleType:
 
 # the files that take longest, the longest first; a file that is missing here, or is gone, does no harm
 LONGEST = (
-    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "tensorboard/test_browser",
-    "tensorboard/test_board", "test_streams", "test_signals", "base/test_training", "test_exactness",
+    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "docs/test_recipes_tasks",
+    "docs/test_recipes_models", "test_deletable", "test_exactness", "test_signals", "test_streams",
+    "tensorboard/test_browser", "tensorboard/test_board", "base/test_training", "training/test_resume",
 )  # fmt: skip
+
+
+ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the slow tests a file that has no others is not imported: much of the time of the rest would be that."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return ALL_SLOW.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
+def pytest_collection() -> None:
+    from utils.registry import import_components
+
+    import_components()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,6 +81,11 @@ def _no_waste() -> Iterator[None]:
     """Without what takes most of a short run's time and what hardly any test looks at; the processes that tests start
     have it all.
     """
+    import torch
+
+    from utils.extras import find_extra
+    from utils.run_folder import git_state
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)  # the machine will not lose its power
         patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
@@ -77,7 +97,7 @@ def _no_waste() -> Iterator[None]:
         yield
 
 
-SETTINGS: Json = {"tensorboard": False}
+SETTINGS: dict[str, Any] = {"tensorboard": False}
 """Of the trainer, in every small config of a test."""
 
 
@@ -90,12 +110,16 @@ def tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def curves_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that looks at curves.png: runs draw it."""
+    from utils.extras import find_extra
+
     monkeypatch.setattr("base.outputs.find_extra", find_extra)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Sums in one order, whatever the machine."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -105,6 +129,10 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Beside it lie images of the same classes as files, a folder a class.
     """
+    import numpy as np
+
+    from tests.small_data import write_images
+
     folder = tmp_path_factory.mktemp("data")
     write_images(folder, {f"{part}/class {label}": 8 for part in ("train", "test") for label in range(10)})
     batches = folder / "cifar-10-batches-py"
@@ -131,7 +159,9 @@ def own_cifar10(monkeypatch: pytest.MonkeyPatch, cifar10_folder: Path) -> Path:
 
 def small_config(folder: Path, **keys: Any) -> Path:
     """A small classification on random tensors that trains in a blink; the keywords replace its keys."""
-    config: Json = {
+    from utils.schema import are_several
+
+    config: dict[str, Any] = {
         "name": "small",
         "data_loader": {
             "type": "RandomTensorLoader",
@@ -159,7 +189,7 @@ def small_config(folder: Path, **keys: Any) -> Path:
         "runtime": {"device": "cpu"},
     }
 
-    def whole(value: Json) -> bool:
+    def whole(value: dict[str, Any]) -> bool:
         return "type" in value or are_several(value)
 
     for key, value in keys.items():
@@ -178,6 +208,8 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def fit(write_config: Callable[..., Path]) -> Callable[..., train.Result]:
     """Train the small config with some keys replaced; overrides come after them."""
+
+    import train
 
     def run(*overrides: str, **keys: Any) -> train.Result:
         return train.main(["-c", str(write_config(**keys)), *overrides])

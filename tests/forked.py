@@ -40,11 +40,18 @@ PYTHON = (sys.executable, "-S", __file__)
 class Process:
     """Like subprocess.Popen: a process that runs ``python words``, its standard input empty and its output kept.
 
-    session: whether it gets a session of its own, so that os.killpg reaches it and its children.
+    session: whether it gets a session of its own, so that os.killpg reaches it and its children. stdin, stdout:
+    descriptors of pipes in place of these.
     """
 
     def __init__(
-        self, *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None, session: bool = False
+        self,
+        *words: str | Path,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        session: bool = False,
+        stdin: int | None = None,
+        stdout: int | None = None,
     ) -> None:
         self.returncode: int | None = None
         self.printed: list[str] = []
@@ -53,6 +60,8 @@ class Process:
         request = {"words": [*map(str, words)], "folder": str(cwd), "variables": variables, "session": session}
         with Path(os.devnull).open() as nothing:
             files = [file.fileno() for file in (nothing, *self._files)]
+            for place, pipe in enumerate((stdin, stdout)):
+                files[place] = files[place] if pipe is None else pipe
             self._connection, self._answers, self.pid = send(server(), request, files)
 
     def poll(self) -> int | None:

@@ -27,7 +27,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
 
 @pytest.mark.slow
 def test_train_and_test_from_another_folder(write_config: Write, tmp_path: Path) -> None:
-    write_config()
+    write_config(trainer={"tensorboard": True})
     done = run("train.py", "-c", "config.json", "--lr", "0.05", "trainer.epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -61,12 +61,13 @@ def test_nothing_is_imported_that_is_not_used(write_config: Write) -> None:
     code = f"""
 import sys, train
 
-def imported(setting, *names):
-    train.main(["-c", {str(write_config())!r}, "trainer.verbosity=0", "trainer.epochs=1", setting])
+def imported(settings, *names):
+    train.main(["-c", {str(write_config())!r}, "trainer.verbosity=0", "trainer.epochs=1", *settings.split()])
     return [name for name in names if name in sys.modules]
 
 print(imported("trainer.tensorboard=false", "extras.tensorboard", "tensorboard", "matplotlib"))
-print(imported("trainer.pictures_every=0", "matplotlib", "extras.report.figures", "torch.distributed.checkpoint"))
+without_pictures = "trainer.tensorboard=true trainer.pictures_every=0"
+print(imported(without_pictures, "matplotlib", "extras.report.figures", "torch.distributed.checkpoint"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n[]\n"

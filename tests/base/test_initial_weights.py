@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import train
+from tests import forked
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, same, state, temporarily
@@ -103,6 +103,7 @@ def test_the_old_format_of_torch_is_taken(fit: Fit, tmp_path: Path) -> None:
     assert same(initial(fit(model=model(tmp_path / "old.pt")).run_dir), weights())
 
 
+@pytest.mark.slow
 def test_runs_and_checkpoints_are_taken_by_both_ways(fit: Fit, tmp_path: Path) -> None:
     first = fit("trainer.monitor=min loss", model="Net").run_dir
     copied = tmp_path / "copied.pth"
@@ -230,8 +231,8 @@ def test_a_run_killed_before_its_first_checkpoint_needs_no_file(fit: Fit, tmp_pa
     taken = {"file": str(file), "skip": ["head.*", "fc2.*"]}
     whole = fit(model={"type": "TwoLayerNet", "args": args, "weights": taken}).run_dir
     variables = {**os.environ, "DO_AT": "1:0:kill", "RUNS": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.killable", "-c", str(tmp_path / "config.json"), "name=killed"]
-    killed = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, timeout=PATIENCE, check=False)
+    words = ("-m", "tests.killable", "-c", tmp_path / "config.json", "name=killed")
+    killed = forked.run(*words, cwd=ROOT, env=variables, timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (run,) = (tmp_path / "saved" / "killed").iterdir()
     assert not list((run / "checkpoints").iterdir())

@@ -279,6 +279,7 @@ def test_a_folder_that_holds_anything_else_stays(tmp_path: Path) -> None:
     assert left("checkpoints/step-00000001.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tensorboard")
 def test_torchmetrics_by_name(fit: Fit) -> None:
     f1 = {"type": "F1Score", "name": "f1", "args": {"task": "multiclass", "num_classes": 3, "average": "macro"}}

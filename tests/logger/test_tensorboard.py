@@ -26,6 +26,7 @@ def display_path(reader: EventAccumulator) -> Curves:
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
 
 
+@pytest.mark.slow
 def test_an_open_reader_sees_one_curve(fit: Fit) -> None:
     """Killed twice after the same checkpoint, so that the second resume drops a file that the reader is in."""
     whole = fit(*OFTEN)
@@ -41,6 +42,7 @@ def test_an_open_reader_sees_one_curve(fit: Fit) -> None:
     assert display_path(reader) == curves(run) == curves(whole.run_dir)
 
 
+@pytest.mark.slow
 def test_each_step_is_in_the_files_once_and_in_order(fit: Fit) -> None:
     run = fit(*OFTEN, "trainer.keep_last=null").run_dir
     before = records(run)

@@ -266,6 +266,7 @@ def test_nan_is_shown_in_its_column(fit: Fit, monkeypatch: pytest.MonkeyPatch) -
     assert not row.endswith("best")
 
 
+@pytest.mark.slow
 def test_testing_leaves_no_bar_behind(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     result = fit()
     with terminal(monkeypatch) as shown:

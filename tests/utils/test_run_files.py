@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import train
-from tests.conftest import load_script
+from tests.conftest import load_script, small_config
+from tests.helpers import PATIENCE, copy_run
 from utils.errors import UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder
 
-Fit = Callable[..., train.Result]
 FILES = [
     *(f"checkpoints/{name}.pth" for name in ("best", "last", "step-00000005")),
     *("metrics.jsonl", "environment.json", "config.json", "train.log", ".lock", ".job", ".started", "initial.pth"),
@@ -31,15 +31,23 @@ def _no_waiting() -> Iterator[None]:
         raise AssertionError("it hangs")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
+    signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(tmp_path_factory.mktemp("trained"), trainer={"tensorboard": True})
+    return train.main(["-c", str(config), "trainer.epochs=1", "trainer.monitor=min val_loss"]).run_dir
+
+
 @pytest.fixture
-def run(fit: Fit) -> Path:
-    return fit("trainer.epochs=1", "trainer.monitor=min val_loss").run_dir
+def run(trained: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "saved" / "small"
+    folder.mkdir(parents=True)
+    return copy_run(trained, folder)
 
 
 def commands(run: Path) -> Iterator[Callable[[], Any]]:

@@ -42,9 +42,8 @@ def runs(folder: Path) -> list[Path]:
     return sorted((folder / "small").glob("[0-9]*"))
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["torch", "base.build"])
-def test_during_the_imports(small: Path, tmp_path: Path, number: signal.Signals, module: str) -> None:
+@pytest.mark.parametrize(("module", "number"), [("torch", signal.SIGTERM), ("base.build", signal.SIGINT)])
+def test_during_the_imports(small: Path, tmp_path: Path, module: str, number: signal.Signals) -> None:
     at = f"{module}:{int(number)}"
     with process("-c", str(small), save_dir=tmp_path, fork=module != "torch", SIGNAL_AT=at) as running:
         output = "".join(running.communicate())
@@ -83,6 +82,8 @@ def test_to_all_processes_of_a_run_and_then_the_command_that_it_prints(
     assert (run / "checkpoints" / "step-00000007.pth").exists()
     *command, folder = shlex.split(output.splitlines()[-1])
     assert command == ["python", "train.py", "-r"]
+    if number == signal.SIGINT:
+        return  # what comes after is the same for either signal
     with process("-r", str(ROOT / folder), save_dir=tmp_path) as running:
         assert running.wait() == 0
     assert differences(alone, run) == []

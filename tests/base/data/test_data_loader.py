@@ -173,6 +173,7 @@ class PerPixel(nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_joint_augmentation_resumes_exactly(fit: Fit, workers: int) -> None:
     with temporarily(DATA_LOADERS, Masks), temporarily(MODELS, PerPixel):
@@ -263,6 +264,7 @@ def detected(**args: Any) -> dict[str, Any]:
     return {"type": "Detection", "args": {"batch_size": 8, "validation_split": 10, **args}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("named", "workers"), [(False, 0), (True, 2)])
 def test_lists_of_dicts_train_and_resume_exactly(
     fit: Fit, detection: dict[str, Any], named: bool, workers: int, capsys: pytest.CaptureFixture[str]

@@ -55,6 +55,7 @@ class UnevenLengths(Uneven):
 RESUMED = [("Uneven", {"balanced": True}), ("UnevenWeights", {"drop_last": True}), ("UnevenLengths", {})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("loader", "args"), RESUMED, ids=[loader for loader, _ in RESUMED])
 def test_a_run_resumes_exactly_in_mid_epoch(fit: Fit, loader: str, args: dict[str, Any], workers: int) -> None:

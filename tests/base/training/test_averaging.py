@@ -76,6 +76,7 @@ def test_a_resume_in_mid_epoch_is_exact(fit: Fit, tmp_path: Path, model: str) ->
     assert curves(whole) == curves(resumed)
 
 
+@pytest.mark.slow
 def test_the_averages_are_what_is_validated_and_tested(fit: Fit, tmp_path: Path) -> None:
     options = ("trainer.epochs=3", "trainer.monitor=min val_loss")
     run = fit(EMA, *options, model="Normed").run_dir
@@ -92,6 +93,7 @@ def test_the_averages_are_what_is_validated_and_tested(fit: Fit, tmp_path: Path)
     assert same(tested["averaged_weights"], best)
 
 
+@pytest.mark.slow
 def test_the_test_evaluates_the_averages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit(EMA, model="Normed").run_dir
     seen = list[Tensor]()

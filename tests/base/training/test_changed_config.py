@@ -507,6 +507,7 @@ def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name
     assert expected != move(schedule_of(name, args), 0, 8)
 
 
+@pytest.mark.slow
 def test_a_schedule_added_removed_or_replaced(fit: Fit) -> None:
     step_lr = {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}
     plain = fit("trainer.epochs=2").run_dir

@@ -61,6 +61,7 @@ def _registered() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_what_is_validated_is_what_is_tested(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test data are made those of the validation: test.py gives the very number that chose the best checkpoint."""
     result = fit("trainer.type=AveragedTrainer", "trainer.monitor=min val_loss", "--lr", "0.5", "trainer.epochs=3")

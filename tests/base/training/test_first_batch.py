@@ -270,6 +270,7 @@ def test_one_sample_for_batch_norm_is_named_where_it_fails(fit: Fit) -> None:
     assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
 
 
+@pytest.mark.slow
 def test_a_run_with_drop_last_resumes_exactly(fit: Fit) -> None:
     options = ["data_loader.args.num_samples=53", "data_loader.args.drop_last=true", "trainer.keep_last=null"]
     whole = fit(*options, "trainer.epochs=3", "trainer.save_every_steps=2")

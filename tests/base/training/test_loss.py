@@ -232,6 +232,7 @@ class Taken(LoggingTrainer):
     logs = ("val_norm",)
 
 
+@pytest.mark.slow
 def test_a_step_logs_further_values(fit: Fit) -> None:
     with temporarily(TRAINERS, LoggingTrainer):
         chosen = (
@@ -340,6 +341,7 @@ def test_a_weighted_sum_of_losses_by_name(fit: Fit) -> None:
     assert float(state(result.run_dir)["loss"]["size.scale"]) != 0
 
 
+@pytest.mark.slow
 def test_a_sum_of_losses_accumulates_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
     large = on_two_targets(fit, batch_size=8).run_dir
     small = on_two_targets(fit, "trainer.accumulate_steps=4", batch_size=2).run_dir

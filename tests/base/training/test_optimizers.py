@@ -288,6 +288,7 @@ def test_gradients_are_clipped_by_value(fit: Fit) -> None:
 # ------------------------------------------------------------------ frozen parameters
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_change_until_they_are_thawed(fit: Fit, tmp_path: Path) -> None:
     config: Json = {
         "model": "Parts",
@@ -351,6 +352,7 @@ def test_a_mistake_in_what_is_frozen_is_located(fit: Fit, freeze: str, says: str
 # ------------------------------------------------------------------ several optimizers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["Adversarial", "Careful"])
 def test_several_optimizers_resume_exactly(fit: Fit, tmp_path: Path, trainer: str) -> None:
     whole, resumed = stop_and_resume(fit, tmp_path, f"trainer.type={trainer}", **GAN)
@@ -495,6 +497,7 @@ def test_a_loss_with_parameters_trains_with_the_model(fit: Fit, tmp_path: Path) 
     assert int(saved["calls"]) == 10
 
 
+@pytest.mark.slow
 def test_a_test_evaluates_with_the_learnt_loss(fit: Fit) -> None:
     run = fit("trainer.epochs=3", loss="LearntScale", optimizer={"type": "SGD", "args": {"lr": 0.5}}).run_dir
     scale = float(state(run)["loss"]["log_scale"])

@@ -156,6 +156,7 @@ def test_a_finished_run_stays_as_it_is(fit: Fit) -> None:
     assert again.last == done.last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("method", ["optimizer_step", "evaluate"])
 def test_a_signal_saves_and_the_run_resumes(
@@ -312,6 +313,7 @@ class Changing(RandomTensorLoader):
         return source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [14, 18])  # in the middle of an epoch, and at its end
 @pytest.mark.parametrize(
     ("change", "says"),

@@ -277,6 +277,7 @@ def test_other_settings(check: Check, keys: dict[str, Any]) -> None:
     assert status == 0, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_bundled_configs_pass(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cifar10: Path, capsys: pytest.CaptureFixture[str]

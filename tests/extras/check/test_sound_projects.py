@@ -255,6 +255,7 @@ def test_attributes_that_training_gives_are_there(check: Check) -> None:
     assert "exactness" not in report
 
 
+@pytest.mark.slow
 def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     _, report = check(**plain(), trainer={"type": "Keeping", "args": {"saved": False}})
     assert "in no part of a checkpoint: mean, critic\n" in report

@@ -74,6 +74,7 @@ def failure(capsys: Capture, *words: str) -> str:
 # ------------------------------------------------------------------ what works
 
 
+@pytest.mark.slow
 def test_a_torch_archive_takes_bytes_and_any_batch(run: Path, stored: Tensor, capsys: Capture) -> None:
     file = export.main(["-r", str(run)])
     assert file == run / "model.pt2"
@@ -92,6 +93,7 @@ def test_a_torch_archive_takes_bytes_and_any_batch(run: Path, stored: Tensor, ca
     assert "compared  largest difference 0 over 40 test samples and over one alone\n" in printed
 
 
+@pytest.mark.slow
 def test_onnx_runs_elsewhere(run: Path, stored: Tensor, tmp_path: Path, capsys: Capture) -> None:
     file = export.main(["-r", str(run), "--out", str(tmp_path / "lenet.onnx")])
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -169,6 +171,7 @@ class PairTrainer(BaseTrainer):
         return result
 
 
+@pytest.mark.slow
 def test_several_inputs_of_any_length_by_name(fit: Fit, capsys: Capture) -> None:
     data = {"type": "PairLoader", "args": {"batch_size": 10}}
     with temporarily(DATA_LOADERS, PairLoader), temporarily(MODELS, TwoInputs), temporarily(TRAINERS, PairTrainer):
@@ -185,6 +188,7 @@ def test_several_inputs_of_any_length_by_name(fit: Fit, capsys: Capture) -> None
     assert "over 30 test samples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_the_data_it_is_compared_on_random_images(run: Path, tmp_path: Path, capsys: Capture) -> None:
     file = export.main(["-r", str(run), "--out", str(tmp_path / "a.pt2"), f"data_loader.args.data_dir={tmp_path}"])
     assert file.exists()
@@ -233,6 +237,7 @@ class PartsTrainer(PairTrainer):
         return StepResult(self.criterion(outputs, batch[1]), outputs, batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kind", "says"),
     [
@@ -268,6 +273,7 @@ def test_a_trainer_that_calls_only_parts_of_the_model(fit: Fit, capsys: Capture)
     assert "compared  no: PartsTrainer.eval_step never calls Parts itself" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_file_that_gives_something_else_is_not_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:

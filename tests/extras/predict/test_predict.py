@@ -93,6 +93,7 @@ def two(tmp_path: Path) -> Path:
     return tmp_path / "two"
 
 
+@pytest.mark.slow
 def test_it_finds_what_a_test_finds_without_the_data_set(run: Run, ask: Ask) -> None:
     trained, photos = run
     status, output, errors = ask(photos)

@@ -67,6 +67,13 @@ def sound(folder: Path) -> str:
 
 
 @pytest.fixture
+def other(fit: Fit) -> Path:
+    """Neither a classification nor a regression: its report has no pictures, which take most of the time."""
+    data = loader(**LINEAR, target_shape=[3])
+    return fit(data_loader=data, model=net(6, 3), loss="SoftMarginLoss", metrics=[]).run_dir
+
+
+@pytest.fixture
 def run(fit: Fit) -> Path:
     return fit("trainer.epochs=1").run_dir
 
@@ -118,12 +125,10 @@ def test_a_regression(fit: Fit, width: int) -> None:
     assert f"of {20 * width} values" in sound(folder)
 
 
-def test_a_task_of_another_kind_has_its_metrics(fit: Fit) -> None:
-    data = loader(**LINEAR, target_shape=[3])
-    run = fit(data_loader=data, model=net(6, 3), loss="SoftMarginLoss", metrics=[]).run_dir
-    test.main(["-r", str(run)])
-    assert names(run / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
-    assert "neither classification nor regression" in (run / "test" / "report.md").read_text()
+def test_a_task_of_another_kind_has_its_metrics(other: Path) -> None:
+    test.main(["-r", str(other)])
+    assert names(other / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
+    assert "neither classification nor regression" in (other / "test" / "report.md").read_text()
 
 
 def test_what_an_older_report_had_and_this_one_has_not_is_removed(run: Path) -> None:
@@ -168,9 +173,9 @@ def test_one_test_of_a_run_at_a_time(run: Path) -> None:
         test.main(["-r", str(run)])
 
 
-def test_a_run_is_tested_while_it_is_trained(run: Path) -> None:
-    with RunFolder(run).locked():
-        assert test.main(["-r", str(run)])["loss"] > 0
+def test_a_run_is_tested_while_it_is_trained(other: Path) -> None:
+    with RunFolder(other).locked():
+        assert test.main(["-r", str(other)])["loss"] > 0
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -192,10 +197,9 @@ def test_tensorboard_shows_a_test_as_one_point_of_the_run(fit: Fit, capsys: pyte
     assert "logs" not in capsys.readouterr().err
 
 
-def test_without_tensorboard_there_is_no_event_file(fit: Fit) -> None:
-    run = fit("trainer.tensorboard=false").run_dir
-    test.main(["-r", str(run)])
-    assert not list(run.rglob("events*"))
+def test_without_tensorboard_there_is_no_event_file(other: Path) -> None:
+    test.main(["-r", str(other)])
+    assert not list(other.rglob("events*"))
 
 
 def test_a_report_elsewhere_and_never_among_others_files(run: Path, tmp_path: Path) -> None:
@@ -253,15 +257,15 @@ def test_an_empty_test_set_is_reported_and_nothing_is_written(run: Path, monkeyp
     assert not (run / "test").exists()
 
 
-def test_a_foreign_event_file_is_no_trouble(fit: Fit) -> None:
-    run = fit("trainer.epochs=1", "trainer.tensorboard=true").run_dir
-    for folder in (run, run / "test"):
+@pytest.mark.usefixtures("tensorboard")
+def test_a_foreign_event_file_is_no_trouble(other: Path) -> None:
+    for folder in (other, other / "test"):
         folder.mkdir(exist_ok=True)
         (folder / "events.out.tfevents.1700000000.elsewhere").write_bytes(b"garbage" * 99)
         (folder / "events.out.tfevents.of-mine").write_bytes(b"mine")
-    test.main(["-r", str(run)])
-    assert (run / "test" / "events.out.tfevents.of-mine").read_bytes() == b"mine"
-    assert len(curves(run)["loss/test"]) == 1
+    test.main(["-r", str(other)])
+    assert (other / "test" / "events.out.tfevents.of-mine").read_bytes() == b"mine"
+    assert len(curves(other)["loss/test"]) == 1
 
 
 def test_values_that_are_no_numbers_are_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

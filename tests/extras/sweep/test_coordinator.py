@@ -239,6 +239,7 @@ def test_a_signal_stops_the_trials_first(make: Callable[[str, Spec], SweepFolder
     assert results(folder)[0][1] is None
 
 
+@pytest.mark.slow
 def test_two_processes_never_claim_one_trial(make: Callable[[str, Spec], SweepFolder], tmp_path: Path) -> None:
     folder = make("shared", spec(*SPACES))
     trial = folder.create_trial(0, {"optimizer.args.lr": "0.1", "seed": "0"})
@@ -283,6 +284,7 @@ def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
     assert t_quantile(11) == pytest.approx(2.2010, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_written_at_the_end(
     make: Callable[[str, Spec], SweepFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:

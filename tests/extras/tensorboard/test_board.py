@@ -143,6 +143,7 @@ def test_training_images_are_those_of_the_first_batch_as_the_model_gets_them(fit
     assert np.array_equal(first, (given[0][0].permute(1, 2, 0) * 255).round().numpy())
 
 
+@pytest.mark.slow
 def test_a_regression_shows_predicted_over_true_values_and_no_classes(fit: Fit) -> None:
     found = tags(fit("trainer.pictures_every=1", **LINE).run_dir)
     assert "evaluation/predicted_over_true" in found
@@ -197,6 +198,7 @@ def test_an_unfinished_run_is_not_shown_as_finished(fit: Fit) -> None:
     assert hparams.SESSION_END_INFO_TAG in tags(run)
 
 
+@pytest.mark.slow
 def test_best_values_are_those_of_the_best_epoch(fit: Fit) -> None:
     run = fit("trainer.epochs=6", "trainer.monitor=max val_loss").run_dir  # the first epoch is the best
     found = curves(run)
@@ -383,6 +385,7 @@ def test_histograms_of_all_kinds_of_numbers(kind: torch.dtype) -> None:
     assert histogram("x", values.real[3:]) is None
 
 
+@pytest.mark.slow
 def test_batches_need_not_be_pairs(fit: Fit) -> None:
     class AsDataset(torch.utils.data.Dataset[Any]):
         def __init__(self, source: Any) -> None:
@@ -462,6 +465,7 @@ def test_steps_beyond_the_end_of_the_run(
     assert says in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_profiles_the_remaining_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("trainer.profile_steps=[9,12]").run_dir
     train.main(["-r", str(run), "trainer.epochs=3"])

@@ -70,8 +70,22 @@ pane.set('_sortDirection', 0);
 pane._queryServer();
 """
 )
-COUNT = EVERYWHERE + "return found.filter((element) => element.getClientRects().length).length;"
-LOADED = EVERYWHERE + "return found.filter((image) => image.complete && image.naturalWidth > 50).length;"
+# tag and run of each card, an element of this kind, in which something of another kind is drawn
+DRAWN = (
+    EVERYWHERE
+    + """
+const inside = (root) => [
+  ...root.querySelectorAll(arguments[1]),
+  ...[...root.querySelectorAll('*')].filter((element) => element.shadowRoot)
+    .flatMap((element) => inside(element.shadowRoot)),
+];
+const drawn = (element) => element.getClientRects().length
+  && (element.tagName !== 'IMG' || (element.complete && element.naturalWidth > 50));
+return found.filter((card) => inside(card.shadowRoot).some(drawn))
+  .map((card) => `${card.tag} ${card.run || ''}`.trim());
+"""
+)
+VISIBLE = EVERYWHERE + "return found.some((element) => element.getClientRects().length);"
 TEXT = EVERYWHERE + "return found.map((element) => element.textContent).join(' ');"
 FETCHED = "return performance.getEntriesByType('resource').length;"
 WORDS = "span, div, text, title, td, th, h3, code, p, vaadin-grid-cell-content"
@@ -123,12 +137,15 @@ class Page:
         """The texts of the visible elements, from the top of the page to its bottom."""
         return list(self.browser.execute_script(IN_ORDER, selector))
 
-    def shows(self, selector: str, at_least: int, script: str = COUNT) -> None:
-        """Wait until so many elements are visible."""
+    def shows(self, selector: str) -> None:
+        """Wait until such an element is visible."""
+        self.until(lambda: "" if self.browser.execute_script(VISIBLE, selector) else selector)
 
-        def lacking() -> str:
-            count = self.browser.execute_script(script, selector)
-            return f"{at_least} of {selector} (but {count})" if count < at_least else ""
+    def draws(self, card: str, kind: str, expected: set[str]) -> None:
+        """Wait until such elements are drawn on the cards with these tags, and with these runs where a run is named."""
+
+        def lacking() -> list[str]:
+            return sorted(expected - set(self.browser.execute_script(DRAWN, card, kind)))
 
         self.until(lacking)
 
@@ -182,6 +199,8 @@ def page(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
             addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
             address = next(found[0] for found in addresses if found)
             with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
+                browser.set_script_timeout(PATIENCE)
+                browser.set_page_load_timeout(PATIENCE)
                 reading = WebDriverWait(browser, PATIENCE, poll_frequency=0.2)
                 reading.until(lambda _: everything_is_read(address), "TensorBoard did not read the runs")
                 yield Page(browser, address)
@@ -225,23 +244,31 @@ def test_scalars(page: Page) -> None:
     page.has("accuracy/train", "accuracy/valid", "accuracy/step")
 
 
-def test_images(page: Page) -> None:
+def cards(saved: Path, tags: dict[str, list[str]]) -> set[str]:
+    """A card for each run of a model with each of the model's tags."""
+    runs = {path.name: json.loads((path / "config.json").read_text())["model"]["type"] for path in saved.iterdir()}
+    return {f"{tag} {name}" for name, model in runs.items() for tag in tags.get(model, [])}
+
+
+def test_images(page: Page, saved: Path) -> None:
     page.open("images")
-    page.has("images/training", "evaluation/confusion_matrix", "evaluation/mistakes", "evaluation/predicted_over_true")
-    page.shows("img", at_least=7, script=LOADED)
+    pictures = ["images/training", "evaluation/confusion_matrix", "evaluation/mistakes"]
+    expected = cards(saved, {"LeNet": pictures, "LinearRegression": ["evaluation/predicted_over_true"]})
+    assert len(expected) == 7
+    page.draws("tf-image-loader", "img", expected)
 
 
 def test_graph(page: Page) -> None:
     page.open("graphs")
     for name in ("inputs", "conv1", "max_pool2d", "fc3", "outputs"):
-        page.shows(f'g.node[data-name="{name}"]', at_least=1)
+        page.shows(f'g.node[data-name="{name}"]')
 
 
-@pytest.mark.parametrize(("name", "drawn"), [("histograms", "path.outline"), ("distributions", "path.area")])
-def test_weights_and_gradients(page: Page, name: str, drawn: str) -> None:
-    page.open(f"{name}&tagFilter=conv1")
-    page.has("weights/conv1.weight", "gradients/conv1.weight")
-    page.shows(drawn, at_least=8)
+@pytest.mark.parametrize(("name", "drawn"), [("histogram", "path.outline"), ("distribution", "path.area")])
+def test_weights_and_gradients(page: Page, saved: Path, name: str, drawn: str) -> None:
+    page.open(f"{name}s&tagFilter=conv1")
+    expected = cards(saved, {"LeNet": ["weights/conv1.weight", "gradients/conv1.weight"]})
+    page.draws(f"tf-{name}-loader", drawn, expected)
 
 
 def test_text(page: Page) -> None:
@@ -262,8 +289,7 @@ def test_custom_scalars(page: Page) -> None:
 
 def test_precision_recall_curves(page: Page) -> None:
     page.open("pr_curves")
-    page.has("precision_recall/class/0", "precision_recall/class/1")
-    page.shows("path.line", at_least=2)
+    page.draws("tf-pr-curve-card", "path.line", {"precision_recall/class/0", "precision_recall/class/1"})
 
 
 def best_loss(run: Path) -> float:

@@ -29,15 +29,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loader", "kills"), [("SmallTensors", 2), ("SmallSamples", 1)])
-def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path, loader: str, kills: int) -> None:
+def test_killed_at_random_moments_and_resumed_with_other_workers(tmp_path: Path) -> None:
     """The short form of dev/campaigns/kill.py: a real process, SIGKILL before a random file operation, everything on.
 
     A moment by the clock might come after the run's end on a fast machine.
     """
-    campaign = Campaign(tmp_path, loader, seed=3, workers=(0, 1, 2), kinds=("file",), fork=True)
-    assert differences(campaign.alone(), campaign.killed(kills)) == []
-    assert campaign.kills == kills
+    campaign = Campaign(tmp_path, "SmallTensors", seed=3, workers=(0, 1, 2), kinds=("file",), fork=True)
+    assert differences(campaign.alone(), campaign.killed(2)) == []
+    assert campaign.kills == 2
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,9 @@ def whole_and_killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     """A run, and one like it that was killed at its 13th step."""
     folder = tmp_path_factory.mktemp("runs")
     path = folder / "config.json"
-    path.write_text(json.dumps(config(folder, loader="SmallTensors", name="whole", workers=0)))
+    value = config(folder, loader="SmallTensors", name="whole", workers=0)
+    value["trainer"]["pictures_every"] = 0
+    path.write_text(json.dumps(value))
     with temporarily(DATA_LOADERS, SmallTensors):
         whole = train.main(["-c", str(path)]).run_dir
         with killed_in("optimizer_step", calls=13):

@@ -1,59 +1,12 @@
 """The strict JSON parser: JSON is read as the standard library reads it, anything else is an error at its location."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from utils.config.located_json import parse
 from utils.config.sources import MAX_BYTES, read_object
 from utils.errors import ConfigError
-from utils.schema import KeyPath
-
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
-VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**17), 10**17)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
-    max_leaves=12,
-)
-
-
-def parts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    """A value and everything in it, by path."""
-    yield path, value
-    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in members:
-        yield from parts(inner, (*path, key))
-
-
-@given(VALUES, st.sampled_from([None, 1, "\t"]))
-def test_json_is_read_as_the_standard_library_reads_it(value: Any, indent: int | str | None) -> None:
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    document = parse(text, "x")
-    assert json.dumps(document.value) == json.dumps(value)
-    for path, part in parts(value, ()):
-        assert json.JSONDecoder().raw_decode(text, document.locate(path).offset)[0] == part
-        if path and isinstance(path[-1], str):
-            assert json.JSONDecoder().raw_decode(text, document.locate(path, of_key=True).offset)[0] == path[-1]
-
-
-@given(st.text(max_size=30))
-def test_anything_else_is_an_error_with_a_location(text: str) -> None:
-    error_message = ""
-    try:
-        parse(text, "x")
-        json.loads(text)
-    except ConfigError as error:
-        error_message = str(error)
-    assert not error_message or error_message.startswith("x:1:") or "\n" in text
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         one = run_jobs(1, {f"{name} 1": {"config": config} for name, config in configs.items()})
         two = run_jobs(2, {f"{name} 2": {"config": config} for name, config in configs.items()})
         found = one | two
-        again = {f"{name} to 2": {"of": str(run), "step": STEP} for name, run in found.items()}
+        again = {f"{name} to 2": {"of": run, "step": STEP} for name, run in found.items()}
         return found | run_jobs(2, again)
     finally:
         run_jobs.close()
