@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from base.data.batches import Batches
+from base.data.device_cache import DeviceCache
 from base.data.orders import (
     Bucketed,
     Order,
@@ -47,6 +48,7 @@ class BaseDataLoader(ABC):
     fold: which of the folds is held out, from 0 to folds - 1.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches beside the training.
+    device_cache: keep data that are in memory on the device that trains; batches are made and augmented there.
     balanced: draw each class equally often in training: the samples with replacement, as many as a pass has.
     drop_last: leave the last training batch of a pass out if it is short, as for BatchNorm, which cannot take a single
         sample. Validation and test data are always used to the last sample.
@@ -71,6 +73,7 @@ class BaseDataLoader(ABC):
         num_workers: Changeable[Workers] = 0,
         drop_last: BetweenEpochs[bool] = False,
         balanced: BetweenEpochs[bool] = False,
+        device_cache: Changeable[bool] = False,
     ) -> None:
         check_folds(folds, fold, validation_split)
         if balanced and not shuffle:
@@ -83,7 +86,10 @@ class BaseDataLoader(ABC):
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last
+        if device_cache and num_workers:
+            raise ValueError('"device_cache" makes batches on the device, which "num_workers" cannot; leave one out')
         self.balanced = balanced
+        self.device_cache: DeviceCache | None = DeviceCache(torch.device("cpu")) if device_cache else None
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
@@ -258,7 +264,8 @@ class BaseDataLoader(ABC):
             data = StreamSource(data)
         if isinstance(data, StreamSource):
             data.collate = data.collate or collate
-        return as_source(data, collate)
+        source = as_source(data, collate)
+        return self.device_cache.keep(source) if self.device_cache else source
 
     def _check_stream(self, source: StreamSource) -> None:
         """Raise DataError if a stream for training is asked for what only an index can give."""

@@ -73,6 +73,8 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
         lambda: build_model(loaded),
         lambda: build_loss(loaded, runtime.device),
     )
+    if data.device_cache:
+        data.device_cache.device = runtime.device
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # so that a mistake is reported now

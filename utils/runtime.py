@@ -78,8 +78,9 @@ class Runtime:
             self._set_gradient_sync = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
             model.to(memory_format=torch.channels_last)  # convolutions are faster in it
-        if self.settings.compile:
-            model.compile()  # in place: the names in checkpoints stay as they are
+        if mode := self.settings.compile:
+            # in place: the names in checkpoints stay as they are
+            model.compile(mode=mode if isinstance(mode, str) else None)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """The model as training calls it: with several processes, one that averages their gradients."""

@@ -266,8 +266,10 @@ class RuntimeConfig(Section):
     """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps" ..."""
     precision: Changeable[Literal["fp32", "bf16", "fp16"]] = "fp32"
     """Arithmetic of forward and backward pass; weights stay in fp32. fp16 scales the loss."""
-    compile: Changeable[bool] = False
-    """Compile the model with torch.compile: slow to start, often faster after that."""
+    compile: Changeable[bool | Literal["reduce-overhead", "max-autotune"]] = False
+    """Compile the model with torch.compile: slow to start, often faster after that. A text is its mode: with
+    "reduce-overhead" an NVIDIA GPU runs a step's kernels as one CUDA graph, where starting them takes longer than they
+    do."""
     strategy: Changeable[Literal["ddp", "fsdp"]] = "ddp"
     """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a part of it."""
     unused_parameters: Changeable[bool] = False

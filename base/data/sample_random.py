@@ -21,15 +21,19 @@ class SampleRandom:
     key: RandomKey
     block: "tuple[RandomBlock, slice] | None" = None
     """Where the numbers are taken from, and the batch's samples there; None: they are drawn for this batch alone."""
+    device: torch.device | None = None
+    """Where the numbers are wanted; None: the CPU, where they are drawn."""
     calls: int = field(default=0, init=False)
 
     def uniform(self, draws: int = 1) -> Tensor:
         """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
         self.calls += 1
         if self.block is None:
-            return uniform(as_tensor(self.indices), *self.key, self.calls, draws=draws)
-        block, samples = self.block
-        return block.uniform(self.calls, draws)[:, samples].clone()
+            numbers = uniform(as_tensor(self.indices), *self.key, self.calls, draws=draws)
+        else:
+            block, samples = self.block
+            numbers = block.uniform(self.calls, draws)[:, samples].clone()
+        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """Fresh integers in [low, high), int64 of shape (draws, B)."""

@@ -72,6 +72,8 @@ class TensorSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
         if isinstance(indices, slice) and self._is_plain() and not torch.is_inference_mode_enabled():
             return self._view(indices)
+        if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
+            random.device = self.inputs.device
         inputs = _copy(self.inputs, indices)
         targets = _copy(self.targets, indices)
         if self.augment is not None:
@@ -82,11 +84,14 @@ class TensorSource:
             inputs = self.transform(inputs)
         return inputs, targets
 
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
+
     def _is_plain(self) -> bool:
         """Whether a batch is what is in memory, as it is."""
-        in_memory = isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
         changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
-        return in_memory and not changed
+        return self.in_memory and not changed
 
     def _view(self, indices: slice) -> tuple[Tensor, Tensor]:
         """Consecutive samples without a copy, which would take a tenth of a small net's step (64 samples of 1,000
@@ -220,7 +225,9 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
     """
     if isinstance(data, ArrayFile):
         return data.rows(indices)
-    return data[indices].clone() if isinstance(indices, slice) else data.index_select(0, indices)
+    if isinstance(indices, slice):
+        return data[indices].clone()
+    return data.index_select(0, indices if data.is_cpu else indices.to(data.device, non_blocking=True))
 
 
 def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Source:

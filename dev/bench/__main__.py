@@ -7,6 +7,7 @@ smallest and the largest, and the ratio of the medians. Lightning, ignite and ac
 import argparse
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -33,6 +34,7 @@ WIDE = (
     *("-c", "config.json", "--lr=1e-12", "trainer.epochs=1", "trainer.steps_per_epoch=4"),
     *("data_loader.args.num_samples=1024", "data_loader.args.target_shape=[100000]", "model.args.out_features=100000"),
 )
+WORKERS = "data_loader.args.num_workers=2"
 
 
 def large_batch(size: int) -> tuple[str, ...]:
@@ -45,12 +47,12 @@ class Row:
 
     title: str
     figure: str
-    """Which figure of a run: "loop" (s), "step" (us), "start" (s to the end of the first step), "peak" (MB) or "faults"
-    (thousands of minor page faults)."""
+    """Which figure of a run: "loop" (s), "step" (us), "start" (s to the end of the first step), "whole" (s of the whole
+    process and of its workers), "peak" (MB) or "faults" (thousands of minor page faults)."""
     ours: tuple[str, ...]
     """Arguments of train.py."""
     by_hand: str
-    """The job of hand_written.py."""
+    """The job of hand_written.py, or of jobs.py for the configs in dev/bench/configs."""
     limit: str
     needs_cifar10: bool = True
     instead: tuple[str, ...] = ()
@@ -59,7 +61,17 @@ class Row:
     @property
     def other(self) -> tuple[str, ...]:
         """The command of the other side."""
-        return self.instead or ("by hand", self.by_hand)
+        script = "jobs.py" if self.ours[1].startswith("dev/bench/") else "hand_written.py"
+        return self.instead or (f"dev/bench/{script}", self.by_hand)
+
+
+def real(title: str, config: str, by_hand: str, limits: tuple[str, str], *overrides: str) -> tuple[Row, Row]:
+    """The rows of a job of jobs.py: its loop, and the whole process."""
+    ours = ("-c", f"dev/bench/configs/{config}.json", *overrides)
+    return (
+        Row(title, "loop", ours, by_hand, limits[0], needs_cifar10=False),
+        Row(f"{title}, whole process", "whole", ours, by_hand, limits[1], needs_cifar10=False),
+    )
 
 
 ROWS = [
@@ -91,6 +103,18 @@ ROWS = [
         "+ 0.5",
         needs_cifar10=False,
     ),
+    *real("ResNet-18, 12 steps of 64 photographs", "resnet18", "resnet18", ("x 1.03", "+ 0.4")),
+    *real("GPT of 4 layers, 24 steps of 32 texts", "gpt", "gpt", ("x 1.03", "+ 0.4")),
+    *real("segmentation, 640 steps of 16", "segmentation", "segmentation", ("x 1.03", "+ 0.4")),
+    *real("the end of 10 epochs", "epoch_end", "epoch end", ("x 1.02", "+ 0.4")),
+    *real("own data set of 40,000 rows", "rows", "rows", ("x 1.05", "+ 0.4")),
+    *real("own data set of 6,000 photographs", "photographs", "photographs", ("x 1.05", "+ 0.4")),
+    # the loader's processes do most of the work, which only the figure of the whole process counts
+    *real("own data set of 40,000 rows, 2 workers", "rows", "rows, 2 workers", ("x 1.05", "+ 0.4"), WORKERS)[1:],
+    *real(
+        *("own data set of 6,000 photographs, 2 workers", "photographs", "photographs, 2 workers", ("x 1.05", "+ 0.4")),
+        WORKERS,
+    )[1:],
     Row("start, LeNet on CIFAR10", "start", (*CIFAR10, "trainer.steps_per_epoch=20"), "start lenet", "+ 0.5"),
     Row("peak memory, LeNet on CIFAR10", "peak", CIFAR10, "lenet", "+ 100"),
     Row(
@@ -104,7 +128,8 @@ ROWS = [
     ),
 ]
 PEERS = ("lightning", "ignite", "accelerate")
-UNITS = {"loop": "s", "step": "us", "start": "s", "peak": "MB", "faults": "thousands"}
+PEERS_JOBS = ("two-layer", "lenet", "rows", "photographs")
+UNITS = {"loop": "s", "step": "us", "start": "s", "whole": "s", "peak": "MB", "faults": "thousands"}
 
 
 def last_line(command: Sequence[str]) -> dict[str, float]:
@@ -114,34 +139,42 @@ def last_line(command: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def cpu_of_children() -> float:
+    """Seconds of the processors that the processes started here have used, with those that they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run(command: Sequence[str], clock: str) -> dict[str, float]:
     """The figures of one run."""
-    start = time.time()
+    start, used = time.time(), cpu_of_children()
     marks = last_line(command)
+    whole = time.time() - start if clock == "wall" else cpu_of_children() - used
     loop = marks["loop" if clock == "wall" else "cpu"]
     return {
         "loop": loop,
         "step": loop / marks["steps"] * 1e6,
         "start": marks["first_step"] - start if clock == "wall" else marks["first_cpu"],
+        "whole": whole,
         "peak": marks["peak"],
         "faults": marks["faults"] / 1000,
     }
 
 
-def places(command: Sequence[str], folder: str, data_dir: str) -> list[str]:
+def places(command: Sequence[str], folder: str, options: argparse.Namespace) -> list[str]:
     """The overrides that say where a run of ours finds its data and leaves its files. No pictures at its end."""
-    data = [f"data_loader.args.data_dir={data_dir}"] if command[1] != "config.json" else []
-    return [f"trainer.save_dir={folder}", "trainer.pictures_every=0", "runtime.device=cpu", *data]
+    data = [f"data_loader.args.data_dir={options.data_dir}"] if command[1].startswith("configs/") else []
+    return [f"trainer.save_dir={folder}", "trainer.pictures_every=0", f"runtime.device={options.device}", *data]
 
 
 def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
     """Microseconds of a step of ours, by part, from one run of each job."""
     lines: list[str] = []
     for row in rows:
-        if row.figure not in ("loop", "step"):
+        if row.figure not in ("loop", "step") or row.ours[1].startswith("dev/bench/"):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            full = ["dev/bench/parts.py", *row.ours, *places(row.ours, folder, options.data_dir)]
+            full = ["dev/bench/parts.py", *row.ours, *places(row.ours, folder, options)]
             parts = last_line([*shlex.split(options.launcher), *full])
         if not lines:
             lines = [f"| us a step | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
@@ -151,7 +184,7 @@ def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
 
 def peers(row: Row) -> list[tuple[str, ...]]:
     """The other frameworks that are installed and have this job."""
-    has_job = row.figure == "loop" and row.ours != CROP_FLIP and not row.by_hand.startswith("batch ")
+    has_job = row.figure == "loop" and row.ours != CROP_FLIP and row.by_hand in PEERS_JOBS
     return [(name, row.by_hand) for name in PEERS if has_job and find_spec(name)]
 
 
@@ -161,7 +194,7 @@ def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[st
     for row in rows:
         if not peers(row):
             continue
-        by_hand = median(run["loop"] for run in figures["by hand", row.by_hand])
+        by_hand = median(run["loop"] for run in figures[row.other])
         for peer in peers(row):
             taken = [run["loop"] for run in figures[peer]]
             lines.append(f"| {row.title} | {peer[0]} | {cell(taken)} | {median(taken) / by_hand:.2f} |")
@@ -177,12 +210,12 @@ def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str,
         for number, command in enumerate(commands, start=1):
             print(f"round {repeat + 1}/{options.repeats}, run {number}/{len(commands)}", file=sys.stderr)
             with tempfile.TemporaryDirectory() as folder:
-                if command[0] == "by hand":
-                    full = ["dev/bench/hand_written.py", command[1], folder, options.data_dir]
+                if command[0].endswith(".py"):
+                    full = [*command, folder, options.data_dir, options.device]
                 elif command[0] in PEERS:
                     full = ["dev/bench/peers.py", *command, folder, options.data_dir]
                 else:
-                    full = ["dev/bench/ours.py", *command, *places(command, folder, options.data_dir)]
+                    full = ["dev/bench/ours.py", *command, *places(command, folder, options)]
                 figures.setdefault(command, []).append(run([*launcher, *full], options.clock))
     return figures
 
@@ -221,6 +254,15 @@ def machine() -> str:
     )
 
 
+def missing_device(name: str) -> str:
+    """Why there is no device of this name; empty if there is one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = ["cpu", *([accelerator.type] if accelerator else [])]
+    return "" if name in there else f'there is no device "{name}" on this machine; there is {" and ".join(there)}'
+
+
 def main() -> None:
     made = argparse.ArgumentParser(
         prog="python -m dev.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -230,16 +272,22 @@ def main() -> None:
     made.add_argument("--launcher", default=sys.executable, help="what runs a Python script (default: this Python)")
     made.add_argument("--rows", default="", help="only rows whose title holds this text")
     made.add_argument("--threads", type=int, help="threads of each run (default: what torch takes)")
+    made.add_argument("--device", default="cpu", help="where both sides train (default: cpu), as in cuda")
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine too")
     options = made.parse_args()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # the runs inherit it
+    if (problem := missing_device(options.device)) or (options.device != "cpu" and options.clock == "cpu"):
+        made.error(problem or "--clock cpu does not count what an accelerator does")
     options.data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else ""
     rows = [row for row in ROWS if options.rows in row.title and (options.data_dir or not row.needs_cifar10)]
     print(machine() + f", {options.clock} clock, {options.repeats} runs of each side in turns\n")
     figures = measure(rows, options)
     print(table(rows, figures) + peers_table(rows, figures), flush=True)
-    print("\n" + parts_table(rows, options))
+    print("\n" + parts_table(rows, options), flush=True)
+    if not options.rows and options.device == "cpu":
+        print("\nA sample of one's own data set, CPU time:\n", flush=True)
+        subprocess.run([*shlex.split(options.launcher), "dev/bench/samples.py", "--turns", "3"], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

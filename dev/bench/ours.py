@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import torch
+
 import train
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
@@ -23,6 +25,8 @@ optimizer_step, train_all = BaseTrainer.optimizer_step, BaseTrainer.train
 
 def first_step(self: BaseTrainer, step: StepBatches) -> Any:
     loss = optimizer_step(self, step)
+    if not self.runtime.on_cpu:
+        torch.accelerator.synchronize()
     marks["first_step"], marks["first_cpu"] = time.time(), time.process_time()
     BaseTrainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
     return loss
@@ -31,12 +35,18 @@ def first_step(self: BaseTrainer, step: StepBatches) -> Any:
 def timed(self: BaseTrainer) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     train_all(self)
+    if not self.runtime.on_cpu:
+        torch.accelerator.synchronize()
     marks["loop"], marks["cpu"] = time.perf_counter() - start, time.process_time() - cpu
 
 
 if __name__ == "__main__":
     BaseTrainer.optimizer_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
+    if sys.argv[2].startswith("dev/bench/configs/"):
+        import dev.bench.components  # noqa: F401  (registers what these configs name)
     result = train.main(sys.argv[1:])
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    if not next(result.model.parameters()).is_cpu:
+        peak = torch.accelerator.max_memory_allocated() / 2**20
     print(json.dumps({**marks, "steps": result.steps, "peak": peak, "faults": usage.ru_minflt}))

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from hand_written import LeNet, Marks, TwoLayerNet  # type: ignore[import-not-found]  # beside this file
+from jobs import Photographs, Rows, SmallNet  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 
 @dataclass
@@ -43,6 +44,11 @@ def two_layer() -> Job:
 
     batch = torch.randn(64, 1000).repeat(500, 1), torch.randn(64, 10).repeat(500, 1)
     return Job(TwoLayerNet(), loss, 1e-6, 0.0, DataLoader(TensorDataset(*batch), batch_size=64), None, 4)
+
+
+def own(dataset: Dataset[Any], model: nn.Module) -> Job:
+    """An epoch over a data set of one's own."""
+    return Job(model, F.cross_entropy, 0.01, 0.0, DataLoader(dataset, batch_size=64, shuffle=True), None, 1)
 
 
 def lenet(data_dir: str) -> Job:
@@ -151,7 +157,13 @@ def by_accelerate(job: Job, folder: Path, marks: Marks) -> None:
 def main(name: str, job_name: str, folder: Path, data_dir: str) -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    job = two_layer() if job_name == "two-layer" else lenet(data_dir)
+    jobs: dict[str, Callable[[], Job]] = {
+        "two-layer": two_layer,
+        "lenet": lambda: lenet(data_dir),
+        "rows": lambda: own(Rows(40_000), SmallNet()),
+        "photographs": lambda: own(Photographs(6_000), LeNet()),
+    }
+    job = jobs[job_name]()
     marks = Marks()
     {"lightning": by_lightning, "ignite": by_ignite, "accelerate": by_accelerate}[name](job, folder, marks)
     marks.report(job.epochs * len(job.train))

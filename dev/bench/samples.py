@@ -17,26 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from base.data.batches import Batches
 from base.data.sources import SampleSource
-
-
-class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """Tensors of 20 numbers."""
-
-    def __init__(self) -> None:
-        self.rows, self.targets = torch.randn(20_000, 20), torch.randint(0, 10, (20_000,))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index], self.targets[index]
+from dev.bench.jobs import Photographs, Rows
 
 
 class RowsWithNoise(Rows):
@@ -45,25 +32,6 @@ class RowsWithNoise(Rows):
     def __getitem__(self, index: int) -> Any:
         row, target = super().__getitem__(index)
         return row + (random.random() + np.random.rand()) * torch.rand(()), target
-
-
-class Photographs(Dataset[tuple[Tensor, int]]):
-    """PIL images of 32x32: crop, flip, to tensor, normalise."""
-
-    def __init__(self) -> None:
-        from PIL import Image
-        from torchvision.transforms import v2
-
-        pixels = np.random.default_rng(0).integers(0, 256, (1_500, 32, 32, 3), dtype=np.uint8)
-        self.images = [Image.fromarray(image) for image in pixels]
-        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3)]
-        self.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *to_tensor])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(self.images[index]), index % 10
 
 
 class Texts(Dataset[int]):

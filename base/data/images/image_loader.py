@@ -87,12 +87,15 @@ class ImageLoader(BaseDataLoader):
         The memory format stays channels last, with which convolutions are faster.
         """
         rows = images.flatten(2).float()  # (B, H, W * 3)
+        if self.scale.device != images.device:  # with device_cache
+            self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
         torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place, to allocate no second array
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
     def pictures(self, inputs: Tensor) -> Tensor:
         """Undoes ``normalize``: float32 of shape (B, 3, H, W) to uint8 of shape (B, H, W, 3), exactly."""
-        pixels = (inputs.permute(0, 2, 3, 1) - self.shift[:3]) / self.scale[:3]
+        shift, scale = self.shift[:3].to(inputs.device), self.scale[:3].to(inputs.device)
+        pixels = (inputs.permute(0, 2, 3, 1) - shift) / scale
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -104,7 +107,7 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
     top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
 
     # a crop is named by its first pixel, counted over all padded images
-    first_pixels = (torch.arange(count) * padded_height + top) * padded_width + left  # (B,)
+    first_pixels = (torch.arange(count, device=images.device) * padded_height + top) * padded_width + left  # (B,)
     last_possible = count * padded_height * padded_width - (height - 1) * padded_width - width
     # a view of the crop at every possible first pixel; picking single pixels takes seven times as long
     crops = padded.as_strided(
@@ -114,7 +117,9 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
 
 
 def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
-    """Mirror each image of (B, H, W, C) left to right with probability 1/2, in place."""
+    """Mirror each image of (B, H, W, C) left to right with probability 1/2, on the CPU in place."""
+    if not images.is_cpu:
+        return torch.where((random.uniform()[0] < 0.5).view(-1, 1, 1, 1), images.flip(2), images)
     mirrored = np.flatnonzero(random.uniform()[0].numpy() < 0.5)
     # half the work of torch.where on all images; NumPy copies whole images, index_copy_ takes twice as long
     images.numpy()[mirrored] = images.index_select(0, torch.from_numpy(mirrored)).flip(2).numpy()

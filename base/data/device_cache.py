@@ -1,0 +1,33 @@
+"""A data set in memory, kept on the device that trains: ``data_loader.args.device_cache``."""
+
+import torch
+from torch import Tensor
+
+from base.data.sources import Source, TensorSource
+from utils.errors import DataError
+
+
+class DeviceCache:
+    """The tensors of a data set on a device, each of them once, though training and validation share them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # by device and id of the first, which must therefore stay
+        self._moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+
+    def keep(self, source: Source) -> Source:
+        """The source with its tensors on the device. Raises DataError if it has none in memory."""
+        if not isinstance(source, TensorSource) or not source.in_memory:
+            raise DataError(
+                "data_loader.args.device_cache: only tensors in memory (a TensorSource) can be kept on the device; "
+                "leave device_cache out"
+            )
+        source.inputs, source.targets = self._move(source.inputs), self._move(source.targets)
+        return source
+
+    def _move(self, tensor: object) -> Tensor:
+        assert isinstance(tensor, Tensor)
+        key = self.device, id(tensor)
+        if key not in self._moved:
+            self._moved[key] = tensor, tensor.to(self.device)
+        return self._moved[key][1]

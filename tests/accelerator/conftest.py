@@ -1,0 +1,59 @@
+"""The device of these tests: the machine's accelerator. Without one they are skipped.
+
+``ACCELERATOR_TESTS=cpu`` runs on the CPU what does not need an accelerator: it shows that the tests are sound.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from train import Result
+
+Fit = Callable[..., Result]
+
+
+@pytest.fixture
+def device() -> str:
+    """The name of the device, as in "cuda"."""
+    if chosen := os.environ.get("ACCELERATOR_TESTS"):
+        return chosen
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        pytest.skip("there is no accelerator")
+    return accelerator.type
+
+
+@pytest.fixture
+def only_accelerator(device: str) -> str:
+    """The name of the device, for what a CPU does not have."""
+    if device == "cpu":
+        pytest.skip("the CPU has nothing of the kind")
+    return device
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only kernels that add in one order; cuBLAS takes the variable."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fit_there(fit: Fit, device: str) -> Fit:
+    """Trains LeNet with dropout on random images, on the device; overrides come last."""
+
+    def run(*overrides: str, **keys: Any) -> Result:
+        loader = {"num_samples": 96, "input_shape": [3, 32, 32], "num_classes": 10, "batch_size": 16}
+        given: dict[str, Any] = {
+            "data_loader": {"type": "RandomTensorLoader", "args": {**loader, "validation_split": 32}},
+            "model": {"type": "LeNet", "args": {"dropout": 0.2}},
+            "optimizer": {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}},
+        }
+        return fit(f"runtime.device={device}", *overrides, **{**given, **keys})
+
+    return run

@@ -1,0 +1,153 @@
+"""Training on an accelerator: in each precision, compiled, resumed, with data from worker processes.
+
+Device-neutral: everything goes through torch.accelerator. ``ACCELERATOR_TESTS=cpu`` tries the tests themselves.
+"""
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from base.base_trainer import BaseTrainer
+from base.data.batches import StepBatches
+from tests.helpers import ROOT, lines, same, state
+
+Fit = Callable[..., train.Result]
+
+
+def falls(result: train.Result) -> bool:
+    """Whether the training loss ended below where it began."""
+    losses = [record["loss"] for record in lines(result.run_dir)]
+    return all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+
+
+def test_it_trains_there(fit_there: Fit, device: str) -> None:
+    result = fit_there("trainer.epochs=4")
+    assert falls(result)
+    assert {parameter.device.type for parameter in result.model.parameters()} == {device}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_it_trains_in_half_precision(fit_there: Fit, precision: str) -> None:
+    result = fit_there("trainer.epochs=4", f"runtime.precision={precision}")
+    assert falls(result)
+    assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
+    scale = state(result.run_dir)["runtime"]
+    assert bool(scale) == (precision == "fp16")
+
+
+def test_the_loss_scale_of_fp16_halves_where_gradients_overflow(
+    fit_there: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BaseTrainer.optimizer_step
+    scales: list[float] = []
+
+    def overflowing(self: BaseTrainer, batches: StepBatches) -> Any:
+        if len(scales) == 1:
+            self.runtime.scaler.update(2.0**126)  # too large for fp16
+        loss = step(self, batches)
+        scales.append(self.runtime.scaler.get_scale())
+        return loss
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", overflowing)
+    result = fit_there("trainer.epochs=1", "runtime.precision=fp16")
+    assert scales[1] == 2.0**125
+    assert all(bool(parameter.isfinite().all()) for parameter in result.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
+def test_it_trains_compiled(fit_there: Fit, only_accelerator: str, mode: str) -> None:
+    plain = fit_there("trainer.epochs=2", model="LeNet")
+    compiled = fit_there("trainer.epochs=2", f"runtime.compile={mode}", model="LeNet")
+    for one, other in zip(lines(plain.run_dir), lines(compiled.run_dir), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
+    saving = ("trainer.save_every_steps=3", "trainer.keep_last=null")
+    whole = fit_there("trainer.epochs=3", *saving, f"runtime.precision={precision}")
+    half = whole.run_dir.with_name("20000101-000000")
+    shutil.copytree(whole.run_dir, half)
+    for path in (half / "checkpoints").iterdir():
+        if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > 6:
+            path.unlink()
+    train.main(["-r", str(half)])
+    one, other = state(whole.run_dir), state(half)
+    for name in one.keys() - {"writers"}:
+        assert same(one[name], other[name]), name
+    assert lines(whole.run_dir) == lines(half)
+
+
+def test_batches_of_workers_come_from_pinned_memory(
+    fit_there: Fit, only_accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only from there does a copy to the device go on while the host does something else."""
+    step = BaseTrainer.optimizer_step
+    pinned: list[bool] = []
+
+    def watched(self: BaseTrainer, batches: StepBatches) -> Any:
+        kept = list(batches.micro_batches)
+        pinned.extend(tensor.is_pinned() for micro_batch in kept for tensor in micro_batch.data)
+        batches.micro_batches = iter(kept)
+        return step(self, batches)
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", watched)
+    fit_there("trainer.epochs=1", "data_loader.args.num_workers=1")
+    assert pinned
+    assert all(pinned)
+
+
+def test_memory_does_not_grow_with_the_epochs(
+    fit_there: Fit, only_accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does what is logged keep outputs or graphs."""
+    end_epoch = BaseTrainer.end_epoch
+    held: list[int] = []
+
+    def counted(self: BaseTrainer, validation: dict[str, float]) -> None:
+        end_epoch(self, validation)
+        self.outputs.checkpointer.wait()
+        held.append(torch.accelerator.memory_allocated())
+
+    monkeypatch.setattr(BaseTrainer, "end_epoch", counted)
+    torch.accelerator.reset_peak_memory_stats()
+    fit_there("trainer.epochs=5")
+    assert len(set(held[1:])) == 1, held
+    assert torch.accelerator.max_memory_allocated() < 2**28
+
+
+def test_convolutions_run_with_the_channels_last(fit_there: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    conv2d = torch.nn.functional.conv2d
+
+    def watched(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        outputs = conv2d(inputs, *arguments)
+        seen.append(outputs.is_contiguous(memory_format=torch.channels_last))
+        return outputs
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    fit_there("trainer.epochs=1", "trainer.tensorboard=false")
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_launcher_with_one_process_trains(tmp_path: Path, write_config: Any, device: str, strategy: str) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    overrides = [f"runtime.device={device}", f"runtime.strategy={strategy}", "trainer.epochs=2"]
+    command = [sys.executable, *launcher, "train.py", "-c", str(write_config()), *overrides]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    (run,) = (tmp_path / "saved").glob("*/*")
+    assert len(lines(run)) == 2

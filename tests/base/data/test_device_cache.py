@@ -1,0 +1,68 @@
+"""A data set that is kept on the device gives the batches that it gives otherwise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from base.data.batches import Batches
+from base.data.device_cache import DeviceCache
+from base.data.sources import as_source
+from data_loader.cifar10 import CIFAR10Loader
+from tests.helpers import lines, same, state
+from utils.errors import ConfigError, DataError
+
+Fit = Callable[..., train.Result]
+
+
+def images(folder: Path, device: str | None) -> Batches:
+    loader = CIFAR10Loader(
+        data_dir=str(folder), batch_size=8, crop=4, flip=True, download=False, device_cache=device is not None
+    )
+    if loader.device_cache:
+        loader.device_cache.device = torch.device(str(device))
+    return loader.training(seed=0)
+
+
+def test_a_run_ends_with_the_same_bits(fit: Fit, own_cifar10: Path) -> None:
+    args = {"data_dir": str(own_cifar10), "batch_size": 16, "crop": 4, "flip": True, "validation_split": 20}
+    model = {"type": "LeNet", "args": {"in_channels": 3, "kernel_size": 5}}
+    runs = [
+        fit(data_loader={"type": "CIFAR10Loader", "args": {**args, "device_cache": cached}}, model=model).run_dir
+        for cached in (False, True)
+    ]
+    one, other = map(state, runs)
+    assert same(one["model"], other["model"])
+    assert lines(runs[0]) == lines(runs[1])
+
+
+def test_batches_are_cut_and_augmented_on_the_device(own_cifar10: Path) -> None:
+    here, there = images(own_cifar10, None), images(own_cifar10, "meta")
+    for one, other in zip(here.one_pass(), there.one_pass(), strict=True):
+        for kept, moved in zip(one.data, other.data, strict=True):
+            assert moved.device.type == "meta"
+            assert (moved.shape, moved.dtype, moved.stride()) == (kept.shape, kept.dtype, kept.stride())
+
+
+def test_training_and_validation_share_their_tensors(own_cifar10: Path) -> None:
+    loader = CIFAR10Loader(
+        data_dir=str(own_cifar10), batch_size=8, download=False, validation_split=20, device_cache=True
+    )
+    assert loader.device_cache is not None
+    loader.device_cache.device = torch.device("meta")
+    validation: Any = loader.validation()
+    training: Any = loader.training(seed=0)
+    assert training.source.inputs is validation.source.inputs
+
+
+def test_what_is_not_in_memory_is_refused() -> None:
+    with pytest.raises(DataError, match="only tensors in memory"):
+        DeviceCache(torch.device("cpu")).keep(as_source([1, 2, 3]))  # type: ignore[arg-type]
+
+
+def test_worker_processes_are_refused_with_it(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match="device_cache"):
+        fit("data_loader.args.device_cache=true", "data_loader.args.num_workers=1")
