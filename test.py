@@ -1,5 +1,6 @@
 """Test the model of a run: its best checkpoint, or the one given. Or compare runs.
 
+python test.py                                           # the run that was started last
 python test.py -r saved/two_layer_net/20260101-120000
 python test.py -r saved/two_layer_net/20260101-120000/checkpoints/last.pth
 python test.py --compare saved/two_layer_net
@@ -27,6 +28,7 @@ from typing import Any
 from base.base_model import count_parameters
 from base.load_run import load_trainer
 from base.training.observer import Observer
+from base.training.resume import run_started_last
 from logger.writers import EventWriter
 from utils import cli
 from utils.distributed import ProcessGroup, get_process_group
@@ -61,7 +63,11 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     """command: as it could be typed again, for the report."""
-    run = load_trainer(Path(options.resume), options.overrides)
+    if options.resume:
+        which = Path(options.resume)
+    else:
+        which = run_started_last(None, options.overrides, get_process_group(), doing="testing").path
+    run = load_trainer(which, options.overrides)
     experiment, process_group = run.experiment, run.experiment.runtime.process_group
     with process_group.main_process_first():
         test = experiment.data.test()

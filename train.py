@@ -6,7 +6,6 @@ python train.py --check -c configs/cifar10_lenet.json    # inspects everything, 
 python train.py -r                                       # resumes the run that was started last
 """
 
-import argparse
 import gc
 import sys
 
@@ -30,19 +29,16 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.initial_weights import load_initial_weights
 from base.outputs import build_outputs
-from base.training.resume import check_folder, first_step_checks_state, load_state, newest_run, run_of_job
+from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_job, run_started_last
 from base.training.run import logged, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import checkpoint, cli
 from utils.config import LoadedConfig, load_config, to_json
-from utils.distributed import ProcessGroup, get_process_group
+from utils.distributed import get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 from utils.streams import clear_loading
-
-# overrides that say which run a bare -r resumes
-WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
         folder, file = RunFolder.of(Path(options.resume))
         return resume(folder, options.overrides, file=file, note=options.note)
     if options.resume is not None:  # -r alone
-        return resume(_started_last(options, process_group), options.overrides, note=options.note)
+        last = run_started_last(options.config, options.overrides, process_group, doing="resuming")
+        return resume(last, options.overrides, note=options.note)
 
     loaded = load_config(options.config or PROJECT / "config.json", options.overrides)
     process_group.connect(loaded.config.runtime.timeout)
@@ -89,16 +86,6 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
     if restarted is not None:
         return resume(restarted, options.overrides, note=options.note)
     return train(loaded, data, note=options.note)
-
-
-def _started_last(options: argparse.Namespace, process_group: ProcessGroup) -> RunFolder:
-    """The run that was started last, of all or of the config's name."""
-    # the other overrides are for the config of the run that is resumed
-    overrides = [item for item in options.overrides if item.startswith(WHICH_RUN)]
-    loaded = load_config(options.config or PROJECT / "config.json", overrides, dry_run=False, partial=True)
-    process_group.connect(loaded.config.runtime.timeout)
-    any_name = options.config is None and not any(item.startswith("name=") for item in overrides)
-    return process_group.broadcast_object(lambda: newest_run(loaded, any_name=any_name))
 
 
 def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:

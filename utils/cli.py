@@ -88,8 +88,9 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
 def test_options(about: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of test.py."""
     made = parser(about or "")
-    which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint file in one")
+    which = made.add_mutually_exclusive_group()
+    run = "a run folder, or a checkpoint file in one (default: the run started last)"
+    which.add_argument("-r", "--resume", nargs="?", const="", default="", metavar="RUN", help=run)
     which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
     out = "for the report (default: RUN/test) or the comparison (the runs' own)"
     made.add_argument("--out", type=Path, metavar="FOLDER", help=out)

@@ -76,7 +76,7 @@ class RunFolder:
         parent = project_path(save_dir)
         runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
-            raise CheckpointError(f"no run to resume in {parent / (name or '')}; start one without -r")
+            raise CheckpointError(f"no run in {parent / (name or '')}; start one with python train.py")
         return cls.of(runs[-1].path)[0]
 
     @classmethod
@@ -171,6 +171,8 @@ class RunFolder:
         if not INITIAL.issuperset(names) or any(self.checkpoints.iterdir()):
             return False
         shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other runs are in it
+            self.path.parent.rmdir()
         return not self.path.exists()
 
     def _write_job(self) -> str:
@@ -250,8 +252,9 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the project, None without git, and whether files were changed."""
-    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain"))}
+    """The commit of the project, and whether files were changed; each None if git cannot say."""
+    changed = _git("status", "--porcelain")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
 
 
 def _runs(*parents: Path) -> list[RunFolder]:

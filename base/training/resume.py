@@ -23,14 +23,18 @@ from utils.arguments import shortened
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import Problem, config_error, dotted
 from utils.config.resume import Change, changes, fixed_changes
-from utils.distributed import launch
+from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
 from utils.optimizers import missing_state
-from utils.paths import display_path
+from utils.paths import PROJECT, display_path
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
+from utils.schema import Config
 from utils.streams import say
+
+WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
+"""Overrides that say which run is started last."""
 
 
 def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
@@ -48,15 +52,27 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
     return own if unfinished and own.config.read_text(encoding="utf-8") == to_json(config, folder=own.path) else None
 
 
-def newest_run(loaded: LoadedConfig, *, any_name: bool) -> RunFolder:
-    """The run of the launcher's job or, without one, the run that was started last, of this name or of all."""
-    config = loaded.config
+def run_started_last(
+    config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str
+) -> RunFolder:
+    """The run of the launcher's job or, without one, the run that was started last, of all or of the config's name.
+
+    doing: what is done with it, for the line that says which run it is.
+    """
+    # the other overrides are for the config of the run itself
+    overrides = [item for item in overrides if item.startswith(WHICH_RUN)]
+    loaded = load_config(config or PROJECT / "config.json", overrides, dry_run=False, partial=True)
+    process_group.connect(loaded.config.runtime.timeout)
+    name = None if config is None and not any(item.startswith("name=") for item in overrides) else loaded.config.name
+    return process_group.broadcast_object(lambda: _started_last(loaded.config, name, doing))
+
+
+def _started_last(config: Config, name: str | None, doing: str) -> RunFolder:
     job, _ = launch()
     if job and (own := RunFolder.of_job(config.trainer.save_dir, config.name, job)):
         return own
-    last = RunFolder.newest(config.trainer.save_dir, None if any_name else config.name)
-    which = "of all" if any_name else f"of {config.name}"
-    say(f"resuming the run that was started last {which}: {display_path(last.path)}")
+    last = RunFolder.newest(config.trainer.save_dir, name)
+    say(f"{doing} the run that was started last {f'of {name}' if name else 'of all'}: {display_path(last.path)}")
     return last
 
 

@@ -14,7 +14,7 @@ from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run
 from utils.errors import UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, git_state
 
 FILES = [
     *(f"checkpoints/{name}.pth" for name in ("best", "last", "step-00000005")),
@@ -129,3 +129,10 @@ def test_a_working_directory_that_was_removed_hides_no_message(tmp_path: Path) -
         os.chdir(gone)
         gone.rmdir()
         assert display_path(tmp_path / "saved") == str(tmp_path / "saved")
+
+
+def test_outside_of_git_it_is_unknown_whether_files_were_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("utils.run_folder.PROJECT", tmp_path)
+    assert git_state() == {"git_commit": None, "git_dirty": None}

@@ -18,7 +18,7 @@ from base.base_trainer import BaseTrainer
 from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
-from tests.conftest import small_config
+from tests.conftest import load_script, small_config
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
@@ -187,7 +187,7 @@ def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Cal
     config = ["-c", str(write_config())]
     assert train.main([*config, "-r", "trainer.epochs=3"]).run_dir == newest.run_dir
     assert len(lines(newest.run_dir)) == 3
-    with pytest.raises(CheckpointError, match="no run to resume"):
+    with pytest.raises(CheckpointError, match="no run in"):
         train.main([*config, "-r", "name=other"])
 
 
@@ -225,6 +225,21 @@ def test_the_run_that_was_started_last_counts_whatever_the_clock_said(
     )
     assert f"started last of all: {other}\n" in capsys.readouterr().out
     assert train.main(["-r", here, "name=small"]).run_dir == new_york
+
+
+@pytest.mark.parametrize("words", [[], ["-r"]])
+def test_test_py_takes_the_run_that_was_started_last(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    fit("trainer.epochs=1")
+    last = fit("trainer.epochs=1", name="last").run_dir
+    test = load_script("test")
+    capsys.readouterr()
+    values = test.main([*words, f"trainer.save_dir={tmp_path / 'saved'}"])
+    assert f"testing the run that was started last of all: {last}\n" in capsys.readouterr().out
+    assert values == test.main(["-r", str(last)])
+    with pytest.raises(UserError, match="no run"):
+        test.main([*words, f"trainer.save_dir={tmp_path / 'empty'}"])
 
 
 def test_an_override_after_a_bare_r_is_never_a_run(
