@@ -15,14 +15,13 @@ import torch
 
 import train
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment
+from base import load_run
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import escaped
 from tests.conftest import load_script
 from tests.helpers import curves, lines
 from utils import cli
-from utils.config import load_config
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
@@ -295,8 +294,7 @@ def test_several_processes_read_one_checkpoint_though_another_takes_its_place(ru
             return [value, self.others.pop(0)]
 
     folder = RunFolder(run)
-    model = build_experiment(load_config(folder.config)).model
-    assert test._load(folder.checkpoints / "last.pth", folder, model, Two())["progress"]["steps"] == 5
+    assert load_run._read(folder.checkpoints / "last.pth", folder, Two())["progress"]["steps"] == 5
     assert not Two.others
 
 
