@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import train
-from base.base_trainer import BaseTrainer
 from base import load_run
+from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import escaped
