@@ -119,7 +119,7 @@ def test_a_finished_sweep_does_nothing(done: Done, capsys: pytest.CaptureFixture
 
 def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     config = small_config(tmp_path, trainer=TRAINER)
-    process = start("-c", str(config), *SPACES)
+    process = start("-c", str(config), *SPACES, f"--note={NOTE}")
 
     def checkpoints() -> set[Path]:
         return set(tmp_path.glob("saved/small/sweep-*/trial-*/checkpoints/step-*.pth"))
