@@ -20,6 +20,8 @@ from utils.distributed import process_group as processes
 from utils.files import atomic_write
 from utils.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("curves_picture")
+
 Fit = Callable[..., train.Result]
 Numbers = list[float | None]
 

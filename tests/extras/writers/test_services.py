@@ -85,7 +85,7 @@ def rows(path: Path) -> list[tuple[int, dict[str, float]]]:
     return found
 
 
-def test_wandb_has_each_point_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wandb_has_each_point_once(fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="Weights & Biases is not installed (pip install wandb)")
     writers = 'trainer.writers=[{"type":"wandb","args":{"mode":"offline"}}]'
     run = killed_and_resumed(fit, tmp_path, writers)
