@@ -34,6 +34,16 @@ def test_a_batch_of_any_form_moves_to_the_device() -> None:
         assert found.device.type == "meta"
 
 
+@pytest.mark.parametrize(("setting", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_a_model_is_compiled_in_the_mode_of_the_config(
+    setting: Any, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **keys: seen.append(keys))
+    Runtime(RuntimeConfig(device="cpu", compile=setting)).prepare(torch.nn.Linear(1, 1))
+    assert seen == [{"mode": mode}]
+
+
 CONVOLUTIONS: dict[str, Any] = {
     "data_loader": {
         "type": "RandomTensorLoader",
