@@ -19,6 +19,7 @@ from base.metric import StepResult
 from base.training.evaluation import EvaluationLoop
 from base.training.first_batch import (
     FORWARD_ERRORS,
+    check_smallest_batch,
     forward_error,
     non_finite_warning,
     raise_non_finite,
@@ -88,7 +89,8 @@ class BaseTrainer(EvaluationLoop):
         """
         checkpointer = self.outputs.checkpointer
         try:
-            self.prepare_epoch(self.progress.epochs)  # the observer may try a step before the first one
+            self.prepare_epoch(self.progress.epochs)  # for what comes before the first step and tries one
+            check_smallest_batch(self)
             checkpoint.check_parts(self.stateful())
             self.state_dict()  # raises now if it could not be read again
             self.outputs.observer.begin(self)

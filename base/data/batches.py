@@ -110,6 +110,10 @@ class Batches:
         """Batches in one pass; a short last one counts."""
         return -(-self.samples_per_pass // self.batch_size)
 
+    def smallest_batch(self) -> int:
+        """Samples of the last batch of a pass."""
+        return self.samples_per_pass % self.batch_size or self.batch_size
+
     def optimizer_steps(self, accumulate_steps: int) -> int:
         """Optimizer steps in one pass; a last step of fewer micro-batches counts."""
         return -(-len(self) // accumulate_steps)

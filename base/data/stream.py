@@ -136,6 +136,9 @@ class StreamBatches(Batches):
         self._latest: Snapshot | None = None
         self._trained: Snapshot | None = None
 
+    def smallest_batch(self) -> int:
+        return self.batch_size if self.source.length is None else super().smallest_batch()
+
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from base.data.batches import Batches
+from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
@@ -15,12 +16,14 @@ from base.training.loss import no_loss
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
+from utils.random import isolated
 from utils.text import listed
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's words
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SUM_TOLERANCE = 0.02  # of the probabilities of a sample, in bf16 too
 
 
@@ -42,11 +45,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     fit each other.
     """
     if ONE_SAMPLE in str(error):
-        return UserError(
-            f"this batch is one sample, of which BatchNorm cannot take the variance in training: {error}\n"
-            "Set data_loader.args.drop_last=true to leave a short last batch out, or another "
-            "data_loader.args.batch_size."
-        )
+        return one_sample_error(error)
     if trainer.first_batch_passed:
         return error
     class_names = trainer.experiment.data.class_names
@@ -55,6 +54,43 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
         f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+    )
+
+
+def check_smallest_batch(trainer: Any) -> None:
+    """Raise UserError, before the first step, if the last training batch is one sample that BatchNorm cannot take.
+
+    With several processes a forward pass is not for one of them alone to try; the step itself then fails.
+    """
+    batches, model = trainer.training.batches, trainer.experiment.model
+    size = batches.smallest_batch()
+    norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
+    if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    stop = batches.samples_per_pass
+    compiled = trainer.runtime.settings.compile  # which would take longer than all the rest
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with isolated("smallest batch"), torch.no_grad(), eager:
+        [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
+        model.train()
+        try:
+            trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
+        except ValueError as error:
+            if ONE_SAMPLE in str(error):
+                raise one_sample_error(error, samples=stop, batch_size=batches.batch_size) from error
+        except Exception:
+            pass  # the first batch reports any other mistake
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
+    where = f"the last batch of an epoch ({samples:,} samples in batches of {batch_size})" if samples else "this batch"
+    return UserError(
+        f"{where} is one sample, of which BatchNorm cannot take the variance in training: {error}\n"
+        "Set data_loader.args.drop_last=true to leave a short last batch out, or another data_loader.args.batch_size."
     )
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
-from base.data.stream import StreamBatches
 from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
@@ -251,9 +250,8 @@ class _Check:
     def _smallest_batch(self) -> Iterator[CheckResult]:
         """A training step with as few samples as the last batch has."""
         batches = self.training.batches
-        stop = batches.samples_per_pass
-        size = stop % batches.batch_size
-        if not size or size == self.first.size or isinstance(batches, StreamBatches):
+        size, stop = batches.smallest_batch(), batches.samples_per_pass
+        if size == self.first.size:
             return
         try:
             [micro_batch] = batches.load([BatchRange(0, stop - size, stop)])

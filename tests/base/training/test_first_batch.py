@@ -261,13 +261,50 @@ def test_what_broadcasts_on_purpose_is_not_refused() -> None:
 # ------------------------------------------------------------------ BatchNorm, and drop_last
 
 
-def test_one_sample_for_batch_norm_is_named_where_it_fails(fit: Fit) -> None:
+def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_path: Path) -> None:
+    args = {"data_loader.args.num_samples": 41, "data_loader.args.validation_split": 0}
+    overrides = [f"{key}={value}" for key, value in args.items()]
+    with pytest.raises(UserError, match=r"41 samples in batches of 8\) is one sample.*\n.*drop_last=true") as caught:
+        fit(*overrides, model="Normalised")
+    assert "No step completed" in str(caught.value)
+    assert not list(tmp_path.glob("saved/small/*"))
+    assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
+
+
+def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was not tried before, as with several processes."""
+    monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
     overrides = ["data_loader.args.num_samples=41", "data_loader.args.validation_split=0"]
     with pytest.raises(UserError, match=r"this batch is one sample.*\n.*drop_last=true.*batch_size"):
         fit(*overrides, model="Normalised")
     with pytest.raises(UserError, match=r"this batch is one sample"):
         fit("--bs=1", model="Normalised")
-    assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
+
+
+def test_the_trial_of_one_sample_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BatchNorm after a convolution takes one sample, so that training continues."""
+    loader = {"type": "RandomTensorLoader", "args": {"num_samples": 9, "input_shape": [1, 4, 4], "num_classes": 3}}
+    loader["args"] |= {"batch_size": 8}  # type: ignore[operator]
+    with temporarily(MODELS, Convolved):
+        tried = fit(model="Convolved", data_loader=loader)
+        monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+        plain = fit(model="Convolved", data_loader=loader)
+    assert same(state(tried.run_dir)["model"], state(plain.run_dir)["model"])
+    assert same(state(tried.run_dir)["random"], state(plain.run_dir)["random"])
+
+
+class Convolved(nn.Module):
+    """(B, 1, 4, 4) -> (B, 3), with BatchNorm over pixels and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layers(x)
+        return outputs
 
 
 @pytest.mark.slow
