@@ -81,7 +81,6 @@ def _no_waste() -> Iterator[None]:
     """Without what takes most of a short run's time and what hardly any test looks at; the processes that tests start
     have it all.
     """
-    import torch
 
     from utils.extras import find_extra
     from utils.run_folder import git_state
@@ -91,9 +90,6 @@ def _no_waste() -> Iterator[None]:
         patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         patch.setattr("utils.run_folder.git_state", functools.cache(git_state))
         patch.setattr("base.outputs.find_extra", lambda name: None if name == "curves" else find_extra(name))
-        if not torch.accelerator.is_available():
-            # for each kind of accelerator that there might be, torch.manual_seed keeps the stack of its callers
-            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
         yield
 
 

@@ -58,7 +58,10 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 def seed_generators(*key: int | str) -> None:
     """Seed Python's, NumPy's and torch's global generators, those of accelerators included."""
     seed_sample(*key)
-    torch.manual_seed(mix(*key))
+    # torch.manual_seed would keep the stack of its callers for each kind of accelerator that is not there
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+        device = torch.get_device_module(accelerator)
+        getattr(device, "manual_seed_all", device.manual_seed)(mix(*key))
 
 
 def generator_states() -> dict[str, Any]:
