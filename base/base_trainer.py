@@ -283,7 +283,7 @@ class BaseTrainer(EvaluationLoop):
             return None
         name = self.settings.monitor.split()[1]
         if name not in values:
-            raise ConfigError(f"trainer.monitor: unknown value {name}; there are: {', '.join(values)}")
+            raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
         if not math.isfinite(values[name]) and not self._warned_of_non_finite:
             self._warned_of_non_finite = True
             self.console.warn(non_finite_warning(name, values[name], self.progress.epochs))

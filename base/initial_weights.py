@@ -115,7 +115,7 @@ def _renamed(
         if old not in prefixes.values():
             known = list(dict.fromkeys(prefix for name in weights for prefix in _prefixes(name)))
             close = closest(old, known)
-            meant = f'did you mean "{close}"?' if close else f"there are: {listed(known)}"
+            meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(known)}"
             message = f'no name in the file begins with "{old}"; {meant}'
             problems.append(Problem((*AT, "rename", old), message, at_key=True))
     return renamed, problems

@@ -168,7 +168,7 @@ def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter")
     modules |= {name.partition(".")[0] + ".*" for name in names if "." in name}
     close = closest(pattern, [*modules, *names])
     parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
-    meant = f'did you mean "{close}"?' if close else f"there are: {listed(list(parts))}"
+    meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(list(parts))}"
     return f'no {what} matches "{pattern}"; {meant}'
 
 

@@ -279,7 +279,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     # the second save that is due waits for the first one
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
-            f"there is no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
+            f"no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
             f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if not folder.initial.exists() and trainer.experiment.fixed.get("model.weights.file"):

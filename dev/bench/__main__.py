@@ -260,7 +260,7 @@ def missing_device(name: str) -> str:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     there = ["cpu", *([accelerator.type] if accelerator else [])]
-    return "" if name in there else f'there is no device "{name}" on this machine; there is {" and ".join(there)}'
+    return "" if name in there else f'"{name}" is not available on this machine; expected one of: {", ".join(there)}'
 
 
 def main() -> None:

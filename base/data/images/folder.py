@@ -75,7 +75,7 @@ def check_classes(root: Path, known: tuple[str, ...]) -> None:
     if unknown := [folder for folder in class_folders(root) if class_name(folder) not in known]:
         raise DataError(
             f"{root} holds classes that are not in {root.parent / 'train'}: {', '.join(unknown[:10])}; "
-            f"there are: {', '.join(known[:10])}{' ...' if known[10:] else ''}"
+            f"expected one of: {', '.join(known[:10])}{' ...' if known[10:] else ''}"
         )
 
 

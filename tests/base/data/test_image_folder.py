@@ -164,7 +164,7 @@ def test_test_images_of_unknown_classes_are_refused_and_missing_ones_are_not(pho
     shutil.rmtree(photos / "test" / "big dog")
     assert loader(photos).read("test").labels.tolist() == [1] * 3
     write_images(photos, {"test/bird": 1})
-    with pytest.raises(DataError, match=r"classes that are not in .*train: bird; there are: big dog, 고양이"):
+    with pytest.raises(DataError, match=r"classes that are not in .*train: bird; expected one of: big dog, 고양이"):
         loader(photos).test()
     shutil.rmtree(photos / "test")
     with pytest.raises(DataError, match="test cannot be read: No such file"):
