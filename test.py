@@ -35,6 +35,7 @@ from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
+from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_text
 from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
     get_process_group()  # of several processes, the first to fail reports its mistake
     options = cli.test_options(__doc__, argv)
+    import_components()
     if options.compare is not None:
         cli.refuse_torchrun("--compare")
         return _compare(options)

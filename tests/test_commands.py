@@ -85,7 +85,7 @@ print(imported(without_pictures, "matplotlib", "extras.report.figures", "torch.d
         ("train.py", [str(ROOT / "saved")], f"did you mean -r {ROOT / 'saved'}?"),
         ("train.py", ["-c", str(ROOT / "configs" / "cifar10_lenet")], 'did you mean "cifar10_lenet.json"?'),
         ("test.py", ["-r", "nothing"], "no such run"),
-        ("test.py", [], "required"),
+        ("test.py", ["--out"], "expected one argument"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(
@@ -117,7 +117,7 @@ def test_help_ends_with_commands_to_try(script: str, capsys: pytest.CaptureFixtu
         main(["--help"])
     _, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
     assert len(examples.splitlines()) >= 2
-    assert all(line.startswith(f"  python {script}.py -") for line in examples.splitlines())
+    assert all(line.startswith(f"  python {script}.py ") for line in examples.splitlines())
 
 
 def test_a_mistake_leaves_no_run_folder(write_config: Write, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ WHICH_DATA = {
 }  # fmt: skip
 # and those that say how they are read and fed; of any other argument, this is unknown
 HOW_FED = {
-    "balanced", "batch_size", "cache_dir", "crop", "download", "drop_last", "eval_batch_size", "flip", "in_memory",
-    "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
+    "balanced", "batch_size", "cache_dir", "crop", "device_cache", "download", "drop_last", "eval_batch_size", "flip",
+    "in_memory", "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
 ARGUMENT = "data_loader.args."
 # runs in which only these differ repeat one experiment

@@ -186,7 +186,7 @@ def test_a_mistake_is_located_at_the_nested_key(
     [
         ({"blocks": [{"width": 13}]}, r"model\.args\.blocks\.0: Block cannot be built: 13 is unlucky"),
         ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: .*(.|\n)*too many classes"),
-        ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone: Backbone cannot be"),
+        ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone\.args: Backbone cannot be"),
     ],
 )
 def test_what_only_the_code_refuses_is_located_too(fit: Fit, tmp_path: Path, args: dict[str, Any], says: str) -> None:

@@ -302,7 +302,7 @@ def test_a_mistake_is_one_message_and_status_2(
         assert cli.run(test.main, arguments) == 2
         printed = capsys.readouterr()
         assert (printed.out, printed.err) == ("", f"error: {says}\n")
-    for arguments in (["--compare", "a", "-r", "b"], ["-r", "a", "--compare", "b"], ["--compare"], []):
+    for arguments in (["--compare", "a", "-r", "b"], ["-r", "a", "--compare", "b"], ["--compare"]):
         with pytest.raises(UserError, match="usage: "):
             test.main(arguments)
     with pytest.raises(CheckpointError):

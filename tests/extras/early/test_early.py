@@ -67,7 +67,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
         ),
         (["-c", "config.jso"], 2, 'did you mean "config.json"?'),
         (["test.py", "--help"], 0, "a run folder, or a checkpoint file in one"),
-        (["test.py"], 2, "one of the arguments -r/--resume --compare is required"),
+        (["test.py", "-r", "x", "--compare", "y"], 2, "--compare: not allowed with argument -r/--resume"),
         (["predict.py", "--help"], 0, "a picture, a folder of them"),
         (["sweep.py", "--help"], 0, "trials at once"),
         (["export.py", "--help"], 0, "the weights alone"),

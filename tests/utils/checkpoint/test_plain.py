@@ -155,7 +155,7 @@ class PartTrainer(Trainer):
 def refused(fit: Fit, tmp_path: Path, says: str, trainer: str = "Trainer", **keys: Any) -> None:
     with pytest.raises(UserError, match=rf"{says}(.|\n)*removed the empty run folder"):
         fit(f"trainer.type={trainer}", **keys)
-    assert list((tmp_path / "saved" / "small").iterdir()) == []
+    assert list((tmp_path / "saved").iterdir()) == []
 
 
 def test_a_model(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

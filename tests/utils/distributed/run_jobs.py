@@ -168,6 +168,9 @@ def launch(count: int, jobs: Path, results: Path, log: Path) -> int:
             if child == 0:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+                # now, while this thread is alone: the first use after a fork replaces torch's pool of threads, which
+                # two threads cannot do at once
+                torch.set_num_threads(1)
                 if count > 1:
                     join(rank, count, port=int(os.read(ports, DIGITS)))
                 os._exit(run_all(jobs, results))
