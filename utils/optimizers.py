@@ -89,7 +89,7 @@ class UnmarkedStep:
             return
         unmarked = step.__wrapped__
         of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
-        if compiler_is_imported() or not of_torch:
+        if compiler_is_imported() or not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
             unmarked(optimizer, *closure)
             return
         # this wrapper of torch imports the compiler, and sets the grad mode
