@@ -54,13 +54,15 @@ def start_momentum(optimizer: Optimizer) -> None:
     """Give the parameters that are trained the momentum that torch's fused SGD starts with.
 
     Its kernel takes a momentum of all parameters or of none, and some get their first gradient later than others, as
-    thawed ones do. Zeros do the same as none without dampening.
+    thawed ones do. Zeros do the same as none without dampening; with it only a group that has some momentum gets them.
     """
     if type(optimizer) is not SGD or not optimizer.defaults["fused"]:
         return
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
-            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        missing = [each for each in trained if optimizer.state.get(each, {}).get("momentum_buffer") is None]
+        if group["momentum"] and (not group["dampening"] or len(missing) < len(trained)):
+            for parameter in missing:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

@@ -319,6 +319,23 @@ def test_thawed_parameters_start_with_the_first_momentum_of_sgd(fit: Fit, args: 
         torch.testing.assert_close(ours[name], value, msg=name)
 
 
+@pytest.mark.parametrize("freeze", [[], [{"params": ["backbone.*"], "epochs": 1}]])
+def test_a_fused_sgd_that_the_config_asks_for_takes_torchs_first_step(fit: Fit, freeze: list[Json]) -> None:
+    def first_step(*, fused: bool) -> Json:
+        args = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "fused": fused}
+        run = fit(
+            model="Parts",
+            optimizer={"type": "SGD", "args": args},
+            trainer={"epochs": 2, "freeze": freeze, "save_every_steps": 1, "keep_last": 99},
+        ).run_dir
+        found: Json = state(run, "step-00000001.pth")["model"]
+        return found
+
+    ours, plain = first_step(fused=True), first_step(fused=False)
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, msg=name)
+
+
 def test_a_run_with_frozen_parameters_resumes_with_all_of_them(fit: Fit, tmp_path: Path) -> None:
     sgd: Json = {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}
     run = fit("trainer.epochs=1", 'trainer.freeze=[{"params": ["backbone.*"]}]', model="Parts", optimizer=sgd).run_dir
