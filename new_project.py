@@ -105,7 +105,7 @@ def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple
 
 
 def commit_of_template() -> str | None:
-    """None where there is no git, or the template is not in it."""
+    """None without git, or if the template is not in a repository."""
     if Path("train.py") not in _listed_by_git("--cached"):
         return None
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
@@ -165,7 +165,7 @@ def files(left_out: Sequence[str] = LEFT_OUT) -> list[Path]:
 
 
 def _listed_by_git(*which: str) -> list[Path]:
-    """Empty where there is no git, or no repository."""
+    """Empty without git or a repository."""
     try:
         done = subprocess.run(["git", "ls-files", "-z", *which], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -76,6 +76,8 @@ class BaseDataLoader(ABC):
         device_cache: Changeable[bool] = False,
     ) -> None:
         check_folds(folds, fold, validation_split)
+        if device_cache and num_workers:
+            raise ValueError('"device_cache" makes batches on the device, which "num_workers" cannot; leave one out')
         if balanced and not shuffle:
             raise ValueError('"balanced" draws the samples at random, and "shuffle" is false; leave one of them out')
         self.batch_size = batch_size
@@ -86,8 +88,6 @@ class BaseDataLoader(ABC):
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last
-        if device_cache and num_workers:
-            raise ValueError('"device_cache" makes batches on the device, which "num_workers" cannot; leave one out')
         self.balanced = balanced
         self.device_cache: DeviceCache | None = DeviceCache(torch.device("cpu")) if device_cache else None
 

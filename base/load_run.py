@@ -114,7 +114,7 @@ def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
     import_components()
     folder, _ = RunFolder.of(run)
     file = RunFolder.checkpoint_of(run)
-    # there is no optimizer here, and the weights are not sharded
+    # nothing is optimized here, and the weights are not sharded
     loaded, data = with_facts(load_config(folder.config, [*overrides, "runtime.strategy=ddp"], dry_run=False))
     experiment = build_experiment(loaded, data)
     state = _read(file, folder, experiment.runtime.process_group)

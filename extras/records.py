@@ -1,4 +1,4 @@
-"""What the values in metrics.jsonl are: which of them share a chart, and which are no metrics."""
+"""What the values in metrics.jsonl are: which of them share a chart, and which are not metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -91,7 +91,7 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     if progress.best is not None:
         yield _row("best", f"{name} = {styled(number(progress.best), 'good')} in epoch {progress.best_epoch}")
     elif name:
-        yield _row("best", f"none: {name} was not finite in any epoch, so there is no best.pth")
+        yield _row("best", f"none: {name} was not finite in any epoch, so no best.pth was saved")
     yield _row("run", display_path(folder.path))
     test = shlex.quote(display_path(PROJECT / "test.py"))
     yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")

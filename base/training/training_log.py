@@ -15,7 +15,7 @@ from utils.distributed.process_group import ProcessGroup
 from utils.schema import TrainerConfig
 from utils.text import number
 
-LINE_INTERVAL = 1.0  # least seconds between two lines within an epoch, where there is no bar
+LINE_INTERVAL = 1.0  # least seconds between two lines within an epoch, without a progress bar
 
 
 class TrainingLog:

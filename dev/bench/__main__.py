@@ -56,7 +56,7 @@ class Row:
     limit: str
     needs_cifar10: bool = True
     instead: tuple[str, ...] = ()
-    """Arguments of train.py to compare with, where there is no loop by hand."""
+    """Arguments of train.py to compare with, for a job without a hand-written loop."""
 
     @property
     def other(self) -> tuple[str, ...]:
@@ -255,7 +255,7 @@ def machine() -> str:
 
 
 def missing_device(name: str) -> str:
-    """Why there is no device of this name; empty if there is one."""
+    """Why this device cannot be used; empty if it can."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)

@@ -63,7 +63,7 @@ class Chart(NamedTuple):
 
 
 def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -> bytes:
-    """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; values that are no numbers are gaps.
+    """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; other values than numbers are gaps.
 
     monitor: "min NAME" or "max NAME", whose best epoch is marked.
     """

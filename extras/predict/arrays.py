@@ -98,7 +98,7 @@ class NpzRows:
 class TableRows:
     """The rows of a table: each its cells by the names of the columns; without a header, by their numbers.
 
-    columns: those to take, in their order; None: all. Raises Unreadable; DataError if there is no such column.
+    columns: those to take, in their order; None: all. Raises Unreadable; DataError if a column is missing.
     """
 
     def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:

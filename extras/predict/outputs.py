@@ -39,7 +39,7 @@ class Task:
     """What is known of the outputs from the training.
 
     losses: the name of each loss by its name in the config, "" of a single one. first_batch: see SavedData.
-    class_names: None where there are none, or the outputs are no classes.
+    class_names: None without them, or if the outputs are not class scores.
     """
 
     losses: Mapping[str, str] = field(default_factory=dict)

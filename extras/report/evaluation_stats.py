@@ -17,7 +17,7 @@ from utils.errors import DataError
 from utils.tree import describe_batch
 
 MOST_CLASSES = 1000
-"""With more there is no confusion matrix: its size is the square of their number."""
+"""More classes get no confusion matrix: its size is the square of their number."""
 
 # losses whose float targets are classes, or probabilities of classes: their task is not a regression
 NO_REGRESSION = {

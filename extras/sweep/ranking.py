@@ -79,7 +79,7 @@ def rank(trials: Sequence[Trial], spec: Spec) -> list[Trial]:
 
 
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
-    """The complete trials grouped by what is no seed or fold, the best mean first; empty if neither is searched."""
+    """The complete trials grouped by all but seed and fold, the best mean first; empty if neither is searched."""
     keys = [space.key for space in spec.spaces if space.key.rpartition(".")[2] in REPLICATES]
     if not keys:
         return []

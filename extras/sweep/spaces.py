@@ -107,7 +107,7 @@ def parse_space(word: str) -> Space:
 
 
 def _check_meant(text: str, *, where: str) -> None:
-    """Raises ConfigError for what is no range, but was probably meant as one."""
+    """Raises ConfigError for a malformed range."""
     if meant := MEANT_AS_SCALED.fullmatch(text):
         scale, ends = meant[1].lower(), meant[2].replace(" ", "")
         found = re.fullmatch(rf"({NUMBER})(?:\.\.|[,:;-])({NUMBER})", ends)

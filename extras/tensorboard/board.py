@@ -126,7 +126,7 @@ class Board(Observer):
 
 
 def _best(values: dict[str, float]) -> dict[str, float]:
-    """The values of an epoch that is the best so far; of training only where there is no validation.
+    """The values of an epoch that is the best so far; of training only without validation.
 
     They are written only then, so that the last of them, which the page of hyperparameters shows, are the run's best.
     """

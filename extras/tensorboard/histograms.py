@@ -57,7 +57,7 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def _resident() -> int:
-    """Resident bytes now; their peak where there is no /proc."""
+    """Resident bytes now; their peak on systems without /proc."""
     statistics = Path("/proc/self/statm")
     import resource
 

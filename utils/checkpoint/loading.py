@@ -60,7 +60,7 @@ def newest_sound(
     process_group: ProcessGroup,
     allocate: TensorAllocator | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest undamaged checkpoint of a folder and its state; None if there is no checkpoint.
+    """The newest undamaged checkpoint of a folder and its state; None if the folder has none.
 
     Damaged ones are named and skipped. To be called by all processes. Raises CheckpointError if all are damaged.
     """

@@ -54,7 +54,7 @@ class ImageCache:
         self.made_from = made_from
 
     def load(self, *, in_memory: bool) -> Images | None:
-        """The images; None if there is no valid cache of them.
+        """The images; None without a valid cache of them.
 
         in_memory: read the pixels and compare them with their checksum; otherwise they stay on the disk.
         """
