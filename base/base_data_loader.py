@@ -22,7 +22,8 @@ from base.data.orders import (
     check_weights,
     class_indices,
 )
-from base.data.sources import Source, as_source
+from base.data.sample_source import as_source
+from base.data.sources import Source
 from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
 from utils.random import permutation

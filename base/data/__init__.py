@@ -5,7 +5,8 @@ for ``StepBatches``. The way of a batch: a position in the data, the ranges of t
 indices of each, and what the source gives for them.
 
 batches         ``Batches``: which samples make which batch, as a function of (seed, pass, position), and their loading
-sources         a data set that gives whole batches: tensors in memory, arrays on disk, any map-style Dataset
+sources         a data set that gives whole batches: tensors in memory, arrays on disk
+sample_source   any map-style Dataset, loaded sample by sample
 orders          the order of the samples in a pass: shuffled, weighted, by length
 stream          data that can only be read on
 sample_random   random numbers for augmentation, as a function of (seed, pass, sample index)
@@ -18,7 +19,8 @@ images/         small colour images: folders, decoding, cache, augmentation
 from base.array_file import ArrayFile
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.sample_random import SampleRandom
-from base.data.sources import SampleSource, Source, TensorSource
+from base.data.sample_source import SampleSource
+from base.data.sources import Source, TensorSource
 from base.data.stream import StreamSource
 
 __all__ = [

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from base.data.batches import Batches
-from base.data.sources import SampleSource
+from base.data.sample_source import SampleSource
 from dev.bench.jobs import Photographs, Rows
 
 

@@ -18,7 +18,8 @@ from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
 from base.data.sample_random import SampleRandom
-from base.data.sources import SampleSource, TensorSource
+from base.data.sample_source import SampleSource
+from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from utils.errors import DataError

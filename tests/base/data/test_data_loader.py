@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Batches, SampleRandom, TensorSource
-from base.data.sources import as_source
+from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork

@@ -10,7 +10,7 @@ import torch
 import train
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
-from base.data.sources import as_source
+from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from tests.helpers import lines, same, state
 from utils.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from base.data.batches import START, Batches, Position
-from base.data.sources import SampleSource
+from base.data.sample_source import SampleSource
 from tests.helpers import same
 from utils.global_generators import global_generators
 from utils.random import generator_states, mix, mix_each
@@ -201,7 +201,7 @@ def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(monkeypatch: py
         written.append(dumps(value))
         return written[-1]
 
-    monkeypatch.setattr("base.data.sources.pickle.dumps", noted)
+    monkeypatch.setattr("base.data.sample_source.pickle.dumps", noted)
     passes(made(SampleSource(Views(""))), 1)
     assert len(written) == 2
     assert all(len(text) < 10_000 for text in written)
