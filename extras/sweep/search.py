@@ -88,7 +88,7 @@ class Search:
                 self._tell(seen, trial)
 
     def pruned_at(self, trial: Trial) -> int | None:
-        """The first epoch at which the pruner would end this trial. None: it may go on."""
+        """The first epoch at which the pruner would end this trial. None: it never would."""
         if self._study is None or self.spec.pruner is None or trial.number not in self._seen:
             return None
         seen = self._seen[trial.number]

@@ -51,7 +51,7 @@ class TrialProcesses:
             os.environ.pop(name, None)
 
     def prepare(self) -> None:
-        """Have the server import its packages, while this process goes on."""
+        """Have the server import its packages, while this process continues."""
         if not FORKSERVER:
             return
         from multiprocessing import forkserver

@@ -38,7 +38,7 @@ class Service:
     """What a service must be able to do. It is called in a thread, and may raise anything."""
 
     def open(self, run: RunInfo, known: str | None) -> str:
-        """Start a run, or go on with the one of this id. Returns its id."""
+        """Start a run, or continue the one with this id. Returns its id."""
         raise NotImplementedError
 
     def send(self, entries: list[tuple[Entry, Tensor | None]]) -> None:

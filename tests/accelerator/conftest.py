@@ -22,7 +22,7 @@ def device() -> str:
         return chosen
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
-        pytest.skip("there is no accelerator")
+        pytest.skip("needs an accelerator")
     return accelerator.type
 
 

@@ -91,7 +91,7 @@ def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
 def test_batches_of_workers_come_from_pinned_memory(
     fit_there: Fit, only_accelerator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only from there does a copy to the device go on while the host does something else."""
+    """Only from there does a copy to the device overlap with other work of the host."""
     step = BaseTrainer.optimizer_step
     pinned: list[bool] = []
 

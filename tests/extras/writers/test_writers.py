@@ -30,7 +30,7 @@ OFTEN = ("trainer.epochs=3", "trainer.log_every_steps=1", "trainer.save_every_st
 
 
 def killed_and_resumed(fit: Fit, tmp_path: Path, *overrides: str) -> Path:
-    """A run that is killed two steps after a checkpoint, twice, and then comes to its end."""
+    """A run that is killed two steps after a checkpoint, twice, and then finishes."""
     with killed_in("optimizer_step", calls=9):
         fit(*OFTEN, *overrides, name="killed")
     run = RunFolder.newest(str(tmp_path / "saved"), "killed").path

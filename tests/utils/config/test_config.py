@@ -177,7 +177,7 @@ def test_every_optimizer_has_a_dry_run(explain: Callable[..., str], name: str) -
     assert explain(sound() | {"optimizer": name, "lr_scheduler": None}) == ""
     wrong = sound() | {"optimizer": {"type": name, "args": {"lr": -1.0}}, "lr_scheduler": None}
     assert "does not take this" in explain(wrong)
-    assert "2 mistakes" in explain(wrong, "seed=-1"), "with another mistake there is no step"
+    assert "2 mistakes" in explain(wrong, "seed=-1"), "no step is tried beside another mistake"
 
 
 def needs_nothing(name: str) -> bool:

@@ -86,7 +86,7 @@ def _entry(mistake: Mistake, folder: Path) -> Iterator[str]:
     (folder / "config.json").write_text(text if mistake.file is None else mistake.file)
     with chdir(folder):
         explanation = message(Path("config.json"), *mistake.overrides)
-    assert explanation, f"{mistake.title}: there is no message"
+    assert explanation, f"{mistake.title} has no message"
     yield f"## {mistake.title}\n"
     if mistake.right:
         change = f"`{mistake.wrong.strip()}` in place of `{mistake.right.strip()}`" if mistake.wrong else ""
