@@ -4,6 +4,7 @@ The way of the data: a position in the training data, the ranges of the batches 
 range, the loaded micro-batch, the micro-batches of an optimizer step. orders.py has the orders that a pass may have.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,9 @@ class Batches:
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
             indices = self.sample_indices(loaded_range)
-            random = self._random(loaded_range, self._draws(loaded_range) if self.repeats else indices)
+            draws = self._draws(loaded_range) if self.repeats else indices
+            uniform = functools.partial(self._uniform, loaded_range)
+            random = SampleRandom(draws, self._random_key(loaded_range.passes), uniform)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
 
     def one_pass(self) -> Iterator[MicroBatch]:
@@ -200,17 +203,16 @@ class Batches:
         part = self.part(batch_range)
         return part.size, part if part.size else batch_range
 
-    def _random(self, loaded_range: BatchRange, draws: Tensor | slice) -> SampleRandom:
-        """The random numbers of some samples in their pass."""
+    def _uniform(self, loaded_range: BatchRange, call: int, draws: int) -> Tensor:
+        """The random numbers of a batch for one call, which are drawn for the next batches too: (draws, B)."""
         passes, start, stop = loaded_range
         key = self._random_key(passes)
         block = self._random_block
         if block is None or not block.covers(key, start, stop):
-            # the samples of this batch and of the next ones
             block_stop = max(stop, min(start + RandomBlock.size(self.batch_size), self.num_samples))
             block_draws = self._draws(BatchRange(passes, start, block_stop))
             self._random_block = block = RandomBlock(block_draws, key, start, block_stop)
-        return SampleRandom(draws, key, (block, slice(start - block.start, stop - block.start)))
+        return block.uniform(start, stop, call, draws)
 
     # ------------------------------------------------------------------ worker processes
 

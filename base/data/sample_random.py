@@ -1,5 +1,6 @@
 """Random numbers for the samples of a batch, as augmentation draws them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +20,9 @@ class SampleRandom:
     """Indices of the samples in the data set, int64 of shape (B,), or a slice. A sample that was drawn before in the
     pass has another number here (``number_repeats``), so that it is augmented in another way."""
     key: RandomKey
-    block: "tuple[RandomBlock, slice] | None" = None
-    """Where the numbers are taken from, and the batch's samples there; None: they are drawn for this batch alone."""
+    draw: Callable[[int, int], Tensor] | None = None
+    """Gives the numbers of a call, so many for each sample, float64 of shape (draws, B); None: they are drawn for this
+    batch alone."""
     device: torch.device | None = None
     """Where the numbers are wanted; None: the CPU, where they are drawn."""
     calls: int = field(default=0, init=False)
@@ -28,11 +30,10 @@ class SampleRandom:
     def uniform(self, draws: int = 1) -> Tensor:
         """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
         self.calls += 1
-        if self.block is None:
+        if self.draw is None:
             numbers = uniform(as_tensor(self.indices), *self.key, self.calls, draws=draws)
         else:
-            block, samples = self.block
-            numbers = block.uniform(self.calls, draws)[:, samples].clone()
+            numbers = self.draw(self.calls, draws)
         return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
@@ -66,11 +67,11 @@ class RandomBlock:
         """Whether the samples from start to stop of a pass are in the block."""
         return key == self.key and self.start <= start and stop <= self.stop
 
-    def uniform(self, call: int, draws: int) -> Tensor:
-        """The numbers of all samples, float64 of shape (draws, samples)."""
+    def uniform(self, start: int, stop: int, call: int, draws: int) -> Tensor:
+        """The numbers of the samples from start to stop of the pass, float64 of shape (draws, stop - start)."""
         if (call, draws) not in self._drawn:
             self._drawn[call, draws] = uniform(as_tensor(self.indices), *self.key, call, draws=draws)
-        return self._drawn[call, draws]
+        return self._drawn[call, draws][:, start - self.start : stop - self.start].clone()
 
 
 def as_tensor(indices: Tensor | slice) -> Tensor:
