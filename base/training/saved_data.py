@@ -87,6 +87,6 @@ def _hash(batches: Batches) -> str | None:
     targets = getattr(batches.source, "targets", None)
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         return None
-    if not 0 < targets.numel() <= MAX_HASHED or targets.device.type != "cpu":
+    if not 0 < targets.numel() <= MAX_HASHED or targets.is_meta:
         return None
-    return blake2b(targets.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+    return blake2b(targets.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
