@@ -1,4 +1,4 @@
-"""An array on disk of which only the requested rows are read, for data that are larger than memory."""
+"""An array on disk, read row by row on request, for data larger than memory."""
 
 import functools
 import hashlib
@@ -16,16 +16,16 @@ from torch import Tensor
 from utils.errors import DataError
 from utils.files import FileSignature, file_signature
 
-CHUNK = 2**22  # bytes that are read, then hashed while they are still in the processor's cache
+CHUNK = 2**22  # bytes to read, then hash while they are still in the CPU cache
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """The array in a file of ``np.save``; takes the place of a tensor in a ``TensorSource``.
+    """An array in a file written by ``np.save``; takes the place of a tensor in a ``TensorSource``.
 
-    Reads by position instead of mapping the file: the process needs the memory of a batch, and a file that shrinks is
-    an error, not a crash. All rows of a batch are announced to the system at once, which reads them several times as
-    fast as one after the other. Worker processes are sent the path, not the data.
+    Reads by position instead of mapping the file: the process needs memory for one batch, and a file that shrinks
+    raises an error instead of a crash. All rows of a batch are announced to the system in advance, which reads them
+    several times as fast. Worker processes are sent the path, not the data.
     """
 
     path: Path
@@ -35,11 +35,11 @@ class ArrayFile:
     """Bytes before the first row."""
     row_bytes: int
     file_signature: FileSignature
-    """Size and times of the file when it was first opened; a file that replaced it is refused."""
+    """Size and times of the file when first opened; a replaced file is rejected."""
 
     @classmethod
     def open(cls, path: Path, *, row_shape: tuple[int, ...] | None = None) -> "ArrayFile":
-        """row_shape: the shape that a row must have; None: any. Raises DataError if the file has no such array."""
+        """row_shape: required shape of a row; None: any. Raises DataError if the file has no such array."""
         try:
             with path.open("rb") as file:
                 shape, fortran, dtype = _header(file)
@@ -53,22 +53,22 @@ class ArrayFile:
         row_bytes = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
         if not shape or (fortran and len(shape) > 1):
             raise DataError(
-                f"{path} does not hold contiguous rows; write it with np.save(path, np.ascontiguousarray(a))"
+                f"{path} does not have contiguous rows; write it with np.save(path, np.ascontiguousarray(a))"
             )
         if row_shape is not None and shape[1:] != row_shape:
-            raise DataError(f"{path} holds rows of shape {shape[1:]}, not {row_shape}")
+            raise DataError(f"{path} has rows of shape {shape[1:]}, not {row_shape}")
         file_bytes = offset + shape[0] * row_bytes
         if signature[0] < file_bytes:
-            raise DataError(f"{path} is cut short: {signature[0]:,} bytes of {file_bytes:,}")
+            raise DataError(f"{path} is truncated: {signature[0]:,} bytes of {file_bytes:,}")
         array = cls(path, shape, torch_dtype, offset, row_bytes, signature)
-        array._handle  # noqa: B018  (opened at once, before another file can replace it)
+        array._handle  # noqa: B018  (open now, before the file can be replaced)
         return array
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_handle"}  # a worker opens it itself
+        return {name: value for name, value in vars(self).items() if name != "_handle"}  # each worker opens its own
 
     def rows(self, indices: Tensor | slice) -> Tensor:
         """Read some rows, (B, ...). indices: int64 of shape (B,), or a slice. Raises IndexError, DataError."""
@@ -106,31 +106,31 @@ class ArrayFile:
         return data, data.view(torch.uint8).view(count, self.row_bytes).numpy()
 
     def _fill(self, data: npt.NDArray[np.uint8], position: int) -> None:
-        """Fill (n,) bytes from a position in the file. Raises DataError if the file ends before."""
+        """Fill (n,) bytes from a position in the file. Raises DataError if the file ends early."""
         while len(data):
             count = _read_at(self._handle, data, position)
             if not count:
-                raise DataError(f"{self.path} was cut short while it was read")
+                raise DataError(f"{self.path} was truncated while being read")
             data = data[count:]
             position += count
 
     @functools.cached_property
     def _handle(self) -> int:
-        """The file's handle in this process."""
+        """This process's file handle."""
         try:
             handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         weakref.finalize(self, os.close, handle)
         if file_signature(os.fstat(handle)) != self.file_signature:
-            raise DataError(f"{self.path} was replaced while it was in use; start the run again")
-        if hasattr(os, "posix_fadvise"):  # reading ahead of a random row brings what is not needed
+            raise DataError(f"{self.path} was replaced while in use; start the run again")
+        if hasattr(os, "posix_fadvise"):  # read-ahead is useless for random rows
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
         return handle
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the array is in Fortran order, and dtype, from the header at the start. Raises ValueError."""
+    """Shape, whether the array is in Fortran order, and dtype, from the file's header. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)

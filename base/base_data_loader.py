@@ -1,4 +1,4 @@
-"""The interface of a data set: training data, test data, and the part that is held out for validation."""
+"""The interface of a data set: training data, test data, and a held-out part for validation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -30,37 +30,37 @@ from utils.random import permutation
 from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
 
 MOST_CLASSES = 100_000
-"""Integer targets beyond are taken for numbers, as of a regression, and not for classes."""
+"""Integer targets above this are treated as numbers, as in regression, rather than classes."""
 
 
 class BaseDataLoader(ABC):
     """A data set and its batches.
 
-    A subclass gives ``training_data`` and ``test_data``: any map-style data set of torch, or a ``TensorSource`` where
-    the data fit in memory, which is many times as fast for small images, or a ``StreamSource`` of data that can only be
-    read on: their order is their own. Data are read when they are first needed.
+    Subclasses define ``training_data`` and ``test_data``, returning any map-style torch data set; a ``TensorSource``,
+    which is many times as fast for small images that fit in memory; or a ``StreamSource`` for data that can only be
+    read in its own order. Data is read when first needed.
 
-    batch_size: samples of a training batch.
-    eval_batch_size: samples of a validation or test batch; None: batch_size.
-    validation_split: part of the training data that is held out, a fraction in [0, 1) or a number of samples. The same
-        samples are held out in every run, whatever its seed, so that runs can be compared.
-    folds: cross-validation: divide the training data into so many parts, of which ``fold`` is held out for validation,
-        in place of validation_split. They are the same in every run, whatever its seed.
-    fold: which of the folds is held out, from 0 to folds - 1.
+    batch_size: samples per training batch.
+    eval_batch_size: samples per validation or test batch; None: batch_size.
+    validation_split: the held-out part of the training data, as a fraction in [0, 1) or a number of samples. It is the
+        same in every run, whatever its seed, so that runs can be compared.
+    folds: cross-validation: divide the training data into this many parts and hold out part ``fold`` for validation,
+        instead of validation_split. They are the same in every run, whatever its seed.
+    fold: which part to hold out, from 0 to folds - 1.
     shuffle: whether each pass over the training data has a new order.
-    num_workers: processes that load batches beside the training.
-    device_cache: keep data that are in memory on the device that trains; batches are made and augmented there.
-    balanced: draw each class equally often in training: the samples with replacement, as many as a pass has.
-    drop_last: leave the last training batch of a pass out if it is short, as for BatchNorm, which cannot take a single
-        sample. Validation and test data are always used to the last sample.
+    num_workers: processes that load batches in the background.
+    device_cache: keep in-memory data on the training device; batches are built and augmented there.
+    balanced: draw each class equally often in training, with replacement; a pass has as many samples as before.
+    drop_last: skip an incomplete last training batch of a pass, as for BatchNorm, which cannot train on a single
+        sample. Validation and test data are always used completely.
 
-    An argument of a subclass cannot change when a run is resumed, unless its annotation says so: ``Changeable[str]``,
-    as for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py).
+    A subclass's arguments cannot change when a run is resumed, unless their annotation says so: ``Changeable[str]``, as
+    for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py).
     """
 
     class_names: Sequence[str] | None = None
     input_suffixes: Sequence[str] | None = None
-    """Endings of the files that predict.py reads from a folder, as in (".wav",); None: those of pictures."""
+    """Suffixes of the files that predict.py reads from a folder, as in (".wav",); None: those of images."""
 
     def __init__(
         self,
@@ -78,9 +78,11 @@ class BaseDataLoader(ABC):
     ) -> None:
         check_folds(folds, fold, validation_split)
         if device_cache and num_workers:
-            raise ValueError('"device_cache" makes batches on the device, which "num_workers" cannot; leave one out')
+            raise ValueError(
+                '"device_cache" builds batches on the device, which "num_workers" cannot; use only one of them'
+            )
         if balanced and not shuffle:
-            raise ValueError('"balanced" draws the samples at random, and "shuffle" is false; leave one of them out')
+            raise ValueError('"balanced" draws samples at random, but "shuffle" is false; use only one of them')
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
@@ -94,47 +96,47 @@ class BaseDataLoader(ABC):
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
-        """The training data. augment is False for the part that is held out for validation."""
+        """The training data. augment is False for the held-out validation part."""
 
     @abstractmethod
     def test_data(self) -> Source | Dataset[Any]:
-        """The test data, never augmented. Only test.py asks for them."""
+        """The test data, never augmented. Only called by test.py."""
 
     def sample_weights(self) -> Tensor | None:
-        """How often each training sample is drawn, relative to the others: floats >= 0 of shape (N,), for all samples
-        of ``training_data``, before some are held out. None: every sample once a pass.
+        """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of
+        ``training_data``, including those held out later. None: every sample once per pass.
 
         With weights, a pass draws as many samples as there are, with replacement.
         """
         return None
 
     def lengths(self) -> Tensor | None:
-        """The length of each training sample, as of a text, of shape (N,), for all samples of ``training_data``.
+        """The length of each training sample, such as a text, shape (N,), for all samples of ``training_data``.
 
-        With lengths, a batch holds samples of similar length, so that little is padded. None: any samples.
+        With lengths, batches contain samples of similar length, to reduce padding. None: no grouping by length.
         """
         return None
 
     def validation_data(self) -> Source | Dataset[Any] | None:
-        """Validation data that are not a part of the training data, never augmented; None: what is held out of them."""
+        """Separate validation data, never augmented; None: use the held-out part of the training data."""
         return None
 
     def collate(self, samples: list[Any]) -> Any:
-        """One batch of some samples of a map-style data set: any nest of tuples, lists and dicts of tensors.
+        """Build a batch from samples of a map-style data set: any nest of tuples, lists and dicts of tensors.
 
-        By default torch's ``default_collate``, which stacks tensors of the same shape. A subclass overrides it to pad
-        sequences, or to keep a list where each sample has another size, as the boxes of a detector. With num_workers it
-        runs in the workers, to which the data loader is sent.
+        By default torch's ``default_collate``, which stacks tensors of the same shape. Override it to pad sequences, or
+        to keep a list if samples differ in size, such as a detector's boxes. With num_workers it runs in the workers,
+        to which the data loader is sent.
         """
         return default_collate(samples)
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the training data once they are read, as plain JSON values.
+        """Facts about the training data, known once it is read, as plain JSON values.
 
-        num_classes: where there are class names, or integer targets of shape (N,); not of a stream without names.
-        class_counts: of such targets, the samples of each class to train on, without those that are held out.
+        num_classes: if there are class names or integer targets of shape (N,); not for a stream without names.
+        class_counts: for such targets, the number of training samples per class, without those held out.
 
-        A subclass adds its own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
+        Subclasses can add their own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
         """
         source = self._source(augment=False)
         facts: dict[str, Any] = {}
@@ -151,40 +153,40 @@ class BaseDataLoader(ABC):
         return facts
 
     def input_facts(self) -> dict[str, Any]:
-        """What ``prepare_input`` must know of the training data, such as their mean: plain values and tensors.
+        """What ``prepare_input`` needs to know about the training data, such as its mean: plain values and tensors.
 
-        Asked for once the training data are read, and kept in the checkpoints, so that a prediction does not need the
-        data. "columns", a list of names, says which columns of a table the model takes, and in which order.
+        Called once the training data is read, and saved in checkpoints, so that predictions do not need the data.
+        "columns", a list of names, gives the columns of a table that the model takes, in order.
         """
         return {}
 
     def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Any:
-        """A new input as ``test_data`` would give it, without its target and without reading the data set.
+        """Convert a new input to the form of ``test_data``, without its target and without reading the data set.
 
-        raw: a file; a row of an array, as stored; or a row of a table, its cells by the names of the columns.
-        facts: what ``input_facts`` gave in training.
+        raw: a file; a row of an array, as stored; or a row of a table, its cells by column name.
+        facts: what ``input_facts`` returned in training.
 
-        A data loader that changes what it reads overrides this. Raises DataError for a kind of input that it does not
-        take, which ends the prediction; any other error means that this one input cannot be read.
+        Override this in a data loader that transforms its data. Raises DataError for an unsupported kind of input,
+        which ends the prediction; any other error means that this particular input cannot be read.
         """
         if isinstance(raw, Tensor):
             return raw
         if isinstance(raw, Path):
             raise DataError(
-                f"{type(self).__name__} does not say how a file becomes an input of the model, so that predict.py "
-                "takes arrays (.npy, .npz) and tables (.csv) only; define prepare_input in it (docs/predict.md)"
+                f"{type(self).__name__} does not define how to read files, so predict.py takes only "
+                "arrays (.npy, .npz) and tables (.csv); define prepare_input in it (docs/predict.md)"
             )
         return row_of_numbers(raw, facts.get("columns"))
 
     def test_names(self) -> Sequence[str] | None:
-        """A name of each test sample, such as its file, in the order of ``test_data``, for test.py's report; or None.
+        """Names of the test samples, such as their files, in the order of ``test_data``, for test.py's report; or None.
 
-        Asked for once the test data are read.
+        Called once the test data is read.
         """
         return None
 
     def training(self, seed: int) -> Batches:
-        """Shuffled, augmented batches whose order and augmentation follow from the seed."""
+        """Shuffled, augmented batches, in an order and with an augmentation determined by the seed."""
         source = self._source(augment=True)
         if isinstance(source, StreamSource):
             self._check_stream(source)
@@ -194,7 +196,7 @@ class BaseDataLoader(ABC):
         if self.drop_last and count < self.batch_size:
             raise DataError(
                 f"data_loader.args.drop_last: the {count} training samples do not fill one batch of {self.batch_size}, "
-                "so none would be left; set a smaller batch_size, or drop_last to false"
+                "so all would be dropped; set a smaller batch_size, or drop_last to false"
             )
         return Batches(
             source,
@@ -225,23 +227,23 @@ class BaseDataLoader(ABC):
         """Batches of the test data. Raises DataError if there are none."""
         source = self._as_source(self.test_data())
         if not len(source):
-            raise DataError(f"{type(self).__name__}: the test data are empty")
+            raise DataError(f"{type(self).__name__}: the test data is empty")
         return self._evaluation(source, None)
 
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
-        """Called before the training steps of an epoch, also before those that are left where a run resumes within it.
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
+        """Called before the training steps of an epoch, also if a run resumes within it.
 
-        It may be called twice for one epoch. The first epoch is 1.
+        May be called twice for the same epoch. The first epoch is 1.
 
-        To change what depends on the epoch, such as the size of images. Worker processes are then restarted.
+        Use it to change what depends on the epoch, such as the image size. Worker processes are then restarted.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:
-        """Inputs of the model, (B, C, H, W) on the CPU, as pictures: uint8 of shape (B, H, W, 3), or (B, H, W, 1) in
+        """Convert model inputs, (B, C, H, W) on the CPU, to pictures: uint8 of shape (B, H, W, 3), or (B, H, W, 1) for
         grey. None if the inputs are not images.
 
-        Floats are scaled so that the smallest of these inputs is black and the largest white; of two channels, or more
-        than three, the mean is shown. A data set that knows how it was normalised overrides this to undo it.
+        Floats are scaled so that the smallest of these inputs is black and the largest white; with two channels, or
+        more than three, the mean is shown. Override this to undo a known normalisation.
         """
         if inputs.dim() != 4 or inputs.is_complex():
             return None
@@ -258,7 +260,7 @@ class BaseDataLoader(ABC):
         return self._as_source(self.training_data(augment=augment))
 
     def _as_source(self, data: Source | Dataset[Any]) -> Source:
-        # the loader is sent to the workers only for a method of its own: it may hold the data, and much else
+        # the loader is sent to the workers only for its own collate: it may hold the data, and much else
         own = type(self).collate is not BaseDataLoader.collate
         collate: Callable[[list[Any]], Any] = self.collate if own else default_collate
         if isinstance(data, IterableDataset):
@@ -269,7 +271,7 @@ class BaseDataLoader(ABC):
         return self.device_cache.keep(source) if self.device_cache else source
 
     def _check_stream(self, source: StreamSource) -> None:
-        """Raise DataError if a stream for training is asked for what only an index can give."""
+        """Raise DataError if a stream for training is combined with options that need indices."""
         asked = {
             "validation_split": self.validation_split,
             "folds": self.folds,
@@ -281,23 +283,25 @@ class BaseDataLoader(ABC):
             if value:
                 where = "" if name.endswith("()") else "data_loader.args."
                 raise DataError(
-                    f"{where}{name}: the training data are a stream, which can only be read on; leave {name} out"
-                    + ("" if name not in ("validation_split", "folds") else ", and give validation_data() instead")
+                    f"{where}{name}: the training data is a stream, which has no indices; leave {name} out"
+                    + ("" if name not in ("validation_split", "folds") else ", and define validation_data() instead")
                 )
         if source.length is not None:
-            raise DataError("a stream for training has no length: trainer.steps_per_epoch says how long an epoch is")
+            raise DataError(
+                "a stream for training must not have a length; trainer.steps_per_epoch sets the length of an epoch"
+            )
 
     def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
         if isinstance(source, StreamSource):
             if source.length is None:
-                raise DataError("a stream for validation or test needs the number of samples to take: its length")
+                raise DataError("a stream for validation or test needs a length: the number of samples to take")
             return StreamBatches(source, batch_size=self.eval_batch_size, num_workers=self.num_workers)
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 
     def _order(self, source: Source, train: Tensor | None, seed: int) -> Order | None:
-        """The order of each pass over the training samples; None: as they are in the source.
+        """The order of each pass over the training samples; None: as in the source.
 
-        train: the indices of those to train on, (N,); None: all. Raises DataError for weights that cannot be drawn by.
+        train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
         weights, lengths = self._weights(source, train), self.lengths()
         if not self.shuffle:
@@ -316,7 +320,7 @@ class BaseDataLoader(ABC):
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
-        """The weights of the samples to train on, float64 of shape (N,); None if each comes once."""
+        """The weights of the training samples, float64 of shape (N,); None if each is used once."""
         given = self.sample_weights()
         if given is not None and self.balanced:
             raise DataError(
@@ -326,7 +330,7 @@ class BaseDataLoader(ABC):
             weights = check_weights(given, len(source))
             weights = weights if train is None else weights[train]
             if not weights.any():
-                raise DataError("sample_weights() is 0 for every sample to train on, so that none can be drawn")
+                raise DataError("sample_weights() is 0 for every sample to train on, so none can be drawn")
             return weights
         if not self.balanced:
             return None
@@ -334,30 +338,32 @@ class BaseDataLoader(ABC):
         if classes is None:
             raise DataError(
                 "data_loader.args.balanced: needs a class for each sample: integer targets >= 0 of shape (N,) in a "
-                'TensorSource, or as "targets" of the data set; otherwise give sample_weights()'
+                'TensorSource, or as "targets" of the data set; otherwise define sample_weights()'
             )
         return balanced_weights(classes if train is None else classes[train])
 
     def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
-        """Sorted indices of the samples to train on, (N,), and of those held out, (M,); None: all, none."""
+        """Sorted indices of the training samples, (N,), and of those held out, (M,); None: all, none."""
         if not count:
-            raise DataError(f"{type(self).__name__}: the training data are empty")
+            raise DataError(f"{type(self).__name__}: the training data is empty")
         if not self.validation_split and self.folds is None:
             return None, None
         held_out = self._held_out(count)
         is_held_out = torch.zeros(count, dtype=torch.bool)
         is_held_out[held_out.long()] = True
-        # sorted, so that the held-out samples are read one after the other
+        # sorted, so that the held-out samples are read in sequence
         train = (~is_held_out).nonzero()[:, 0]
         validation = is_held_out.nonzero()[:, 0]
         return train.to(held_out.dtype), validation.to(held_out.dtype)
 
     def _held_out(self, count: int) -> Tensor:
-        """Indices of the samples that are held out, of so many, (M,). They do not depend on the run's seed."""
+        """Indices of the held-out samples out of ``count``, shape (M,). They do not depend on the run's seed."""
         order = permutation(count, "validation")
         if self.folds is not None and self.fold is not None:
             if self.folds > count:
-                raise DataError(f"data_loader.args.folds: {count} training samples do not make {self.folds} folds")
+                raise DataError(
+                    f"data_loader.args.folds: {count} training samples are not enough for {self.folds} folds"
+                )
             return order[count * self.fold // self.folds : count * (self.fold + 1) // self.folds]
         split = self.validation_split
         held_out = max(1, round(split * count)) if isinstance(split, float) else split
@@ -369,18 +375,18 @@ class BaseDataLoader(ABC):
 
 
 def check_folds(folds: int | None, fold: int | None, validation_split: float) -> None:
-    """Raise ValueError if these contradict each other."""
+    """Raise ValueError if these arguments contradict each other."""
     if (folds is None) != (fold is None):
         given, missing = ("folds", "fold") if fold is None else ("fold", "folds")
-        raise ValueError(f'"{given}" needs "{missing}" beside it, as in "folds": 5, "fold": 0')
+        raise ValueError(f'"{given}" also needs "{missing}", as in "folds": 5, "fold": 0')
     if folds is not None and fold is not None and fold >= folds:
-        raise ValueError(f'"fold" is {fold}, and the {folds} folds are numbered from 0 to {folds - 1}')
+        raise ValueError(f'"fold" is {fold}, but the {folds} folds are numbered from 0 to {folds - 1}')
     if folds is not None and validation_split:
-        raise ValueError('"folds" holds one fold out for validation; leave "validation_split" out')
+        raise ValueError('"folds" already holds out validation data; leave "validation_split" out')
 
 
 def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:
-    """The cells of a table's row as float32 of shape (D,), those of some columns or all. Raises ValueError."""
+    """Some or all cells of a table row as float32 of shape (D,). Raises ValueError."""
     numbers = []
     for name in cells if columns is None else columns:
         try:

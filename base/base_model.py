@@ -1,4 +1,4 @@
-"""The interface of a model: a torch module that can say how large it is."""
+"""The interface of a model: a torch module that knows its size."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 class BaseModel(nn.Module):
-    """Any ``nn.Module`` with a ``forward`` will do in its place."""
+    """Optional base class: any ``nn.Module`` with a ``forward`` works too."""
 
     def num_parameters(self) -> int:
         """Number of trainable parameters."""

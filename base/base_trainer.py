@@ -1,6 +1,6 @@
 """The training loop: epochs, optimizer steps, the best epoch, saving.
 
-The mathematics is in trainer/, validation in training/evaluation.py.
+The mathematics is in trainer/, the validation in training/evaluation.py.
 """
 
 import itertools
@@ -43,7 +43,7 @@ from utils.schema import TrainerConfig
 
 
 class BaseTrainer(EvaluationLoop):
-    """Trains, validates and tests. A subclass defines ``train_step`` and ``eval_step``."""
+    """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``."""
 
     log: TrainingLog
 
@@ -51,8 +51,8 @@ class BaseTrainer(EvaluationLoop):
         super().__init__(experiment, settings)
         self.train_metrics = experiment.make_metrics()
         self.gradient_norm: Tensor | None = None
-        """Of the last optimizer step, before clipping, shape (); None where nothing is clipped."""
-        self._unchecked: list[Tensor | float] = []  # losses since the last look for one that is not finite
+        """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
+        self._unchecked: list[Tensor | float] = []  # losses since the last check that all are finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
         self._warned_of_non_finite = False
@@ -62,7 +62,7 @@ class BaseTrainer(EvaluationLoop):
     # ------------------------------------------------------------------ the loop
 
     def begin(self, training: Training, outputs: Outputs) -> None:
-        """Take what training needs. Comes before ``load_state_dict`` and ``train``."""
+        """Set what training needs. Must precede ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
@@ -78,21 +78,21 @@ class BaseTrainer(EvaluationLoop):
         )
 
     def wrap_model(self) -> None:
-        """The model as ``train_step`` calls it. With several optimizers the gradients are exchanged as each steps."""
+        """Wrap the model as ``train_step`` calls it. With several optimizers, gradients are reduced as each steps."""
         self.model = self.experiment.model if self.several_optimizers else self.runtime.wrap_ddp(self.experiment.model)
 
     def train(self) -> None:
         """Train to the end, from wherever the run is.
 
-        Raises Stopped after saving if a signal came, TrainingError if the loss is not finite or the last checkpoint
+        Raises Stopped after saving if a signal came, and TrainingError if the loss is not finite or the last checkpoint
         could not be saved.
         """
         checkpointer = self.outputs.checkpointer
         try:
-            self.prepare_epoch(self.progress.epochs)  # for what comes before the first step and tries one
+            self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)
             checkpoint.check_parts(self.stateful())
-            self.state_dict()  # raises now if it could not be read again
+            self.state_dict()  # raises now if it could not be loaded
             self.outputs.observer.begin(self)
             while not self.finished():
                 with self.showing(self.outputs.writers):
@@ -118,14 +118,14 @@ class BaseTrainer(EvaluationLoop):
             raise TrainingError(f"the run ended, but {checkpointer.failure}")
 
     def start(self) -> None:
-        """The first step of this process is taken: what it was started with now counts."""
+        """Called after the first step of this process: what it was started with now counts."""
         self.has_started = True
         for name in parts_that_differ(self):
             self.console.warn(
                 f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
-                "samples of all, as by self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
+                "samples of all, as with self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
             )
-        self.state_dict()  # raises UserError if this state, with what the optimizer has added, could not be loaded
+        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         self.outputs.on_first_step()
 
     def finished(self) -> bool:
@@ -136,7 +136,7 @@ class BaseTrainer(EvaluationLoop):
         return patience is not None and self.progress.stale_epochs >= patience
 
     def train_epoch(self) -> None:
-        """The optimizer steps that are left of this epoch."""
+        """The remaining optimizer steps of this epoch."""
         settings = self.settings
         self.prepare_epoch(self.progress.epochs)
         self._checked = replace(self.progress)
@@ -158,27 +158,27 @@ class BaseTrainer(EvaluationLoop):
             self.log.end_training()
 
     def prepare_epoch(self, epochs: int) -> None:
-        """What changes with the epoch, after so many of them."""
+        """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
-        # it may draw random numbers, and show something: both as often as in a run that is not resumed in mid-epoch
+        # it may draw random numbers and show pictures: both as often as in a run that is not resumed in mid-epoch
         shown = Writers({}) if self.progress.epoch_steps else self._shown
         with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
-                self.training.batches.close()  # worker processes start with the data set as it is now
+                self.training.batches.close()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
         self.model.train()
         if self.training.frozen.apply(epochs):
-            self.wrap_model()  # DDP waits for the gradients of those parameters that needed one when it was made
+            self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
             start_momentum(each.optimizer)
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Optimizer steps per epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
     def remaining_steps(self, progress: Progress) -> Iterator[list[BatchRange]]:
-        """Which samples make the micro-batches of each optimizer step that is left of an epoch."""
+        """The index ranges of the micro-batches, for each remaining optimizer step of an epoch."""
         settings = self.settings
         ranges = self.training.batches.ranges(progress.position)
         if progress.trained:
@@ -192,7 +192,7 @@ class BaseTrainer(EvaluationLoop):
         return iter(lambda: list(itertools.islice(ranges, settings.accumulate_steps)), [])
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
-        """One optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
+        """Take one optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
         if self.several_optimizers:
             loss = self.several_optimizers.take_step(step)
         elif self.training.needs_closure:
@@ -209,7 +209,7 @@ class BaseTrainer(EvaluationLoop):
         return loss
 
     def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
-        """The clipped gradients of a step. Returns this process's part of its loss.
+        """Compute the clipped gradients of a step. Returns this process's part of its loss.
 
         measure: whether its batches count in the metrics.
         """
@@ -217,7 +217,7 @@ class BaseTrainer(EvaluationLoop):
         total = self.begin_step(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
-            runtime.sync_gradients(number == step.count)  # processes exchange gradients with the last one only
+            runtime.sync_gradients(number == step.count)  # only the last micro-batch reduces gradients over processes
             self.run_micro_batch(micro_batch, step, total, measure=measure)
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
@@ -226,7 +226,7 @@ class BaseTrainer(EvaluationLoop):
         return loss
 
     def begin_step(self, step: StepBatches) -> StepLoss:
-        """The loss of an optimizer step, before its first micro-batch."""
+        """The loss accumulator of an optimizer step, before its first micro-batch."""
         alone = step.count == 1 and self.runtime.process_group.world_size == 1
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
@@ -234,7 +234,7 @@ class BaseTrainer(EvaluationLoop):
     def run_micro_batch(
         self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
     ) -> None:
-        """Forward and backward pass of one micro-batch, whose outputs are freed before the next one."""
+        """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
         size = micro_batch.size
         try:
             result = completed(self.train_step(self.runtime.to_device(micro_batch.data)), self.criterion)
@@ -247,21 +247,21 @@ class BaseTrainer(EvaluationLoop):
             self.check_first_batch(result)
 
     def log_interval(self, loss: Tensor | float) -> None:
-        """A point of the curves within the epoch."""
+        """Log a point of the curves within the epoch."""
         self.check_finite()
         means = self.train_metrics.close_interval()
         self.log.log_interval(self.progress, loss, means, self.training.rates())
         self.outputs.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:
-        """A point of the validation curves in TensorBoard. After the last step, that of the epoch follows."""
+        """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.log.validation(self.progress, self.validate())
             self.model.train()
             self.training.frozen.apply(self.progress.epochs)
 
     def end_epoch(self, validation: dict[str, float]) -> None:
-        """Compare the epoch with the best one, move the schedule, log and save."""
+        """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
         self.check_finite()
         progress.epochs += 1
@@ -278,7 +278,7 @@ class BaseTrainer(EvaluationLoop):
             self.save()
 
     def monitored(self, values: dict[str, float]) -> float | None:
-        """The value that ``trainer.monitor`` names; None if nothing is monitored."""
+        """The value named by ``trainer.monitor``; None if nothing is monitored."""
         if self.settings.monitor is None:
             return None
         name = self.settings.monitor.split()[1]
@@ -292,7 +292,7 @@ class BaseTrainer(EvaluationLoop):
     # ------------------------------------------------------------------ what may go wrong
 
     def check_first_batch(self, result: StepResult) -> None:
-        """Warn of what is surely a mistake, though the first batch went through."""
+        """Warn about likely mistakes in a first batch that ran without an error."""
         self.first_batch_passed = True
         if self.several_optimizers:
             self.several_optimizers.check_use()
@@ -310,7 +310,7 @@ class BaseTrainer(EvaluationLoop):
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
-        """Write a checkpoint, unless the newest one has this very state and was written."""
+        """Write a checkpoint, unless the newest one already has this state and was written."""
         moment = self.progress.state_dict()
         checkpointer = self.outputs.checkpointer
         if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
@@ -322,9 +322,9 @@ class BaseTrainer(EvaluationLoop):
         self._saved = moment
 
     def stateful(self) -> dict[str, Any]:
-        """Every part that has a state, by its name in a checkpoint. A subclass may add its own.
+        """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
 
-        What it makes in its constructor is there in a test too, as averaged weights must be.
+        Parts created in the constructor are restored for tests too, as averaged weights must be.
         """
         loss = stateful_loss(self.experiment.criterion)
         parts: dict[str, Any] = {"model": self.experiment.model}
@@ -341,13 +341,13 @@ class BaseTrainer(EvaluationLoop):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has: tensors and plain values. Raises UserError if there is anything else."""
+        """The content of a checkpoint: tensors and plain values. Raises UserError if there is anything else."""
         state = {name: part.state_dict() for name, part in self.stateful().items()}
         state["random"] = self.runtime.process_group.gather(generator_states())
         state["writers"] = self.outputs.writers.state_dict()
         return checkpoint.plain({**state, "config": self.experiment.fixed})
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""
+        """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
         load_state(self, state, source)
         self._saved = self.progress.state_dict()

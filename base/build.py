@@ -1,4 +1,4 @@
-"""From a checked config to the objects of a run, for training and testing alike."""
+"""Builds the objects of a run from a checked config, for training and testing alike."""
 
 import functools
 import inspect
@@ -37,7 +37,7 @@ from utils.signals import SignalWatch
 
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
-    """The config with the facts of its data loader filled in, and that loader; None if it refers to no facts."""
+    """The config with its data loader's facts filled in, and that loader; None if it refers to no facts."""
     if not loaded.waits_for_data:
         return loaded, None
     process_group = get_process_group()
@@ -53,13 +53,13 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 
 
 def build_model(loaded: LoadedConfig) -> nn.Module:
-    """The model with its initial weights, which follow from the seed."""
+    """The model with its initial weights, determined by the seed."""
     seed_generators(loaded.config.seed, "model")
     return construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
 
 
 def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
-    """What training and testing share. Raises ConfigError with the source location of a part that cannot be built.
+    """The parts shared by training and testing. Raises ConfigError with the source location of a part that fails.
 
     loaded, data: from ``with_facts``.
     """
@@ -77,7 +77,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
         data.device_cache.device = runtime.device
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
-    make_metrics()  # so that a mistake is reported now
+    make_metrics()  # to report mistakes now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     signals = SignalWatch(process_group)
     return Experiment(
@@ -96,12 +96,12 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
 
 
 def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
-    """Raises UserError if a batch has fewer samples than there are processes, or config or code differ between them."""
+    """Raise UserError if a batch has fewer samples than there are processes, or if they differ in config or code."""
     batch = loaded.config.data_loader.args.get("batch_size")
     if isinstance(batch, int) and batch < process_group.world_size:
         message = (
             f"{batch} samples cannot be shared by {process_group.world_size} processes; "
-            "batch_size counts the samples of all processes"
+            "batch_size is the total over all processes"
         )
         raise loaded.error(("data_loader", "args", "batch_size"), message)
     if process_group.world_size == 1:
@@ -119,7 +119,7 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    with isolated(loaded.config.seed, "trainer"):  # a module among its arguments is the same in training and testing
+    with isolated(loaded.config.seed, "trainer"):  # modules among its arguments are the same in training and testing
         args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
     args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
     make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
@@ -127,7 +127,7 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
-    """What only training needs. Reads the training data, writes nothing."""
+    """The parts only training needs. Reads the training data, writes nothing."""
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
     process_group = experiment.runtime.process_group
@@ -141,7 +141,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     if settings.monitor and settings.monitor.split()[1].startswith("val_") and not validation:
         raise loaded.error(
             ("trainer", "monitor"),
-            f'"{settings.monitor}" needs validation data, and there are none: data_loader.args.validation_split is 0; '
+            f'"{settings.monitor}" needs validation data, but there is none: data_loader.args.validation_split is 0; '
             'set it, or monitor a training value, as in "min loss"',
         )
     optimizers, frozen = _optimizers(loaded, experiment, batches)
@@ -150,7 +150,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
 
 
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
-    """The batches of each validation set, by name; that of a single one is ""."""
+    """The batches of each validation set by name; a single one has the name ""."""
     at = ("data_loader", "args")
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
@@ -158,7 +158,7 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
     if held_out:
         raise loaded.error(
             ("validation",),
-            f"{type(data).__name__} has validation data, too; leave this out, or its validation_split or folds",
+            f"{type(data).__name__} also has validation data; leave out this key, or its validation_split or folds",
         )
     return {
         name: _validation_set(loaded, component, ("validation", name) if name else ("validation",))
@@ -167,13 +167,13 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
 
 
 def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath) -> Batches:
-    """What a data loader of its own holds out, or else its test data."""
+    """The held-out part of a separate data loader, or else its test data."""
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
     return call(loaded, (*path, "args"), component.type, lambda: loader.validation() or loader.test(), Batches)
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:
-    """What each of these makes. The errors of several are raised as one."""
+    """The result of each function. Errors from several are raised as one."""
     made, errors = [], list[UserError]()
     for make in makes:
         try:
@@ -210,9 +210,11 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
 def _optimizers(
     loaded: LoadedConfig, experiment: Experiment, batches: Batches
 ) -> tuple[dict[str, ScheduledOptimizer], Frozen]:
-    """Each optimizer with its schedule, by name, and what is frozen."""
+    """Each optimizer with its schedule, by name, and the frozen parameters."""
     config = loaded.config
-    parameters = parameters_of(experiment.model, experiment.criterion)  # frozen ones too: they may be thawed later
+    parameters = parameters_of(
+        experiment.model, experiment.criterion
+    )  # including frozen ones, which may be thawed later
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise loaded.error(("model",), f"{config.model.type} has no parameters to train")
     try:
@@ -238,7 +240,7 @@ def _optimizers(
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[Group]) -> Optimizer:
-    """The optimizer of a name ("" if it is the only one) for its groups of parameters."""
+    """The named optimizer ("" if there is only one) for its parameter groups."""
     component = loaded.config.optimizers[name]
     at: KeyPath = ("optimizer", name) if name else ("optimizer",)
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
@@ -257,10 +259,12 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
             there = ", ".join(sorted(optimizer.defaults))
             raise loaded.error(
                 (*group.path, unknown[0]),
-                f"{component.type} takes it for all parameters alike; a group may have: {there}",
+                f"{component.type} has a single value for all parameters; a group can set: {there}",
             )
     if name and needs_closure(optimizer):
-        raise loaded.error(at, f"{component.type} calls the loss itself, which one of several optimizers cannot")
+        raise loaded.error(
+            at, f"{component.type} evaluates the loss itself, which is not possible with several optimizers"
+        )
     try:
         experiment.runtime.prepare_optimizer(experiment.model, optimizer)
     except ConfigError as error:
@@ -269,7 +273,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
 
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Batches) -> Schedule:
-    """The schedule of the optimizer of this name."""
+    """The schedule of the named optimizer."""
     config, component = loaded.config, loaded.config.scheduler_of(name)
     at: KeyPath = ("lr_scheduler", name) if isinstance(config.lr_scheduler, dict) else ("lr_scheduler",)
     epochs = config.trainer.epochs

@@ -1,4 +1,4 @@
-"""One component from its name and its arguments, with the settings and the components that are among these."""
+"""Builds a component from its name and arguments, including nested settings and components."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def construct(
     loaded: LoadedConfig, registry: Registry, component: Component, path: KeyPath, expected: type[T], *first: Any
 ) -> T:
-    """The component at a path of the config. first: the arguments that a config does not give."""
+    """The component at a config path. first: positional arguments that do not come from the config."""
     args = arguments_of(loaded, registry, component.type, component.args, (*path, "args"))
     make = functools.partial(registry[component.type], *first, **args)
     return call(loaded, (*path, "args"), component.type, make, expected)
@@ -31,7 +31,7 @@ def construct(
 def arguments_of(
     loaded: LoadedConfig, registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """The arguments at a path of the config as a component takes them, with the settings and components among them."""
+    """The arguments at a config path as the component takes them, with nested settings and components built."""
 
     def build(kind: type[Any], value: Any, at: KeyPath) -> Any:
         if kind is Tensor:
@@ -48,7 +48,7 @@ def arguments_of(
 
 
 class FunctionModule(nn.Module):
-    """A loss that is a function, where a module is taken."""
+    """Wraps a loss function where a module is needed."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class FunctionModule(nn.Module):
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """A tensor or a module on the device, also in a list or a dict; anything else as it is."""
+    """A tensor or module on the device, also inside lists and dicts; anything else unchanged."""
     if isinstance(value, (Tensor, nn.Module)):
         return value.to(device)
     if isinstance(value, list):
@@ -70,7 +70,7 @@ def moved(value: Any, device: torch.device) -> Any:
 def call(
     loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
 ) -> T:
-    """Build something. An error names its line in the config and, if it is in the user's own code, its line there."""
+    """Call a component. Errors name its line in the config and, if raised in the user's own code, the line there."""
     try:
         built = make()
     except DataError as error:

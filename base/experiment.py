@@ -1,4 +1,4 @@
-"""The parts of a run, built and ready; what a trainer gets."""
+"""The parts of a run, built and ready, as passed to a trainer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from utils.signals import SignalWatch
 
 @dataclass
 class Experiment:
-    """What training and testing have in common."""
+    """The parts shared by training and testing."""
 
     fixed: dict[str, Any]
-    """The values in the config that cannot change during the run, by dotted key; every checkpoint has them too."""
+    """Config values that cannot change during the run, by dotted key; stored in every checkpoint too."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader
@@ -33,42 +33,42 @@ class Experiment:
     criterion: Callable[[Tensor, Tensor], Tensor]
     """The loss, (outputs, targets) -> shape ()."""
     sum_loss: bool
-    """Whether the loss is a sum over the samples and not their mean."""
+    """Whether the loss is a sum over the samples rather than a mean."""
     make_metrics: Callable[[], Metrics]
-    """Makes the empty metrics of one phase."""
+    """Creates empty metrics for one phase."""
     console: Console
     signals: SignalWatch
     supervised: bool = True
-    """What the trainer says of itself: whether the model's outputs are compared with the targets."""
+    """The trainer's ``supervised``: whether outputs are compared with targets."""
 
 
 @dataclass
 class Training:
-    """What only training needs."""
+    """The parts only training needs."""
 
     batches: Batches
     validation: dict[str, Batches]
-    """By the names in the config; that of a single one is "". Empty: there is none."""
+    """By the names in the config; a single set has the name "". Empty if there is none."""
     optimizers: dict[str, ScheduledOptimizer]
-    """By their names in the config; that of a single one is ""."""
+    """By the names in the config; a single optimizer has the name ""."""
     frozen: Frozen
 
     def __post_init__(self) -> None:
         self.scheduled = next(iter(self.optimizers.values()))
         self.optimizer = self.scheduled.optimizer
-        """The single one."""
+        """The only optimizer, if there is just one."""
         self.several = len(self.optimizers) > 1 or "" not in self.optimizers
-        """Whether ``train_step`` says when each optimizer takes a step."""
+        """Whether there are several, which ``train_step`` steps itself."""
         self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
-        """Those that any optimizer trains."""
+        """Parameters trained by any optimizer."""
         self.needs_closure = any(needs_closure(each.optimizer) for each in self.optimizers.values())
         """Whether an optimizer evaluates the loss itself, as LBFGS does."""
         of_model = set(map(id, self.frozen.model.parameters()))
         self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
-        """Those of the loss, whose gradients DDP and FSDP do not exchange."""
+        """Parameters of the loss, whose gradients DDP and FSDP do not reduce."""
 
     def stateful(self) -> dict[str, Any]:
-        """What a checkpoint keeps of each optimizer and schedule, as "optimizer", or "optimizer.NAME" of several."""
+        """Optimizers and schedules for a checkpoint, as "optimizer" or, of several, "optimizer.NAME"."""
         parts = dict[str, Any]()
         for name, each in self.optimizers.items():
             suffix = f".{name}" if name else ""
@@ -80,18 +80,18 @@ class Training:
         return sum(batches.num_samples for batches in self.validation.values())
 
     def rates(self) -> dict[str, float]:
-        """The learning rates of the last step, by the names of the parameter groups."""
+        """The learning rates in the last step, by parameter group."""
         return {name: rate for each in self.optimizers.values() for name, rate in each.used_rates().items()}
 
     def move_schedules(self, monitored: float | None) -> None:
-        """After an epoch. monitored: the value that ReduceLROnPlateau follows."""
+        """Call after an epoch. monitored: the value for ReduceLROnPlateau."""
         for optimizer in self.optimizers.values():
             optimizer.schedule.after_epoch(monitored)
 
 
 @dataclass
 class Outputs:
-    """Where the results of a training run go."""
+    """Destinations of a training run's results."""
 
     writers: Writers
     checkpointer: Checkpointer

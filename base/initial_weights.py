@@ -1,4 +1,4 @@
-"""The weights that a run starts from, where its config names a file: what is taken, and all that does not fit."""
+"""Initial weights of a run from a file named in its config: what is loaded, and everything that does not match."""
 
 import glob
 from collections.abc import Iterator, Mapping
@@ -21,29 +21,29 @@ from utils.text import closest, count, listed
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
-WRAPPED = ("module.", "_orig_mod.")  # what DDP and torch.compile put before each name
+WRAPPED = ("module.", "_orig_mod.")  # prefixes added by DDP and torch.compile
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights that have been loaded into a model."""
+    """Weights loaded into a model from a file."""
 
     file: Path
     taken: dict[str, Any]
-    """By the model's names. A resumed run takes these again, and does not need the file."""
+    """By the model's names. A resumed run loads these, and does not need the file."""
     left: list[str]
-    """Names in the model that keep the values of its own initialisation."""
+    """Names in the model that keep their own initialisation."""
 
     def __str__(self) -> str:
-        """As in "8 tensors of lenet.pth; 2 of the model not taken: fc3.weight, fc3.bias"."""
-        left = f"; {len(self.left)} of the model not taken: {listed(self.left)}" if self.left else ""
+        """As in "8 tensors of lenet.pth; not loaded: fc3.weight, fc3.bias"."""
+        left = f"; not loaded: {listed(self.left)}" if self.left else ""
         return f"{count(len(self.taken), 'tensor')} of {display_path(self.file)}{left}"
 
 
 def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: ProcessGroup) -> InitialWeights | None:
-    """Load the weights that the config names, in all processes; None if it names none.
+    """Load the weights named in the config, in all processes; None if it names none.
 
-    Raises UserError at the line of the config, with all names and shapes that do not fit.
+    Raises UserError at the line in the config, with all names and shapes that do not match.
     """
     settings = loaded.config.model.weights
     if settings is None:
@@ -52,7 +52,7 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         file, weights = checkpoint.read_together(process_group, lambda: read_weights(project_path(settings.file)))
     except CheckpointError as error:
         raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
-    # not the values of the state: FSDP gathers them in the main process alone
+    # not the state's values, which FSDP gathers only in the main process
     named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     own = {name: named.get(name) for name in model.state_dict()}
     renamed, problems = _renamed(weights, own, settings)
@@ -63,13 +63,13 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         if not any(matches(name, [pattern]) for name in names):
             problems.append(Problem((*AT, "skip", index), no_match(pattern, names, what="parameter or buffer")))
     if not taken:
-        problems.append(Problem((*AT, "skip"), f"no weights of {file} are left to load"))
+        problems.append(Problem((*AT, "skip"), f"this leaves no weights of {file} to load"))
     if misfits := dict(_misfits(own, taken, left)):
         lines = [f"  {name}: {how}" for name, how in misfits.items()]
-        # not while prefixes are misspelt: it would leave out what was meant to be taken
+        # not while prefixes are misspelt: the advice would skip weights that were meant to be loaded
         advice = [] if problems else [_advice(list(misfits), names)]
         shown = "\n".join([*lines, *advice])
-        message = f"the weights of {file} do not fit this model, {loaded.config.model.type}:\n{shown}"
+        message = f"the weights in {file} do not match this model, {loaded.config.model.type}:\n{shown}"
         problems.append(Problem((*AT, "file"), message))
     if problems:
         raise config_error(loaded.document, problems)
@@ -78,18 +78,18 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, partial: bool = False) -> None:
-    """Load weights by the model's names; partial: there may be fewer than it has, but none that it does not have.
+    """Load weights by the model's names. partial: the file may lack some of them, but must not have others.
 
-    file: where they are from, for a message. Raises CheckpointError that lists what does not fit.
+    file: their origin, for messages. Raises CheckpointError listing what does not match.
     """
     try:
         unexpected = model.load_state_dict(dict(weights), strict=not partial).unexpected_keys
-    except Exception as error:  # of any kind: the user's code may get untrusted values
+    except Exception as error:  # any error: the user's code may get untrusted values
         listed = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
         reasons = listed or format_error_with_source(error)
-        raise CheckpointError(f"the weights of {file} do not fit this model:\n{reasons}") from error
+        raise CheckpointError(f"the weights in {file} do not match this model:\n{reasons}") from error
     if unexpected:
-        raise CheckpointError(f"the weights of {file} do not fit this model, which has no {unexpected[0]}")
+        raise CheckpointError(f"the weights in {file} do not match this model, which has no {unexpected[0]}")
 
 
 # ------------------------------------------------------------------ names
@@ -98,7 +98,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
 def _renamed(
     weights: Mapping[str, Any], own: Mapping[str, Any], settings: WeightsConfig
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The weights by the names that the config and the wrappers of torch leave, and what is wrong with "rename"."""
+    """The weights renamed by the config, without torch's wrapper prefixes; and problems with "rename"."""
     for wrapper in WRAPPED:
         names = [*own, *settings.rename]
         if all(name.startswith(wrapper) for name in weights) and not any(name.startswith(wrapper) for name in names):
@@ -116,34 +116,34 @@ def _renamed(
             known = list(dict.fromkeys(prefix for name in weights for prefix in _prefixes(name)))
             close = closest(old, known)
             meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(known)}"
-            message = f'no name in the file begins with "{old}"; {meant}'
+            message = f'no name in the file starts with "{old}"; {meant}'
             problems.append(Problem((*AT, "rename", old), message, at_key=True))
     return renamed, problems
 
 
 def _prefixes(name: str) -> list[str]:
-    """Of "a.b.weight": "a." and "a.b."."""
+    """The prefixes of a name: "a." and "a.b." for "a.b.weight"."""
     parts = name.split(".")[:-1]
     return [".".join(parts[: length + 1]) + "." for length in range(len(parts))]
 
 
-# ------------------------------------------------------------------ what does not fit
+# ------------------------------------------------------------------ mismatches
 
 
 def _missing(own: Mapping[str, Tensor | None], taken: Mapping[str, Any]) -> list[str]:
-    """The model's names that are not among the weights. One of two names of the same tensor is enough."""
+    """The model's names without weights. For a tensor with two names, one is enough."""
     given = {id(tensor) for name, tensor in own.items() if name in taken and tensor is not None}
     return [name for name, tensor in own.items() if name not in taken and (tensor is None or id(tensor) not in given)]
 
 
 def _misfits(own: Mapping[str, Tensor | None], taken: Mapping[str, Any], left: list[str]) -> Iterator[tuple[str, str]]:
-    """Each name that does not fit, and how."""
+    """Each name that does not match, and why."""
     for name in _missing(own, taken):
         if name not in left:
-            yield name, f"it is not in the file; the model has {_described(own[name])}"
+            yield name, f"not in the file; the model has {_described(own[name])}"
     for name, value in taken.items():
         if name not in own:
-            yield name, f"the model does not have it; the file has {_described(value)}"
+            yield name, f"not in the model; the file has {_described(value)}"
         elif own[name] is not None and not _fits(value, own[name]):
             yield name, f"the file has {_described(value)}, the model {_described(own[name])}"
 
@@ -161,11 +161,11 @@ def _described(value: Any) -> str:
 
 
 def _advice(misfits: list[str], names: Mapping[str, Any]) -> str:
-    """The patterns that would leave these out: of whole modules where nothing of them fits."""
+    """The skip patterns for these mismatches: of whole modules if nothing in them matches."""
     patterns = dict[str, None]()
     fitting = names.keys() - {*misfits}
     for name in misfits:
         whole = next((p for p in _prefixes(name) if not any(other.startswith(p) for other in fitting)), None)
         patterns[f"{glob.escape(whole)}*" if whole else glob.escape(name)] = None
     quoted = ", ".join(f'"{pattern}"' for pattern in patterns)
-    return f'To train without these weights of the file: "skip": [{quoted}]; "rename" changes prefixes of its names'
+    return f'To leave out these weights: "skip": [{quoted}]; "rename" changes prefixes of its names'

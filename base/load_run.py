@@ -1,4 +1,4 @@
-"""A trained run: its model for a script, a notebook or as a teacher; or all that test.py and the like need of it."""
+"""A trained run: its model for a script, a notebook or as a teacher, or everything that test.py and the like need."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -30,15 +30,15 @@ from utils.tree import map_tensors
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run as ``load_run`` gives it."""
+    """A run as returned by ``load_run``."""
 
     folder: Path
     checkpoint: Path
-    """The file that the weights are from."""
+    """The file with the weights."""
     model: nn.Module = field(repr=False)
     """On the CPU, in evaluation mode, without gradients."""
     class_names: tuple[str, ...] | None
-    """As they were in training; None if the data set has none."""
+    """As in training; None if the data set has none."""
     loaded: LoadedConfig = field(repr=False)
 
     @property
@@ -48,13 +48,13 @@ class LoadedRun:
 
     @functools.cached_property
     def data(self) -> BaseDataLoader:
-        """The run's data loader, which reads its data when they are first asked for. Raises UserError."""
+        """The run's data loader, which reads its data on first use. Raises UserError."""
         return build_data_loader(self.loaded)
 
     def predict(self, inputs: Any) -> Any:
-        """The model's outputs for a batch of what it takes: a tensor (B, ...), or any nest of tensors.
+        """The model's outputs for a batch of inputs: a tensor (B, ...), or any nest of tensors.
 
-        The batch goes to where the model is, and so do the outputs, which have no gradients.
+        Moves the batch to the model's device; the outputs stay there, without gradients.
         """
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
         with torch.no_grad():
@@ -62,10 +62,10 @@ class LoadedRun:
 
 
 def load_run(run: str | Path) -> LoadedRun:
-    """A run by its folder, or by a checkpoint in it, with the weights that its test evaluates.
+    """Load a run from its folder, or from a checkpoint in it, with the weights that its test evaluates.
 
-    Building its model draws no random numbers from those of a training. A relative path begins at the project's folder.
-    Raises CheckpointError if the run is missing or damaged, or if its model has another shape today.
+    Does not draw from the global random generators. Relative paths start at the project's folder. Raises
+    CheckpointError if the run is missing or damaged, or if its model has different shapes today.
     """
     import_components()
     path = project_path(str(run))
@@ -80,7 +80,7 @@ def load_run(run: str | Path) -> LoadedRun:
 
 
 def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes that a checkpoint remembers, if there are any."""
+    """The class names stored in a checkpoint, if any."""
     data = state.get("data")
     names = data.get("classes") if isinstance(data, Mapping) else None
     return tuple(map(str, names)) if isinstance(names, list) else None
@@ -88,7 +88,7 @@ def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with its trainer, to test it, predict with it or export it."""
+    """A run with its trainer, for testing, prediction or export."""
 
     folder: RunFolder
     checkpoint: Path
@@ -96,20 +96,20 @@ class TrainedRun:
     experiment: Experiment
     trainer: BaseTrainer
     state: dict[str, Any]
-    """What the checkpoint holds."""
+    """The content of the checkpoint."""
     progress: dict[str, Any]
-    """How far the run was."""
+    """Progress of the run at the checkpoint."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """Which weights these are, for a report or a file."""
+        """Identifies these weights in a report or file."""
         return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
 
 
 def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
-    """A run by its folder, or by a checkpoint in it, with the trainer that evaluates it; the same in all processes.
+    """Load a run from its folder, or from a checkpoint in it, with its trainer; the same in all processes.
 
-    Raises UserError if it is missing, damaged or does not fit its config.
+    Raises UserError if it is missing, damaged or does not match its config.
     """
     import_components()
     folder, _ = RunFolder.of(run)
@@ -125,7 +125,7 @@ def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
 
 
 def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
-    """The same state in all processes, although a run that still trains may replace the file at any moment."""
+    """Read the same state in all processes, although a run in training may replace the file at any moment."""
     try:
         while True:
             state = checkpoint.read_together(process_group, lambda: checkpoint.read(file))

@@ -1,4 +1,4 @@
-"""From the config to the loss: one, or a weighted sum of several by name."""
+"""Builds the loss from the config: a single one, or a weighted sum of several by name."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ from utils.schema import Component, KeyPath
 
 
 def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
-    """The loss, and whether it sums over the samples. A loss says so by its argument or attribute "reduction".
+    """The loss, and whether it sums over the samples, from its argument or attribute "reduction".
 
     Raises ConfigError with the source location of what cannot be built.
     """
@@ -34,7 +34,7 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
     made = {name: _build(loaded, component, ("loss", name), device) for name, component in losses.items()}
     sums = [name for name, (_, reduction) in made.items() if reduction == "sum"]
     if sums and len(sums) < len(made):
-        raise loaded.error(("loss", sums[0]), "it is a sum over the samples, and another of these losses is a mean")
+        raise loaded.error(("loss", sums[0]), "this loss is a sum over the samples, but another one is a mean")
     weights = {name: component.weight for name, component in losses.items()}
     return LossSum({name: loss for name, (loss, _) in made.items()}, weights).to(device), bool(sums)
 
@@ -60,11 +60,11 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
 
 
 def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss that knows what it is a mean over; the loss itself if that is samples.
+    """A loss that knows what it is averaged over; unchanged if that is samples.
 
-    Of torch's losses, only those that take class indices are not means over samples: cross entropy and negative log
-    likelihood leave out ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss
-    class may have a method ``count(outputs, targets)``.
+    Among torch's losses, only those for class indices are not averaged over samples: cross entropy and negative log
+    likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
+    can define a method ``count(outputs, targets)``.
     """
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)
@@ -85,19 +85,19 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class LossSum(nn.Module):
     """A weighted sum of losses by name.
 
-    Where the outputs are a dict, or the targets, a loss whose name is in it gets that part alone.
+    If outputs or targets are a dict, a loss whose name is in it gets only that entry.
     """
 
     def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
         super().__init__()
         self.losses, self.weights = dict(losses), dict(weights)
-        # under their names, so that what they learn is trained and saved
+        # registered by name, so that their parameters are trained and saved
         modules = {name: stateful_loss(loss) for name, loss in losses.items()}
         for name, module in modules.items():
             self.add_module(name, module)
         self.last_count: Tensor | float | None = None
         self.counts_differ = False
-        """Whether the losses are means over different numbers, of which no single one is right for their sum."""
+        """Whether the losses are averaged over different numbers, so that no single count is right for their sum."""
         self._parts = dict[str, Tensor]()
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
@@ -107,7 +107,7 @@ class LossSum(nn.Module):
             values[name] = loss(_part(outputs, name), part)
             count = last_count(loss)
             if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
-                count = None  # every target counts, so that the mean is one over samples
+                count = None  # every target counts: the mean is over samples
             counts.append(count)
         on_host = {count for count in counts if not isinstance(count, Tensor)}
         self.counts_differ |= len(on_host) > 1
@@ -117,7 +117,7 @@ class LossSum(nn.Module):
         return total
 
     def take_parts(self) -> dict[str, Tensor]:
-        """The values of the losses in the last call, given once."""
+        """The values of the losses in the last call, returned once."""
         parts, self._parts = self._parts, {}
         return parts
 

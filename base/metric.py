@@ -1,4 +1,4 @@
-"""What a step gives, and what a metric is."""
+"""The result of a step, and the type of a metric."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ MetricFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class StepResult(NamedTuple):
-    """What a training or evaluation step gives."""
+    """The result of a training or evaluation step."""
 
     loss: Tensor
     """Of shape ()."""
@@ -20,7 +20,7 @@ class StepResult(NamedTuple):
     targets: Tensor
     """Of shape (B, ...)."""
     log: Mapping[str, Tensor | float] = MappingProxyType({})
-    """Further values to log, of shape (), each a mean over the samples; the trainer's ``logs`` names them."""
+    """Additional values to log, of shape (), each a mean over the samples; named in the trainer's ``logs``."""
     count: Tensor | float | None = None  # type: ignore[assignment]  # tuple.count gives way
-    """What the loss is a mean over, shape (), such as the tokens that are not padding; None: samples. torch's losses of
-    class indices (cross entropy) are counted by themselves."""
+    """What the loss is averaged over, shape (), such as the tokens that are not padding; None: samples. Counted
+    automatically for torch's losses of class indices (cross entropy)."""

@@ -1,4 +1,4 @@
-"""Where the results of a run go: its writers, its checkpointer, and what extras/ adds to them."""
+"""Where the results of a run go: its writers, its checkpointer, and observers from extras/."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from utils.run_folder import RunFolder
 
 
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
-    """The writers, the checkpointer and the observer of a run folder. Only the main process gets ones that write."""
+    """The writers, checkpointer and observer of a run folder. Only the main process gets writers that write."""
     writers = _writers(loaded, folder, experiment)
     return Outputs(
         writers, _checkpointer(loaded, folder, experiment, writers), _observer(loaded, folder, experiment, writers)
@@ -37,7 +37,7 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
 
 
 def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
-    """Those of trainer.writers beside TensorBoard, by name. Raises UserError if one cannot be built."""
+    """The writers in trainer.writers other than TensorBoard, by name. Raises UserError if one cannot be built."""
     run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
     made = dict[str, Writer]()
     for index, writer in enumerate(loaded.config.trainer.writers):
@@ -55,14 +55,14 @@ def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     }
     if settings.checkpoint == "full":
         return Checkpointer(folder.checkpoints, main=processes.is_main_process, **how)
-    from utils.checkpoint.sharded import ShardedCheckpointer  # which imports what takes seconds
+    from utils.checkpoint.sharded import ShardedCheckpointer  # its imports take seconds
 
     parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
     return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
 
 
 def _observer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:
-    """What TensorBoard shows beside the curves. It is imported only where it is on."""
+    """The observer for TensorBoard's pictures and histograms, imported only if TensorBoard is on."""
     settings = loaded.config.trainer
     if not settings.writes_tensorboard:
         return Observer()

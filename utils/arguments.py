@@ -1,4 +1,4 @@
-"""Checks the arguments that a config gives a component against the component's own signature."""
+"""Checks arguments given in a config against the component's signature."""
 
 import collections.abc
 import dataclasses
@@ -23,8 +23,8 @@ from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
-NOT_JSON = ", which JSON cannot express; register a component of your own that creates it"
-# pydantic's words, and those of JSON
+NOT_JSON = ", which JSON cannot express; register your own component that creates it"
+# pydantic's terms, and those of JSON
 WORDS = {
     "Input ": "",
     "valid array": "list",
@@ -37,18 +37,18 @@ WORDS = {
 
 
 class NotJson:
-    """Marks a type that no JSON value has: a tensor, a function, a module."""
+    """Marks a type that no JSON value can have: a tensor, a function, a module."""
 
 
 def _of_torch(name: str) -> Any:
-    """torch.NAME. Without torch, which takes seconds to import, no annotation can name one of its classes."""
+    """torch.NAME if torch, which takes seconds to import, is loaded; otherwise no annotation can refer to it."""
     return getattr(sys.modules.get("torch"), name, None)
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The named parameters of a class's constructor or of a function, with resolved annotations.
 
-    Where a constructor takes **kwargs, the named parameters of the classes above it are among them.
+    If a constructor takes **kwargs, the named parameters of its base classes are included.
     """
     if inspect.isclass(component) and issubclass(component, BaseModel):
         return dict(map(_of_field, component.model_fields.items()))
@@ -74,15 +74,15 @@ def _of_field(item: tuple[str, FieldInfo]) -> tuple[str, inspect.Parameter]:
     return name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-@functools.cache  # asked for every argument of the config at each save
+@functools.cache  # called for every argument of the config at each save
 def annotations(component: Callable[..., Any], name: str) -> tuple[Any, ...]:
-    """How a parameter is annotated, in the constructor of a class and then in those of the classes above it."""
+    """The annotations of a parameter in a class's constructor, then in those of its base classes."""
     signatures = [signature.parameters for signature in _signatures(component)]
     return tuple(known[name].annotation for known in signatures if name in known)
 
 
 def takes_any_keyword(component: Callable[..., Any]) -> bool:
-    """Whether unknown names reach the component, which then has to refuse them itself."""
+    """Whether the component accepts unknown names, and so has to reject them itself."""
     return all(map(_takes_keywords, _signatures(component)))
 
 
@@ -91,10 +91,10 @@ def _takes_keywords(signature: inspect.Signature) -> bool:
 
 
 def _signatures(component: Callable[..., Any]) -> list[inspect.Signature]:
-    """That of a function, or those of a class's constructor and of the constructors above it; annotations resolved."""
+    """The signature of a function, or those of the constructors of a class and its bases; annotations resolved."""
     if not inspect.isclass(component):
         functions = [component]
-    elif "__new__" in vars(component):  # torchmetrics picks the class by the argument "task"
+    elif "__new__" in vars(component):  # torchmetrics chooses the class by the argument "task"
         functions = [component.__new__]
     else:
         functions = [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)]
@@ -107,7 +107,7 @@ def _signatures(component: Callable[..., Any]) -> list[inspect.Signature]:
 
 
 def _resolve(function: Callable[..., Any], annotation: Any) -> Any:
-    """An annotation written as a string becomes the type; one that only a type checker can resolve, Any."""
+    """Resolve an annotation written as a string; Any if only a type checker can resolve it."""
     if not isinstance(annotation, str):
         return annotation
     names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
@@ -126,10 +126,10 @@ def problems(
     complete: bool = True,
     filled: str | None = None,
 ) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the arguments of a component, as (path below "args", message).
+    """Problems with the arguments of a component, as (path below "args", message).
 
-    known: the parameters that a config may give. takes_any: it refuses unknown names itself.
-    complete: whether all that have no default must be given. filled: one that may be left out nevertheless.
+    known: the parameters that a config may set. takes_any: the component rejects unknown names itself.
+    complete: whether all parameters without a default must be given. filled: one that may be omitted nevertheless.
     """
     for name, value in args.items():
         if name in known:
@@ -148,7 +148,7 @@ def problems(
 
 
 def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the type of an argument's value, one problem per path."""
+    """Problems with the type of an argument's value, one per path."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
         yield (parameter.name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
@@ -160,7 +160,7 @@ def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[K
     except PydanticSchemaGenerationError:
         return
     except ValidationError as error:
-        found: dict[KeyPath, list[str]] = {}  # several for a union, one of each member
+        found: dict[KeyPath, list[str]] = {}  # a union has one per member
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
         for path, messages in found.items():
@@ -170,14 +170,14 @@ def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[K
 
 
 def in_json_words(message: str) -> str:
-    """pydantic's message as one about JSON."""
+    """pydantic's message, in terms of JSON."""
     for word, ours in WORDS.items():
         message = message.replace(word, ours)
     return message
 
 
 def json_type(annotation: Any) -> Any:
-    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if nothing is left."""
+    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if there is none."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
     if is_tensor(annotation):
@@ -196,7 +196,7 @@ def json_type(annotation: Any) -> Any:
     if origin is Annotated:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
     if _union(annotation):
-        # next to another type, a tensor is left out
+        # in a union with other types, a tensor is left out
         kinds = [
             kind for kind in (json_type(item) for item in inner if not _is_tensor_class(item)) if kind is not NotJson
         ]
@@ -208,7 +208,7 @@ def json_type(annotation: Any) -> Any:
 
 
 def is_tensor(annotation: Any) -> bool:
-    """Whether an argument is a tensor and nothing else, such as class weights: a config gives a list of numbers."""
+    """Whether an argument can only be a tensor, such as class weights: a config gives a list of numbers."""
     inner = set(typing.get_args(annotation)) - {type(None)} if _union(annotation) else {annotation}
     return len(inner) == 1 and _is_tensor_class(*inner)
 
@@ -218,7 +218,7 @@ def _is_tensor_class(annotation: Any) -> bool:
 
 
 def is_settings(annotation: Any) -> bool:
-    """Whether an argument is a dataclass or a pydantic model: a config gives an object with its fields."""
+    """Whether an argument is a dataclass or pydantic model: a config gives an object with its fields."""
     return isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or issubclass(annotation, BaseModel))
 
 
@@ -229,7 +229,7 @@ def is_module(annotation: Any) -> bool:
 
 
 def _literal(annotation: Any) -> Any:
-    """A Literal that takes its values alone: to pydantic, true is 1 and 3.0 is 3."""
+    """A Literal that accepts exactly its values: for pydantic, true equals 1 and 3.0 equals 3."""
     allowed = typing.get_args(annotation)
 
     def same_type(value: Any) -> Any:
@@ -280,7 +280,7 @@ def _list(annotation: Any) -> str:
 
 
 def limited(limit: Any) -> str:
-    """The limit in an annotation, as "> 0"; empty if it is something else."""
+    """The constraint in an annotation, as "> 0"; empty if it is something else."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [limit, *getattr(limit, "metadata", [])]
     return " ".join(
@@ -293,7 +293,7 @@ def _union(annotation: Any) -> bool:
 
 
 def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
-    """The part of a path that exists in a value, and what it leads to; pydantic's also name the members of unions."""
+    """The part of a path that exists in a value, and the value there; pydantic's paths also name union members."""
     found: list[str | int] = []
     for part in path:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
@@ -304,6 +304,6 @@ def inside(value: Any, path: KeyPath) -> tuple[KeyPath, Any]:
 
 
 def shortened(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+    """A value as JSON, truncated if long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

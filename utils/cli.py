@@ -1,4 +1,4 @@
-"""The command line that train.py and test.py share: common arguments, overrides, and errors as exit statuses."""
+"""Command line shared by train.py and test.py: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
 import contextlib
@@ -18,12 +18,12 @@ from utils.extras import find_extra, load_extra
 from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 
-# options that are short for a key of the config
+# options that abbreviate a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
 OptionsOf = Callable[[str | None, Sequence[str] | None], argparse.Namespace]
-"""From what a script does, and its words, to its options."""
-LIST_WIDTH = 110  # of a --list that is not printed to a terminal
+"""Parses the options of a script, from its description and arguments."""
+LIST_WIDTH = 110  # of --list when not printed to a terminal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,10 +34,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.ArgumentParser:
-    """A parser with the common arguments. about: what the script does, then its examples, for the end of the help.
+    """A parser with the common arguments. about: what the script does, then its examples, shown at the end of the help.
 
-    inputs: what the words are that are not overrides; empty if the script takes only overrides.
-    device: whether the script lets one be chosen.
+    inputs: what positional arguments other than overrides are; empty if the script accepts only overrides.
+    device: whether to add --device.
     """
     description, _, examples = about.strip().partition("\n\n")
     parser = _Parser(
@@ -70,11 +70,11 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
         help="a run folder or checkpoint; default: the run started last",
     )
     add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
-    add("--note", metavar="TEXT", help="a label of this run, for environment.json, --compare and TensorBoard")
+    add("--note", metavar="TEXT", help="a label for this run, shown in environment.json, --compare and TensorBoard")
     add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     add("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
     add("--check", action="store_true", help="check everything that a run needs, without training")
-    add("--list", nargs="?", const="", metavar="NAME", help="list what a config may name, or describe one")
+    add("--list", nargs="?", const="", metavar="NAME", help="list the components a config can use, or describe one")
     options = parse(made, argv)
     if options.resume is not None and options.init_from:
         raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
@@ -99,7 +99,7 @@ def test_options(about: str | None, argv: Sequence[str] | None) -> argparse.Name
 
 def inspect(options: argparse.Namespace) -> int | None:
     """--list, or --check, whose exit status is returned."""
-    from utils.config import load_config  # which takes long to import; this module answers before that
+    from utils.config import load_config  # slow to import
     from utils.paths import PROJECT
 
     refuse_torchrun("--check" if options.list is None else "--list")
@@ -119,9 +119,9 @@ def inspect(options: argparse.Namespace) -> int | None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs: bool = False) -> argparse.Namespace:
-    """The arguments, in any order. A KEY=VALUE that argparse took for the value of -r is moved to the overrides.
+    """Parse the arguments, in any order. A KEY=VALUE that argparse took as the value of -r becomes an override.
 
-    inputs: whether the words that are not overrides, or name a file, are inputs.
+    inputs: whether words that are not overrides, or that name a file, are inputs.
     """
     options = parser.parse_intermixed_args(argv)
     if inputs:
@@ -147,9 +147,9 @@ def refuse_torchrun(what: str) -> None:
 
 
 def answer_early(about: str | None, options_of: OptionsOf = train_options) -> None:
-    """For the top of train.py and test.py: exit if the command is --help, has a typo or asks for a list known already.
+    """For the top of train.py and test.py: exit if the command is --help, has a typo, or asks for a cached list.
 
-    Else it says that it is loading. torch, which takes seconds, is not imported for that.
+    Otherwise prints that it is loading. Does not import torch, which takes seconds.
     """
     if current().launched or "RANK" in os.environ:
         return
@@ -166,7 +166,7 @@ def answer_early(about: str | None, options_of: OptionsOf = train_options) -> No
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Says so inside, while torch is imported."""
+    """Show a notice inside the block, while torch is imported."""
     say_loading()
     try:
         yield
@@ -175,12 +175,12 @@ def loading() -> Iterator[None]:
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 for the user's mistakes, 128 + signal, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for a user's mistake, 128 + signal, 1 for anything else.
 
     If several processes fail, only the first to fail prints its error.
     """
     try:
-        status = _status(command, argv)  # before the next line: the command may join a process group
+        status = _status(command, argv)  # first: the command may join a process group
     finally:
         flush_streams()
     return current().exit(status)
@@ -203,12 +203,12 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         if not current().launched:
             raise
         return _fail(error, 1)
-    return returned if isinstance(returned, int) else 0  # that of --check
+    return returned if isinstance(returned, int) else 0  # from --check
 
 
 def _fail(error: Exception, status: int) -> int:
-    """Print the error, unless another process failed first; return the status of the first."""
-    if current().launched:  # the launcher sends it to all when the first one exits
+    """Print the error, unless another process failed first; return the status of the one that did."""
+    if current().launched:  # the launcher signals all processes when the first exits
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lost = current().peer_failure(error)
     first, status = current().claim_failure(1 if lost else status)

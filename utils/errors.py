@@ -1,4 +1,4 @@
-"""The errors that a user can fix. Each becomes one message on stderr, never a traceback."""
+"""Errors that a user can fix. Each becomes one message on stderr, never a traceback."""
 
 
 class UserError(Exception):
@@ -10,11 +10,11 @@ class ConfigError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint or run folder is missing, damaged or does not fit."""
+    """A checkpoint or run folder is missing, damaged or does not match."""
 
 
 class DataError(UserError):
-    """A data set is missing, empty or different from what the config says."""
+    """A data set is missing, empty or not what the config says."""
 
 
 class TrainingError(Exception):

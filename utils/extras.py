@@ -7,7 +7,7 @@ from utils.errors import UserError
 
 
 def find_extra(folder: str) -> ModuleType | None:
-    """The package ``extras.FOLDER``; None if it was deleted. An import that fails within it raises its own error."""
+    """The package ``extras.FOLDER``; None if it was deleted. Errors from importing it are raised."""
     name = f"extras.{folder}"
     try:
         package = importlib.import_module(name)
@@ -15,12 +15,12 @@ def find_extra(folder: str) -> ModuleType | None:
         if error.name not in ("extras", name):
             raise
         return None
-    # without a file it is what Python makes of a leftover __pycache__
+    # without a file, it is a leftover __pycache__
     return package if package.__file__ else None
 
 
 def load_extra(folder: str, asked_for: str) -> ModuleType:
-    """The package ``extras.FOLDER``. asked_for: what needs it, as "--check". Raises UserError if it was deleted."""
+    """The package ``extras.FOLDER``. asked_for: what needs it, as "--check". Raises UserError if deleted."""
     package = find_extra(folder)
     if package is None:
         raise UserError(f"{asked_for} needs extras/{folder}, which is not in this project")

@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment: with the old content or the new one, never with a part of it."""
+"""Files that survive a kill at any moment: with the old content or the new, never a part of it."""
 
 import contextlib
 import errno
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 FileSignature = tuple[int, int, int]
-"""Size in bytes, and the times of the last change of the content (mtime) and of anything (ctime), in nanoseconds."""
+"""Size in bytes; last change of the content (mtime) and of anything (ctime), in nanoseconds."""
 
 
 def file_signature(status: os.stat_result) -> FileSignature:
-    """Differs when a file was changed, replaced or renamed, even where its old mtime was restored."""
+    """A value that differs if the file was changed, replaced or renamed, even if its old mtime was restored."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that replaces this path once it is on the disk. Raises OSError and leaves nothing behind."""
+    """Write a file that replaces this path once it is on disk. Raises OSError, and then leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -54,7 +54,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read it. Raises OSError for anything else: to open a named pipe would wait forever."""
+    """Open a regular file for reading. Raises OSError for anything else: opening a named pipe would block forever."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -63,18 +63,18 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file in UTF-8. Raises OSError, or ValueError if it is something else."""
+    """The text of a regular file in UTF-8. Raises OSError, or ValueError if it is not UTF-8."""
     with open_regular(path) as file:
         return file.read().decode()
 
 
 def size(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def ends_with_newline(path: Path) -> bool:
-    """Whether a line can be appended to a file as it is: also if it is empty or not there."""
+    """Whether a line can be appended to a file as it is; also true if it is empty or missing."""
     if not size(path):
         return True
     with path.open("rb") as file:
@@ -83,7 +83,7 @@ def ends_with_newline(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and does not need it."""
+    """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and need not."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -96,8 +96,8 @@ def sync_folder(folder: Path) -> None:
 def lock_file(file: IO[str]) -> bool:
     """Lock an open file, or close it and return False if another process holds the lock.
 
-    The system releases it when the process ends, so that no stale lock is left. It is a POSIX lock, which worker
-    processes do not inherit: they outlive a killed parent by some seconds.
+    The system releases the lock when the process ends, so none becomes stale. It is a POSIX lock, which worker
+    processes do not inherit: they can outlive a killed parent by some seconds.
     """
     try:
         if sys.platform == "win32":
@@ -115,16 +115,16 @@ def lock_file(file: IO[str]) -> bool:
 
 
 class LogFile:
-    """A file that is appended to, and can be truncated to an earlier length.
+    """An append-only file that can be truncated to an earlier length.
 
-    What the disk does not take stays in memory and is written with the next append, so that a full disk neither
-    ends the training nor leaves half a line behind.
+    Data that the disk does not accept stays in memory until the next append, so a full disk neither ends the training
+    nor leaves half a line behind.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._written: int | None = None
-        self._handle: int | None = None  # kept open: to open a file takes longer than to write a line
+        self._handle: int | None = None  # kept open: opening a file takes longer than writing a line
         self._waiting = bytearray()
         self._lock = threading.Lock()  # the thread that writes checkpoints calls sync
 
@@ -135,12 +135,12 @@ class LogFile:
                 self._write()
 
     def length(self) -> int:
-        """Bytes appended so far, on the disk or not."""
+        """Bytes appended so far, whether on disk or not."""
         with self._lock:
             return self._on_disk() + len(self._waiting)
 
     def truncate(self, length: int) -> None:
-        """Remove what was appended after the file had this length, in bytes."""
+        """Remove everything after this length in bytes."""
         self.close()
         self._waiting.clear()
         self._written = None
@@ -163,7 +163,7 @@ class LogFile:
             os.close(self._handle)
             self._handle = None
 
-    __del__ = close  # a run ends in many ways
+    __del__ = close  # a run can end in many ways
 
     def _write(self) -> None:
         if not self._waiting:
@@ -173,7 +173,7 @@ class LogFile:
                 self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666
             )
             self._written = min(self._on_disk(), os.fstat(self._handle).st_size)
-            os.ftruncate(self._handle, self._written)  # what a write that failed has left
+            os.ftruncate(self._handle, self._written)  # remains of a failed write
         try:
             while self._waiting:
                 count = os.write(self._handle, self._waiting)

@@ -1,4 +1,4 @@
-"""What users of victoresque/pytorch-template type, and what it is called here."""
+"""Names used in victoresque/pytorch-template, and their equivalents here."""
 
 FORMER_NAMES = {
     "arch": '"model"',

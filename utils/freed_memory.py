@@ -1,4 +1,4 @@
-"""Memory that a step frees stays with the process, for the next step."""
+"""Keeps memory that a step frees in the process, for the next step."""
 
 import ctypes
 import functools
@@ -14,21 +14,21 @@ VARIABLES = (
     "GLIBC_TUNABLES",
 )
 WANTED = {
-    TRIM_THRESHOLD: -1,  # what is free at the end of the heap stays there
+    TRIM_THRESHOLD: -1,  # keep free memory at the end of the heap
     TOP_PAD: 2**26,  # bytes by which the heap grows
-    # bytes from which a block is the system's own: the most that glibc takes. Without such blocks, batches of 4,096
-    # have a quarter fewer faults, but batches of varying sizes leave holes in the heap: 1,820 MB in place of 1,330
+    # bytes from which a block is mapped separately: glibc's maximum. Without separate blocks, batches of 4,096 have
+    # 25 % fewer page faults, but batches of varying sizes fragment the heap: 1,820 MB instead of 1,330
     MMAP_THRESHOLD: 2**25,
 }
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let glibc keep what a step frees. Returns whether it does.
+    """Let glibc keep the memory that a step frees. Returns whether it does.
 
-    By default it gives the end of the heap back, and takes it again in the next step: with batches of 512, a fault for
-    every page. Blocks of 32 MB and more still go back. Other systems and other C libraries stay as they are, and so
-    does one that is set by an environment variable.
+    By default it returns the end of the heap to the system and requests it again in the next step: with batches of 512,
+    one page fault per page. Blocks of 32 MB or more are still returned. No effect with other systems or C libraries, or
+    if an environment variable configures malloc.
     """
     if sys.platform != "linux" or any(name in os.environ for name in VARIABLES):
         return False

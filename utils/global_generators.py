@@ -1,8 +1,8 @@
-"""Python's, NumPy's and torch's global generators, with states that are read and written in a microsecond or two.
+"""Python's, NumPy's and torch's global generators, with states that can be read and written in about 1 to 2 us.
 
-``random.getstate`` takes 20 us and ``np.random.get_state`` 70 us, as they make objects of all 624 words; a batch of
-small samples takes 200. So the state is read where it is in memory. That place is looked for once, and taken only if it
-holds what the public function gives; elsewhere (another Python, another bit generator) that function is called.
+``random.getstate`` takes 20 us and ``np.random.get_state`` 70 us, since they create objects for all 624 words; a batch
+of small samples takes 200. So the state is read in place, from memory. Its address is determined once, and used only if
+the memory matches the public function's result; otherwise (another Python or bit generator) that function is called.
 """
 
 import ctypes
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-WORDS = 624  # of 32 bits: a Mersenne twister's state, beside its position
+WORDS = 624  # of 32 bits: the state of a Mersenne twister, without its position
 
 
 class PythonGenerator:
-    """That of ``random.random`` and its like.
+    """The generator of ``random.random`` and the like.
 
-    Of each generator, two states are equal (``==``) if nothing was drawn between them. A seed has 63 bits.
+    For every generator: two states are equal (``==``) if nothing was drawn between them. A seed has 63 bits.
     """
 
     def __init__(self) -> None:
         self.generator: Any = random.random.__self__  # type: ignore[attr-defined]
         self.memory = None
-        if sys.implementation.name == "cpython":  # there the position and the words follow the head of the object
+        if sys.implementation.name == "cpython":  # the position and the words follow the object header
             _, words, _ = random.getstate()
             expected = np.array([words[-1], *words[:-1]], np.uint32)
             if type(self.generator).__basicsize__ >= object.__basicsize__ + expected.nbytes:
@@ -50,7 +50,7 @@ class PythonGenerator:
 
 
 class NumpyGenerator:
-    """That of ``np.random.rand`` and its like."""
+    """The generator of ``np.random.rand`` and the like."""
 
     def __init__(self) -> None:
         self.bit_generator = _bit_generator()
@@ -65,11 +65,11 @@ class NumpyGenerator:
         np.random.seed(seed % 2**32)
 
     def state(self) -> Any:
-        """The memory, and the normal number that is kept for the next call; None if there is none."""
+        """The memory, and the normal number cached for the next call; None if there is none."""
         if _bit_generator() is not self.bit_generator:
             self.__init__()  # type: ignore[misc]
         memory = self.memory.raw if self.memory else None
-        # one is kept only by a draw that changes the memory, so that the long way is seldom taken
+        # a normal number is cached only by a draw that changes the memory, so the slow path is rarely taken
         if memory is None or memory != self._without_normal:
             name, words, position, has_normal, normal = _numpy_state()
             if has_normal or memory is None:
@@ -79,7 +79,7 @@ class NumpyGenerator:
 
     def restore(self, state: Any) -> None:
         if isinstance(state, bytes) and self.memory:
-            np.random.seed(0)  # no normal number is kept
+            np.random.seed(0)  # clears the cached normal number
             self.memory.raw = state
         else:
             name, words, *rest = state
@@ -88,7 +88,7 @@ class NumpyGenerator:
 
 
 class TorchGenerator:
-    """That of ``torch.rand`` and its like on the CPU. Those of accelerators stay as they are."""
+    """The generator of ``torch.rand`` and the like on the CPU. Those of accelerators are unaffected."""
 
     def seed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
@@ -106,13 +106,13 @@ GlobalGenerator = PythonGenerator | NumpyGenerator | TorchGenerator
 
 @functools.cache
 def global_generators() -> dict[str, GlobalGenerator]:
-    """All of them, by the name of their library."""
+    """All generators, by the name of their library."""
     return {"python": PythonGenerator(), "numpy": NumpyGenerator(), "torch": TorchGenerator()}
 
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Whatever the block draws, the generators are afterwards as they were before."""
+    """Restore the generators after the block, whatever it draws."""
     states = {name: generator.state() for name, generator in global_generators().items()}
     try:
         yield
@@ -130,6 +130,6 @@ def _numpy_state() -> Any:
 
 
 def _memory_of(address: int, expected: Any) -> Any:
-    """The memory at an address, as a ctypes array of bytes, if it holds the expected words; otherwise None."""
+    """The memory at an address, as a ctypes array of bytes, if it contains the expected words; otherwise None."""
     memory = (ctypes.c_char * (4 * (WORDS + 1))).from_address(address)
     return memory if memory.raw == expected.tobytes() else None

@@ -1,6 +1,6 @@
-"""Arguments within arguments: settings that are a dataclass or a pydantic model, and components.
+"""Nested arguments: settings given as a dataclass or pydantic model, and components.
 
-They may be in lists and dicts too.
+They may also be inside lists and dicts.
 """
 
 import collections.abc
@@ -18,11 +18,11 @@ LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 DICTS = (dict, collections.abc.Mapping)
 
 Build = Callable[[type, Any, KeyPath], Any]
-"""Makes the object of a class (settings, a module, a tensor) from what a config gives at a path."""
+"""Creates an object (settings, a module, a tensor) from its class and the config value at a path."""
 
 
 def nested(annotation: Any, value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, type, Any]]:
-    """The settings and components in a checked value: the path to each, its class, and what the config gives."""
+    """The settings and components in a checked value: path, class and config value of each."""
     if (kind := _object_of(annotation, value)) and not is_tensor(kind):
         yield path, kind, value
     for key, inner, item in _elements(annotation, value):
@@ -30,7 +30,7 @@ def nested(annotation: Any, value: Any, path: KeyPath = ()) -> Iterator[tuple[Ke
 
 
 def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build, path: KeyPath) -> dict[str, Any]:
-    """Checked arguments with objects in place of what describes them."""
+    """Checked arguments, with settings and components replaced by the objects they describe."""
     return {
         name: _built(known[name].annotation, value, build, (*path, name)) if name in known else value
         for name, value in args.items()
@@ -38,9 +38,9 @@ def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build,
 
 
 def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked arguments with the defaults of those that are not given, also of the fields of settings."""
+    """Checked arguments with the defaults of those not given, also within settings."""
     defaults = {
-        # of settings, as a config would give them
+        # settings, as a config would give them
         name: to_jsonable_python(item.default) if is_settings(type(item.default)) else item.default
         for name, item in known.items()
         if item.default is not Parameter.empty
@@ -53,7 +53,7 @@ def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> di
 
 
 def contains_objects(annotation: Any) -> bool:
-    """Whether settings or components may be anywhere in an argument."""
+    """Whether an argument may contain settings or components at any depth."""
     return any(
         is_settings(one) or is_module(one) or any(map(contains_objects, typing.get_args(one)))
         for one in alternatives(annotation)
@@ -70,7 +70,7 @@ def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
 
 
 def _object_of(annotation: Any, value: Any) -> type | None:
-    """The class of which a value describes an object; None if it is anything else."""
+    """The class of the object that a value describes; None if it describes none."""
     kinds: list[type] = list(alternatives(annotation))
     if isinstance(value, list) and is_tensor(annotation):
         return next(filter(is_tensor, kinds))
@@ -82,7 +82,7 @@ def _object_of(annotation: Any, value: Any) -> type | None:
 
 
 def _elements(annotation: Any, value: Any) -> Iterator[tuple[str | int, Any, Any]]:
-    """The key, the annotation and the value of each element of a list or a dict."""
+    """Key, annotation and value of each element of a list or dict."""
     for one in alternatives(annotation):
         origin, inner = typing.get_origin(one), typing.get_args(one)
         if isinstance(value, list) and origin in LISTS and inner:

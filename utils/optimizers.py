@@ -1,6 +1,6 @@
-"""Optimizers: which need a closure, how their state is loaded, and a step without torch's profiler marks.
+"""Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks.
 
-Also how they do without torch's compiler, which torch imports for each of them.
+Also lets them work without torch's compiler, which torch imports for each optimizer.
 """
 
 import functools
@@ -15,15 +15,15 @@ from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as module
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
-"""Arguments of torch's optimizers that count only when the state of a parameter is made. LBFGS does not shorten a
-history that is longer than a new ``history_size``."""
+"""Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
+history longer than a new ``history_size``."""
 
 
 def import_compiler_late() -> None:
-    """Let optimizers be made, saved and loaded without torch's compiler, the import of which takes 2 s of CPU time.
+    """Let optimizers be created, saved and loaded without importing torch's compiler, which takes 2 s of CPU time.
 
-    torch keeps these methods out of what it compiles, and imports the compiler only to say so. Once something else has
-    imported it, as ``runtime.compile`` does, torch's own methods are called.
+    torch imports the compiler only to exclude these methods from compilation. Once something else has imported it, as
+    ``runtime.compile`` does, torch's own methods are called.
     """
     for name in ("add_param_group", "state_dict", "load_state_dict"):
         method: Any = getattr(Optimizer, name)
@@ -45,16 +45,17 @@ def _without_compiler(method: Any) -> Any:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether ``step`` cannot be called without a closure that evaluates the loss, as that of LBFGS."""
+    """Whether ``step`` needs a closure that evaluates the loss, as in LBFGS."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def start_momentum(optimizer: Optimizer) -> None:
-    """Give the parameters that are trained the momentum that torch's fused SGD starts with.
+    """Give parameters without a momentum the one that torch's fused SGD starts with.
 
-    Its kernel takes a momentum of all parameters or of none, and some get their first gradient later than others, as
-    thawed ones do. Zeros do the same as none without dampening; with it only a group that has some momentum gets them.
+    Its kernel needs a momentum for all parameters or for none, and some, such as thawed ones, get their first gradient
+    later than others. Without dampening, zeros are equivalent to none; with it, only groups with some momentum get
+    them.
     """
     if type(optimizer) is not SGD or not optimizer.defaults["fused"]:
         return
@@ -69,14 +70,14 @@ def start_momentum(optimizer: Optimizer) -> None:
 class UnmarkedStep:
     """``optimizer.zero_grad()`` and ``optimizer.step()`` without their marks for torch's profiler.
 
-    The marks take 12 to 20 us and 20 to 60 us although no profiler runs, of some 400 us that a step of the two-layer
-    net takes. To take this class out, call the optimizer's own methods in utils/runtime.py. Where someone waits for the
-    marks (a profiler, a hook, a scheduler before its first step) or torch has changed, the optimizer's own are called.
+    Even with no profiler running, the marks take 12 to 20 us and 20 to 60 us of the two-layer net's 400 us per step. To
+    remove this class, call the optimizer's own methods in utils/runtime.py, which are also called if something needs
+    the marks (a profiler, a hook, a scheduler before its first step) or torch has changed.
     """
 
     @staticmethod
     def zero_grad(optimizer: Optimizer) -> None:
-        if type(optimizer).zero_grad is not Optimizer.zero_grad:  # one that does more
+        if type(optimizer).zero_grad is not Optimizer.zero_grad:  # an override
             optimizer.zero_grad()
             return
         for group in optimizer.param_groups:
@@ -94,16 +95,16 @@ class UnmarkedStep:
         if compiler_is_imported() or not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
             unmarked(optimizer, *closure)
             return
-        # this wrapper of torch imports the compiler, and sets the grad mode
+        # torch's wrapper, which imports the compiler and sets the grad mode
         with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
             unmarked.__wrapped__(optimizer, *closure)
 
     @staticmethod
     def _is_watched(optimizer: Optimizer, step: Any) -> bool:
-        """Whether anything beside the optimizer takes part in its steps. step: its class's."""
+        """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
         own = vars(optimizer)
         if "step" in own and not (own.get("_opt_called") and getattr(own["step"], "__wrapped__", None) is step):
-            return True  # replaced by the user, or wrapped by a scheduler that waits for the first step
+            return True  # replaced by the user, or wrapped by a scheduler until the first step
         return bool(
             getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
             or own.get("_optimizer_step_pre_hooks", True)
@@ -116,7 +117,7 @@ class UnmarkedStep:
 def laid_out_like(value: Any, parameter: Tensor) -> Any:
     """A saved value in the memory format of its parameter.
 
-    A fused kernel walks through memory as it is laid out: a momentum in another format would go to other weights.
+    A fused kernel walks through memory as laid out: a momentum in another format would be applied to other weights.
     """
     if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
@@ -126,10 +127,10 @@ def laid_out_like(value: Any, parameter: Tensor) -> Any:
 def adapt_state(
     optimizer: Optimizer, state: dict[str, Any], *, adapt: Callable[[Any, Tensor], Any] = laid_out_like
 ) -> dict[str, Any]:
-    """A saved state as this optimizer can load it: with its own kernels, and each value as its parameter needs it."""
+    """A saved state in the form this optimizer loads: with its own kernels, and values as parameters need them."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(state["state"]) > len(parameters):
-        return state  # torch says what is wrong with it
+        return state  # torch reports what is wrong with it
 
     groups = [
         saved | {key: own[key] for key in ("fused", "foreach") if key in own}
@@ -145,13 +146,13 @@ def adapt_state(
 def missing_state(
     make: Callable[[list[Tensor]], Optimizer], parameters: Sequence[Tensor], saved: dict[int, Any]
 ) -> set[str]:
-    """What a step of an optimizer finds no state of in a saved one: of an argument, such as ``amsgrad``, that was not
-    set when the state was made.
+    """State that a step of an optimizer needs but a saved one lacks, because of an argument such as ``amsgrad`` that
+    was not set when the state was created.
 
-    make: the optimizer for some parameters. saved: the "state" of its state_dict, by the index of the parameter. One
-    that has nothing of a parameter yet is filled by the next step.
+    make: creates the optimizer for some parameters. saved: the "state" of its state_dict, by parameter index.
+    Parameters without any state yet are ignored: the next step creates it.
     """
-    made = dict[int, set[str]]()  # by the number of dimensions, on which the state of Adafactor depends
+    made = dict[int, set[str]]()  # by number of dimensions, on which Adafactor's state depends
     missing = set[str]()
     for index, parameter in enumerate(parameters):
         if saved.get(index):

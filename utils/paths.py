@@ -8,12 +8,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def project_path(path: str | Path) -> Path:
-    """A path in a config, relative to the project's folder, so that a run is the same from any working directory."""
+    """A path in a config, relative to the project's folder, so that a run does not depend on the working directory."""
     return PROJECT / Path(path).expanduser()
 
 
 def code_version() -> str:
-    """SHA-256 of the code that a run executes: processes of one run must agree on it."""
+    """SHA-256 of the code that a run executes: all processes of a run must agree on it."""
     hashed = hashlib.sha256()
     folders = ("base", "data_loader", "logger", "model", "trainer", "utils")
     for path in sorted([*PROJECT.glob("*.py"), *(file for name in folders for file in (PROJECT / name).rglob("*.py"))]):
@@ -22,7 +22,7 @@ def code_version() -> str:
 
 
 def display_path(path: Path) -> str:
-    """A path as the user would type it: relative to the working directory if it is below that."""
+    """A path as the user would type it: relative to the working directory if inside it."""
     try:
         relative = os.path.relpath(path)
     except FileNotFoundError:  # the working directory was removed

@@ -1,7 +1,7 @@
-"""Randomness as a function of numbers, so that a resumed run draws what the uninterrupted one drew.
+"""Randomness as a function of numbers, so that a resumed run draws what an uninterrupted one would.
 
 Three kinds: values computed from (seed, pass, sample index), which need no state; the global generators, whose state
-goes into checkpoints; and a scope in which the global generators are seeded and afterwards restored.
+is saved in checkpoints; and a context in which the global generators are seeded, and then restored.
 """
 
 import random
@@ -23,16 +23,14 @@ def mix(*parts: int | str) -> int:
 
 
 def mix_each(key: tuple[int | str, ...], numbers: Iterable[int]) -> list[int]:
-    """``mix(*key, number)`` for each number, in half the time. key: of at least two parts."""
+    """``mix(*key, number)`` for each number, in half the time. key: at least two parts."""
     start = repr(key)[:-1] + ", "
     hashes = [blake2b(f"{start}{number})".encode(), digest_size=8) for number in numbers]
     return [int.from_bytes(found.digest()) >> 1 for found in hashes]
 
 
 def permutation(count: int, *key: int | str) -> torch.Tensor:
-    """The numbers 0 to count - 1 in an order that depends on the key alone, int32 of shape (count,); int64 if they are
-    too large for that.
-    """
+    """The numbers 0 to count - 1 in an order determined by the key, shape (count,): int32, or int64 if too large."""
     dtype = torch.int32 if count <= 2**31 else torch.int64
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)), dtype=dtype)
 
@@ -56,9 +54,9 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 
 
 def seed_generators(*key: int | str) -> None:
-    """Seed Python's, NumPy's and torch's global generators, those of accelerators included."""
+    """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
     seed_sample(*key)
-    # torch.manual_seed would keep the stack of its callers for each kind of accelerator that is not there
+    # torch.manual_seed would record its call stack for each kind of missing accelerator
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         device = torch.get_device_module(accelerator)
         getattr(device, "manual_seed_all", device.manual_seed)(mix(*key))
@@ -80,7 +78,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Restore the states that ``generator_states`` gave."""
+    """Restore the states returned by ``generator_states``."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -94,7 +92,7 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated(*key: int | str) -> Iterator[None]:
-    """Seed the global generators inside the block; afterwards they continue as if nothing had been drawn."""
+    """Seed the global generators inside the block; then they continue as if nothing had been drawn."""
     states = generator_states()
     seed_generators(*key)
     try:
@@ -104,7 +102,7 @@ def isolated(*key: int | str) -> Iterator[None]:
 
 
 def seed_sample(*key: int | str) -> None:
-    """Seed the generators that the transforms of a sample draw from. Cheap, since it leaves accelerators out."""
+    """Seed the generators that a sample's transforms draw from. Cheap, since it skips accelerators."""
     seed = mix(*key)
     for generator in global_generators().values():
         generator.seed(seed)

@@ -1,9 +1,9 @@
-"""What a config may name: one registry per kind, filled by decorators and by the public names of torch's modules.
+"""The components a config can name: a registry per kind, filled by decorators and by the public names of libraries.
 
     @MODELS.register
     class LeNet(BaseModel): ...
 
-A config's ``"type"`` is looked up here and nowhere else, so that it can never import or run arbitrary code.
+A config's ``"type"`` is looked up only here, so a config can never import or run arbitrary code.
 """
 
 import importlib
@@ -26,10 +26,10 @@ from utils.user_code import format_error_with_source, in_project, where
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-# the users' folders, whose files register what they define
+# the users' folders, whose files register components
 FOLDERS = ("data_loader", "model", "trainer")
 
-# a class of torchmetrics for one task, as MulticlassAccuracy; Accuracy makes it from its argument "task"
+# torchmetrics' class for a single task, as MulticlassAccuracy, which Accuracy creates for its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
 _CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
 
@@ -41,25 +41,25 @@ class Registry:
     kind: str
     _: KW_ONLY
     library: str | None = None
-    """A module whose classes may be named too. It is imported only when a name is not among our own: torch takes
-    seconds, and torchmetrics alone 0.7 s."""
+    """A module whose classes can be named too. It is imported only if a name is not among our own: torch takes seconds,
+    and torchmetrics alone 0.7 s."""
     base: str | None = None
-    """The class of the library that these extend; None: the library registers its own when it is imported."""
+    """The library's base class of these components; None: the library registers them when it is imported."""
     accepts: Callable[[Any], bool] = lambda _: True
-    """Which of them."""
+    """Which of them to include."""
     passed: tuple[str, ...] = ()
-    """Names of the arguments that the project passes itself, or that a config must never give."""
+    """Arguments that the project passes itself, or that a config must never give."""
     called_with: int = 0
-    """Number of leading arguments of a function that each call gives, as outputs and targets of a loss."""
+    """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
-    """The component if a config names none."""
+    """The component used if a config names none."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def register(self, component: T) -> T:
-        """Add a class or function under its own name. Raises UserError if another one has it."""
+        """Add a class or function under its own name. Raises UserError if the name is taken."""
         name = component.__name__
         taken = self._own.get(name)
-        if taken is not None and taken.__module__ != component.__module__:  # else a notebook defines it again
+        if taken is not None and taken.__module__ != component.__module__:  # otherwise a notebook redefines it
             raise UserError(
                 f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
@@ -67,25 +67,25 @@ class Registry:
         return component
 
     def unregister(self, name: str) -> None:
-        """Forget a component that ``register`` added, as a test or a notebook does. Raises KeyError without it."""
+        """Remove a component added by ``register``, as in a test or a notebook. Raises KeyError if there is none."""
         del self._own[name]
 
     def get(self, name: str) -> Callable[..., Any] | None:
-        # again at the end: a library of ours registers its components when it is imported
+        # looked up again at the end: a library of ours registers its components on import
         return self._own.get(name) or self._from_library(name) or self._own.get(name)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        """The component of a checked name."""
+        """The component with a checked name."""
         component = self.get(name)
         assert component is not None, f"unknown {self.kind} {name}"
         return component
 
     def own(self) -> dict[str, Callable[..., Any]]:
-        """What this project registers, without the library's."""
+        """The components this project registers, without the library's."""
         return dict(sorted(self._own.items()))
 
     def names(self) -> list[str]:
-        """Every name a config may give, ours first."""
+        """All names a config can give, ours first."""
         if not self.library:
             return sorted(self._own)
         library = self._import_library()
@@ -93,7 +93,7 @@ class Registry:
         return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
 
     def suggest(self, name: str, args: Mapping[str, Any] | None = None) -> str:
-        """What to do about a name that is not registered. args: what the config gives it."""
+        """Advice about an unregistered name. args: those given in the config."""
         if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
             return suggestion
         if self.library and self._import_library() is None:
@@ -105,9 +105,9 @@ class Registry:
         return f"expected one of: {', '.join(self._own or self.names())}{rest}"
 
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
-        """How a config gives a metric of one task, as MulticlassAccuracy; empty for any other name.
+        """How to write a metric for a single task, such as MulticlassAccuracy, in a config; empty for any other name.
 
-        An argument whose default differs between the two, as "average", is named too.
+        An argument whose default differs between the two, such as "average", is named too.
         """
         word = _OF_TASK.fullmatch(name)
         if not word or "task" not in self.parameters(word[2]):
@@ -121,11 +121,11 @@ class Registry:
                 differing[key] = parameter.default
         entry = {"type": word[2], "args": {"task": task, **_CLASSES[task], **args}}
         written = json.dumps(entry).replace('"..."', "...")
-        same = f"; with {json.dumps(differing)[1:-1]} among them it gives what {name} gives" if differing else ""
-        return f"here it is {written}{same}"
+        same = f"; add {json.dumps(differing)[1:-1]} for the same result as {name}" if differing else ""
+        return f"use {written}{same}"
 
     def _unregistered(self, name: str) -> str:
-        """What to do if a file of the users' folders defines this name without registering it; empty otherwise."""
+        """Advice if a file in the users' folders defines this name without registering it; otherwise empty."""
         registered = {id(item) for registry in REGISTRIES.values() for item in registry._own.values()}
         for key, module in list(sys.modules.items()):
             item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
@@ -135,7 +135,7 @@ class Registry:
         return ""
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """What a config may give to a registered component, by name."""
+        """The arguments a config can give to a registered component, by name."""
         component = self.get(name)
         if component is None:
             return {}
@@ -144,7 +144,7 @@ class Registry:
         return {key: found[key] for key in names if key not in self.passed}
 
     def takes_any(self, name: str) -> bool:
-        """Whether a component of the project takes any argument and has to refuse unknown ones itself."""
+        """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
         return name in self._own and takes_any_keyword(self._own[name])
 
     def _from_library(self, name: str) -> Callable[..., Any] | None:
@@ -158,26 +158,26 @@ class Registry:
         return found if issubclass(found, base) and found is not base and self.accepts(found) else None
 
     def _import_library(self) -> ModuleType | None:
-        """None if it is a folder of extras/ that was deleted."""
+        """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
 
 
 def _is_loss(module: Any) -> bool:
-    # torch has no public base class of losses; what they have in common is the argument "reduction"
+    # torch has no public base class of losses; all have the argument "reduction"
     has_reduction = any("reduction" in inspect.signature(base.__init__).parameters for base in module.__mro__)
     return has_reduction and _takes_two(module.forward)
 
 
 def _is_metric(metric: Any) -> bool:
-    # wrappers take other metrics, aggregations take no targets, and a model does not output text
+    # wrappers take other metrics, aggregations take no targets, and the models do not output text
     left_out = {"metric", "wrappers", "aggregation", "text"}
-    deprecated = metric.__name__.startswith("_")  # its public name is in a module of its own
+    deprecated = metric.__name__.startswith("_")  # its public name is in another module
     return not deprecated and metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a method can be called with outputs and targets alone."""
+    """Whether a method can be called with just outputs and targets."""
     try:
         inspect.signature(function).bind(None, None, None)
     except TypeError:
@@ -187,18 +187,18 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
-OLD_REDUCTION = ("size_average", "reduce")  # torch's former names of "reduction"
+OLD_REDUCTION = ("size_average", "reduce")  # torch's former names for "reduction"
 LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
 OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
 SCHEDULERS = Registry(
     "scheduler", library="torch.optim.lr_scheduler", base="LRScheduler", passed=("optimizer", "last_epoch")
 )
-# the files of extras/writers register theirs when they are imported, which only a config that names one waits for
+# files in extras/writers register on import, which happens only if a config names one
 WRITERS = Registry("writer", library="extras.writers", passed=("run",))
 TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
 
-# the config's key for each kind
+# the config key of each kind
 REGISTRIES: dict[str, Registry] = {
     "data_loader": DATA_LOADERS,
     "validation": DATA_LOADERS,
@@ -212,14 +212,14 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def registry_inside(registry: Registry) -> Registry:
-    """Where the components that are arguments of another one are looked up: losses in a loss, else models."""
+    """Where to look up components that are arguments of another one: losses in a loss, models elsewhere."""
     return LOSSES if registry is LOSSES else MODELS
 
 
 def import_components() -> None:
-    """Import each file of the users' folders, so that what it registers is known.
+    """Import each file in the users' folders, so that its components are registered.
 
-    Raises UserError with the file and line of the user's code if one of them does not import.
+    Raises UserError with the file and line of the user's code if an import fails.
     """
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_]*.py")):
@@ -228,4 +228,4 @@ def import_components() -> None:
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
-                raise UserError(f"{in_project(path)} does not import: {format_error_with_source(error)}") from error
+                raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}") from error

@@ -22,19 +22,19 @@ from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import atomic_write, lock_file, read_text
 from utils.paths import PROJECT, project_path
 
-# what a run folder has, besides checkpoints and event files
+# files of a run folder, besides checkpoints and event files
 FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
-# what it has before the first step, besides event files
+# those that exist before the first step, besides event files
 INITIAL = FILES - {"metrics.jsonl"} | {"initial.pth", "checkpoints"}
 EVENTS = "events.out.tfevents."
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
 
-# the run folders that this process has locked
+# run folders locked by this process
 _owned: set[Path] = set()
 
 
 class RunFolder:
-    """The paths of a run's files, and what is done with the folder as a whole."""
+    """The paths of a run's files, and operations on the folder as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,20 +43,20 @@ class RunFolder:
         self.log = path / "train.log"
         self.checkpoints = path / "checkpoints"
         self.job = path / ".job"
-        """The id of the launcher's job that trains this run, so that a restart finds it."""
+        """The id of the launcher's job that trains this run, by which a restart finds it."""
         self.started = path / ".started"
-        """When the run was created, in nanoseconds since 1970: the folder's name is in local time."""
+        """When the run was created, in nanoseconds since 1970; the folder's name has the local time."""
         self.initial = path / "initial.pth"
-        """The initial weights, if they came from another run."""
+        """The initial weights, if they came from another run or file."""
 
     @classmethod
     def create(
         cls, save_dir: str, name: str, *, prepare: Callable[["RunFolder"], None] = lambda folder: None
     ) -> "RunFolder":
-        """Create save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... appended if another run started in that second.
+        """Create save_dir/name/YYYYMMDD-HHMMSS, with -2, -3 ... appended if another run started in the same second.
 
-        prepare: writes what a resume needs. The folder gets its name only after that, so that a kill at any moment
-        leaves no folder that cannot be resumed. Raises UserError if it cannot be created.
+        prepare: writes what a resume needs. The folder gets its name only afterwards, so a kill at any moment leaves no
+        folder that cannot be resumed. Raises UserError if it cannot be created.
         """
         parent = project_path(save_dir) / name
         timestamp = time.strftime("%Y%m%d-%H%M%S")
@@ -72,7 +72,7 @@ class RunFolder:
 
     @classmethod
     def newest(cls, save_dir: str, name: str | None) -> "RunFolder":
-        """The run under save_dir, of this name or of any, that was started last. Raises CheckpointError if none was."""
+        """The most recently started run under save_dir, of one name if given. Raises CheckpointError if none."""
         parent = project_path(save_dir)
         runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
@@ -81,13 +81,13 @@ class RunFolder:
 
     @classmethod
     def of_job(cls, save_dir: str, name: str, job: str) -> "RunFolder | None":
-        """The newest run under save_dir/name that the launcher's job of this id has started or resumed."""
+        """The newest run under save_dir/name that the launcher's job with this id started or resumed."""
         runs = _runs(project_path(save_dir) / name)
         return next((run for run in reversed(runs) if run._read_job().partition("\n")[0] == job), None)
 
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
-        """The run of a path: its folder, or a checkpoint in it, which is then returned too. Raises CheckpointError."""
+        """The run at a path: its folder, or a checkpoint in it, which is then returned too. Raises CheckpointError."""
         try:
             if not path.exists():
                 raise CheckpointError(f"{path}: no such run folder or checkpoint")
@@ -99,13 +99,13 @@ class RunFolder:
                 what = "run folder" if path.is_dir() else "checkpoint in a run folder"
                 raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{_a_run_in(folder)}")
             _check_files(folder)
-        except (OSError, ValueError) as error:  # a folder that may not be entered, a name that is too long
+        except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
             raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
     def checkpoint_of(cls, path: Path) -> Path:
-        """The checkpoint of a path: itself, or the best one of a run folder, or else its newest."""
+        """The checkpoint at a path: itself, or a run folder's best, or else its newest."""
         run, file = cls.of(path)
         if file is not None:
             return file
@@ -115,7 +115,7 @@ class RunFolder:
         raise CheckpointError(f"{path} has no checkpoint yet")
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, up to one that cannot be read."""
+        """The lines of metrics.jsonl, up to the first that cannot be read."""
         records = []
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             for line in read_text(self.path / "metrics.jsonl").splitlines():
@@ -128,14 +128,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:
-        """Lock this folder, until the process ends at the latest. Raises UserError if another process has locked it.
+        """Lock this folder for the block. Raises UserError if another process has locked it.
 
-        doing: what the process does with it, for that message.
+        doing: what the process does with it, for that process's message in others.
         """
         own = self.path.resolve()
         for path in (own / "checkpoints", *(own / name for name in sorted(FILES)), *own.glob(f"{EVENTS}*")):
             if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
-                raise UserError(f"{path} cannot be written: you have no permission; change it with chmod u+w")
+                raise UserError(f"{path} cannot be written: permission denied; change it with chmod u+w")
         try:
             # not twice in one process: closing the second file would release the lock of the first
             if own in _owned or not lock_file(file := (own / ".lock").open("a")):
@@ -152,7 +152,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def owned(self, process_group: ProcessGroup) -> Iterator[None]:
-        """The main process locks the folder, and all see it. Raises UserError if one does not."""
+        """Lock the folder in the main process, and check that all see it. Raises UserError if one does not."""
         with self.locked() if process_group.is_main_process else contextlib.nullcontext():
             if process_group.launched:
                 written = process_group.broadcast_object(self._write_job)
@@ -166,17 +166,17 @@ class RunFolder:
             yield
 
     def remove_empty(self) -> bool:
-        """Remove the folder if it has only the files that every run starts with. Returns whether it was removed."""
+        """Remove the folder if it contains only what every run starts with. Returns whether it was removed."""
         names = [path.name for path in self.path.iterdir() if not path.name.startswith(EVENTS)]
         if not INITIAL.issuperset(names) or any(self.checkpoints.iterdir()):
             return False
         shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other runs are in it
+        with contextlib.suppress(OSError):  # it contains other runs
             self.path.parent.rmdir()
         return not self.path.exists()
 
     def _write_job(self) -> str:
-        """Write which job trains this run, and random digits by which a process knows that it sees this very file."""
+        """Write which job trains this run, and random digits that show a process whether it sees this very file."""
         text = f"{launch()[0] or ''}\n{os.urandom(8).hex()}\n"
         replace_text(self.job, text)
         return text
@@ -191,7 +191,7 @@ class RunFolder:
         """Remove files that a killed process left incomplete."""
         for folder in (self.path, self.checkpoints):
             for path in folder.glob(".*.tmp"):
-                with contextlib.suppress(OSError):  # a folder of this name, which no process of ours has left
+                with contextlib.suppress(OSError):  # a folder with such a name, not left by us
                     path.unlink()
 
     def write_config(self, text: str) -> None:
@@ -199,19 +199,19 @@ class RunFolder:
         replace_text(self.config, text)
 
     def read_environment(self) -> dict[str, Any]:
-        """environment.json; empty if it is missing or cannot be read."""
+        """The content of environment.json; empty if it is missing or cannot be read."""
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             return dict(json.loads(read_text(self.environment)))
         return {}
 
     def write_environment(self, record: dict[str, Any], note: str | None = None) -> None:
-        """Record how this run was started or, in the list "resumed", how it was resumed.
+        """Record how this run was started or, in the list "resumed", how it was resumed. Clears its outcome.
 
-        note: the user's label of the run; "" removes it, None leaves it as it is. Its outcome is open again.
+        note: the user's label for the run; "" removes it, None leaves it unchanged.
         """
         before = self.read_environment()
         if not before and self.environment.exists():
-            with contextlib.suppress(OSError):  # it cannot be read, but perhaps be repaired
+            with contextlib.suppress(OSError):  # unreadable, but perhaps repairable
                 self.environment.rename(self.environment.with_name("environment.json.damaged"))
         if before:
             resumed = before.get("resumed", [])
@@ -221,10 +221,9 @@ class RunFolder:
         replace_text(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
-        """How the run ended, in environment.json: "finished", "stopped" or "failed: REASON". A full disk is not an
-        error here."""
+        """Record how the run ended in environment.json: "finished", "stopped" or "failed: ...". Ignores a full disk."""
         record = self.read_environment()
-        if record:  # else it failed before it began
+        if record:  # otherwise it failed before it began
             with contextlib.suppress(TrainingError):
                 replace_text(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
 
@@ -252,20 +251,20 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the project, and whether files were changed; each None if git cannot say."""
+    """The project's commit, and whether files were changed; None for either if git cannot say."""
     changed = _git("status", "--porcelain")
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
 
 
 def _runs(*parents: Path) -> list[RunFolder]:
-    """The runs in some folders in the order of their start."""
+    """The runs in some folders, in order of their start."""
     named = [path for parent in parents for path in parent.glob("*") if NAME.fullmatch(path.name)]
     runs = [RunFolder(path) for path in named if (path / "config.json").is_file()]
     return sorted(runs, key=_start)
 
 
 def _a_run_in(folder: Path) -> str:
-    """The rest of a message about a folder that is not a run, but has some, as that of an experiment or a sweep."""
+    """The end of a message about a folder that is not a run but contains some, such as a sweep's."""
     if runs := _runs(folder):
         return f"; its newest run is {runs[-1].path}"
     first = min((path.parent for path in folder.glob("*/config.json")), default=None)
@@ -273,12 +272,12 @@ def _a_run_in(folder: Path) -> str:
 
 
 def _start(run: RunFolder) -> tuple[int, str, int]:
-    """The instant at which a run was started, in nanoseconds; the name decides between runs of the same one."""
+    """When a run was started, in nanoseconds; the name breaks ties."""
     date, clock, *number = run.path.name.split("-")
     name = (date + clock, int(number[0]) if number else 1)
     with contextlib.suppress(OSError, ValueError):
         return int(read_text(run.started)), *name
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # a copy without hidden files; in whole seconds
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # a copy without hidden files: whole seconds
         started = datetime.fromisoformat(run.read_environment()["time"])
         return int(started.timestamp()) * 10**9, *name
     return 0, *name
@@ -287,7 +286,7 @@ def _start(run: RunFolder) -> tuple[int, str, int]:
 def _git(*arguments: str) -> str | None:
     try:
         return subprocess.run(
-            # its lock on the index would be left behind by a kill
+            # a kill would leave git's lock on the index behind
             ["git", "--no-optional-locks", *arguments],
             cwd=PROJECT,
             capture_output=True,
@@ -296,7 +295,7 @@ def _git(*arguments: str) -> str | None:
             timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no repository
+        return None  # no git, or not a repository
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -314,7 +313,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def _rename(folder: Path, name: Path) -> Path:
-    """Rename a folder to this name, or to the first of name-2, name-3 ... that is free."""
+    """Rename a folder to this name, or to the first free name of name-2, name-3 ..."""
     for number in itertools.count(1):
         path = name if number == 1 else name.with_name(f"{name.name}-{number}")
         try:
@@ -326,21 +325,20 @@ def _rename(folder: Path, name: Path) -> Path:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise CheckpointError if something in a run folder is not the file or folder that its name says, or unreadable.
+    """Raise CheckpointError if an entry of a run folder is unreadable, or not the kind of file that its name says.
 
-    A symbolic link: a downloaded run folder must not redirect what is written into it. A named pipe: whoever opens it
-    waits forever.
+    Symbolic links: a downloaded run folder must not redirect writes. Named pipes: opening one blocks forever.
     """
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
         mode = path.lstat().st_mode
         is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith(EVENTS)
         if stat.S_ISLNK(mode):
-            raise CheckpointError(f"{path} is a symbolic link; replace it by the file or folder it points to")
+            raise CheckpointError(f"{path} is a symbolic link; replace it with the file or folder it points to")
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
         if is_file and stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path} is a folder, and should be a file; move it away")
+            raise CheckpointError(f"{path} is a folder, but should be a file; move it away")
         if path.name in ("checkpoints", "test") and path.parent == folder and stat.S_ISREG(mode):
-            raise CheckpointError(f"{path} is a file, and should be a folder; move it away")
+            raise CheckpointError(f"{path} is a file, but should be a folder; move it away")
         if (is_file or stat.S_ISDIR(mode)) and not os.access(path, os.R_OK):
-            raise CheckpointError(f"{path} cannot be read: you have no permission; change it with chmod u+r")
+            raise CheckpointError(f"{path} cannot be read: permission denied; change it with chmod u+r")

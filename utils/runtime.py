@@ -1,4 +1,4 @@
-"""Device, precision, compilation and processes: the training step asks this and needs to know none of them."""
+"""Device, precision, compilation and processes, hidden from the training step."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +17,13 @@ from utils.tree import map_tensors
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
-# optimizers with one fused kernel for all weights, and where; the results differ by rounding alone
+# optimizers with a fused kernel for all weights, and the devices that have it; results differ only by rounding
 FUSED = {"SGD", "Adam", "AdamW"}
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes an accelerator if there is one. Raises ConfigError if it is not there."""
+    """The device with a name; "auto" picks an accelerator if available. Raises ConfigError if it does not exist."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")
@@ -44,7 +44,7 @@ class Runtime:
     """Device, precision and processes of a run. Its state is the fp16 loss scale, summed over the processes."""
 
     def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
-        """whole_states: with "fsdp", whether a state is that of the whole model, or this process's shard of it."""
+        """whole_states: with "fsdp", whether a state has the whole model or only this process's shard."""
         keep_freed_memory()
         self.settings = settings
         self.whole_states = whole_states
@@ -56,34 +56,34 @@ class Runtime:
         if self.sharded and not self.process_group.launched:
             raise ConfigError(
                 'runtime.strategy: "fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
-                "in a single one, runtime.strategy=ddp gives the same"
+                "in a single process, runtime.strategy=ddp is equivalent"
             )
         self._set_gradient_sync: Callable[[bool], None] | None = None
         self._gradient_sync: bool | None = None  # the last value that was set
         self._last_weight: tuple[float, Tensor] = (1.0, torch.ones(()))
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
-        # ``backward`` multiplies by the number of processes too, and what overflows in one must overflow in several
+        # ``backward`` also multiplies by the number of processes, so an overflow in one must be an overflow in several
         scale = 2.0**16 / self.process_group.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
 
     # ------------------------------------------------------------------ before the first step
 
     def prepare(self, model: nn.Module) -> None:
-        """Move a model to the device, in the memory format and the compiled form that it runs in."""
+        """Move a model to the device, set its memory format and compile it."""
         model.to(self.device)
         if self.sharded:
             from utils.distributed.parallel import shard
 
             self._set_gradient_sync = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
-            model.to(memory_format=torch.channels_last)  # convolutions are faster in it
+            model.to(memory_format=torch.channels_last)  # faster convolutions
         if mode := self.settings.compile:
-            # in place: the names in checkpoints stay as they are
+            # in place: keeps the names in checkpoints
             model.compile(mode=mode if isinstance(mode, str) else None)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it: with several processes, one that averages their gradients."""
+        """The model as called in training: with several processes, wrapped to average gradients."""
         if self.process_group.world_size == 1 or self.sharded:
             return model
         from utils.distributed.parallel import replicate
@@ -93,17 +93,17 @@ class Runtime:
         return replicated
 
     def supports_fused(self, optimizer: str) -> bool | None:
-        """Whether an optimizer of this name has a fused kernel here; None if it never has one."""
+        """Whether the named optimizer has a fused kernel on this device; None if it never has one."""
         if optimizer not in FUSED:
             return None
         return self.device.type in FUSED_DEVICES and not (self.sharded and optimizer == "SGD")
 
     def prepare_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make the optimizer's state independent of the machine and of the number of processes."""
+        """Make the optimizer's state independent of the device and of the number of processes."""
         if needs_closure(optimizer):
             if self.scaled:
                 raise ConfigError(
-                    f"{type(optimizer).__name__} evaluates the loss several times a step, which the loss scale of fp16 "
+                    f"{type(optimizer).__name__} evaluates the loss several times per step, which fp16 loss scaling "
                     "does not allow; set runtime.precision to bf16 or fp32"
                 )
             # LBFGS flattens gradients by view(-1), which channels_last does not allow
@@ -116,7 +116,7 @@ class Runtime:
             optimizer.register_load_state_dict_pre_hook(adapt_state)
 
     def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
-        """Where to read the state of a model and its optimizer to; None: whole tensors on the CPU."""
+        """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""
         if not self.sharded:
             return None
         from utils.distributed.parallel import placed
@@ -129,35 +129,35 @@ class Runtime:
         return NO_AUTOCAST if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def to_device(self, batch: Any) -> Any:
-        """A batch (a tensor, or any nest of tuples, named tuples, lists and dicts of them) on the device."""
+        """Move a batch to the device: a tensor, or any nest of tuples, named tuples, lists and dicts of tensors."""
         if self.on_cpu:
-            return batch  # where it was loaded
+            return batch  # already there
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
 
     def sync_gradients(self, sync: bool) -> None:
-        """Whether the processes exchange gradients in the next backward pass."""
+        """Set whether the processes reduce gradients in the next backward pass."""
         if self._set_gradient_sync is not None and sync != self._gradient_sync:
             self._set_gradient_sync(sync)
             self._gradient_sync = sync
 
     def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add the gradients of weight * loss. weight: the share of this loss in its optimizer step."""
-        weight = weight * self.process_group.world_size  # DDP and FSDP average over the processes, and this is a sum
+        """Add the gradients of weight * loss. weight: the fraction of the optimizer step that this loss makes up."""
+        weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
-        # as the gradient of the loss, the weight costs no operation of its own
+        # passed as the loss's gradient, the weight needs no operation of its own
         gradient = weight.to(loss.dtype) if isinstance(weight, Tensor) else self._as_gradient(loss, weight)
         loss.backward(gradient)  # type: ignore[no-untyped-call]
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """With several processes: replace gradients that neither DDP nor FSDP exchanges by their mean over them."""
+        """With several processes: average the gradients that neither DDP nor FSDP reduces."""
         if parameters and self.process_group.world_size > 1:
             from utils.distributed.parallel import average_gradients
 
             average_gradients(parameters)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """With several processes: the buffers of the main process for all, as DDP does before a forward pass."""
+        """With several processes: copy the main process's buffers to all, as DDP does before a forward pass."""
         if self.process_group.world_size > 1:
             from utils.distributed.parallel import broadcast_buffers
 
@@ -172,7 +172,7 @@ class Runtime:
             self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Update the parameters. False if fp16 overflowed and the step was skipped."""
+        """Update the parameters. Returns False if fp16 overflowed and the step was skipped."""
         if not self.scaled:
             UnmarkedStep.step(optimizer)
             return True
@@ -182,13 +182,13 @@ class Runtime:
         return self.scaler.get_scale() >= scale
 
     def sum_over_processes(self, loss: Tensor) -> Tensor:
-        """A loss of shape (), summed over the processes."""
+        """The sum of a loss of shape () over the processes."""
         if self.process_group.world_size == 1:
             return loss
         return loss.new_tensor(self.process_group.all_reduce_sum([loss.item()])[0])
 
     def _as_gradient(self, loss: Tensor, weight: float) -> Tensor | None:
-        """The weight as a tensor like the loss; None for 1. It is mostly that of the step before."""
+        """The weight as a tensor like the loss; None for 1. Cached, since it rarely changes between steps."""
         if weight == 1.0:
             return None
         last, tensor = self._last_weight

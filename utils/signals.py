@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: before training they end the process at once; during training, after the step."""
+"""Signals that stop a run: at once before training; after the current step during training."""
 
 import atexit
 import contextlib
@@ -18,18 +18,18 @@ from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
 from utils.streams import prepare_streams
 
-# SIGHUP: the terminal or the ssh connection was lost. The others are what batch systems send before the end of a job
+# SIGHUP: the terminal or ssh connection was lost. Batch systems send the others before a job's time is up
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-WATCHED = [number for number in signal.Signals if number.name in _NAMES]  # Windows has two of them
+WATCHED = [number for number in signal.Signals if number.name in _NAMES]  # Windows has only two
 TOGETHER = 0.5
-"""Seconds in which two SIGINTs are one: a terminal sends it to all its processes, and a launcher passes it on."""
+"""Seconds within which two SIGINTs count as one: a terminal sends it to all processes, and a launcher forwards it."""
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process with status 128 + signal and prints the command to run again.
+    """From now on, a signal ends the process with status 128 + signal and prints the command to run again.
 
-    For the top of a script: its imports take seconds, and there is nothing to save yet.
+    For the top of a script: imports take seconds, and there is nothing to save yet.
     """
     prepare_streams()
     for number in _free_signals():
@@ -37,7 +37,7 @@ def end_at_once() -> None:
 
 
 def _free_signals() -> list[signal.Signals]:
-    """Those that have no other handler: nohup ignores SIGHUP, and a project may use SIGUSR1 for something else."""
+    """Signals without another handler: nohup ignores SIGHUP, and a project may use SIGUSR1 for something else."""
     always = (signal.SIGINT, signal.SIGTERM)
     return [number for number in WATCHED if number in always or signal.getsignal(number) in (signal.SIG_DFL, _end)]
 
@@ -45,16 +45,16 @@ def _free_signals() -> list[signal.Signals]:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     command = shlex.join(["python", *sys.argv])
     status = 128 + number
-    _, first_status = current().claim_failure(status)  # differs if a launcher ends all processes after one failed
+    _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
         _say_at_once(f"stopped; nothing was changed. To run it again:\n{command}\n")
     os._exit(first_status)
 
 
 def _say_at_once(text: str, *, before: str = "") -> None:
-    """Write to standard error; not by print, which the signal may have interrupted.
+    """Write to standard error, without print, which the signal may have interrupted.
 
-    In a terminal the text takes the place of the progress bar. before: what comes before it elsewhere.
+    In a terminal the text replaces the progress bar. before: written before it elsewhere.
     """
     with contextlib.suppress(OSError):
         if os.isatty(2) and os.environ.get("TERM") != "dumb":
@@ -63,7 +63,7 @@ def _say_at_once(text: str, *, before: str = "") -> None:
 
 
 class SignalWatch:
-    """While entered, the first signal is only recorded; a later SIGINT ends the process by the previous handler.
+    """While entered, the first signal is only recorded; a later SIGINT ends the process through the previous handler.
 
     advice: what a second SIGINT prints.
     """
@@ -72,7 +72,7 @@ class SignalWatch:
         self.processes = processes or ProcessGroup()
         self.received: int | None = None
         self.advice = ""
-        self._first = 0.0  # when the first signal came, by the monotonic clock
+        self._first = 0.0  # time of the first signal, by the monotonic clock
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalWatch":
@@ -87,7 +87,7 @@ class SignalWatch:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise Stopped if any of the processes received a signal."""
+        """Raise Stopped if any process received a signal."""
         received = self.processes.signal(self.received)
         if received is not None:
             raise Stopped(received)
@@ -97,7 +97,7 @@ class SignalWatch:
             self.received = number
             self._first = time.monotonic()
             return
-        # a launcher forwards a Ctrl-C that the terminal has sent to all anyway; it also kills processes that are slow
+        # a launcher forwards a Ctrl-C that the terminal already sent to all; it also kills slow processes
         if number != signal.SIGINT or self.processes.launched or time.monotonic() < self._first + TOGETHER:
             return
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
@@ -108,24 +108,24 @@ class SignalWatch:
 
 
 def ignore_in_worker(_: int = 0) -> None:
-    """For DataLoader workers: a Ctrl-C in the terminal reaches them too, but the main process is to end them."""
+    """For DataLoader workers: a Ctrl-C in the terminal reaches them too, but the main process ends them."""
     for number in WATCHED:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # else workers of a killed process live on for seconds and print errors
+    if sys.platform == "linux":  # otherwise workers outlive a killed process by seconds and print errors
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
         parent = multiprocessing.parent_process()
         if parent and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver":
-            os._exit(1)  # the parent was killed before the call above, which then has no effect
+            os._exit(1)  # the parent was killed before the call above could take effect
 
 
 @functools.cache
 def end_workers_at_exit() -> None:
-    """Kill remaining workers at exit: multiprocessing would send them SIGTERM, which they ignore, and wait."""
+    """Kill remaining workers at exit: multiprocessing would send SIGTERM, which they ignore, and wait."""
     atexit.register(_kill_workers)
 
 
 def _kill_workers() -> None:
-    # torch's handler raises an error about workers that were killed, here for one that is meant
+    # torch's handler raises an error for killed workers, but these are killed on purpose
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:

@@ -1,4 +1,4 @@
-"""Standard output and error that never fail: closed streams, broken pipes, lost terminals, old encodings."""
+"""Standard output and error that never fail: closed streams, broken pipes, lost terminals, legacy encodings."""
 
 import contextlib
 import io
@@ -12,12 +12,12 @@ from utils.text import printable
 
 
 def prepare_streams() -> None:
-    """For the top of a script, before anything is opened: a file could get the number of a stream that is closed."""
+    """For the top of a script, before anything is opened: a file could get the number of a closed stream."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = _open(sys.stdout, 1)
     sys.stderr = _open(sys.stderr, 2)
     sys.excepthook = _say_uncaught
@@ -32,12 +32,12 @@ def _open(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:
         stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a letter that the encoding does not have
+        stream.reconfigure(errors="backslashreplace")  # for characters outside the encoding
     return stream
 
 
 def flush_streams() -> None:
-    """Write what is buffered. If nobody reads it any more, discard it, or Python would complain at exit."""
+    """Flush buffered output, or discard it if nobody reads it any more: Python would complain at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -47,17 +47,17 @@ def flush_streams() -> None:
 
 
 def is_plain(stream: TextIO | None) -> bool:
-    """Whether only plain text may be written: to a file or a pipe, or if the user or the terminal asks for it."""
+    """Whether to write plain text only: to a file or pipe, or if the user or the terminal asks for it."""
     if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return True
     try:
         return not stream.isatty()
-    except (OSError, ValueError):  # a stream that somebody closed
+    except (OSError, ValueError):  # a closed stream
         return True
 
 
 def terminal_width(otherwise: int = 80) -> int:
-    """Columns of the terminal that standard output is; another number in a file, and 80 if the terminal has none."""
+    """Columns of the terminal on standard output; ``otherwise`` for a file, and 80 if the terminal has no size."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -68,12 +68,12 @@ LOADING = "loading ..."
 
 
 def say_loading() -> None:
-    """In a terminal: that the imports, which take seconds, have begun. The next line takes its place."""
+    """In a terminal, show that the imports, which take seconds, have begun. The next output replaces it."""
     _write_to_terminal(LOADING)
 
 
 def clear_loading() -> None:
-    """Take that line away again."""
+    """Erase that notice."""
     _write_to_terminal(f"\r{' ' * len(LOADING)}\r")
 
 
@@ -85,12 +85,12 @@ def _write_to_terminal(text: str) -> None:
 
 
 def say(*values: Any, sep: str = " ") -> None:
-    """Print without control characters, which names of classes and files may contain."""
+    """Print without control characters, which class and file names may contain."""
     with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
         print(*(printable(str(value)) for value in values), sep=sep, flush=True)
 
 
 def say_error(*values: Any) -> None:
-    """Print to standard error, without control characters, or nowhere if that is gone."""
+    """Print to standard error without control characters, or nowhere if it is gone."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(*(printable(str(value)) for value in values), file=sys.stderr, flush=True)

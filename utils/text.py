@@ -1,26 +1,26 @@
-"""How numbers, times and tables are written, everywhere the same."""
+"""Formatting of numbers, times and tables, the same everywhere."""
 
 import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-# C0 and C1 control characters, marks that reverse the order of letters, line separators, and bytes that are not UTF-8
+# C0 and C1 control characters, bidirectional marks, line separators, and bytes that are not UTF-8
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_OURS = re.compile(rf"(?!\x1b\[(?:0|2|33|1;31|1;32)m){_CONTROL.pattern}")
 
 
 OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
-"""How a KEY=VALUE of the command line begins."""
+"""The beginning of a KEY=VALUE on the command line."""
 
 
 def number(value: float) -> str:
-    """With four significant digits, trailing zeros included, so that columns align: "0.1230", "1.839e+06"."""
+    """Format with four significant digits and trailing zeros, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:
-    """A time in at most six columns: "12 s", "4:56", "1h05m", "2d03h". fine: "0.4 ms", "120 ms" and "3.1 s" too."""
+    """Format a time in up to six columns: "12 s", "4:56", "1h05m", "2d03h". fine: also "0.4 ms", "120 ms", "3.1 s"."""
     whole = round(seconds)
     if fine and seconds < 0.9995:
         return f"{seconds * 1000:.{int(seconds < 0.00995)}f} ms"
@@ -39,12 +39,12 @@ def count(n: int, noun: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of aligned columns. right: the columns that are aligned to the right, as numbers are."""
+    """Lines of aligned columns. right: the columns to align right, such as numbers."""
     return ["  ".join(row).rstrip() for row in aligned(rows, right)]
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[str]]:
-    """The rows with all cells of a column as wide as the widest."""
+    """The rows, with every cell padded to the width of its column."""
     rows = list(rows)
     widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -58,25 +58,25 @@ def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[st
 
 
 def _columns(text: str) -> int:
-    """Columns of a terminal: letters of Chinese, Japanese and Korean take two."""
+    """Width in a terminal: Chinese, Japanese and Korean characters take two columns."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, which could move its cursor or worse, are shown as \\x1b and the like.
+    """Text for a terminal: control characters, which could move the cursor or worse, become \\x1b and the like.
 
-    Line breaks, tabs and the styles of logger/console.py stay.
+    Line breaks, tabs and the styles of logger/console.py are kept.
     """
     return _NOT_OURS.sub(_as_escape, text)
 
 
 def one_line(text: str) -> str:
-    """A name, which may be anybody's, as text in one line: all control characters are shown as \\x1b and the like."""
+    """Untrusted text in one line: control characters become \\x1b and the like."""
     return escape_controls(" ".join(text.split()))
 
 
 def escape_controls(text: str) -> str:
-    """All control characters as \\x1b and the like, line breaks among them."""
+    """Replace all control characters, including line breaks, by \\x1b and the like."""
     return _CONTROL.sub(_as_escape, text)
 
 
@@ -85,12 +85,12 @@ def _as_escape(found: re.Match[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message; of many, the first five and how many more there are."""
+    """Names for a message: at most five, and the number of the rest."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one is probably meant to be: a similar one, or the only one that contains it."""
+    """The known word that a misspelt one probably means: a similar one, or the only one that contains it."""
     by_lower = {name.lower(): name for name in reversed(list(known))}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
@@ -100,7 +100,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the one that was probably meant, or all there are."""
+    """The end of a message about an unknown word: the one probably meant, or all known words."""
     names = list(known)
     if close := closest(word, names):
         return f'did you mean "{close}"?'

@@ -1,6 +1,6 @@
-"""Nests of tensors: batches, outputs of a model, states of a checkpoint.
+"""Nested structures of tensors: batches, outputs of a model, states of a checkpoint.
 
-A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything else is a leaf that stays as it is.
+A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything else is a leaf and stays unchanged.
 """
 
 import copy
@@ -10,32 +10,32 @@ from typing import Any
 from torch import Tensor
 
 Keys = tuple[Any, ...]
-"""The path to a tensor in a nest: dict keys and positions."""
+"""Path to a tensor in a nest: dict keys and positions."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
-    """The same nest with every tensor replaced by what the function returns for it."""
+    """The same nest with the function applied to every tensor."""
     return map_with_keys(lambda keys, tensor: function(tensor), nest)
 
 
 def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys = ()) -> Any:
-    """As ``map_tensors``, for a function that also takes the path to the tensor."""
+    """Like ``map_tensors``, for a function that also takes the path to the tensor."""
     if isinstance(nest, Tensor):
         return function(keys, nest)
     if isinstance(nest, dict):
-        mapped = copy.copy(nest)  # not type(nest)(...): a Counter or a defaultdict is not made from pairs
+        mapped = copy.copy(nest)  # not type(nest)(...): Counter and defaultdict are not created from pairs
         for key, value in nest.items():
             mapped[key] = map_with_keys(function, value, (*keys, key))
         return mapped
     if isinstance(nest, (list, tuple)):
         items = [map_with_keys(function, item, (*keys, index)) for index, item in enumerate(nest)]
-        # a named tuple takes its fields one by one, every other sequence takes them all at once
+        # a named tuple takes its fields separately; every other sequence takes an iterable
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     return nest
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:
-    """Every tensor of a nest, in order."""
+    """Every tensor in a nest, in order."""
     if isinstance(nest, Tensor):
         yield nest
     elif isinstance(nest, dict):
@@ -47,7 +47,7 @@ def tensors(nest: Any) -> Iterator[Tensor]:
 
 
 def describe_batch(batch: Any) -> str:
-    """The shapes and types of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
+    """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
     shapes = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(batch)]
     more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
     return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__

@@ -1,4 +1,4 @@
-"""Where components are defined in the user's code, and which line of it an error came from."""
+"""Where components are defined in the user's code, and which line of it raised an error."""
 
 import inspect
 import linecache
@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.paths import PROJECT
 
-# folders of the template itself; a line in one of them does not explain an error of the user's code
+# the template's own folders; a line there does not explain an error in the user's code
 MACHINERY = {"utils", "logger", "base", "extras", "dev"}
 
 
@@ -23,18 +23,18 @@ def where(component: Callable[..., Any]) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """An error's type and message, in one paragraph."""
+    """An error's type and message in one paragraph."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def format_error_with_source(error: BaseException) -> str:
-    """An error's type and message and, below, the line of the user's code that it came from, if any."""
+    """An error's type and message and, below, the line of the user's code that raised it, if any."""
     return "\n".join(filter(None, [format_error(error), user_line(error)]))
 
 
 def user_line(error: BaseException) -> str:
-    """File, number and text of the innermost line of the user's code in a traceback; empty if there is none."""
+    """File, number and text of the innermost line of user code in a traceback; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return _code_line(error.filename, error.lineno or 1)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
@@ -42,7 +42,7 @@ def user_line(error: BaseException) -> str:
 
 
 def _is_users(path: Path) -> bool:
-    """Whether a file is the user's: in the project, and not of its machinery."""
+    """Whether a file is the user's: in the project, but not part of the template."""
     if not path.is_relative_to(PROJECT) or ".venv" in path.parts:
         return False
     parts = path.relative_to(PROJECT).parts
@@ -54,5 +54,5 @@ def _code_line(path: str, line: int) -> str:
 
 
 def in_project(path: str | Path) -> str:
-    """A path relative to the project's folder if it is inside, unchanged otherwise."""
+    """A path relative to the project's folder if inside it; otherwise unchanged."""
     return str(Path(path).relative_to(PROJECT)) if Path(path).is_relative_to(PROJECT) else str(path)

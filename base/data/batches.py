@@ -1,7 +1,7 @@
-"""Which samples make which batch: a function of (seed, pass, position), with nothing to remember but the position.
+"""Which samples make up which batch: a function of (seed, pass, position), with no state but the position.
 
-The way of the data: a position in the training data, the ranges of the batches that follow, the sample indices of a
-range, the loaded micro-batch, the micro-batches of an optimizer step. orders.py has the orders that a pass may have.
+Data flows from a position in the training data to the ranges of the following batches, the sample indices of a range,
+the loaded micro-batch, and the micro-batches of an optimizer step. orders.py has the possible orders of a pass.
 """
 
 import functools
@@ -20,12 +20,12 @@ from utils.errors import UserError
 
 
 class Position(NamedTuple):
-    """How far the data are used."""
+    """Position in the data."""
 
     passes: int = 0
     """Finished passes over the data."""
     samples: int = 0
-    """Samples of the current pass."""
+    """Samples used in the current pass."""
 
 
 START = Position()
@@ -46,15 +46,15 @@ class BatchRange(NamedTuple):
 
 @dataclass(slots=True)
 class MicroBatch:
-    """What one process loads of a batch."""
+    """The part of a batch that one process loads."""
 
     range: BatchRange
-    """The batch of all processes together."""
+    """The whole batch, over all processes."""
     size: int
     """Samples of this process; 0 if it has none."""
     data: Any
-    """The samples as the source gives them, such as (inputs, targets). With size 0 they are those of the whole batch,
-    since every process must go through the model; they count for nothing."""
+    """The samples as returned by the source, such as (inputs, targets). With size 0, those of the whole batch, since
+    every process must run the model; they do not count."""
 
 
 @dataclass(slots=True)
@@ -62,23 +62,24 @@ class StepBatches:
     """The micro-batches of one optimizer step."""
 
     micro_batches: Iterable[MicroBatch]
-    """Loaded one by one: those of a whole step would need the memory that accumulation saves. Go through them once."""
+    """Loaded one by one, since a whole step would need the memory that accumulation saves. Can be iterated once."""
     count: int
     samples: int
-    """Samples of all micro-batches and processes together."""
+    """Samples in all micro-batches and processes together."""
     position: Position
     """The position after the step."""
 
 
 class Batches:
-    """The batches of a data set, or of a part of it.
+    """The batches of a data set, or of part of it.
 
-    indices: the samples that take part, integers of shape (N,); None: all.
+    indices: the samples to use, integers of shape (N,); None: all.
     shuffle: whether each pass has a new order, with every sample once.
-    order: another order of each pass, in place of that.
-    num_workers: processes that load batches; with 0 this process loads them.
-    drop_last: leave a short last batch out, so that all have batch_size samples. Which samples those are is another
-        matter in each pass if it is shuffled.
+    order: a different order of each pass, replaces shuffle.
+    num_workers: processes that load batches; 0: this process loads them.
+    drop_last: skip an incomplete last batch, so that all have batch_size samples. If shuffled, each pass skips
+    different
+        samples.
     """
 
     def __init__(
@@ -108,15 +109,15 @@ class Batches:
         self._workers: Workers | None = None
 
     def __len__(self) -> int:
-        """Batches in one pass; a short last one counts."""
+        """Batches per pass, including an incomplete last one."""
         return -(-self.samples_per_pass // self.batch_size)
 
     def smallest_batch(self) -> int:
-        """Samples of the last batch of a pass."""
+        """Samples in the last batch of a pass."""
         return self.samples_per_pass % self.batch_size or self.batch_size
 
     def optimizer_steps(self, accumulate_steps: int) -> int:
-        """Optimizer steps in one pass; a last step of fewer micro-batches counts."""
+        """Optimizer steps per pass, including a last step with fewer micro-batches."""
         return -(-len(self) // accumulate_steps)
 
     def divide(self, rank: int, world_size: int) -> None:
@@ -126,7 +127,7 @@ class Batches:
     # ------------------------------------------------------------------ position -> ranges -> sample indices
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
-        """The batches from a position on, without end."""
+        """The batches from a position on, endlessly."""
         passes, start = position
         while True:
             batch_range = BatchRange(passes, start, min(start + self.batch_size, self.samples_per_pass))
@@ -152,14 +153,14 @@ class Batches:
         return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
 
     def _draws(self, batch_range: BatchRange) -> Tensor | slice:
-        """The sample indices of a batch; if samples repeat, the numbers of their draws (``number_repeats``)."""
+        """The sample indices of a batch; if samples repeat, numbered by draw (``number_repeats``)."""
         positions = slice(batch_range.start, batch_range.stop)
         if self.order is not None:
             return self._kept(self.order, batch_range.passes)[positions].long()
         return positions if self.indices is None else self.indices[positions].long()
 
     def _kept(self, order: Order, passes: int) -> Tensor:
-        """All draws in the order of a pass, integers of shape (N,); kept until another pass is asked for."""
+        """All draws of a pass in order, integers of shape (N,); cached until another pass is requested."""
         if self._kept_order is None or self._kept_order[0] != passes:
             samples = order(passes)
             if self.indices is not None:
@@ -173,7 +174,7 @@ class Batches:
     # ------------------------------------------------------------------ ranges -> micro-batches -> steps
 
     def load_steps(self, steps: Iterable[Sequence[BatchRange]]) -> Iterator[StepBatches]:
-        """Load the batches of some optimizer steps, given by the ranges of each."""
+        """Load the batches of optimizer steps, each given by its ranges."""
         steps, steps_ahead = itertools.tee(steps)  # worker processes load ahead
         loaded = self.load(itertools.chain.from_iterable(steps_ahead))
         for ranges in steps:
@@ -182,7 +183,7 @@ class Batches:
             yield StepBatches(micro_batches, len(ranges), samples, self.after(ranges[-1]))
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
-        """Load this process's part of some batches, in their order."""
+        """Load this process's part of some batches, in order."""
         if self.num_workers:
             yield from self._load_in_workers(ranges)
             return
@@ -199,12 +200,12 @@ class Batches:
         return self.load(itertools.islice(self.ranges(), len(self)))
 
     def _loaded_range(self, batch_range: BatchRange) -> tuple[int, BatchRange]:
-        """The size of this process's part, and what it loads: the part, or the whole batch if that is empty."""
+        """The size of this process's part, and the range it loads: that part, or the whole batch if it is empty."""
         part = self.part(batch_range)
         return part.size, part if part.size else batch_range
 
     def _uniform(self, loaded_range: BatchRange, call: int, draws: int) -> Tensor:
-        """The random numbers of a batch for one call, which are drawn for the next batches too: (draws, B)."""
+        """Random numbers for one call on a batch, (draws, B); drawn in blocks that include the next batches."""
         passes, start, stop = loaded_range
         key = self._random_key(passes)
         block = self._random_block
@@ -217,7 +218,7 @@ class Batches:
     # ------------------------------------------------------------------ worker processes
 
     def _load_in_workers(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
-        if self._workers is None:  # started once and kept from epoch to epoch
+        if self._workers is None:  # started once and kept across epochs
             self._workers = Workers(self.source, self.num_workers, self.seed, repeats=self.repeats)
         ranges, ranges_ahead = itertools.tee(ranges)
         requests = map(self._request, ranges_ahead)

@@ -1,4 +1,4 @@
-"""A data set in memory, kept on the device that trains: ``data_loader.args.device_cache``."""
+"""Keeps an in-memory data set on the training device: ``data_loader.args.device_cache``."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,15 @@ from utils.errors import DataError
 
 
 class DeviceCache:
-    """The tensors of a data set on a device, each of them once, though training and validation share them."""
+    """The tensors of a data set on a device, each stored once, even if training and validation share them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # by device and id of the first, which must therefore stay
+        # by device and id of the original, which must therefore be kept alive
         self._moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def keep(self, source: Source) -> Source:
-        """The source with its tensors on the device. Raises DataError if it has none in memory."""
+        """The source with its tensors on the device. Raises DataError if they are not in memory."""
         if not isinstance(source, TensorSource) or not source.in_memory:
             raise DataError(
                 "data_loader.args.device_cache: only tensors in memory (a TensorSource) can be kept on the device; "

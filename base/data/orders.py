@@ -1,8 +1,8 @@
 """The order of the samples in a pass over the data: a function of (seed, pass), with no state.
 
 Shuffled    every sample once
-Weighted    drawn with replacement, each in proportion to its weight
-Bucketed    the samples of another order, in batches of similar length
+Weighted    with replacement, in proportion to weights
+Bucketed    another order, rearranged into batches of similar length
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from utils.errors import DataError
 from utils.random import mix, permutation
 
 SMALLEST_POOL, LARGEST_POOL = 8, 50
-"""Batches that are sorted by length together, a quarter of all within these limits: more make their lengths more alike,
+"""Number of batches sorted by length together: a quarter of all, within these limits. More make lengths more alike,
 fewer mix the samples better."""
 
 
 class Order(Protocol):
-    """Gives the samples of a pass as positions among those that take part, integers of shape (N,)."""
+    """Returns the samples of a pass as indices into those in use, integers of shape (N,)."""
 
     @property
     def repeats(self) -> bool:
-        """Whether a sample may come more than once in a pass."""
+        """Whether a sample can occur more than once in a pass."""
         ...
 
     def __call__(self, passes: int) -> Tensor: ...
@@ -47,14 +47,14 @@ class Shuffled:
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """As many samples as there are, drawn with replacement. weights: float64 of shape (N,), from ``check_weights``."""
+    """As many draws as samples, with replacement. weights: float64 of shape (N,), from ``check_weights``."""
 
     weights: Tensor
     seed: int
     repeats: bool = True
 
     def __call__(self, passes: int) -> Tensor:
-        bounds = np.cumsum(self.weights.numpy())  # a sample is drawn by the numbers from the bound before it to its own
+        bounds = np.cumsum(self.weights.numpy())  # numbers between the previous bound and its own draw a sample
         generator = torch.Generator().manual_seed(mix(self.seed, "weighted order", passes))
         drawn = torch.rand(len(bounds), generator=generator, dtype=torch.float64).numpy() * bounds[-1]
         drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
@@ -63,9 +63,9 @@ class Weighted:
 
 @dataclass(frozen=True, eq=False)
 class Bucketed:
-    """The samples of another order, so that those of a batch are of similar length. The batches are shuffled.
+    """Rearranges another order into batches of samples with similar length, in random order.
 
-    lengths: of shape (N,). A short last batch stays the last one; which lengths it has differs from pass to pass.
+    lengths: of shape (N,). An incomplete last batch stays last; its lengths differ from pass to pass.
     """
 
     order: Order
@@ -92,57 +92,57 @@ class Bucketed:
 
 
 def number_repeats(indices: Tensor, count: int) -> Tensor:
-    """Give each draw of a sample a number of its own: its index, and count more each time that it was drawn before.
+    """Number repeated draws of a sample: its index, plus count for each time it was drawn before.
 
-    Random numbers follow from it, so that a sample that is drawn twice in a pass is augmented in two ways.
+    Random numbers follow from it, so that a sample drawn twice in a pass is augmented in two different ways.
     indices: of shape (N,), less than count. Returns int64 of shape (N,).
     """
     drawn = indices.numpy().astype(np.int64)
     by_index = np.argsort(drawn, kind="stable")
     ordered = drawn[by_index]
-    first = np.searchsorted(ordered, ordered)  # where the draws of the same sample begin
+    first = np.searchsorted(ordered, ordered)  # start of the draws of the same sample
     drawn[by_index] += (np.arange(len(drawn)) - first) * count
     return torch.from_numpy(drawn)
 
 
 def check_weights(weights: Tensor, count: int) -> Tensor:
-    """The weights of all training samples as float64 of shape (count,). Raises DataError if they cannot be weights."""
+    """Validate the weights of all training samples; float64 of shape (count,). Raises DataError."""
     weights = torch.as_tensor(weights)
     if weights.shape != (count,):
         raise DataError(
-            f"sample_weights() gives shape {tuple(weights.shape)} for {count} training samples; it should be ({count},)"
+            f"sample_weights() returned shape {tuple(weights.shape)} for {count} training samples; expected ({count},)"
         )
     weights = weights.detach().to("cpu", torch.float64)
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
         raise DataError(
-            f"sample_weights() gives {float(weights[index])} for sample {index}; a weight is a finite number >= 0"
+            f"sample_weights() returned {float(weights[index])} for sample {index}; a weight is a finite number >= 0"
         )
     return weights
 
 
 def balanced_weights(targets: Tensor) -> Tensor:
-    """Weights by which each class is drawn equally often, float64 of shape (N,). targets: class indices, (N,)."""
+    """Weights that draw each class equally often, float64 of shape (N,). targets: class indices, (N,)."""
     return (1 / torch.bincount(targets).double())[targets]
 
 
 def check_lengths(lengths: Tensor, count: int) -> Tensor:
-    """The lengths of all training samples, of shape (count,). Raises DataError if they cannot be lengths."""
+    """Validate the lengths of all training samples, shape (count,). Raises DataError."""
     lengths = torch.as_tensor(lengths).detach().cpu()
     if lengths.shape != (count,):
         raise DataError(
-            f"lengths() gives shape {tuple(lengths.shape)} for {count} training samples; it should be ({count},)"
+            f"lengths() returned shape {tuple(lengths.shape)} for {count} training samples; expected ({count},)"
         )
     if lengths.is_complex() or bool(torch.isnan(lengths).any()):
-        raise DataError("lengths() gives values that are not numbers")
+        raise DataError("lengths() returned values that are not numbers")
     return lengths
 
 
 def class_indices(source: Source) -> Tensor | None:
     """The class of every sample, int64 of shape (N,); None if the targets are something else.
 
-    They are the targets of a ``TensorSource``, or a data set's attribute ``targets``, as torchvision's have it.
+    The targets are those of a ``TensorSource``, or a data set's attribute ``targets``, as in torchvision.
     """
     targets = getattr(getattr(source, "dataset", source), "targets", None)
     if isinstance(targets, ArrayFile):

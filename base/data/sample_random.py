@@ -1,4 +1,4 @@
-"""Random numbers for the samples of a batch, as augmentation draws them."""
+"""Random numbers for augmenting the samples of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,22 +9,21 @@ from torch import Tensor
 from utils.random import uniform
 
 RandomKey = tuple[int | str, ...]
-"""What random numbers follow from, besides the index of a sample: (seed, "sample", pass)."""
+"""What random numbers depend on besides the index of a sample: (seed, "sample", pass)."""
 
 
 @dataclass(slots=True)
 class SampleRandom:
-    """Random numbers for the samples of a batch: a function of (seed, pass, index), wherever they are drawn."""
+    """Random numbers for the samples of a batch: a function of (seed, pass, index), in whichever process."""
 
     indices: Tensor | slice
-    """Indices of the samples in the data set, int64 of shape (B,), or a slice. A sample that was drawn before in the
-    pass has another number here (``number_repeats``), so that it is augmented in another way."""
+    """Indices of the samples in the data set, int64 of shape (B,), or a slice. A sample drawn before in the pass has
+    another number here (``number_repeats``), so that it is augmented differently."""
     key: RandomKey
     draw: Callable[[int, int], Tensor] | None = None
-    """Gives the numbers of a call, so many for each sample, float64 of shape (draws, B); None: they are drawn for this
-    batch alone."""
+    """Returns the random numbers of one call, float64 of shape (draws, B); None: draw them for this batch only."""
     device: torch.device | None = None
-    """Where the numbers are wanted; None: the CPU, where they are drawn."""
+    """Target device; None: the CPU, where they are drawn."""
     calls: int = field(default=0, init=False)
 
     def uniform(self, draws: int = 1) -> Tensor:
@@ -42,10 +41,10 @@ class SampleRandom:
 
 
 class RandomBlock:
-    """The random numbers of consecutive samples of a pass, drawn at once for the batches that they make.
+    """Random numbers for consecutive samples of a pass, drawn at once for several batches.
 
-    It changes no number, only the time: the numbers of crop and flip for a batch of 64 take 60 us instead of 220 us
-    (one thread), as most of that is the overhead of 20 calls of NumPy, however many samples there are.
+    This only saves time: crop and flip for a batch of 64 take 60 us instead of 220 us (one thread), most of which is
+    the overhead of 20 NumPy calls, regardless of the number of samples.
 
     indices: of the samples, as in ``SampleRandom``.
     start, stop: their positions in the order of the pass.

@@ -16,34 +16,33 @@ from utils.random import mix, mix_each
 from utils.tree import map_tensors
 
 FAR = 2**61 - 1
-"""Between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and so large that no rounding
-does: ``torch.initial_seed() / 2**63`` is the same float for two neighbouring seeds."""
+"""Difference between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and large, so that
+no rounding does: ``torch.initial_seed() / 2**63`` is the same float for two neighbouring seeds."""
 
 
 class SampleSource:
-    """Any map-style data set. Its samples are what they would be with Python's, NumPy's and torch's generators seeded
-    from (seed, pass, index) before each of them.
+    """Any map-style data set, whose samples are as if Python's, NumPy's and torch's generators were seeded from
+    (seed, pass, index) before each.
 
-    To seed all three takes 15 us, five times what a small sample takes. So only those are seeded that the data set is
-    seen to draw from: a batch in which another one moved is loaded again, with that one seeded from then on. What a
-    sample is therefore does not depend on when this was seen, nor in which process.
+    Seeding all three takes 15 us, five times as long as loading a small sample. So only generators that the data set
+    has been seen to draw from are seeded: if another one moves during a batch, the batch is loaded again with it
+    seeded, and so are all later ones. Samples therefore do not depend on when, or in which process, that was detected.
     """
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> None:
         self.dataset = dataset
         self.collate = collate
         self.drawn_from: list[str] = []
-        """The generators that are seeded, by name. Each process finds its own."""
+        """Generators to seed, by name. Each process detects its own."""
         self._first = True
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        """The samples, collated. ``collate`` finds the generators seeded too, from the batch's first draw.
+        """The samples, collated. For ``collate``, the generators are seeded too, from the batch's first draw.
 
-        Whatever is drawn, the generators are afterwards as they were: without workers, the model's dropout draws from
-        the same ones.
+        Restores the generators' state afterwards: without workers, the model's dropout draws from the same generators.
         """
         numbers = as_tensor(indices).tolist()
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
@@ -66,7 +65,7 @@ class SampleSource:
                 generators[name].restore(before[name])
 
     def _load(self, indices: list[int], draws: list[int], key: RandomKey) -> Any:
-        """draws: what the samples are seeded with, beside the key."""
+        """draws: seed the samples, together with the key."""
         dataset: Any = self.dataset
         if not self.drawn_from:
             load_all = getattr(dataset, "__getitems__", None)
@@ -87,9 +86,10 @@ class SampleSource:
         return name not in self.drawn_from and global_generators()[name].state() != before
 
     def _try_sample(self, index: int, seed: int) -> None:
-        """Look with one sample for generators that it draws from, so that no whole batch is loaded twice, and for
-        numbers that follow from one without moving it, as those of ``torch.initial_seed()`` do, or of a generator
-        that the sample puts back itself.
+        """Use one sample to detect which generators are drawn from, to avoid loading a whole batch twice.
+
+        Also detects numbers that depend on a generator without advancing it, as from ``torch.initial_seed()`` or a
+        generator that the sample restores itself.
         """
         generators = global_generators()
 
@@ -103,27 +103,27 @@ class SampleSource:
 
         first = load(seed)
         unlike = first != load(seed - FAR if seed >= FAR else seed + FAR)
-        # where it differs under the same seeds, it draws from a generator of its own, which is the data set's matter
+        # if samples differ with the same seeds, they use a generator of their own, which is up to the data set
         if first is None or (unlike and first == load(seed)):
             self.drawn_from = [*generators]
 
 
 def _as_bytes(sample: Any) -> bytes | None:
-    """What a sample holds, for a comparison; None if it cannot be written down."""
+    """The content of a sample, for comparison; None if it cannot be serialised."""
 
     def contents(tensor: Tensor) -> Any:
-        # not the tensor: pickle would write its address, and for a view all that it is a view of
+        # not the tensor itself: pickle would write its address, and for a view the whole base tensor
         return tensor.dtype, tensor.shape, tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     try:
         return pickle.dumps(map_tensors(contents, sample))
-    except Exception:  # of whatever the data set is made
+    except Exception:  # samples may contain anything
         return None
 
 
 def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Source:
-    """Data as a source of batches: a source as it is, or anything map-style, with ``__getitem__`` and ``__len__``: a
-    ``Dataset``, a list, a table of Hugging Face's datasets. Raises DataError if it is neither.
+    """Data as a source of batches: a source itself, or anything map-style, with ``__getitem__`` and ``__len__``: a
+    ``Dataset``, a list, a table from Hugging Face datasets. Raises DataError if it is neither.
     """
     methods = dir(type(data))
     if isinstance(data, Dataset) or {"__getitem__", "__len__"} <= set(methods):
@@ -131,6 +131,6 @@ def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] =
     if {"batch", "__len__"} <= set(methods):
         return data
     raise DataError(
-        f"the data are of type {type(data).__name__}; expected a data set with __getitem__ and __len__, a class "
-        "of your own with batch and __len__, or, for data that can only be read on, a StreamSource"
+        f"the data is of type {type(data).__name__}; expected a data set with __getitem__ and __len__, your own "
+        "class with batch and __len__, or, for data that can only be read sequentially, a StreamSource"
     )

@@ -1,4 +1,4 @@
-"""Where batches come from. Here: tensors in memory or arrays on disk, a batch at a time."""
+"""Sources of whole batches: here, tensors in memory or arrays on disk."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -12,28 +12,29 @@ from utils.errors import DataError
 
 
 class Source(Protocol):
-    """A data set that gives whole batches."""
+    """A data set that returns whole batches."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        """The samples of these indices, int64 of shape (B,) or a slice, as one batch."""
+        """The samples with these indices, int64 of shape (B,) or a slice, as one batch."""
         ...
 
 
 class TensorSource:
-    """A data set in memory, in the type it is stored in; a batch is indexed, augmented and transformed at once.
+    """A data set in memory in its stored dtype; whole batches are indexed, augmented and transformed at once.
 
-    inputs: (N, ...); targets: (N, ...); an ``ArrayFile`` stays on the disk, and batches are read from it.
-    augment: gets the inputs of a batch as stored, and the random numbers of its samples.
-    augment_pair: in place of it, where inputs and targets change together, as images and their masks: gets both as
-        stored, and the random numbers, and gives both back.
+    inputs: (N, ...); targets: (N, ...); an ``ArrayFile`` stays on disk, and batches are read from it.
+    augment: maps a batch of inputs as stored, and the random numbers of its samples, to augmented inputs.
+    augment_pair: used instead if inputs and targets change together, like images and masks: maps both as stored, and
+    the
+        random numbers, to both augmented.
 
             def flip(images: Tensor, masks: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
                 mirrored = (random.uniform()[0] < 0.5).view(-1, 1, 1)  # (B, 1, 1)
                 return torch.where(mirrored, images.flip(2), images), torch.where(mirrored, masks.flip(2), masks)
 
-    transform: gets the inputs of a batch as stored and gives what the model sees, such as bytes scaled to floats.
+    transform: maps inputs as stored to the model's inputs, as from bytes to scaled floats.
     """
 
     def __init__(
@@ -80,16 +81,17 @@ class TensorSource:
         return isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
 
     def _is_plain(self) -> bool:
-        """Whether a batch is what is in memory, as it is."""
+        """Whether a batch is returned exactly as stored."""
         changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
         return self.in_memory and not changed
 
     def _view(self, indices: slice) -> tuple[Tensor, Tensor]:
-        """Consecutive samples without a copy, which would take a tenth of a small net's step (64 samples of 1,000
-        floats). Raises DataError if the batch before was changed in place.
+        """Consecutive samples as a view, since a copy takes a tenth of a small net's step (64 samples of 1,000 floats).
 
-        Nothing may write into such a batch. torch's count of in-place changes, the private ``Tensor._version``, shows
-        whether something did; it does not count in inference mode, where batches must be copied.
+        Raises DataError if the previous batch was changed in place.
+
+        Such a batch must not be written to. torch's private count of in-place changes, ``Tensor._version``, shows
+        whether it was; in inference mode it does not count, so batches must be copied there.
         """
         inputs, targets = cast("tuple[Tensor, Tensor]", (self.inputs, self.targets))
         versions = (inputs._version, targets._version)
@@ -97,11 +99,10 @@ class TensorSource:
             self._versions = versions
         if versions != self._versions:
             raise DataError(
-                "the batch before was changed in place, perhaps by the model's first layer or by the loss, and since "
-                "it was not a copy, the data themselves have changed. Begin the model with x = x.clone(), or do not "
-                "write into x"
+                "the previous batch was changed in place, perhaps by the model's first layer or the loss. It was not a "
+                "copy, so the data itself has changed. Begin the model with x = x.clone(), or do not write to x"
             )
-        # a data set of a single batch gives the same tensors every time, unless someone wants their gradient
+        # a data set of one batch returns the same tensors every time, unless they require gradients
         last = self._last_view
         if last is None or last[0] != indices or last[1][0].requires_grad:
             self._last_view = last = indices, (inputs[indices], targets[indices])
@@ -109,9 +110,9 @@ class TensorSource:
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
-    """Some samples of (N, ...), copied so that whatever is done to a batch leaves the data as they are.
+    """Copy some samples of (N, ...), so that the data is safe from changes to a batch.
 
-    ``index_select`` copies whole samples: images of 32x32 in an eighth of the time that ``[]`` takes.
+    ``index_select`` copies whole samples: 32x32 images in an eighth of the time of ``[]``.
     """
     if isinstance(data, ArrayFile):
         return data.rows(indices)

@@ -1,4 +1,4 @@
-"""Data that can only be read on: samples from an iterable, without an index and mostly without a length."""
+"""Data that can only be read sequentially: samples from an iterable, without indices and usually without a length."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,25 +14,25 @@ from utils.global_generators import kept_generators
 from utils.random import seed_sample
 
 ENDLESS = 2**62
-"""Samples of a stream of unknown length; so many are never read."""
+"""Nominal length of a stream of unknown length, never reached."""
 Snapshot = dict[str, Any]
-"""Where a stream is: {"position": samples read, "passes": times that it ended, "state": its own state_dict()}."""
+"""Position in a stream: {"position": samples read, "passes": times it ended, "state": its own state_dict()}."""
 
 
 class StreamSource:
-    """A data set that can only be read on, from its beginning. A batch is made of the samples that follow.
+    """A data set that can only be read sequentially, from its start. A batch consists of the next samples.
 
-    samples: an iterable, such as a Hugging Face ``IterableDataset``; each ``iter(samples)`` begins at the first sample.
-        When it ends, it is read again, after ``samples.set_epoch(number)`` where it has this method. If it has
-        ``state_dict()`` and ``load_state_dict()``, a resumed run goes straight to its position; otherwise it reads
-        forward to it.
-    transform: applied to a sample, as for decoding and augmentation. Every process and worker reads all samples, and
-        transforms only its own; so what costs time belongs here.
-    length: samples that a validation or a test takes, the first ones. A stream for training has none.
-    collate: makes a batch of samples; None: ``collate`` of the data loader.
+    samples: an iterable, such as a Hugging Face ``IterableDataset``; each ``iter(samples)`` starts at the first sample.
+        When it ends, it is iterated again, after ``samples.set_epoch(number)`` if it has this method. If it has
+        ``state_dict()`` and ``load_state_dict()``, a resumed run restores its position; otherwise it reads up to it
+        again.
+    transform: applied to each sample, for decoding and augmentation. Every process and worker reads all samples but
+        transforms only its own, so expensive operations belong here.
+    length: number of samples, from the start, used in validation or test. A stream for training has none.
+    collate: builds a batch from samples; None: the data loader's ``collate``.
 
     Python's, NumPy's and torch's generators are seeded for each sample, from the run's seed and the sample's number.
-    Raises DataError if the samples could be read only once, as those of a generator.
+    Raises DataError if the samples can be read only once, like those of a generator.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StreamSource:
     ) -> None:
         if isinstance(samples, Iterator):
             raise DataError(
-                f"StreamSource: a {type(samples).__name__} can be read only once; give an object whose __iter__ begins "
+                f"StreamSource: a {type(samples).__name__} can be read only once; pass an object whose __iter__ starts "
                 "at the first sample each time"
             )
         self.samples: Any = samples
@@ -53,7 +53,7 @@ class StreamSource:
         self.length = length
         self.collate = collate
         self.snapshot: Snapshot | None = None
-        """Where a resumed run may begin to read."""
+        """Where a resumed run may start to read."""
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -63,9 +63,9 @@ class StreamSource:
         return ENDLESS if self.length is None else self.length
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
-        """The samples of consecutive numbers as one batch, and where the stream is then; None if it has no state."""
+        """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = as_tensor(indices).tolist()
-        with kept_generators():  # without workers, the model's dropout draws from the same ones
+        with kept_generators():  # without workers, the model's dropout draws from the same generators
             self._seek(numbers[0])
             while self._position < numbers[0]:
                 self._read(random.key)
@@ -85,7 +85,7 @@ class StreamSource:
         return {"position": self._position, "passes": self._passes, "state": state}
 
     def _seek(self, start: int) -> None:
-        """Go to the last place before a sample that is known: where the stream is, the snapshot, or the beginning."""
+        """Go to the last known position before a sample: the current one, the snapshot, or the start."""
         known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
         if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
             return
@@ -93,7 +93,7 @@ class StreamSource:
         self._begin_pass(known["state"] if known else None)
 
     def _begin_pass(self, state: Any = None) -> None:
-        """Start a new iterator. state: of the samples; None: from the first one."""
+        """Start a new iterator. state: to restore; None: from the first sample."""
         if hasattr(self.samples, "set_epoch"):
             self.samples.set_epoch(self._passes)
         if self._has_state():
@@ -113,15 +113,13 @@ class StreamSource:
             seed_sample(*key, self._position)
             sample = next(self._iterator, self)
             if sample is self:
-                raise DataError(f"StreamSource: {type(self.samples).__name__} gives no samples") from None
+                raise DataError(f"StreamSource: {type(self.samples).__name__} has no samples") from None
         self._position += 1
         return sample
 
 
 class StreamBatches(Batches):
-    """Batches of a stream. Their position counts samples from the beginning of the run, its passes stay 0, and epochs
-    are counted in steps.
-    """
+    """Batches of a stream. Positions count samples since the run began, in pass 0; epochs are counted in steps."""
 
     source: StreamSource
 
@@ -129,8 +127,8 @@ class StreamBatches(Batches):
         if num_workers > 1 and isinstance(source.samples, IterableDataset):
             name = type(source.samples).__name__
             raise DataError(
-                f"data_loader.args.num_workers: {name} is an IterableDataset, which may divide its samples among "
-                "workers by itself, while here each worker reads all of them; set num_workers to 1 or 0"
+                f"data_loader.args.num_workers: {name} is an IterableDataset, which may split its samples between "
+                "workers itself, but here each worker reads all of them; set num_workers to 1 or 0"
             )
         super().__init__(source, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._latest: Snapshot | None = None
@@ -150,23 +148,23 @@ class StreamBatches(Batches):
             yield step
 
     def _noted(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-        """Remember where the stream was after the last batch that training took, however far workers have read."""
+        """Record the stream's position after the last batch used in training, however far workers have read ahead."""
         for micro_batch in micro_batches:
             self._trained = self._latest
             yield micro_batch
 
     def samples_to_reread(self, position: Position) -> int:
-        """Samples that must be read again to resume at a position."""
+        """Number of samples to read again in order to resume at a position."""
         return position.samples - (self._trained["position"] if self._trained else 0)
 
     def state_dict(self) -> Snapshot | None:
-        """Where the stream is; None if it has no state, or nothing was read. The same for any number of processes."""
+        """The stream's position; None without state or before reading. The same for any number of processes."""
         return self._trained
 
     def load_state_dict(self, state: Snapshot | None) -> None:
-        """Raises CheckpointError if this is not the state of a stream."""
+        """Raises CheckpointError if this is not a stream's state."""
         numbers = [state.get("position"), state.get("passes")] if isinstance(state, Mapping) else []
         if state is not None and not (len(numbers) == 2 and all(type(number) is int for number in numbers)):
-            raise CheckpointError("the data in the checkpoint do not say where the stream was: data.stream")
+            raise CheckpointError("the checkpoint has no valid stream position: data.stream")
         self.close()
         self._trained = self.source.snapshot = state

@@ -1,4 +1,4 @@
-"""Processes that load batches beside the training."""
+"""Processes that load batches in the background."""
 
 import re
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from utils.signals import end_workers_at_exit, ignore_in_worker
 
 Request = tuple[bytes, RandomKey]
 """The draws of a batch, int64 of shape (B,), and the key of its random numbers. A draw is the index of a sample, plus
-the number of samples for each time that it was drawn before in the pass.
+the number of samples for each time it was drawn before in the pass.
 
-They travel as bytes, which takes half the time of NumPy's array; a tensor would be fetched from the other process,
+Sent as bytes, which takes half the time of a NumPy array; a tensor would have to be fetched from the other process,
 which may have ended by then."""
 
 
 class Workers:
-    """Processes that load batches. repeats: whether a pass may have a sample more than once."""
+    """Processes that load batches. repeats: whether a pass can contain a sample more than once."""
 
     def __init__(self, source: Source, count: int, seed: int, *, repeats: bool) -> None:
         end_workers_at_exit()
@@ -42,7 +42,7 @@ class Workers:
         )
 
     def load(self, requests: Iterator[Request]) -> Iterator[Any]:
-        """The batches of some requests, in their order; requests are taken ahead of what is given.
+        """The batches for some requests, in order; requests are consumed ahead.
 
         Raises DataError if the data set cannot be sent to another process.
         """
@@ -54,14 +54,14 @@ class Workers:
                 raise
             raise DataError(
                 f"the data set cannot be sent to worker processes: {error}\n"
-                f'They are started by the method "{get_start_method()}", which cannot send a lambda, nor a function or '
-                "class inside another one: define it at the top level of its file, or set data_loader.args.num_workers "
+                f'They are started with the method "{get_start_method()}", which cannot send a lambda, or a function '
+                "or class inside another: define it at the top level of its file, or set data_loader.args.num_workers "
                 "to 0."
             ) from error
 
 
 class _BatchDataset(Dataset[Any]):
-    """Loads the batch of a request, in a worker process. Gives a UserError, for the main process to raise."""
+    """Loads requested batches in a worker process. Returns a UserError, for the main process to raise."""
 
     def __init__(self, source: Source, repeats: bool) -> None:
         self.source = source
@@ -77,12 +77,12 @@ class _BatchDataset(Dataset[Any]):
 
 
 class _RequestSampler(Sampler[Any]):
-    """Gives the requests to the workers."""
+    """Passes requests to the workers."""
 
     def __init__(self) -> None:
         self.requests: Iterator[Request] = iter(())
 
     def __iter__(self) -> Iterator[Request]:
-        # not kept: they refer to the Batches that refer to these workers, and a cycle would outlive its use
+        # not kept: requests refer to the Batches that own these workers, and a cycle would keep both alive
         requests, self.requests = self.requests, iter(())
         yield from requests

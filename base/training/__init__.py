@@ -1,21 +1,21 @@
 """The parts of the training loop in base_trainer.py.
 
 trainer_interface  what a trainer defines and calls
-progress        what is counted: steps, epochs, the position in the data, the best value
-metrics         the loss and the metrics of a phase; library_metric holds those of torchmetrics
-loss            what a loss is a mean over, over the micro-batches and processes of a step
-parameters      which optimizer and which group trains each parameter, and what is frozen
-schedule        an optimizer with its learning rates
-optimizing      the step of several optimizers, and of one that evaluates the loss itself (LBFGS)
+progress        counters: steps, epochs, the position in the data, the best value
+metrics         the loss and metrics of a phase; library_metric wraps those of torchmetrics
+loss            what a loss is averaged over, across the micro-batches and processes of a step
+parameters      which optimizer and parameter group trains each parameter, and what is frozen
+schedule        an optimizer with its learning rate schedule
+optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
-averaging       the average of the weights, which is evaluated in their place
-first_batch     what to say when the first batch fails or looks wrong
-broadcast       whether a loss or a metric compares each output with its own target
-observer        the interface of what watches the training (TensorBoard, the test report)
-training_log    what the console, metrics.jsonl and TensorBoard get, speed and ETA included
-summary         what the console shows at the start and at the end
-run             a run in its folder: what it writes, logs, and leaves behind if it fails
-resume          which run and which checkpoint to resume, and what of the config may have changed
-state           how a trainer takes its state back, and whether a saved one fits
-saved_data      what a checkpoint remembers of the data set
+averaging       averaged weights, evaluated in place of the weights
+first_batch     messages for a first batch that fails or looks wrong
+broadcast       checks that a loss or metric compares each output with its own target
+observer        interface for watching a training (TensorBoard, the test report)
+training_log    logging to the console, metrics.jsonl and TensorBoard, including speed and ETA
+summary         console output at the start and the end
+run             a run in its folder: what it writes and logs, and what remains if it fails
+resume          which run and checkpoint to resume, and which config changes to accept
+state           restoring a trainer's state, and checking that a saved state matches
+saved_data      what a checkpoint records about the data set
 """

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is evaluated in their place."""
+"""An exponential moving average of the weights, evaluated in their place."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AveragedWeights:
-    """The average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
+    """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
     After each step: average = decay * average + (1 - decay) * weights. Buffers that are not floats are copied.
     """
@@ -21,12 +21,12 @@ class AveragedWeights:
         self.restart()
 
     def restart(self) -> None:
-        """Start over with the weights as they are."""
+        """Start over from the current weights."""
         self.averages = {name: tensor.detach().clone() for name, tensor in self._current().items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """After an optimizer step."""
+        """Call after each optimizer step."""
         averages, weights = list[Tensor](), list[Tensor]()
         for name, tensor in self._current().items():
             if tensor.is_floating_point():
@@ -34,11 +34,11 @@ class AveragedWeights:
                 weights.append(tensor)
             else:
                 self.averages[name].copy_(tensor)
-        self._average(averages, weights, 0)  # the number of updates so far does not matter to it
+        self._average(averages, weights, 0)  # it ignores the number of updates
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model has the averages as its weights, and this object the weights."""
+        """Inside the block, exchange the averages and the model's weights."""
         self._swap()
         try:
             yield
@@ -53,13 +53,13 @@ class AveragedWeights:
             self.averages[name].copy_(weights)
 
     def _current(self) -> dict[str, Tensor]:
-        """What is averaged: each tensor of the model's state once, also where two modules share it."""
+        """The tensors to average: each tensor of the model's state once, even if modules share it."""
         saved = self.model.state_dict().keys()
         tensors = (*self.model.named_parameters(), *self.model.named_buffers())
         return {name: tensor for name, tensor in tensors if name in saved}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, by all names that the model's state has."""
+        """The averages, under all names in the model's state."""
         names = {id(tensor): name for name, tensor in self._current().items()}
         every = (
             *self.model.named_parameters(remove_duplicate=False),
@@ -68,8 +68,8 @@ class AveragedWeights:
         return {name: self.averages[names[id(tensor)]] for name, tensor in every if id(tensor) in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if these are the averages of another model."""
+        """Raises ValueError if the state is from another model."""
         for name, average in self.averages.items():
             if name not in state or state[name].shape != average.shape:
-                raise ValueError(f"it has no average of {name} with the shape {tuple(average.shape)}")
+                raise ValueError(f"no average of {name} with shape {tuple(average.shape)}")
             average.copy_(state[name])

@@ -1,6 +1,6 @@
-"""Whether a loss or a metric pairs every output with its own target, and not each with all: checked on a first batch.
+"""Checks on a first batch that a loss or metric pairs every output with its own target, not with all targets.
 
-Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B), without an error and with a wrong result.
+Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an error, and the result is wrong.
 """
 
 import re
@@ -17,23 +17,23 @@ from base.metric import StepResult
 from utils.errors import ConfigError
 from utils.tree import tensors
 
-# losses that compare each element of their input with the same element of their target
+# losses that compare each input element with the same element of the target
 ELEMENTWISE = {
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
-OUTPUTS, TARGETS = 1, 2  # where a tensor comes from
+OUTPUTS, TARGETS = 1, 2  # origin of a tensor
 _TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
 
 
 class NoBroadcast(TorchFunctionMode):
-    """Inside, an operation between outputs and targets of different shapes raises ConfigError.
+    """Inside the block, an operation between outputs and targets of different shapes raises ConfigError.
 
-    Refused are torch's elementwise losses of different shapes; and any other operation between the outputs, or what has
-    been made of them in their shape, and the targets, if its result is larger than both.
+    Rejects torch's elementwise losses with different shapes, and any other operation between targets and outputs (or
+    tensors computed from them in the same shape) whose result is larger than both.
 
-    what: the loss or the metric, for the message. phase: of which the batch is the first one.
+    what: the loss or metric, for the message. phase: the phase whose first batch this is.
     """
 
     def __init__(self, what: str, phase: str, outputs: Any, targets: Any) -> None:
@@ -41,7 +41,7 @@ class NoBroadcast(TorchFunctionMode):
         self.what, self.phase = what, phase
         self._shapes = {OUTPUTS: _shapes(outputs), TARGETS: _shapes(targets)}
         self._origins: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # or a later tensor might get the id of a freed one
+        self._alive: list[Tensor] = []  # otherwise a later tensor might get the id of a freed one
         for origin, nest in ((OUTPUTS, outputs), (TARGETS, targets)):
             for tensor in tensors(nest):
                 self._mark(tensor, origin)
@@ -70,7 +70,7 @@ class NoBroadcast(TorchFunctionMode):
         self._alive.append(tensor)
 
     def _of(self, given: list[Tensor], origin: int) -> Iterator[Tensor]:
-        """Those that are the outputs, or the targets, and still have their shape."""
+        """The tensors that are outputs, or targets, and still have their shape."""
         for tensor in given:
             if self._origins.get(id(tensor)) == origin and tensor.shape in self._shapes[origin]:
                 yield tensor
@@ -88,8 +88,9 @@ class NoBroadcast(TorchFunctionMode):
 
 
 def check_same_shape(what: str, phase: str, outputs: Size, targets: Size) -> None:
-    """Raise ConfigError if an elementwise loss or metric gets different shapes. A single number may have any, and a
-    target of shape () is the same for all outputs.
+    """Raise ConfigError if an elementwise loss or metric gets different shapes.
+
+    A single number may have any shape, and a target of shape () applies to all outputs.
     """
     if outputs != targets and len(targets) and not outputs.numel() == targets.numel() == 1:
         raise mismatch(what, phase, outputs, targets)
@@ -97,7 +98,7 @@ def check_same_shape(what: str, phase: str, outputs: Size, targets: Size) -> Non
 
 def mismatch(what: str, phase: str, outputs: Size, targets: Size) -> ConfigError:
     together = _broadcast(outputs, targets)
-    effect = f"they broadcast to {tuple(together)}, which gives a wrong result" if together else "they do not fit"
+    effect = f"they broadcast to {tuple(together)}, which gives a wrong result" if together else "they do not match"
     return ConfigError(
         f"the first {phase} batch: {what} compares outputs of shape {tuple(outputs)} with targets of shape "
         f"{tuple(targets)}: {effect}.\n{_advice(outputs, targets)}"
@@ -107,10 +108,10 @@ def mismatch(what: str, phase: str, outputs: Size, targets: Size) -> ConfigError
 def _advice(outputs: Size, targets: Size) -> str:
     if outputs.numel() == targets.numel():
         if len(outputs) + 1 == len(targets) and outputs == targets[:-1]:
-            return "Let the model keep the last dimension (no squeeze), or the data loader give targets without it."
+            return "Let the model keep the last dimension (no squeeze), or the data loader return targets without it."
         if len(targets) + 1 == len(outputs) and targets == outputs[:-1]:
-            return "Let the model return outputs.squeeze(-1), or the data loader give targets[:, None]."
-    return "Let the model return outputs of the targets' shape, or the data loader give targets of the outputs' shape."
+            return "Let the model return outputs.squeeze(-1), or the data loader return targets[:, None]."
+    return "Let the model return outputs in the targets' shape, or the data loader targets in the outputs' shape."
 
 
 def _broadcast(one: Size, other: Size) -> Size | None:
@@ -126,14 +127,14 @@ def _shapes(nest: Any) -> set[Size]:
 
 
 def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Those among the arguments of a loss. By name, torch's losses call them ``input`` and ``target``."""
+    """Outputs and targets from a loss's arguments. As keywords, torch's losses call them ``input`` and ``target``."""
     named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
     outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
     return outputs, targets
 
 
 class CheckedLoss:
-    """A trainer's loss during the first batch of a phase."""
+    """Wraps a trainer's loss during the first batch of a phase."""
 
     def __init__(self, loss: Callable[..., Tensor], phase: str) -> None:
         self.loss, self.phase = loss, phase
@@ -152,8 +153,8 @@ class CheckedLoss:
 def check_next_step(trainer: Any, name: str, phase: str) -> None:
     """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
 
-    Later calls go straight to the method, so that they cost nothing. Of a loss that the trainer does not take from
-    ``self.criterion``, torch's own warning is taken.
+    Later calls go straight to the method, at no cost. For a loss that the trainer does not call through
+    ``self.criterion``, relies on torch's own warning.
     """
     step = getattr(trainer, name)
     before = vars(trainer).get(name)
@@ -164,7 +165,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
             setattr(trainer, name, before)
         loss = trainer.criterion
         watched = CheckedLoss(loss, phase)
-        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have a second name
+        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have other names too
         vars(trainer).update(dict.fromkeys(names, watched))
         try:
             with _torch_warnings(phase):
@@ -181,11 +182,11 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
 
 @contextmanager
 def _torch_warnings(phase: str) -> Iterator[None]:
-    """Raise ConfigError where torch warns that a loss broadcasts; other warnings stay what they are."""
+    """Raise ConfigError when torch warns that a loss broadcasts; let other warnings pass."""
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield
-        except UserWarning as warning:  # where warnings are errors
+        except UserWarning as warning:  # if warnings are errors
             _check_warning(warning, phase)
             raise
     for each in caught:
@@ -200,6 +201,6 @@ def _check_warning(warning: Warning | str, phase: str) -> None:
 
 
 def name_of(function: Any) -> str:
-    """The name of a loss or metric: a function, one with arguments, or a module."""
+    """The name of a loss or metric: a function, a partial function or a module."""
     function = getattr(function, "func", function)
     return str(getattr(function, "__name__", type(function).__name__))

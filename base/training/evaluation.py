@@ -28,13 +28,13 @@ class EvaluationLoop(TrainerInterface):
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.first_batch_passed = False
-        self.watched: list[Batches] = []  # those whose first batch was checked, or is next
+        self.watched: list[Batches] = []  # batches whose first batch was checked, or is next
 
     def validate(self) -> dict[str, float]:
-        """The loss and the metrics on the validation data; empty if there are none.
+        """The loss and metrics on the validation data; empty if there is none.
 
-        Of several data sets each value comes with the name of its set, as in day_loss, and without, over all of them.
-        The observer sees the first.
+        With several data sets, returns each value for every set, as in day_loss, and over all of them. The observer
+        sees the first set.
         """
         sets, observer = self.training.validation, self.outputs.observer
         if "" in sets or not sets:
@@ -46,9 +46,9 @@ class EvaluationLoop(TrainerInterface):
         return over_all.compute() | values
 
     def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
-        """The loss and the metrics over all samples of some batches, each counted once.
+        """The loss and metrics over all samples of some batches, each counted once.
 
-        also: takes the same values, as a part of all that is validated.
+        also: metrics to which the same batches are added, as a part of all validation data.
         """
         metrics = self.experiment.make_metrics()
         watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
@@ -71,9 +71,9 @@ class EvaluationLoop(TrainerInterface):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the model has the weights that are evaluated, in evaluation mode and without gradients."""
+        """Inside the block, the model has the weights to evaluate, in evaluation mode and without gradients."""
         self.model.eval()
-        # whatever a model draws in evaluation leaves the generators as they were for training
+        # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
         with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What to say when the first batch fails, looks wrong, or a loss is not finite."""
+"""Messages for a first batch that fails or looks wrong, and for a loss that is not finite."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,15 +22,15 @@ from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
-ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's words
+ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-SUM_TOLERANCE = 0.02  # of the probabilities of a sample, in bf16 too
+SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
 
 
 def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, phase: str) -> None:
-    """Have the next batch of a BaseTrainer checked as the first one of these batches, unless one of them was before.
+    """Check the next batch of a BaseTrainer as the first of these batches, unless that has been done before.
 
-    step: "train_step" or "eval_step", which the batch goes through. phase: "training" or "evaluation".
+    step: "train_step" or "eval_step", which gets the batch. phase: "training" or "evaluation".
     """
     if batches in trainer.watched:
         return
@@ -41,26 +41,24 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, p
 
 
 def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
-    """The error to raise for one in a BaseTrainer's step: in the first batch, most often two parts of the config do not
-    fit each other.
-    """
+    """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match."""
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
     if trainer.first_batch_passed:
         return error
     class_names = trainer.experiment.data.class_names
-    classes = f" The data have {len(class_names)} classes." if class_names else ""
+    classes = f" The data set has {len(class_names)} classes." if class_names else ""
     line = user_line(error) or f"  {format_error(error)}"
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
-        f"{line}\nDo the shapes of data_loader, model and loss in the config fit each other?{classes}"
+        f"{line}\nDo the shapes of data_loader, model and loss in the config match?{classes}"
     )
 
 
 def check_smallest_batch(trainer: Any) -> None:
-    """Raise UserError, before the first step, if the last training batch is one sample that BatchNorm cannot take.
+    """Raise UserError before the first step if the last training batch is a single sample, which BatchNorm rejects.
 
-    With several processes a forward pass is not for one of them alone to try; the step itself then fails.
+    Skipped with several processes, where no process can run a forward pass alone; the step itself then fails.
     """
     batches, model = trainer.training.batches, trainer.experiment.model
     size = batches.smallest_batch()
@@ -69,7 +67,7 @@ def check_smallest_batch(trainer: Any) -> None:
         return
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     stop = batches.samples_per_pass
-    compiled = trainer.runtime.settings.compile  # which would take longer than all the rest
+    compiled = trainer.runtime.settings.compile  # which would take longer than everything else
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with isolated("smallest batch"), torch.no_grad(), eager:
         [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
@@ -89,36 +87,36 @@ def check_smallest_batch(trainer: Any) -> None:
 def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
     where = f"the last batch of an epoch ({samples:,} samples in batches of {batch_size})" if samples else "this batch"
     return UserError(
-        f"{where} is one sample, of which BatchNorm cannot take the variance in training: {error}\n"
-        "Set data_loader.args.drop_last=true to leave a short last batch out, or another data_loader.args.batch_size."
+        f"{where} has a single sample, whose variance BatchNorm cannot compute in training: {error}\n"
+        "Set data_loader.args.drop_last=true to skip an incomplete last batch, or change data_loader.args.batch_size."
     )
 
 
 def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
-    """What is surely a mistake in a BaseTrainer's first batch that went through all the same.
+    """Likely mistakes in a BaseTrainer's first batch that ran without an error.
 
-    Raises ConfigError if the step has not called the loss of the config.
+    Raises ConfigError if the step did not call the config's loss.
     """
     check_loss_was_called(trainer)
     if warning := untrained_parameters(trainer):
         yield warning
     if getattr(trainer.criterion, "counts_differ", False):
         yield (
-            f"the losses {', '.join(trainer.criterion.losses)} are means over different numbers of targets, so that "
-            "over several batches, micro-batches or processes their sum is weighted by samples"
+            f"the losses {', '.join(trainer.criterion.losses)} are means over different numbers of targets, so over "
+            "several batches, micro-batches or processes their sum is weighted by samples"
         )
     if trainer.supervised:
         yield from first_batch_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
 
 
 def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
-    """What is surely a mistake in a first batch that went through all the same."""
+    """Likely mistakes in a first batch that ran without an error."""
     warnings = (surplus_outputs(result, class_names), not_probabilities(result, criterion))
     yield from filter(None, warnings)
 
 
 def check_loss_was_called(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's first step has not called the loss of the config."""
+    """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
     if trainer.calls_loss or trainer.criterion is no_loss:
         return
     name = type(trainer).__name__
@@ -129,7 +127,7 @@ def check_loss_was_called(trainer: Any) -> None:
 
 
 def untrained_parameters(trainer: Any) -> str | None:
-    """What to say of parameters that require a gradient and are in no optimizer: they would never change."""
+    """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
     trained = {id(parameter) for parameter in trainer.training.parameters}
     modules = {"model": trainer.experiment.model}
     modules |= {name: part for name, part in vars(trainer).items() if isinstance(part, nn.Module) and name != "model"}
@@ -137,41 +135,41 @@ def untrained_parameters(trainer: Any) -> str | None:
         f"{name}.{inner}"
         for name, module in modules.items()
         for inner, parameter in module.named_parameters()
-        # a frozen model of the trainer's own has no gradient
+        # a trainer's own frozen model has no gradients
         if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
     ]
     if not names:
         return None
     return (
-        f"no optimizer has {listed(names)}, so that they never change. Make them in the model's "
+        f"no optimizer has {listed(names)}, so they never change. Create them in the model's "
         "constructor, or set requires_grad to False"
     )
 
 
 def surplus_outputs(result: StepResult, class_names: Sequence[str] | None) -> str | None:
-    """A classifier with more outputs, (B, C), than the data have classes, which trains all the same."""
+    """A warning if a classifier has more outputs, (B, C), than the data has classes: it trains without an error."""
     outputs, targets = result.outputs, result.targets
     if not (class_names and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         return None
     if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point() or outputs.shape[1] <= len(class_names):
         return None
     return (
-        f"the model has {outputs.shape[1]} outputs, but the data have {len(class_names)} classes; "
+        f"the model has {outputs.shape[1]} outputs, but the data has {len(class_names)} classes; "
         f"did you mean model.args.num_classes={len(class_names)}?"
     )
 
 
 def not_probabilities(result: StepResult, criterion: Any) -> str | None:
-    """Targets of cross_entropy in the shape of the outputs, (B, C), that are not class probabilities.
+    """A warning about targets of cross_entropy in the outputs' shape, (B, C), that are not class probabilities.
 
-    Rows of zeros are allowed: that is how samples are ignored.
+    Rows of zeros are allowed: they mark ignored samples.
     """
     outputs, targets = result.outputs, result.targets
     name = name_of(criterion)
     both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
     if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
         return None
-    others = "use mse_loss for numbers, BCEWithLogitsLoss for classes that do not exclude each other"
+    others = "use mse_loss for numbers, BCEWithLogitsLoss for multi-label targets"
     if outputs.shape[1] == 1:
         return f"{name} of a single output is always 0; {others}"
     sums = targets.detach().float().sum(1).flatten()  # (B, C, ...) -> (B * ...)
@@ -186,22 +184,22 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
 
 
 def non_finite_warning(name: str, value: float, epoch: int) -> str:
-    """name, value: the monitored one."""
+    """name, value: of the monitored value."""
     shown = "NaN" if math.isnan(value) else f"{value:g}"
     return (
-        f"{name}, which trainer.monitor watches, is {shown} in epoch {epoch}: such an epoch is never the best, and "
-        f"best.pth is not written for it. Find out what makes it so, or set trainer.monitor to another value"
+        f"{name}, the value of trainer.monitor, is {shown} in epoch {epoch}: such an epoch is never the best, so "
+        "best.pth is not written for it. Find the cause, or set trainer.monitor to another value"
     )
 
 
 def raise_non_finite(trainer: Any, losses: Sequence[float], before: Progress) -> None:
-    """Raise TrainingError that names the first step of a BaseTrainer whose loss is not finite, and its samples.
+    """Raise TrainingError naming a BaseTrainer's first step with a loss that is not finite, and its samples.
 
-    losses: this process's parts of those of the steps since ``before``.
+    losses: this process's parts of the losses since ``before``.
     """
     batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
     summed = trainer.runtime.process_group.all_reduce_sum(losses)
-    # the losses end where the check was asked for, the epoch may have steps after that
+    # the losses end at the step of the check; the epoch may have later steps
     steps = enumerate(zip(summed, trainer.remaining_steps(before), strict=False), start=before.steps + 1)
     found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
     if found is None:

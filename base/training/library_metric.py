@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics: what is not a mean over samples."""
+"""Metrics of torchmetrics, which need not be means over samples."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LibraryMetric:
-    """A metric that is not a mean over samples, from torchmetrics."""
+    """A torchmetrics metric, which need not be a mean over samples."""
 
     def __init__(self, name: str, metric: "Metric") -> None:
         self.name = name
@@ -28,7 +28,7 @@ class LibraryMetric:
     def compute(self) -> float:
         try:
             value = self.metric.compute()
-        except Exception as error:  # of a library or the user's code
+        except Exception as error:  # from a library or the user's code
             if isinstance(error, UserError) or current().peer_failure(error):
                 raise
             raise ConfigError(
@@ -41,28 +41,28 @@ class LibraryMetric:
             return value
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
-            f'metrics: "{self.name}" gives {shape}, not one number; "average": "macro" may help, or a metric of your '
-            "own that makes one number of it"
+            f'metrics: "{self.name}" gives {shape}, not a single number; try "average": "macro", or write a metric of '
+            "your own that reduces it to one number"
         )
 
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
-        """Measure a batch and compute, on a copy. Raises ConfigError if that gives no number."""
+        """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
         copy.reset()
-        copy.distributed_available_fn = lambda: False  # the other processes may have no samples of this batch
+        copy.distributed_available_fn = lambda: False  # other processes may have no samples in this batch
         trial = LibraryMetric(self.name, copy)
         what = f'the metric "{self.name}"'
         elementwise = type(copy).__module__.startswith("torchmetrics.regression")
         if elementwise and isinstance(outputs, Tensor) and isinstance(targets, Tensor):
             check_same_shape(what, phase, outputs.shape, targets.shape)
         own = not type(copy).__module__.startswith("torchmetrics.")
-        with warnings.catch_warnings(action="ignore"):  # of a metric that one batch is too little for
+        with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
             with NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
                 copy.update(outputs, targets)
             try:
                 trial.compute()
             except ConfigError:
-                copy.update(outputs, targets)  # some need two samples, and the batch may have one
+                copy.update(outputs, targets)  # some need two samples, but the batch may have one
                 trial.compute()
 
     def reset(self) -> None:
@@ -72,7 +72,7 @@ class LibraryMetric:
         return {"values": dict(self.metric.metric_state), "updates": self.metric.update_count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if this is the state of another metric."""
+        """Raises ValueError if the state is from another metric."""
         if state["values"].keys() != self.metric.metric_state.keys() or state["updates"] < 0:
             raise ValueError(f"{self.name} keeps {', '.join(self.metric.metric_state)}")
         self.metric.reset()
@@ -82,7 +82,7 @@ class LibraryMetric:
         self._set_update_count(state["updates"])
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add what another process measured. Raises ValueError if torchmetrics cannot do that from its state."""
+        """Add another process's state. Raises ValueError if torchmetrics cannot merge it."""
         if not state["updates"]:
             return
         device = self.metric.device
@@ -92,9 +92,9 @@ class LibraryMetric:
             self.metric.merge_state(map_tensors(lambda tensor: tensor.to(device), state["values"]))
         except RuntimeError as error:
             raise ValueError(
-                f"{self.name} cannot be resumed in the middle of an epoch by another number of processes: {error}"
+                f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: {error}"
             ) from error
 
     def _set_update_count(self, count: int) -> None:
-        # torchmetrics counts updates to warn when nothing was measured, and has no public way to restore the count
+        # torchmetrics counts updates to warn if there were none, and has no public way to restore the count
         self.metric._update_count = count

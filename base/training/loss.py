@@ -1,4 +1,4 @@
-"""What a loss is a mean over, and the loss of an optimizer step of several micro-batches and processes."""
+"""What a loss is averaged over, and the loss of an optimizer step over micro-batches and processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +12,19 @@ from base.training.metrics import to_scalar
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 
-SMALLEST = 1e-12  # instead of 0; a sum of class weights may be small
+SMALLEST = 1e-12  # replaces 0; a sum of class weights may be small
 
 Loss = Callable[..., Tensor]
 """(outputs, targets) -> shape ()."""
 Count = Callable[[Tensor, Tensor], Tensor | float]
-"""(outputs, targets) -> what the loss is a mean over, shape ()."""
+"""(outputs, targets) -> what the loss is averaged over, shape ()."""
 
 
 class CountedLoss:
-    """A loss whose mean is not over samples, and what its last value was a mean over.
+    """A loss that is not averaged over samples, with what its last value was averaged over.
 
-    loss: the mean. count: of a batch. total: the same loss as a sum; divided by the count it is 0 where nothing counts,
-    and not NaN. None: the loss is as ``loss`` gives it.
+    loss: the mean. count: what a batch is averaged over. total: the same loss as a sum, which divided by the count is 0
+    instead of NaN if nothing counts; None: uses ``loss`` as it is.
     """
 
     def __init__(self, loss: Callable[..., Tensor], count: Count, total: Callable[..., Tensor] | None = None) -> None:
@@ -46,10 +46,10 @@ class CountedLoss:
 
 
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
-    """What ``torch.nn.functional.cross_entropy`` divides by: the targets that are not ignored, by their weights.
+    """The divisor of ``torch.nn.functional.cross_entropy``: the sum of the weights of all targets not ignored.
 
-    outputs: (B, C, ...); targets: class indices, int64 of shape (B, ...), or probabilities of the shape of outputs, of
-    which every one counts.
+    outputs: (B, C, ...); targets: class indices, int64 of shape (B, ...), or probabilities in the shape of outputs,
+    which all count.
     """
     if targets.is_floating_point():
         return targets.numel() // targets.shape[1] if targets.dim() > 1 else len(targets)
@@ -60,12 +60,12 @@ def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ig
 
 
 class StepLoss:
-    """The loss of one optimizer step, over its micro-batches and all processes.
+    """Accumulates the loss of one optimizer step over its micro-batches and all processes.
 
-    The step's loss is what one large batch would have: the sum over the micro-batches of count * loss, divided by the
-    sum of the counts, which is known only at the end. Until then each count is taken as a share of the samples.
+    The loss equals that of one large batch: the sum over micro-batches of count * loss, divided by the sum of the
+    counts, which is known only at the end. Until then, the counts are divided by ``samples`` instead.
 
-    samples: of the step. alone: a step of one micro-batch in one process, whose loss is that of the micro-batch.
+    samples: of the step. alone: the step has one micro-batch in one process, so its loss is the micro-batch's.
     """
 
     def __init__(self, samples: int, *, alone: bool, sum_loss: bool) -> None:
@@ -75,7 +75,7 @@ class StepLoss:
         self.counts_samples = True
 
     def add(self, loss: Tensor, count: Tensor | float | None, samples: int) -> Tensor | float:
-        """Add a micro-batch of so many samples. Returns the weight of its gradients. count: None: samples."""
+        """Add a micro-batch of this many samples. Returns the weight of its gradients. count: None: samples."""
         self.counts_samples &= count is None
         if count is None or not samples:
             count = samples
@@ -86,7 +86,7 @@ class StepLoss:
         return weight
 
     def finish(self, parameters: list[nn.Parameter], process_group: ProcessGroup) -> Tensor | float:
-        """Divide the gradients by what was counted, and return this process's part of the loss."""
+        """Divide the gradients by the total count, and return this process's part of the loss."""
         if self.alone or self.sum_loss or self.counts_samples:
             return self.loss
         count = self.count
@@ -102,9 +102,9 @@ class StepLoss:
 
 
 def completed(result: StepResult, loss: Loss) -> StepResult:
-    """The result of a step with what its loss knows: what it is a mean over, and the losses that it is a sum of.
+    """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
 
-    loss: the trainer's; what its last call has left is taken from it.
+    loss: the trainer's; clears what its last call stored.
     """
     count: Any = last_count(loss)
     count = count if result.count is None else result.count
@@ -116,12 +116,12 @@ def completed(result: StepResult, loss: Loss) -> StepResult:
 
 
 def no_loss(*_: Any) -> Tensor:
-    """Stands for the loss of a config that has none."""
-    raise ConfigError('the trainer calls self.criterion, and the config has no loss; set the key "loss"')
+    """Takes the place of a loss that the config does not have."""
+    raise ConfigError('the trainer calls self.criterion, but the config has no loss; set the key "loss"')
 
 
 def last_count(loss: Loss) -> Tensor | float | None:
-    """What the last value of a loss is a mean over, given once; None: samples."""
+    """What a loss's last value was averaged over, returned once; None: samples."""
     count: Tensor | float | None = getattr(loss, "last_count", None)
     if count is not None:
         loss.last_count = None  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The loss and the metrics of a phase. They stay on the device, and are read only when they are logged."""
+"""The loss and metrics of a phase. They stay on the device and are read only when logged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,19 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def to_scalar(value: Tensor) -> Tensor | float:
-    """A tensor of shape () to read later: a float on the CPU, where reading costs nothing and where tensors that are
-    kept would fragment the memory of each step; elsewhere the detached tensor, since reading would wait for the device.
+    """Prepare a tensor of shape () to be read later.
+
+    On the CPU, returns a float: reading is free there, and keeping tensors would fragment memory. On other devices,
+    returns the detached tensor, since reading it would wait for the device.
     """
     return value.item() if value.is_cpu else value.detach()
 
 
 class Mean:
-    """A weighted mean. Values are added up in float64 and in order, whenever the mean is read or saved.
+    """A weighted mean. Values are added in float64 and in order when the mean is read or saved.
 
-    It has two sums: of the log interval that is open, which is of this process alone, and of all closed ones, which is
-    of all processes.
+    It has two sums: one over the open log interval, for this process only, and one over all closed intervals, for all
+    processes.
     """
 
     MAX_PENDING = 1000
@@ -46,18 +48,18 @@ class Mean:
         self.weight = 0.0
 
     def add(self, value: Tensor | float, *, factor: Tensor | float = 1.0, weight: Tensor | float = 1.0) -> None:
-        """Add factor * value with a weight. All are from ``to_scalar``."""
+        """Add factor * value with a weight; all from ``to_scalar``."""
         self._pending.append((value, factor, weight))
         if len(self._pending) == self.MAX_PENDING:
             self._add_pending()
 
     def interval(self) -> tuple[float, float]:
-        """The sum and the weight of the open interval in this process."""
+        """Sum and weight of the open interval in this process."""
         self._add_pending()
         return self.interval_sum, self.interval_weight
 
     def close_interval(self, total: float, weight: float) -> float:
-        """Add the open interval, summed over all processes, to the whole. Returns the interval's mean."""
+        """Add the open interval, summed over all processes, to the total. Returns the interval's mean."""
         self.drop_interval()
         self.sum += total
         self.weight += weight
@@ -81,7 +83,7 @@ class Mean:
         self.sum, self.weight = state["whole"]
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add the open interval of another process. The whole is the same in all of them."""
+        """Add another process's open interval. The total is the same in all processes."""
         self.interval_sum += state["interval"][0]
         self.interval_weight += state["interval"][1]
 
@@ -94,7 +96,7 @@ class Mean:
 
 
 def _read(scalars: list[Any]) -> list[float]:
-    """Results of ``to_scalar`` as floats: one transfer for all tensors among them."""
+    """Results of ``to_scalar`` as floats, with a single transfer for all tensors."""
     on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
     if not on_device:
         return scalars
@@ -103,15 +105,15 @@ def _read(scalars: list[Any]) -> list[float]:
 
 
 class Metrics:
-    """The loss and the metrics of one phase (training, validation or test).
+    """The loss and metrics of one phase (training, validation or test).
 
     functions: per-sample metrics by name, (outputs, targets) -> float of shape (B,).
-    library: metrics of torchmetrics by name.
-    sum_loss: the loss is a sum over the samples, not a mean. It is then logged as the sum over an optimizer step's
-        samples in training, and over the data set in evaluation.
-    process_group: each process adds its own part of the samples; they are summed when they are read.
-    definitions: what the config says of each metric. One that says something else than a saved state starts empty.
-    logs: names of further values that a step may log. One that no step of the phase has logged is left out.
+    library: torchmetrics metrics by name.
+    sum_loss: the loss is a sum over samples, not a mean. It is logged as the sum over an optimizer step's samples in
+        training, and over the data set in evaluation.
+    process_group: each process adds its own samples; sums are reduced when they are read.
+    definitions: the config of each metric. A metric whose definition differs from a saved state's starts empty.
+    logs: names of additional values that a step may log. Those that no step of the phase logs are left out.
     """
 
     def __init__(
@@ -133,13 +135,13 @@ class Metrics:
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
         self.phase_to_check = ""
-        """The phase whose first batch comes next, and is checked: shapes, and whether each value can be computed."""
+        """The phase whose first batch is next; its shapes and values are then checked."""
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
 
-        samples: those of this process; 0 for a batch that counts for nothing, since other processes have its samples.
-        share: the part of the optimizer step's, or of the data set's, samples that are in this micro-batch.
+        samples: of this process; 0 for a batch that does not count, since other processes have its samples.
+        share: the fraction of the optimizer step's, or the data set's, samples in this micro-batch.
         """
         if not samples:
             return
@@ -156,7 +158,7 @@ class Metrics:
     def _log(self, name: str, value: Tensor | float, samples: int) -> None:
         if name not in self.logs:
             raise ConfigError(
-                f'the trainer logs "{name}", which its class attribute "logs" does not name: logs = ("{name}", ...)'
+                f'the trainer logs "{name}", which is missing from its class attribute "logs": logs = ("{name}", ...)'
             )
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ConfigError(
@@ -167,7 +169,7 @@ class Metrics:
 
     @torch.no_grad()
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
-        # squares and sums overflow in half precision, long before what they measure is out of range
+        # squares and sums overflow in half precision, long before the result is out of range
         outputs = map_tensors(_in_float32, outputs)
         targets = map_tensors(_in_float32, targets)
         if self.phase_to_check:
@@ -176,8 +178,8 @@ class Metrics:
             values = function(outputs, targets)  # (B,)
             if values.shape != (samples,):
                 raise ConfigError(
-                    f'metrics: "{name}" gave shape {tuple(values.shape)} for {samples} samples; '
-                    f"a metric function gives one number a sample, shape ({samples},). "
+                    f'metrics: "{name}" returned shape {tuple(values.shape)} for {samples} samples; '
+                    f"a metric function returns one number per sample, shape ({samples},). "
                     f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
                 )
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
@@ -185,7 +187,7 @@ class Metrics:
             metric.metric.update(outputs, targets)
 
     def _check(self, outputs: Any, targets: Any) -> None:
-        """Raise ConfigError if a metric broadcasts, or gives no number. Nothing is added."""
+        """Raise ConfigError if a metric broadcasts or returns no number. Does not add anything."""
         phase, self.phase_to_check = self.phase_to_check, ""
         with isolated("metrics"):
             for name, function in self.functions.items():
@@ -195,7 +197,7 @@ class Metrics:
                 metric.dry_run(outputs, targets, phase)
 
     def close_interval(self) -> dict[str, float]:
-        """The means since the last call. Metrics of torchmetrics are only known at the end."""
+        """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
         own = [number for mean in self.means.values() for number in mean.interval()]
         numbers = iter(self.process_group.all_reduce_sum(own))
         totals = {name: (next(numbers), next(numbers)) for name in self.means}
@@ -203,7 +205,7 @@ class Metrics:
         return {name: value for name, value in means.items() if name not in self.logs or totals[name][1]}
 
     def compute(self) -> dict[str, float]:
-        """Every value over all that was added since the reset."""
+        """Every value over everything added since the reset."""
         self.close_interval()
         measured = {
             name: metric for name, metric in self._all().items() if name not in self.logs or self.means[name].weight
@@ -217,15 +219,15 @@ class Metrics:
     def is_finite(self) -> bool:
         """Whether every loss of the open interval was finite, in all processes."""
         total, _ = self.means["loss"].interval()
-        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # one that is not makes the sum so too
+        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # not finite if any part is not
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each process. All must call it; the main process gets the result."""
+        """The states of all processes. All must call it; the main process gets the result."""
         own = {name: metric.state_dict() for name, metric in self._all().items()}
         return {"processes": self.process_group.gather(own), "definitions": self.definitions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError where a metric of torchmetrics cannot be split among another number of processes."""
+        """Raises ValueError if a torchmetrics metric cannot be merged for a different number of processes."""
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
         for name, metric in self._all().items():
@@ -238,7 +240,7 @@ class Metrics:
                 self._merge_into_main(metric, saved)
 
     def _merge_into_main(self, metric: Mean | LibraryMetric, saved: list[Any]) -> None:
-        """The main process takes what all of another number of processes had; the others start empty."""
+        """Merge the saved states of a different number of processes in the main process; the others start empty."""
         for other in saved[1:]:
             metric.merge(other)
         if self.process_group.rank:

@@ -1,4 +1,4 @@
-"""Observer interface of the training loop: what watches a run, and changes nothing about it."""
+"""Observer interface of the training loop: it watches a run without affecting it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from base.metric import StepResult
 
 
 class Observer:
-    """Does nothing. A subclass watches, and must not change anything: the run is the same with it and without.
+    """Base class that does nothing. Subclasses must not change anything: a run is the same with or without them.
 
     trainer: the BaseTrainer, whose module imports this one.
     """
@@ -16,20 +16,20 @@ class Observer:
         """Training starts, or resumes."""
 
     def log_interval(self, trainer: Any) -> None:
-        """After every ``log_every_steps``-th optimizer step, while its gradients are still there."""
+        """After every ``log_every_steps``-th optimizer step, before its gradients are cleared."""
 
     def begin_evaluation(self, samples: int) -> None:
-        """An evaluation of so many samples starts."""
+        """An evaluation of this many samples starts."""
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
-        """A batch of the evaluation, and which of its samples are this process's.
+        """After each evaluated batch. batch_range: the samples in it that belong to this process.
 
-        Those may be none, where a batch has fewer samples than there are processes: the other processes then have the
-        samples that the result is of.
+        The range is empty if the batch has fewer samples than there are processes: the result then repeats samples of
+        other processes.
         """
 
     def end_evaluation(self) -> None:
-        """All batches are evaluated, in all processes."""
+        """All batches have been evaluated, in all processes."""
 
     def end_epoch(self, trainer: Any, values: dict[str, float]) -> None:
         """An epoch and its validation are over. values: as in metrics.jsonl."""

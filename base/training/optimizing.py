@@ -1,4 +1,4 @@
-"""The steps that are not the plain one: of several optimizers, and of one that evaluates the loss itself."""
+"""Steps with several optimizers, and with one that evaluates the loss itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from utils.random import generator_states, restore_generators
 
 
 def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
-    """One step of an optimizer whose ``step`` needs a closure, as that of LBFGS. trainer: a BaseTrainer.
+    """Take a step of an optimizer whose ``step`` needs a closure, such as LBFGS. trainer: a BaseTrainer.
 
-    The closure is one function: each evaluation draws the same random numbers, as of dropout. The loss, which is
-    returned, and the metrics are those of the first evaluation: of the weights before the step, as with any optimizer.
+    The closure is deterministic: each evaluation draws the same random numbers, as for dropout. The returned loss and
+    the metrics are from the first evaluation, with the weights before the step, as for any optimizer.
     """
     runtime, scheduled = trainer.runtime, trainer.training.scheduled
-    step.micro_batches = list(step.micro_batches)  # each evaluation goes through them
+    step.micro_batches = list(step.micro_batches)  # each evaluation iterates over them
     states = generator_states()
     losses: list[Tensor | float] = []
 
@@ -37,24 +37,24 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
 
 
 class SeveralOptimizers:
-    """The optimizers of a BaseTrainer over the micro-batches of a step. ``train_step`` says when each of them moves.
+    """The optimizers of a BaseTrainer over the micro-batches of a step, which ``train_step`` steps one by one.
 
-    Each has all that a single one has: cleared gradients, the fp16 scale, clipping, its schedule, and the gradients of
-    all micro-batches and processes.
+    Each works like a single optimizer: cleared gradients, fp16 scale, clipping, schedule, and the gradients of all
+    micro-batches and processes.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.current: ScheduledOptimizer | None = None
         self.step: StepBatches | None = None
-        """The step that is being taken; None outside of one, where gradients are computed and nothing moves."""
+        """The current step; None outside of a step, where gradients are computed without stepping."""
         self._size, self._number = 0, 0
         self._losses = dict[str, StepLoss]()
         self._seen = set[str]()
         self._skipped = set[str]()
 
     def take_step(self, step: StepBatches) -> Tensor | float:
-        """One step. Returns its loss, as the trainer's result gives it, from ``to_scalar``."""
+        """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
         trainer, self.step = self.trainer, step
         total: StepLoss = trainer.begin_step(step)
         self._losses, self._skipped = {}, set()
@@ -72,19 +72,17 @@ class SeveralOptimizers:
 
     @contextmanager
     def optimizing(self, name: str) -> Iterator[None]:
-        """Inside, ``backward`` adds gradients to the parameters of one optimizer; at the end, it takes its step."""
+        """Inside the block, ``backward`` adds gradients to one optimizer's parameters; at the end, it steps."""
         optimizers = self.trainer.training.optimizers
         if name not in optimizers:
-            raise ConfigError(
-                f"the trainer steps the optimizer {name!r}; in the config, there is {', '.join(optimizers)}"
-            )
+            raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {', '.join(optimizers)}")
         optimizer: ScheduledOptimizer = optimizers[name]
         if self.current is not None:
-            raise ConfigError(f"self.optimizing({name!r}) inside of self.optimizing({self.current.name!r})")
+            raise ConfigError(f"self.optimizing({name!r}) inside self.optimizing({self.current.name!r})")
         step = self.step
         if step is not None and step.count > 1 and name in self._seen:
             raise ConfigError(
-                f"self.optimizing({name!r}) twice in a step is not possible with trainer.accumulate_steps={step.count}"
+                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps={step.count}"
             )
         self._seen.add(name)
         if step is not None and self._number == 1:
@@ -108,7 +106,7 @@ class SeveralOptimizers:
         """Add the gradients of a loss of shape () for the current optimizer."""
         if self.current is None:
             raise ConfigError(
-                "self.backward is called outside of self.optimizing(NAME), and the config has several optimizers: "
+                "self.backward was called outside self.optimizing(NAME), but the config has several optimizers: "
                 f"{', '.join(self.trainer.training.optimizers)}"
             )
         weight: Tensor | float = 1.0
@@ -127,9 +125,9 @@ class SeveralOptimizers:
             self._skipped.add(optimizer.name)
 
     def check_use(self) -> None:
-        """Raise ConfigError if the last ``train_step`` has stepped no optimizer."""
+        """Raise ConfigError if the last ``train_step`` did not step any optimizer."""
         if not self._seen:
             raise ConfigError(
-                f"the config has several optimizers, and {type(self.trainer).__name__}.train_step steps none of them: "
+                f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
             )

@@ -1,4 +1,4 @@
-"""Which optimizer, and which of its groups, trains each parameter; which are frozen in an epoch."""
+"""Which optimizer and parameter group trains each parameter, and which parameters are frozen in an epoch."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,23 +14,23 @@ from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
 from utils.text import closest, listed
 
 Parameters = dict[str, nn.Parameter]
-"""By name, as ``model.named_parameters()`` gives them; those of the loss begin with "loss."."""
+"""By name, as in ``model.named_parameters()``; names in the loss begin with "loss."."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters of one group of an optimizer."""
+    """A parameter group of an optimizer."""
 
     name: str
-    """"" for those that take the optimizer's own arguments."""
+    """"" for parameters with the optimizer's own arguments."""
     parameters: list[nn.Parameter]
     args: Mapping[str, Any]
     path: KeyPath
-    """Where the config gives the arguments."""
+    """Config path of the arguments."""
 
 
 class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place in the file)
-    """Patterns that do not fit the parameters."""
+    """Patterns that do not match the parameters."""
 
     def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place 
 
 
 def parameters_of(model: nn.Module, loss: Any) -> Parameters:
-    """All parameters that can be trained: the model's, and those of a loss that has some."""
+    """All trainable parameters: the model's, and the loss's if it has any."""
     of_loss = module.named_parameters() if (module := stateful_loss(loss)) else ()
     return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss}}
 
@@ -46,11 +46,11 @@ def parameters_of(model: nn.Module, loss: Any) -> Parameters:
 def divide(
     parameters: Parameters, optimizers: Mapping[str, OptimizerConfig], *, frozen: Collection[str] = ()
 ) -> dict[str, list[Group]]:
-    """The groups of each optimizer, by its name. The parameters of an optimizer without a group come first.
+    """The parameter groups of each optimizer, by its name; parameters without a group come first.
 
-    frozen: the parameters that no optimizer needs to train.
+    frozen: parameters that no optimizer needs to train.
 
-    Raises Mismatch where a pattern matches nothing, and where a parameter is in two optimizers or, though it requires a
+    Raises Mismatch if a pattern matches nothing, or if a parameter is in two optimizers or, although it requires a
     gradient, in none.
     """
     owners = dict[str, str]()
@@ -59,7 +59,7 @@ def divide(
         at: KeyPath = ("optimizer", optimizer) if optimizer else ("optimizer",)
         own = _of_optimizer(parameters, optimizer, config, at)
         if twice := next((name for name in own if name in owners), None):
-            message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; a parameter has one"
+            message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; it can only be in one"
             raise Mismatch((*at, "params") if config.params else at, message)
         owners |= dict.fromkeys(own, optimizer)
         divided[optimizer] = _groups(own, config, at)
@@ -84,7 +84,7 @@ def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at
     for index, pattern in enumerate(patterns):
         if not any(fnmatchcase(each, pattern) for each in parameters):
             where = (*at, "params", index) if config.params else at
-            missing = "" if config.params else '; name its parameters by "params"'
+            missing = "" if config.params else '; give its parameters with "params"'
             raise Mismatch(where, no_match(pattern, parameters) + missing)
     return {each: parameter for each, parameter in parameters.items() if matches(each, patterns)}
 
@@ -99,7 +99,7 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
                 raise Mismatch((*path, "params", number), no_match(pattern, parameters))
         taken = {each: parameter for each, parameter in left.items() if matches(each, group.params)}
         if not taken:
-            message = f"{listed(group.params)}: all of these parameters are in an earlier group, which takes them"
+            message = f"{listed(group.params)}: an earlier group already has all of these parameters"
             raise Mismatch((*path, "params"), message)
         left = {each: parameter for each, parameter in left.items() if each not in taken}
         name = group.name or re.sub(r"\W+", "_", group.params[0]).strip("_") or "group"
@@ -112,9 +112,9 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
 
 
 class Frozen:
-    """The parameters that ``trainer.freeze`` keeps as they are, epoch by epoch.
+    """The parameters frozen by ``trainer.freeze``, per epoch.
 
-    Raises Mismatch where a pattern matches nothing, and where an epoch would have nothing to train.
+    Raises Mismatch if a pattern matches nothing, or an epoch would have nothing to train.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Frozen:
                 raise Mismatch(("trainer", "freeze"), f"in epoch {epoch + 1}, every parameter is frozen")
 
     def names(self, epochs: int) -> set[str]:
-        """Those that are frozen after so many epochs."""
+        """Names of the parameters frozen after this many epochs."""
         patterns = [
             pattern
             for entry in self.config
@@ -141,9 +141,9 @@ class Frozen:
         return {name for name in self.parameters if matches(name, patterns)}
 
     def apply(self, epochs: int) -> bool:
-        """Freeze and thaw for the epoch that follows so many. Returns whether anything has changed.
+        """Freeze and thaw parameters for the epoch after ``epochs``. Returns whether anything changed.
 
-        Modules of which every parameter is frozen go into evaluation mode. Call it after ``model.train()``.
+        Modules whose parameters are all frozen go into evaluation mode. Call it after ``model.train()``.
         """
         frozen = self.names(epochs) if self.config else set()
         changed = False
@@ -173,7 +173,7 @@ def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter")
 
 
 def stateful_loss(loss: Any) -> nn.Module | None:
-    """The module of a loss that has parameters or buffers of its own; None if what the config says is all of it."""
+    """A loss that has its own parameters or buffers, as a module; None if the config describes it completely."""
     module = loss.loss if isinstance(loss, CountedLoss) else loss
     if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
         return None

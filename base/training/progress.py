@@ -1,4 +1,4 @@
-"""How far a run is and its best value: the few numbers from which the position in the data follows."""
+"""Progress of a run: the counters from which the position in the data follows, and the best value."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,25 +9,25 @@ from base.data.batches import Position
 
 @dataclass
 class Progress:
-    """Counters. The position in the data follows from them, and is stored nowhere else."""
+    """Counters. They determine the position in the data, which is stored nowhere else."""
 
     epochs: int = 0
     """Finished epochs."""
     steps: int = 0
-    """Optimizer steps of the whole run."""
+    """Optimizer steps in the whole run."""
     epoch_steps: int = 0
-    """Optimizer steps of the current epoch."""
+    """Optimizer steps in the current epoch."""
     passes: int = 0
     """Complete passes over the training data."""
     samples: int = 0
-    """Samples used of the current pass."""
+    """Samples used in the current pass."""
     trained: bool = False
-    """The training steps of the epoch are done, its validation is not."""
+    """The epoch's training steps are done, but its validation is not."""
     best: float | None = None
     """The best monitored value."""
     best_epoch: int = 0
     best_step: int | None = None
-    """Optimizer steps at the best epoch's end: its checkpoint's name."""
+    """Optimizer steps at the end of the best epoch, which name its checkpoint."""
     stale_epochs: int = 0
     """Epochs since the best one."""
 
@@ -36,17 +36,17 @@ class Progress:
         return Position(self.passes, self.samples)
 
     def step(self, position: Position, *, steps_per_epoch: int | None) -> None:
-        """Count an optimizer step that used the data up to this position. steps_per_epoch: None: one pass an epoch."""
+        """Count an optimizer step that used the data up to this position. steps_per_epoch: None: one pass per epoch."""
         self.steps += 1
         self.epoch_steps += 1
         self.passes, self.samples = position
-        # set here, not after the loop: a checkpoint of the last step must know that it is the last
+        # set here, not after the loop: a checkpoint at the last step must record that it is the last
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
     def judge(self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None) -> bool:
-        """Whether an epoch's monitored value is the best so far. A value that is not finite never is.
+        """Update the best value with an epoch's; returns whether it is the best so far. Never so if it is not finite.
 
-        epoch, step: at its end; None: now.
+        epoch, step: counts at the end of the epoch; None: now.
         """
         better = math.isfinite(value) and (
             self.best is None or (value < self.best if lower_is_better else value > self.best)
@@ -59,7 +59,7 @@ class Progress:
         return better
 
     def forget_best(self) -> None:
-        """Before the epochs are judged by another value."""
+        """Reset before the epochs are compared by another value."""
         self.best, self.best_epoch, self.best_step, self.stale_epochs = None, 0, None, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,14 +34,14 @@ from utils.schema import Config
 from utils.streams import say
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
-"""Overrides that say which run is started last."""
+"""Overrides that determine which run was started last."""
 
 
 def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
-    """The run that the launcher's job of this process has begun and is to resume; None: a new one starts.
+    """The run to resume for the launcher's job of this process; None to start a new one.
 
-    A launcher that restarts its processes resumes their run, and so does a job that is started again under the same run
-    id with the same config.
+    A launcher that restarts its processes resumes their run, and so does a job started again with the same run id and
+    config.
     """
     config = loaded.config
     job, restarted = launch()
@@ -55,9 +55,9 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
 def run_started_last(
     config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str
 ) -> RunFolder:
-    """The run of the launcher's job or, without one, the run that was started last, of all or of the config's name.
+    """The run of the launcher's job or, without one, the run that was started last: of all, or with the config's name.
 
-    doing: what is done with it, for the line that says which run it is.
+    doing: what is done with it, for the line that names the run.
     """
     # the other overrides are for the config of the run itself
     overrides = [item for item in overrides if item.startswith(WHICH_RUN)]
@@ -82,7 +82,7 @@ def _logged_epochs(folder: RunFolder) -> int:
 
 
 def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
-    """What differs from the config in the folder. Raises ConfigError if something has changed that cannot."""
+    """The differences from the config in the folder. Raises ConfigError if something changed that cannot."""
     before = load_config(folder.config, dry_run=False).config.model_dump(by_alias=True)
     changed = changes(before, loaded.config.model_dump(by_alias=True))
     _refuse(loaded, changed, folder, epoch_steps=0)
@@ -92,9 +92,9 @@ def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
 def load_state(
     loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None, changed: Sequence[Change]
 ) -> None:
-    """Resume from this checkpoint of the run, or from the newest intact one; if there is none yet, from the start.
+    """Resume from this checkpoint or the newest intact one of the run; if there is none yet, from the start.
 
-    changed: from ``check_folder``, and takes effect. Raises ConfigError if it cannot, and leaves the folder as it is.
+    changed: from ``check_folder``, takes effect. Raises ConfigError if it cannot, leaving the folder unchanged.
     """
     found = _find(trainer, folder, file)
     if found is None:
@@ -111,24 +111,24 @@ def load_state(
             if state[f"schedule{suffix}"]["made_from"]["initial"] != optimizer.schedule.made_from()["initial"]:
                 _refuse_optimizer(loaded, optimizer, changed, state[f"optimizer{suffix}"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source} is not a whole checkpoint: {type(error).__name__} {error}") from error
+        raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
         trainer.load_state_dict(state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
     _adopt(trainer, before.get("trainer.monitor"), folder)
-    # in this order: as long as later checkpoints can be resumed from, their logs must be there
+    # in this order: logs must remain as long as later checkpoints can be resumed
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
-        trainer.console.warn(f"part of the logs is gone; the run resumes with what is left: {lost}")
+        trainer.console.warn(f"part of the logs is missing; the run resumes without it: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
 
 
 @contextlib.contextmanager
 def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """An error inside torch's optimizer or scheduler, in the first step after a resume, is one of the saved state."""
+    """In the first step after a resume, blame an error inside torch's optimizer or scheduler on the saved state."""
     try:
         yield
     except Exception as error:
@@ -136,13 +136,13 @@ def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator
         if trainer.has_started or not frames or Path(frames[-1].filename).parent != Path(torch.optim.__file__).parent:
             raise
         raise CheckpointError(
-            f"the state of the optimizer or its schedule in {folder.checkpoints} cannot be used: "
+            f"the state of the optimizer or its scheduler in {folder.checkpoints} cannot be used: "
             f"{type(error).__name__}: {error}. Resume from another checkpoint. {_new_run(folder)}"
         ) from error
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to resume from and its state. Raises CheckpointError if there are only damaged ones."""
+    """The checkpoint to resume from, and its state. Raises CheckpointError if all are damaged."""
     process_group = trainer.runtime.process_group
     allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
     try:
@@ -157,11 +157,11 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
         raise CheckpointError(f"{error}\n{advice}") from error
 
 
-# ------------------------------------------------------------------ what has changed in the config
+# ------------------------------------------------------------------ changes in the config
 
 
 def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, *, epoch_steps: int) -> None:
-    """Raises ConfigError if something has changed that cannot, after so many steps of an epoch."""
+    """Raise ConfigError if something changed that cannot, after this many steps of an epoch."""
     problems = list(filter(None, (change.refusal(epoch_steps) for change in changed)))
     if not problems:
         return
@@ -169,7 +169,7 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
 
 
 def _refuse_former_defaults(loaded: LoadedConfig, fixed: Sequence[Change], folder: RunFolder) -> None:
-    """Raises ConfigError if an argument that the config leaves out had another default when the run began."""
+    """Raise ConfigError if an argument omitted in the config had another default when the run began."""
     former = [
         change for change in fixed if change.refusal(0) and "args" in change.path and not loaded.gives(change.path)
     ]
@@ -179,9 +179,9 @@ def _refuse_former_defaults(loaded: LoadedConfig, fixed: Sequence[Change], folde
         f"  {dotted(change.path)}: was {shortened(change.before)}, now {shortened(change.after)}" for change in former
     )
     raise ConfigError(
-        "the config leaves out arguments that had other values when this run began (their defaults have changed, or "
-        f"they were removed):\n{lines}\n"
-        f"To resume the run as it was, write the former values into {display_path(folder.config)}. {_new_run(folder)}"
+        "the config omits arguments that had other values when this run began (their defaults have changed, or they "
+        f"were removed):\n{lines}\n"
+        f"To resume the run as it was, put the former values into {display_path(folder.config)}. {_new_run(folder)}"
     )
 
 
@@ -190,7 +190,7 @@ def _new_run(folder: RunFolder) -> str:
     whole = ""
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
         weights = json.loads(read_text(folder.config))["model"].get("weights")
-        if weights and (weights["skip"] or weights["rename"]):  # they were for the file that this run started from
+        if weights and (weights["skip"] or weights["rename"]):  # they applied to the file this run started from
             whole = " 'model.weights.skip=[]' 'model.weights.rename={}'"
     command = f"python train.py -c {run}/config.json --init-from {run}{whole} KEY=VALUE"
     return f"To start a new run from its weights: {command}"
@@ -199,9 +199,9 @@ def _new_run(folder: RunFolder) -> str:
 def _refuse_optimizer(
     loaded: LoadedConfig, optimizer: ScheduledOptimizer, changed: Sequence[Change], saved: dict[int, Any]
 ) -> None:
-    """Raises ConfigError if the optimizer's arguments need a state that the run does not have."""
+    """Raise ConfigError if the optimizer's arguments need state that the run does not have."""
     component, missing = loaded.config.optimizers[optimizer.name], set[str]()
-    with contextlib.suppress(Exception):  # one that does not take this parameter cannot be tried
+    with contextlib.suppress(Exception):  # cannot be tried with an optimizer that rejects this parameter
         make = functools.partial(OPTIMIZERS[component.type], **component.args)
         missing = missing_state(make, optimizer.parameters, saved)
     if missing:
@@ -211,9 +211,9 @@ def _refuse_optimizer(
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
-    """Judge the finished epochs by another monitored value, and lay out a schedule that has changed.
+    """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed.
 
-    monitor: that of the checkpoint.
+    monitor: the checkpoint's.
     """
     progress = trainer.progress
     schedules = [each.schedule for each in trainer.training.optimizers.values() if each.schedule.changed]
@@ -222,7 +222,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
     mode, name = (trainer.settings.monitor or "min ").split(" ")
-    # null stands for a value that is not finite; a metric that was added later has none
+    # null means a value that is not finite; a metric added later has none
     judged = [
         (math.nan if record[name] is None else record[name], record["epoch"], record["step"])
         for record in epochs
@@ -237,9 +237,9 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
 
 
 def lay_out(schedule: Schedule, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
-    """Recompute the learning rates and the other settings of the optimizer as if they had been so from the first step.
+    """Recompute the learning rates and other optimizer settings as if they had applied from the first step.
 
-    epochs, epoch_steps: how far the run is. monitored: the values that ReduceLROnPlateau would have seen.
+    epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
     """
     for group, initial in zip(schedule.optimizer.param_groups, schedule.initial, strict=True):
         group.pop("initial_lr", None)
@@ -260,36 +260,36 @@ def lay_out(schedule: Schedule, epochs: int, epoch_steps: int, monitored: Sequen
 
 
 def _moves(schedule: Schedule, epochs: int, epoch_steps: int) -> int:
-    """How often the schedule would have moved."""
+    """How often the schedule would have stepped."""
     before, now = schedule.saved["made_from"], schedule.made_from()
     if not schedule.per_step:
         return epochs
     if before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
-        moves: int = schedule.saved["moves"]  # fewer than there were steps if fp16 skipped some
+        moves: int = schedule.saved["moves"]  # fewer than steps if fp16 skipped some
         return moves
     return epochs * schedule.steps_per_epoch + epoch_steps
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
-    """A run that was killed before its first checkpoint: its config and its initial weights determine everything.
+    """Restart a run that was killed before its first checkpoint from its config and its initial weights.
 
-    Raises CheckpointError if its log shows that there were checkpoints, which are gone.
+    Raises CheckpointError if its log shows that there were checkpoints, now lost.
     """
     logged = _logged_epochs(folder)
-    # the second save that is due waits for the first one
+    # the second save waits for the first one
     if logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
             f"no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
             f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if not folder.initial.exists() and trainer.experiment.fixed.get("model.weights.file"):
-        raise CheckpointError(f"{folder.initial}, the weights that this run started from, is missing. Restore it")
+        raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix
         state = checkpoint.read_together(trainer.runtime.process_group, lambda: checkpoint.read(folder.initial))
         load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
         if trainer.averaged_weights:
             trainer.averaged_weights.restart()
-    if folder.environment.exists():  # otherwise it was only prepared, as the trial of a sweep is
+    if folder.environment.exists():  # otherwise it was only prepared, as the trials of a sweep are
         trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

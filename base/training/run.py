@@ -1,4 +1,4 @@
-"""A run in its folder: what is written before the first step, what is logged, and what is left if it fails."""
+"""A run in its folder: what it writes before the first step, what it logs, and what remains if it fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from utils.run_folder import RunFolder, environment
 
 
 def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> None:
-    """The environment of a run that is about to train, and its config once it has taken a step.
+    """Write the environment of a run about to train, and its config once it has taken a step.
 
-    note: the user's label of the run; None: that of a run that is resumed stays.
+    note: the user's label for the run; None: keep that of a resumed run.
     """
     process_group = trainer.runtime.process_group
     if not process_group.is_main_process:
@@ -28,7 +28,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
 
 @contextmanager
 def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """What is printed inside goes to train.log too. If a signal stops the run, the command that resumes it is shown."""
+    """Copy the output inside the block to train.log. If a signal stops the run, show the command to resume it."""
     experiment, console, progress = trainer.experiment, trainer.console, trainer.progress
     console.open(folder.log)
     experiment.signals.advice = f"To resume:\n{resume_command(folder)}\n"
@@ -44,7 +44,7 @@ def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def outcome_recorded(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """How the training inside ended is written to environment.json. A run that was killed has no outcome there."""
+    """Record in environment.json how the training inside the block ended. A killed run has no outcome there."""
     try:
         yield
         outcome = "finished"
@@ -59,7 +59,7 @@ def outcome_recorded(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def removed_if_empty(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """An error before the first step of a new run, in the config or the user's code, leaves no empty folder."""
+    """Remove the folder of a new run that fails before its first step."""
     try:
         yield
     except (Stopped, TrainingError):

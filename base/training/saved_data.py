@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of the data set: a resumed run must not continue with another one."""
+"""What a checkpoint records about the data set: a run must not resume with a different one."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -14,12 +14,13 @@ from base.metric import StepResult
 from utils.errors import DataError
 from utils.text import count, listed
 
-MAX_HASHED = 10_000_000  # targets, which take 0.1 s
+MAX_HASHED = 10_000_000  # targets; takes 0.1 s
 
 
 class SavedData:
-    """The number of samples, the classes and, where they are integers in memory, a hash of the targets; where a stream
-    is. For predictions without the data set also what the data loader needs to know of it, and the shapes and types of
+    """The number of samples, the classes, a hash of integer targets held in memory, and the position of a stream.
+
+    For predictions without the data set, also what the data loader needs to know about it, and the shapes and dtypes of
     the first batch.
     """
 
@@ -38,7 +39,7 @@ class SavedData:
         self._first_batch: dict[str, Any] | None = None
 
     def first_batch(self, batch: Any, result: StepResult) -> None:
-        """Keep the shapes and types of a sample in the first batch of the run, and of what the model makes of it."""
+        """Store the shapes and dtypes of a sample in the run's first batch, and of the model's output for it."""
         if self._first_batch is None:
             inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
             named = {"inputs": inputs, "outputs": result.outputs, "targets": result.targets}
@@ -50,7 +51,7 @@ class SavedData:
         return state | ({"stream": self.stream.state_dict()} if self.stream else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises DataError that says what has changed, CheckpointError for a stream's state that cannot be."""
+        """Raises DataError naming what has changed, or CheckpointError if a stream's state is invalid."""
         now = self._facts
         self._first_batch = state.get("first_batch", self._first_batch)
         for part in ("training", "validation"):
@@ -64,7 +65,7 @@ class SavedData:
             self.stream.load_state_dict(state.get("stream"))
 
     def check_position(self, samples: int) -> None:
-        """Raise DataError if a pass over the data cannot have used so many samples."""
+        """Raise DataError if a pass over the data cannot have used this many samples."""
         if samples >= self.num_samples:
             raise DataError(
                 self._changed(f"more than {count(samples, 'sample')} for training", f"{self.num_samples:,}")
@@ -75,7 +76,7 @@ class SavedData:
 
 
 def _sample(value: Any) -> dict[str, Any] | None:
-    """Shape and type of one sample of a tensor, (B, ...), or of each in a dict; None if it is something else."""
+    """Shape and dtype of one sample in a batch of shape (B, ...), or of each in a dict; None for anything else."""
     if isinstance(value, dict):
         return {"parts": {str(name): _sample(part) for name, part in value.items()}}
     if not isinstance(value, Tensor) or not value.dim():

@@ -1,4 +1,4 @@
-"""The learning rate schedule: when it moves, and over what length."""
+"""The learning rate schedule: when it steps, and how long it is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass
 class ScheduledOptimizer:
-    """An optimizer with the schedule of its learning rates."""
+    """An optimizer with its learning rate schedule."""
 
     optimizer: Optimizer
     schedule: "Schedule"
     parameters: list[nn.Parameter]
-    """Those that it trains."""
+    """The parameters it trains."""
     name: str = ""
-    """Of several."""
+    """Its name, if there are several."""
     group_names: Sequence[str] = ("",)
-    """By which the rates of its parameter groups are logged."""
+    """Names under which the learning rates of its parameter groups are logged."""
     clip_norm: float | None = None
     clip_value: float | None = None
 
     def clip_gradients(self) -> Tensor | None:
-        """Limit the gradients as the config says. Returns their norm before that, shape (); None if it has no limit."""
+        """Clip the gradients as configured. Returns their norm before clipping, shape (); None without a norm limit."""
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         if self.clip_norm is None:
@@ -35,16 +35,16 @@ class ScheduledOptimizer:
         return nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
 
     def used_rates(self) -> dict[str, float]:
-        """The learning rate of each parameter group in the last step, by name."""
+        """The learning rate of each parameter group in the last step, by group name."""
         return dict(zip(self.group_names, self.schedule.used(), strict=True))
 
 
 class Schedule:
-    """A torch scheduler that moves after each optimizer step or after each epoch.
+    """A torch scheduler that steps after each optimizer step or after each epoch.
 
-    make: builds the scheduler; None: the rate is constant.
-    settings: the scheduler's part of the config, by which a resumed run knows whether it has changed.
-    steps_per_epoch, epochs: of the run.
+    make: builds the scheduler; None: constant learning rate.
+    settings: the scheduler's config, from which a resumed run sees whether it has changed.
+    steps_per_epoch, epochs: length of the run.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Schedule:
         self.saved: dict[str, Any] = {}
 
     def after_step(self, *, moved: bool) -> None:
-        """moved: whether the optimizer stepped, and fp16 did not skip it."""
+        """moved: whether the optimizer stepped, rather than fp16 skipping the step."""
         self.last_used = None
         if moved and self.per_step and self.scheduler:
             self.move(None)
@@ -97,7 +97,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. ``resume.lay_out`` must follow where ``changed`` says so."""
+        """Resume from a state, after the optimizer has. Call ``resume.lay_out`` next if ``changed``."""
         self.last_used = state["used"]
         self.saved = state
         self.moves = state["moves"]
@@ -106,12 +106,12 @@ class Schedule:
 
     @property
     def changed(self) -> bool:
-        """Whether the state that was loaded is that of another schedule, or of other arguments of the optimizer."""
+        """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
         return bool(self.saved) and self.saved["made_from"] != self.made_from()
 
     def made_from(self) -> dict[str, Any]:
-        """What the learning rates follow from."""
-        kernels = ("fused", "foreach")  # which depend on the machine and change nothing
+        """Everything the learning rates depend on."""
+        kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
         return {
             "settings": self.settings,
             "per_step": self.per_step,

@@ -1,4 +1,4 @@
-"""How a trainer takes its state back from a checkpoint, and whether a saved state can be one of this run.
+"""Restoring a trainer's state from a checkpoint, and checking that a saved state matches the run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
@@ -20,19 +20,19 @@ from utils.tree import Keys, map_tensors
 from utils.user_code import format_error_with_source
 
 OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
-# our own parts, in which a value keeps its type; that of a user's part may change it
+# our own parts, whose values keep their type; a user's part may change it
 PARTS = ("schedule", "runtime", "metrics")
-# what torch's optimizers keep in the shape of the parameter
+# state of torch's optimizers that has the shape of the parameter
 LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
     "sum",
 }  # fmt: skip
-# of torch's optimizers, which fill them in for a checkpoint from before
+# arguments that torch's optimizers fill in for older checkpoints
 LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
 
 
 def parts_that_differ(trainer: Any) -> list[str]:
-    """The parts that a subclass has added whose state is not the same in all processes."""
+    """The parts added by a subclass whose state differs between processes."""
     if trainer.runtime.process_group.world_size == 1:
         return []
     added = {name: part for name, part in trainer.stateful().items() if name.partition(".")[0] not in OWN_PARTS}
@@ -42,7 +42,7 @@ def parts_that_differ(trainer: Any) -> list[str]:
 
 
 def _digest(state: Any) -> str:
-    """The same for equal states."""
+    """A hash that is the same for equal states."""
 
     def content(tensor: Tensor) -> str:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -52,13 +52,13 @@ def _digest(state: Any) -> str:
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Take the parts and the random generators from a checkpoint. Raises CheckpointError if a part does not fit."""
+    """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
     parts = trainer.stateful()
     check_state(state, parts, [generator_states()], source)
     trainer.outputs.writers.check(state["writers"])
 
     def restore_random(states: list[Any]) -> None:
-        """Each process resumes its own generators; one that had none before seeds new ones."""
+        """Each process restores its own generators; a process that had none seeds new ones."""
         rank = trainer.runtime.process_group.rank
         if rank < len(states):
             restore_generators(states[rank])
@@ -70,8 +70,9 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
 
 
 def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Take from a checkpoint what is there without training: the model and the parts that a subclass has added, so that
-    a test evaluates what the validation did. Raises CheckpointError if one does not fit.
+    """Restore what exists without training: the model and the parts added by a subclass.
+
+    A test then evaluates what the validation did. Raises CheckpointError if one does not match.
     """
     _load({name: part.load_state_dict for name, part in trainer.stateful().items()}, state, source)
 
@@ -82,37 +83,37 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
             load(state[name])
         except UserError:
             raise
-        except Exception as error:  # of any kind: torch's and the user's code got untrusted values
+        except Exception as error:  # any error: torch's and the user's code got untrusted values
             what = format_error_with_source(error)
-            raise CheckpointError(f"the {name} in {source} does not fit the config of this run: {what}") from error
+            raise CheckpointError(f"the {name} in {source} does not match the config of this run: {what}") from error
 
 
-# ------------------------------------------------------------------ whether a saved state fits
+# ------------------------------------------------------------------ checks of a saved state
 
 
 def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequence[Any], source: Path) -> None:
-    """Raise CheckpointError that names the part of a saved state which cannot be one of these parts of a run.
+    """Raise CheckpointError naming a part whose saved state cannot belong to these parts of a run.
 
-    A checksum does not say so: anybody can compute it. Nothing has been loaded or changed on disk yet.
+    A checksum does not prevent that: anybody can compute it. Called before anything is loaded or changed on disk.
 
-    random: the states of the generators now, of one process or of several.
+    random: current generator states, of one process or several.
     """
     own = {name: part.state_dict() for name, part in parts.items() if kind(name) in PARTS}
     progress = checkpoint.saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
-            if name not in saved and name != "data":  # which earlier checkpoints did not have
-                raise _Misfit((name,), "it is missing")
+            if name not in saved and name != "data":  # older checkpoints do not have it
+                raise _Misfit((name,), "missing")
         _check_progress(progress, parts["progress"].state_dict())
         for name in [name for name in own if kind(name) == "schedule"]:
             _check_schedule(saved[name], name)
-            if saved[name]["made_from"] != own[name]["made_from"]:  # another schedule, laid out on resume
+            if saved[name]["made_from"] != own[name]["made_from"]:  # a different schedule, recomputed on resume
                 del own[name]
         for name, state in own.items():
             _check(saved[name], state, (name,))
         _check(saved["random"], random, ("random",))
         if not len(saved["random"]):
-            raise _Misfit(("random",), "it is empty")
+            raise _Misfit(("random",), "empty")
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 _check_optimizer(saved[name], part, name)
@@ -123,12 +124,12 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     except _Misfit as error:
         part, where = error.keys[0], ".".join(map(str, error.keys))
         raise CheckpointError(
-            f"the {part} in {source} does not fit the config of this run: {where}: {error}"
+            f"the {part} in {source} does not match the config of this run: {where}: {error}"
         ) from error
 
 
 def kind(part: str) -> str:
-    """That of a part of a checkpoint: "optimizer" of "optimizer.generator"."""
+    """The kind of a checkpoint part: "optimizer" for "optimizer.generator"."""
     return part.partition(".")[0]
 
 
@@ -139,12 +140,12 @@ class _Misfit(ValueError):  # noqa: N818  (becomes a CheckpointError with the pa
 
 
 def _check(saved: Any, own: Any, keys: Keys) -> None:
-    """Raise _Misfit if a value is of another type than ours; of a number, also if it is too large for a tensor."""
+    """Raise _Misfit if a value has another type than ours, or is a number too large for a tensor."""
     if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
         return
     name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
     if not fits(saved, own, keys):
-        raise _Misfit(keys, f"it is {_described(saved)}, and should be {name}")
+        raise _Misfit(keys, f"should be {name}, got {_described(saved)}")
     if isinstance(own, Mapping):
         for key, value in own.items():
             if key in saved:
@@ -154,7 +155,7 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
             like = own[min(index, len(own) - 1)]
             _check(value, like, (*keys, index))
             if kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
-                raise _Misfit((*keys, index), f"its keys should be {', '.join(map(str, like))}")
+                raise _Misfit((*keys, index), f"should have the keys {', '.join(map(str, like))}")
 
 
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
@@ -188,7 +189,7 @@ def _described(value: Any) -> str:
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if saved.keys() != own.keys():
-        raise _Misfit(("progress",), f"its keys should be {', '.join(own)}")
+        raise _Misfit(("progress",), f"should have the keys {', '.join(own)}")
     for name, value in saved.items():
         if name == "trained":
             fits = isinstance(value, bool)
@@ -197,13 +198,13 @@ def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         else:
             fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
         if not fits:
-            raise _Misfit(("progress", name), f"it cannot be {value!r}")
+            raise _Misfit(("progress", name), f"cannot be {value!r}")
 
 
 def _check_schedule(saved: Any, name: str) -> None:
     _check(saved, {"moves": 0, "used": [0.0], "made_from": {}}, (name,))
     if missing := {"moves", "used", "made_from"} - saved.keys():
-        raise _Misfit((name,), f"it lacks {', '.join(sorted(missing))}")
+        raise _Misfit((name,), f"missing {', '.join(sorted(missing))}")
     moves = saved["moves"]
     if type(moves) is not int or not 0 <= moves < 2**63:
         raise _Misfit((name, "moves"), f"{moves!r} is not a number of steps")
@@ -217,26 +218,26 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
         keys: Keys = (name, "param_groups", index)
         _check(group, {}, keys)
         if missing := required - group.keys():
-            raise _Misfit(keys, f"it lacks {', '.join(sorted(missing))}")
+            raise _Misfit(keys, f"missing {', '.join(sorted(missing))}")
         for key in values.keys() & group.keys():
-            if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, and may have before
+            if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before
                 _check(group[key], values[key], (*keys, key))
             if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]) and key != "params":
-                raise _Misfit((*keys, key), f"it should have {len(values[key])} values")
+                raise _Misfit((*keys, key), f"should have {len(values[key])} values")
         if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
-            raise _Misfit((*keys, "params"), "these are not the parameters")
+            raise _Misfit((*keys, "params"), "the parameters do not match")
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in saved.get("state", {}).items():
         keys = (name, "state", index)
         if type(index) is not int or not 0 <= index < len(parameters):
-            raise _Misfit(keys, f"there are {len(parameters)} parameters")
+            raise _Misfit(keys, f"should have {len(parameters)} parameters")
         if not isinstance(values, Mapping):
-            raise _Misfit(keys, f"it is {_described(values)}, and should be a dict")
+            raise _Misfit(keys, f"should be a dict, got {_described(values)}")
         if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
             _check(values["step"], 0, (*keys, "step"))
         for key in LIKE_PARAMETER & values.keys():
             shape = getattr(values[key], "shape", None)
             optional = key == "momentum_buffer" and values[key] is None
             if not optional and shape != parameters[index].shape:
-                raise _Misfit((*keys, key), f"it should have the shape {tuple(parameters[index].shape)}")
+                raise _Misfit((*keys, key), f"should have shape {tuple(parameters[index].shape)}")

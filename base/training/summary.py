@@ -1,4 +1,4 @@
-"""What the console shows before a run starts and after it ends."""
+"""Console output before a run starts and after it ends."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
 
 
 def _optimizers(config: Config) -> Iterator[str]:
-    """Each optimizer with its schedule, as in "generator by Adam with StepLR" where there are several."""
+    """Each optimizer with its scheduler, as in "generator by Adam with StepLR" if there are several."""
     for name, optimizer in config.optimizers.items():
         scheduler = config.scheduler_of(name)
         text = optimizer.type + (f" with {scheduler.type}" if scheduler else "")
@@ -69,20 +69,20 @@ def _optimizers(config: Config) -> Iterator[str]:
 
 
 def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
-    """The parameter groups of each optimizer, where there are several, and what is frozen, as ("group", text)."""
+    """The parameter groups of each optimizer, if several, and what is frozen, as ("group", text)."""
     names = [name for optimizer in training.optimizers.values() for name in optimizer.group_names]
     for optimizer in training.optimizers.values() if len(names) > 1 else ():
         for name, group in zip(optimizer.group_names, optimizer.optimizer.param_groups, strict=True):
             size = sum(parameter.numel() for parameter in group["params"])
-            yield "group", f"{name or 'all other'}: {size:,} parameters, lr {float(group['lr']):.4g}"
+            yield "group", f"{name or 'others'}: {size:,} parameters, lr {float(group['lr']):.4g}"
     for entry in training.frozen.config:
         size = sum(p.numel() for name, p in training.frozen.parameters.items() if matches(name, entry.params))
-        how_long = f"for {count(entry.epochs, 'epoch')}" if entry.epochs else "for good"
+        how_long = f"for {count(entry.epochs, 'epoch')}" if entry.epochs else "for the whole run"
         yield "frozen", f"{', '.join(entry.params)}: {size:,} parameters, {how_long}"
 
 
 def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
-    """The result, where it is, and the commands to look at it."""
+    """The result, its location, and the commands to inspect it."""
     progress = trainer.progress
     name = (loaded.config.trainer.monitor or " ").split(" ")[1]
     if trainer.stopped_early():
@@ -102,9 +102,9 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
 
 
 def tensorboard_address(monitor: str | None, *, validates: bool) -> str:
-    """Of the page of curves, unsmoothed, with the monitored value on top, or else the loss: training and validation.
+    """URL of the curves page: unsmoothed, with the monitored value (or else the loss) pinned, training and validation.
 
-    monitor: as in the config. The port is the one that TensorBoard takes where it is free.
+    monitor: as in the config. The port is TensorBoard's default.
     """
     name = monitor.split()[1].removeprefix("val_") if monitor else "loss"
     tags = [f"{name}/{phase}" for phase in (("train", "valid") if validates else ("train",))]
@@ -125,7 +125,7 @@ def _how_to_train_longer(trainer: BaseTrainer) -> str:
 
 
 def resume_command(folder: RunFolder) -> str:
-    """The command that resumes a run, to be typed in the working directory."""
+    """The command that resumes a run from the working directory."""
     launcher = "python"
     if get_process_group().launched:
         launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 1)}"

@@ -1,4 +1,4 @@
-"""What a trainer of yours defines, and what it may call."""
+"""What your own trainer defines, and what it can call."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,16 @@ from utils.schema import TrainerConfig
 
 
 class TrainerInterface(ABC):
-    """The part of ``BaseTrainer`` that a subclass defines and calls.
+    """The part of ``BaseTrainer`` that subclasses define and call.
 
-    model: with several processes, what DDP or FSDP has made of it. criterion: the loss, (outputs, targets) -> shape ().
+    model: with several processes, wrapped by DDP or FSDP. criterion: the loss, (outputs, targets) -> shape ().
     """
 
     supervised: ClassVar[bool] = True
-    """Whether outputs are compared with targets. False (a GAN, an autoencoder): the config may have no loss, and
-    --check, report and pictures do not take the outputs for a classifier's."""
+    """Whether outputs are compared with targets. If False (a GAN, an autoencoder), the config needs no loss, and
+    --check, the report and pictures do not treat the outputs as a classifier's."""
     logs: ClassVar[Sequence[str]] = ()
-    """Names of further values that a step may log, by ``StepResult.log``."""
+    """Names of additional values that a step may log, by ``StepResult.log``."""
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         self.experiment = experiment
@@ -35,54 +35,54 @@ class TrainerInterface(ABC):
         self.criterion = experiment.criterion
         self.runtime = experiment.runtime
         self.calls_loss = True
-        """Whether the first batch has called ``criterion``."""
+        """Whether ``criterion`` was called in the first batch."""
         self.progress = Progress()
-        self._shown: Writer = Writers({})  # where pictures and texts go: nowhere in a test or a check
+        self._shown: Writer = Writers({})  # receives pictures and texts: nowhere in a test or a check
         self.several_optimizers: SeveralOptimizers | None = None
-        """Of several optimizers."""
+        """Set if there are several optimizers."""
         self.waits_for_count = False
-        """Whether ``backward`` waits for ``train_step`` to return, whose result says how much its gradients weigh."""
+        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self._waiting: list[Tensor] = []
 
     @abstractmethod
     def train_step(self, batch: Any) -> StepResult:
-        """Forward and backward pass of one batch. Gradients are added to those that are there."""
+        """Forward and backward pass of one batch. Adds to the existing gradients."""
 
     @abstractmethod
     def eval_step(self, batch: Any) -> StepResult:
         """Forward pass of one batch, without gradients."""
 
     def predict_step(self, inputs: Any) -> Any:
-        """The outputs for a batch of inputs without targets, which predict.py writes. By default the model's.
+        """The outputs for a batch of inputs without targets, as written by predict.py. By default the model's outputs.
 
-        inputs: what the data loader's ``prepare_input`` gives, stacked.
+        inputs: stacked results of the data loader's ``prepare_input``.
         """
         with self.autocast():
             return self.model(inputs)
 
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (may be left as it is)
-        """Called before the training steps of an epoch, also before those that are left where a run resumes within it.
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
+        """Called before the training steps of an epoch, also if a run resumes within it.
 
-        It may be called twice for one epoch. The first epoch is 1.
+        May be called twice for the same epoch. The first epoch is 1.
 
-        To change what depends on the epoch, such as the weight of a loss. Random numbers that it draws follow from the
-        seed and the epoch, and leave those of the training as they are.
+        Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
+        the seed and the epoch, and do not affect those of the training.
         """
 
     def picture(self, tag: str, images: Tensor) -> None:
-        """Show images, such as samples of a generator, in TensorBoard: as the model has them, (B, C, H, W)."""
+        """Show images, such as samples of a generator, in TensorBoard: in the model's form, (B, C, H, W)."""
         pictures = self.experiment.data.pictures(images.detach().cpu())
         if pictures is None:
             raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
         self._shown.images(self.progress.steps, tag, pictures)
 
     def text(self, tag: str, markdown: str) -> None:
-        """Show a text, such as what a language model has written, in TensorBoard."""
+        """Show a text, such as a language model's output, in TensorBoard."""
         self._shown.text(self.progress.steps, tag, markdown)
 
     @contextmanager
     def showing(self, writer: Writer) -> Iterator[None]:
-        """Inside, pictures and texts go to this writer: in training and validation, not where a step is only tried."""
+        """Inside the block, send pictures and texts to this writer. Not used where a step is only tried."""
         before, self._shown = self._shown, writer
         try:
             yield
@@ -90,14 +90,14 @@ class TrainerInterface(ABC):
             self._shown = before
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the config, for the forward pass and the loss."""
+        """The configured precision, for the forward pass and the loss."""
         return self.runtime.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape (). Its share of the optimizer step and the fp16 scale are applied.
+        """Add the gradients of a loss of shape (), weighted by its fraction of the optimizer step and scaled for fp16.
 
-        With accumulation or several processes they are there when ``train_step`` has returned, since the share depends
-        on ``StepResult.count``.
+        With accumulation or several processes, they are computed only when ``train_step`` returns, since the weight
+        depends on ``StepResult.count``.
         """
         if self.several_optimizers is not None:
             self.several_optimizers.backward(loss)
@@ -107,22 +107,22 @@ class TrainerInterface(ABC):
             self.runtime.backward(loss)
 
     def optimizing(self, name: str) -> AbstractContextManager[None]:
-        """Let one of several optimizers take its step by the losses that are given to ``backward`` inside:
+        """Let one of several optimizers step on the losses passed to ``backward`` inside the block:
 
             with self.optimizing("discriminator"):
                 self.backward(loss)
 
-        The parameters of the others get no gradient there. With accumulation the step comes with the last micro-batch.
+        The other optimizers' parameters get no gradients there. With accumulation, it steps at the last micro-batch.
         """
         if self.several_optimizers is None:
             raise ConfigError(
-                f"the trainer steps the optimizer {name!r}, and the config has a single one, without a name; give each "
-                f'by its name: "optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
+                f"the trainer steps the optimizer {name!r}, but the config's single optimizer has no name; name each: "
+                f'"optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
             )
         return self.several_optimizers.optimizing(name)
 
     def finish_backward(self, weight: Tensor | float) -> None:
-        """Run the backward passes that wait. weight: the share of the micro-batch in its optimizer step."""
+        """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
         waiting, self._waiting = self._waiting, []
-        if waiting:  # as one: DDP takes a single backward pass for each forward pass
+        if waiting:  # in one: DDP allows a single backward pass per forward pass
             self.runtime.backward(sum(waiting[1:], waiting[0]), weight)

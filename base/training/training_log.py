@@ -1,4 +1,4 @@
-"""What is logged during training: to the console, to metrics.jsonl and to TensorBoard."""
+"""Logging during training: to the console, metrics.jsonl and TensorBoard."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ from utils.distributed.process_group import ProcessGroup
 from utils.schema import TrainerConfig
 from utils.text import number
 
-LINE_INTERVAL = 1.0  # least seconds between two lines within an epoch, without a progress bar
+LINE_INTERVAL = 1.0  # minimum seconds between lines within an epoch, without a progress bar
 
 
 class TrainingLog:
-    """Feeds the console and the writers of one run: at each step, each log interval and each epoch."""
+    """Feeds the console and the writers of a run, at each step, log interval and epoch."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class TrainingLog:
         self.validation_samples = validation_samples
         self.table = EpochTable(settings.epochs, monitored=(settings.monitor or "").partition(" ")[2])
         self._loss: Tensor | float | None = None
-        self._samples = 0  # trained on by this process in this epoch
-        self._rates: tuple[float, float] | None = None  # steps and samples per second, as last known
-        self._end: float | None = None  # of the previous epoch's training
-        self._between: float | None = None  # seconds from there to this epoch: validation and saving
+        self._samples = 0  # samples this process has trained on in this epoch
+        self._rates: tuple[float, float] | None = None  # last known steps and samples per second
+        self._end: float | None = None  # when the previous epoch's training ended
+        self._between: float | None = None  # seconds from then to this epoch: validation and saving
         self._next_line = 0.0
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
-        """The training of an epoch of this many optimizer steps starts or resumes."""
+        """Start or resume the training of an epoch of this many optimizer steps."""
         self._progress = progress
         self._steps = steps
         self._samples = 0
@@ -55,7 +55,7 @@ class TrainingLog:
         self._bar = self.console.bar(self._bar_texts, total=steps, initial=progress.epoch_steps)
 
     def step(self, loss: Tensor | float, samples: int) -> None:
-        """After an optimizer step. loss: this process's part of it; samples: how many the step took."""
+        """Call after each optimizer step. loss: this process's part of it; samples: number in the step."""
         self._loss = loss
         self._samples += samples
         self._bar.update()
@@ -63,11 +63,11 @@ class TrainingLog:
     def log_interval(
         self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Mapping[str, float]
     ) -> None:
-        """A point of the curves within an epoch.
+        """Log a point of the curves within an epoch.
 
-        means: since the previous point; rates: the learning rates by parameter group; loss: as for ``step``.
+        means: since the previous point; rates: learning rates by parameter group; loss: as for ``step``.
         """
-        if self.process_group.world_size > 1:  # the loss of all processes; until the next point it is an estimate
+        if self.process_group.world_size > 1:  # the loss over all processes; an estimate until the next point
             self._loss = self._total(loss) / self.process_group.world_size
         now = time.perf_counter()
         if self.console.prints_progress and now >= self._next_line:
@@ -78,11 +78,11 @@ class TrainingLog:
         self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
 
     def validation(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """The values of a validation within an epoch."""
+        """Log the values of a validation within an epoch."""
         self.writers.scalars(progress.steps, {_tag(f"val_{name}"): value for name, value in values.items()})
 
     def end_training(self) -> None:
-        """The training of an epoch ended or was interrupted; its validation follows."""
+        """Call when the training of an epoch ended or was interrupted; its validation follows."""
         self._end = time.perf_counter()
         self._seconds = self._end - self._start
         self._update_rates(self._bar.state)
@@ -92,12 +92,12 @@ class TrainingLog:
     def end_epoch(
         self, progress: Progress, values: Mapping[str, float], rates: Mapping[str, float], *, best: bool
     ) -> None:
-        """The epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
+        """Write the epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
         speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
         position = {"epoch": progress.epochs, "step": progress.steps}
         self.writers.epoch({**position, **values, **_named("lr", "_", rates), **speed, "seconds": self._seconds})
         scalars = {_tag(name): value for name, value in values.items()} | speed
-        if progress.steps % self.settings.log_every_steps:  # else log_interval has written them at this step
+        if progress.steps % self.settings.log_every_steps:  # otherwise log_interval has written them at this step
             scalars |= _named("learning_rate", "/", rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
@@ -106,7 +106,7 @@ class TrainingLog:
             self.console.info(line)
 
     def _columns(self, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Each training value beside its validation value. Without validation, the loss of the last step is added."""
+        """Each training value next to its validation value. Without validation, the loss of the last step is added."""
         columns = {}
         for name, value in values.items():
             if f"val_{name}" in values:
@@ -124,7 +124,7 @@ class TrainingLog:
     # ------------------------------------------------------------------ progress within an epoch
 
     def _bar_texts(self, state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """The texts left and right of the bar, from the longest to the shortest."""
+        """Texts to the left and right of the bar, from longest to shortest."""
         self._update_rates(state)
         epoch = f"{self._progress.epochs + 1}/{self.settings.epochs}"
         loss, eta, best, named = self._loss_text(), self._eta_text(state), "", ""
@@ -139,7 +139,7 @@ class TrainingLog:
         yield epoch, loss
 
     def _progress_line(self) -> str:
-        """What the bar would show, as a line of text."""
+        """The content of the bar as a line of text."""
         state = self._bar.state
         self._update_rates(state)
         epoch = f"epoch {self._progress.epochs + 1}/{self.settings.epochs}"
@@ -155,12 +155,12 @@ class TrainingLog:
         return f"{tqdm.format_sizeof(self._rates[1])}{unit}" if self._rates else ""
 
     def _eta_text(self, state: Mapping[str, Any]) -> str:
-        """Time to the end of the epoch's training, and to the end of the run, which may stop earlier."""
+        """Time until the end of the epoch's training, and of the run, which may stop earlier."""
         if self._rates is None:
             return ""
         steps_per_second, samples_per_second = self._rates
         between = self._between
-        if between is None:  # not measured yet; the forward pass takes about a third of a step's time
+        if between is None:  # not measured yet; a forward pass takes about a third of a step
             between = self.validation_samples / samples_per_second / 3
         epochs = max(0, self.settings.epochs - self._progress.epochs - 1)
         seconds = max(0, self._steps - state["n"]) / steps_per_second
@@ -169,19 +169,19 @@ class TrainingLog:
         return f"ETA {tqdm.format_interval(seconds)}, run {bound}{tqdm.format_interval(run_seconds)}"
 
     def _update_rates(self, state: Mapping[str, Any]) -> None:
-        """Speed by tqdm's moving average over this process's steps of this epoch; as it was if there are none yet."""
+        """Speed from tqdm's moving average over this process's steps in this epoch; unchanged if there are none yet."""
         if state["elapsed"] > 0 and (steps := state["n"] - state["initial"]):
             steps_per_second = state["rate"] or steps / state["elapsed"]
             self._rates = steps_per_second, steps_per_second * self._samples / steps
 
 
 def _tag(name: str) -> str:
-    """The tag of an epoch's value: training and validation share one group of charts."""
+    """The tag of an epoch's value: training and validation share a group of charts."""
     return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
 
 
 def _named(name: str, separator: str, rates: Mapping[str, float]) -> dict[str, float]:
-    """The learning rates under the names of their groups, as in lr and lr_backbone."""
+    """Learning rates named by parameter group, as in lr and lr_backbone."""
     return {f"{name}{separator}{group}" if group else name: rate for group, rate in rates.items()}
 
 

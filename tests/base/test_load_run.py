@@ -35,7 +35,7 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     run = fit().run_dir
     config = run / "config.json"
     config.write_text(config.read_text().replace('"hidden_features": 5', '"hidden_features": 4'))
-    with pytest.raises(CheckpointError, match="do not fit this model"):
+    with pytest.raises(CheckpointError, match="do not match this model"):
         load_run(run)
 
 

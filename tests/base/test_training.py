@@ -319,7 +319,7 @@ def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
 
 def test_more_outputs_than_classes_are_a_warning() -> None:
     result = StepResult(torch.zeros(()), torch.zeros(4, 10), torch.tensor([0, 1, 1, 0]))
-    assert "the model has 10 outputs, but the data have 2 classes" in str(surplus_outputs(result, ("cat", "dog")))
+    assert "the model has 10 outputs, but the data has 2 classes" in str(surplus_outputs(result, ("cat", "dog")))
     assert surplus_outputs(result, None) is None
     assert surplus_outputs(result._replace(outputs=torch.zeros(4, 2)), ("cat", "dog")) is None
     assert surplus_outputs(result._replace(targets=torch.zeros(4, 10)), ("cat", "dog")) is None

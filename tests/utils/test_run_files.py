@@ -78,7 +78,7 @@ def test_a_file_in_place_of_a_folder(run: Path, name: str) -> None:
     if (run / name).exists():
         (run / name).rename(run / "aside")
     (run / name).write_text("mine")
-    with pytest.raises(UserError, match=f"{name} is a file, and should be a folder"):
+    with pytest.raises(UserError, match=f"{name} is a file, but should be a folder"):
         train.main(["-r", str(run)])
 
 
@@ -94,7 +94,7 @@ def test_what_one_may_not_read_or_write(
         os, "access", lambda path, asked: original(path, asked) and (path != run / name or asked != mode)
     )
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=f"{name} {says}: you have no permission"):
+    with pytest.raises(UserError, match=f"{name} {says}: permission denied"):
         train.main(["-r", str(run), "trainer.epochs=2"])
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

@@ -74,14 +74,14 @@ def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("x = 1 +\n", "model/mine.py does not import: SyntaxError: invalid syntax\n  model/mine.py:1: x = 1 +"),
+        ("x = 1 +\n", "model/mine.py cannot be imported: SyntaxError: invalid syntax\n  model/mine.py:1: x = 1 +"),
         (
             "import torch\n\nimport nothing\n",
             "ModuleNotFoundError: No module named 'nothing'\n  model/mine.py:3: import",
         ),
         (
             "raise SystemExit(3)\n",
-            "model/mine.py does not import: SystemExit: 3\n  model/mine.py:1: raise SystemExit(3)",
+            "model/mine.py cannot be imported: SystemExit: 3\n  model/mine.py:1: raise SystemExit(3)",
         ),
         (
             MODEL.replace("Mine", "LeNet"),

@@ -1,11 +1,11 @@
 """Checkpoints: written in a thread beside training, and checked byte for byte before they are used.
 
-file            the format of a checkpoint file: write, read and verify one
-checkpointer    a run's checkpoints while it trains: the newest ones and the best are kept
-plain           what a checkpoint may hold; anything else is refused before the first step
-loading         the checkpoint that was named, or the newest undamaged one, in one process or in several
-sharded         the checkpointer when every process writes its part, imported only where it is asked for
-shards          the folder with the tensors of a sharded checkpoint, by torch.distributed.checkpoint
+file            the format of a checkpoint file: write, read and verify
+checkpointer    a run's checkpoints during training: keeps the newest and the best
+plain           what a checkpoint may contain; anything else is rejected before the first step
+loading         finding the named checkpoint, or the newest undamaged one, in one process or several
+sharded         the checkpointer in which every process writes its part; imported on demand
+shards          the folder with the tensors of a sharded checkpoint, in the format of torch.distributed.checkpoint
 """
 
 from utils.checkpoint.file import file_name, snapshot, step_files, verify, write

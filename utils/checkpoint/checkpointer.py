@@ -1,4 +1,4 @@
-"""The checkpoints of a run while it trains: written by a thread beside it; the newest ones and the best are kept."""
+"""A run's checkpoints during training: written by a background thread, keeping the newest and the best."""
 
 import contextlib
 import shutil
@@ -16,12 +16,12 @@ ASIDE = "set-aside"
 
 
 class Checkpointer:
-    """Writes the checkpoints of a run in a thread, and keeps the newest ones and the best.
+    """Writes the checkpoints of a run in a background thread; keeps the newest and the best.
 
-    keep_last: how many of the newest to keep; None keeps all. The best one and the newest are never removed.
-    main: whether this is the process that writes. In the others, nothing happens.
-    warn: called with a message when a save failed; training continues and the next save tries again.
-    before_commit: called in the thread before a checkpoint counts, to bring on disk what it refers to.
+    keep_last: how many of the newest to keep; None: all. The best and the newest are never removed.
+    main: whether this process writes; if not, nothing happens.
+    warn: called with a message if a save fails; training continues, and the next save tries again.
+    before_commit: called in the thread before a checkpoint becomes valid, to flush files that it refers to.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        """Copy the state and return; a thread writes it while training continues. Waits for an earlier save first."""
+        """Copy the state and return; a thread writes it while training continues. Waits for the previous save first."""
         if self.main:
             self._start_thread(step, state, best_step)
 
@@ -54,7 +54,7 @@ class Checkpointer:
         self._thread.start()
 
     def wait(self) -> bool:
-        """Wait for the last save, and warn if it failed. True if it is on disk."""
+        """Wait for the last save, and warn if it failed. Returns whether it is on disk."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -63,15 +63,15 @@ class Checkpointer:
         return self.failure is None
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
-        """Continue from a checkpoint of a step. Later checkpoints, of the abandoned branch, move to set-aside/."""
+        """Continue from the checkpoint of a step. Later checkpoints, of the abandoned branch, move to set-aside/."""
         if not self.main:
             return
         for name in ("last.pth", "best.pth"):
             self._repair_from(self.folder / name)
         step_file = self.folder / file_name(step)
-        link(step_file, source)  # which may be last.pth, or a copy, where the step file itself is gone
+        link(step_file, source)  # may be last.pth, or a copy, if the step file itself is gone
 
-        # newest first: a kill in between leaves a run whose newest checkpoint still has all of its logs
+        # newest first: if this is killed halfway, the newest remaining checkpoint still has all of its logs
         later = [path for path in step_files(self.folder) if step_of(path) > step]
         for path in later:
             self._set_aside(path)
@@ -89,11 +89,11 @@ class Checkpointer:
             if self.main:
                 self._update_links(step, best_step)
                 self._prune(step, best_step)
-        except Exception as error:  # of any kind: a missing checkpoint must not go unnoticed
+        except Exception as error:  # any error: a missing checkpoint must not go unnoticed
             self.failure = f"checkpoint {self.folder / file_name(step)} could not be written: {_reason(error)}"
 
     def _copy(self, state: dict[str, Any]) -> Any:
-        """What the thread needs, in memory that training does not touch."""
+        """What the thread needs, in memory that training does not modify."""
         return snapshot(state)
 
     def _store(self, step: int, state: Any) -> None:
@@ -105,12 +105,12 @@ class Checkpointer:
     def _update_links(self, step: int, best_step: int | None) -> None:
         link(self.folder / "last.pth", self.folder / file_name(step))
         best = self.folder / "best.pth"
-        # an earlier best one is linked already; where links are copies, its step file may have been damaged since
+        # an earlier best checkpoint is linked already; if links are copies, its step file may have been damaged since
         if best_step == step or (best_step is not None and not best.exists()):
             link(best, self.folder / file_name(best_step))
 
     def _prune(self, step: int, best_step: int | None) -> None:
-        """Remove the checkpoints that are not kept, and the tensors of sharded ones whose file is gone."""
+        """Remove checkpoints that are not to be kept, and tensors of sharded checkpoints whose file is gone."""
         kept = {file_name(kept) for kept in (step, best_step) if kept is not None}
         if self.keep_last is not None:
             for path in step_files(self.folder)[self.keep_last :]:
@@ -126,9 +126,9 @@ class Checkpointer:
     # ------------------------------------------------------------------ on resume
 
     def _repair_from(self, name: Path) -> None:
-        """Where last.pth or best.pth is undamaged but its step file is damaged or missing, make that from it.
+        """If last.pth or best.pth is intact but its step file is damaged or missing, recreate the step file from it.
 
-        They are one file, unless the folder was copied or the file system has no hard links.
+        They are the same file, unless the folder was copied or the file system has no hard links.
         """
         if not name.is_file() or any(name.samefile(path) for path in step_files(self.folder)):
             return
@@ -138,7 +138,7 @@ class Checkpointer:
                 link(step_file, name)
 
     def _restore_best(self, step: int | None) -> None:
-        """Point best.pth to the best checkpoint again, or set it aside where that was not kept or there is none."""
+        """Link best.pth to the best checkpoint again, or set it aside if that was not kept or there is none."""
         best = self.folder / "best.pth"
         step_file = None if step is None else self.folder / file_name(step)
         if step_file and step_file.exists() and best.exists() and best.samefile(step_file):
@@ -148,7 +148,9 @@ class Checkpointer:
         elif best.exists():
             self._set_aside(best)
             if step_file:
-                self.warn(f"the best checkpoint so far (step {step}) is missing; best.pth returns with the next best")
+                self.warn(
+                    f"the best checkpoint so far (step {step}) is missing; the next best epoch writes best.pth again"
+                )
 
     def _set_aside(self, path: Path) -> None:
         aside = self.folder / ASIDE
@@ -168,7 +170,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a write failed: torch wraps the system's error, of a full disk for example, into one of its own."""
+    """Why a write failed: torch wraps system errors, such as a full disk, in its own."""
     while error.__context__ is not None and not isinstance(error, OSError):
         error = error.__context__
     return str(error).partition("\n")[0]

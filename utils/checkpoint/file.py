@@ -1,7 +1,7 @@
-"""The format of a checkpoint file: written whole or not at all, and checked byte for byte before it is used.
+"""The format of a checkpoint file: written atomically, and verified byte for byte before use.
 
-A file is torch's zip format with a SHA-256 of everything before it as the zip's comment, so that ``torch.load`` reads
-it as it is. torch itself checks nothing: a flipped byte would load in silence.
+A file is torch's zip format, with the SHA-256 of everything before it as the zip comment; ``torch.load`` can read it.
+torch itself verifies nothing: a flipped byte would load silently.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ DATA = re.compile(r"(step-\d{8,})(-\d+)?")
 """The folder with the tensors of a sharded checkpoint; group 1 is the stem of its step file."""
 
 TensorAllocator = Callable[[Keys, Tensor], Tensor]
-"""Allocates the memory that a tensor of a sharded checkpoint is read into. Takes its keys in the state and a tensor on
-device "meta" with its shape, dtype and strides; where it returns a tensor on device "meta", nothing is read."""
+"""Allocates memory for a tensor of a sharded checkpoint, given its keys in the state and a tensor on device "meta" with
+its shape, dtype and strides. Returns a tensor on device "meta" to skip it."""
 
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64
@@ -41,7 +41,7 @@ def file_name(step: int) -> str:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first."""
+    """The checkpoints in a folder, newest first."""
     files = [path for path in folder.glob("step-*.pth") if STEP_FILE.fullmatch(path.name)]
     return sorted(files, key=step_of, reverse=True)
 
@@ -51,12 +51,12 @@ def step_of(path: Path) -> int:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy of a state on the CPU, which later training steps do not touch."""
+    """A copy of a state on the CPU, unaffected by later training steps."""
     return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), state)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all. Raises OSError or RuntimeError and leaves nothing behind."""
+    """Write a checkpoint atomically. Raises OSError or RuntimeError, and then leaves nothing behind."""
     with atomic_write(path) as file:
         hashing = _HashingFile(file)
         torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
@@ -67,18 +67,18 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def _read_back(file: BinaryIO, path: Path) -> None:
-    """Raise OSError if the disk does not return what was written, before it replaces an earlier checkpoint."""
+    """Raise OSError unless the disk returns what was written, before the file replaces an earlier checkpoint."""
     os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):  # or the bytes would come from the memory that was just written
+    if hasattr(os, "posix_fadvise"):  # otherwise the bytes would come from the page cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     try:
         verify(Path(file.name))
     except CheckpointError as error:
-        raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path)) from error
+        raise OSError(errno.EIO, "the disk did not return what was written", str(path)) from error
 
 
 class _HashingFile(io.BufferedIOBase):
-    """Keeps the SHA-256 of what is written, except for the last two bytes (the length of the zip's comment)."""
+    """Computes the SHA-256 of what is written, except for the last two bytes (the length of the zip comment)."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -104,7 +104,7 @@ class _HashingFile(io.BufferedIOBase):
 def read_file(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file; the large tensors of a sharded checkpoint are on device "meta".
 
-    Raises CheckpointError if the file is missing, damaged, written by something else, or carries code.
+    Raises CheckpointError if the file is missing, damaged, not written by this project, or contains code.
     """
     verify(path)
     with as_checkpoint_errors(path):
@@ -118,22 +118,22 @@ def read_file(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_checkpoint_errors(path: Path) -> Iterator[None]:
-    """Turn any error from reading an untrusted file into a CheckpointError."""
+    """Convert any error from reading an untrusted file into a CheckpointError."""
     try:
         yield
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, and no code in it was run; "
-            "it was not written by this project"
+            f"{path} contains more than tensors and plain values, so this project did not write it; "
+            "no code in it was run"
         ) from error
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def verify(path: Path) -> None:
-    """Read a file once and compare its SHA-256. Raises CheckpointError if a single byte of it is not as written."""
+    """Read a file once and compare its SHA-256. Raises CheckpointError if any byte has changed since it was written."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
@@ -149,5 +149,5 @@ def verify(path: Path) -> None:
 
 
 def _comment(digest: Any) -> bytes:
-    """The end of the file: the length of the zip's comment, and the comment."""
+    """The end of the file: the length of the zip comment, and the comment."""
     return struct.pack("<H", COMMENT_LENGTH) + MARK + str(digest.hexdigest()).encode()

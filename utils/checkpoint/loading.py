@@ -1,4 +1,4 @@
-"""Which checkpoint is loaded, in one process or in several: the one that was named, or the newest undamaged one."""
+"""Which checkpoint to load, in one process or several: the one named, or the newest undamaged one."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,36 +11,36 @@ from utils.errors import CheckpointError
 
 T = TypeVar("T")
 MAX_COUNT = 10**15
-"""Of epochs and steps: more than any run can have."""
+"""Maximum number of epochs or steps: more than any run can have."""
 
 
 def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
-    """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, not ours or carries code.
+    """The state in a checkpoint. Raises CheckpointError if it is missing, damaged, foreign or contains code.
 
-    allocate: for the tensors of a sharded one, of which a process may want only its part; None reads all to the CPU.
+    allocate: for the tensors of a sharded checkpoint, if a process needs only its part; None reads all to the CPU.
     """
     state = read_file(path)
     if "sharded" not in state:
         return state
 
-    from utils.checkpoint.shards import read_tensors  # which imports what takes seconds
+    from utils.checkpoint.shards import read_tensors  # its imports take seconds
 
     return read_tensors(path, state, allocate)
 
 
 def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The saved progress, whose "epochs" and "steps" are checked to be counts. Raises CheckpointError."""
+    """The saved progress, with "epochs" and "steps" validated as counts. Raises CheckpointError."""
     progress = state.get("progress")
     counts = [progress.get(name) for name in ("epochs", "steps")] if isinstance(progress, dict) else []
     if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
-        raise CheckpointError(f"{path} does not say how far the run was; it was not written by this project")
+        raise CheckpointError(f"{path} has no valid progress; this project did not write it")
     if STEP_FILE.fullmatch(path.name) and step_of(path) != counts[1]:
-        raise CheckpointError(f"{path} holds another step than its name says: step {counts[1]}")
+        raise CheckpointError(f"{path} contains another step than its name says: step {counts[1]}")
     return dict(progress or {})
 
 
 def read_together(process_group: ProcessGroup, function: Callable[[], T]) -> T:
-    """What a function reads, in each process. If it fails in one of them, all raise CheckpointError."""
+    """The result of reading in each process. If it fails in one of them, all raise CheckpointError."""
     result: Any = None
     problem = ""
     try:
@@ -60,9 +60,9 @@ def newest_sound(
     process_group: ProcessGroup,
     allocate: TensorAllocator | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest undamaged checkpoint of a folder and its state; None if the folder has none.
+    """The newest undamaged checkpoint in a folder and its state; None if the folder has none.
 
-    Damaged ones are named and skipped. To be called by all processes. Raises CheckpointError if all are damaged.
+    Warns about damaged ones and skips them. All processes must call it. Raises CheckpointError if all are damaged.
     """
     damaged: list[str] = []
     for path in process_group.broadcast_object(lambda: list(_candidates(folder))):
@@ -82,12 +82,12 @@ def newest_sound(
                 warn(f"{error}; {path.name} is the same checkpoint")
         return path, state
     if damaged:
-        raise CheckpointError(f"no checkpoint in {folder} can be used:\n  " + "\n  ".join(damaged))
+        raise CheckpointError(f"no usable checkpoint in {folder}:\n  " + "\n  ".join(damaged))
     return None
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """The checkpoints of a folder, newest first; last.pth and best.pth only where no step file is the same file."""
+    """The checkpoints in a folder, newest first; last.pth and best.pth only if no step file is the same file."""
     files = step_files(folder)
 
     def is_separate(path: Path) -> bool:

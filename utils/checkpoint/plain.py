@@ -1,6 +1,6 @@
-"""What a checkpoint may hold: tensors and plain values, which ``torch.load(weights_only=True)`` gives back.
+"""What a checkpoint may contain: tensors and plain values that ``torch.load(weights_only=True)`` can load.
 
-Everything else would be written without an error, and refused when it is read. So it is refused before it is written.
+Anything else would be saved without an error and fail only on loading, so it is rejected before it is saved.
 """
 
 import copy
@@ -21,24 +21,24 @@ MAX_NAMED = 5
 
 
 def plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A state with NumPy's numbers as Python's, and its arrays and tensors of other classes as tensors.
+    """A state with NumPy numbers converted to Python's, and arrays and tensor subclasses to tensors.
 
-    Tensors are neither copied nor read. Raises UserError that names the part and the key of what has no plain form.
+    Tensors are neither copied nor read. Raises UserError naming the part and key of values that cannot be converted.
     """
     found = _Plain()
     made: dict[str, Any] = found.convert(state, ())
     if found.problems:
         raise UserError(
-            "a checkpoint of this run could not be read again, since it may hold only tensors and plain values:\n  "
+            "a checkpoint of this run could not be loaded, since it may contain only tensors and plain values:\n  "
             f"{_listed(found.problems)}\n"
-            "Where this state is made (state_dict, get_extra_state), give numbers, text, tensors, or lists, tuples and "
-            "dicts of them."
+            "Where this state is created (state_dict, get_extra_state), return numbers, strings, tensors, or lists, "
+            "tuples and dicts of them."
         )
     return made
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
-    """Raise UserError if a part gives a state that it could not take back."""
+    """Raise UserError if a part returns a state that it could not load."""
     problems = []
     for name, part in parts.items():
         if not callable(getattr(part, "load_state_dict", None)):
@@ -52,9 +52,7 @@ def check_parts(parts: Mapping[str, Any]) -> None:
                 where = ".".join(filter(None, [name, inner]))
                 problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
     if problems:
-        raise UserError(
-            f"a checkpoint of this run could not be loaded again:\n  {_listed(problems)}\nDefine the method."
-        )
+        raise UserError(f"a checkpoint of this run could not be loaded:\n  {_listed(problems)}\nDefine the method.")
 
 
 class _Plain:
@@ -80,7 +78,7 @@ class _Plain:
 
     def _container(self, value: Any, keys: Keys) -> Any:
         if len(keys) > MAX_DEPTH:
-            self.problems.append(f"{_dotted(keys[:3])}... is nested too deeply, or holds itself")
+            self.problems.append(f"{_dotted(keys[:3])}... is nested too deeply, or contains itself")
             return value
         if isinstance(value, (list, tuple)):
             return type(value)([self.convert(item, (*keys, index)) for index, item in enumerate(value)])
@@ -96,7 +94,7 @@ class _Plain:
     def _tensor(self, value: Tensor, keys: Keys) -> Any:
         if type(value) is Tensor or isinstance(value, nn.Parameter) or hasattr(value, "device_mesh"):  # a DTensor
             return self._refuse(value, keys, "a tensor on device meta, without values") if value.is_meta else value
-        if hasattr(value, "__tensor_flatten__"):  # a subclass that is made of other tensors
+        if hasattr(value, "__tensor_flatten__"):  # a subclass composed of other tensors
             return value if _is_storable(value) else self._refuse(value, keys)
         return value.detach().as_subclass(Tensor)
 
@@ -113,13 +111,13 @@ class _Plain:
 
 
 def _is_storable(value: Any) -> bool:
-    """Whether a value comes back as what it was."""
+    """Whether a value loads as what it was."""
     try:
         file = io.BytesIO()
         torch.save(value, file)
         file.seek(0)
         return type(torch.load(file, weights_only=True)) is type(value)
-    except Exception:  # of any kind: pickle runs the value's own code
+    except Exception:  # any error: pickle runs the value's own code
         return False
 
 

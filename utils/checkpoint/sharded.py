@@ -1,8 +1,8 @@
-"""Sharded checkpoints: all processes of a run write the large tensors, each its shards or its share of them.
+"""Sharded checkpoints: all processes of a run write the large tensors, each its own shards or its share.
 
 ``step-N.pth`` is a checkpoint like any other, but its large tensors have only a shape and a dtype (device "meta").
-Their values are in the folder ``step-N`` beside it, see shards.py. The file holds the name of the folder and the
-SHA-256 of each of its files. It is written last: a folder without its file does not count.
+Their values are in the folder ``step-N`` beside it, see shards.py. The file contains the name of the folder and the
+SHA-256 of each file in it. It is written last: a folder without its file is ignored.
 """
 
 import shutil
@@ -25,19 +25,19 @@ from utils.tree import Keys, map_with_keys
 
 
 class Staged(NamedTuple):
-    """What the thread of one process has to write."""
+    """What the thread of one process writes."""
 
     tensors: dict[str, Tensor]
-    """Those that this process writes or, where they are DTensors, its shards of them."""
+    """Tensors that this process writes; of DTensors, its shards."""
     rest: dict[str, Any]
-    """The state with large tensors on device "meta", for the file; empty in all but the main process."""
+    """The state for the file, with large tensors on device "meta"; empty except in the main process."""
 
 
 class ShardedCheckpointer(Checkpointer):
-    """Writes with all processes, in a thread of each. All of them must create it and save the same steps.
+    """Writes with all processes, in a thread of each. All must create it and save at the same steps.
 
-    shared: names of the model's tensors that are equal in all processes: its parameters, but not its buffers.
-    options: those of Checkpointer.
+    shared: names of model tensors that are equal in all processes: parameters, but not buffers.
+    options: of Checkpointer.
     """
 
     def __init__(self, folder: Path, *, processes: ProcessGroup, shared: Collection[str], **options: Any) -> None:
@@ -45,7 +45,7 @@ class ShardedCheckpointer(Checkpointer):
         self.process_group = processes
         self.shared = shared
         self.thread_group: Any = None
-        if processes.launched:  # separate from training's: both communicate at the same time
+        if processes.launched:  # separate from the training's: both communicate at the same time
             self.thread_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
@@ -64,7 +64,7 @@ class ShardedCheckpointer(Checkpointer):
             return torch.empty_like(tensor, device="meta")
 
         rest = map_with_keys(take, state)
-        # of the replicated tensors, every process writes about as many numbers
+        # each process writes about the same amount of the replicated tensors
         replicated = [name for name, tensor in large.items() if not isinstance(tensor, DTensor)]
         replicated.sort(key=lambda name: large[name].numel(), reverse=True)
         own = set(replicated[self.process_group.rank :: self.process_group.world_size])
@@ -74,7 +74,7 @@ class ShardedCheckpointer(Checkpointer):
         return Staged(tensors, rest if self.main else {})
 
     def _is_large(self, keys: Keys, tensor: Tensor) -> bool:
-        """Whether this is a sharded tensor, or one that is the same in all processes and not a single number."""
+        """Whether a tensor is sharded, or the same in all processes and more than a single number."""
         if isinstance(tensor, DTensor):
             return True
         return tensor.dim() > 0 and (keys[0] == "optimizer" or (keys[0] == "model" and keys[1] in self.shared))
@@ -97,7 +97,7 @@ class ShardedCheckpointer(Checkpointer):
         self._remove_stale(step, data)
 
     def _make_folder(self, step: int) -> Path:
-        """A new folder for the tensors, made by the main process. All raise OSError if it cannot be made."""
+        """A new folder for the tensors, created by the main process. All processes raise OSError if that fails."""
         made: list[Any] = [None]
         if self.main:
             try:
@@ -120,7 +120,7 @@ class ShardedCheckpointer(Checkpointer):
         return [path for path in self.folder.glob(f"{stem}*/") if DATA.sub(r"\1", path.name) == stem]
 
     def _remove_stale(self, step: int, data: Path) -> None:
-        """Remove the folders of earlier checkpoints of this step, unless one of them was set aside."""
+        """Remove the folders of earlier checkpoints of this step, unless in use by one that was set aside."""
         if not (self.folder / ASIDE / file_name(step)).exists():
             for folder in self._folders_of(step):
                 if folder != data:

@@ -1,7 +1,7 @@
 """The folder with the tensors of a sharded checkpoint, written and read by torch.distributed.checkpoint (DCP).
 
-DCP describes the folder in a pickle, ``.metadata``. It is read by an unpickler that knows only the classes that it is
-made of, and refuses all others; the tensors are loaded with ``weights_only``. So nothing in a folder can run code.
+DCP describes the folder in a pickle, ``.metadata``. It is read by an unpickler that accepts only the classes found in
+such a file; the tensors are loaded with ``weights_only``. So nothing in a folder can run code.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from utils.tree import Keys, map_with_keys
 METADATA = ".metadata"
 SHARD = re.compile(r"__\d+_\d+\.distcp")
 
-# what a .metadata of tensors is made of; without BytesStorageMetadata, for which DCP would unpickle anything
+# the classes in a .metadata of tensors; without BytesStorageMetadata, for which DCP would unpickle anything
 METADATA_CLASSES = {
     "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "torch.serialization": {"_get_layout"},
@@ -49,14 +49,14 @@ METADATA_CLASSES = {
 
 
 def name_of(keys: Keys) -> str:
-    """The name of a tensor in the folder, by its path in the state."""
+    """The name of a tensor in the folder, from its path in the state."""
     return ".".join(map(str, keys))
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[str, str]:
-    """Write tensors, and of DTensors this process's shards. Gives the main process the SHA-256 of each file.
+    """Write tensors; of DTensors, this process's shards. Returns the SHA-256 of each file in the main process.
 
-    group: the processes that write; None: only this one.
+    group: the processes that write; None: only this process.
     """
     with _first_failure():
         save(tensors, storage_writer=_Writer(folder), process_group=group, no_dist=group is None)
@@ -72,10 +72,10 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[
 
 
 def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | None = None) -> dict[str, Any]:
-    """The state in a sharded checkpoint, of which ``read_file`` has read the file: with its tensors.
+    """The complete state of a sharded checkpoint. state: as returned by ``read_file``.
 
-    Only what this process needs is read, and its files are checked before. allocate: None reads whole tensors to the
-    CPU. Raises CheckpointError if something is missing or damaged, or was not written by this project.
+    Reads only what this process needs, and verifies those files first. allocate: None reads whole tensors to the CPU.
+    Raises CheckpointError if something is missing, damaged or not written by this project.
     """
     quiet_dcp()
     with as_checkpoint_errors(path):
@@ -84,7 +84,7 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
         if not DATA.fullmatch(index["data"]) or not all(name == METADATA or SHARD.fullmatch(name) for name in hashes):
             raise CheckpointError(f"{path} names files that do not belong to a checkpoint")
 
-        # a checkpoint in set-aside/ has left its folder where it was
+        # a checkpoint in set-aside/ left its folder where it was
         folders = [folder / index["data"] for folder in (path.parent, path.parent.parent)]
         folder = next((folder for folder in folders if folder.is_dir()), None)
         if folder is None:
@@ -108,21 +108,21 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
 
 
 def quiet_dcp() -> None:
-    """Silence DCP's warnings, which are not about us. In the main thread: warning filters are not thread-safe."""
+    """Silence DCP warnings that do not concern us. In the main thread: warning filters are not thread-safe."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9
 
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> None:
-        """Nothing: it would hold the path of the folder, which may be moved, as a class of this Python version."""
+        """Nothing: it would contain the path of the folder, which may be moved, as a class of this Python version."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        if (module, name) == ("builtins", "getattr"):  # how early releases of Python 3.11 pickle an enum's member
+        if (module, name) == ("builtins", "getattr"):  # early releases of Python 3.11 pickle enum members this way
             return _enum_member
         raise pickle.UnpicklingError(f"{module}.{name} is not part of DCP's metadata")
 
@@ -134,7 +134,7 @@ def _enum_member(enum: Any, name: str) -> Any:
 
 
 def _read_metadata(folder: Path, hashes: dict[str, str], targets: dict[str, Tensor]) -> Metadata:
-    """DCP's description of a folder. Raises CheckpointError if it does not cover each target."""
+    """DCP's description of a folder. Raises CheckpointError if it does not cover every target."""
     _verify(folder, METADATA, hashes)
     metadata: Metadata = _MetadataUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
     for name, target in targets.items():
@@ -144,12 +144,12 @@ def _read_metadata(folder: Path, hashes: dict[str, str], targets: dict[str, Tens
             or saved.size != target.shape
             or sum(math.prod(chunk.sizes) for chunk in saved.chunks) != target.numel()
         ):
-            raise CheckpointError(f"{folder} does not hold all of {name}")
+            raise CheckpointError(f"{folder} does not contain all of {name}")
     return metadata
 
 
 class _Reader(FileSystemReader):
-    """Reads the tensors of checked metadata, and checks each file before it reads from it."""
+    """Reads the tensors in verified metadata, and verifies each file before reading from it."""
 
     def __init__(self, folder: Path, hashes: dict[str, str], metadata: Metadata) -> None:
         super().__init__(folder)
@@ -167,7 +167,7 @@ class _Reader(FileSystemReader):
 
 
 def _verify(folder: Path, name: str, hashes: dict[str, str]) -> None:
-    """Raises CheckpointError unless this is one of the checkpoint's files, as it was written."""
+    """Raise CheckpointError unless this is a file of the checkpoint, unchanged."""
     path = folder / name
     if name not in hashes:
         raise CheckpointError(f"{path} is not a file of this checkpoint")
@@ -186,7 +186,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _first_failure() -> Iterator[None]:
-    """Raise the first error of any process instead of DCP's collection of them, which is not even an Exception."""
+    """Raise the first error of any process instead of DCP's collection, which is not even an Exception."""
     try:
         yield
     except CheckpointException as error:

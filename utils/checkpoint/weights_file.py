@@ -1,4 +1,4 @@
-"""Reads weights from a file of any origin: a run, a checkpoint, a state dict of torch.save, or safetensors."""
+"""Reads weights from a file of any origin: a run, a checkpoint, a state dict saved by torch.save, or safetensors."""
 
 import contextlib
 import os
@@ -17,16 +17,16 @@ from utils.files import open_regular
 from utils.run_folder import RunFolder
 
 AVERAGED = "averaged_weights"
-"""The part of a checkpoint that has the average of the weights."""
+"""The part of a checkpoint with the averaged weights."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep a state dict beside other things."""
+"""Keys under which training scripts save a state dict next to other things."""
 INSTALL = "reading .safetensors needs a library: pip install safetensors"
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights that a path leads to, by name on the CPU, and the file that they are in. Nothing in it is run.
+    """The weights at a path, by name on the CPU, and the file they are in. Runs no code from the file.
 
-    Raises CheckpointError if it is missing, damaged, carries code or holds something else.
+    Raises CheckpointError if it is missing, damaged, contains code or something else.
     """
     if path.is_dir() or _in_run_folder(path):
         file = RunFolder.checkpoint_of(path)
@@ -41,12 +41,12 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
             _check_zip(path)
         found = _load(path)
     if isinstance(found, dict) and type(found.get("format")) is int and {"model", "progress"} <= found.keys():
-        raise CheckpointError(f"{path} is a checkpoint of this project, and it is damaged")
+        raise CheckpointError(f"{path} is a damaged checkpoint of this project")
     return path, _state_dict(found, path)
 
 
 def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the weights in a checkpoint that validation and test evaluate: the averaged ones, if there are any."""
+    """The weights in a checkpoint that validation and test evaluate: the averaged ones, if any."""
     weights: dict[str, Any] = state.get(AVERAGED) or state["model"]
     return weights
 
@@ -56,7 +56,7 @@ def _in_run_folder(path: Path) -> bool:
 
 
 def _look_at(path: Path) -> tuple[bool, bytes]:
-    """Whether this project wrote a file, by the mark at its end, and its first four bytes."""
+    """Whether this project wrote a file, by the mark at its end; and its first four bytes."""
     try:
         with open_regular(path) as file:
             start = file.read(4)
@@ -72,7 +72,7 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # about old formats
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # not torch's own words: they say how to run the code in a file
+    except Exception as error:  # not torch's message, which explains how to run the code in a file
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain values; nothing in it was run. "
             "torch.save(model.state_dict(), PATH) writes such a file"
@@ -80,14 +80,14 @@ def _load(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Compare the checksums in torch's zip format, which torch itself does not look at."""
+    """Verify the checksums in torch's zip format, which torch itself ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} does not have its checksum")
+        raise CheckpointError(f"{path} is damaged: {damaged} has a wrong checksum")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -99,11 +99,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Any]:
-    """The state dict in what a file holds: itself, or the one that it is wrapped in."""
+    """The state dict in a loaded file: the object itself, or one wrapped in it."""
     with contextlib.suppress(StopIteration):
         if isinstance(found, Mapping):
             found = next(found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping))
     if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
         kind = "empty" if found == {} else f"of type {type(found).__name__}"
-        raise CheckpointError(f"{path} holds no weights: a state dict has tensors by name, and this is {kind}")
+        raise CheckpointError(f"{path} contains no weights: a state dict maps names to tensors, but this is {kind}")
     return dict(found)

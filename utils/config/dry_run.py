@@ -1,7 +1,7 @@
-"""Ranges of arguments that only torch and torchmetrics know: what they refuse when components are built.
+"""Argument ranges that only torch and torchmetrics know: what they reject when components are built.
 
-The loss, the metrics, the optimizer and the scheduler are built for a parameter of their own, which costs nothing.
-Components of the project are left for the run itself, since their constructors may do anything.
+The loss, metrics, optimizer and scheduler are built for a dummy parameter, which costs nothing. The project's own
+components are only built in the run itself, since their constructors may do anything.
 """
 
 import warnings
@@ -24,7 +24,7 @@ from utils.runtime import pick_device
 from utils.schema import KeyPath, name_and_args
 from utils.user_code import format_error
 
-# of a schedule whose length only the data decides
+# in place of a schedule length that only the data determines
 ASSUMED_LENGTH = 1000
 
 
@@ -33,9 +33,10 @@ class _Refused(Exception):  # noqa: N818  (carries a Problem)
 
 
 def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int]) -> Iterator[Problem]:
-    """What torch finds wrong with the device and its components. flawed: the paths of the mistakes that are known.
+    """What torch finds wrong with the device and its components.
 
-    lengths: those that are known of the schedulers, each in its "interval", by path.
+    flawed: paths with known mistakes.
+    lengths: known lengths of schedulers by path, each in its "interval".
     """
     runtime = config.get("runtime")
     if isinstance(runtime, dict) and isinstance(runtime.get("device"), str) and ("runtime", "device") not in flawed:
@@ -44,14 +45,14 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapp
         except ConfigError as error:
             yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
     groups: list[Any] = []
-    optimizers = dict[KeyPath, Optimizer]()  # by the path of the schedule that moves each
+    optimizers = dict[KeyPath, Optimizer]()  # by the path of the scheduler of each
     for kind, path, entry in components(config):
         buildable = _without_flaws(REGISTRIES[kind], path, entry, flawed)
         if buildable is None:
             continue
         name, args = buildable
         try:
-            with warnings.catch_warnings(action="ignore"):  # they will warn when they are built for the run
+            with warnings.catch_warnings(action="ignore"):  # the run itself will issue these warnings
                 if kind == "optimizer":
                     groups = list(group_arguments(path, entry))
                     for group_path, group_args in groups:
@@ -61,7 +62,7 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapp
                 elif kind == "lr_scheduler":
                     optimizer = optimizers.get(path) or next(iter(optimizers.values()), None)
                     optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
-                    if not groups:  # a list of rates has one for each group, which only the model decides
+                    if not groups:  # a list of rates has one per group, and only the model determines the groups
                         _step_scheduler(path, name, args, optimizer, lengths.get(path, ASSUMED_LENGTH))
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
@@ -72,7 +73,7 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapp
 def _without_flaws(
     registry: Registry, path: KeyPath, entry: Any, flawed: Set[KeyPath]
 ) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments of a library's component, without those known to be wrong; None if it cannot be built so."""
+    """Name and arguments of a library's component, without arguments known to be wrong; None if it cannot be built."""
     component = name_and_args(entry)
     if component is None or component[0] in registry.own() or flawed & {path, (*path, "type"), (*path, "args")}:
         return None
@@ -84,14 +85,14 @@ def _without_flaws(
 
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
-    """Build a component. Raises _Refused at the argument that is to blame, if there is a single one."""
+    """Build a component. Raises _Refused at the argument that caused the error, if it was a single one."""
     args = built(parameters(make), args, _tensor, path)
     try:
         return make(**args)
     except Exception as error:
         blamed = next((key for key in args if len(args) == 1 or _is_to_blame(make, args, key, error)), None)
         at = (*path, "args") if blamed is None else (*path, "args", blamed)
-        message = f"{name} does not take this: {format_error(error).removeprefix('ValueError: ')}"
+        message = f"{name} rejects this: {format_error(error).removeprefix('ValueError: ')}"
         raise _Refused(Problem(at, message)) from error
 
 
@@ -100,10 +101,10 @@ def _tensor(kind: type, value: Any, path: KeyPath) -> Any:
 
 
 def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) -> bool:
-    """Whether the error disappears or changes without this argument."""
+    """Whether the error disappears or changes when this argument is left out."""
     try:
         make(**{name: value for name, value in args.items() if name != key})
-    except TypeError:  # the argument cannot be left out
+    except TypeError:  # a required argument
         return False
     except Exception as other:
         return str(other) != str(error)
@@ -113,7 +114,7 @@ def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) ->
 def _optimizer(
     path: KeyPath, name: str, args: dict[str, Any], *, step: bool, others: Mapping[str, Any] = MappingProxyType({})
 ) -> Optimizer:
-    """Build an optimizer and step it, since some refuse arguments only then. others: arguments that are right."""
+    """Build an optimizer and step it, since some check arguments only then. others: known valid arguments."""
     import_compiler_late()
     kind: Any = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(1, 1))
@@ -121,7 +122,7 @@ def _optimizer(
     def make(**args: Any) -> Any:
         optimizer = kind([parameter], **{**others, **args})
         parameter.grad = torch.ones(1, 1)
-        # SparseAdam wants another gradient, "capturable" another device
+        # SparseAdam needs sparse gradients, "capturable" another device
         if step and name != "SparseAdam" and not torch.accelerator.is_available():
             UnmarkedStep.step(optimizer, lambda: torch.ones(()))
         return optimizer
@@ -131,7 +132,7 @@ def _optimizer(
 
 
 def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: Optimizer, length: int) -> None:
-    """Build a scheduler and step it. Raises _Refused, also at a learning rate that is negative or not finite."""
+    """Build a scheduler and step it. Raises _Refused, also if the learning rate turns negative or not finite."""
 
     def build(at: KeyPath, name: str, args: dict[str, Any]) -> Any:
         return _build(at, name, SCHEDULERS[name], args)
@@ -140,7 +141,7 @@ def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: O
     try:
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     except Exception as error:
-        raise _Refused(Problem((*path, "args"), f"the schedule cannot move: {format_error(error)}")) from error
+        raise _Refused(Problem((*path, "args"), f"the scheduler cannot step: {format_error(error)}")) from error
     for group in optimizer.param_groups:
         if not 0 <= float(group["lr"]) < float("inf"):
             raise _Refused(Problem((*path, "args"), f"after one step the learning rate would be {float(group['lr'])}"))

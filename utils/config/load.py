@@ -1,4 +1,4 @@
-"""Loads a config: every check in its order, and all mistakes at once."""
+"""Load a config: run every check in order and report all mistakes at once."""
 
 import json
 import os
@@ -21,47 +21,47 @@ from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig
 from utils.text import hint
 
-# what a line of metrics.jsonl holds besides the metrics
+# keys of a line in metrics.jsonl besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
 REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config that passed every check, and where each part of it was given."""
+    """A config that passed every check, with the source location of each part."""
 
     config: Config
     document: Document
     unresolved: Document
-    """As it was written, with its references."""
+    """As written, with its references."""
     waits_for_data: bool = False
-    """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config that runs."""
+    """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config to run."""
     dry_run: bool = True
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
-        """A mistake that shows only when the part at this path is built."""
+        """An error found only when the part at this path is built."""
         return config_error(self.document, [Problem(path, message)])
 
     def gives(self, path: KeyPath) -> bool:
-        """Whether the file or an override has a value at this path, so that it is not a default's."""
+        """Whether the file or an override gives this path a value, rather than the default."""
         return inside(self.document.value, path)[0] == path
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
-        """The config with the facts of the data. Raises ConfigError that lists all mistakes in it."""
+        """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
         return _checked(self.unresolved, facts, dry_run=self.dry_run)
 
     def warnings(self) -> list[str]:
-        """What has no effect, and is common enough to be allowed in a file."""
+        """Settings without effect that are too common in config files to be errors."""
         return [str(config_error(self.document, [each])) for each in ineffective_rates(self.document.value)]
 
 
 def load_config(
     path: Path, overrides: Sequence[str] = (), *, dry_run: bool = True, partial: bool = False
 ) -> LoadedConfig:
-    """Read and check a config file with KEY=VALUE overrides over it. Raises ConfigError that lists all mistakes.
+    """Read and check a config file with KEY=VALUE overrides applied. Raises ConfigError listing all mistakes.
 
-    dry_run: let torch check the ranges of its own arguments too, and whether the device is there.
-    partial: the config will not run; its arguments may refer to environment variables that are not there.
+    dry_run: also let torch check the ranges of its arguments, and whether the device exists.
+    partial: the config will not be run; environment variables that it refers to may be unset.
     """
     return _checked(read_config(path, overrides), None, dry_run=dry_run, partial=partial)
 
@@ -84,12 +84,12 @@ def _checked(
     problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
-        from utils.config.dry_run import dry_run_problems  # which imports torch
+        from utils.config.dry_run import dry_run_problems  # imports torch
 
         problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
-    if not problems:  # on the command line it is expected to have an effect
+    if not problems:  # an override is expected to have an effect
         ineffective = ineffective_rates(document.value)
         problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
@@ -99,7 +99,7 @@ def _checked(
 
 
 def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:
-    """The problems. One with an argument that an override of the type has left behind says how to replace them all."""
+    """The problems, with advice added to one caused by arguments left over from before an override of the type."""
     flawed = {problem.path for problem in problems}
     for problem in problems:
         at, args = problem.path[:-2], problem.path[:-1]
@@ -115,34 +115,30 @@ def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[P
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
-    """The whole config with every default filled in, as ``train.py -c`` takes it. folder: where it will be saved."""
+    """The whole config with all defaults filled in, as ``train.py -c`` reads it. folder: where it is saved."""
     values = escaped(config.model_dump(by_alias=True, exclude={"schema_path", "variables"}))
     schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
     return json.dumps((schema if config.schema_path else {}) | values, indent=2) + "\n"
 
 
 def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]:
-    """Keys that contradict each other. flawed_keys: those at the top below which there are mistakes already."""
+    """Keys that contradict each other. flawed_keys: top-level keys that already have mistakes."""
     if "metrics" not in flawed_keys:
         yield from _metric_conflicts(config)
     steps = config.trainer.profile_steps
     if steps and steps[0] > steps[1]:
         yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
     if steps and not config.trainer.writes_tensorboard:
-        message = 'it needs TensorBoard: "tensorboard" among the writers, and no "tensorboard": false'
+        message = 'needs TensorBoard: "tensorboard" among the writers, and not "tensorboard": false'
         yield Problem(("trainer", "profile_steps"), message)
     for name, loss in config.losses.items() if "loss" not in flawed_keys else ():
         path: KeyPath = ("loss", name) if name else ("loss",)
         if loss.type not in LOSSES.own():
             yield from _reduction_problems(loss, path)
         if not name and loss.weight != 1:
-            yield Problem(
-                (*path, "weight"), "only one of several losses has a weight; a single one is minimised as it is"
-            )
+            yield Problem((*path, "weight"), "a single loss cannot have a weight; only several losses by name can")
     if config.trainer.ema and config.runtime.strategy == "fsdp":
-        yield Problem(
-            ("trainer", "ema"), 'weights that "fsdp" divides cannot be averaged yet; use runtime.strategy=ddp'
-        )
+        yield Problem(("trainer", "ema"), 'weights sharded by "fsdp" cannot be averaged yet; use runtime.strategy=ddp')
     if isinstance(config.optimizer, dict):
         yield from _several_conflicts(config)
     if not flawed_keys & {"lr_scheduler", "optimizer"}:
@@ -150,9 +146,10 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
 
 
 def _several_conflicts(config: Config) -> Iterator[Problem]:
-    """What several optimizers exclude."""
+    """Settings that several optimizers rule out."""
     if config.runtime.strategy == "fsdp":
-        yield Problem(("runtime", "strategy"), 'several optimizers need "ddp": each exchanges its gradients by itself')
+        message = 'several optimizers need "ddp", since each reduces its gradients separately'
+        yield Problem(("runtime", "strategy"), message)
     if config.runtime.precision == "fp16" and config.trainer.accumulate_steps > 1:
         message = (
             "with several optimizers and accumulate_steps > 1, the loss scale would change within a step; use bf16"
@@ -164,7 +161,9 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
     schedulers = config.lr_scheduler
     if isinstance(schedulers, dict):
         for name in schedulers.keys() - config.optimizers.keys():
-            there = hint(name, config.optimizers) if config.optimizers.keys() != {""} else "the config has a single one"
+            there = (
+                hint(name, config.optimizers) if config.optimizers.keys() != {""} else "the config has one optimizer"
+            )
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
         length = _schedule_length(config, scheduler)
@@ -175,9 +174,9 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
 
 
 def _reduction_problems(loss: Component, path: KeyPath) -> Iterator[Problem]:
-    """A loss of torch must be a mean or a sum over the samples."""
+    """A loss from torch must be reduced to a mean or a sum over the samples."""
     reduction = loss.args.get("reduction", "mean")
-    # which is a mean over samples, where "mean" is one over all their elements
+    # whose "batchmean" is a mean over samples, and "mean" one over all elements
     allowed = (*REDUCTIONS, "batchmean") if loss.type == "KLDivLoss" else REDUCTIONS
     if reduction not in allowed:
         message = f'the loss must be "mean" or "sum" over the samples, got "{reduction}"'
@@ -190,33 +189,33 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     losses = list(filter(None, config.losses))
     for name in losses:
         if name in [*names, *LOGGED, *logs] or name.startswith("val_"):
-            yield Problem(("loss", name), f'its value is logged as "{name}", and that name is taken', at_key=True)
+            yield Problem(("loss", name), f'its value would be logged as "{name}", but that name is taken', at_key=True)
     for name in logs:
         if name in [*names, *LOGGED] or name.startswith("val_"):
-            message = f'{config.trainer.type} logs "{name}", and that name is taken; change its class attribute "logs"'
+            message = f'{config.trainer.type} logs "{name}", but that name is taken; change its class attribute "logs"'
             yield Problem(("trainer", "type"), message)
     for index, name in enumerate(names):
         if name in [*names[:index], *LOGGED] or name.startswith("val_"):
-            yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another one with "name"')
+            yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another with "name"')
     if config.trainer.monitor:
         _, _, monitored = config.trainer.monitor.partition(" ")
         logged = ["loss", *names, *logs, *losses]
         prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
         known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:
-            yield Problem(("trainer", "monitor"), f'no metric gives "{monitored}"; {hint(monitored, known)}')
+            yield Problem(("trainer", "monitor"), f'no value is logged as "{monitored}"; {hint(monitored, known)}')
     elif config.trainer.early_stop:
         yield Problem(("trainer", "early_stop"), 'early_stop needs a monitored value, as in "monitor": "min val_loss"')
 
 
 def _schedule_lengths(config: Config) -> dict[KeyPath, int]:
-    """Those that are known, by the path of the scheduler."""
+    """Schedule lengths known from the config, by the scheduler's path."""
     lengths = {path: _schedule_length(config, scheduler) for path, scheduler in config.schedulers().items()}
     return {path: length for path, length in lengths.items() if length}
 
 
 def _schedule_length(config: Config, scheduler: SchedulerConfig) -> int | None:
-    """The length of the run in the scheduler's interval; None where only the data decides how many steps it has."""
+    """The length of the run in the scheduler's interval; None if the number of steps depends on the data."""
     if scheduler.interval == "epoch":
         return config.trainer.epochs
     steps = config.trainer.steps_per_epoch

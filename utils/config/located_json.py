@@ -1,4 +1,4 @@
-"""Strict JSON, and the line and column of everything in it."""
+"""Strict JSON that records the line and column of every value."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from utils.errors import ConfigError
 from utils.schema import KeyPath
 
 MAX_DEPTH = 32
-MAX_DIGITS = 18  # so that every integer fits into 64 bits
+MAX_DIGITS = 18  # every integer fits into 64 bits
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[^\s,:\[\]{}\"]*")
@@ -23,22 +23,22 @@ _CLOSING = {"{": "}", "[": "]"}
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A JSON text, by the name that messages give it. An override of the command line has no text to point into."""
+    """A JSON text and its name in messages. An override from the command line has no text to point into."""
 
     name: str
     text: str = ""
     offsets: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
-    """Of every key and its value, by path; for an element of a list, its own offset twice."""
+    """Of every key and its value, by path; for a list element, its own offset twice."""
 
     def error(self, offset: int, message: str) -> ConfigError:
-        """An error at an offset; behind the last character, it points there and not below an empty line."""
+        """An error at an offset; past the last character, it points there rather than below an empty line."""
         end = len(self.text.rstrip())
         if offset >= end:
             return ConfigError(SourceLocation(self, end).show(f"the text ends here; {message.replace(' here', '')}"))
         return ConfigError(SourceLocation(self, offset).show(message))
 
     def locate(self, path: KeyPath, *, of_key: bool = False) -> "SourceLocation":
-        """The location of a path's value or key; of the nearest value around it if the text does not have it."""
+        """The location of a path's value or key, or of the nearest enclosing value if the text does not have it."""
         if not self.text:
             return SourceLocation(self)
         while path not in self.offsets:
@@ -69,7 +69,7 @@ class SourceLocation:
             return f"{self.source.name}: {message}"
         start = self.source.text.rfind("\n", 0, self.offset) + 1
         number = f"{self.line:>5} | "
-        # a long line (of a file without line breaks) is cut around the column; a tab is one column wide here
+        # a long line (from a file without line breaks) is cut around the column; a tab is one column wide here
         cut = max(start, self.offset - 60)
         end = self.source.text.find("\n", cut)
         shown = self.source.text[cut : min(end if end >= 0 else len(self.source.text), cut + 90)].rstrip()
@@ -80,13 +80,13 @@ class SourceLocation:
 
 @dataclass
 class Document:
-    """A parsed value, and which source each part of it comes from: that of its path, or of the nearest one above it."""
+    """A parsed value, and the source of each part: that of its path, or of the nearest path above it."""
 
     value: Any
     sources: dict[KeyPath, Source]
 
     def locate(self, path: KeyPath, *, of_key: bool = False) -> SourceLocation:
-        """The location of a path, or of the nearest value around it that its source has."""
+        """The location of a path, or of the nearest enclosing value in its source."""
         lengths = range(len(path), -1, -1)
         source = next(self.sources[path[:length]] for length in lengths if path[:length] in self.sources)
         return source.locate(path, of_key=of_key)
@@ -95,14 +95,14 @@ class Document:
         return ConfigError(self.locate(path).show(message))
 
     def set_source(self, path: KeyPath, source: Source) -> None:
-        """Everything at and below a path now comes from this source."""
+        """Mark everything at and below a path as coming from this source."""
         self.sources = {old: kept for old, kept in self.sources.items() if old[: len(path)] != path}
         self.sources[path] = source
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Where in the config a mistake is, and what is wrong. at_key: the key itself is the mistake, not its value."""
+    """The path of a mistake in the config, and a message. at_key: the key itself is the mistake, not its value."""
 
     path: KeyPath
     message: str
@@ -110,7 +110,7 @@ class Problem:
 
 
 def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError:
-    """All problems as one error, in the order in which they appear in the file; those of overrides come last."""
+    """All problems as one error, in file order; those of overrides come last."""
     located = [(document.locate(p.path, of_key=p.at_key), p) for p in dict.fromkeys(problems)]
     located.sort(key=lambda item: (item[0].line == 0, item[0].source.name, item[0].line, item[0].column))
     shown = [location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located]
@@ -119,12 +119,12 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as an override writes it."""
+    """A path in the notation of overrides."""
     return ".".join(str(part) for part in path)
 
 
 def parse(text: str, name: str) -> Document:
-    """Parse JSON. Raises ConfigError with name, line, column and reason at the first thing that is not valid."""
+    """Parse JSON. Raises ConfigError with name, line, column and reason at the first syntax error."""
     if not text.strip(" \t\r\n"):
         raise ConfigError(f"{name}:1:1: the file is empty; a config is a JSON object: {{ ... }}")
     source = Source(name, text)
@@ -132,9 +132,9 @@ def parse(text: str, name: str) -> Document:
 
 
 class _Parser:
-    """Reads a text from left to right and notes the offsets. Every ``at`` is one; methods return that of what follows.
+    """Parses a text from left to right and records offsets. Each ``at`` is an offset; methods return the next one.
 
-    The standard parser keeps no offsets, and its messages do not say what was probably meant.
+    The standard parser records no offsets, and its messages do not say what was probably meant.
     """
 
     def __init__(self, source: Source) -> None:
@@ -146,7 +146,9 @@ class _Parser:
         value, at = self._value((), start, start)
         at = self._skip_space(at)
         if self.text.startswith("{", at):
-            raise self.source.error(at, "expected one JSON object, and this is a second one; is this the wrong file?")
+            raise self.source.error(
+                at, "expected one JSON object, but a second one starts here; is this the wrong file?"
+            )
         if at < len(self.text):
             message = "unexpected text after the end of the config; is a bracket closed too early?"
             raise self.source.error(at, message)
@@ -171,14 +173,14 @@ class _Parser:
         while self.text[at] != "}":
             key_at = at
             if self.text[at] != '"':
-                raise self.source.error(at, 'a key in double quotes is expected here, as in "name": ...')
+                raise self.source.error(at, 'expected a key in double quotes here, as in "name": ...')
             key, at = self._string(at)
             if key in members:
                 first = self.source.locate((*path, key), of_key=True).line
-                raise self.source.error(key_at, f'duplicate key "{key}"; it is already in line {first}')
+                raise self.source.error(key_at, f'duplicate key "{key}"; already given in line {first}')
             at = self._skip_space(at)
             if not self.text.startswith(":", at):
-                raise self.source.error(at, f'a colon is expected here after the key "{key}"')
+                raise self.source.error(at, f'expected a colon here after the key "{key}"')
             members[key], at = self._value((*path, key), key_at, self._skip_space(at + 1))
             at = self._next_member(at, opened)
         return members, at + 1
@@ -199,7 +201,7 @@ class _Parser:
         if self.text[at] == closing:
             return at
         if self.text[at] != ",":
-            raise self.source.error(at, f'a comma or a "{closing}" is expected here; is a comma missing before it?')
+            raise self.source.error(at, f'expected a comma or "{closing}" here; is a comma missing before it?')
         after = self._in_brackets(at + 1, opened)
         if self.text[after] in ("]", "}"):
             message = f'trailing comma before "{self.text[after]}"; JSON does not allow it: remove it'
@@ -235,7 +237,7 @@ class _Parser:
         return int(word), end
 
     def _in_brackets(self, at: int, opened: int) -> int:
-        """The offset of the next thing between brackets that were opened, or of the closing one."""
+        """The offset of the next token between brackets, or of the closing bracket."""
         at = self._skip_space(at)
         if at == len(self.text):
             bracket = self.text[opened]
@@ -246,17 +248,17 @@ class _Parser:
         space = _SPACE.match(self.text, at)
         at = space.end() if space else at
         if self.text.startswith(("//", "/*", "#"), at):
-            raise self.source.error(at, "JSON has no comments: remove it")
+            raise self.source.error(at, "JSON does not allow comments: remove it")
         return at
 
 
 def _not_a_value(word: str) -> str:
     if not word:
-        return "a value is expected here"
+        return "expected a value here"
     if word.lower() in {"nan", "infinity", "-infinity", "inf", "-inf"}:
         return f"{word[:20]} is not valid JSON; expected a number (or null to switch an optional part off)"
     if word.lower() in {"true", "false", "none"}:
-        return f"{word} is Python; JSON writes {'null' if word.lower() == 'none' else word.lower()}"
+        return f"{word} is Python; in JSON, write {'null' if word.lower() == 'none' else word.lower()}"
     if word.startswith("'"):
         return "strings need double quotes in JSON, not single ones"
     return f"{word[:40]!r} is not a JSON value; a string needs double quotes"

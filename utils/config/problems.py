@@ -1,4 +1,4 @@
-"""What is wrong with the keys, types and components of a config, in terms of the file and not of pydantic."""
+"""Problems with the keys, types and components of a config, in terms of the file rather than of pydantic."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name a
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
-    """pydantic's errors about the value at a path. A key that is missing because it is misspelt is a single one."""
+    """pydantic's errors about the value at a path. A key that is missing because it is misspelt counts once."""
     config = {} if below else value
     errors: list[dict[str, Any]] = [
         {**item, "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]"))}
@@ -66,23 +66,23 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
 def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
     known = _known(parent)
     if key in FORMER_NAMES:
-        hint = f"here it is {FORMER_NAMES[key]}"
+        hint = f"use {FORMER_NAMES[key]}"
     elif key == "extends":
-        hint = "it belongs at the top of a file, and cannot be an override"
+        hint = "it belongs at the top of a file and cannot be an override"
     elif close := closest(key, known):
         hint = f'did you mean "{close}"?'
     elif home := _home(key, config):
         hint = f"it belongs {home}"
     elif name := _bare_name((*parent, key), config):
         by_name = json.dumps({key: {"type": name}})
-        hint = f'a component is {{"type": NAME, "args": {{...}}}}; to call a single one "{key}": {by_name}'
+        hint = f'a component is {{"type": NAME, "args": {{...}}}}; to name a single one "{key}": {by_name}'
     else:
         hint = f"expected one of: {', '.join(known)}"
     return f'unknown key "{key}"; {hint}'
 
 
 def _bare_name(path: KeyPath, config: Any) -> str | None:
-    """What an unknown key is set to where it may be meant as one of several components, given by its bare name."""
+    """The component that an unknown key names, if the key may be meant as one of several components by name."""
     if len(path) != 2 or path[0] not in SEVERAL_BY_NAME:
         return None
     component = config[path[0]]
@@ -91,7 +91,7 @@ def _bare_name(path: KeyPath, config: Any) -> str | None:
 
 
 def _other_name(path: KeyPath, config: Any) -> str:
-    """The rest of a message about a "type" that is missing: the component that was meant, of several by name."""
+    """The end of a message about a missing "type": which of several components by name was probably meant."""
     if len(path) != 3 or path[0] not in SEVERAL_BY_NAME or path[-1] != "type":
         return ""
     others = [name for name, one in config.get(path[0], {}).items() if isinstance(one, str) or "type" in one]
@@ -100,7 +100,7 @@ def _other_name(path: KeyPath, config: Any) -> str:
 
 
 def _home(key: str, config: Any) -> str | None:
-    """Where a key that is in the wrong place belongs."""
+    """Where a misplaced key belongs."""
     if key in keys_of(Config):
         return "at the top of the config"
     for section in ("trainer", "runtime"):
@@ -115,7 +115,7 @@ def _home(key: str, config: Any) -> str | None:
 
 
 def _known(path: KeyPath) -> list[str]:
-    """The keys that the object at a path may have."""
+    """The keys allowed in the object at a path."""
     return list(keys_of(section_at(path) or Component))
 
 
@@ -125,7 +125,7 @@ def _meant(key: str, known: list[str]) -> str | None:
 
 
 def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
-    """Each component that a config gives: its kind, its path and its value."""
+    """Each component in a config: its kind, path and value."""
     for kind in REGISTRIES:
         value = config.get(kind)
         if isinstance(value, list):
@@ -137,7 +137,7 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
 
 
 def misplaced_keys(config: dict[str, Any]) -> list[Problem]:
-    """Keys of a component beside several components by name, as --lr gives where there are several optimizers."""
+    """A component's keys next to several components by name, as from --lr with several optimizers."""
     found = []
     for kind in SEVERAL_BY_NAME:
         value, keys = config.get(kind), keys_of(section_at((kind,)) or Component)
@@ -150,7 +150,7 @@ def misplaced_keys(config: dict[str, Any]) -> list[Problem]:
 
 
 def component_problems(config: dict[str, Any]) -> list[Problem]:
-    """What is wrong with the names of a config's components, and with their arguments by their signatures."""
+    """Problems with component names, and with arguments that do not fit the signatures."""
     found = [
         problem for kind, path, entry in components(config) for problem in _problems(REGISTRIES[kind], entry, path)
     ]
@@ -171,7 +171,7 @@ def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:
-    """The key must be there, unless the trainer says ``supervised = False``. null: it has its own."""
+    """A missing "loss", unless the trainer sets ``supervised = False``. null is allowed: the trainer has its own."""
     name, _ = name_and_args(config.get("trainer", {}), default=TRAINERS.default) or (None, None)
     if "loss" in config or not getattr(TRAINERS.get(name or ""), "supervised", True):
         return
@@ -187,7 +187,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     name, args = named
     component = registry.get(name)
     if component is None:
-        hint = f"here it is {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
+        hint = f"use {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
@@ -208,7 +208,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
 def _nested_problems(
     registry: Registry, known: Mapping[str, Parameter], args: Mapping[str, Any], path: KeyPath
 ) -> Iterator[Problem]:
-    """What is wrong with the settings and components that the arguments at a path hold."""
+    """Problems with the settings and components inside the arguments at a path."""
     objects = [
         ((*path, name, *below), kind, value)
         for name in args.keys() & known.keys()
@@ -226,7 +226,7 @@ def _nested_problems(
 
 
 def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """The arguments of each parameter group of an optimizer, and where they are given."""
+    """The arguments of each parameter group of an optimizer, with their paths."""
     groups = entry.get("groups") if isinstance(entry, dict) and path[0] == "optimizer" else None
     for index, group in enumerate(groups if isinstance(groups, list) else ()):
         if isinstance(group, dict) and isinstance(group.get("args"), dict):
@@ -234,7 +234,7 @@ def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[s
 
 
 def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:
-    """What is wrong with the schedulers that a compound one is made of."""
+    """Problems with the schedulers inside a compound scheduler."""
     if not isinstance(schedulers, list) or not schedulers:
         example = '"schedulers": [{"type": "LinearLR", "args": {...}}, "CosineAnnealingLR"]'
         got = "" if schedulers is None else f", got {shortened(schedulers)}"
@@ -245,7 +245,7 @@ def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Probl
 
 
 def _inner_component_problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
-    """What is wrong with a component that is an argument of another one, of which the schema knows nothing."""
+    """Problems with a component that is an argument of another, which the schema does not cover."""
     try:
         Component.model_validate(entry)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""References in a config: "${NAME}" of its "variables", "${env:NAME}" of the environment, "${data.NAME}" of the data.
+"""References in a config: "${NAME}" from "variables", "${env:NAME}" of the environment, "${data.NAME}" of the data.
 
-They are replaced before any check, so that every check sees the values; a message shows the line of the reference.
-Facts of the data are known only once the data loader is built: until then an argument that takes one is not checked.
+They are replaced before all checks, so every check sees the values; messages show the line of the reference.
+Facts of the data are known only once the data loader is built: until then, arguments that refer to one are not checked.
 """
 
 import json
@@ -20,9 +20,9 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
-TOO_EARLY = "the facts of the data are known late: only arguments of the other components can refer to them"
+TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
 LIMIT = 10_000
-"""References that a config may make, including those in the values that it refers to."""
+"""Maximum number of references, including those inside the values they refer to."""
 
 
 class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
@@ -34,12 +34,12 @@ class _Pending(Exception):  # noqa: N818  (not an error: the data loader is not 
 
 
 def escaped(value: Any) -> Any:
-    """A value as a config writes it, in which no string is taken for a reference."""
+    """A value in which no string can be read as a reference, as a config would write it."""
     return _map_strings(lambda text: text.replace("${", "$${"), value)
 
 
 def _map_strings(function: Callable[[str], Any], value: Any) -> Any:
-    """A value with what the function returns in place of every string in it."""
+    """A value with the function applied to every string in it."""
     if isinstance(value, dict):
         return {key: _map_strings(function, item) for key, item in value.items()}
     if isinstance(value, list):
@@ -48,11 +48,11 @@ def _map_strings(function: Callable[[str], Any], value: Any) -> Any:
 
 
 class References:
-    """Replaces the references of one config.
+    """Replaces the references in one config.
 
-    facts: those of the data; None if the data loader is not built yet.
-    partial: for a config that will not run; its environment variables may be missing.
-    After ``resolved``, ``pending`` has the paths that are still unresolved and ``problems`` the mistakes.
+    facts: of the data; None if the data loader is not built yet.
+    partial: for a config that will not be run; its environment variables may be unset.
+    After ``resolved``, ``pending`` has the paths that are still unresolved, and ``problems`` the mistakes.
     """
 
     def __init__(self, document: Document, facts: Mapping[str, Any] | None, *, partial: bool = False) -> None:
@@ -65,7 +65,7 @@ class References:
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def resolved(self) -> Document:
-        """The config with values in place of references, and without its variables."""
+        """The config with its references replaced, and without its variables."""
         value = self.document.value
         if not isinstance(value.get("variables", {}), (dict, type(None))):
             self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
@@ -76,7 +76,7 @@ class References:
         return Document(values, self.document.sources)
 
     def _walk(self, value: Any, path: KeyPath) -> Any:
-        """A part of the config. Fills ``problems`` and ``pending``."""
+        """Replace references in one part of the config. Fills ``problems`` and ``pending``."""
         if isinstance(value, dict):
             return {key: self._walk(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
@@ -92,7 +92,7 @@ class References:
         return value
 
     def _replaced(self, value: Any, path: KeyPath, inside: tuple[str, ...]) -> Any:
-        """A value without references. inside: the variables that it is a part of."""
+        """A value with its references replaced. inside: the variables being expanded."""
 
         def replace(text: str) -> Any:
             whole = _REFERENCE.fullmatch(text)
@@ -103,7 +103,7 @@ class References:
         return _map_strings(replace, value)
 
     def _text(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> str:
-        """What a reference inside a longer string becomes."""
+        """The text that replaces a reference inside a longer string."""
         if found[0] == "$${":
             return "${"
         if environment := _ENVIRONMENT.fullmatch(found[1]):
@@ -112,16 +112,16 @@ class References:
         if isinstance(value, str):
             return value
         if value is None or isinstance(value, (dict, list)):
-            raise _Wrong(f"{found[0]} is {json.dumps(value)[:60]}, which cannot be a part of a string")
+            raise _Wrong(f"{found[0]} is {json.dumps(value)[:60]}, which cannot be part of a string")
         return json.dumps(value)
 
     def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
         self._count += 1
         if self._count > LIMIT:
-            raise _Wrong(f"the config takes more than {LIMIT:,} references")
+            raise _Wrong(f"the config has more than {LIMIT:,} references")
         name = found[1]
         if not found[2]:
-            raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; there are {FORMS}')
+            raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; possible forms: {FORMS}')
         if environment := _ENVIRONMENT.fullmatch(name):
             text = self._environment(environment, found[0])
             try:
@@ -132,17 +132,17 @@ class References:
         if kind == "data" and dot:
             return self._fact(fact)
         if not _NAME.fullmatch(name):
-            raise _Wrong(f'"{found[0]}" is not a reference; there are {FORMS}')
+            raise _Wrong(f'"{found[0]}" is not a reference; possible forms: {FORMS}')
         self._used.add(name)
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
             raise _Wrong(f'unknown variable "{name}"; {known}')
         if name in inside:
-            raise _Wrong(f"these variables refer to each other in a circle: {' -> '.join([*inside, name])}")
+            raise _Wrong(f"circular variables: {' -> '.join([*inside, name])}")
         return self._replaced(self.variables[name], path, (*inside, name))
 
     def _environment(self, found: re.Match[str], written: str) -> str:
-        """The text of an environment variable, or the default that the reference gives."""
+        """The value of an environment variable, or the default given in the reference."""
         text = os.environ.get(found[1], found[2])
         if text is None and self.partial:
             raise _Pending
@@ -167,5 +167,5 @@ class References:
 
 
 def at_or_below(path: KeyPath, others: list[KeyPath]) -> bool:
-    """Whether a path leads to one of the others, or into it."""
+    """Whether a path equals one of the others or lies below it."""
     return any(path[: len(other)] == other for other in others)

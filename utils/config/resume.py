@@ -1,6 +1,6 @@
-"""How the config of a resumed run differs from that of its checkpoint, and which differences are allowed.
+"""Differences between the config of a resumed run and that of its checkpoint, and which of them are allowed.
 
-The rule of each key is beside it in utils/schema.py, that of an argument in the annotation of its component.
+The rule for each key is in utils/schema.py; the rule for an argument is in its annotation.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Change:
-    """One value that differs."""
+    """A value that differs."""
 
     path: KeyPath
     before: Any
@@ -46,14 +46,14 @@ class Change:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What differs between two checked configs, as ``Config.model_dump`` gives them."""
+    """The differences between two checked configs, as returned by ``Config.model_dump``."""
     return list(_changes((), _with_defaults(before), _with_defaults(after)))
 
 
 def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint remembers of a config, by dotted path: what cannot change at all times, and what is monitored.
+    """The config values stored in a checkpoint, by dotted path: those that can never change, and the monitor.
 
-    Without name and save_dir, which lead to the run's folder: it may have been moved since.
+    name and save_dir are left out: they only lead to the run's folder, which may have been moved since.
     """
     found = {}
     for path, value, component in _values((), _with_defaults(config)):
@@ -66,7 +66,7 @@ def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs between the config of a checkpoint and that of this run, both as ``fixed_values`` gives them.
+    """The differences between a checkpoint's config and this run's, both as returned by ``fixed_values``.
 
     A key or argument that did not exist when the checkpoint was written counts only if it differs from its default.
     """
@@ -81,10 +81,10 @@ def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
 
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
-    """The rule of a key of the schema, or of an argument of a component of this name; None: its keys have their own."""
+    """The rule for a schema key, or for an argument of the named component; None for a key whose subkeys have rules."""
     rule = None
     for length in range(1, len(path) + 1):
-        if field := field_at(path[:length]):  # a rule holds for all that is below, unless that has its own
+        if field := field_at(path[:length]):  # a rule applies to everything below it without a rule of its own
             rule = _marker(field.metadata) or rule
     if component and "args" in path[:-1]:
         rule = _argument_rule(str(path[0]), component, str(path[path.index("args") + 1])) or rule
@@ -100,7 +100,7 @@ def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
 
 
 def _default(path: KeyPath, component: str | None) -> Any:
-    """That of a key of the schema, or of an argument of a component of this name."""
+    """The default of a schema key, or of an argument of the named component."""
     if field := field_at(path):
         return _MISSING if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
     parameter = REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
@@ -128,7 +128,7 @@ def _changes(path: KeyPath, before: Any, after: Any, component: str | None = Non
 
 
 def _has_keys(path: KeyPath, value: Any) -> bool:
-    """Whether a value is a part of the config whose keys or elements have rules of their own, not an argument's."""
+    """Whether a value is a section or list of the schema, whose keys have their own rules, rather than an argument."""
     if isinstance(value, list):
         return path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
     return isinstance(value, dict) and (section_at(path) is not None or path[-1] == "args")
@@ -141,7 +141,7 @@ def _change(path: KeyPath, before: Any, after: Any, component: str | None = None
 
 
 def _values(path: KeyPath, value: Any, component: str | None = None) -> Iterator[tuple[KeyPath, Any, str | None]]:
-    """The leaves of a config, keys and whole arguments, and the component that an argument is for."""
+    """The leaves of a config (keys, and arguments as a whole), each with the component that an argument belongs to."""
     if not value or not _has_keys(path, value):
         yield path, value, component
         return
@@ -152,7 +152,7 @@ def _values(path: KeyPath, value: Any, component: str | None = None) -> Iterator
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config in which the arguments that components are not given have their defaults."""
+    """A config with the defaults of omitted component arguments filled in."""
     filled = {key: value for key, value in config.items() if key != "$schema"}
     filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
     config = filled

@@ -1,4 +1,4 @@
-"""Learning rate schedulers from a config. Arguments that may be left out follow from the length of the run."""
+"""Learning rate schedulers from a config. Omitted arguments follow from the length of the run."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -8,11 +8,11 @@ from utils.config.located_json import Problem, dotted
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, SchedulerConfig, are_several, name_and_args
 
-# the argument that is the length of the run unless the config gives it
+# the argument that defaults to the length of the run
 FROM_RUN_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
-# schedulers made of others, which the config gives as components
+# schedulers composed of others, which the config gives as components
 COMPOUND_SCHEDULERS = {"SequentialLR", "ChainedScheduler"}
-# schedulers that ignore the optimizer's learning rate, and the argument that they take it from
+# schedulers that ignore the optimizer's learning rate, and the argument they take it from
 SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 Build = Callable[[KeyPath, str, dict[str, Any]], "LRScheduler"]
-"""Builds the scheduler of a name with these arguments; an error names this path of the config."""
+"""Builds the named scheduler with these arguments; errors point to this path of the config."""
 
 
 def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build, path: KeyPath) -> "LRScheduler":
-    """The scheduler of a checked entry. length: of the run, in epochs or steps, as its "interval" counts."""
+    """Build the scheduler of a checked entry. length: of the run, in epochs or steps, as given by its "interval"."""
     component = name_and_args(entry)
     assert component is not None, "the config was checked"
     name, args = component[0], dict(component[1])
@@ -43,7 +43,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
 
 
 def follows_monitor(name: str) -> bool:
-    """Whether a scheduler moves by the monitored value: ReduceLROnPlateau, or your own class that extends it."""
+    """Whether a scheduler steps on the monitored value: ReduceLROnPlateau or a subclass of it."""
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
     made = SCHEDULERS.get(name)
@@ -51,48 +51,48 @@ def follows_monitor(name: str) -> bool:
 
 
 def with_mode(entry: dict[str, Any], monitor: str | None) -> dict[str, Any]:
-    """The entry of a scheduler that moves by the monitored value, with the mode of the monitor."""
+    """The entry of a scheduler that steps on the monitored value, with the monitor's mode filled in."""
     if not monitor or not follows_monitor(entry["type"]) or "mode" not in SCHEDULERS.parameters(entry["type"]):
         return entry
     return {**entry, "args": {"mode": monitor.split()[0], **entry["args"]}}
 
 
 def monitor_conflict(scheduler: SchedulerConfig, path: KeyPath, monitor: str | None) -> Problem | None:
-    """What is wrong with a scheduler that moves by the monitored value."""
+    """The conflict of a scheduler that steps on the monitored value with its interval or mode, if any."""
     name = scheduler.type
     if not follows_monitor(name):
         return None
     if not monitor:
         return Problem(path, f'{name} follows trainer.monitor; set it, as in "min val_loss"')
     if scheduler.interval == "step":
-        return Problem((*path, "interval"), f'{name} moves after each epoch: "interval": "epoch"')
+        return Problem((*path, "interval"), f'{name} steps after each epoch; set "interval": "epoch"')
     mode = monitor.split()[0]
     if scheduler.args.get("mode", mode) != mode:
-        message = f'contradicts trainer.monitor, which is "{monitor}"; leave it out, and it follows the monitor'
+        message = f'contradicts trainer.monitor, which is "{monitor}"; leave it out to follow the monitor'
         return Problem((*path, "args", "mode"), message)
     return None
 
 
 def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
-    """How long each scheduler of a compound one lasts: between its milestones, or all the time."""
+    """How long each part of a compound scheduler lasts: from milestone to milestone, or the whole run."""
     if not isinstance(milestones, list) or len(milestones) != count - 1:
-        return [length] * count  # torch says what is wrong with them
+        return [length] * count  # torch reports what is wrong with them
     return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
 
 
 def contradiction(entry: Any, length: int, path: KeyPath) -> Problem | None:
-    """A length given to OneCycleLR that is not the run's, since it raises an error when it is stepped past its end."""
+    """A mistake if OneCycleLR has another length than the run, since stepping it past its end raises an error."""
     name, args = name_and_args(entry) or ("", {})
     given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
     if name != "OneCycleLR" or not given or given == length:
         return None
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
-    message = f'OneCycleLR is set to {given} steps, but the run has {length} of its "interval"; leave it out'
+    message = f'OneCycleLR is set to {given} steps, but the run has {length} with this "interval"; leave it out'
     return Problem((*path, "args", key), message)
 
 
 def ineffective_rates(config: dict[str, Any]) -> Iterator[Problem]:
-    """The learning rates given to an optimizer or a group of it that its scheduler ignores."""
+    """Learning rates given to an optimizer or a parameter group that its scheduler ignores."""
     optimizers, schedulers = config.get("optimizer"), config.get("lr_scheduler")
     for name, optimizer in optimizers.items() if are_several(optimizers) else [("", optimizers)]:
         at: KeyPath = ("lr_scheduler", name) if are_several(schedulers) else ("lr_scheduler",)
@@ -104,7 +104,7 @@ def ineffective_rates(config: dict[str, Any]) -> Iterator[Problem]:
             continue
         places: list[KeyPath] = [("args",)] if "lr" in args else []
         groups = optimizer.get("groups")
-        if isinstance(groups, list) and not isinstance(scheduler_args.get(sets), list):  # one for each group
+        if isinstance(groups, list) and not isinstance(scheduler_args.get(sets), list):  # one per group
             with_args = (name_and_args({"type": "", **group}) for group in groups if isinstance(group, dict))
             places += [("groups", i, "args") for i, each in enumerate(with_args) if each and "lr" in each[1]]
         for place in places:

@@ -1,4 +1,4 @@
-"""The values of a config before any check: the file, merged over the one that it extends, with overrides on top."""
+"""The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
 import inspect
 import json
@@ -20,10 +20,13 @@ MAX_BYTES = 1_000_000
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """A config file with everything it inherits and KEY=VALUE overrides over it. Raises ConfigError."""
+    """A config file with everything it inherits, and KEY=VALUE overrides applied. Raises ConfigError."""
     document = _read_extended(path, ())
     kinds = [kind for kind in REGISTRIES if kind != "metrics"]
-    if not document.value.keys() & {*kinds, "arch"}:  # something else, as environment.json: one message, not one a key
+    if not document.value.keys() & {
+        *kinds,
+        "arch",
+    }:  # another file, such as environment.json: one message, not one per key
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         raise document.error((), f"a config has {wanted}; this object has none of them. Is this the wrong file?")
     for override in overrides:
@@ -32,11 +35,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
 
 
 def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
-    """A config over the one that its "extends" names, relative to its own folder. extending: the files on the way here.
+    """A config merged over the one named by "extends", relative to its own folder. extending: the files that led here.
 
-    Objects are merged key by key, lists are replaced, null removes an optional key. A component of another type
-    than the inherited one inherits nothing, since the arguments of the one mean nothing to the other; the trainer loses
-    only its "args".
+    Objects are merged key by key, lists are replaced, null removes an optional key. A component inherits only from one
+    of the same type, since their arguments would mean different things; a trainer of another type loses only "args".
     """
     document = read_object(path, display_path(path))
     if "extends" not in document.value:
@@ -49,7 +51,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
     extending = (*extending, path.resolve())
     if extended.resolve() in extending:
         circle = " -> ".join(display_path(file) for file in (*extending, extended))
-        raise document.error(at, f"extends: these configs extend each other in a circle: {circle}")
+        raise document.error(at, f"extends: circular inheritance: {circle}")
     if not extended.is_file():
         message = f"extends: file not found: {display_path(extended)}; the path is relative to this file"
         raise document.error(at, message)
@@ -60,7 +62,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
 
 
 def read_object(path: Path, name: str) -> Document:
-    """Read a JSON file that holds one object. Raises ConfigError if it cannot be read or is something else."""
+    """Read a JSON file that holds one object. Raises ConfigError if it cannot be read or holds something else."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -78,9 +80,9 @@ def read_object(path: Path, name: str) -> Document:
 
 
 def _decode(data: bytes, name: str) -> str:
-    """The text of a file. Other kinds of files are recognised by their first bytes."""
+    """Decode a file. Other kinds of files are recognised by their first bytes."""
     kinds = {
-        b"PK\x03\x04": "this is a zip archive, as checkpoints are; use -r to resume a run",
+        b"PK\x03\x04": "this is a zip archive, such as a checkpoint; use -r to resume a run",
         b"\xff\xfe": "this is UTF-16; save it as UTF-8",
         b"\xfe\xff": "this is UTF-16; save it as UTF-8",
     }
@@ -95,23 +97,23 @@ def _decode(data: bytes, name: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
         found = f"byte {data[error.start]:#04x}"
-        raise ConfigError(f"{name}:{line}:{column}: not valid UTF-8 ({found}); is it the wrong file?") from error
+        raise ConfigError(f"{name}:{line}:{column}: not valid UTF-8 ({found}); is this the wrong file?") from error
     stripped = text.lstrip()
     if stripped[:1] not in ("", "{", "/", "[", '"'):
         raise Source(name, text).error(
-            len(text) - len(stripped), "a config is JSON and begins with {; is this the wrong file?"
+            len(text) - len(stripped), "a config is JSON and starts with {; is this the wrong file?"
         )
     return text
 
 
 def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[str, Any], path: KeyPath) -> None:
-    """Merge the object ``above``, of a source, over the object ``below`` at the same path of ``base``."""
+    """Merge the object ``above``, from a source, over the object ``below`` at the same path of ``base``."""
     for key, value in above.items():
         here = (*path, key)
         inherited = below.get(key)
         if not path and key in REGISTRIES:
             if are_several(value) != are_several(inherited) and "type" in {*_keys(value), *_keys(inherited)}:
-                inherited = None  # one component in place of several by name, or the other way round
+                inherited = None  # one component replaces several by name, or vice versa
             inherited, value = _same_component(key, inherited, value)
         elif len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below):
             inherited, value = _same_component(str(path[0]), inherited, value)
@@ -130,7 +132,7 @@ def _keys(value: Any) -> Iterable[Any]:
 
 
 def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
-    """Both sides as objects to merge if they are of one type; else nothing is inherited."""
+    """Both sides as objects to merge if they have the same type; otherwise nothing is inherited."""
     below, above = ({"type": each} if isinstance(each, str) else each for each in (inherited, value))
     if not isinstance(below, dict) or not isinstance(above, dict):
         return inherited, value
@@ -143,7 +145,7 @@ def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
 
 
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
-    """Whether null means "not given" here: the key has a default, and null is not a value that it takes."""
+    """Whether null means "not given": the key has a default and does not accept null as a value."""
     expected = _expected(config, path)
     if expected is None:
         return _is_argument(path)
@@ -153,14 +155,14 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
 
 
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
-    """Whether the value at a path is a string, and cannot be a number or true or false."""
+    """Whether the value at a path is a string, which cannot be a number, true or false."""
     expected = _expected(config, path)
     kinds = set(members(expected[0])) if expected else set()
     return str in kinds and not kinds & {int, float, bool}
 
 
 def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
-    """The type and the default (Parameter.empty if it has none) of a key or an argument; None if it is unknown."""
+    """Type and default (Parameter.empty if none) of a key or an argument; None if it is unknown."""
     if not _is_argument(path):
         field = field_at(path)
         if field is None:
@@ -175,14 +177,14 @@ def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
 
 
 def _is_argument(path: KeyPath) -> bool:
-    """Whether a path leads to an argument of a component, or of one of several by name."""
+    """Whether a path leads to an argument of a component, which may be one of several by name."""
     return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
 
 
 def apply_override(document: Document, override: str) -> None:
     """Set one key of a document; VALUE is JSON, or else a plain string. Raises ConfigError.
 
-    A component's name alone becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
+    A bare component name becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
     """
     if not OVERRIDE.match(override):
         raise ConfigError(f"invalid override {override!r}; expected KEY=VALUE, e.g. trainer.epochs=5")
@@ -201,7 +203,7 @@ def apply_override(document: Document, override: str) -> None:
 
 
 def _key(container: Any, part: str, path: KeyPath, source: Source) -> Any:
-    """A part of an override's key as the key of an object, or as an index of the list at a path."""
+    """A part of an override's key, as the key of an object or the index of a list at a path."""
     if not isinstance(container, list):
         return part
     if part.isdecimal() and int(part) < len(container):
@@ -212,7 +214,7 @@ def _key(container: Any, part: str, path: KeyPath, source: Source) -> Any:
 
 
 def _open(document: Document, container: Any, path: KeyPath, source: Source) -> Any:
-    """The object or list at a path, where something is to be set; an object if there is none yet."""
+    """The object or list at a path in which to set a value; an empty object if there is none yet."""
     key: Any = path[-1]
     inner = container[key] if isinstance(container, list) else container.get(key)
     if isinstance(inner, str) and path[0] in REGISTRIES:
@@ -227,9 +229,9 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
 
 
 def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any:
-    """The value for a path in the text of an override or an environment variable, of this name for messages."""
+    """Parse the text of an override or environment variable as the value at a path. name: for messages."""
     value = _value(text, name)
-    # name=12345: in a file it would be in quotes, which a shell takes away
+    # name=12345: a file would have quotes, which a shell removes
     return text if isinstance(value, (int, float)) and _is_text(config, path) else value
 
 
@@ -237,9 +239,9 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
-        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers everywhere but in JSON
+        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers everywhere except in JSON
             return float(text)
         if text[:1] not in ("{", "[", '"'):
             return text
-        quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE between single quotes."
+        quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
         raise ConfigError(f"{error}{quotes}") from error

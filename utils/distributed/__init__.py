@@ -1,8 +1,8 @@
-"""One process or several: the same calls everywhere, which do nothing in a single process.
+"""One process or several: the same calls everywhere; in a single process they do nothing.
 
-process_group   what processes exchange; the form for a single one
-torchrun        the same by torch.distributed, imported only where a launcher started the processes
-parallel        how a model is spread over them: DDP or FSDP2, imported only then
+process_group   communication between processes, and the version for a single process
+torchrun        the same with torch.distributed; imported only if a launcher started the processes
+parallel        how a model is spread over processes: DDP or FSDP2; imported only then
 """
 
 import os
@@ -15,7 +15,7 @@ _group: ProcessGroup | None = None
 
 
 def get_process_group() -> ProcessGroup:
-    """The processes of this run. The first call meets the others, if torchrun or the like started several."""
+    """The processes of this run. The first call connects to the others, if torchrun or the like started several."""
     global _group
     if _group is None:
         if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -28,17 +28,17 @@ def get_process_group() -> ProcessGroup:
 
 
 def current() -> ProcessGroup:
-    """The processes of this run as far as they have met, for code that has to report that this failed."""
+    """The processes of this run as far as they are connected, for code that reports a failure to connect."""
     return _group or ProcessGroup()
 
 
 def launch() -> tuple[str | None, bool]:
-    """The launcher's name for this job, the same after each restart, and whether this is a restart.
+    """The launcher's id for this job, the same after each restart, and whether this is a restart.
 
-    The name is None without a launcher.
+    The id is None without a launcher.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if name == "none":  # torchrun's name for every job that was given none: then the launcher itself identifies it
+    if name == "none":  # torchrun's id for jobs without one: the launcher itself then identifies the job
         name = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}:{os.getppid()}"
     return name, restarted

@@ -1,4 +1,4 @@
-"""How a model is spread over processes: torch's DistributedDataParallel, or its fully_shard (FSDP2)."""
+"""How a model is spread over processes: torch's DistributedDataParallel or fully_shard (FSDP2)."""
 
 import contextlib
 import ctypes
@@ -21,18 +21,18 @@ from utils.optimizers import adapt_state
 from utils.tree import Keys, map_tensors
 
 GradientSync = Callable[[bool], None]
-"""Called before a backward pass: whether the gradients are summed over the processes in it."""
+"""Called before a backward pass with whether gradients are summed over the processes in it."""
 
 MMAP_THRESHOLD = -3  # of glibc's malloc.h
 UNIT_PARAMETERS = 1_000_000
-"""Parameters from which on a module is gathered separately, so that not all weights are in memory at once."""
+"""Number of parameters above which a module is gathered separately, so that not all weights are in memory at once."""
 
 
 # ------------------------------------------------------------------ DDP
 
 
 class _Model(nn.Module):
-    """What DDP wraps. Its forward pass is that of the model, or of a part or another method of it."""
+    """The module that DDP wraps. Its forward pass runs the model's, or another method or submodule of the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Model(nn.Module):
 
 
 class _Part:
-    """A part or a method of a replicated model: called through DDP, or its gradients would not be exchanged."""
+    """A submodule or method of a replicated model, called through DDP so that its gradients are reduced."""
 
     def __init__(self, replicated: "_Replicated", part: Callable[..., Any]) -> None:
         self._replicated, self._part = replicated, part
@@ -66,29 +66,29 @@ class _Replicated(DistributedDataParallel):
             return self.wrapped(getattr(self.module.model, name))
 
     def wrapped(self, found: Any) -> Any:
-        """An attribute of the model; what has a forward pass of its own is called through DDP."""
+        """An attribute of the model; anything with its own forward pass is called through DDP."""
         is_method = inspect.ismethod(found) and isinstance(found.__self__, nn.Module)
         return _Part(self, found) if is_method or isinstance(found, nn.Module) else found
 
     def call(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-        """The forward pass of the model, or of a part of it."""
+        """Run the forward pass of the model, or of a part of it."""
         try:
             return super().forward(called, *inputs, **named)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
             raise UserError(
-                "some parameters of the model took no part in the loss of the step before, and the other processes "
-                "wait for their gradients. Leave them out of the model, or set runtime.unused_parameters=true"
+                "some parameters of the model did not contribute to the loss in the previous step, and the other "
+                "processes wait for their gradients. Remove them from the model, or set runtime.unused_parameters=true"
             ) from error
 
 
 def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool) -> tuple[nn.Module, GradientSync]:
-    """The whole model in each process; gradients are summed during the backward pass."""
+    """Keep the whole model in each process and sum gradients during the backward pass."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return model, lambda last: None
     devices = None if device.type == "cpu" else [device]
-    # the buffers (running means of BatchNorm, say) follow those of the main process before each forward pass
+    # buffers (such as BatchNorm's running means) are broadcast from the main process before each forward pass
     replicated = _Replicated(
         _Model(model), device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
     )
@@ -96,17 +96,17 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
         _rebuild_gradient_buckets(replicated)
 
     def sync_gradients(last: bool) -> None:
-        replicated.require_backward_grad_sync = last  # what no_sync() does, without a scope
+        replicated.require_backward_grad_sync = last  # like no_sync(), without a context manager
 
     return replicated, sync_gradients
 
 
 def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
-    """Put the gradients into DDP's buckets in the order that they keep in every later step.
+    """Arrange the gradients in DDP's buckets in the order of all later steps.
 
-    DDP rebuilds its buckets after the first backward pass, in the order in which the gradients were ready; and of three
-    summands or more, which are added first depends on the position in a bucket. Without this, the first step of a
-    resumed run would differ by a rounding error. torch has no public way to do it.
+    DDP rebuilds its buckets after the first backward pass, in the order in which gradients became ready; and the order
+    of summation over three or more processes depends on the position in a bucket. Without this, the first step of a
+    resumed run would differ by rounding. torch has no public API for it.
     """
     parameters = [parameter for parameter in replicated.module.parameters() if parameter.requires_grad]
     replicated.reducer.prepare_for_backward([])
@@ -123,7 +123,7 @@ def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
 def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> GradientSync:
     """Keep only this process's shard of each parameter, in place.
 
-    whole_state: whether the model's state_dict holds whole tensors. Both kinds can be loaded.
+    whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
     if device.type == "cpu":
         _return_freed_memory()
@@ -135,7 +135,7 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
     assert isinstance(model, FSDPModule)
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
-            register_fsdp_forward_method(model, name)  # the weights are gathered for other methods, too
+            register_fsdp_forward_method(model, name)  # gathers the weights for other methods, too
     model.register_forward_pre_hook(broadcast_buffers)
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
@@ -144,20 +144,20 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
 
 
 def _return_freed_memory() -> None:
-    """Let weights that were gathered and freed return to the system at once.
+    """Return the memory of gathered and freed weights to the system at once.
 
-    glibc learns to keep blocks as large as the largest that was freed, so that a process needed more than with DDP.
+    Otherwise glibc learns to keep blocks as large as the largest freed, and a process would need more than with DDP.
     """
     with contextlib.suppress(AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:
-    """The modules that are gathered separately, inner ones first, the model last."""
+    """The modules to gather separately, inner ones first, the model last."""
     units: list[nn.Module] = []
 
     def visit(module: nn.Module) -> int:
-        """The number of parameters that are gathered with the module around this one."""
+        """The number of parameters gathered together with the enclosing module."""
         rest = sum(p.numel() for p in module.parameters(recurse=False)) + sum(map(visit, module.children()))
         if rest < UNIT_PARAMETERS or module is model or type(module).forward is nn.Module.forward:
             return rest
@@ -174,7 +174,7 @@ def broadcast_buffers(model: nn.Module, *_: Any) -> None:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; one that some processes do not have counts as 0 there."""
+    """Replace each gradient by its mean over the processes, counting it as 0 where a process has none."""
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -189,14 +189,14 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
-    """Let an optimizer over sharded parameters load the state of the whole model; and return it, if ``whole``."""
+    """Let an optimizer over sharded parameters load the whole model's state; and return it, if ``whole``."""
     if whole:
         optimizer.register_state_dict_post_hook(lambda _, state: map_tensors(_gather, state))
     optimizer.register_load_state_dict_pre_hook(functools.partial(adapt_state, adapt=_shard_like))
 
 
 def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
-    """Allocates this process's shard of what belongs to a sharded parameter, and whole tensors of all else."""
+    """Allocates this process's shard of anything that belongs to a sharded parameter, and all else whole."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -226,7 +226,7 @@ def _shard_state(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def _gather(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together on the CPU of the main process. The others return an empty one, to save memory."""
+    """Gather a sharded tensor on the CPU of the main process. The others return an empty tensor, to save memory."""
     if not isinstance(tensor, DTensor):
         return tensor
     with torch.no_grad():
@@ -235,11 +235,11 @@ def _gather(tensor: Tensor) -> Tensor:
 
 
 def _shard_like(value: Any, sharded: Any) -> Any:
-    """This process's shard of a whole tensor, if it belongs to a sharded parameter of this shape."""
+    """This process's shard of a whole tensor, if it belongs to a sharded parameter of the same shape."""
     if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
         return value
     if value.shape != sharded.shape:
         return value
     moved = value.to(sharded.device)
-    # each process has read all of it: nothing is sent
+    # each process has read the whole tensor: nothing is sent
     return distribute_tensor(moved, sharded.device_mesh, sharded.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange. With a single one, nothing here does anything."""
+"""Communication between the processes of a run. With a single process, nothing here does anything."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,76 +13,76 @@ T = TypeVar("T")
 
 
 class LostError(TrainingError):
-    """Another process of the run has died, or did not answer in time."""
+    """Another process of the run died or did not answer in time."""
 
 
 class ProcessGroup:
-    """This process among those of its run, and what they exchange. This is the form for a single one.
+    """Communication between the processes of a run. This class is for a single process.
 
-    Every method except ``claim_failure`` must be called by all of them, in the same order.
+    All processes must call every method except ``claim_failure``, in the same order.
     """
 
     launched = False
     rank = 0
     world_size = 1
     timeout = 0.0
-    """Seconds to wait for another process, once they are connected."""
+    """Seconds to wait for other processes, once connected."""
 
     def connect(self, seconds: float) -> None:
-        """To be called first, before all but ``claim_failure``. seconds: how long to wait for another process."""
+        """Must be called before anything but ``claim_failure``. seconds: how long to wait for other processes."""
 
     def device(self, device: "torch.device") -> "torch.device":
-        """The device of this process, where all were given this one."""
+        """This process's own device, given the device configured for all."""
         return device
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What is mixed into a seed, so that each process draws different random numbers."""
+        """Mixed into a seed, so that each process draws different random numbers."""
         return (self.rank,) if self.rank else ()
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the main process, in all of them."""
+        """The main process's result of ``make``, in all processes."""
         return make()
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in the order of their ranks, in the main one; empty elsewhere."""
+        """The values of all processes by rank in the main process; empty elsewhere."""
         return list(self.one_by_one(value))
 
     def all_gather(self, value: T) -> list[T]:
-        """The value of each process, in the order of their ranks, in all of them."""
+        """The values of all processes by rank, in every process."""
         return [value]
 
     def one_by_one(self, value: T) -> Iterator[T]:
-        """As ``gather``, but the main process has only one of the values in memory at a time."""
+        """Like ``gather``, but the main process has only one value in memory at a time."""
         yield value
 
     def reduce_sum(self, counts: "torch.Tensor") -> None:
         """Sum integers on the CPU over all processes, in place. Only the main process may use the result."""
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
-        """The sum of each of these numbers over all processes, in float64 and in the order of their ranks."""
+        """Each number summed over all processes, in float64 and in order of rank."""
         return values
 
     def signal(self, received: int | None) -> int | None:
-        """The signal that any process received. All return it at the same call, within a fraction of a second."""
+        """The signal that any process received. All return it from the same call, within a fraction of a second."""
         return received
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The main process runs first, then the first of each machine, then all others: data are downloaded once."""
+        """Run the main process first, then the first of each machine, then the rest: data is downloaded once."""
         yield
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
-        """Whether this process is the first to fail, which reports it; and the exit status of the first."""
+        """Whether this process is the first to fail, and so reports it; and the exit status of the first."""
         return True, status
 
     def peer_failure(self, error: BaseException) -> LostError | None:
-        """The error to report instead if this one comes from a process that has died or hangs; else None."""
+        """The error to report instead, if this one was caused by a process that died or hangs; otherwise None."""
         return None
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Several processes by torch.distributed: imported only where a launcher such as torchrun has started them."""
+"""Several processes with torch.distributed: imported only if a launcher such as torchrun started them."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from utils.errors import ConfigError, UserError
 
 T = TypeVar("T")
 JOIN_SECONDS = 600.0
-"""To meet the other processes, before the config with runtime.timeout is read."""
+"""Timeout for connecting the processes, before the config with runtime.timeout is read."""
 DOWNLOAD_TIMEOUT = timedelta(days=1)
-"""Those who wait for a download notice at once if the process that downloads dies."""
+"""Lets processes that wait for a download notice at once if the downloading process dies."""
 
 
 class TorchProcessGroup(ProcessGroup):
-    """The processes that a launcher started. They meet at its key-value store; ``connect`` makes the group."""
+    """Processes started by a launcher. They connect through its key-value store; ``connect`` creates the group."""
 
     launched = True
     AGREE_SECONDS = 0.1
@@ -44,7 +44,7 @@ class TorchProcessGroup(ProcessGroup):
             self.store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
     def connect(self, seconds: float) -> None:
-        """Make the group, once. seconds: how long a process waits for another one before it gives up."""
+        """Create the group, once. seconds: how long a process waits for another before it gives up."""
         if dist.is_initialized():
             return
         self.timeout = seconds
@@ -58,7 +58,7 @@ class TorchProcessGroup(ProcessGroup):
                 self.store.set("all arrived", "")
             _wait(self.store, "all arrived", wait)
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
-            # what the processes exchange besides gradients is plain numbers, on the CPU
+            # apart from gradients, processes exchange only plain numbers on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
 
     def device(self, device: torch.device) -> torch.device:
@@ -66,7 +66,7 @@ class TorchProcessGroup(ProcessGroup):
             return device
         if device.index is not None and self.world_size > 1:
             raise ConfigError(
-                f'runtime.device: "{device}" is one device for {self.world_size} processes; try "{device.type}"'
+                f'runtime.device: "{device}" is a single device for {self.world_size} processes; try "{device.type}"'
             )
         available = torch.accelerator.device_count()
         if self.local_rank >= available:
@@ -116,7 +116,7 @@ class TorchProcessGroup(ProcessGroup):
 
     def signal(self, received: int | None) -> int | None:
         self._left -= 1
-        if self._left > 0:  # to exchange it at every step would cost small models a twentieth of their time
+        if self._left > 0:  # an exchange in every step would cost small models 5 % of their time
             return None
         agreed = [0, -1]  # the signal, and minus the calls until the next exchange
         if self._pending:
@@ -151,7 +151,7 @@ class TorchProcessGroup(ProcessGroup):
                 return True, status
             self.store.wait(["status"], timedelta(seconds=5))
             return False, int(self.store.get("status"))
-        except (RuntimeError, ValueError):  # the store died with the process that held it
+        except (RuntimeError, ValueError):  # the store died with its process
             return True, status
 
     def peer_failure(self, error: BaseException) -> LostError | None:
@@ -184,11 +184,11 @@ class TorchProcessGroup(ProcessGroup):
     def exit(self, status: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
-        # without the interpreter's shutdown: torch's threads may still wait for it, and that aborts the process
+        # skip the interpreter's shutdown: torch's threads may still be waiting on the store, which aborts the process
         os._exit(status)
 
     def _silent(self) -> list[int]:
-        """The ranks that are missing: those that have not noticed, a moment later, that one is."""
+        """The ranks that do not respond: those that have not noticed, a moment later, that a process is missing."""
         missing = [rank for rank in range(self.world_size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"noticed/{self.rank}", "yes")
@@ -200,7 +200,7 @@ class TorchProcessGroup(ProcessGroup):
 
     @contextmanager
     def _communication(self, *, meeting: float | None = None) -> Iterator[None]:
-        """Names the process that an error comes from. meeting: seconds to wait, while the processes still meet."""
+        """Names the process in errors from communication. meeting: seconds to wait, while processes still connect."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
@@ -232,9 +232,9 @@ def _wait(store: Any, key: str, wait: timedelta) -> None:
 
 
 def _meet(store: Any, rank: int, world_size: int, wait: timedelta) -> str:
-    """A word that the main process has given to all processes, and to none that a launcher had started before them.
+    """A token that the main process gives to all processes of this start, and to none of an earlier one.
 
-    A launcher may keep one store for all of its restarts: its keys may be from processes that are dead.
+    A launcher may keep one store across restarts: its keys may be from dead processes.
     """
     own = os.urandom(8).hex()
     if rank:

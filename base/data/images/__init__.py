@@ -1,6 +1,6 @@
-"""Small colour images, kept as bytes and augmented a batch at a time.
+"""Small colour images, stored as bytes and augmented batch by batch.
 
-folder          a folder of images, one folder per class: its classes, and its files decoded to pixels
-cache           the pixels of a data set, decoded once and kept beside it
-image_loader    the base class of the data loaders: random crop and flip, normalisation
+folder          a folder with one folder of images per class: its classes, and its files decoded to pixels
+cache           the pixels of a data set, decoded once and stored beside it
+image_loader    base class for data loaders: random crop and flip, normalisation
 """

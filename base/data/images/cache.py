@@ -1,4 +1,4 @@
-"""Images decoded once and kept beside the data as one array, which is used until the data change."""
+"""Images decoded once and stored next to the data as one array, which is used until the data changes."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ class Images(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Images on their way into a cache."""
+    """Decoded images on their way into a cache."""
 
     shape: tuple[int, int, int, int]
     """(N, H, W, 3)."""
@@ -41,10 +41,10 @@ class Decoded(NamedTuple):
 
 
 class ImageCache:
-    """NAME.npy, the pixels, and NAME.npz: the labels, what the pixels were made from, their SHA-256.
+    """NAME.npy with the pixels, and NAME.npz with the labels, the origin of the pixels, and their SHA-256.
 
-    made_from: a digest of everything that determines the images, as ``fingerprint`` gives it. A cache that was made
-    from something else is ignored, and so is an array that differs from the one that was written.
+    made_from: a digest of everything that determines the images, from ``fingerprint``. A cache with another digest is
+    ignored, and so is an array that differs from the one written.
     """
 
     def __init__(self, folder: Path, name: str, made_from: str) -> None:
@@ -54,9 +54,9 @@ class ImageCache:
         self.made_from = made_from
 
     def load(self, *, in_memory: bool) -> Images | None:
-        """The images; None without a valid cache of them.
+        """The images; None without a valid cache.
 
-        in_memory: read the pixels and compare them with their checksum; otherwise they stay on the disk.
+        in_memory: read the pixels and verify their checksum; otherwise they stay on disk.
         """
         try:
             with self.notes.open("rb") as file, np.load(file) as notes:
@@ -76,9 +76,7 @@ class ImageCache:
         return Images(pixels, labels) if digest == expected_digest else None
 
     def keep(self, decode: Callable[[], Decoded]) -> None:
-        """Write the images, unless another process has done so. Raises OSError, or what decoding raises, and then
-        leaves no cache.
-        """
+        """Write the images, unless another process has. On OSError or a decoding error, no cache is left."""
         with self._locked():
             if self.load(in_memory=False) is None:
                 self._write(decode())
@@ -102,12 +100,12 @@ class ImageCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time. Raises OSError if the folder cannot be written."""
+        """Allow one process at a time. Raises OSError if the folder cannot be written."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         waiting = False
         while not lock_file(file := self.lock.open("a")):
             if not waiting:
-                say_error(f"waiting for another process, which makes {display_path(self.pixels)}")
+                say_error(f"waiting for another process, which is creating {display_path(self.pixels)}")
             waiting = True
             time.sleep(0.2)
         with file:
@@ -115,7 +113,7 @@ class ImageCache:
 
 
 FileStatuses = Iterator[tuple[str, os.stat_result | None]]
-"""Names of files below a folder with their status; None for a broken link."""
+"""Names of files below a folder, with their status; None for a broken link."""
 
 
 def look(folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> FileStatuses:
@@ -128,7 +126,7 @@ def look(folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> 
 
 def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[tuple[int, int], ...]) -> FileStatuses:
     try:
-        status = os.stat(folder)  # noqa: PTH116  (a Path for each of a million files takes longer than its status)
+        status = os.stat(folder)  # noqa: PTH116  (creating a Path takes longer than the status itself)
         with os.scandir(folder) as unsorted:
             entries = sorted(unsorted, key=lambda entry: entry.name)
     except OSError:
@@ -148,7 +146,7 @@ def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[
 
 
 def fingerprint(*parts: object, files: FileStatuses) -> str:
-    """A digest of some values and of the names, sizes and times of files, whose content is not read."""
+    """A digest of some values and of the names, sizes and times of files, without their content."""
     digest = hashlib.sha256(ascii(parts).encode())
     for name, status in files:
         digest.update(ascii((name, None if status is None else file_signature(status))).encode())

@@ -1,4 +1,4 @@
-"""A folder of images, one folder per class: its classes, its files, and their pixels, decoded in several processes.
+"""A folder with one folder of images per class: its classes, its files, and their pixels, decoded by several processes.
 
 torchvision and Pillow are imported only when images are decoded.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 ORIENTATION = 0x0112  # tags of EXIF and TIFF
-S_MAX_SAMPLE_VALUE = 341  # MaxSampleValue, by its specification, is not for showing an image
-FLAT = 3  # the largest difference of the bytes of an image that shows nothing
+S_MAX_SAMPLE_VALUE = 341  # MaxSampleValue, by its specification, is not meant for display
+FLAT = 3  # largest range of pixel values in an image that shows nothing
 MOST_FLAT = 3
-MOST_NAMED = 1000  # unreadable files in a message
+MOST_NAMED = 1000  # unreadable files named in a message
 
 
 def is_image(name: str) -> bool:
@@ -39,48 +39,46 @@ def is_image(name: str) -> bool:
 
 
 def class_name(folder: str) -> str:
-    """The class of a folder: its name in Unicode's composed form (a Mac may store the same Korean name decomposed)."""
+    """The class of a folder: its name in Unicode's composed form (macOS may store the same Korean name decomposed)."""
     return unicodedata.normalize("NFC", folder)
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the class folders. Raises DataError if there are none, or if images lie beside them."""
+    """The names of the class folders. Raises DataError if there are none, or if images lie next to them."""
     try:
         entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}") from error
     if beside := [path.name for path in entries if is_image(path.name) and path.is_file()]:
-        raise DataError(
-            f"{root}: {len(beside):,} images ({beside[0]} ...) are not in a class folder, whose name is their class"
-        )
+        raise DataError(f"{root}: {len(beside):,} images ({beside[0]} ...) are not in a folder named after their class")
     if not (folders := [path.name for path in entries if path.is_dir()]):
-        raise DataError(f"{root} has no folders; it should hold one folder of images per class")
+        raise DataError(f"{root} has no folders; it should have one folder of images per class")
     return folders
 
 
 def training_classes(data_dir: Path) -> tuple[str, ...]:
-    """The classes of data_dir/train, sorted by name. Raises DataError if the folder has another layout."""
+    """The classes of data_dir/train, sorted by name. Raises DataError if the folder's layout is different."""
     layout = "train/CLASS/*.jpg and test/CLASS/*.jpg"
     if not data_dir.is_dir():
-        raise DataError(f"no such folder: {data_dir}; data_dir should hold {layout}")
+        raise DataError(f"no such folder: {data_dir}; data_dir should have {layout}")
     if not (data_dir / "train").is_dir():
         folders = sorted(path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
         listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}" if folders else "no folders"
-        raise DataError(f"{data_dir} holds {listed}, but no train/; it should hold {layout}")
+        raise DataError(f"{data_dir} has {listed}, but no train/; it should have {layout}")
     return tuple(sorted({class_name(folder) for folder in class_folders(data_dir / "train")}))
 
 
 def check_classes(root: Path, known: tuple[str, ...]) -> None:
-    """Raise DataError if a folder's class is not among those of the training data."""
+    """Raise DataError if a class of the folder is not in the training data."""
     if unknown := [folder for folder in class_folders(root) if class_name(folder) not in known]:
         raise DataError(
-            f"{root} holds classes that are not in {root.parent / 'train'}: {', '.join(unknown[:10])}; "
+            f"{root} has classes that are not in {root.parent / 'train'}: {', '.join(unknown[:10])}; "
             f"expected one of: {', '.join(known[:10])}{' ...' if known[10:] else ''}"
         )
 
 
 def skipped_files(root: Path) -> str:
-    """The files that do not count as images, for a message; empty if there are none."""
+    """The files skipped because they are not images, for a message; empty if there are none."""
     names = [name for _, _, files in os.walk(root, followlinks=True) for name in files if not name.startswith(".")]
     suffixes = sorted({Path(name).suffix or name for name in names if not is_image(name)})
     count = sum(not is_image(name) for name in names)
@@ -90,9 +88,9 @@ def skipped_files(root: Path) -> str:
 def decode(
     root: Path, class_names: Sequence[str], size: int, *, every_class: bool, white: float | None = None
 ) -> Decoded:
-    """All images of some classes. Raises DataError, naming every file that cannot be decoded.
+    """Decode all images of some classes. Raises DataError naming every file that cannot be decoded.
 
-    every_class: whether each class must have images. white: see ``read_image``.
+    every_class: whether every class must have images. white: see ``read_image``.
     """
     files = _Files(root, class_names, size, white)
     labels = np.array([label for _, label in files.samples], dtype=np.int64)
@@ -107,7 +105,7 @@ def decode(
 
 
 def file_names(root: Path, class_names: Sequence[str]) -> list[str]:
-    """The files that ``decode`` reads, in its order, relative to root."""
+    """The files that ``decode`` reads, in order, relative to root."""
     return [str(Path(path).relative_to(root)) for path, _ in _Files(root, class_names, 1, None).samples]
 
 
@@ -118,27 +116,27 @@ def read_image(image: "str | Pixels", *, size: int, white: float | None = None) 
 
     Transparent pixels become white. Raises what Pillow raises, or ValueError.
 
-    white: in grey images of more than 8 bits, the value of white; 0 is black. None: as the format says, which is 65535
-        for 16 bits and for integers of 32, and the TIFF tag SMaxSampleValue where a file has one. Floats need one of
-        the two.
+    white: in grey images of more than 8 bits, the value of white; 0 is black. None: as given by the format, which is
+    65535
+        for 16-bit and 32-bit integers, or by the TIFF tag SMaxSampleValue if present. Floats need one of the two.
     """
     from PIL import Image, ImageOps
 
     with Image.open(image) if isinstance(image, str) else Image.fromarray(image) as opened:
-        opened.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a part of its size: in less time
+        opened.draft("RGB", (2 * size, 2 * size))  # decodes a large JPEG at a reduced size, which is faster
         upright = _upright(opened)
         return np.asarray(ImageOps.fit(_to_rgb(upright, white), (size, size), Image.Resampling.BILINEAR))
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-    """An image turned as its EXIF says. Nothing else of the EXIF is read, or written as ImageOps.exif_transpose does:
-    cameras and editors leave much in it that is not well formed.
+    """Rotate an image as its EXIF data says. Reads nothing else of the EXIF data and writes none, unlike
+    ImageOps.exif_transpose: cameras and editors leave much malformed data in it.
     """
     from PIL import Image
 
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds
+    except Exception:  # Pillow raises many types
         return image
     if isinstance(orientation, tuple):
         orientation = orientation[0] if orientation else 1
@@ -157,7 +155,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
 
 
 def _white(image: "Image.Image") -> float | None:
-    """The value of white by a file's own word, or its format's; None if neither says it."""
+    """The value of white, according to the file or its format; None if neither gives it."""
     value = getattr(image, "tag_v2", {}).get(S_MAX_SAMPLE_VALUE)
     value = value[0] if isinstance(value, tuple) and value else value
     if isinstance(value, (int, float)) and value > 0:
@@ -177,12 +175,12 @@ def _to_rgb(image: "Image.Image", white: float | None) -> "Image.Image":
 
 
 def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
-    """Grey values (H, W) from 0 to white, as bytes; of 16 bits, the upper 8."""
+    """Grey values (H, W) from 0 to white as bytes; of 16 bits, the upper 8."""
     advice = "save it with 8 or 16 bits, or set data_loader.args.white to the value of white"
     if white is None:
-        raise ValueError(f"its pixels are floats of an unknown range; {advice}")
+        raise ValueError(f"the pixels are floats in an unknown range; {advice}")
     if not (values.min() >= 0 and values.max() <= white):
-        found = f"its pixels go from {values.min():g} to {values.max():g}"
+        found = f"the pixels range from {values.min():g} to {values.max():g}"
         range_ = "0 to 65535: integers of more than 16 bits" if white == 65535 else f"0 to {white:g}"
         raise ValueError(f"{found}, not within {range_}; {advice}")
     levels = white if values.dtype.kind == "f" else white + 1
@@ -191,9 +189,9 @@ def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
 
 
 class _Files(Dataset[Pixels | str]):
-    """The images of some classes, found by torchvision: pixels, or as text the reason why a file has none.
+    """The images of some classes, found by torchvision: pixels, or as a string the reason why a file has none.
 
-    class_names: an image's label is the index of its class among them.
+    class_names: an image's label is the index of its class here.
     """
 
     def __init__(self, root: Path, class_names: Sequence[str], size: int, white: float | None) -> None:
@@ -221,19 +219,19 @@ class _Files(Dataset[Pixels | str]):
         try:
             return read_image(path, size=self.size, white=self.white)
         except UnidentifiedImageError:
-            return f"{display_path(Path(path))}: not an image, or cut short"
-        except Exception as error:  # Pillow raises many kinds for files that are damaged
+            return f"{display_path(Path(path))}: not an image, or truncated"
+        except Exception as error:  # Pillow raises many types for damaged files
             return f"{display_path(Path(path))}: {error or type(error).__name__}"
 
 
 def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
-    """The pixels of some images at a time, in their order."""
+    """The pixels of several images at a time, in order."""
     chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
     loader: DataLoader[Any] = DataLoader(
         files,
         batch_size=chunk,
         num_workers=_processes(len(files) // chunk),
-        collate_fn=list,  # NumPy arrays need no shared memory, of which containers have little
+        collate_fn=list,  # NumPy arrays need no shared memory, which is scarce in containers
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # by default the loader would draw from the model's
     )
@@ -261,14 +259,14 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
         more = f" and {len(flat) - MOST_FLAT:,} more" if flat[MOST_FLAT:] else ""
         say_error(
             f"warning: {len(flat):,} of {len(files):,} images came out as a single shade: "
-            f"{', '.join(flat[:MOST_FLAT])}{more}. Are they empty, or saved with values that use a small part of their "
+            f"{', '.join(flat[:MOST_FLAT])}{more}. Are they empty, or saved with values from a small part of their "
             "range? data_loader.args.white sets the value of white in grey images of more than 8 bits",
         )
     say_error(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}")
 
 
 def _counted(chunks: Iterable[list[Pixels | str]], count: int, title: str) -> Iterator[list[Pixels | str]]:
-    """Show the progress: a bar in a terminal, otherwise a line every 5,000 images."""
+    """Show progress: a bar in a terminal, otherwise a line every 5,000 images."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     done = 0
     with tqdm(total=count, desc=title, unit=" images", leave=False, disable=not terminal, dynamic_ncols=True) as bar:
@@ -281,6 +279,6 @@ def _counted(chunks: Iterable[list[Pixels | str]], count: int, title: str) -> It
 
 
 def _processes(chunks: int) -> int:
-    """Worker processes: one per processor; 0 where this process is done before they would have started."""
+    """Worker processes: one per CPU; 0 if this process would finish before they start."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(processors, chunks) if processors > 1 and chunks > 1 else 0

@@ -1,4 +1,4 @@
-"""Data loaders of small colour images: bytes in memory or on disk, random crop and flip, normalisation."""
+"""Data loaders for small colour images: bytes in memory or on disk, random crop and flip, normalisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,16 +21,16 @@ from utils.tree import describe_batch
 
 
 class ImageLoader(BaseDataLoader):
-    """Square images as uint8 of shape (N, size, size, 3); a batch is augmented and normalised at once.
+    """Square images as uint8 of shape (N, size, size, 3); whole batches are augmented and normalised at once.
 
     crop: in training, shift each image by up to this many pixels in each direction; the uncovered border is black.
     flip: in training, mirror each image with probability 1/2.
-    mean, std: per channel, of images in [0, 1]; the default scales to [-1, 1].
-    in_memory: keep the images in memory. False reads each batch from the disk, for more images than memory holds.
+    mean, std: per channel, for images in [0, 1]; the default scales to [-1, 1].
+    in_memory: keep the images in memory. If False, reads each batch from disk, for data larger than memory.
     """
 
     size: int
-    """Height and width in pixels; a subclass sets it before it calls this constructor."""
+    """Height and width in pixels; subclasses set it before calling this constructor."""
     white: float | None = None
     """See ``read_image``."""
 
@@ -50,7 +50,7 @@ class ImageLoader(BaseDataLoader):
         if min(std) <= 0:
             raise ValueError(f'"std" must be greater than 0, got {list(std)}')
         self.crop, self.flip, self.in_memory = crop, flip, in_memory
-        # for a row of pixels: arithmetic on rows of 32 * 3 values is far faster than on 3 channels
+        # for a whole row of pixels: arithmetic on rows of 32 * 3 values is far faster than on 3 channels
         self.scale = (1 / (255 * torch.tensor(std))).repeat(self.size)  # (W * 3,)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).repeat(self.size)  # (W * 3,)
 
@@ -60,16 +60,16 @@ class ImageLoader(BaseDataLoader):
         return TensorSource(images.pixels, images.labels, augment=augmentation, transform=self.normalize)
 
     def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Tensor:
-        """A file of any size and kind, or an image in bytes, (H, W, 3) or (H, W), as float32 of (3, size, size)."""
+        """Convert a file of any size and format, or image bytes, (H, W, 3) or (H, W), to float32 of (3, size, size)."""
         if isinstance(raw, Path):
             image: Any = str(raw)
         elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and (raw.dim() == 2 or raw.shape[2:] == (3,)):
-            if raw.dim() == 2 and raw.shape[1] in (3, 4):  # a row of pixels, and no picture of this width
-                raise DataError(f"{describe_batch(raw)} is a row of pixels; save a single picture as array[None]")
+            if raw.dim() == 2 and raw.shape[1] in (3, 4):  # a row of pixels, not a picture of this width
+                raise DataError(f"{describe_batch(raw)} is a row of pixels; save a single image as array[None]")
             image = raw.numpy()
         else:
             got = describe_batch(raw) if isinstance(raw, Tensor) else "the row of a table"
-            raise DataError(f"{type(self).__name__} takes images: files, or uint8 (H, W, 3) or (H, W); this is {got}")
+            raise DataError(f"{type(self).__name__} takes images: files, or uint8 (H, W, 3) or (H, W); got {got}")
         pixels = torch.from_numpy(np.array(read_image(image, size=self.size, white=self.white)))
         return self.normalize(pixels[None])[0]  # (H, W, 3) -> (3, H, W)
 
@@ -82,18 +82,18 @@ class ImageLoader(BaseDataLoader):
         return images
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 of shape (B, H, W, 3) to float32 of shape (B, 3, H, W), by default in [-1, 1].
+        """Convert uint8 of shape (B, H, W, 3) to float32 of shape (B, 3, H, W), by default in [-1, 1].
 
-        The memory format stays channels last, with which convolutions are faster.
+        Keeps the channels-last memory format, with which convolutions are faster.
         """
         rows = images.flatten(2).float()  # (B, H, W * 3)
         if self.scale.device != images.device:  # with device_cache
             self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
-        torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place, to allocate no second array
+        torch.addcmul(self.shift, rows, self.scale, out=rows)  # in place, to avoid a second array
         return rows.view(images.shape).permute(0, 3, 1, 2)
 
     def pictures(self, inputs: Tensor) -> Tensor:
-        """Undoes ``normalize``: float32 of shape (B, 3, H, W) to uint8 of shape (B, H, W, 3), exactly."""
+        """Undo ``normalize``: float32 of shape (B, 3, H, W) to uint8 of shape (B, H, W, 3), exactly."""
         shift, scale = self.shift[:3].to(inputs.device), self.scale[:3].to(inputs.device)
         pixels = (inputs.permute(0, 2, 3, 1) - shift) / scale
         return pixels.round().clamp(0, 255).to(torch.uint8)
@@ -106,10 +106,10 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
     padded_height, padded_width = padded.shape[1:3]
     top, left = random.integers(0, 2 * padding + 1, draws=2)  # (B,), (B,)
 
-    # a crop is named by its first pixel, counted over all padded images
+    # a crop is identified by its first pixel, counted over all padded images
     first_pixels = (torch.arange(count, device=images.device) * padded_height + top) * padded_width + left  # (B,)
     last_possible = count * padded_height * padded_width - (height - 1) * padded_width - width
-    # a view of the crop at every possible first pixel; picking single pixels takes seven times as long
+    # a view of the crop at every possible first pixel; indexing single pixels takes seven times as long
     crops = padded.as_strided(
         (last_possible + 1, height, width * channels), (channels, padded_width * channels, 1)
     )  # (last_possible + 1, H, W * C)
@@ -117,10 +117,10 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom) -> Tensor:
 
 
 def random_flip(images: Tensor, random: SampleRandom) -> Tensor:
-    """Mirror each image of (B, H, W, C) left to right with probability 1/2, on the CPU in place."""
+    """Mirror each image of (B, H, W, C) with probability 1/2; in place on the CPU."""
     if not images.is_cpu:
         return torch.where((random.uniform()[0] < 0.5).view(-1, 1, 1, 1), images.flip(2), images)
     mirrored = np.flatnonzero(random.uniform()[0].numpy() < 0.5)
-    # half the work of torch.where on all images; NumPy copies whole images, index_copy_ takes twice as long
+    # half the work of torch.where on all images; NumPy copies whole images, while index_copy_ takes twice as long
     images.numpy()[mirrored] = images.index_select(0, torch.from_numpy(mirrored)).flip(2).numpy()
     return images

@@ -113,7 +113,7 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     with pytest.raises(DataError, match=r"rows of shape \(4,\), not \(5,\)"):
         ArrayFile.open(path, row_shape=(5,))
-    for damaged, reason in ((whole[:-1], "cut short: 167 bytes of 168"), (b"", "np.save"), (b"x" * 200, "np.save")):
+    for damaged, reason in ((whole[:-1], "truncated: 167 bytes of 168"), (b"", "np.save"), (b"x" * 200, "np.save")):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=reason):
             ArrayFile.open(path)
@@ -138,5 +138,5 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_no_other_data(tmp_path:
     shrinking = ArrayFile.open(path)
     with path.open("r+b") as file:
         file.truncate(140)
-    with pytest.raises(DataError, match="cut short while it was read"):
+    with pytest.raises(DataError, match="truncated while being read"):
         shrinking.rows(torch.tensor([9]))

@@ -54,12 +54,12 @@ def test_folds_are_disjoint_and_cover_all() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"folds": 5}, '"folds" needs "fold" beside it'),
-        ({"fold": 0}, '"fold" needs "folds" beside it'),
-        ({"folds": 5, "fold": 5}, '"fold" is 5, and the 5 folds are numbered from 0 to 4'),
+        ({"folds": 5}, '"folds" also needs "fold"'),
+        ({"fold": 0}, '"fold" also needs "folds"'),
+        ({"folds": 5, "fold": 5}, '"fold" is 5, but the 5 folds are numbered from 0 to 4'),
         ({"folds": 5, "fold": 0, "validation_split": 0.1}, 'leave "validation_split" out'),
         ({"folds": 1, "fold": 0}, "data_loader.args.folds: should be greater than or equal to 2"),
-        ({"folds": 51, "fold": 0}, "data_loader.args.folds: 50 training samples do not make 51 folds"),
+        ({"folds": 51, "fold": 0}, "data_loader.args.folds: 50 training samples are not enough for 51 folds"),
     ],
 )
 def test_folds_that_cannot_be_are_refused(fit: Fit, args: dict[str, Any], says: str) -> None:
@@ -128,7 +128,7 @@ def test_facts_of_numbers_and_of_a_subclass() -> None:
 def test_the_facts_of_no_data_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = RandomTensorLoader(**ARGS)
     monkeypatch.setattr(loader, "num_samples", 0)
-    with pytest.raises(DataError, match="the training data are empty"):
+    with pytest.raises(DataError, match="the training data is empty"):
         loader.facts()
 
 
@@ -288,7 +288,7 @@ def test_lists_of_dicts_pass_the_check(
     print(printed)
     assert "targets.3.boxes (3, 4) float32" in printed
     assert "targets.4.boxes" not in printed
-    assert "and 12 more tensors in its lists" in printed
+    assert "and 12 more tensors in lists" in printed
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -331,5 +331,5 @@ def test_whatever_has_items_and_a_length_is_a_data_set(data: Any) -> None:
 
 @pytest.mark.parametrize("data", [iter([1, 2]), None])
 def test_what_is_not_a_data_set(data: Any) -> None:
-    with pytest.raises(DataError, match=rf"the data are of type {type(data).__name__}; expected a data set with"):
+    with pytest.raises(DataError, match=rf"the data is of type {type(data).__name__}; expected a data set with"):
         as_source(data)

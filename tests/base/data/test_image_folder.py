@@ -274,7 +274,7 @@ def test_what_is_transparent_is_white_whatever_colour_it_hides(tmp_path: Path) -
 
 def test_a_mistake_has_its_place_in_the_config(fit: Callable[..., Any], photos: Path) -> None:
     args = {"data_dir": str(photos / "train"), "size": 16, "batch_size": 4}
-    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*holds the folders big dog, 고양이, but no train/"):
+    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*has the folders big dog, 고양이, but no train/"):
         fit(data_loader={"type": "ImageFolderLoader", "args": args}, model="LeNet")
     with pytest.raises(UserError, match=r'"crop" must be at most 16'):
         fit(data_loader={"type": "ImageFolderLoader", "args": {**args, "crop": 17}}, model="LeNet")

@@ -157,10 +157,10 @@ def test_every_length_may_be_left_out_by_drop_last() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "negative": ([-1.0, *[1.0] * 49], r"sample_weights\(\) gives -1.0 for sample 0"),
-    "nan": ([*[1.0] * 49, float("nan")], r"gives nan for sample 49"),
+    "negative": ([-1.0, *[1.0] * 49], r"sample_weights\(\) returned -1.0 for sample 0"),
+    "nan": ([*[1.0] * 49, float("nan")], r"returned nan for sample 49"),
     "zero": ([0.0] * 50, "0 for every sample"),
-    "length": ([1.0] * 40, r"gives shape \(40,\) for 50 training samples; it should be \(50,\)"),
+    "length": ([1.0] * 40, r"returned shape \(40,\) for 50 training samples; expected \(50,\)"),
 }
 
 

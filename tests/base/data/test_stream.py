@@ -196,7 +196,7 @@ def test_an_epoch_needs_a_length(fit: Fit) -> None:
     [
         ({"validation_split": 5}, "validation_split: .* are a stream, .* and give validation_data"),
         ({"folds": 5, "fold": 0}, "folds: .* are a stream"),
-        ({"balanced": True}, "balanced: .* are a stream, which can only be read on; leave balanced out"),
+        ({"balanced": True}, "balanced: .* is a stream, which has no indices; leave balanced out"),
     ],
 )
 def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: str) -> None:
@@ -208,7 +208,7 @@ def test_streams_that_cannot_be_are_refused() -> None:
     with pytest.raises(DataError, match="a generator can be read only once"):
         StreamSource(number for number in range(3))
     for workers in (0, 1):  # and no traceback of a worker in the message
-        with pytest.raises(DataError, match=r"^StreamSource: list gives no samples$"):
+        with pytest.raises(DataError, match=r"^StreamSource: list has no samples$"):
             take(StreamBatches(StreamSource([]), batch_size=2, num_workers=workers), 0, 1)
 
     class Endless(Stream):
@@ -220,5 +220,5 @@ def test_streams_that_cannot_be_are_refused() -> None:
 
     with pytest.raises(DataError, match="needs the number of samples"):
         Endless(batch_size=4).validation()
-    with pytest.raises(DataError, match="a stream for training has no length"):
+    with pytest.raises(DataError, match="a stream for training must not have a length"):
         Endless(batch_size=4).training(0)

@@ -96,7 +96,7 @@ def test_a_layer_that_is_thawed_later_trains(fit: Fit) -> None:
 
 def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit("trainer.type=LateTrainer", model={"type": "Frozen"})
-    expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so that they never"
+    expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so they never"
     assert expected in capsys.readouterr().err
     fit(model={"type": "Frozen"})
     assert "no optimizer has" not in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_a_metric_of_another_shape_is_told_with_all_shapes(fit: Fit) -> None:
     with temporarily(LOSSES, no_loss), pytest.raises(ConfigError) as caught:
         fit(data_loader=loader, model=model, loss="no_loss", metrics=["accuracy"])
     message = str(caught.value)
-    assert '"accuracy" gave shape (10, 10) for 10 samples' in message
+    assert '"accuracy" returned shape (10, 10) for 10 samples' in message
     assert "Outputs: (10, 3) float32; targets: (10, 1) float32" in message
 
 
@@ -264,7 +264,7 @@ def test_what_broadcasts_on_purpose_is_not_refused() -> None:
 def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_path: Path) -> None:
     args = {"data_loader.args.num_samples": 41, "data_loader.args.validation_split": 0}
     overrides = [f"{key}={value}" for key, value in args.items()]
-    with pytest.raises(UserError, match=r"41 samples in batches of 8\) is one sample.*\n.*drop_last=true") as caught:
+    with pytest.raises(UserError, match=r"41 samples in batches of 8\) has a single sample.*\n.*drop_last") as caught:
         fit(*overrides, model="Normalised")
     assert "No step completed" in str(caught.value)
     assert not list(tmp_path.glob("saved/small/*"))
@@ -275,9 +275,9 @@ def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch:
     """Where it was not tried before, as with several processes."""
     monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
     overrides = ["data_loader.args.num_samples=41", "data_loader.args.validation_split=0"]
-    with pytest.raises(UserError, match=r"this batch is one sample.*\n.*drop_last=true.*batch_size"):
+    with pytest.raises(UserError, match=r"this batch has a single sample.*\n.*drop_last=true.*batch_size"):
         fit(*overrides, model="Normalised")
-    with pytest.raises(UserError, match=r"this batch is one sample"):
+    with pytest.raises(UserError, match=r"this batch has a single sample"):
         fit("--bs=1", model="Normalised")
 
 
@@ -366,9 +366,9 @@ def failing_metric() -> type:
     [
         (
             {"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}},
-            r"gives \(3, 3\), not one number",
+            r"gives \(3, 3\), not a single number",
         ),
-        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not one number"),
+        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not a single number"),
         ({"type": "Recall", "args": {"task": "multiclass", "num_classes": 3, "average": None}}, '"average": "macro"'),
         ("Failing", '"Failing" cannot be computed: KeyError'),
     ],
@@ -399,7 +399,7 @@ def test_a_monitored_value_that_is_nan_is_told_once(fit: Fit, capsys: pytest.Cap
     with temporarily(METRICS, never):
         result = fit("trainer.epochs=3", "trainer.monitor=max val_never", metrics=["never"])
     shown = capsys.readouterr()
-    assert shown.err.count("val_never, which trainer.monitor watches, is NaN in epoch 1") == 1
+    assert shown.err.count("val_never, the value of trainer.monitor, is NaN in epoch 1") == 1
     assert "best.pth is not written" in shown.err
     assert "none: val_never was not finite in any epoch" in shown.out
     assert not (result.run_dir / "checkpoints" / "best.pth").exists()

@@ -262,9 +262,9 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
 @pytest.mark.parametrize(
     ("trainer", "says"),
     [
-        (Unnamed, 'the trainer logs "batch", which its class attribute "logs" does not name'),
+        (Unnamed, 'the trainer logs "batch", which is missing from its class attribute "logs"'),
         (Shaped, r'logs "norm" of shape \(8,\); a logged value is a single number'),
-        (Taken, 'trainer.type: Taken logs "val_norm", and that name is taken'),
+        (Taken, 'trainer.type: Taken logs "val_norm", but that name is taken'),
     ],
 )
 def test_a_value_that_cannot_be_logged(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:
@@ -364,11 +364,11 @@ def test_a_sum_of_losses_accumulates_and_resumes_exactly(fit: Fit, tmp_path: Pat
             r'loss.kind.type: unknown loss "cross_entrop"',
         ),
         ({"kind": {"type": "cross_entropy", "wieght": 1}, "size": {"type": "Learnt"}}, "loss.kind.wieght: unknown key"),
-        ({"loss": {"type": "cross_entropy"}}, 'loss.loss: its value is logged as "loss", and that name is taken'),
-        ({"type": "cross_entropy", "weight": 2}, "loss.weight: only one of several losses has a weight"),
+        ({"loss": {"type": "cross_entropy"}}, 'loss.loss: its value would be logged as "loss", but that name is taken'),
+        ({"type": "cross_entropy", "weight": 2}, "loss.weight: a single loss cannot have a weight"),
         (
             {"kind": {"type": "cross_entropy"}, "size": {"type": "MSELoss", "args": {"reduction": "sum"}}},
-            "loss.size: it is a sum over the samples, and another of these losses is a mean",
+            "loss.size: this loss is a sum over the samples, but another one is a mean",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_is_seen() -> None:
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:
     made = Metrics({"wrong": lambda o, t: o.mean()}, {}, device=torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r'"wrong" gave shape \(\) for 2 samples'):
+    with pytest.raises(ConfigError, match=r'"wrong" returned shape \(\) for 2 samples'):
         made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
 
 

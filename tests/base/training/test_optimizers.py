@@ -238,7 +238,7 @@ def test_a_rate_for_each_group(fit: Fit) -> None:
 def test_the_start_shows_each_group(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(model="Parts", optimizer=GROUPS)
     out = capsys.readouterr().out
-    assert "all other: 15 parameters, lr 0.01" in out
+    assert "others: 15 parameters, lr 0.01" in out
     assert "backbone: 35 parameters, lr 0.001" in out
 
 
@@ -261,7 +261,7 @@ MISTAKES = [
         r"groups.1.params: \*.bias: all of these parameters are in",
     ),
     ({"groups": [{"params": ["*"], "args": {"lrr": 1}}]}, 'groups.0.args.lrr: SGD has no argument "lrr"; did you mean'),
-    ({"groups": [{"params": ["*"], "args": {"lr": -1}}]}, "groups.0.args.lr: SGD does not take this: Invalid learning"),
+    ({"groups": [{"params": ["*"], "args": {"lr": -1}}]}, "groups.0.args.lr: SGD rejects this: Invalid learning"),
     ({"groups": [{"params": ["*"], "args": {"lr": "x"}}]}, "groups.0.args.lr: should be a number"),
     ({"groups": [{"param": ["*"]}]}, 'groups.0.param: unknown key "param"; did you mean "params"'),
     ({"groups": [{"params": []}]}, "groups.0.params: List should have at least 1 item"),
@@ -350,7 +350,7 @@ def test_what_is_frozen_for_good_needs_no_optimizer(fit: Fit, capsys: pytest.Cap
         optimizer={**GROUPS, "params": ["head.*"], "groups": []},
     ).run_dir
     assert len(state(run)["optimizer"]["param_groups"][0]["params"]) == 2
-    assert "backbone.*: 45 parameters, for good" in capsys.readouterr().out
+    assert "backbone.*: 45 parameters, for the whole run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -430,14 +430,14 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
 @pytest.mark.parametrize(
     ("trainer", "change", "says"),
     [
-        ("Careless", {}, "self.backward is called outside of self.optimizing"),
+        ("Careless", {}, "self.backward was called outside self.optimizing"),
         ("Idle", {}, "Idle.train_step steps none of them: with self.optimizing"),
         (
             "Adversarial",
             {"optimizer": {"type": "SGD", "args": {"lr": 0.1}}, "lr_scheduler": None},
-            "and the config has a single one",
+            "but the config's single optimizer has no name",
         ),
-        ("Trainer", {}, "self.backward is called outside|failed in the model"),
+        ("Trainer", {}, "self.backward was called outside|failed in the model"),
         ("Adversarial", {"model": "Parts"}, 'optimizer.generator: no parameter matches "generator.*"'),
         (
             "Adversarial",
@@ -462,7 +462,7 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
         (
             "Adversarial",
             {"optimizer": {name: {"type": "LBFGS"} for name in ("generator", "discriminator")}, "lr_scheduler": None},
-            "optimizer.generator: LBFGS calls the loss itself, which one of several optimizers cannot",
+            "optimizer.generator: LBFGS evaluates the loss itself, which is not possible with several optimizers",
         ),
     ],
 )

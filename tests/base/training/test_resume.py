@@ -287,7 +287,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
     assert tuned.epochs == 1
     assert same(state(tuned.run_dir)["model"], state(first.run_dir)["model"])
     assert (tuned.run_dir / "initial.pth").exists(), "killed early, it must find these weights"
-    with pytest.raises(UserError, match="do not fit this model"):
+    with pytest.raises(UserError, match="do not match this model"):
         fit("--init-from", str(first.run_dir), "model.args.hidden_features=9")
 
 

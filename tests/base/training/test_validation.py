@@ -93,10 +93,10 @@ def test_a_mistake_is_located(fit: Fit, validation: Json, says: str) -> None:
 
 
 def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
-    with pytest.raises(UserError, match="RandomTensorLoader has validation data, too; leave this out"):
+    with pytest.raises(UserError, match="RandomTensorLoader also has validation data; leave out this key"):
         fit(validation=loader(20))
 
 
 def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
-    with pytest.raises(UserError, match='no metric gives "val_dy_loss"; did you mean "val_day_loss"'):
+    with pytest.raises(UserError, match='no value is logged as "val_dy_loss"; did you mean "val_day_loss"'):
         train_on(fit, "trainer.monitor=min val_dy_loss", validation={"day": loader(20)})

@@ -167,7 +167,7 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed_before_it_replace
         os.pwrite(file, b"\xff", 200)
 
     monkeypatch.setattr(os, "fsync", lose_a_byte)
-    with pytest.raises(OSError, match="the disk returned other bytes than were written") as caught:
+    with pytest.raises(OSError, match="the disk did not return what was written") as caught:
         checkpoint.write(path, {"model": {"w": torch.zeros(100)}})
     assert caught.value.filename == str(path)
     assert path.read_bytes() == before

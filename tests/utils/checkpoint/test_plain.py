@@ -82,7 +82,7 @@ def test_what_has_a_plain_form_is_stored_in_it(tmp_path: Path, value: Any, store
     ids=lambda value: type(value).__name__,
 )
 def test_what_has_none_is_refused_by_its_keys(value: Any) -> None:
-    with pytest.raises(UserError, match=r"could not be read again(.|\n)*\n  model\.fc\.state\.0"):
+    with pytest.raises(UserError, match=r"could not be loaded(.|\n)*\n  model\.fc\.state\.0"):
         checkpoint.plain({"model": {"fc.state": [value]}})
 
 

@@ -351,7 +351,7 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda metadata: metadata.state_dict_metadata.popitem(), "does not hold all of"),
+        (lambda metadata: metadata.state_dict_metadata.popitem(), "does not contain all of"),
         (lambda metadata: [item.chunks.clear() for item in metadata.state_dict_metadata.values()], "does not hold all"),
         (lambda metadata: metadata.storage_data.clear(), "cannot be read"),
         (

@@ -128,7 +128,7 @@ def test_a_chain_and_what_the_run_folder_gets(write: Callable[..., Path], tmp_pa
 def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> None:
     write("a.json", extends="b.json")
     path = write("b.json", extends="a.json", name="b")
-    assert "a.json:2:13: extends: these configs extend each other in a circle" in message(path)
+    assert "a.json:2:13: extends: circular inheritance" in message(path)
     assert "circle" in message(write("self.json", extends="self.json"))
     assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="no.json"))
     assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="."))

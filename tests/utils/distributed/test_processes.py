@@ -334,7 +334,7 @@ def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, An
 
 
 def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
-    assert "UserError: some parameters of the model took no part in the loss" in runs["idle 2 refused"]
+    assert "UserError: some parameters of the model did not contribute to the loss" in runs["idle 2 refused"]
     assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
 
 
