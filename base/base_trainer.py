@@ -142,6 +142,8 @@ class BaseTrainer(EvaluationLoop):
         self._checked = replace(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
+            if self.progress.validating:  # when the run was stopped
+                self.validate_within_epoch()
             for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
                 self.experiment.signals.check()
                 loss = self.optimizer_step(step)
@@ -256,7 +258,9 @@ class BaseTrainer(EvaluationLoop):
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
+            self.progress.validating = True
             self.log.validation(self.progress, self.validate())
+            self.progress.validating = False
             self.model.train()
             self.training.frozen.apply(self.progress.epochs)
 

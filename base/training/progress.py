@@ -23,6 +23,8 @@ class Progress:
     """Samples used in the current pass."""
     trained: bool = False
     """The epoch's training steps are done, but its validation is not."""
+    validating: bool = False
+    """A validation within the epoch has begun, and is not done."""
     best: float | None = None
     """The best monitored value."""
     best_epoch: int = 0

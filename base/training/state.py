@@ -188,10 +188,10 @@ def _described(value: Any) -> str:
 
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if saved.keys() != own.keys():
+    if saved.keys() | {"validating"} != own.keys():  # which earlier checkpoints did not have
         raise _Misfit(("progress",), f"should have the keys {', '.join(own)}")
     for name, value in saved.items():
-        if name == "trained":
+        if name in ("trained", "validating"):
             fits = isinstance(value, bool)
         elif name == "best":
             fits = value is None or type(value) in (int, float)

@@ -7,9 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from extras.document import markdown_table
@@ -41,7 +39,7 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     """
     model = trainer.experiment.model
     if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
-        return f"{_size(model)}\n\nWith several processes there is neither a table of layers nor a graph.", None
+        return f"{_size(trainer)}\n\nWith several processes there is neither a table of layers nor a graph.", None
     trace = Trace()
     recorder = Recorder(model)
     samples = first_batch(trainer, 2)
@@ -50,9 +48,9 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
             warnings.simplefilter("ignore")  # the first step of the training says what there is to say
             trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # of the user's own code, which may not support a batch of this size
-        return f"{_size(model)}\n\nThere is neither a table of layers nor a graph: {error}", None
+        return f"{_size(trainer)}\n\nThere is neither a table of layers nor a graph: {error}", None
     table = "\n".join(markdown_table(HEADER, trace.rows, right=[3]))
-    return f"{_size(model)}\n\n{table}", recorder.graph().SerializeToString()
+    return f"{_size(trainer)}\n\n{table}", recorder.graph().SerializeToString()
 
 
 def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") -> None:
@@ -91,5 +89,8 @@ def untouched(trainer: BaseTrainer) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _size(model: nn.Module) -> str:
-    return f"{type(model).__name__}: {count_parameters(model):,} trainable parameters"
+def _size(trainer: BaseTrainer) -> str:
+    """Parameters that are frozen in this epoch count: a resumed run writes the same."""
+    model, trainable = trainer.experiment.model, trainer.training.frozen.trainable
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name in trainable)
+    return f"{type(model).__name__}: {parameters:,} trainable parameters"

@@ -181,6 +181,39 @@ def test_a_signal_saves_and_the_run_resumes(
     equal_with_curves(whole.run_dir, stopped.path)
 
 
+def test_a_validation_within_the_epoch_that_a_signal_ended_is_done_again(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = (*BUSY, "trainer.validate_every_steps=1", "trainer.ema={}")
+    whole = fit(*options)
+    within, evaluate = BaseTrainer.validate_within_epoch, BaseTrainer.evaluate
+
+    def signalled(self: BaseTrainer, *arguments: Any) -> Any:
+        if self.progress.steps == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "evaluate", signalled)
+        with pytest.raises(Stopped):
+            fit(*options, name="stopped")
+        stopped = RunFolder.newest(str(whole.run_dir.parent.parent), "stopped").path
+        with pytest.raises(Stopped):  # again
+            train.main(["-r", str(stopped)])
+    assert state(stopped)["progress"]["steps"] == 5
+    validated = []
+
+    def counted(self: BaseTrainer) -> None:
+        validated.append(self.progress.steps)
+        within(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "validate_within_epoch", counted)
+        train.main(["-r", str(stopped)])
+    assert validated[:2] == [5, 6]
+    equal_with_curves(whole.run_dir, stopped)
+
+
 def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Callable[..., Path]) -> None:
     fit()
     newest = fit("trainer.epochs=1")

@@ -274,6 +274,13 @@ def test_the_model_is_shown_as_a_table_and_as_a_graph(fit: Fit) -> None:
     assert all(source in nodes for node in nodes.values() for source in node.input)
 
 
+def test_the_number_of_parameters_does_not_depend_on_what_is_frozen_where_the_run_resumes(fit: Fit) -> None:
+    run = fit('trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', "trainer.epochs=2").run_dir
+    started = written(run, "model")
+    train.main(["-r", str(run), "trainer.epochs=3"])
+    assert written(run, "model") == started
+
+
 def test_a_graph_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     class Long(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

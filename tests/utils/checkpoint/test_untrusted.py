@@ -160,6 +160,7 @@ FORGED: list[tuple[Any, ...]] = [
     *(("progress", "steps", by) for by in (10**30, -1, "x", True, 1.5, None, ..., 3)),
     *(("progress", key, -1) for key in ("epochs", "epoch_steps", "passes", "samples", "best_step", "stale_epochs")),
     *(("progress", key, by) for key in ("trained", "best", "best_epoch") for by in ("x", ..., [1])),
+    ("progress", "validating", 1),
     ("progress", "samples", 10**9),
     ("progress", "step", 1),
     ("random", []),
