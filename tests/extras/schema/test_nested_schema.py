@@ -11,14 +11,24 @@ import pytest
 from extras.schema.catalogue import listing
 from extras.schema.json_schema import config_schema
 from tests.base.test_nested_arguments import Backbone, Nested, model
-from tests.helpers import temporarily
+from tests.helpers import Json, temporarily
 from utils.registry import MODELS
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
     with temporarily(MODELS, Backbone, Nested):
         yield
+
+
+@pytest.fixture(scope="module")
+def schema(_registered: None) -> Json:
+    return config_schema()
+
+
+@pytest.fixture(scope="module")
+def validator(schema: Json) -> Any:
+    return jsonschema.Draft7Validator(schema)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +49,15 @@ def _registered() -> Iterator[None]:
         ({"experts": ["Nope"]}, False),
     ],
 )
-def test_an_editor_knows_the_nested_keys(write_config: Callable[..., Path], args: dict[str, Any], valid: bool) -> None:
+def test_an_editor_knows_the_nested_keys(
+    write_config: Callable[..., Path], validator: Any, args: dict[str, Any], valid: bool
+) -> None:
     config = json.loads(write_config(model=model(**args)).read_text())
-    assert jsonschema.Draft7Validator(config_schema()).is_valid(config) == valid
+    assert validator.is_valid(config) == valid
 
 
-def test_an_editor_explains_a_field() -> None:
-    found = config_schema()["definitions"]["model.Nested"]["properties"]["default"]
+def test_an_editor_explains_a_field(schema: Json) -> None:
+    found = schema["definitions"]["model.Nested"]["properties"]["default"]
     assert "number of its features" in json.dumps(found)
 
 
