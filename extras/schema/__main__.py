@@ -1,4 +1,4 @@
-"""``make schema``: rewrites config.schema.json, docs/config.md and the README's table of the most used keys."""
+"""``make schema``: rewrites config.schema.json, docs/config.md and the README's table of the most common keys."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from extras.schema.json_schema import config_schema, dumps
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 
-# the table in the README; a README without these marks is left as it is
+# the table in the README; a README without these marks is left unchanged
 TABLE = re.compile(r"(<!-- keys: begin -->)\n.*?(<!-- keys: end -->)", re.DOTALL)
 
 HEAD = """\
@@ -32,7 +32,7 @@ refused if it counts only when the state is made (`lr` of Rprop, `initial_accumu
 
 
 def texts() -> dict[str, str]:
-    """The files' contents, by path from the project's folder."""
+    """The files' contents, by path relative to the project's folder."""
     import_components()
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     return {
