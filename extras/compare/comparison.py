@@ -1,4 +1,4 @@
-"""``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV beside the curves."""
+"""``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV next to the curves."""
 
 import csv
 import io

@@ -21,7 +21,7 @@ class Curve(NamedTuple):
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
-    """None where there is no value."""
+    """None if there is no value."""
     run: int = 0
     """Index of its run: determines colour and marker."""
     training: bool = False

@@ -200,7 +200,7 @@ class OnnxFormat(Format):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors alone
+        options.log_severity_level = 3  # only errors
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         taken = {argument.name for argument in session.get_inputs()}
 

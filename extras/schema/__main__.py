@@ -15,18 +15,18 @@ HEAD = """\
 # The keys of a config
 
 Written by `make schema` from utils/schema.py; do not edit. A component is `{"type": NAME, "args": {...}}` or its name
-alone; `python train.py --list` shows them all. A config that `extends` another one says only what differs: objects are
+alone; `python train.py --list` shows them all. A config that `extends` another contains only what differs: objects are
 merged, lists are replaced, null removes an inherited key, and a component of another type replaces the inherited one.
 
-**On resume** (`train.py -r RUN KEY=VALUE`, or a changed config.json of the run) each key has one rule. What takes
-effect does so from the next step on, and the console says so: `resumed with optimizer.args.lr 0.01 -> 0.5`. A changed
-schedule, or learning rate under a schedule, applies as if it had been set from the first step; a changed monitor
-compares the finished epochs again. What takes effect between epochs is refused in the middle of one. What is
-refused ends with status 2 and leaves the folder as it is; `--init-from` starts a new run from the weights. A data
-loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those whose annotation says so, such as
+**On resume** (`train.py -r RUN KEY=VALUE`, or a changed config.json of the run) each key has one rule. A change that
+takes effect does so from the next step on, and the console says so: `resumed with optimizer.args.lr 0.01 -> 0.5`. A
+changed schedule, or learning rate under a schedule, applies as if it had been set from the first step; a changed monitor
+compares the finished epochs again. A change that takes effect between epochs is refused in the middle of one. A refused
+change ends with status 2 and leaves the folder unchanged; `--init-from` starts a new run from the weights. A data
+loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those annotated accordingly, such as
 `data_dir` (`Changeable[str]`); `batch_size` and `shuffle` take effect between epochs. An optimizer's argument is
-refused if it counts only when the state is made (`lr` of Rprop, `initial_accumulator_value` of Adagrad,
-`history_size` of LBFGS) or needs a state that the run does not have (`amsgrad`).
+refused if it is used only when the state is created (`lr` of Rprop, `initial_accumulator_value` of Adagrad,
+`history_size` of LBFGS) or needs state that the run does not have (`amsgrad`).
 
 """
 

@@ -2,7 +2,7 @@
 
 command        the command line, and what it starts or resumes
 spaces         KEY=SPACE, checked like overrides
-sweep_folder   trials and outcomes on disk, which alone record what is done
+sweep_folder   trials and outcomes on disk, the only record of what is done
 search         the next trial's values, and pruning: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
 trial_process  the process of a trial, which runs ``train.py -r`` on its run

@@ -148,7 +148,10 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, but no train/"),
     (_empty, "no images of big dog"),
     (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "has no folders"),
-    (lambda folder: write_images(folder, {"train": 2}), r"2 images \(0.png ...\) are not in a folder named after their class"),
+    (
+        lambda folder: write_images(folder, {"train": 2}),
+        r"2 images \(0.png ...\) are not in a folder named after their class",
+    ),
     (lambda folder: (folder / "train" / "big dog" / "up").symlink_to(folder), "leads back"),
 ]
 

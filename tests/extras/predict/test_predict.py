@@ -231,7 +231,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which inputs?"),
+        ([], "no inputs; give"),
         (["gone.png"], "gone.png: no such file or folder"),
         (["*.webp"], "*.webp: the pattern matches no input"),
         (["empty"], "empty: the folder contains no input (.jpg"),
