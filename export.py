@@ -1,4 +1,4 @@
-"""Export the model of a run: its best checkpoint, or the one given, as a file that needs none of this project's code.
+"""Export the model of a run (its best checkpoint, or the one given) to a file that does not need this project's code.
 
 python export.py -r saved/cifar10_lenet/20260101-120000
 python export.py -r saved/cifar10_lenet/20260101-120000 --format onnx --out lenet.onnx
@@ -22,13 +22,13 @@ SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """The command line as a function: the file that was written. Raises UserError."""
+    """The command line as a function. Returns the file. Raises UserError."""
     made = cli.parser(__doc__ or "", device=False)
     made.add_argument("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
     made.add_argument(
         "--format",
         choices=list(SUFFIXES.values()),
-        help="torch.export's archive, ONNX, or the weights alone (default: what --out ends with, or torch)",
+        help="torch.export's archive, ONNX, or only the weights (default: by the suffix of --out, or torch)",
     )
     made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
     options = cli.parse(made, argv)

@@ -2,7 +2,7 @@
 
 python new_project.py ../my_project
 python new_project.py ../my_project --minimal    # without extras/ too
-python new_project.py --update ../my_project     # merges what has changed in the template since then into it
+python new_project.py --update ../my_project     # merges later changes of the template into it
 """
 
 import argparse
@@ -38,10 +38,10 @@ MINIMAL = (
     "tests/extras",
     "tests/docs",
 )
-# what belongs to the project where git does not say so, beside its packages
+# files that belong to the project even if git does not list them, besides its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
-# what an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
+# files that an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
 YOURS = (
     "model",
     "data_loader",
@@ -54,11 +54,11 @@ YOURS = (
     "data",
 )
 ORIGIN = ".template.json"
-"""In a project: the commit of the template that it was made from."""
+"""In a project: the template's commit from which it was made."""
 README = """\
 # {name}
 
-What this project is about: the question, the data, the result so far. (This paragraph is yours to write.)
+What this project is about: the question, the data, the results so far. (Write this paragraph yourself.)
 
 ```
 make train        # sets up .venv, then trains the experiment in config.json
@@ -96,7 +96,7 @@ def create(target: Path, *, minimal: bool = False) -> None:
 
 
 def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple[str, bytes]:
-    """The name and content that a file of the template has in a project. Its README becomes TEMPLATE.md."""
+    """The name and content of a template file in a project. The README becomes TEMPLATE.md."""
     if name == "Makefile":
         return name, without_targets(content.decode(), left_out).encode()
     if name in ("README.md", "docs/architecture.md"):
@@ -151,7 +151,7 @@ def without_targets(makefile: str, left_out: Sequence[str]) -> str:
 
 
 def files(left_out: Sequence[str] = LEFT_OUT) -> list[Path]:
-    """The project's files, relative to its folder: those that git tracks, and new ones in the folders of these."""
+    """The project's files, relative to its folder: those tracked by git, and new ones in the same folders."""
     found = _listed_by_git("--cached")
     if Path("train.py") in found:
         folders = {path.parts[0] for path in found if len(path.parts) > 1}
@@ -180,13 +180,13 @@ class Update:
     writes: dict[str, bytes] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
-    """With conflict marks, or (binary files) with the template's version beside it."""
+    """With conflict marks, or (binary files) with the template's version next to it."""
     kept: list[str] = field(default_factory=list)
-    """Changed in the template, and left as they are in the project."""
+    """Changed in the template, but left unchanged in the project."""
 
 
 def update(project: Path) -> Update:
-    """Merge what has changed in the template since the project was made, or updated last, into the project.
+    """Merge what has changed in the template since the project was made or last updated.
 
     Raises ValueError, before anything is changed, if that is not possible.
     """
@@ -236,7 +236,7 @@ def origin(project: Path) -> tuple[str, bool]:
 
 
 def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
-    """The files that a project made at a commit would have, by name."""
+    """The files of a project made at a commit, by name."""
     left_out = LEFT_OUT + (MINIMAL if minimal else ())
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
     found = {}
@@ -250,7 +250,7 @@ def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
 
 
 def _plan(found: Update, project: Path, name: str, before: bytes | None, after: bytes | None) -> None:
-    """What to do with a file that the template has changed. None: it is not there."""
+    """Decide what to do with a file that the template has changed. None: it does not exist."""
     path = project / name
     if path.is_symlink() or path.is_dir():
         found.kept.append(f"{name} (not a file here)")
@@ -280,7 +280,7 @@ def _plan(found: Update, project: Path, name: str, before: bytes | None, after: 
 
 
 def merge(current: bytes, before: bytes, after: bytes) -> tuple[bytes | None, bool]:
-    """A three-way merge of a file, by git, and whether it is without conflicts. None: of binary files."""
+    """Merge three versions of a file with git; also whether there are no conflicts. None: binary files."""
     with TemporaryDirectory() as folder:
         names = ("project", "template_before", "template")
         for name, content in zip(names, (current, before, after), strict=True):
@@ -292,7 +292,7 @@ def merge(current: bytes, before: bytes, after: bytes) -> tuple[bytes | None, bo
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one."""
+    """Write a file atomically."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_bytes(content)
     if path.exists():
@@ -301,9 +301,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def report(project: Path, found: Update) -> int:
-    """Say what an update did; the exit status: 1 if there are conflicts."""
+    """Print what an update did, and return the exit status: 1 if there are conflicts."""
     written = [name for name in found.writes if name not in found.conflicts]
-    for what, names in (("updated", written), ("deleted", found.deleted), ("left as it is", found.kept)):
+    for what, names in (("updated", written), ("deleted", found.deleted), ("left unchanged", found.kept)):
         for name in names:
             print(f"{what:14} {name}")
     for name in found.conflicts:
@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"
     )
-    print("  make train\nREADME.md is yours to write. To merge later changes of the template, run in its folder:")
+    print("  make train\nWrite your own README.md. To merge later changes of the template, run in its folder:")
     print(f"  python new_project.py --update {target}")
     return 0
 

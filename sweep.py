@@ -1,4 +1,4 @@
-"""Search: one run for each of several values, seeds or folds. It can be resumed at any point.
+"""Search: one run for each of several values, seeds or folds. Can be resumed at any point.
 
 python sweep.py -c configs/linear_regression.json seed=0..4
 python sweep.py optimizer.args.lr=log:1e-7..1e-5 model.args.hidden_features=50,100,200 --trials 30 --jobs 2
@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> Any:
     add = made.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     add("-r", "--resume", metavar="FOLDER", help="resume the sweep in this folder")
-    add("--trials", type=int, metavar="N", help="trials in all, chosen by --sampler (default: every point of the grid)")
-    add("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
-    add("--sampler", choices=("tpe", "random"), help="how --trials are chosen (default: tpe, by Optuna)")
-    add("--pruner", choices=("median", "hyperband", "none"), help="what ends bad trials early (default: none)")
-    add("--note", metavar="TEXT", help="a label of the sweep and of its trials, for the report and --compare")
+    add("--trials", type=int, metavar="N", help="total number, chosen by --sampler (default: every grid point)")
+    add("--jobs", type=int, default=1, metavar="N", help="trials to run at once (default: 1)")
+    add("--sampler", choices=("tpe", "random"), help="how to choose --trials (default: Optuna's tpe)")
+    add("--pruner", choices=("median", "hyperband", "none"), help="how to stop bad trials early (default: none)")
+    add("--note", metavar="TEXT", help="a label for the sweep and its trials, shown in the report and --compare")
     add("--lr", metavar="SPACE", help="short for optimizer.args.lr=SPACE")
     add("--bs", metavar="SIZES", help="short for data_loader.args.batch_size=SIZES")
     return load_extra("sweep", "sweep.py").sweep(cli.parse(made, argv))

@@ -44,8 +44,8 @@ Values = Mapping[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """The command line as a function: the loss and the metrics on the test data; empty for --compare."""
-    get_process_group()  # of several processes, the first to fail reports its mistake
+    """The command line as a function. Returns the loss and metrics on the test data; empty for --compare."""
+    get_process_group()  # with several processes, the first to fail reports its error
     options = cli.test_options(__doc__, argv)
     import_components()
     if options.compare is not None:
@@ -88,7 +88,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
                 size = count_parameters(experiment.model)
                 report.write(extra.Tested(run.folder, run.loaded.config, command, about, size), found)
-            # the run's own points in TensorBoard, and not those of another run
+            # the run's own points in TensorBoard, rather than another run's
             board = run.folder.path if options.out is None else out
             _write_metrics(out, about, found, board if run.loaded.config.trainer.writes_tensorboard else None)
     if process_group.is_main_process and report:
@@ -100,26 +100,26 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) -> Iterator[None]:
-    """Create the folder and lock it, in the main process. The results of an earlier test are replaced.
+    """Create the folder and lock it, in the main process. Replaces the results of an earlier test.
 
-    chosen: by --out; then it must not hold other files. Raises UserError if it does, or cannot be created.
+    chosen: by --out; it must not contain other files. Raises UserError if it does, or cannot be created.
     """
     if not process_group.is_main_process:
         yield
         return
     earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
     if chosen and folder.is_dir() and any(folder.iterdir()) and not earlier:
-        raise UserError(f"{folder} holds other files; --out takes a new folder, or one that holds an earlier report")
+        raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
+        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
     with RunFolder(folder).locked("writes a report into it"):
         yield
 
 
 def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:
-    """metrics.json and, for TensorBoard, one point per value in the folder board, in place of an earlier test's.
+    """Write metrics.json and, for TensorBoard, one point per value to the folder board, replacing an earlier test's.
 
     Raises TrainingError if a file cannot be written.
     """

@@ -2,8 +2,8 @@
 
 python train.py -c configs/linear_regression.json trainer.epochs=5
 python train.py --lr 1e-7                                # config.json with another learning rate
-python train.py --check -c configs/cifar10_lenet.json    # inspects everything, trains nothing
-python train.py -r                                       # resumes the run that was started last
+python train.py --check -c configs/cifar10_lenet.json    # check everything, train nothing
+python train.py -r                                       # resume the run that was started last
 """
 
 import gc
@@ -51,8 +51,8 @@ class Result:
     best: float | None
     """The best monitored value; None if nothing is monitored."""
     model: nn.Module = field(repr=False)
-    """As the last step left it, in evaluation mode. ``load_run(run_dir)`` has the best epoch's weights, or the averaged
-    ones."""
+    """As the last step left it, in evaluation mode. ``load_run(run_dir)`` has the weights of the best epoch, or the
+    averaged ones."""
     history: list[dict[str, Any]] = field(repr=False)
     """The values of each epoch, as in metrics.jsonl."""
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> Result | Any:
 
 
 def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str | None = None) -> Result:
-    """A new run, from the first step to the last. loaded, data: from ``with_facts``."""
+    """Train a new run from the first step to the last. loaded, data: from ``with_facts``."""
     experiment = build_experiment(loaded, data)
     process_group = experiment.runtime.process_group
     weights = load_initial_weights(loaded, experiment.model, process_group)
@@ -98,7 +98,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
 
     def prepare(folder: RunFolder) -> None:
         folder.write_config(to_json(loaded.config, folder=folder.path))
-        if weights is not None:  # a run that is killed before its first checkpoint must find these weights again
+        if weights is not None:  # a run killed before its first checkpoint needs these weights again
             checkpoint.write(folder.initial, {"model": weights.taken})
 
     def create() -> RunFolder:
@@ -130,14 +130,14 @@ def resume(
 
 
 def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> Result:
-    """Train from wherever the trainer is to the end, with a summary before and after."""
+    """Train from the current position to the end, with a summary before and after."""
     console, progress = trainer.console, trainer.progress
     write_description(loaded, trainer, folder, note)
     for warning in loaded.warnings():
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
-    gc.freeze()  # the imports stay; collecting through them again would cost the training 0.1 s each time
+    gc.freeze()  # exclude the imports from garbage collection: scanning them takes 0.1 s each time
     with outcome_recorded(trainer, folder):
         trainer.train()
     console.clear()

@@ -17,12 +17,12 @@ from utils.schema import Changeable, Fraction
 
 @DATA_LOADERS.register
 class CIFAR10Loader(ImageLoader):
-    """CIFAR10, downloaded, checked by its md5 sums and read by torchvision, then kept in cifar-10-cache.
+    """CIFAR10, downloaded, verified by its md5 sums and read with torchvision, then stored in cifar-10-cache.
 
     data_dir: folder of the data set, relative to the project's folder.
     download: download the data set if it is missing.
-    validation_split: part of the training data that is held out, as for every data set; None: a tenth, or with "folds"
-        the fold.
+    validation_split: held-out part of the training data, as for every data set; None: a tenth or, with "folds", the
+        fold.
     """
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -49,7 +49,7 @@ class CIFAR10Loader(ImageLoader):
         return self.source(self.read(train=False), augment=False)
 
     def read(self, *, train: bool) -> Images:
-        """The images, from the cache unless the files have changed since they were checked. Raises DataError."""
+        """The images, from the cache unless the files have changed since they were verified. Raises DataError."""
         if train not in self._read:
             cached = self._cache(train=train).load(in_memory=self.in_memory)
             self._read[train] = cached or self._read_files(train=train)
@@ -68,15 +68,15 @@ class CIFAR10Loader(ImageLoader):
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"CIFAR10 cannot be read from {self.data_dir}: {error}\n"
-                'Set data_loader.args.data_dir to the folder that holds "cifar-10-batches-py", or let it download.'
+                'Set data_loader.args.data_dir to the folder that has "cifar-10-batches-py", or allow the download.'
             ) from error
-        pixels = np.ascontiguousarray(data.data)  # torchvision gives a transposed view
+        pixels = np.ascontiguousarray(data.data)  # torchvision returns a transposed view
         labels = np.array(data.targets)
-        cache = self._cache(train=train)  # of the files as they are after a download
+        cache = self._cache(train=train)  # for the files as they are after a download
         try:
             cache.keep(lambda: Decoded(pixels.shape, labels, (part for part in [pixels])))
         except OSError as error:
             if not self.in_memory:
-                raise DataError(f'"in_memory": false reads from {cache.pixels}, which cannot be written') from error
+                raise DataError(f'"in_memory": false needs {cache.pixels}, which cannot be written') from error
         kept = None if self.in_memory else cache.load(in_memory=False)
         return kept or Images(torch.from_numpy(pixels), torch.from_numpy(labels))

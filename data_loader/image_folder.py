@@ -1,4 +1,4 @@
-"""Images of your own: one folder per class, files of any size and kind."""
+"""Your own images: one folder per class, with files of any size and format."""
 
 import functools
 from typing import Any
@@ -18,18 +18,18 @@ from utils.schema import Changeable, Fraction
 
 @DATA_LOADERS.register
 class ImageFolderLoader(ImageLoader):
-    """Images in data_dir/train/CLASS and data_dir/test/CLASS, of any sizes and kinds.
+    """Images in data_dir/train/CLASS and data_dir/test/CLASS, of any size and format.
 
-    They are decoded once, upright, the shorter side scaled to size and the longer one cropped, into one array that
+    They are decoded once, upright, with the shorter side scaled to size and the longer one cropped, into an array that
     later runs read. The array is rebuilt when a file is added, removed, renamed or changed.
 
     data_dir: folder of the data set, relative to the project's folder.
-    size: edge of the images in pixels, as the model sees them.
-    white: in grey images of more than 8 bits, the value of white (0 is black); None: as the format says, 65535 for 16
-        bits and for integers of 32, or a TIFF's SMaxSampleValue.
-    cache_dir: folder for the arrays, which may be deleted at any time; None: data_dir/cache.
-    validation_split: as for every data set; None: data_dir/val holds the validation data if it exists, else a tenth of
-        data_dir/train is held out; with "folds", the fold.
+    size: height and width of the images in pixels, as the model sees them.
+    white: in grey images of more than 8 bits, the value of white (0 is black); None: as given by the format, 65535 for
+        16-bit and 32-bit integers, or a TIFF's SMaxSampleValue.
+    cache_dir: folder for the arrays, which can be deleted at any time; None: data_dir/cache.
+    validation_split: as for every data set; None: uses data_dir/val if it exists, else holds out a tenth of
+        data_dir/train or, with "folds", the fold.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ImageFolderLoader(ImageLoader):
         return self.source(self.read("test"), augment=False)
 
     def read(self, part: str) -> Images:
-        """The images of data_dir/part, decoded unless the cache has them. Raises DataError."""
+        """The images in data_dir/part, decoded unless they are in the cache. Raises DataError."""
         if part not in self._read:
             root = self.data_dir / part
             check_classes(root, self.class_names)
@@ -88,9 +88,11 @@ class ImageFolderLoader(ImageLoader):
             cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train", white=self.white))
         except OSError as error:
             raise DataError(
-                f"the images of {root} are decoded into {cache.pixels}, which cannot be written: {error.strerror}; "
-                'set "cache_dir" to a folder that can be'
+                f"the decoded images of {root} cannot be written to {cache.pixels}: {error.strerror}; "
+                'set "cache_dir" to a writable folder'
             ) from error
         if (images := cache.load(in_memory=self.in_memory)) is None:
-            raise DataError(f"{cache.pixels} differs from what was written: a faulty disk, or another run writing it?")
+            raise DataError(
+                f"{cache.pixels} differs from what was written; is the disk faulty, or is another run writing it?"
+            )
         return images

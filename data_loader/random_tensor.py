@@ -1,4 +1,4 @@
-"""Random tensors: data without a download, to try out a model or the machine."""
+"""Random tensors: data without a download, for trying out a model or a machine."""
 
 from typing import Annotated, Any
 
@@ -13,15 +13,15 @@ from utils.registry import DATA_LOADERS
 
 @DATA_LOADERS.register
 class RandomTensorLoader(BaseDataLoader):
-    """Inputs drawn from N(0, 1) with one kind of target; give exactly one of the three.
+    """Inputs drawn from N(0, 1), with one kind of target; give exactly one of the three.
 
     target_shape: targets of this shape, drawn from N(0, 1).
     num_classes: targets drawn uniformly from 0 to num_classes - 1.
     linear: targets of shape (1,), the sum of the inputs times these coefficients.
 
-    num_samples, num_test_samples: samples of training (with validation) and test data.
+    num_samples, num_test_samples: number of training samples (including validation) and of test samples.
     input_shape: shape of one input, as in [1000] or [3, 32, 32].
-    seed: of the data, independent of the seed of the run.
+    seed: for the data, independent of the run's seed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RandomTensorLoader(BaseDataLoader):
     ) -> None:
         super().__init__(**batches)
         if [target_shape, num_classes, linear].count(None) != 2:
-            raise ValueError('exactly one of "target_shape", "num_classes" and "linear" says what the targets are')
+            raise ValueError('exactly one of "target_shape", "num_classes" and "linear" must be given')
         if linear is not None and len(linear) != torch.Size(input_shape).numel():
             raise ValueError(f'"linear" has {len(linear)} coefficients for inputs of shape {input_shape}')
         self.input_shape, self.target_shape = input_shape, target_shape
@@ -49,7 +49,7 @@ class RandomTensorLoader(BaseDataLoader):
         return self._draw(self.num_samples, self.seed)
 
     def test_data(self) -> TensorSource:
-        return self._draw(self.num_test_samples, self.seed + 2**31)  # differs from the seed of any training data
+        return self._draw(self.num_test_samples, self.seed + 2**31)  # differs from the seed of all training data
 
     def _draw(self, count: int, seed: int) -> TensorSource:
         generator = torch.Generator().manual_seed(seed)

@@ -1,18 +1,18 @@
-"""Whatever only observes, reports or searches. The core never needs it: any folder here can be deleted.
+"""Everything that only observes, reports or searches. The core never needs it: any folder here can be deleted.
 
 check/          train.py --check
-early/          a typo's message and a repeated --list before torch is imported
+early/          messages for typos and repeated --list output before torch is imported
 schema/         train.py --list, config.schema.json and the tables of keys
-tensorboard/    what TensorBoard shows beside the curves
+tensorboard/    what TensorBoard shows besides the curves
 curves/         curves.png in each run folder
 report/         test.py's report: tables, figures, predictions
 compare/        test.py --compare
 predict/        predict.py
 export/         export.py
 sweep/          sweep.py
-writers/        writers that a config may name: CSV, MLflow, Weights & Biases
+writers/        writers that a config can name: CSV, MLflow, Weights & Biases
 
-Each folder's ``__init__.py`` exports what the scripts call, which they find by utils/extras.py. No folder needs another
-one: ``document``, ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ what
-they draw is left out of the report and of TensorBoard.
+Each folder's ``__init__.py`` exports what the scripts call, found through utils/extras.py. No folder needs another:
+``document``, ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ their
+figures are left out of the report and of TensorBoard.
 """

@@ -1,5 +1,4 @@
-"""A report as a list of blocks, and what they look like as Markdown and as a page of HTML. All texts are plain text:
-a name is shown as it is, whatever it has in it."""
+"""A report as a list of blocks, rendered as Markdown and as an HTML page. All texts are plain text, shown verbatim."""
 
 import base64
 import html
@@ -12,7 +11,7 @@ from utils.text import aligned, one_line
 
 @dataclass(frozen=True)
 class Heading:
-    """Of level 1, the title, or 2."""
+    """Level 1, the title, or 2."""
 
     text: str
     level: int = 2
@@ -20,17 +19,17 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Some sentences. link: the name of a file, which is shown at the end."""
+    """Some sentences. link: a file name, shown at the end."""
 
     text: str
     link: str = ""
     strong: bool = False
-    """It is what a reader must not miss."""
+    """Highlight it."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """texts: the columns, from 0, that are texts; the others are numbers."""
+    """texts: indices of columns with text; the others are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -39,14 +38,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Command:
-    """To copy."""
+    """A command to copy."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file beside the report."""
+    """A PNG file next to the report."""
 
     title: str
     file: str
@@ -54,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """A text of many lines, which HTML shows when it is opened. In Markdown there is the link alone."""
+    """A long text, collapsed in HTML. Markdown has only the link."""
 
     title: str
     text: str
@@ -63,7 +62,7 @@ class Source:
 
 Block = Heading | Paragraph | Command | Table | Picture | Source
 
-# nothing is fetched and nothing is run, whatever the names of classes and files are
+# fetches nothing and runs nothing, whatever the names of classes and files are
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -102,14 +101,14 @@ def as_markdown(blocks: Iterable[Block]) -> str:
 
 
 def as_html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
-    """A page that needs no other file. pictures: the content of each picture's file."""
+    """A self-contained page. pictures: the content of each picture's file."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     return PAGE.format(title=_plain(title), body="\n".join(_html(block, pictures) for block in blocks))
 
 
 def escaped(text: str) -> str:
-    """A text as Markdown shows it: with its underscores, dollars and bars, and in one line."""
-    # an underscore within a word is not markup, and nor is a sign that starts a list, but at the beginning
+    """A text escaped for Markdown, in one line."""
+    # an underscore within a word is not markup, nor is a list sign, except at the start
     special = r"[\\`*{}\[\]<>#|$~&]|\b_+|_+\b|^[+-](?=\s)|^\d+(?=[.)]\s)"
     return re.sub(special, _with_backslashes, one_line(text))
 
@@ -139,9 +138,9 @@ def _markdown(block: Block) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of a Markdown table with aligned columns, which can be read as plain text too.
+    """Lines of a Markdown table with aligned columns, also readable as plain text.
 
-    right: the columns that are aligned to the right, as numbers are.
+    right: the columns to align right, such as numbers.
     """
     least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
     lines = aligned([least, *rows], right)
@@ -181,6 +180,6 @@ def _plain(text: str) -> str:
 
 
 def _lines(text: str) -> str:
-    """A text with its lines and their indentation."""
+    """A text with its line breaks and indentation."""
     lines = (line[: len(line) - len(line.lstrip(" "))] + one_line(line) for line in text.splitlines())
     return html.escape("\n".join(lines))

@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {
 
 
 def drawn(make: Callable[P, R]) -> Callable[P, R]:
-    """Runs a function with our style in place of whatever matplotlib is set to."""
+    """Run a function with our matplotlib style, whatever the user's settings."""
 
     @functools.wraps(make)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +59,7 @@ def drawn(make: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, without a window and not in the list of open figures."""
+    """A figure of this size in inches, without a window and not in the list of open figures."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
@@ -83,7 +83,7 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
 
 
 def labels(names: Sequence[str], longest: int = 18) -> list[str]:
-    """Class names that can be drawn: short enough, in one line, and in letters that a font has."""
+    """Class names in drawable form: short, in one line, and in characters that a font has."""
     return [
         shortened(readable(name, lambda letter: ord(letter) in _letters(), f"class {number}"), longest)
         for number, name in enumerate(names)
@@ -91,13 +91,13 @@ def labels(names: Sequence[str], longest: int = 18) -> list[str]:
 
 
 def plain(axes: Axes) -> None:
-    """Numbers on the axes without offsets or powers beside them, as far as they can be."""
+    """Show numbers on the axes without offsets or powers, as far as possible."""
     axes.ticklabel_format(useOffset=False)
     axes.grid(True)
 
 
 def drawable(name: str) -> bool:
-    """Whether the fonts here have all letters of a text."""
+    """Whether the installed fonts have all characters of a text."""
     return all(letter.isspace() or ord(letter) in _letters() for letter in name)
 
 
@@ -109,6 +109,6 @@ def _fonts() -> tuple[str, ...]:
 
 @functools.cache
 def _letters() -> frozenset[int]:
-    """The code points that the fonts have."""
+    """The code points in the fonts."""
     files = [font_manager.findfont(name) for name in _fonts()]
     return frozenset().union(*(FT2Font(file).get_charmap() for file in files))

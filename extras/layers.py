@@ -1,4 +1,4 @@
-"""A model layer by layer, as one batch goes through it."""
+"""A model layer by layer, recorded while a batch runs through it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ Row = tuple[str, str, str, str]
 
 @dataclass
 class Layer:
-    """A layer that was called: its class, its number of parameters and the shape of the output of each call."""
+    """A layer that was called: its class, its number of parameters, and the output shape of each call."""
 
     kind: str
     parameters: int
@@ -40,11 +40,11 @@ class Trace:
     keywords: dict[str, Any] = field(default_factory=dict)
     outputs: Any = None
     layers: dict[str, Layer] = field(default_factory=dict)
-    """By name, in the order of their first calls."""
+    """By name, in order of first call."""
 
     @property
     def rows(self) -> list[Row]:
-        """Under HEADER: name, class, shape of the output and number of parameters of each layer."""
+        """Rows for HEADER: name, class, output shape and number of parameters of each layer."""
         return [layer.row(name) for name, layer in self.layers.items()]
 
     def take_arguments(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Trace:
 
 @contextmanager
 def traced(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Inside, what the model is called with and what it returns is recorded in the trace."""
+    """Inside the block, record the model's inputs and outputs in the trace."""
     handles = [model.register_forward_pre_hook(trace.take_arguments, with_kwargs=True)]
     handles += [model.register_forward_hook(trace.take_outputs)]
     for name, module in model.named_modules():

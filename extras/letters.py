@@ -1,4 +1,4 @@
-"""Names in pictures, whatever letters the fonts have."""
+"""Names in pictures, whatever characters the fonts have."""
 
 import re
 import unicodedata
@@ -11,12 +11,12 @@ SOUND = re.compile(r"(?:HANGUL SYLLABLE|(?:HIRAGANA|KATAKANA) LETTER(?: SMALL)?)
 
 
 def readable(text: str, has: Callable[[str], bool], otherwise: str) -> str:
-    """A name in one line, in letters that a font has. Korean and Japanese ones that it lacks are spelt in Latin ones.
+    """A name in one line, in characters that a font has; missing Korean and Japanese ones are romanised.
 
-    has: whether the font has a letter. otherwise: what is shown where a letter can be neither drawn nor spelt.
+    has: whether the font has a character. otherwise: shown if a character can be neither drawn nor romanised.
     """
     parts = []
-    for letter in unicodedata.normalize("NFC", one_line(text)):  # names of files may come in parts of letters
+    for letter in unicodedata.normalize("NFC", one_line(text)):  # file names may be decomposed
         if letter == " " or has(letter):
             parts.append(letter)
         elif sound := SOUND.fullmatch(unicodedata.name(letter, "")):
@@ -27,5 +27,5 @@ def readable(text: str, has: Callable[[str], bool], otherwise: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """A name of at most so many letters; its end often tells it from others."""
+    """A name of at most ``longest`` characters; keeps its end, which often distinguishes it."""
     return text if len(text) <= longest else f"{text[: longest - 6]}…{text[-5:]}"

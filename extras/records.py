@@ -1,9 +1,9 @@
-"""What the values in metrics.jsonl are: which of them share a chart, and which are not metrics."""
+"""The values in metrics.jsonl: which of them share a chart, and which are not metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 Record = Mapping[str, float | None]
-"""A line of metrics.jsonl; None where a value was not finite."""
+"""A line of metrics.jsonl; None for values that were not finite."""
 
 POSITION = ("epoch", "step")
 SPEED = ("samples_per_second", "seconds")
@@ -12,10 +12,9 @@ TRAIN, VALID = "train", "valid"
 
 
 def charts(records: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """By the name of each chart, the keys of its lines by their labels, as in {"loss": {"train": "loss", "valid":
-    "val_loss"}}.
+    """For each chart, the keys of its lines by label, as in {"loss": {"train": "loss", "valid": "val_loss"}}.
 
-    The loss comes first and the learning rates last. Of several validation sets the values are "valid day" and so on.
+    The loss comes first and the learning rates last. Several validation sets are labelled "valid day" and so on.
     """
     names = list(dict.fromkeys(name for record in records for name in record if name not in (*POSITION, *SPEED)))
     rates = [name for name in names if name == "lr" or name.startswith("lr_")]
@@ -31,7 +30,7 @@ def charts(records: Sequence[Record]) -> dict[str, dict[str, str]]:
 
 
 def _place(name: str, trained: Iterable[str]) -> tuple[str, str]:
-    """The chart of a metric and its label there."""
+    """The chart of a metric, and its label there."""
     if not name.startswith("val_"):
         return name, TRAIN
     rest = name.removeprefix("val_")
@@ -45,12 +44,12 @@ def _place(name: str, trained: Iterable[str]) -> tuple[str, str]:
 
 
 def needs_log_scale(values: Sequence[float]) -> bool:
-    """Whether a value is a thousand times another: on a linear scale, most of such a curve looks flat."""
+    """Whether values differ by a factor of a thousand: on a linear scale, most of such a curve looks flat."""
     return bool(values) and min(values) > 0 and max(values) / 1000 > min(values)
 
 
 def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] | None:
-    """The place and value of the best one, the first of several. monitor: "min NAME" or "max NAME"."""
+    """Index and value of the best, the first of equals. monitor: "min NAME" or "max NAME"."""
     sign = 1 if monitor.startswith("min") else -1
     finite = [(sign * value, place, value) for place, value in enumerate(values) if value is not None]
     if not finite:

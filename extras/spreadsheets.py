@@ -1,10 +1,10 @@
-"""Texts in CSV files, which people open in spreadsheets and show in terminals."""
+"""Text in CSV files, which are opened in spreadsheets and shown in terminals."""
 
 from utils.text import escape_controls
 
 
 def spreadsheet_safe(text: str) -> str:
-    """A text without control characters, and with an apostrophe before what a spreadsheet would run as a formula."""
+    """Text without control characters, and with an apostrophe before anything a spreadsheet would run as a formula."""
     text = escape_controls(text)
     if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
         return f"'{text}"
@@ -12,6 +12,6 @@ def spreadsheet_safe(text: str) -> str:
 
 
 def csv_field(text: str) -> str:
-    """A text as a field of a CSV file."""
+    """Text as a field of a CSV file."""
     text = spreadsheet_safe(text)
     return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in ',"\r\n') else text

@@ -1,4 +1,4 @@
-"""What a run shows: messages, also kept in train.log, and a progress bar at the bottom of a terminal."""
+"""Console output of a run: messages, also written to train.log, and a progress bar at the bottom of a terminal."""
 
 import contextlib
 import io
@@ -17,33 +17,33 @@ from utils.text import printable
 
 Item = TypeVar("Item")
 BarTexts = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
-"""From a bar's state (tqdm's ``format_dict``) to the texts left and right of it, from the longest to the shortest."""
+"""Maps a bar's state (tqdm's ``format_dict``) to texts for its left and right, from longest to shortest."""
 
-INTERVAL = 0.2  # seconds between two drawings: each one reads the loss, and so waits for the device
+INTERVAL = 0.2  # seconds between redraws: each reads the loss, and so waits for the device
 DELAY = 0.3  # seconds that an evaluation may take without a bar
-MARGIN = 3  # columns left free: the ^C that a terminal echoes must not start a second line
+MARGIN = 3  # columns left free, so that a ^C echoed by the terminal does not start a second line
 MIN_BAR = 6  # columns of the bar itself
 STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def styled(text: str, style: str) -> str:
-    """Text with an ANSI style, which is stripped wherever plain text is wanted."""
+    """Text with an ANSI style, which is stripped for plain output."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
 def in_notebook(stream: TextIO | None) -> bool:
-    """Whether a stream is the output of a notebook's cell: not a terminal, but a line can be redrawn there too."""
+    """Whether a stream is the output of a notebook cell: not a terminal, but lines can be redrawn there too."""
     return type(stream).__module__ == "ipykernel.iostream"
 
 
 class Bar(tqdm):  # type: ignore[misc]
-    """tqdm's bar between two texts that are chosen to fit the terminal: it never takes more than one line.
+    """A tqdm bar between two texts chosen to fit the terminal; never takes more than one line.
 
-    shown: False to count and time only, with nothing drawn.
+    shown: False to only count and time, without drawing.
     """
 
-    monitor_interval = 0  # no thread: ``update`` alone draws
+    monitor_interval = 0  # no thread: only ``update`` draws
 
     def __init__(
         self, texts: BarTexts, items: Iterable[Any] | None = None, *, console: "Console", shown: bool, **options: Any
@@ -58,13 +58,13 @@ class Bar(tqdm):  # type: ignore[misc]
             leave=False,
             mininterval=INTERVAL,
             miniters=1,
-            ncols=80,  # a fixed size, since tqdm draws nothing in a terminal that reports none; see format_dict
+            ncols=80,  # fixed, since tqdm draws nothing in a terminal that reports no size; see format_dict
             nrows=24,
             **options,
         )
 
     def status_printer(self, file: Any) -> Callable[[str], None]:
-        """Draws in place of what is in the line, a ^C and the rest of a wider bar included, in any width."""
+        """Overwrite the whole line, including a ^C or the rest of a wider bar, at any width."""
 
         def draw(text: str) -> None:
             columns = max(1, self.console.width - 1)
@@ -78,7 +78,7 @@ class Bar(tqdm):  # type: ignore[misc]
 
     @property
     def state(self) -> dict[str, Any]:
-        """What tqdm knows: n, initial, total, elapsed (seconds), rate (steps per second; None at first)."""
+        """tqdm's state: n, initial, total, elapsed (seconds), rate (steps per second; None at first)."""
         return dict(super().format_dict)
 
     @property
@@ -96,7 +96,7 @@ class Bar(tqdm):  # type: ignore[misc]
 
 
 class Console:
-    """verbosity 0: warnings only; 1: one line per epoch; 2: progress within the epoch too. silent: nothing at all."""
+    """verbosity 0: warnings only; 1: one line per epoch; 2: also progress within the epoch. silent: no output."""
 
     def __init__(self, verbosity: int, *, silent: bool = False) -> None:
         self.verbosity = 0 if silent else verbosity
@@ -105,10 +105,10 @@ class Console:
         self._bar: Bar | None = None
 
     def open(self, path: Path) -> None:
-        """Start printing, and logging to a file what is printed."""
+        """Start printing, and logging the output to a file."""
         if not self.silent:
             self._log = LogFile(path)
-            if not ends_with_newline(path):  # a copy that was cut short, or a power cut
+            if not ends_with_newline(path):  # after a truncated copy or a power cut
                 self._log.append(b"\n")
 
     def close(self) -> None:
@@ -124,12 +124,12 @@ class Console:
             self._say(f"{styled('warning:', 'warning')} {message}", sys.stderr)
 
     def _say(self, message: str, stream: TextIO | None) -> None:
-        """Print above the progress bar, if there is one, and log. A closed pipe or a full disk does not stop a run."""
+        """Print above the progress bar, if any, and log. A closed pipe or a full disk does not stop a run."""
         text = printable(message)
         plain = _STYLED.sub("", text)
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
-                # from the first column on, where a ^C may be
+                # from the first column, where a ^C may be
                 tqdm.write(plain if is_plain(stream) else f"\r{text}", file=stream)
                 stream.flush()
         if self._log is not None:
@@ -139,7 +139,7 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal; 80 in a file or a notebook."""
-        # in a notebook the stream's file is the terminal in which the server was started
+        # in a notebook, the stream's file is the terminal in which the server was started
         return 80 if in_notebook(sys.stdout) else terminal_width()
 
     @property
@@ -153,7 +153,7 @@ class Console:
         return self.verbosity >= 2 and not self.shows_bar
 
     def bar(self, texts: BarTexts, **options: Any) -> Bar:
-        """A progress bar in the place of the one before. options: tqdm's."""
+        """Show a progress bar in place of the previous one. options: tqdm's."""
         self.clear()
         self._bar = Bar(texts, console=self, shown=self.shows_bar, disable=self.verbosity < 2, **options)
         return self._bar
@@ -165,7 +165,7 @@ class Console:
             self._bar = None
 
     def track(self, title: str, items: Iterable[Item], total: int) -> Iterable[Item]:
-        """The items themselves, with a progress bar if they take long."""
+        """Iterate over items, with a progress bar if they take long."""
         if not self.shows_bar:
             return items
 

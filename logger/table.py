@@ -1,4 +1,4 @@
-"""The epochs of a run as a table of aligned columns that fits any terminal of 42 columns or more."""
+"""The epochs of a run as a table of aligned columns, for terminals of at least 42 columns."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -9,26 +9,26 @@ from utils.text import count, duration, number
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME = 6  # as in "3.1 s"
 MARK = 4  # "best"
-MAX_LINES = 2  # of an epoch
-HEADER_EVERY = 30  # lines, so that a header stays on the screen
+MAX_LINES = 2  # per epoch
+HEADER_EVERY = 30  # lines, so that a header stays on screen
 
 Values = Mapping[str, Mapping[str, float]]
 """Numbers by name and column, as in {"loss": {"train": 1.9, "valid": 1.7}}; a name alone has the column ""."""
 
 
 class _Columns(NamedTuple):
-    """The columns of one name, such as training and validation, as three texts of one width."""
+    """The columns of one name, such as training and validation, as three texts of equal width."""
 
     title: str
-    """The name above several columns; blank above a single one, which carries the name itself."""
+    """The name above several columns; blank above a single column, which shows the name itself."""
     heads: str
     cells: str
 
 
 class EpochTable:
-    """One row per epoch, of two lines if the terminal is too narrow for all values in one.
+    """One row per epoch, on two lines if the terminal is too narrow for one.
 
-    What does not fit into two is not shown, and the header says so. monitored: the name of a value that always is.
+    Values that do not fit on two lines are left out, and the header says so. monitored: a value that is always shown.
     """
 
     def __init__(self, epochs: int, *, monitored: str = "") -> None:
@@ -39,7 +39,7 @@ class EpochTable:
         self._lines = 0  # printed since the header, other messages included
 
     def row(self, epoch: int, values: Values, *, seconds: float, best: bool, width: int) -> Iterator[str]:
-        """The lines of an epoch, after those of the header when it is due. width: columns of the terminal."""
+        """The lines of an epoch, preceded by the header when due. width: columns of the terminal."""
         lines, gap = self._divide(values, width)
         if len(lines) > MAX_LINES:  # the monitored value follows the loss
             names = ("loss", self.monitored, self.monitored.removeprefix("val_"))
@@ -60,11 +60,11 @@ class EpochTable:
             start, end = " " * self.first, ""
 
     def interrupted(self) -> None:
-        """Another line was printed, and the header is one line further up."""
+        """Call when another line was printed, which moves the header up."""
         self._lines += 1
 
     def _divide(self, values: Values, width: int) -> tuple[list[list[_Columns]], int]:
-        """The columns line by line, and the spaces between them: two if all values then fit into one line, or one."""
+        """The columns line by line, and the spaces between them: two if all values then fit on one line, else one."""
         for gap in (2, 1):
             room = width - 1 - self.first - TIME - MARK - 2 * gap
             all_columns = [_columns(name, numbers, gap, room) for name, numbers in values.items()]

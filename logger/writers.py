@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl and TensorBoard's event files, both truncated exactly on resume."""
+"""The records of a run: metrics.jsonl and TensorBoard event files, both truncated exactly on resume."""
 
 import io
 import json
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-# names of event files: time of creation in seconds, and host
+# names of event files: creation time in seconds, and host
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 VERSION = "brain.Event:2"
-# event files that are replaced as a whole, and that no resume truncates; they sort before all others
+# event files that are replaced as a whole and never truncated on resume; they sort before all others
 WHOLE = "events.out.tfevents.0000000000."
 
 
 class Writer:
-    """Takes what is logged. Its state is the length of its file, so that a resume can drop what was written later."""
+    """Receives what is logged. Its state has the length of its file, so that a resume can drop later content."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of each of these curves, by tag."""
+        """Add a point to each of these curves, by tag."""
 
     def epoch(self, record: Mapping[str, float]) -> None:
-        """The values of a finished epoch."""
+        """Add the values of a finished epoch."""
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
-        """Pictures, uint8 of shape (B, H, W, 1 or 3)."""
+        """Add pictures, uint8 of shape (B, H, W, 1 or 3)."""
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text."""
+        """Add a text."""
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write buffered data."""
 
     def close(self, *, finished: bool) -> None:
-        """The run ended by itself, or was interrupted."""
+        """Close at the end of the run, or when it is interrupted."""
         self.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,29 +57,29 @@ class Writer:
         return {}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        """Drop what was written after this state, which is that of this step.
+        """Drop what was written after this state, which was saved at this step.
 
-        Returns which part of what was written before is missing, for a warning; "" if none is.
+        Returns what earlier data is missing, for a warning; "" if nothing is.
         """
         return ""
 
     def sync(self) -> None:
-        """Flush everything to the disk. Raises OSError if that fails."""
+        """Flush everything to disk. Raises OSError on failure."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a writer that a config names knows of the run."""
+    """What a writer named in the config knows about the run."""
 
     folder: Path
     name: str
     config: Mapping[str, Any]
-    """The whole config as it is run."""
+    """The whole config as run."""
     warn: Callable[[str], None]
 
 
 class JsonlWriter(Writer):
-    """One JSON object per line, one line per epoch. A value that is not finite becomes null, as JSON requires."""
+    """One JSON object per line, one line per epoch. Values that are not finite become null, as JSON requires."""
 
     def __init__(self, path: Path) -> None:
         self.file = LogFile(path)
@@ -102,7 +102,7 @@ class JsonlWriter(Writer):
 
 
 class ConsoleLog(Writer):
-    """Knows how long the console's train.log is, which the console writes and no resume truncates."""
+    """Tracks the length of train.log, which the console writes and no resume truncates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,13 +119,13 @@ class ConsoleLog(Writer):
 
 
 class EventWriter(Writer):
-    """TensorBoard's event files.
+    """TensorBoard event files.
 
-    After a resume the old file is truncated, and a new one starts with a SessionLog.START event of the next step, at
-    which an open TensorBoard drops what it has read from that step on.
+    After a resume the old file is truncated, and a new one starts with a SessionLog.START event for the next step,
+    which makes an open TensorBoard drop what it has read from that step on.
     """
 
-    FLUSH = 1.0  # seconds that events may be buffered: writing many at once takes a third of the time
+    FLUSH = 1.0  # maximum seconds to buffer events: writing many at once takes a third of the time
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -135,7 +135,7 @@ class EventWriter(Writer):
         self._first_step = 0
         self._resumed: dict[str, Any] = {}
         self._earlier: dict[str, int] = {}
-        """The sizes of the files that were there when this writer resumed, so that a missing one is noticed."""
+        """Sizes of the files found on resume, to notice missing ones."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.event(step, summary=_points(values))
@@ -147,18 +147,18 @@ class EventWriter(Writer):
         self.event(step, summary=text(tag, markdown))
 
     def event(self, step: int, **content: Any) -> None:
-        """Anything else that TensorBoard shows. content: a field of its Event, e.g. ``summary``."""
+        """Add any other event. content: a field of TensorBoard's Event, e.g. ``summary``."""
         self._buffer.append(_event(step, **content))
         if time.monotonic() >= self._flushed + self.FLUSH:
             self.flush()
 
     def replace_test(self, step: int, values: Mapping[str, float]) -> None:
-        """The values of a test, in place of an earlier test's. Raises OSError."""
+        """Write the values of a test, replacing those of an earlier test. Raises OSError."""
         points = _points({f"{name}/test": value for name, value in values.items()})
         self.replace("test", {"summary": points}, step=step)
 
     def replace(self, name: str, *contents: Mapping[str, Any], step: int = 0) -> None:
-        """Write one of the files that are replaced as a whole. contents: as of ``event``. Raises OSError."""
+        """Write a file that is replaced as a whole. contents: as for ``event``. Raises OSError."""
         events = [_event(0, file_version=VERSION), *(_event(step, **content) for content in contents)]
         with atomic_write(self.folder / f"{WHOLE}{name}") as file:
             file.write(_records(events))
@@ -176,17 +176,17 @@ class EventWriter(Writer):
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        if self._file is None:  # nothing was written after the resume
+        if self._file is None:  # nothing was written since the resume
             return self._resumed
         return {"file": self._file.path.name, "bytes": self._file.length(), "earlier": self._earlier}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        """Truncate the file of that state, empty later ones, and continue in a new file from the next step."""
+        """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
         kept = str(state.get("file", ""))
         expected = {**state.get("earlier", {}), **({kept: _length(state)} if kept else {})}
-        # no file at a step > 0: TensorBoard was switched off, and the files are from before that
+        # no file at a step > 0: TensorBoard was switched off, and the files are older
         for path in self._files() if kept or not step else []:
-            # emptied, not removed: an open TensorBoard would wait for a removed file forever
+            # emptied rather than removed: an open TensorBoard would wait for a removed file forever
             length = expected.get(path.name, size(path) if path.name < kept else 0)
             LogFile(path).truncate(length if size(path) >= length else _whole_records(path))
         left = {path.name: size(path) for path in self._files()}
@@ -215,12 +215,12 @@ class EventWriter(Writer):
 
 @WRITERS.register
 def tensorboard(run: RunInfo) -> Writer:
-    """TensorBoard's event files, in the run's folder."""
+    """TensorBoard event files in the run's folder."""
     return EventWriter(run.folder)
 
 
 def image_grid(tag: str, pictures: Tensor) -> "Summary":
-    """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, with a white line between them."""
+    """Pictures, uint8 of (B, H, W, 1 or 3), side by side in rows of eight, separated by white lines."""
     from torch.utils.tensorboard.summary import image
 
     framed = functional.pad(pictures, (0, 0, 0, 2, 0, 2), value=255)
@@ -248,7 +248,7 @@ def _event(step: int, **content: Any) -> "Event":
 
 
 def _records(events: "list[Event]") -> bytes:
-    """Events in the format of event files: each with its length and checksums."""
+    """Events in the format of event files, each with its length and checksums."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     records = io.BytesIO()
@@ -258,9 +258,9 @@ def _records(events: "list[Event]") -> bytes:
 
 
 def _first_events(first_step: int, *, replaces: bool) -> "list[Event]":
-    """The first events of a file: its format and, if it replaces a part of earlier files, the step from which it does.
+    """The first events of a file: its format and, if it replaces part of earlier files, from which step.
 
-    Of the first file that event would drop what is in those that are replaced as a whole, a test's points among them.
+    In the first file, that event would drop the content of files that are replaced as a whole, such as a test's points.
     """
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
@@ -271,7 +271,7 @@ def _first_events(first_step: int, *, replaces: bool) -> "list[Event]":
 class Writers(Writer):
     """Several writers as one.
 
-    optional: names of those that a config has chosen. If one fails, that is one warning, and the run continues without
+    optional: names of writers chosen in the config. If one fails, this gives one warning, and the run continues without
     it until it is resumed.
     """
 
@@ -306,7 +306,7 @@ class Writers(Writer):
         self._each(lambda name, writer: writer.sync())
 
     def state_dict(self) -> dict[str, Any]:
-        self._states |= self._each(lambda name, writer: writer.state_dict())  # of one that failed, its last state
+        self._states |= self._each(lambda name, writer: writer.state_dict())  # a failed writer keeps its last state
         return dict(self._states)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
@@ -315,14 +315,14 @@ class Writers(Writer):
         return ", ".join(filter(None, lost.values()))
 
     def _each(self, call: Callable[[str, Writer], Any]) -> dict[str, Any]:
-        """What a call returns for each writer that has not failed."""
+        """The result of a call for each writer that has not failed."""
         returned = {}
         for name, writer in self.writers.items():
             if name in self._failed:
                 continue
             try:
                 returned[name] = call(name, writer)
-            except Exception as error:  # of any kind: training must not end because of its log
+            except Exception as error:  # any error: training must not end because of logging
                 if name not in self.optional or isinstance(error, CheckpointError):
                     raise
                 self._failed.add(name)
@@ -331,22 +331,22 @@ class Writers(Writer):
         return returned
 
     def check(self, states: Any) -> None:
-        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of writers."""
+        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of the writers."""
         if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
-            raise CheckpointError(f"invalid checkpoint: it says of the log files {states!r:.80}")
+            raise CheckpointError(f"invalid checkpoint: state of the log files: {states!r:.80}")
         for name in self.writers.keys() & states.keys():
             _length(states[name])
             earlier = states[name].get("earlier", {})
             if not isinstance(earlier, dict):
-                raise CheckpointError(f"invalid checkpoint: it names log files {earlier!r:.80}")
+                raise CheckpointError(f"invalid checkpoint: names of log files: {earlier!r:.80}")
             for length in earlier.values():
                 _length({"bytes": length})
             if not isinstance(states[name].get("file", ""), str):
-                raise CheckpointError(f"invalid checkpoint: it names a log file {states[name]['file']!r:.80}")
+                raise CheckpointError(f"invalid checkpoint: name of a log file: {states[name]['file']!r:.80}")
 
 
 def _whole_lines(path: Path, length: int) -> int:
-    """The bytes of the whole lines in the first so many bytes of a file."""
+    """Size of the complete lines within the first ``length`` bytes of a file."""
     if not path.exists():
         return 0
     with path.open("rb") as file:
@@ -354,7 +354,7 @@ def _whole_lines(path: Path, length: int) -> int:
 
 
 def _whole_records(path: Path) -> int:
-    """The bytes of the whole events in a file: each has its length, a checksum of that, its content and a checksum."""
+    """Size of the complete events in a file: each has its length and a checksum, its content and a checksum."""
     end = size(path)
     at = 0
     with path.open("rb") as file:
@@ -367,15 +367,15 @@ def _whole_records(path: Path) -> int:
 
 
 def _lost(path: Path, length: int, expected: int) -> str:
-    """What a warning says of a file that has this length, and should have another; "" if it is long enough."""
+    """The warning for a file shorter than it should be; "" if it is long enough."""
     if length >= expected:
         return ""
     return f"{path.name} has {length:,} of {expected:,} bytes" if path.exists() else f"{path.name} is missing"
 
 
 def _length(state: Mapping[str, Any]) -> int:
-    """The length in bytes from an untrusted checkpoint. Raises CheckpointError if it is not a length."""
+    """A length in bytes from an untrusted checkpoint. Raises CheckpointError if it is invalid."""
     length = state.get("bytes", 0)
     if type(length) is not int or length < 0:
-        raise CheckpointError(f"invalid checkpoint: it says that a log file had {length!r} bytes")
+        raise CheckpointError(f"invalid checkpoint: length of a log file: {length!r} bytes")
     return length

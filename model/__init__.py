@@ -1,1 +1,1 @@
-"""Models, losses and metrics: one file per model. A config names them; a decorator registers them."""
+"""Models, losses and metrics: one file per model. Decorators register them for use in a config."""

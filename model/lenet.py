@@ -15,10 +15,10 @@ from utils.schema import Fraction
 class LeNet(BaseModel):
     """Classifies 32x32 images. The tutorials use 1 channel with kernel_size 3, and 3 channels with kernel_size 5.
 
-    in_channels: 1 for grey images, 3 for coloured ones.
-    kernel_size: edge of both convolutions' kernels, in pixels.
+    in_channels: 1 for grey images, 3 for colour images.
+    kernel_size: height and width of both convolutions' kernels.
     num_classes: number of outputs.
-    dropout: probability that a feature of the two hidden linear layers is zeroed during training.
+    dropout: probability of zeroing a feature of the two hidden linear layers during training.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LeNet(BaseModel):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        # pooling before the ReLU gives the same values as after it, with a quarter of the ReLU's work
+        # pooling before the ReLU gives the same values as after it, at a quarter of the cost
         x = F.max_pool2d(self.conv1(x), 2).relu()  # (B, in_channels, 32, 32) -> (B, 6, 14 or 15, ...)
         x = F.max_pool2d(self.conv2(x), 2).relu()  # -> (B, 16, side, side)
         x = self.dropout(self.fc1(x.flatten(1)).relu())  # -> (B, 120)

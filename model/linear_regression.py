@@ -11,9 +11,9 @@ from utils.registry import MODELS
 class LinearRegression(BaseModel):
     """y = W x + b.
 
-    in_features: numbers in an input; one of another shape, such as an image, is flattened.
-    out_features: numbers in an output.
-    bias: whether b is learned, or left out.
+    in_features: number of input values; inputs of other shapes, such as images, are flattened.
+    out_features: number of output values.
+    bias: whether to learn b, or leave it out.
     """
 
     def __init__(self, *, in_features: PositiveInt, out_features: PositiveInt = 1, bias: bool = True) -> None:

@@ -1,6 +1,6 @@
-"""Losses: functions of (outputs, targets) that return a tensor of shape (). A config may also name losses of torch.nn.
+"""Losses: functions of (outputs, targets) that return a tensor of shape (). A config can also name losses of torch.nn.
 
-A loss is a mean over samples unless its argument ``reduction`` is "sum".
+A loss is averaged over samples unless its argument ``reduction`` is "sum".
 """
 
 from typing import Annotated, Literal
@@ -26,10 +26,10 @@ def cross_entropy(
 ) -> Tensor:
     """Cross entropy of logits of shape (B, C, ...) and class indices, int64 of shape (B, ...).
 
-    weight: of each class, float of shape (C,).
-    ignore_index: a target that does not count.
-    label_smoothing: part of the target's probability that is spread over all classes, 0 to 1.
-    reduction: "mean" over the targets that count, or their "sum".
+    weight: per class, float of shape (C,).
+    ignore_index: a target value to ignore.
+    label_smoothing: fraction of the target probability to spread over all classes, 0 to 1.
+    reduction: "mean" over the targets that are not ignored, or their "sum".
     """
     return F.cross_entropy(
         outputs,
@@ -43,7 +43,7 @@ def cross_entropy(
 
 @LOSSES.register
 def mse_loss(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Squared error over all elements of outputs and targets, which have the same shape.
+    """Squared error over all elements of outputs and targets of the same shape.
 
     reduction: "mean" over all elements, or their "sum".
     """

@@ -1,4 +1,4 @@
-"""Metrics that are means over samples: each function returns one float per sample, shape (B,), which is then averaged.
+"""Metrics averaged over samples: each function returns one float per sample, shape (B,).
 
 For metrics that are not means over samples (F1, AUROC ...), name a class of torchmetrics in the config.
 """
@@ -13,7 +13,7 @@ from utils.registry import METRICS
 
 @METRICS.register
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 if the largest of the logits, shape (B, C), is that of the target class, int64 of shape (B,)."""
+    """1 if the largest logit, shape (B, C), is that of the target class, int64 of shape (B,)."""
     _check_classes("accuracy", outputs)
     return (outputs.argmax(1) == targets).float()
 
@@ -22,20 +22,20 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 def top_k_accuracy(outputs: Tensor, targets: Tensor, *, k: PositiveInt = 5) -> Tensor:
     """1 if the target class, int64 of shape (B,), is among the k largest logits, shape (B, C).
 
-    k: how many of the classes count, at most C.
+    k: number of largest logits to consider, at most C.
     """
     _check_classes("top_k_accuracy", outputs)
     if k > outputs.shape[1]:
-        raise ConfigError(f"metrics: top_k_accuracy: k = {k} is more than the {outputs.shape[1]} classes of the model")
+        raise ConfigError(f"metrics: top_k_accuracy: k = {k} is larger than the model's {outputs.shape[1]} classes")
     return (outputs.topk(k, dim=1).indices == targets[:, None]).any(1).float()
 
 
 def _check_classes(name: str, outputs: Tensor) -> None:
-    """Raise ConfigError for outputs without a logit of each class, of which the largest would always be the first."""
+    """Raise ConfigError for outputs without one logit per class, where the largest would always be the first."""
     if outputs.dim() < 2 or outputs.shape[1] == 1:
         raise ConfigError(
-            f"metrics: {name} takes logits of at least two classes, of shape (B, C), got {tuple(outputs.shape)}; "
-            'for a single output that says yes or no, use {"type": "Accuracy", "args": {"task": "binary"}}'
+            f"metrics: {name} needs logits for at least two classes, shape (B, C), got {tuple(outputs.shape)}; "
+            'for a single binary output, use {"type": "Accuracy", "args": {"task": "binary"}}'
         )
 
 

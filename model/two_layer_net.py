@@ -11,11 +11,11 @@ from utils.registry import MODELS
 class TwoLayerNet(BaseModel):
     """y = W2 relu(W1 x).
 
-    in_features: numbers in an input; one of another shape, such as an image, is flattened.
+    in_features: number of input values; inputs of other shapes, such as images, are flattened.
     hidden_features: width of the hidden layer.
-    out_features: numbers in an output.
+    out_features: number of output values.
     bias: whether both layers have a bias.
-    init_std: standard deviation of the normal distribution of the initial weights; None: torch's default.
+    init_std: standard deviation of the normally distributed initial weights; None: torch's default.
     """
 
     def __init__(

@@ -178,7 +178,7 @@ def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
     assert "base/loop.py" not in after
     assert (after["docs/picture.png"], after["docs/picture.png.template"]) == ("\0mine", "\0two")
     assert re.findall(r"CONFLICT +(\S+)", printed) == ["base/new.py", "docs/picture.png.template", "train.py"]
-    assert re.findall(r"left as it is +(\S+)", printed) == ["base/loop.py", "base/old.py", "model/net.py"]
+    assert re.findall(r"left unchanged +(\S+)", printed) == ["base/loop.py", "base/old.py", "model/net.py"]
 
 
 @pytest.mark.parametrize("untracked", [True, False])

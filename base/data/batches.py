@@ -78,8 +78,7 @@ class Batches:
     order: a different order of each pass, replaces shuffle.
     num_workers: processes that load batches; 0: this process loads them.
     drop_last: skip an incomplete last batch, so that all have batch_size samples. If shuffled, each pass skips
-    different
-        samples.
+        different samples.
     """
 
     def __init__(

@@ -27,8 +27,7 @@ class TensorSource:
     inputs: (N, ...); targets: (N, ...); an ``ArrayFile`` stays on disk, and batches are read from it.
     augment: maps a batch of inputs as stored, and the random numbers of its samples, to augmented inputs.
     augment_pair: used instead if inputs and targets change together, like images and masks: maps both as stored, and
-    the
-        random numbers, to both augmented.
+        the random numbers, to both augmented.
 
             def flip(images: Tensor, masks: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
                 mirrored = (random.uniform()[0] < 0.5).view(-1, 1, 1)  # (B, 1, 1)

@@ -1,6 +1,6 @@
-"""``train.py --check``: everything a run needs is built, and one batch goes through all of it.
+"""``train.py --check``: builds everything a run needs and runs one batch through all of it.
 
-preflight runs the checks in order; data_checks and model_checks hold them, each giving a CheckResult.
+preflight runs the checks in order; data_checks and model_checks contain them, each returning a CheckResult.
 """
 
 from extras.check.preflight import preflight

@@ -1,4 +1,4 @@
-"""The result of a check, and how it is printed."""
+"""The result of a check, and how to print it."""
 
 import textwrap
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ class CheckResult:
     verdict: Verdict
     text: str
     cause: str = ""
-    """What usually causes it."""
+    """The usual cause."""
 
     def lines(self, *, width: int = 0, plain: bool = True) -> Iterator[str]:
-        """The check, its verdict and its text; further lines, what does not fit and the cause are indented below.
+        """The check, its verdict and its text; further lines and the cause are indented below.
 
-        width: columns of the terminal; 0: long lines stay whole, as in a file. plain: without colours.
+        width: columns of the terminal; 0: do not wrap, as in a file. plain: without colours.
         """
         verdict = f"{self.verdict:<5}" if plain else styled(f"{self.verdict:<5}", STYLE[self.verdict])
         indent = INDENT if width == 0 or width >= 2 * INDENT else 4
@@ -39,7 +39,7 @@ class CheckResult:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """A line of text in lines of this width; 0: as it is. What it is indented by stays before each."""
+    """Wrap a line of text at this width, repeating its indentation; 0: do not wrap."""
     if not width or len(text) <= width:
         return [text]
     indent = text[: len(text) - len(text.lstrip())][: width // 2]

@@ -1,4 +1,4 @@
-"""What one real batch shows before anything is trained."""
+"""Checks on one real batch before anything is trained."""
 
 import math
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import format_error_with_source
 
 ITEMS = 4
-"""Items of a list in a batch that are shown, as of a list of images."""
+"""Maximum number of list items in a batch to show, as of a list of images."""
 
 
 def check_batch(batch: Any) -> Iterator[CheckResult]:
-    """Shape, type and range of everything in a batch; of a long list, those of its first items and what is wrong."""
+    """Shape, dtype and range of everything in a batch; for a long list, the first items and any problems."""
     hidden = 0
     for name, tensor in _named_tensors(batch).items():
         result = _check_tensor(name, tensor)
@@ -25,14 +25,14 @@ def check_batch(batch: Any) -> Iterator[CheckResult]:
         if not beyond or result.verdict != "ok":
             yield result
     if hidden:
-        yield CheckResult("batch", "ok", f"and {hidden} more tensors in its lists")
+        yield CheckResult("batch", "ok", f"and {hidden} more tensors in lists")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> CheckResult:
     dtype = str(tensor.dtype).removeprefix("torch.")
     text = f"{name or 'batch'} {tuple(tensor.shape)} {dtype}"
     if not tensor.numel() or tensor.is_complex():
-        # in a nest, such as the boxes of images that show nothing, a part may be empty
+        # in a nest, parts may be empty, such as the boxes of images without objects
         empty = not tensor.numel() and "." not in name
         return CheckResult("batch", "FAIL" if empty else "ok", text)
     return _check_values(name, tensor.detach(), text)
@@ -41,7 +41,7 @@ def _check_tensor(name: str, tensor: Tensor) -> CheckResult:
 def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
     finite = torch.isfinite(tensor)
     if not finite.all():
-        cause = "missing values in the data, or a division by a standard deviation of 0 in a transform"
+        cause = "missing values in the data, or a transform that divides by a standard deviation of 0"
         return CheckResult("batch", "FAIL", f"{text}: {int((~finite).sum()):,} values are not finite", cause)
     values = tensor.double() if tensor.device.type != "mps" else tensor.float()
     low = float(values.min())
@@ -50,12 +50,12 @@ def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
     text = f"{text} in [{low:.4g}, {high:.4g}], mean {float(values.mean()):.3g}, std {std:.3g}"
     of_one_sample = any(key.isdigit() for key in name.split("."))  # in a list, as the classes of an image's boxes
     if low == high and tensor.numel() > 1 and not of_one_sample:
-        cause = "data sorted by class and not shuffled" if name == "targets" else "a transform that returns a constant"
+        cause = "data sorted by class but not shuffled" if name == "targets" else "a transform that returns a constant"
         return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: all values are the same", cause)
     if name == "targets" and _class_indices(tensor):
         return CheckResult("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
     if name == "inputs" and tensor.is_floating_point() and max(abs(low), abs(high)) > 30:
-        return CheckResult("batch", "note", text, "inputs that are not scaled; most models expect about [-1, 1]")
+        return CheckResult("batch", "note", text, "unscaled inputs; most models expect about [-1, 1]")
     return CheckResult("batch", "ok", text)
 
 
@@ -64,7 +64,7 @@ def _class_indices(tensor: Tensor) -> bool:
 
 
 def count_classes(outputs: Tensor, targets: Tensor) -> int:
-    """C of logits (B, C, ...) or (B, ..., C) and class indices (B, ...); 0 if they are something else."""
+    """C for logits (B, C, ...) or (B, ..., C) and class indices (B, ...); 0 for anything else."""
     if targets.is_floating_point() or targets.is_complex() or outputs.dim() != targets.dim() + 1 or targets.dim() < 1:
         return 0
     if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
@@ -75,34 +75,34 @@ def count_classes(outputs: Tensor, targets: Tensor) -> int:
 def check_first_loss(
     loss: float, *, classes: int = 0, count: int = 1, baseline: float = math.nan, certain: bool = True
 ) -> CheckResult:
-    """The loss of the untrained model against that of an uninformed guess.
+    """The loss of the untrained model compared with an uninformed guess.
 
-    classes: the loss is the cross-entropy of class indices, which is ln C for C equally likely classes, summed over
-    count samples. certain: whether it is known to be that; a loss of the user's own may be anything else.
-    baseline: for any other loss, that of a constant output; NaN if unknown.
+    classes: the loss is a cross-entropy of class indices, which is ln C for C equally likely classes, summed over count
+    samples. certain: whether that is known; a user's own loss may be anything.
+    baseline: for any other loss, the loss of a constant output; NaN if unknown.
     """
     if not math.isfinite(loss):
-        cause = "a logarithm or a division in the model or in the loss, or inputs that are not scaled"
+        cause = "a logarithm or division in the model or the loss, or unscaled inputs"
         return CheckResult("first loss", "FAIL", f"the loss is {loss} before the first step", cause)
     if classes > 1:
         return _check_classes(loss, classes, count, certain=certain)
     if not math.isfinite(baseline):
         return CheckResult("first loss", "ok", f"{loss:.4g}")
-    text = f"{loss:.4g}; a constant, the mean of the targets, would have {baseline:.4g}"
+    text = f"{loss:.4g}; predicting the mean of the targets would give {baseline:.4g}"
     far = loss > 10 * abs(baseline)
-    cause = "initial weights or inputs that are too large, or targets that are not scaled" if far else ""
+    cause = "initial weights or inputs that are too large, or unscaled targets" if far else ""
     return CheckResult("first loss", "note" if far else "ok", text, cause)
 
 
 def _check_classes(loss: float, classes: int, count: int, *, certain: bool) -> CheckResult:
     expected = math.log(classes) * count
     times = f" x {count}" if count > 1 else ""
-    text = f"{loss:.4g}; equally likely classes would have ln {classes}{times} = {expected:.4g}"
+    text = f"{loss:.4g}; equally likely classes would give ln {classes}{times} = {expected:.4g}"
     if loss > 2 * expected:
         cause = "initial weights or inputs that are too large"
         return CheckResult("first loss", "FAIL" if certain else "note", text, cause)
     if loss < expected / 2 and certain:
-        cause = "targets that are among the inputs, or a loss that wants log_softmax but gets logits (nll_loss)"
+        cause = "targets leaking into the inputs, or a loss that wants log_softmax but gets logits (nll_loss)"
         return CheckResult("first loss", "FAIL", text, cause)
     return CheckResult("first loss", "ok", text)
 
@@ -117,16 +117,16 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
         indices = _class_indices(targets) and first.dim() == 2
         if indices and int(targets.max()) >= first.shape[1]:
             where += f" with class indices up to {int(targets.max())}"
-            cause = f"a model with {first.shape[1]} outputs for more classes; indices count from 0"
+            cause = f"a model with {first.shape[1]} outputs for more classes; class indices start at 0"
     else:
         where = "the batch failed in the model"
     if training:
-        where += "; in evaluation it went through, in training it does not"
+        where += "; it runs in evaluation but not in training"
     return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)
 
 
 def _named_tensors(batch: Any) -> dict[str, Tensor]:
-    """Every tensor of a batch by its path, as in "image.0"; of a pair, the first are inputs and the second targets."""
+    """Every tensor in a batch by its path, as in "image.0"; in a pair, "inputs" and "targets" come first."""
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     named = {}
 

@@ -1,5 +1,5 @@
-"""What breaks exactness in silence: state that changes in training and that no checkpoint has, and data with a random
-generator of their own. docs/exactness.md says what to do about each.
+"""Things that silently break exactness: state that changes in training but is in no checkpoint, and data with its own
+random generator. docs/exactness.md gives the remedies.
 """
 
 import copy
@@ -17,11 +17,11 @@ from extras.check.check_result import CheckResult
 from utils.tree import tensors
 
 SAMPLES = 8
-ADVICE = "see What breaks it in docs/exactness.md"
+ADVICE = 'see "What breaks it" in docs/exactness.md'
 
 
 class _Plain(BaseTrainer):
-    """What attributes a trainer has by itself."""
+    """Shows which attributes every trainer has."""
 
     def train_step(self, batch: Any) -> StepResult:
         raise NotImplementedError
@@ -30,7 +30,7 @@ class _Plain(BaseTrainer):
 
 
 class Kept:
-    """Copies of what a trainer keeps outside its checkpoints, to compare with after some steps."""
+    """Copies of a trainer's state outside its checkpoints, to compare after some steps."""
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer
@@ -42,13 +42,13 @@ class Kept:
         self.loss_buffers = _content(self._loss_buffers())
 
     def results(self) -> Iterator[CheckResult]:
-        """A note for each kind of state that has changed, or is trained, and is in no checkpoint."""
+        """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
         if names := _changed(self.buffers, self._buffers()):
-            text = f"buffers of the model that change and are not persistent, so that no checkpoint has them: {names}"
+            text = f"buffers of the model that change but are not persistent, so they are in no checkpoint: {names}"
             yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
         if names := _changed(self.loss_buffers, self._loss_buffers()):
-            text = f"buffers of the loss that change, and no checkpoint has them: {names}"
-            yield CheckResult("exactness", "note", text, f"a loss with a moving mean; {ADVICE}")
+            text = f"buffers of the loss that change but are in no checkpoint: {names}"
+            yield CheckResult("exactness", "note", text, f"a loss with a running mean; {ADVICE}")
         saved = _Saved(self.trainer)
         names = ", ".join(
             name
@@ -56,7 +56,7 @@ class Kept:
             if (_trains(value) or not _same(self.attributes.get(name), _content(value))) and not saved.has(value)
         )
         if names:
-            text = f"attributes of the trainer that change in training and are in no part of a checkpoint: {names}"
+            text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
             yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
 
     def _attributes(self) -> dict[str, Any]:
@@ -74,15 +74,15 @@ class Kept:
 
 
 def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
-    """Notes on what a resumed run would have otherwise than one that was never stopped."""
+    """Notes on what a resumed run would do differently from an uninterrupted one."""
     yield from kept.results()
     try:
         repeatable = _same(*(_first_samples(batches) for _ in range(2)))
-    except Exception:  # a data set that can be read in worker processes alone
+    except Exception:  # a data set that can only be read in worker processes
         return
     if not repeatable:
-        text = "the same samples, loaded twice under the same seed, differ"
-        yield CheckResult("exactness", "note", text, f"a random generator of the data set's own; {ADVICE}")
+        text = "the same samples, loaded twice with the same seed, differ"
+        yield CheckResult("exactness", "note", text, f"a data set with its own random generator; {ADVICE}")
 
 
 def _first_samples(batches: Batches) -> Any:
@@ -94,7 +94,7 @@ def _first_samples(batches: Batches) -> Any:
 
 
 class _Saved:
-    """What a checkpoint of a trainer would hold."""
+    """What a checkpoint of a trainer would contain."""
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self.parts = list(trainer.stateful().values())
@@ -108,7 +108,7 @@ class _Saved:
         self.values = list(_leaves(further))
 
     def has(self, value: Any) -> bool:
-        """Whether a part holds this value, or an equal one."""
+        """Whether a part contains this value, or an equal one."""
         if any(value is part for part in self.parts):
             return True
         if isinstance(value, nn.Module):
@@ -123,17 +123,17 @@ class _Saved:
         return any(_same(tensor, other) for other in self.tensors)
 
 
-# those of BaseTrainer, whose values are not those of a trainer's own attributes
+# attributes of BaseTrainer, rather than of a trainer's own class
 _PARTS = {"model", "optimizer", "schedule", "runtime", "metrics", "progress"}
 
 
 def _trains(value: Any) -> bool:
-    """Whether a value is a module that may be trained, in a later step if not in the first ones."""
+    """Whether a value is a module that may be trained, now or in a later step."""
     return isinstance(value, nn.Module) and any(parameter.requires_grad for parameter in value.parameters())
 
 
 def _content(value: Any) -> Any:
-    """A copy of all tensors and plain values in something; None for what cannot be copied so."""
+    """A copy of all tensors and plain values in an object; None for anything else."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, nn.Module):
@@ -161,7 +161,7 @@ def _leaves(content: Any) -> Iterator[Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two contents are equal, bit for bit; NaN equals itself."""
+    """Whether two contents are equal bit for bit; NaN equals itself."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
             return False
@@ -174,5 +174,5 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:
-    """The names of the tensors that are not what they were, as a text."""
+    """The names of the tensors that have changed, joined."""
     return ", ".join(name for name, tensor in now.items() if not _same(before.get(name), tensor.detach()))

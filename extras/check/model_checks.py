@@ -1,4 +1,4 @@
-"""Whether a model can learn: samples kept apart, all parameters in use, one batch memorised; and what a run costs."""
+"""Whether a model can learn: independent samples, all parameters in use, one batch memorised; and what a run costs."""
 
 import copy
 import math
@@ -25,9 +25,9 @@ NOT_TESTED = "cannot be tested"
 
 
 def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
-    """Whether each output depends on its own sample alone, in evaluation: no gradient reaches another sample's inputs.
+    """Whether each output depends only on its own sample in evaluation: no gradient reaches another sample's inputs.
 
-    Inputs that have no gradient, as indices, are exchanged between the other samples instead.
+    Inputs without a gradient, such as indices, are swapped between the other samples instead.
     """
     arguments = trace.arguments or ()
     count = _samples(trace)
@@ -41,12 +41,12 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     model.eval()
     try:
         mixed = mixes(model, _first_samples(arguments, kept, count), trace.keywords, kept)
-    except Exception as error:  # of the user's own code, for inputs that it was not written for
+    except Exception as error:  # from the user's own code, with inputs it was not written for
         return CheckResult("independence", "note", f"{NOT_TESTED}: {format_error(error).splitlines()[0]}")
     if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
         return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
-    return CheckResult("independence", "ok", "each output of the model depends on its own sample alone")
+    return CheckResult("independence", "ok", "each output of the model depends only on its own sample")
 
 
 def _samples(trace: Trace) -> int | None:
@@ -68,7 +68,7 @@ def _first_samples(arguments: Any, kept: int, count: int) -> Any:
 def _mixes_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
     inputs = [tensor for tensor in tensors(arguments) if tensor.is_floating_point()]
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    # times one, since a model may change its inputs in place
+    # times one, since a model may modify its inputs in place
     replaced = {id(tensor): leaf * 1 for tensor, leaf in zip(inputs, leaves, strict=True)}
     outputs = model(*_replace(arguments, replaced), **keywords)
     found = [tensor for tensor in tensors(outputs) if tensor.requires_grad and tensor.dim() and len(tensor) == count]
@@ -97,18 +97,18 @@ def _replace(arguments: Any, replaced: dict[int, Tensor]) -> Any:
 
 
 def check_gradients(model: nn.Module) -> CheckResult:
-    """Whether every parameter got a gradient from the step that was just made."""
+    """Whether every parameter got a gradient in the last step."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     without = [name for name, parameter in trained if parameter.grad is None]
     if without:
-        cause = "a layer that forward does not use, or a detach(), item() or no_grad() on the way to the loss"
+        cause = "a layer unused by forward, or a detach(), item() or no_grad() on the way to the loss"
         return CheckResult("gradients", "FAIL", f"none for {listed(without)}", cause)
     not_finite = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     if not_finite:
         return CheckResult("gradients", "FAIL", f"not finite for {listed(not_finite)}", "a sqrt, log or division at 0")
     zero = [name for name, p in trained if p.grad is not None and not bool(p.grad.any())]
     if zero:
-        cause = "ReLUs that are off for all samples, or outputs that are multiplied by 0"
+        cause = "ReLUs that are inactive for all samples, or outputs multiplied by 0"
         return CheckResult("gradients", "note", f"zero for {listed(zero)}", cause)
     frozen = sum(1 for _ in model.parameters()) - len(trained)
     text = f"all {len(trained)} parameter tensors get one" + (f"; {frozen} are frozen" if frozen else "")
@@ -118,14 +118,14 @@ def check_gradients(model: nn.Module) -> CheckResult:
 def check_memorising(
     model: nn.Module, step: Callable[[], Tensor], measure: Callable[[], float], numbers: int
 ) -> CheckResult:
-    """Whether the model memorises one batch with Adam at any of three rates; its weights are restored afterwards.
+    """Whether the model memorises one batch with Adam at any of three learning rates; restores its weights afterwards.
 
-    step: leaves the gradients of the batch. measure: its loss in evaluation. numbers: how many targets it has.
+    step: computes the gradients of the batch. measure: its loss in evaluation. numbers: how many targets it has.
     """
     start = measure()
     best = math.inf
     goal = start - (1 - MEMORISED) * abs(start)  # a loss may be negative
-    before = copy.deepcopy(model.state_dict())  # not only tensors: a model's get_extra_state gives anything
+    before = copy.deepcopy(model.state_dict())  # not only tensors: get_extra_state may return anything
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for rate in RATES:
         if best >= goal:
@@ -142,12 +142,12 @@ def check_memorising(
     text = f"one batch is not memorised {progress} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
         return CheckResult("learning", "note", text, "a model with fewer parameters than the batch has targets")
-    cause = "a softmax before a loss that has its own, outputs cut off from the weights, or a loss that ignores them"
+    cause = "a softmax before a loss that applies its own, detached outputs, or a loss that ignores the outputs"
     return CheckResult("learning", "FAIL", text, cause)
 
 
 def check_optimizer(config: Config, start: float, end: float, steps: int) -> CheckResult:
-    """How the loss of one batch changed in a few steps of the config's own optimizer."""
+    """How the loss of one batch changes in a few steps with the config's own optimizer."""
     optimizers = config.optimizers.values()
     name = " and ".join(optimizer.type for optimizer in optimizers)
     rate = next(iter(optimizers)).args.get("lr") if len(optimizers) == 1 else None
@@ -178,7 +178,7 @@ def check_time(config: Config, training: Training, step: float, fetching: float,
 
 
 def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResult:
-    """Bytes that stay on the device; activations, which grow with the batch, come on top."""
+    """Bytes that stay on the device; activations, which grow with the batch size, are not included."""
     gradients = [parameter.grad for parameter in model.parameters()]
     text = (
         f"{_bytes(list(model.parameters()))} parameters, {_bytes(gradients)} gradients, "

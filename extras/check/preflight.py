@@ -47,9 +47,9 @@ CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
 
 
 def preflight(loaded: LoadedConfig) -> int:
-    """Print the result of each check; 0 if none fails, else 1. Raises UserError for what cannot be read or built."""
+    """Print the result of each check; return 0 if none fails, else 1. Raises UserError if something cannot be built."""
     loaded, data = with_facts(loaded)
-    # the layers of a compiled model cannot be traced, and compiling takes longer than all of this
+    # the layers of a compiled model cannot be traced, and compiling takes longer than everything else here
     runtime = loaded.config.runtime.model_copy(update={"compile": False})
     settings = loaded.config.trainer.model_copy(update={"verbosity": 0})
     loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": runtime, "trainer": settings}))
@@ -57,7 +57,7 @@ def preflight(loaded: LoadedConfig) -> int:
     weights = load_initial_weights(loaded, experiment.model, experiment.runtime.process_group)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with tempfile.TemporaryDirectory() as folder:  # that their packages are installed
+    with tempfile.TemporaryDirectory() as folder:  # to check that their packages are installed
         chosen_writers(loaded, RunFolder(Path(folder)), experiment.console.warn)
     config = loaded.config
     say(f"{config.name}: {config.model.type} on {experiment.runtime.device}, {config.runtime.precision}\n")
@@ -90,7 +90,7 @@ def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
 
 
 class _Check:
-    """One batch and the checks on it."""
+    """One batch, and the checks on it."""
 
     def __init__(self, config: Config, experiment: Experiment, training: Training, trainer: BaseTrainer) -> None:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
@@ -99,24 +99,24 @@ class _Check:
         self.metrics_pass = True
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
-        # the schedule stays where it is: its length is that of the run
+        # the schedule is unaffected: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         trainer.prepare_epoch(0)
-        # metrics are checked by themselves
+        # metrics are checked separately
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.logs
         )
-        trainer.first_batch_passed = True  # what is wrong with it is reported here
+        trainer.first_batch_passed = True  # its problems are reported here
         self.kept = exactness_checks.Kept(trainer)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
-        """The result of each check in turn; none follow a forward pass that fails."""
+        """Run the checks in order; stops after a forward pass that fails."""
         try:
             self.batch = self._first_batch()
         except Exception as error:  # the user's data set, which may raise anything
-            cause = "a data set or a transform that does not fit the samples"
+            cause = "a data set or transform that does not match the samples"
             yield CheckResult("batch", "FAIL", format_error_with_source(error), cause)
             return
         for found in data_checks.check_batch(self.batch):
@@ -152,7 +152,7 @@ class _Check:
         if self.trainer.supervised:
             numbers = sum(tensor.numel() for tensor in tensors(result.targets))
             memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
-            # what is left to train beside frozen parameters need not be enough
+            # parameters that are not frozen may be too few
             yield (
                 replace(memorised, verdict="note")
                 if self.training.frozen.config and memorised.verdict == "FAIL"
@@ -162,10 +162,12 @@ class _Check:
         yield from exactness_checks.check_exactness(self.kept, self.training.batches)
 
     def _lenient(self, result: CheckResult) -> CheckResult:
-        """What would be wrong in a classifier may be meant so by a trainer that is not supervised."""
+        """Turn a failure into a note if a trainer that is not supervised may intend it."""
         if self.trainer.supervised or "not finite" in result.text:
             return result
-        if result.text.startswith(model_checks.NOT_TESTED):  # as of a detector, which gives losses and lists of boxes
+        if result.text.startswith(
+            model_checks.NOT_TESTED
+        ):  # as for a detector, which returns losses and lists of boxes
             return replace(result, verdict="ok")
         return replace(result, verdict="note") if result.verdict == "FAIL" else result
 
@@ -188,7 +190,7 @@ class _Check:
         return float(self._evaluate(self.batch).loss)
 
     def _gradients(self) -> Tensor:
-        """The gradients of the batch, in training, as the first step of a run would have them."""
+        """The gradients of the batch in training, as in the first step of a run."""
         self.model.train()
         self.model.zero_grad()
         return self.trainer.train_step(self.batch).loss.detach()
@@ -216,7 +218,7 @@ class _Check:
             metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
         except Exception as error:
-            cause = "a metric for outputs or targets of another shape"
+            cause = "a metric for outputs or targets of a different shape"
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
             self.metrics_pass = False
             return
@@ -225,7 +227,7 @@ class _Check:
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
 
     def _costs(self) -> Iterator[CheckResult]:
-        """A few steps with the config's optimizer: how the loss changes, time and memory."""
+        """Take a few steps with the config's optimizer: change of the loss, time and memory."""
         start = self._measure()
         seconds = []
         for _ in range(TIMED_STEPS):
@@ -242,13 +244,13 @@ class _Check:
         yield model_checks.check_memory(self.model, states)
 
     def _step(self) -> StepBatches:
-        """An optimizer step of as many micro-batches as the config asks for; always the same batch here."""
+        """An optimizer step with as many micro-batches as configured; always the same batch here."""
         count, first = self.config.trainer.accumulate_steps, self.first
         batch = MicroBatch(first, first.size, self.batch)
         return StepBatches([batch] * count, count, count * first.size, self.training.batches.after(first))
 
     def _smallest_batch(self) -> Iterator[CheckResult]:
-        """A training step with as few samples as the last batch has."""
+        """Take a training step with as few samples as the last batch has."""
         batches = self.training.batches
         size, stop = batches.smallest_batch(), batches.samples_per_pass
         if size == self.first.size:
@@ -259,16 +261,16 @@ class _Check:
             self.trainer.train_step(self.runtime.to_device(micro_batch.data))
         except Exception as error:
             text = (
-                f"the last batch of an epoch has {count(size, 'sample')}, and fails: {format_error_with_source(error)}"
+                f"the last batch of an epoch has {count(size, 'sample')} and fails: {format_error_with_source(error)}"
             )
-            cause = "BatchNorm on a single sample; set data_loader.args.drop_last=true, or another batch_size"
+            cause = "BatchNorm on a single sample; set data_loader.args.drop_last=true, or change batch_size"
             yield CheckResult("last batch", "FAIL", text, cause)
         else:
             yield CheckResult("last batch", "ok", f"the last batch of an epoch has {count(size, 'sample')}")
         batches.close()
 
     def _validation_batch(self) -> Iterator[CheckResult]:
-        """The first validation batch, which another data set or collate function may make; silent if it is sound."""
+        """Check the first validation batch, which may have its own data set or collate; silent if it passes."""
         for batches in self.training.validation.values():
             yield from self._check_validation(batches)
 
@@ -280,7 +282,7 @@ class _Check:
             result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
-            cause = "validation data that are not of the kind of the training data"
+            cause = "validation data of a different kind than the training data"
             yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
             return
         finally:
@@ -295,6 +297,6 @@ class _Check:
 
 
 def _only(nest: Any) -> Tensor | None:
-    """The tensor of a nest that has a single one."""
+    """The only tensor in a nest, if there is just one."""
     found = list(tensors(nest))
     return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV beside the curves."""
+"""``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV next to the curves."""
 
 import csv
 import io
@@ -45,23 +45,23 @@ PICTURE = "comparison.png"
 MOST_CURVES = 14
 MOST_CHARTS = 40
 TEXTS = ("run", "state", "note")
-"""Columns that are not numbers."""
+"""Columns that are not numeric."""
 
 
 @dataclass
 class RunGroup:
-    """Runs of one task, which can be ranked, the best first."""
+    """Runs of one task, which can be ranked; the best first."""
 
     task: Task
     which: str
-    """The arguments that distinguish the data from others of the same kind, as in data_dir=photos; may be empty."""
+    """Arguments that distinguish the data from other data of the same type, as in data_dir=photos; may be empty."""
     monitor: str
-    """What they are ranked by: "min NAME" or "max NAME"."""
+    """What to rank by: "min NAME" or "max NAME"."""
     runs: list[Run]
     keys: list[str]
-    """The keys of the config in which they differ."""
+    """The config keys in which they differ."""
     repeats: list[Repeats]
-    """Those that differ in nothing but their seed and fold."""
+    """Runs that differ only in their seed and fold."""
 
     @property
     def title(self) -> str:
@@ -69,29 +69,29 @@ class RunGroup:
 
     @property
     def doubtful(self) -> list[str]:
-        """Arguments of the data loader in which the runs differ, and which may mean other data."""
+        """Data loader arguments in which the runs differ, and which may mean different data."""
         names = [key.removeprefix(ARGUMENT) for key in self.keys if key.startswith(ARGUMENT)]
         return [name for name in names if name.partition(".")[0] not in HOW_FED | WHICH_DATA | {FOLD}]
 
     @property
     def commit(self) -> str:
-        """The commit that all runs have in common; empty if they do not."""
+        """The commit of all runs; empty if it is not the same."""
         commits = {run.commit for run in self.runs}
         return commits.pop() if len(commits) == 1 else ""
 
     def short_name(self, run: Run) -> str:
-        """A run's name, without the experiment's if all have the same."""
+        """A run's name, without the experiment's if that is the same for all."""
         same = len({run.name.rpartition("/")[0] for run in self.runs}) == 1
         return run.name.rpartition("/")[2] if same else run.name
 
 
 def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
-    """Print the table, and write it and the curves into a folder. Returns the table's file.
+    """Print the table, and write it and the curves to a folder. Returns the table's file.
 
-    out: the folder; None: the one that holds all of these runs. Raises CheckpointError if none of the paths is a run.
+    out: the folder; None: the one that contains all of these runs. Raises CheckpointError if there is no run.
     """
     runs, others = find_runs(paths)
-    others = [path for path in others if path.name not in (TABLE, MEANS, PICTURE)]  # those of an earlier comparison
+    others = [path for path in others if path.name not in (TABLE, MEANS, PICTURE)]  # from an earlier comparison
     if not runs:
         names = ", ".join(map(str, others or paths))
         raise CheckpointError(f"no run to compare: no config.json in {names}")
@@ -100,12 +100,12 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder by --out") from error
+        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
     files = {TABLE: _csv(groups).encode()}
     if any(group.repeats for group in groups):
         files[MEANS] = _means_csv(groups).encode()
     else:
-        (folder / MEANS).unlink(missing_ok=True)  # of an earlier comparison
+        (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
     for name, content in files.items():
         replace_bytes(folder / name, content)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
@@ -117,7 +117,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _groups(runs: Sequence[Run]) -> list[RunGroup]:
-    """By task, the task with the most runs first, runs that cannot be read last."""
+    """Group by task: the task with the most runs first, unreadable runs last."""
     groups = []
     tasks = Counter(run.task for run in runs)
     for task in sorted(tasks, key=lambda task: (UNKNOWN in task[:2], -tasks[task])):
@@ -143,7 +143,7 @@ def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
 
 
 def _table(group: RunGroup) -> list[str]:
-    """Lines of 80 columns, or of as many as the terminal has. Columns without room are in the CSV alone."""
+    """Lines as wide as the terminal, or 80 columns. Columns that do not fit are only in the CSV file."""
     width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
     kept, left_out = _fitting(_columns(group), width)
     commit = f", commit {group.commit}" if group.commit else ""
@@ -159,7 +159,7 @@ def _table(group: RunGroup) -> list[str]:
 
 
 def _fitting(columns: Iterable[list[str]], width: int) -> tuple[list[list[str]], list[str]]:
-    """The columns that find room, the first first, and the headers of the others."""
+    """The columns that fit, from the first on, and the headers of the others."""
     taken = 2
     kept = list[list[str]]()
     left_out = list[str]()
@@ -174,7 +174,7 @@ def _fitting(columns: Iterable[list[str]], width: int) -> tuple[list[list[str]],
 
 
 def _means_table(group: RunGroup, width: int) -> list[str]:
-    """A line for each experiment that was repeated; none if none was."""
+    """A line for each repeated experiment."""
     if not group.repeats:
         return []
     over = " and ".join(dict.fromkeys(f"{name}s" for repeats in group.repeats for name in repeats.over))
@@ -192,12 +192,12 @@ def _means_table(group: RunGroup, width: int) -> list[str]:
     lines = [f"  mean ± standard deviation over {over}"]
     lines += [f"  {line}" for line in table(zip(*kept, strict=True), right=range(1, len(kept)))]
     if dropped := sum(repeats.left_out for repeats in group.repeats):
-        lines += _wrapped(f"left out: {count(dropped, 'run')}, not finished or repeated later", width)
+        lines += _wrapped(f"left out: {count(dropped, 'run')}, unfinished or repeated later", width)
     return lines + (_wrapped(f"also in {MEANS}: {', '.join(left_out)}", width) if left_out else [])
 
 
 def _experiment(repeats: Repeats, group: RunGroup) -> str:
-    """What tells these runs from the others of the group."""
+    """What distinguishes these runs from others in the group."""
     keys = [key for key in group.keys if key not in REPEATS]
     return ", ".join(f"{_header(key, group)}={_brief(repeats.runs[0].config.get(key))}" for key in keys) or "all"
 
@@ -207,7 +207,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _columns(group: RunGroup) -> Iterator[list[str]]:
-    """Each with its header, the most important first."""
+    """Each column with its header, the most important first."""
     runs = group.runs
     keys = group.keys
     yield ["run", *(_short(group.short_name(run), 34) for run in runs)]
@@ -250,12 +250,12 @@ def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _key_column(key: str, group: RunGroup) -> list[str]:
-    """Under the last word of a key, or as many as distinguish it from the others."""
+    """A column headed by the last word of a key, or by as many as distinguish it from others."""
     return [_header(key, group), *(_short(_brief(run.config.get(key)), 16) for run in group.runs)]
 
 
 def _brief(value: Any) -> str:
-    """A value of the config, a number to four digits; the CSV file has it whole."""
+    """A config value, numbers to four digits; the CSV file has all of them."""
     return f"{value:.4g}" if isinstance(value, float) else shown_value(value) or "-"
 
 
@@ -283,7 +283,7 @@ def _short_end(text: str, longest: int) -> str:
 
 
 def _csv(groups: Sequence[RunGroup]) -> str:
-    """All runs and all columns. A key in which runs of one task differ is a column for all tasks."""
+    """All runs and columns. A key in which runs of one task differ is a column for all tasks."""
     keys = list(dict.fromkeys(key for group in groups for key in group.keys))
     runs = [run for group in groups for run in group.runs]
     logged = dict.fromkeys(name for run in runs for record in run.records for name in record)
@@ -315,7 +315,7 @@ def _csv(groups: Sequence[RunGroup]) -> str:
 
 
 def _means_csv(groups: Sequence[RunGroup]) -> str:
-    """A line for each experiment that was repeated."""
+    """A line for each repeated experiment."""
     found = [(group, repeats, repeats.values()) for group in groups for repeats in group.repeats]
     names = list(dict.fromkeys(name for _, _, values in found for name in values))
     pairs = [f"{kind} of {name}" for name in names for kind in ("mean", "deviation")]
@@ -341,7 +341,7 @@ def _as_csv(rows: Iterable[Iterable[object]]) -> str:
 
 
 def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:
-    """A chart for each metric, the one that the runs are ranked by first: validation, and training dashed."""
+    """A chart per metric, starting with the one used for ranking: validation, and training dashed."""
     for group in groups:
         best = group.runs[:MOST_CURVES]
         title = [group.title, *textwrap.wrap(group.which, 70)]

@@ -12,7 +12,7 @@ from extras.drawing import COLOURS, drawn, labels, new_figure, plain
 from extras.records import needs_log_scale
 
 MARKERS = ("o", "^", "s", "x")
-"""Each with all of the colours."""
+"""Each is used with all colours."""
 
 
 class Curve(NamedTuple):
@@ -21,18 +21,18 @@ class Curve(NamedTuple):
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
-    """None where there is none."""
+    """None if there is no value."""
     run: int = 0
-    """Which run it is of, 0, 1 ...: its colour and marker."""
+    """Index of its run: determines colour and marker."""
     training: bool = False
-    """It is drawn thin and dashed, and has no name of its own."""
+    """Drawn thin and dashed, without its own legend entry."""
 
 
 @drawn
 def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -> Figure:
-    """Charts below each other, each with its y axis's label and, in further lines, its title.
+    """Charts below each other, each with its y-axis label and, on further lines, its title.
 
-    Those with a title have a legend.
+    Charts with a title have a legend.
     """
     figure = new_figure(11, 0.5 + 3.2 * len(charts))
     for row, (name, lines) in enumerate(charts, start=1):
@@ -55,14 +55,14 @@ def _draw(axes: Axes, line: Curve) -> None:
         line.steps, values, "--" if line.training else "-", color=COLOURS[line.run % len(COLOURS)],
         marker=MARKERS[line.run // len(COLOURS) % len(MARKERS)], ms=3 if len(values) <= 25 else 4,
         markevery=1 if len(values) <= 25 else math.ceil(len(values) / 10), alpha=0.7 if line.training else 1,
-        # where two are the same, both are seen
+        # keeps both visible if two coincide
         linewidth=0.9 if line.training else 1.4 + 0.8 * max(0, 3 - line.run),
         label=None if line.training else "  ".join(labels([part], longest=24)[0] for part in line.name.split("\n")),
     )  # fmt: skip
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic scale where a value is a thousand times another."""
+    """Use a logarithmic scale if values differ by a factor of a thousand."""
     if needs_log_scale(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")

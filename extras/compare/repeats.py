@@ -1,4 +1,4 @@
-"""Means and deviations over runs that repeat one experiment with other seeds or folds."""
+"""Means and deviations over runs that repeat an experiment with other seeds or folds."""
 
 import math
 import statistics
@@ -10,18 +10,18 @@ from extras.compare.runs import NOT_COMPARED, REPEATS, Run, direction, metrics, 
 
 @dataclass
 class Repeats:
-    """Runs of one config but for the seed and the fold, of which at least two are finished."""
+    """Runs of one config, except for seed and fold, at least two of them finished."""
 
     runs: list[Run]
-    """Those that are finished, one for each seed and fold."""
+    """Finished runs, one for each seed and fold."""
     left_out: int
-    """Others: not finished, or of a seed and fold that a later run has too."""
+    """Others: unfinished, or with a seed and fold that a later run has too."""
     over: list[str]
     """What differs between them, as in ["seed"]."""
 
     def values(self) -> Mapping[str, tuple[float, float]]:
-        """Mean and standard deviation (n - 1) of the best of each metric, under "min val_loss", and of each value on
-        the test data, under "test loss". What some of the runs lack has none."""
+        """Mean and standard deviation (n - 1) of each metric's best value, as "min val_loss", and of each value on the
+        test data, as "test loss". Values missing in some of the runs are left out."""
         found = {}
         for name in metrics(self.runs):
             best = f"{direction(name, self.runs)} {name}"

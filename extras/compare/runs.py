@@ -1,4 +1,4 @@
-"""Reads run folders in whatever state they are: nothing is built, and a run's code is not needed."""
+"""Reads run folders in any state, without building anything or needing the run's code."""
 
 import json
 import math
@@ -16,58 +16,58 @@ from utils.paths import display_path, project_path
 from utils.run_folder import NAME
 from utils.text import one_line
 
-# where a run is kept and how much it prints: not part of the experiment
+# where a run is saved and how much it prints: not part of the experiment
 NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 
 UNKNOWN = "unknown"
-LOSS_TYPE = re.compile(r"loss\.([^.]+\.)?type")  # of the only loss, or of one of several by name
+LOSS_TYPE = re.compile(r"loss\.([^.]+\.)?type")  # of a single loss, or of one of several by name
 
-# arguments of a data loader that say which samples there are, and which are held out
+# data loader arguments that determine which samples there are, and which are held out
 WHICH_DATA = {
     "data_dir", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
     "validation_split",
 }  # fmt: skip
-# and those that say how they are read and fed; of any other argument, this is unknown
+# and those that determine how they are read and fed; of other arguments, this is unknown
 HOW_FED = {
     "balanced", "batch_size", "cache_dir", "crop", "device_cache", "download", "drop_last", "eval_batch_size", "flip",
     "in_memory", "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
 ARGUMENT = "data_loader.args."
-# runs in which only these differ repeat one experiment
+# runs that differ only in these repeat one experiment
 FOLD = "fold"
 REPEATS = ("seed", f"{ARGUMENT}{FOLD}")
 
-# what test/metrics.json says besides the values
+# what test/metrics.json contains besides the values
 ABOUT_TEST = {"checkpoint", "epoch", "step", "samples"}
-# words of a metric's name by which a smaller value is the better one
+# words in a metric's name that mean smaller is better
 LOWER_IS_BETTER = re.compile(
     r"loss|error|perplexity|distance|divergence|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
 )
 
 
 class Task(NamedTuple):
-    """What runs must have in common in order to be ranked together."""
+    """What runs must have in common to be ranked together."""
 
     data: str
     loss: str
     which: tuple[tuple[str, str], ...] = ()
-    """The arguments that say which data, by name."""
+    """Arguments that determine the data, by name."""
 
 
 @dataclass
 class Run:
-    """One run folder, as far as it can be read."""
+    """A run folder, as far as it can be read."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
-    """By dotted key, as in optimizer.args.lr."""
+    """Config by dotted key, as in optimizer.args.lr."""
     records: list[dict[str, float]] = field(default_factory=list)
     """The lines of metrics.jsonl, without values that are not finite."""
     environment: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
-    """What test.py found, as in its metrics.json."""
+    """The result of test.py, as in its metrics.json."""
     damage: str = ""
-    """What cannot be read of it; empty if all can."""
+    """What cannot be read; empty if everything can."""
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """The data and the loss. Runs in which these differ cannot be ranked together."""
+        """The data and the loss. Runs with different ones cannot be ranked together."""
         given = {name: self.config.get(f"{ARGUMENT}{name}") for name in sorted(WHICH_DATA)}
         if isinstance(folder := given["data_dir"], str):
             given["data_dir"] = display_path(project_path(folder))
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The abbreviated commit, with + where files were changed; empty without git."""
+        """The abbreviated commit, with + if files were changed; empty without git."""
         commit = self.environment.get("git_commit")
         return f"{commit[:7]}{'+' if self.environment.get('git_dirty') else ''}" if isinstance(commit, str) else ""
 
@@ -112,7 +112,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of training, over all epochs."""
+        """Training time over all epochs."""
         return sum(record.get("seconds", 0.0) for record in self.records)
 
     def values(self, name: str) -> list[float | None]:
@@ -126,8 +126,8 @@ class Run:
         return min(values, key=lambda pair: sign * pair[0]) if values else None
 
     def state(self) -> str:
-        """How it ended: "finished", "stopped" or "failed: REASON", and of a run that did not say so "unfinished" (it is
-        running, or was killed) or "no checkpoint"; "damaged" where a file cannot be read.
+        """How it ended: "finished", "stopped" or "failed: REASON"; if not recorded, "unfinished" (running or killed) or
+        "no checkpoint"; "damaged" if a file cannot be read.
         """
         if self.damage:
             return "damaged"
@@ -145,7 +145,8 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
-    """The runs at these paths, and the paths without any. A path is a run folder, or one above it, as saved/lenet/.
+    """The runs at these paths, and the paths without any. A path is a run folder, or a folder above it, as
+    saved/lenet/.
 
     Raises CheckpointError for a path that does not exist.
     """
@@ -157,7 +158,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
         folders = [path] if (path / "config.json").is_file() else []
         if not folders and path.is_dir():
             below = sorted([*path.glob("*/"), *path.glob("*/*/")])
-            # with a dot: a run that is being created, or was killed then
+            # with a dot: a run being created, or killed during that
             folders = [folder for folder in below if (folder / "config.json").is_file() and folder.name[0] != "."]
         if not folders:
             others.append(path)
@@ -168,26 +169,26 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys of the config in which some runs differ, those with the most values first."""
+    """The config keys in which some runs differ, those with the most values first."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
     values = {key: len({shown_value(run.config.get(key)) for run in runs}) for key in keys}
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:
-    """The names of all values that the runs have logged, but for time and speed, in the order of their charts."""
+    """The names of all logged values except time and speed, in the order of their charts."""
     found = charts([record for run in runs for record in run.records])
     return [name for chart, lines in found.items() if chart != RATES for name in lines.values()]
 
 
 def held_out_metrics(runs: Sequence[Run]) -> list[str]:
-    """The names of validation values, and of training where a metric has no other."""
+    """The names of validation values, and of training values for metrics without one."""
     names = metrics(runs)
     return [name for name in names if name.startswith("val_") or f"val_{name}" not in names]
 
 
 def direction(name: str, runs: Iterable[Run]) -> str:
-    """ "min" or "max": what is best of a value, as a run that monitors it says, or else by the words of its name."""
+    """ "min" or "max" for a value, as given by a run that monitors it, or else by words in its name."""
     for run in runs:
         if run.monitor is not None and run.monitor.split()[1] == name:
             return run.monitor.split()[0]
@@ -220,7 +221,7 @@ def _read(path: Path) -> Run:
         record = _record(line)
         if record is not None:
             run.records.append(record)
-        elif line.endswith("\n"):  # otherwise it is being written now
+        elif line.endswith("\n"):  # otherwise it is being written
             problems.append(f"metrics.jsonl, line {number} is not the record of an epoch")
     run.damage = "; ".join(problems[:2])
     return run
@@ -249,7 +250,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """By dotted keys. A component without arguments is one value, its type."""
+    """Flatten to dotted keys. A component without arguments is one value, its type."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield from _flat(item, f"{prefix}{key}.")

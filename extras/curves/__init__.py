@@ -1,6 +1,6 @@
 """curves.png of a run: training and validation of each metric in one panel, drawn from metrics.jsonl.
 
-CurvesWriter draws it while a run trains, curves_png once; both by picture, which draws with Pillow alone: to import
+CurvesWriter draws it during training, curves_png once; both use picture, which draws with Pillow alone, since importing
 matplotlib takes as long as a short training.
 """
 

@@ -1,4 +1,4 @@
-"""Keeps curves.png of a run up to date, for next to no time, and whatever goes wrong."""
+"""Keeps curves.png of a run up to date, at almost no cost, whatever goes wrong."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ PICTURE = "curves.png"
 
 
 class CurvesWriter(Writer):
-    """Draws at the end of an epoch, unless the last drawing took more than 1 % of the time since; and at the end.
+    """Draws at the end of an epoch, unless the last drawing took more than 1 % of the time since, and at the end.
 
-    monitor: "min NAME" or "max NAME", whose best epoch is marked; None: nothing. warn: shows a warning.
+    monitor: "min NAME" or "max NAME", whose best epoch is marked; None: no mark. warn: shows a warning.
     """
 
     SHARE = 0.01
-    """Of the time of a run, at most."""
+    """Maximum fraction of a run's time."""
 
     def __init__(self, folder: Path, *, monitor: str | None, warn: Callable[[str], None]) -> None:
         self.folder = RunFolder(folder)
@@ -50,7 +50,7 @@ class CurvesWriter(Writer):
         self._stale = False
         try:
             draw_curves(self.folder, self.folder.path / PICTURE, self.monitor)
-        except Exception as error:  # a full disk, a broken font: no reason to lose a run
+        except Exception as error:  # a full disk or a broken font must not end a run
             if not self._failed:
                 self._failed = True
                 reason = getattr(error, "strerror", None) or error
@@ -60,7 +60,7 @@ class CurvesWriter(Writer):
 
 
 def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
-    """The curves of a run as a PNG file; None if no epoch is finished. Raises ImportError without Pillow."""
+    """The curves of a run as a PNG file; None before the first epoch is finished. Raises ImportError without Pillow."""
     records = run.epochs()
     if not records:
         return None
@@ -71,7 +71,7 @@ def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
 
 
 def draw_curves(run: RunFolder, path: Path, monitor: str | None) -> None:
-    """Draw the curves of a run into a file, or remove it if no epoch is finished. Raises OSError or ImportError."""
+    """Draw a run's curves to a file, or remove it if no epoch has finished. Raises OSError or ImportError."""
     content = curves_png(run, monitor)
     if content is None:
         path.unlink(missing_ok=True)

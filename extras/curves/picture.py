@@ -1,4 +1,4 @@
-"""Draws the curves of a run with Pillow: a panel for each metric, as a PNG file."""
+"""Draws the curves of a run with Pillow: a panel per metric, as a PNG file."""
 
 import functools
 import importlib.util
@@ -21,13 +21,13 @@ Point = tuple[float, float]
 PANEL = (500, 300)
 LEFT, RIGHT, TOP, BOTTOM = 74, 18, 46, 34  # around the axes
 HEADER = 34
-SCALE = 3  # curves are drawn so many times as large and reduced, since Pillow's lines have jagged edges
-MOST_DOTS = 25  # points of a curve that are marked
+SCALE = 3  # curves are drawn at this scale and reduced, since Pillow's lines are not antialiased
+MOST_DOTS = 25  # maximum number of marked points on a curve
 # the same as in drawing.py, which imports matplotlib
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLACK, GREY, GRID = "#262626", "#707070", "#e4e4e4"
 
-# where Pillow finds fonts by their files' names, those with Chinese, Japanese and Korean letters
+# file names under which Pillow finds fonts with Chinese, Japanese and Korean characters
 EASTERN = (
     "NotoSansCJK-Regular.ttc", "NotoSansKR-Regular.otf", "NanumGothic.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc",
     "msyh.ttc", "wqy-zenhei.ttc",
@@ -37,14 +37,14 @@ Font = ImageFont.FreeTypeFont
 
 
 class Axis(NamedTuple):
-    """What an axis shows, on a linear or a logarithmic scale."""
+    """The range of an axis, on a linear or logarithmic scale."""
 
     low: float
     high: float
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value is, from 0 at the low end to 1."""
+        """Position of a value, from 0 at the low end to 1."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
@@ -52,18 +52,18 @@ class Axis(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What a panel shows."""
+    """The content of a panel."""
 
     name: str
     epochs: Sequence[float]
     lines: dict[str, list[float | None]]
-    """The values of each line, by its label; None: a gap."""
+    """The values of each line by label; None: a gap."""
     best: tuple[int, float] | None
-    """The place and the value of the point that is marked."""
+    """Index and value of the marked point."""
 
 
 def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -> bytes:
-    """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; other values than numbers are gaps.
+    """The curves as a PNG file. records: the lines of metrics.jsonl, at least one; non-numbers are gaps.
 
     monitor: "min NAME" or "max NAME", whose best epoch is marked.
     """
@@ -89,7 +89,7 @@ def _varies(records: Sequence[Record], lines: dict[str, str]) -> bool:
 
 
 def _finite(value: object) -> float | None:
-    """Numbers that are too large for the arithmetic of an axis are left out as well; those that are too small are 0."""
+    """Drop numbers too large for the arithmetic of an axis; those too small become 0."""
     if not isinstance(value, (int, float)) or not abs(value) < 1e200:
         return None
     return float(value) if abs(value) > 1e-200 else 0.0
@@ -126,7 +126,7 @@ def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
 
 
 def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -> None:
-    """Above the axes the name and, below it, each line's label in its colour with its last value."""
+    """Above the axes, the name and, below it, each line's label in its colour with its last value."""
     left, top = map(float, corner)
     end = _text(pen, (left, top - 41), chart.name, size=13, longest=30)
     if chart.best is not None:
@@ -143,9 +143,9 @@ def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -
 
 
 def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up: Axis, chart: Chart) -> None:
-    """The lines, with smooth edges. box: left, top, width and height of the axes."""
+    """Draw the lines antialiased. box: left, top, width and height of the axes."""
     left, top, width, height = box
-    around = 6  # dots at the edge of the axes reach beyond it
+    around = 6  # dots at the edge of the axes extend beyond it
     area = (left - around, top - around, left + width + around, top + height + around)
     large = image.crop(area)
     large = large.resize((large.width * SCALE, large.height * SCALE), Image.Resampling.NEAREST)
@@ -172,7 +172,7 @@ def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up
 
 
 def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[list[Point]]:
-    """The parts of a line between its gaps."""
+    """The parts of a line between gaps."""
     pairs = zip(epochs, line, strict=True)
     for there, part in itertools.groupby(pairs, lambda pair: pair[1] is not None):
         if there:
@@ -180,7 +180,7 @@ def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[li
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """At most four points in a column of pixels: the first, the lowest, the highest and the last."""
+    """At most four points per column of pixels: first, lowest, highest and last."""
     if len(points) <= 2 * PANEL[0]:
         return points
     kept: list[Point] = []
@@ -205,7 +205,7 @@ def _axis(values: Sequence[float]) -> Axis:
 
 
 def _ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
-    """Round values on an axis, about five. whole: integers alone."""
+    """About five round values on an axis. whole: integers only."""
     if axis.log:
         first, last = math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high))
         every = max(1, math.ceil((last - first) / 5))
@@ -228,7 +228,7 @@ def _text(
     anchor: str = "lt",
     longest: int = 60,
 ) -> float:
-    """Write a text that may have any letters. Returns where it ends."""
+    """Write text with any characters. Returns where it ends."""
     font = _font(size)
     if not all(_has(size, letter) for letter in text) and (eastern := _eastern_font(size)):
         font = eastern
@@ -241,8 +241,8 @@ def _text(
 
 @functools.cache
 def _font(size: int) -> Font:
-    """DejaVu Sans, which comes with matplotlib, or Pillow's own."""
-    found = importlib.util.find_spec("matplotlib")  # which does not import it
+    """DejaVu Sans, which comes with matplotlib, or Pillow's own font."""
+    found = importlib.util.find_spec("matplotlib")  # without importing it
     if found is not None and found.origin is not None:
         file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
@@ -264,7 +264,7 @@ def _eastern_font(size: int) -> Font | None:
 
 @functools.cache
 def _has(size: int, letter: str) -> bool:
-    """Whether the font has a letter: for one that it lacks, it draws the same box as for what is not a letter."""
+    """Whether the font has a character: for missing ones, it draws the same box as for a noncharacter."""
     if " " <= letter <= "~":
         return True
     font = _font(size)

@@ -1,10 +1,10 @@
-"""What a command can answer before torch is imported, which takes seconds: a typo in the config, and a cached --list.
+"""Answers before torch, which takes seconds, is imported: typos in the config, and a cached --list.
 
-typos   mistakes in keys and names, if they are surely all that the checks of utils/config would find
-names   the names that a config may give, read from the sources instead of imported
-cache   the text of an earlier --list, while nothing that it was made from has changed
+typos   mistakes in keys and names, if they are surely all that utils/config would find
+names   the names a config can give, parsed from the sources instead of imported
+cache   the output of an earlier --list, if nothing it depends on has changed
 
-Where anything is not certain, nothing is answered, and the command goes its usual way, as it does without this folder.
+If anything is uncertain, nothing is answered, and the command continues as it would without this folder.
 """
 
 from extras.early.answer import answer

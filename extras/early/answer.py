@@ -1,4 +1,4 @@
-"""The way through the package: called with the options of train.py before torch is imported."""
+"""Entry point of the package, called with the options of train.py before torch is imported."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ HEAVY = ("torch", "torchvision", "torchmetrics")
 
 
 def answer(options: argparse.Namespace) -> None:
-    """Raise ConfigError for a typo, or print a --list and raise SystemExit. Return if there is nothing to answer."""
+    """Raise ConfigError for a typo, or print a --list and raise SystemExit. Returns if there is nothing to answer."""
     if options.list is not None:
         further = options.overrides or options.config or options.check or options.resume is not None
         text = None if further else cached_listing(options.list, terminal_width(cli.LIST_WIDTH))
@@ -30,7 +30,7 @@ def answer(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def not_importable(*names: str) -> Iterator[None]:
-    """Inside, importing one of these modules raises ImportError."""
+    """Inside the block, importing one of these modules raises ImportError."""
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: Python's way to stop an import
     try:

@@ -1,7 +1,7 @@
-"""The text of an earlier ``--list``, while all that it was made from is as it was.
+"""The output of an earlier ``--list``, valid while nothing it depends on has changed.
 
-Python compiles a changed file again by its size and time; the same holds here for every file outside of the libraries
-that was imported for a listing. A library that was installed, removed or updated is seen by the names of its metadata.
+Like Python's own compilation cache, this compares size and time of every file outside libraries that was imported for
+the listing. Libraries installed, removed or updated are detected by the names of their metadata.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ CACHE = PROJECT / ".cache" / "listings.json"
 
 
 def cached_listing(name: str, width: int) -> str | None:
-    """What ``--list NAME`` printed for this width, if it would print the same again."""
+    """The output of ``--list NAME`` at this width, if it would be the same again."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         kept = json.loads(CACHE.read_text(encoding="utf-8"))
         text = kept["listings"].get(_key(name, width))
@@ -32,7 +32,7 @@ def cached_listing(name: str, width: int) -> str | None:
 
 
 def keep_listing(name: str, width: int, text: str) -> None:
-    """Keep what is printed; where nothing can be written, the next time takes as long."""
+    """Store what was printed; if that fails, the next time takes as long."""
     try:
         made_from = _made_from(sorted(set(_own_files())))
     except OSError:
@@ -54,7 +54,7 @@ def _key(name: str, width: int) -> str:
 
 
 def _made_from(files: list[str]) -> dict[str, Any]:
-    """All that a listing depends on. Raises OSError if one of the files is gone."""
+    """Everything a listing depends on. Raises OSError if one of the files is gone."""
     stats = {path: Path(path).stat() for path in files}
     return {
         "python": sys.version,
@@ -65,17 +65,17 @@ def _made_from(files: list[str]) -> dict[str, Any]:
 
 
 def _libraries() -> Iterator[str]:
-    """The names of all installed libraries with their versions, as in torch-2.9.0.dist-info."""
+    """The names and versions of all installed libraries, as in torch-2.9.0.dist-info."""
     for folder in filter(os.path.isdir, sys.path):
         yield from (path.name for path in Path(folder).iterdir() if path.suffix in (".dist-info", ".egg-info", ".pth"))
 
 
 def _own_files() -> Iterator[str]:
-    """The files of the modules that were imported, but for those of Python and of installed libraries."""
+    """The files of imported modules, except Python's and those of installed libraries."""
     installed = {sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), sys.prefix}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not Path(file).is_file():  # torch makes modules of files that are not there
+        if not isinstance(file, str) or not Path(file).is_file():  # torch creates modules without files
             continue
         if not any(Path(file).is_relative_to(folder) for folder in installed):
             yield file

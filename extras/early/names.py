@@ -1,4 +1,4 @@
-"""The names that a config may give, from the sources of the project and of the libraries, which are not imported."""
+"""The names a config can give, from the sources of the project and of libraries, without importing them."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ from utils.registry import FOLDERS, REGISTRIES, Registry
 # the variables of utils/registry.py
 VARIABLES = {"data_loader": "DATA_LOADERS", "model": "MODELS", "loss": "LOSSES", "metrics": "METRICS",
              "optimizer": "OPTIMIZERS", "lr_scheduler": "SCHEDULERS", "trainer": "TRAINERS"}  # fmt: skip
-# where a library writes all of its public names
+# where a library lists all its public names
 SOURCES = {"torch.nn": ("torch", "nn/modules/__init__.py"), "torch.optim": ("torch", "optim/__init__.py"),
            "torch.optim.lr_scheduler": ("torch", "optim/lr_scheduler.py"),
            "torchmetrics": ("torchmetrics", "__init__.py")}  # fmt: skip
@@ -24,7 +24,7 @@ _REGISTER = re.compile(r"\.register\b|\bunregister\b|\bREGISTRIES\b")
 
 @dataclass(frozen=True)
 class OwnNames:
-    """What the files of the users' folders register, by the registry's variable, and everything that they define."""
+    """What the users' folders register, by the registry's variable, and everything they define."""
 
     registered: dict[str, set[str]]
     defined: set[str]
@@ -32,7 +32,7 @@ class OwnNames:
 
 @functools.cache
 def own_names() -> OwnNames | None:
-    """None if a file registers in another way than by a decorator of a class or function at its top level."""
+    """None if a file registers something other than by decorating a top-level class or function."""
     found = OwnNames({variable: set() for variable in VARIABLES.values()}, set())
     plain = [path for folder in FOLDERS for path in (PROJECT / folder).glob("[!_]*.py")]
     try:
@@ -41,7 +41,7 @@ def own_names() -> OwnNames | None:
         for path in plain:
             if not _add(path.read_text(encoding="utf-8"), found):
                 return None
-    except (OSError, ValueError, SyntaxError):  # the usual way says what is wrong with it
+    except (OSError, ValueError, SyntaxError):  # the usual checks report what is wrong
         return None
     return found
 
@@ -56,7 +56,7 @@ def _other_files() -> Iterator[Path]:
 
 
 def _add(text: str, found: OwnNames) -> bool:
-    """Add what a file registers and defines. Returns whether that is all that it registers."""
+    """Add what a file registers and defines. Returns whether that is everything it registers."""
     tree = ast.parse(text)
     imported: set[str] = set()
     count = 0
@@ -79,7 +79,7 @@ def _add(text: str, found: OwnNames) -> bool:
 
 
 def _registry_of(decorator: ast.expr) -> str | None:
-    """X of the decorator @X.register."""
+    """X in the decorator @X.register."""
     if isinstance(decorator, ast.Attribute) and decorator.attr == "register" and isinstance(decorator.value, ast.Name):
         return decorator.value.id
     return None
@@ -87,7 +87,7 @@ def _registry_of(decorator: ast.expr) -> str | None:
 
 @functools.cache
 def library_words(library: str) -> frozenset[str]:
-    """Every word in the file in which a library lists its public names. Raises ImportError without the library."""
+    """Every word in the file where a library lists its public names. Raises ImportError without the library."""
     package, file = SOURCES[library]
     spec = PathFinder.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -97,7 +97,7 @@ def library_words(library: str) -> frozenset[str]:
 
 
 def is_known(kind: str, name: str, own: OwnNames) -> bool:
-    """Whether there may be a component of this name; where not, there is surely none."""
+    """Whether a component with this name may exist; if not, there is certainly none."""
     registry: Registry = REGISTRIES[kind]
     if name in own.registered[variable_of(kind)]:
         return True

@@ -1,6 +1,6 @@
-"""Mistakes in the keys of a config and in the names of components, in the words of utils/config, before torch is there.
+"""Mistakes in config keys and component names, reported as utils/config would, before torch is imported.
 
-They are reported only if nothing else looks wrong: else the usual checks report all mistakes at once.
+They are reported only if nothing else looks wrong; otherwise the usual checks report all mistakes at once.
 """
 
 import json
@@ -23,16 +23,16 @@ from utils.registry import REGISTRIES
 from utils.schema import Config, KeyPath, name_and_args
 from utils.text import closest
 
-# arguments whose types only a library's signature knows
+# arguments whose types only the library's signature determines
 _LIBRARY_ARGUMENT = re.compile(r"^((?:validation|loss|metrics|optimizer|lr_scheduler)\.(?:\w+\.)*args\.\w+)=[\d.+-].*")
-ANY_NUMBER = "~"  # in place of one whose type only the library knows
+ANY_NUMBER = "~"  # stands for a value whose type only the library knows
 _TASK = re.compile(r"Binary|Multiclass|Multilabel")
 
 
 def find_typos(path: Path, overrides: Sequence[str]) -> None:
-    """Raise ConfigError if a key or a name of a config is surely wrong and everything else looks right.
+    """Raise ConfigError if a key or name in a config is certainly wrong and everything else looks right.
 
-    Raises ImportError where that cannot be decided without torch.
+    Raises ImportError if that cannot be decided without torch.
     """
     read = [_LIBRARY_ARGUMENT.sub(rf"\1={ANY_NUMBER}", override) for override in overrides]
     try:
@@ -43,7 +43,9 @@ def find_typos(path: Path, overrides: Sequence[str]) -> None:
         if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
             raise config_error(document, problems)
     except ConfigError as error:
-        if read == list(overrides) or f"={ANY_NUMBER}" not in str(error):  # else it would show what nobody has typed
+        if read == list(overrides) or f"={ANY_NUMBER}" not in str(
+            error
+        ):  # otherwise the message would show something nobody typed
             raise
 
 
@@ -68,11 +70,11 @@ def _problems(document: Document) -> Iterator[Problem]:
 
 
 def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
-    """What utils/config says of it. Raises ImportError if that takes more than the names."""
+    """The message of utils/config. Raises ImportError if it depends on more than the names."""
     if name in own.defined or _TASK.match(name):
         raise ImportError
     if name in FORMER_NAMES:
-        hint = f"here it is {FORMER_NAMES[name]}"
+        hint = f"use {FORMER_NAMES[name]}"
     else:
         registered = sorted(own.registered[variable_of(kind)])
         close = closest(name, registered) or closest(name, [*registered, *_library_names(kind, own)])
@@ -83,7 +85,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
 
 
 def _library_names(kind: str, own: OwnNames) -> list[str]:
-    """The names of config.schema.json that the library still has."""
+    """The names in config.schema.json that the library still has."""
     if not REGISTRIES[kind].library:
         return []
     names = [key.partition(".")[2] for key in _definitions() if key.startswith(f"{kind}.")]
@@ -91,7 +93,7 @@ def _library_names(kind: str, own: OwnNames) -> list[str]:
 
 
 def _definitions() -> dict[str, Any]:
-    """Those of config.schema.json. Raises ImportError if it cannot be read."""
+    """The definitions in config.schema.json. Raises ImportError if it cannot be read."""
     try:
         definitions: dict[str, Any] = json.loads((PROJECT / "config.schema.json").read_text("utf-8"))["definitions"]
     except (OSError, ValueError, KeyError) as error:
@@ -100,14 +102,14 @@ def _definitions() -> dict[str, Any]:
 
 
 def _is_final(problem: Problem) -> bool:
-    """Whether the message would not name something better with all components known."""
+    """Whether the message would be the same if all components were known."""
     return "unknown key" not in problem.message or "; expected one of:" not in problem.message
 
 
 def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
-    """Whether the arguments of all components are those of config.schema.json, by their names and kinds.
+    """Whether the arguments of all components match config.schema.json in name and type.
 
-    It may be out of date: then the usual checks decide.
+    If it is out of date, the usual checks decide.
     """
     wrong = {problem.path for problem in problems}
     definitions = _definitions()
@@ -127,7 +129,7 @@ def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
 
 
 def _fits(args: dict[str, Any], properties: dict[str, Any]) -> bool:
-    """Whether these are arguments that the schema has, with values of the kinds that it gives."""
+    """Whether the schema has these arguments, with values of these types."""
     return all(
         name in properties and (value == ANY_NUMBER or _is_of_kind(value, properties[name]))
         for name, value in args.items()

@@ -1,7 +1,7 @@
-"""``export.py``: the model of a run as a file that needs none of this project's code.
+"""``export.py``: exports the model of a run to a file that does not need this project's code.
 
-calls finds what the model is called with, formats has a class for each kind of file, exporting makes one, reads it
-again and compares it with the model.
+calls records what the model is called with, formats has a class for each format, exporting writes a file, reads it back
+and compares it with the model.
 """
 
 from extras.export.exporting import export

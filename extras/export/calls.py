@@ -1,4 +1,4 @@
-"""What a model is called with: recorded from the trainer's own evaluation step, so that any kind of batch serves."""
+"""Arguments for calling a model, recorded from the trainer's own evaluation step, so that any kind of batch works."""
 
 import inspect
 import itertools
@@ -22,9 +22,9 @@ from utils.tree import map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 SAMPLES = 64
-"""In the first of two batches; the other has one. What differs between them is of any size in the export."""
+"""Samples in the first of two batches; the other has one. Sizes that differ between them become dynamic axes."""
 TRIED = 16
-"""Single samples of which the smallest is taken: a text is padded only as far as the longest of its batch."""
+"""Number of single samples from which the smallest is chosen: a text is padded only to the longest in its batch."""
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Call:
 
     samples: int
     arguments: dict[str, Any]
-    """By the names of ``forward``'s parameters: nests of tensors."""
+    """By the parameter names of ``forward``: nests of tensors."""
     stored: Tensor | None
-    """The batch as the data set stores it, if the only argument is what ``transform`` makes of that."""
+    """The batch as stored by the data set, if the only argument is ``transform`` applied to it."""
     transform: Callable[[Tensor], Tensor] | None
 
 
 def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
-    """How the trainer calls the model for a batch of test data and for a single sample; and what is wrong with those.
+    """Record how the trainer calls the model for a batch of test data and for a single sample; and a problem or "".
 
-    Where they cannot be read, random images serve, if the data are images; then the second is the reason, else "".
-    Raises UserError if there are neither, or if the trainer does not call the model.
+    If the test data cannot be read but consists of images, uses random images, and the problem is the reason. Raises
+    UserError if there is neither, or if the trainer does not call the model.
     """
     data, problem = trainer.experiment.data, ""
     data.num_workers = 0
@@ -58,7 +58,7 @@ def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
 
 
 def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
-    """The test data in batches of this size, and of the first ones the one with the smallest tensors."""
+    """The test data in batches of this size, and of the first few the one with the smallest tensors."""
     data.eval_batch_size = size
     try:
         batches = data.test()
@@ -66,7 +66,7 @@ def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBa
         return batches, min(first, key=lambda each: sum(tensor.numel() for tensor in tensors(each.data)))
     except UserError as error:
         raise DataError(str(error)) from error
-    except Exception as error:  # of any kind: the loader may be the user's
+    except Exception as error:  # any error: the loader may be the user's
         what = format_error_with_source(error)
         raise DataError(f"{type(data).__name__}: the test data cannot be read: {what}") from error
 
@@ -79,7 +79,7 @@ def _random_images(data: ImageLoader, size: int) -> Batches:
 
 
 def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
-    """Raises UserError if the evaluation step fails, or leaves the model's own ``forward`` alone."""
+    """Raises UserError if the evaluation step fails, or does not call the model's own ``forward``."""
     model, step = trainer.experiment.model, f"{type(trainer).__name__}.eval_step"
     model.eval()
     with recorded(model) as calls, isolated(trainer.experiment.seed, "export"), torch.no_grad():
@@ -111,7 +111,7 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, 
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """A list that inside gets copies of the arguments, as (args, kwargs), of each call of a model."""
+    """Yields a list that collects copies of the arguments, as (args, kwargs), of each call of a model."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def recorded(model: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str,
 def _stored(
     batches: Batches, size: int, arguments: list[Any]
 ) -> tuple[Tensor | None, Callable[[Tensor], Tensor] | None]:
-    """The first samples as they are stored and what prepares them, if that gives the only argument exactly."""
+    """The first samples as stored and what prepares them, if that reproduces the only argument exactly."""
     source = batches.source
     if not isinstance(source, TensorSource) or source.transform is None or len(arguments) != 1:
         return None, None
@@ -139,9 +139,9 @@ def _stored(
 
 
 def dynamic_shapes(first: Any, second: Any, name: Callable[[tuple[int, int]], Any], where: str) -> Any:
-    """What torch.export calls so: the same nest, with ``{axis: name}`` for each tensor: the axes that differ in size.
+    """The ``dynamic_shapes`` of torch.export: the same nest, with ``{axis: name}`` per tensor for axes that vary.
 
-    first, second: arguments of two calls. name: what a pair of sizes is called. Raises UserError for other differences.
+    first, second: arguments of two calls. name: names a pair of sizes. Raises UserError for other differences.
     """
     if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() == second.dim():
         pairs = enumerate(zip(first.shape, second.shape, strict=True))

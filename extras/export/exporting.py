@@ -1,4 +1,4 @@
-"""From a run to a file that has been read again and compared with the model."""
+"""Exports a run to a file that is read back and compared with the model."""
 
 import contextlib
 import math
@@ -25,14 +25,14 @@ from utils.text import count, table
 from utils.tree import tensors
 
 TOLERANCE = 1e-3
-"""Of an output, relative to the largest one, or absolute below 1: an export that differs by more is another model."""
+"""Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
 SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false")
-"""An export is in fp32 on the CPU, however the run was trained."""
+"""Exports are in fp32 on the CPU, however the run was trained."""
 
 
 @dataclass
 class Source:
-    """The model of a run with its evaluated weights, and what is known of it."""
+    """The model of a run with its evaluated weights, and facts about it."""
 
     checkpoint: Path
     loaded: LoadedConfig
@@ -40,15 +40,15 @@ class Source:
     calls: list[Call]
     """Empty if the data cannot be read."""
     problem: str
-    """Why the calls are not with test data."""
+    """Why the calls do not use test data."""
     about: dict[str, Any]
     """For the file's metadata: plain values."""
 
 
 def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> Path:
-    """Export the model of a run, or of a checkpoint in one, in a format of FORMATS; return the file.
+    """Export the model of a run, or of a checkpoint in one, in a format of FORMATS. Returns the file.
 
-    Raises UserError that says what cannot be exported, and where; then nothing is written.
+    Raises UserError naming what cannot be exported, and where; then nothing is written.
     """
     kind = FORMATS[name]
     folder, _ = RunFolder.of(run)
@@ -71,9 +71,9 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
 
 
 def _target(path: Path, kind: Format) -> Path:
-    """Raises UserError if this file cannot be written, or is something else that would be lost."""
+    """Raises UserError if this file cannot be written, or would overwrite something else."""
     if path.suffix != kind.suffix:
-        raise UserError(f"--out {path}: the name of such a file ends with {kind.suffix}")
+        raise UserError(f"--out {path}: the file name must end with {kind.suffix}")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{kind.suffix}'}")
     if not path.parent.is_dir():
@@ -98,13 +98,13 @@ def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
         calls, problem = record_calls(trained.trainer)
     except UserError as error:
         if kind.traced:
-            raise UserError(f"{error}\n--format safetensors exports the weights alone, without it") from error
+            raise UserError(f"{error}\n--format safetensors exports just the weights, without it") from error
         calls, problem = [], str(error)
     return Source(trained.checkpoint, loaded, model.eval(), calls, problem, about)
 
 
 class Prepared(nn.Module):
-    """A model after what prepares the inputs for it."""
+    """A model preceded by its input preprocessing."""
 
     def __init__(self, transform: Callable[[Tensor], Tensor], model: nn.Module) -> None:
         super().__init__()
@@ -116,24 +116,24 @@ class Prepared(nn.Module):
 
 
 def _exportable(source: Source, kind: Format) -> tuple[Exportable, str]:
-    """The model, with its preprocessing where that can be traced; and what is said of the preprocessing."""
+    """The model, with its preprocessing if that can be traced; and a description of the preprocessing."""
     plain = Exportable(source.model, source.calls)
     if not kind.traced:
-        return plain, "none: the file holds weights alone"
+        return plain, "none: the file contains only weights"
     data, call = source.loaded.config.data_loader.type, source.calls[0]
     if call.stored is None or call.transform is None:
-        return plain, f"none: the model takes what {data} gives"
+        return plain, f"none: the model takes what {data} returns"
     name = getattr(call.transform, "__qualname__", type(call.transform).__qualname__)
     calls = [Call(each.samples, {"inputs": each.stored}, None, None) for each in source.calls]
     prepared = Exportable(Prepared(call.transform, source.model).eval(), calls)
     with contextlib.suppress(UserError):
         prepared.program  # noqa: B018
-        return prepared, f"{name}, in the graph: it takes inputs as stored"
-    return plain, f"none: {name} cannot be traced, so the model takes what {data} gives"
+        return prepared, f"{name}, in the graph: takes inputs as stored"
+    return plain, f"none: {name} cannot be traced, so the model takes what {data} returns"
 
 
 def _described(exportable: Exportable) -> dict[str, Any]:
-    """The names, shapes and types of inputs and outputs. Raises UserError if the outputs are not tensors."""
+    """Names, shapes and dtypes of inputs and outputs. Raises UserError if the outputs are not tensors."""
     exportable.shapes(str)
     with torch.no_grad():
         inputs = [call.arguments for call in exportable.calls]
@@ -151,7 +151,7 @@ def _described(exportable: Exportable) -> dict[str, Any]:
 
 
 def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[Any], str]]:
-    """The shape, with names of axes that depend on the batch, and the type of each tensor of two nests."""
+    """Shape (with names for axes that depend on the batch) and dtype of each tensor in two nests."""
     sizes = tuple(call.samples for call in exportable.calls)
     found = []
     for one, other in zip(tensors(first), tensors(second), strict=True):
@@ -164,7 +164,7 @@ def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[
 def _write(
     path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]], source: Source
 ) -> str:
-    """Write a file that replaces this path once it has been read again and compared; return what that has shown."""
+    """Write a file, read it back and compare it before it replaces this path; return the result of the comparison."""
     try:
         with atomic_write(path) as file:
             file.write(content)
@@ -175,7 +175,7 @@ def _write(
 
 
 def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]], source: Source) -> str:
-    """The largest difference between model and file. Raises UserError if they are not the same."""
+    """The largest difference between model and file. Raises UserError if it is too large."""
     if not exportable.calls:
         return f"no: {source.problem}"
     again = [exportable.run(call) for call in exportable.calls]
@@ -192,12 +192,12 @@ def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[l
     what = "random images" if source.problem else "test samples"
     shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over one alone"
     if not difference <= allowed:
-        raise UserError(f"the exported file gives other outputs than the model: {shown}")
+        raise UserError(f"the exported file's outputs differ from the model's: {shown}")
     return f"{shown}. {source.problem}" if source.problem else shown
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest absolute difference of two lists of outputs; infinity if they do not correspond."""
+    """The largest absolute difference between two lists of outputs; infinity if they do not correspond."""
     if [each.shape for each in expected] != [each.shape for each in found]:
         return math.inf
     largest = 0.0
@@ -210,7 +210,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def _lines(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What is said of the file."""
+    """The description of the file."""
     lines = []
     for key, verb in (("inputs", "takes"), ("outputs", "gives")):
         for each in about.get(key, ()):

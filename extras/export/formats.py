@@ -1,4 +1,4 @@
-"""The kinds of files: how each is written, and read again as a function of the model's arguments."""
+"""File formats: how to write each, and how to read it back as a function of the model's arguments."""
 
 import functools
 import importlib
@@ -29,17 +29,17 @@ Run = Callable[[Call], list[Tensor]]
 
 @dataclass
 class Exportable:
-    """A model with what it is called with; calls are those of its ``forward``, the longer one first."""
+    """A model with recorded calls of its ``forward``, the longer one first."""
 
     model: nn.Module
     calls: Sequence[Call]
 
     def names(self) -> list[str]:
-        """Of the tensors among the arguments: "inputs", or "inputs.points" in a dict."""
+        """Names of the tensor arguments: "inputs", or "inputs.points" in a dict."""
         return flat_names(self.calls[0].arguments)
 
     def shapes(self, name: Callable[[str], Any]) -> dict[str, Any]:
-        """The axes whose size is another in each batch, by name, for each tensor. Raises UserError if there is none."""
+        """The axes with varying size, by name, for each tensor. Raises UserError if there are none."""
         known = {(self.calls[0].samples, self.calls[1].samples): name("batch")}
         used = set[tuple[int, int]]()
 
@@ -65,25 +65,25 @@ class Exportable:
 
     @functools.cached_property
     def program(self) -> ExportedProgram:
-        """The model as torch.export traces it. Raises UserError that says what of it cannot be traced, and where."""
+        """The model as traced by torch.export. Raises UserError naming what cannot be traced, and where."""
         arguments = copied(self.calls[0].arguments)
-        # the limits of a length, such as the largest that the model has positions for, are torch's to find
+        # torch finds the limits of a length, such as the model's number of positions
         shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # of any kind: the model is the user's
+        except Exception as error:  # any error: the model is the user's
             raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
 
 
 def copied(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A model may write into its arguments."""
+    """Copies, since a model may write to its arguments."""
     copy: dict[str, Any] = map_with_keys(lambda _, tensor: tensor.clone(), arguments)
     return copy
 
 
 def flat_names(nest: Any, single: str = "") -> list[str]:
-    """A name for each tensor of a nest, by its keys. single: of a nest that is a tensor, a list or a tuple."""
+    """A name for each tensor in a nest, from its keys. single: for a nest that is a tensor, a list or a tuple."""
     names = list[str]()
 
     def add(keys: Keys, _: Tensor) -> None:
@@ -95,7 +95,7 @@ def flat_names(nest: Any, single: str = "") -> list[str]:
 
 
 def in_short(error: BaseException) -> str:
-    """The first line of the error at the root of others, and the user's line that it came from."""
+    """The first line of an error's root cause, and the user's line that raised it."""
     place = user_line(error)
     while error.__cause__ is not None:
         error = error.__cause__
@@ -105,7 +105,7 @@ def in_short(error: BaseException) -> str:
 
 
 def caller(program: ExportedProgram, error: BaseException) -> str:
-    """The line of the model that calls the operator of which an error says that ONNX does not have it; or nothing."""
+    """The line of the model that calls an operator missing in ONNX, according to an error; empty if unknown."""
     operator = re.search(r"OpOverload\(op='\w+\.(\w+)'", str(error))
     for node in program.graph.nodes:
         if operator and operator[1] in str(node.target):
@@ -116,7 +116,7 @@ def caller(program: ExportedProgram, error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, torch neither warns nor logs nor prints graphs: an error says it all."""
+    """Inside the block, torch neither warns nor logs nor prints graphs: an error says it all."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -127,13 +127,13 @@ def quiet() -> Iterator[None]:
 
 
 class Format(ABC):
-    """One kind of file."""
+    """One file format."""
 
     suffix: str
     needs: Sequence[str]
-    """Packages, of which the first gives the format its name."""
+    """Required packages; the first gives the format its name."""
     traced: bool
-    """Whether the file holds the computation, and not only the weights."""
+    """Whether the file contains the computation, rather than only the weights."""
 
     @abstractmethod
     def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
@@ -141,11 +141,11 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, path: Path, exportable: Exportable) -> Run:
-        """What the file computes."""
+        """The function that the file computes."""
 
 
 class TorchFormat(Format):
-    """torch.export's archive, which ``torch.export.load`` reads; metadata.json is an extra file in it."""
+    """torch.export's archive, read by ``torch.export.load``; contains metadata.json as an extra file."""
 
     suffix = ".pt2"
     needs = ("torch",)
@@ -170,7 +170,7 @@ class TorchFormat(Format):
 
 
 class OnnxFormat(Format):
-    """ONNX for onnxruntime and others; metadata are the model's ``metadata_props``."""
+    """ONNX for onnxruntime and others; metadata is in the model's ``metadata_props``."""
 
     suffix = ".onnx"
     needs = ("onnx", "onnxscript", "onnxruntime")
@@ -200,7 +200,7 @@ class OnnxFormat(Format):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors alone
+        options.log_severity_level = 3  # only errors
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         taken = {argument.name for argument in session.get_inputs()}
 
@@ -213,7 +213,7 @@ class OnnxFormat(Format):
 
 
 class SafetensorsFormat(Format):
-    """The weights by the model's names, which ``--init-from`` takes too; metadata has the config."""
+    """The weights by the model's names, also accepted by ``--init-from``; metadata has the config."""
 
     suffix = ".safetensors"
     needs = ("safetensors",)
@@ -225,7 +225,7 @@ class SafetensorsFormat(Format):
         state = exportable.model.state_dict()
         others = [name for name, value in state.items() if not isinstance(value, Tensor)]
         if others:
-            raise UserError(f"safetensors holds tensors alone, and the model's {others[0]} is something else")
+            raise UserError(f"safetensors can only store tensors, but the model's {others[0]} is not one")
         weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
         content: bytes = safetensors.torch.save(weights, {key: _text(value) for key, value in about.items()})
         return content
@@ -241,7 +241,7 @@ class SafetensorsFormat(Format):
 
 
 def _text(value: Any) -> str:
-    """A value of the metadata, of which these formats take only texts: plain, or as JSON."""
+    """A metadata value as text, the only type these formats accept: plain, or as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

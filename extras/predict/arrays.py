@@ -1,4 +1,4 @@
-"""The rows of .npy, .npz and .csv files, a few at a time: the memory that they take does not grow with the file."""
+"""The rows of .npy, .npz and .csv files, read in chunks: memory use does not grow with the file."""
 
 import contextlib
 import csv
@@ -18,7 +18,7 @@ from utils.files import open_regular
 
 CHUNK = 2**20  # bytes that are read at once
 NAMES = ("inputs", "x", "X", "images", "data", "arr_0")
-"""Of several arrays in a .npz file, the first of these is taken."""
+"""Preferred array names: the first of these found in a .npz file with several arrays is read."""
 
 
 class Unreadable(Exception):  # noqa: N818  (not an error of the program: the file is named and skipped)
@@ -26,7 +26,7 @@ class Unreadable(Exception):  # noqa: N818  (not an error of the program: the fi
 
 
 class NpyRows:
-    """The rows of an array that np.save has written. Raises Unreadable."""
+    """The rows of an array saved by np.save. Raises Unreadable."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -50,9 +50,9 @@ class NpyRows:
 
 
 class NpzRows:
-    """The rows of an array in a file of np.savez, read on from its start. Raises Unreadable, DataError.
+    """The rows of an array in a file saved by np.savez, read sequentially. Raises Unreadable, DataError.
 
-    name: that of the array; empty: the only one, or the first of ``NAMES``.
+    name: of the array; empty: the only one, or the first of ``NAMES``.
     """
 
     def __init__(self, path: str, name: str) -> None:
@@ -62,7 +62,7 @@ class NpzRows:
             chosen = [name] if name else names if len(names) == 1 else [each for each in NAMES if each in names]
             if not chosen or chosen[0] not in names:
                 listed = ", ".join(names[:10]) or "nothing"
-                raise DataError(f"{path} holds {listed}; name the array, as in {path}:{names[0] if names else 'x'}")
+                raise DataError(f"{path} contains {listed}; name the array, as in {path}:{names[0] if names else 'x'}")
             self._member = f"{chosen[0]}.npy"
             with archive.open(self._member) as file:
                 self._shape, self._dtype = _header(file)
@@ -80,7 +80,7 @@ class NpzRows:
                 count = min(step, len(self) - start)
                 data = bytearray(file.read(count * row_bytes))
                 if len(data) < count * row_bytes:
-                    raise Unreadable("cut short")
+                    raise Unreadable("truncated")
                 rows = np.frombuffer(data, self._dtype) if data else np.empty(0, self._dtype)
                 yield from torch.from_numpy(rows.reshape(count, *shape))
 
@@ -96,9 +96,9 @@ class NpzRows:
 
 
 class TableRows:
-    """The rows of a table: each its cells by the names of the columns; without a header, by their numbers.
+    """The rows of a table, as cells by column name; without a header, by column number.
 
-    columns: those to take, in their order; None: all. Raises Unreadable; DataError if a column is missing.
+    columns: which to read, in order; None: all. Raises Unreadable; DataError if a column is missing.
     """
 
     def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
@@ -115,14 +115,14 @@ class TableRows:
             raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(names[:20])}")
 
     def __iter__(self) -> Iterator[dict[str, str] | str]:
-        """The cells of each row, or what is wrong with it."""
+        """The cells of each row, or the problem with it."""
         with self._opened() as (rows, first):
             if self.header is None:
                 yield self._cells(first)
             for row in rows:
                 if row:
                     fits = len(row) == len(self._names)
-                    yield self._cells(row) if fits else f"{len(row)} cells, where there are {len(self._names)} columns"
+                    yield self._cells(row) if fits else f"{len(row)} cells, but there are {len(self._names)} columns"
 
     def _cells(self, row: Sequence[str]) -> dict[str, str]:
         cells = dict(zip(self._names, row, strict=True))
@@ -130,7 +130,7 @@ class TableRows:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Iterator[list[str]], list[str]]]:
-        """The rows that follow the first one, and the first one."""
+        """The rows after the first, and the first row."""
         try:
             with open_regular(Path(self._path)) as binary:
                 text = open(os.dup(binary.fileno()), encoding="utf-8-sig", newline="")  # noqa: PTH123, SIM115
@@ -169,12 +169,12 @@ def _rows_at_once(row_bytes: int) -> int:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array that follows. Raises Unreadable, ValueError."""
+    """Shape and dtype of the array that follows. Raises Unreadable, ValueError."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if not shape or (fortran and len(shape) > 1):
-        raise Unreadable("the array does not hold contiguous rows; save np.ascontiguousarray(array)")
+        raise Unreadable("the array does not have contiguous rows; save np.ascontiguousarray(array)")
     try:
         torch.from_numpy(np.empty(0, dtype))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The picture of --show: the first inputs with what is predicted of them."""
+"""The image for --show: the first inputs with their predictions."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from extras.drawing import COLOURS, GREY, drawable, drawn, labels, new_figure
 from extras.predict.outputs import Field
 
 MOST = 24
-CELL, SIDE = 1.6, 1.3  # inches, of a cell and of the picture in it
+CELL, SIDE = 1.6, 1.3  # size in inches of a cell and of the picture in it
 
 
 class Shown(NamedTuple):
-    """An input and what is predicted of it."""
+    """An input and its prediction."""
 
     picture: np.ndarray[Any, Any]
     """uint8 of shape (H, W, 1 or 3)."""
@@ -38,11 +38,11 @@ def shown(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field])
 
 
 def _lines(fields: Sequence[Field], place: int) -> list[str]:
-    """What is predicted of an input, in one or two short lines."""
+    """The prediction for an input, in one or two short lines."""
     names = next((list(field.labels) for field in fields if field.labels is not None), [])
 
     def name(text: str) -> str:
-        """A class by its number where the fonts lack its letters."""
+        """A class, by its number if the fonts lack its characters."""
         return text if drawable(text) or text not in names else f"class {names.index(text)}"
 
     texts = list[str]()
@@ -64,13 +64,13 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
 
 @drawn
 def grid(pictures: Sequence[Shown], total: int) -> Figure:
-    """total: of the inputs, of which these are the first."""
+    """total: number of all inputs, of which these are the first."""
     columns = min(6, max(3, math.ceil(math.sqrt(1.5 * len(pictures)))))
     rows = math.ceil(len(pictures) / columns)
     lines = max((len(each.lines) for each in pictures), default=1)
     height = SIDE + 0.36 + 0.18 * lines
     figure = new_figure(columns * CELL, rows * height + 0.4)
-    axes = figure.add_subplot()  # one for all: each costs 10 ms
+    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
     for place, each in enumerate(pictures):
         left, top = place % columns * CELL, place // columns * height
         _paste(axes, each, left + (CELL - SIDE) / 2, top + 0.18 * lines + 0.1)
@@ -88,7 +88,7 @@ def grid(pictures: Sequence[Shown], total: int) -> Figure:
 
 
 def _paste(axes: Axes, each: Shown, left: float, top: float) -> None:
-    """Draw a picture as large as fits into a square, and its mask over it."""
+    """Draw a picture as large as fits in a square, with its mask on top."""
     height, width, channels = each.picture.shape
     scale = SIDE / max(height, width)
     x, y = left + (SIDE - width * scale) / 2, top + (SIDE - height * scale) / 2
@@ -100,7 +100,7 @@ def _paste(axes: Axes, each: Shown, left: float, top: float) -> None:
 
 
 def _colours(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Class indices (H, W) as RGBA (H, W, 4): class 0 is clear, the others have a colour each."""
+    """Class indices (H, W) as RGBA (H, W, 4): class 0 is transparent, each other class has a colour."""
     palette = np.array([[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in COLOURS[:-1]])
     coloured = np.zeros((*mask.shape, 4), np.uint8)
     coloured[..., :3] = palette[(mask.astype(np.int64) - 1) % len(palette)]

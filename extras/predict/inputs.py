@@ -1,4 +1,4 @@
-"""From the words of the command line to the names of files."""
+"""From command-line arguments to file names."""
 
 import glob
 import os
@@ -15,25 +15,25 @@ TABLES = (".csv", ".tsv")
 
 @dataclass
 class Found:
-    """The names of the inputs in their order, and what cannot be read among them."""
+    """The names of the inputs in order, and problems with some of them."""
 
     files: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
-    """How many files of each other ending were in the folders."""
+    """Number of files with each other suffix in the folders."""
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Raise DataError for a word that is neither a file, a folder nor a pattern."""
+    """Raise DataError for an argument that is not a file, a folder or a pattern."""
     for word in words:
         if not (word == "-" or os.path.lexists(word) or _in_archive(word) or glob.has_magic(word)):
             raise DataError(f"{word}: no such file or folder")
 
 
 def find_files(words: Iterable[str], suffixes: Sequence[str]) -> Found:
-    """The files that these words name. suffixes: of the files that count in a folder.
+    """The files named by these arguments. suffixes: of the files to read in a folder.
 
-    Raises DataError for a folder or a pattern without any. A name from stdin that is not there is among the problems.
+    Raises DataError for a folder or pattern without any. A missing file named on stdin is one of the problems.
     """
     found = Found()
     for word in words:
@@ -56,27 +56,27 @@ def find_files(words: Iterable[str], suffixes: Sequence[str]) -> Found:
 
 def _nothing(word: str, suffixes: Sequence[str], found: Found) -> str:
     if word == "-":
-        return "-: standard input holds no names; it should have one a line, as find prints them"
-    what = "the folder holds" if Path(word).is_dir() else "the pattern matches"
+        return "-: standard input has no names; expected one per line, as printed by find"
+    what = "the folder contains" if Path(word).is_dir() else "the pattern matches"
     skipped = f"; skipped: {summary(found.skipped)}" if found.skipped else ""
     return f"{word}: {what} no input ({' '.join(suffixes)}){skipped}"
 
 
 def summary(skipped: dict[str, int]) -> str:
-    """How many files of other endings there were, for a message."""
+    """The number of files with other suffixes, for a message."""
     endings = " ".join(sorted(skipped)[:5]) + (" ..." if len(skipped) > 5 else "")
     count = sum(skipped.values())
     return f"{count:,} {'file' if count == 1 else 'files'} of other kinds ({endings})"
 
 
 def _in_archive(word: str) -> bool:
-    """Whether this is FILE.npz:NAME."""
+    """Whether this has the form FILE.npz:NAME."""
     path, colon, name = word.rpartition(":")
     return bool(colon and name) and path.lower().endswith(".npz") and Path(path).is_file()
 
 
 def _names_from_stdin() -> list[str]:
-    """Names, one a line, or separated by NUL as ``find -print0`` does."""
+    """Names, one per line, or separated by NUL as from ``find -print0``."""
     stream = getattr(sys.stdin, "buffer", sys.stdin)
     content = stream.read() if stream is not None else b""
     if isinstance(content, str):
@@ -93,7 +93,7 @@ def _add(name: str, suffixes: Sequence[str], found: Found) -> None:
 
 
 def _walk(folder: str, suffixes: Sequence[str], found: Found, above: tuple[tuple[int, int], ...]) -> None:
-    """The files below a folder, sorted by name; hidden ones are left out, links are followed, but not in a circle."""
+    """The files below a folder, sorted by name; skips hidden files, follows links but not in a circle."""
     try:
         status = Path(folder).stat()
         with os.scandir(folder) as unsorted:

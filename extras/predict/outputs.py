@@ -1,4 +1,4 @@
-"""What the model's outputs say: a class and its probability, values, masks."""
+"""Interprets the model's outputs: a class and its probability, values, masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from utils.tree import describe_batch, map_tensors
 
 CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"}
 LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
-"""Losses of outputs that become a probability each by the sigmoid function."""
+"""Losses whose outputs become probabilities through a sigmoid."""
 PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
-"""Losses of outputs that are a probability each."""
-ADVICE = "define predict_step in the trainer, to return what is wanted (docs/predict.md)"
+"""Losses whose outputs are probabilities."""
+ADVICE = "define predict_step in the trainer to return the predictions (docs/predict.md)"
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Field:
 
     name: str
     values: Any
-    """An array of shape (B, ...), or a list of B texts, lists of texts or other plain values."""
+    """An array of shape (B, ...), or a list of B strings, lists of strings or other plain values."""
     labels: Sequence[str] | None = None
-    """Names of the columns of an array of shape (B, D)."""
+    """Column names for an array of shape (B, D)."""
     digits: int = 9
-    """Of a float. Nine give back every float32."""
+    """Significant digits of a float. Nine reproduce every float32."""
     prefix: str = ""
-    """Before the labels in a table."""
+    """Placed before the labels in a table."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of the outputs from the training.
+    """What the training tells about the outputs.
 
-    losses: the name of each loss by its name in the config, "" of a single one. first_batch: see SavedData.
+    losses: the name of each loss by its name in the config, "" for a single one. first_batch: see SavedData.
     class_names: None without them, or if the outputs are not class scores.
     """
 
@@ -48,7 +48,7 @@ class Task:
     supervised: bool = True
 
     def part(self, name: str) -> "Task":
-        """Of the outputs of a name, where these are a dict."""
+        """The task for one entry of outputs that are a dict."""
         parts = {}
         for key, spec in self.first_batch.items():
             inner = spec.get("parts") if isinstance(spec, Mapping) else None
@@ -57,26 +57,26 @@ class Task:
         return Task(losses, parts, None, self.supervised)
 
     def shape(self, what: str) -> list[int] | None:
-        """Of one sample of the inputs, outputs or targets in training; None: not known, or not a tensor."""
+        """Shape of one sample of the inputs, outputs or targets in training; None: unknown, or not a tensor."""
         spec = self.first_batch.get(what)
         shape = spec.get("shape") if isinstance(spec, Mapping) else None
         return list(shape) if isinstance(shape, (list, tuple)) else None
 
     def dtype(self, what: str) -> str:
-        """Of the inputs, outputs or targets; empty: not known, or not a tensor."""
+        """Dtype of the inputs, outputs or targets; empty: unknown, or not a tensor."""
         spec = self.first_batch.get(what)
         return str(spec.get("dtype", "")) if isinstance(spec, Mapping) else ""
 
 
 class Interpreter:
-    """Turns batches of outputs into fields. What kind of outputs they are is decided by the first batch."""
+    """Converts batches of outputs to fields. The first batch determines the kind of outputs."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self._given: dict[str, bool] = {}
 
     def fields(self, outputs: Any, count: int) -> list[Field]:
-        """count: of the inputs. Raises DataError for outputs that are not one for each of them."""
+        """count: number of inputs. Raises DataError unless there is one output for each."""
         found = list(self._fields(map_tensors(_on_cpu, outputs), count, self.task, ""))
         if not found:
             raise DataError(f"the model gives no output ({type(outputs).__name__}); {ADVICE}")
@@ -93,7 +93,7 @@ class Interpreter:
                 yield from self._fields(value, count, task.part(str(key)), _joined(name, str(key)))
         elif isinstance(outputs, list) and len(outputs) == count and not isinstance(outputs[0], Tensor):
             plain = [map_tensors(lambda tensor: tensor.tolist(), each) for each in outputs]
-            yield Field(name or "outputs", plain)  # as of a detector: a dict for each picture
+            yield Field(name or "outputs", plain)  # as for a detector: a dict for each picture
         elif isinstance(outputs, (list, tuple)):
             names = getattr(outputs, "_fields", [str(place) for place in range(len(outputs))])
             for key, value in zip(names, outputs, strict=True):
@@ -119,7 +119,7 @@ class Interpreter:
 
 
 def kind_of(outputs: Tensor, task: Task) -> str:
-    """ "classes", "labels" (probabilities that do not exclude each other), "mask" or "values"."""
+    """ "classes", "labels" (multi-label probabilities), "mask" or "values"."""
     loss, targets, shape = task.losses.get(""), task.dtype("targets"), task.shape("targets")
     if not task.supervised or not outputs.is_floating_point():
         return "values"
@@ -138,7 +138,7 @@ def kind_of(outputs: Tensor, task: Task) -> str:
 
 
 def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
-    """Of probabilities, float32 of (B, C). An output that is NaN has no class."""
+    """Classes from probabilities, float32 of (B, C). An output that is NaN has no class."""
     names = names if names is not None and len(names) == chances.shape[1] else list(map(str, range(chances.shape[1])))
     best, indices = chances.max(1)
     chosen = [
@@ -152,7 +152,7 @@ def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fie
 
 
 def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
-    """Of probabilities that do not exclude each other, (B,) or (B, C): those of at least a half are predicted."""
+    """Labels from multi-label probabilities, (B,) or (B, C): those of at least 0.5 are predicted."""
     if chances.dim() == 1 or chances.shape[1] == 1:
         of_one = chances.reshape(-1)
         two = names if names is not None and len(names) == 2 else ["0", "1"]

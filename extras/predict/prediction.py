@@ -35,17 +35,17 @@ from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
-EVERY = 5000  # inputs between two lines about the progress, where a bar cannot be shown
+EVERY = 5000  # inputs between progress lines if a bar cannot be shown
 
 
 @dataclass
 class Predictor:
-    """A trained model and what belongs to it."""
+    """A trained model and everything needed for predicting."""
 
     trainer: BaseTrainer
     data: BaseDataLoader
     facts: Mapping[str, Any]
-    """What the data loader must know of the training data to prepare an input."""
+    """What the data loader needs to know about the training data to prepare an input."""
     task: Task
     source: Path
     """The checkpoint."""
@@ -62,7 +62,7 @@ def predict(options: argparse.Namespace) -> None:
     run = Run(predictor, _columns(options.columns), options.show is not None)
     kinds = {kind_of(name) for name in files.files}
     if options.columns is not None and "table" not in kinds:
-        raise UserError("--columns names columns of a table, and no input is one; leave it out")
+        raise UserError("--columns names columns of a table, but no input is a table; leave it out")
     start = time.perf_counter()
     try:
         with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
@@ -74,30 +74,30 @@ def predict(options: argparse.Namespace) -> None:
         _draw(run, options.show)
     what = f"{count(run.done, 'prediction')} by {display_path(predictor.source)} (epoch {predictor.progress['epochs']})"
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
-    skipped = f"; files of the folders that were left out: {summary(files.skipped)}" if files.skipped else ""
+    skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""
     say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
     if run.problems:
         raise TrainingError(
-            f"{count(run.problems, 'input')} could not be read, as named above; the others were predicted"
+            f"{count(run.problems, 'input')} could not be read, as listed above; the others were predicted"
         )
 
 
 def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
-    """The model of a run, with the weights that test.py evaluates. Its data set need not be there."""
+    """The model of a run, with the weights that test.py evaluates. Does not need its data set."""
     trained = load_trainer(run, overrides)
     loaded, experiment = trained.loaded, trained.experiment
     trainer, model = trained.trainer, experiment.model
     if type(model).forward is nn.Module.forward and type(trainer).predict_step is BaseTrainer.predict_step:
         raise UserError(
-            f"{type(model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define in it what "
-            "is predicted, by predict_step (docs/predict.md)"
+            f"{type(model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define "
+            "predict_step in the trainer (docs/predict.md)"
         )
 
     kept = trained.state.get("data")
     kept = kept if isinstance(kept, Mapping) else {}
     first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
     own_facts = type(experiment.data).input_facts is not BaseDataLoader.input_facts
-    if facts is None and own_facts and not first_batch:  # a run of before they were kept: the data set is needed
+    if facts is None and own_facts and not first_batch:  # a run from before they were saved: the data set is needed
         facts = experiment.data.input_facts()
     task = Task(
         {name: loss.type for name, loss in loaded.config.losses.items()},
@@ -115,7 +115,7 @@ def _class_names(data: BaseDataLoader) -> list[str] | None:
 
 @dataclass
 class Run:
-    """The predictions for some files."""
+    """The predictions for a number of files."""
 
     predictor: Predictor
     columns: Sequence[str] | None
@@ -131,9 +131,9 @@ class Run:
         self._other_shapes = False
 
     def write(self, files: Found, writer: Writer, *, bar: bool) -> None:
-        """Predict all inputs, batch by batch. Raises TrainingError if there is none that can be read.
+        """Predict all inputs, batch by batch. Raises TrainingError if none can be read.
 
-        bar: whether to show the progress. A table in a terminal shows it itself.
+        bar: whether to show progress; a table in a terminal shows it anyway.
         """
         for problem in files.problems:
             self._name(problem)
@@ -166,13 +166,13 @@ class Run:
         tqdm.write(_safe(f"skipped {problem}"), file=sys.stderr)
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """Inputs of the same shapes, which can be stacked; the others follow in a batch of their own."""
+        """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""
         for _, group in itertools.groupby(items, lambda item: _shapes(item.value)):
             while batch := list(itertools.islice(group, self.batch_size)):
                 yield batch
 
     def _predicted(self, batch: Sequence[Item]) -> tuple[Any, list[Field]]:
-        """The inputs on the CPU, and what is predicted of them."""
+        """The inputs on the CPU, and the predictions for them."""
         trainer, first = self.predictor.trainer, batch[0]
         inputs = default_collate([item.value for item in batch])
         self._check_shape(inputs, first.file)
@@ -193,7 +193,7 @@ class Run:
         return f"\nIn training, the model took {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
-        """A number in the type that the model takes, where that changes nothing. Raises DataError."""
+        """Convert a number to the dtype that the model takes, if that is lossless. Raises DataError."""
         wanted = getattr(torch, self.predictor.task.dtype("inputs") or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
@@ -205,13 +205,13 @@ class Run:
         return tensor.to(wanted)
 
     def _check_shape(self, inputs: Any, file: str) -> None:
-        """Raise DataError for inputs with other dimensions than in training, and warn once of another size."""
+        """Raise DataError for inputs with other dimensions than in training, and warn once about another size."""
         shape = self.predictor.task.shape("inputs")
         if not isinstance(inputs, Tensor) or shape is None or list(inputs.shape[1:]) == shape:
             return
-        got = f"{file}: the input has the shape {tuple(inputs.shape[1:])}"
+        got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
         if inputs.dim() - 1 != len(shape):
-            rows = " An array has a row for each input; array[None] makes one of a single input."
+            rows = " An array has one row per input; use array[None] for a single input."
             raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
         if not self._other_shapes and not self.tolerant:
             self._other_shapes = True
@@ -242,7 +242,7 @@ def _draw(run: Run, path: Path) -> None:
 
 
 def _total(files: Sequence[str]) -> int | None:
-    """The number of inputs; None where it shows only at the end, as of a table."""
+    """The number of inputs; None if it is known only at the end, as for a table."""
     total = 0
     for name in files:
         if kind_of(name) == "table":
@@ -256,7 +256,7 @@ def _total(files: Sequence[str]) -> int | None:
 
 @contextlib.contextmanager
 def _progress(total: int | None, *, bar: bool) -> Iterator[Any]:
-    """Takes how many inputs are done: a bar in a terminal, otherwise a line now and then."""
+    """Receives the number of finished inputs: a bar in a terminal, otherwise an occasional line."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     of = f" of {total:,}" if total is not None else ""
     drawn = tqdm(
@@ -284,7 +284,7 @@ def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
     """The file of --out, and whether it is JSON. Raises UserError."""
     out: Path | None = options.out
     if out is not None and out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {out}: the ending says what is written: {', '.join(FORMATS)}")
+        raise UserError(f"--out {out}: the suffix selects the format: {', '.join(FORMATS)}")
     if out is not None and options.json and out.suffix.lower() not in (".json", ".jsonl"):
         raise UserError(f"--json and --out {out} contradict each other; name it FILE.json, or leave --json out")
     if options.show is not None and options.show.suffix.lower() != ".png":
@@ -298,13 +298,13 @@ def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
 
 
 def _check_destinations(files: Found, *paths: Path | None) -> None:
-    """Raise UserError if an input would be replaced."""
+    """Raise UserError if an input would be overwritten."""
     for path in paths:
         if path is None or not path.exists():
             continue
         for name in files.files:
             if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
-                raise UserError(f"{path} is one of the inputs, and would be replaced; choose another file")
+                raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
 
 
 def _columns(text: str | None) -> list[str] | None:
@@ -312,6 +312,6 @@ def _columns(text: str | None) -> list[str] | None:
 
 
 def _safe(text: str) -> str:
-    """A line with names of files in it for a terminal: without control characters."""
+    """A line with file names for a terminal: without control characters."""
     line = text.replace("\x1b", "\\x1b").replace("\n", "\\n")
     return printable(line).encode(errors="backslashreplace").decode()

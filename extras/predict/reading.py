@@ -20,25 +20,25 @@ from utils.errors import TrainingError, UserError
 from utils.signals import end_workers_at_exit, ignore_in_worker
 from utils.tree import map_tensors
 
-CHUNK = 16  # files that a worker reads at a time
-FEW = 64  # files that are read here: the workers would start for longer
+CHUNK = 16  # files per request to a worker
+FEW = 64  # up to this many files are read here: starting workers takes longer
 
 Prepare = Callable[[Any], Any]
-"""From a file or a row to an input of the model."""
+"""Converts a file or a row to an input of the model."""
 
 
 class Item(NamedTuple):
-    """An input of the model, or why there is none."""
+    """An input of the model, or why it could not be read."""
 
     file: str
     row: int | None
-    """Of an array or a table, from 0."""
+    """Row in an array or table, from 0."""
     value: Any
     problem: str = ""
 
 
 def read_items(files: Sequence[str], prepare: Prepare, columns: Sequence[str] | None) -> Iterator[Item]:
-    """The inputs of all files, in their order. Raises UserError for what the model does not take at all.
+    """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
     columns: of tables.
     """
@@ -59,7 +59,7 @@ def kind_of(name: str) -> str:
 
 
 def rows_of(name: str, columns: Sequence[str] | None = None) -> NpyRows | NpzRows | TableRows:
-    """The rows of an array or a table. Raises Unreadable; DataError if it has no such array or column."""
+    """The rows of an array or table. Raises Unreadable; DataError if there is no such array or column."""
     if kind_of(name) == "table":
         return TableRows(name, columns)
     if name.lower().endswith(".npy"):
@@ -110,7 +110,7 @@ def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise TrainingError(f"a process that reads the files died (out of memory?): {error}") from error
+        raise TrainingError(f"a worker process died (out of memory?): {error}") from error
 
 
 class _Files(Dataset[Any]):
@@ -121,15 +121,15 @@ class _Files(Dataset[Any]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Any:
-        """The input, the reason why there is none, or the UserError to raise."""
+        """The input, the reason why it could not be read, or the UserError to raise."""
         path = Path(self.names[index])
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                return "it is not a regular file"
+                return "not a regular file"
         except OSError as error:
             return error.strerror or str(error)
         value = _prepared(self.prepare, path)
-        # arrays travel as bytes: tensors would need shared memory, of which containers have little
+        # sent as bytes: tensors would need shared memory, which is scarce in containers
         return map_tensors(_packed, value) if get_worker_info() is not None else value
 
 
@@ -138,7 +138,7 @@ def _packed(tensor: Tensor) -> Any:
 
 
 class _Leaf:
-    """A tensor on its way from a worker. Not a tuple, which would be a nest."""
+    """A tensor sent from a worker. Not a tuple, which would be a nest."""
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
         self.array = array
@@ -156,20 +156,20 @@ def _unpacked(value: Any) -> Any:
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
-    """The input, the reason why there is none, or the UserError to raise."""
+    """The input, the reason why it could not be read, or the UserError to raise."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, about what it reads all the same
+        with warnings.catch_warnings(action="ignore"):  # from Pillow, about files it can read
             value = prepare(raw)
     except UserError as error:
         return error
     except OSError as error:
-        # Pillow's for a file that is not an image has neither; its text repeats the path
+        # Pillow's error for a non-image file has neither; its message repeats the path
         unknown = type(error).__name__ == "UnidentifiedImageError"
-        return "not an image, or cut short" if unknown else error.strerror or str(error) or type(error).__name__
-    except Exception as error:  # of any kind: Pillow raises many, and so may the user's code
+        return "not an image, or truncated" if unknown else error.strerror or str(error) or type(error).__name__
+    except Exception as error:  # any error: Pillow raises many types, and so may the user's code
         name = "" if type(error).__name__ in ("ValueError", "DecompressionBombError") else f"{type(error).__name__}: "
         return f"{name}{error}"
-    return f"prepare_input returned the text {value!r:.40}" if isinstance(value, str) else value
+    return f"prepare_input returned the string {value!r:.40}" if isinstance(value, str) else value
 
 
 def _processors() -> int:

@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON or .npz, written as they come; a file replaces an older one only when it is complete."""
+"""Predictions as CSV, JSON or .npz, written incrementally; a file replaces an older one only when complete."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ from utils.files import atomic_write
 from utils.text import printable
 
 MOST_COLUMNS = 100
-"""Of the probabilities of classes in a table or in JSON; with more classes, only that of the predicted one is there."""
+"""Maximum number of class probabilities in a table or JSON; with more, only the predicted class's is written."""
 MOST_VALUES = 1000
-"""Of other outputs in a line of a table."""
+"""Maximum number of other outputs in a table row."""
 STRING_CHUNK = 4096
 
 Write = Callable[[str], None]
@@ -32,16 +32,16 @@ Source = tuple[str, int | None]
 
 
 class Writer(Protocol):
-    """Takes the predictions batch by batch."""
+    """Receives the predictions batch by batch."""
 
     def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None: ...
 
     def close(self) -> None:
-        """All predictions were added."""
+        """Call when all predictions have been added."""
 
 
 class CsvWriter:
-    """with_rows: whether an input may be the row of a file."""
+    """with_rows: whether an input may be a row of a file."""
 
     def __init__(self, write: Write, *, with_rows: bool) -> None:
         self._write, self._with_rows = write, with_rows
@@ -61,8 +61,8 @@ class CsvWriter:
             self._write(",".join(map(csv_field, header)) + "\n")
         elif header != self._header:
             raise DataError(
-                f"{sources[0][0]}: the model gives {len(header)} columns for it, and {len(self._header)} for those "
-                "before; --json takes outputs of any number"
+                f"{sources[0][0]}: the model returned {len(header)} columns for it, but {len(self._header)} before; "
+                "use --json for outputs of varying number"
             )
         self._write("".join(f"{','.join(line)}\n" for line in zip(*columns, strict=True)))
 
@@ -71,7 +71,7 @@ class CsvWriter:
 
 
 class JsonWriter:
-    """An array of one object a line; or, with lines, the objects alone."""
+    """An array with one object per line; or, with lines, just the objects."""
 
     def __init__(self, write: Write, *, lines: bool) -> None:
         self._write, self._lines = write, lines
@@ -92,9 +92,10 @@ class JsonWriter:
 
 
 class NpzWriter:
-    """An array for each field, with the names of the files in "file", and rows in "row" (-1: of no array).
+    """An array for each field, with file names in "file" and rows in "row" (-1: not from an array).
 
-    Each array is first written to an unnamed file beside the result: the number of inputs is known at the end.
+    Each array is first written to an unnamed file next to the result, since the number of inputs is known only at the
+    end.
     stack: closes these files.
     """
 
@@ -112,7 +113,9 @@ class NpzWriter:
             elif all(isinstance(value, str) for value in field.values):
                 self._texts.setdefault(field.name, []).extend(field.values)
             elif field.labels is None and not all(_is_texts(value) for value in field.values):
-                raise DataError(f"the output {field.name} has another size for each input, which only --json can write")
+                raise DataError(
+                    f"the output {field.name} has a different size for each input; only --json can write that"
+                )
 
     def _add_array(self, name: str, values: np.ndarray[Any, Any], sources: Sequence[Source]) -> None:
         shape, dtype = values.shape[1:], values.dtype
@@ -122,7 +125,7 @@ class NpzWriter:
         file, expected, _ = self._parts[name]
         if shape != expected:
             raise DataError(
-                f"{sources[0][0]}: the output {name} has the shape {shape}, and {expected} for those before, which "
+                f"{sources[0][0]}: the output {name} has shape {shape}, but {expected} before, which "
                 "cannot be one array; predict inputs of one size at a time"
             )
         file.write(np.ascontiguousarray(values).data)
@@ -150,7 +153,7 @@ class NpzWriter:
 
 @contextlib.contextmanager
 def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Writer]:
-    """The writer to a file, or to standard output. Raises TrainingError if it cannot be written."""
+    """A writer to a file or standard output. Raises TrainingError if it cannot be written."""
     where = "standard output" if path is None else str(path)
     stack = ExitStack()
     writer: Writer
@@ -177,7 +180,7 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
 
 
 class _Checked:
-    """A writer whose disk may be full."""
+    """A writer whose disk may fill up."""
 
     def __init__(self, writer: Writer, where: str) -> None:
         self._writer, self._where = writer, where
@@ -193,10 +196,10 @@ class _Checked:
 
 @contextlib.contextmanager
 def _told(where: str) -> Iterator[None]:
-    """Raise TrainingError for a file that cannot be written."""
+    """Raise TrainingError if a file cannot be written."""
     try:
         yield
-    except BrokenPipeError:  # the reader of the output, as in `| head`, has gone
+    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
         raise
     except OSError as error:
         raise TrainingError(f"{where} cannot be written: {error.strerror or error}") from error
@@ -204,7 +207,7 @@ def _told(where: str) -> Iterator[None]:
 
 def _to(file: IO[bytes]) -> Write:
     def write(text: str) -> None:
-        file.write(text.encode(errors="backslashreplace"))  # a file's name may have bytes that are not text
+        file.write(text.encode(errors="backslashreplace"))  # a file name may contain bytes that are not text
 
     return write
 
@@ -220,7 +223,7 @@ def _print(text: str) -> None:
 
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
-    """An array in an archive, of which the content is written inside."""
+    """Add an array to an archive; its content is written inside the block."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(file, header)
@@ -228,7 +231,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: 
 
 
 def _is_wide(field: Field) -> bool:
-    """Whether these are the probabilities of too many classes."""
+    """Whether there are too many classes to write all probabilities."""
     return field.labels is not None and len(field.labels) > MOST_COLUMNS
 
 
@@ -237,18 +240,18 @@ def _is_texts(value: Any) -> bool:
 
 
 def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
-    """The columns of a table that a field has: their names and cells. Raises DataError if it does not fit into one."""
+    """Names and cells of a field's table columns. Raises DataError if it does not fit in a table."""
     values = field.values
     if isinstance(values, list):
         if not all(isinstance(value, str) or _is_texts(value) for value in values):
-            raise DataError(f"the output {field.name} is nested, which does not fit a table; use --json")
+            raise DataError(f"the output {field.name} is nested, which does not fit in a table; use --json")
         yield field.name, [csv_field(value if isinstance(value, str) else "; ".join(value)) for value in values]
         return
     if _is_wide(field):
         return
     if values.ndim > 2 or math.prod(values.shape[1:]) > MOST_VALUES:
         raise DataError(
-            f"the output {field.name} has the shape {values.shape[1:]} for each input, which does not fit a table; "
+            f"the output {field.name} has shape {values.shape[1:]} for each input, which does not fit in a table; "
             "--out FILE.npz writes it as an array"
         )
     if values.ndim == 1:
@@ -267,7 +270,7 @@ def _numbers(values: np.ndarray[Any, Any], digits: int) -> list[str]:
 
 
 def _json_values(field: Field) -> list[Any]:
-    """A plain value for each input; null for what is not finite."""
+    """A plain value for each input; null if it is not finite."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""The report of test.py, and the statistics of an evaluation on which it and TensorBoard's pictures rest.
+"""The report of test.py, and the evaluation statistics that it and TensorBoard's pictures are based on.
 
-EvaluationStats observes an evaluation and adds up batch by batch what classification or regression shows of it;
+EvaluationStats observes an evaluation and accumulates statistics of classification or regression batch by batch;
 EvaluationReport also writes predictions.csv meanwhile, and at the end report.md and report.html with the figures;
-Tested says what it is a report of. description makes the report's head, document the two kinds of file.
+Tested describes what was tested. description writes the report's head, document renders both formats.
 """
 
 from extras.report.description import Tested

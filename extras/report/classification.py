@@ -1,4 +1,4 @@
-"""Statistics of a classification's evaluation, added up batch by batch."""
+"""Statistics of a classification, accumulated batch by batch."""
 
 import math
 from collections.abc import Callable
@@ -17,63 +17,63 @@ Counts = npt.NDArray[np.int64]
 Picture = npt.NDArray[np.uint8]
 
 Show = Callable[[Counts], "Tensor | None"]
-"""Pictures of some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if the inputs are not pictures."""
+"""Pictures for some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if the inputs are not pictures."""
 
 
 class Mistake(NamedTuple):
     """A misclassified sample."""
 
     sample: int
-    """Its index in the evaluated data."""
+    """Index in the evaluated data."""
     true: int
     predicted: int
     probability: float
-    """Of the predicted class."""
+    """Probability of the predicted class."""
     picture: Picture | None
     """Of shape (H, W, 1 or 3); None if the input is not a picture."""
 
 
 class ClassScores(NamedTuple):
-    """Of each class, float64 of shape (C,); NaN where a ratio has no samples."""
+    """Scores per class, float64 of shape (C,); NaN if undefined."""
 
     precision: Doubles
-    """Fraction of the samples predicted as this class that are of it."""
+    """Fraction of the samples predicted as this class that belong to it."""
     recall: Doubles
-    """Fraction of the samples of this class that were predicted as it."""
+    """Fraction of this class's samples that were predicted as it."""
     f1: Doubles
     support: Counts
-    """Samples of this class."""
+    """Number of samples in this class."""
 
 
 class Classification:
-    """Sums over classified samples, in C * C numbers; the outputs themselves are not kept.
+    """Statistics of classified samples in C * C numbers, without storing the outputs.
 
-    classes: C. keep: how many of the most confident mistakes are kept, with their pictures.
+    classes: C. keep: number of most confident mistakes to keep, with their pictures.
     """
 
     BINS = 15
-    """Of the probability, for calibration."""
+    """Bins of the probability, for calibration."""
     THRESHOLDS = 127
-    """Of the probability, for precision-recall curves, as TensorBoard has them by default."""
+    """Thresholds of the probability for precision-recall curves, as in TensorBoard by default."""
 
     def __init__(self, classes: int, *, keep: int = 24) -> None:
         self.classes, self.keep = classes, keep
         self.samples = 0
         self.confusion: Counts = np.zeros((classes, classes), np.int64)
-        """Of true class (row) and predicted class (column)."""
+        """Counts by true class (row) and predicted class (column)."""
         self.mistakes: list[Mistake] = []
-        """The most confident ones, the worst first."""
+        """The most confident mistakes, worst first."""
         self.bins: Doubles = np.zeros((3, self.BINS))
-        """Samples, sum of the predicted class's probability, and correct samples in each bin of that probability."""
+        """Samples, sum of the predicted class's probability, and correct samples, per bin of that probability."""
         self.scored: Counts = np.zeros((2, classes, self.THRESHOLDS), np.int64)
-        """Of [0] the samples of other classes and [1] those of the class: how many got each probability, rounded
-        down to i / (THRESHOLDS - 1)."""
+        """For [0] samples of other classes and [1] samples of the class: the number with each probability, rounded down
+        to i / (THRESHOLDS - 1)."""
 
     def add(self, start: int, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """Add a batch. start: index of its first sample.
 
-        probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); what is not a class, as a
-        loss's ``ignore_index``, is left out.
+        probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); targets that are not a class,
+        such as a loss's ``ignore_index``, are skipped.
         """
         chances, true = probabilities.numpy(), targets.numpy()
         rows = np.flatnonzero((true >= 0) & (true < self.classes))
@@ -90,7 +90,7 @@ class Classification:
         self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
 
     def gather(self, processes: ProcessGroup) -> None:
-        """Collect the sums of all processes, and the mistakes that are kept, in the main one."""
+        """Collect the sums of all processes, and the mistakes to keep, in the main process."""
         for counts in (self.confusion, self.scored):
             processes.reduce_sum(torch.from_numpy(counts))
         self.samples = int(self.confusion.sum())
@@ -104,26 +104,26 @@ class Classification:
         return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
 
     def near_chance(self) -> bool:
-        """Whether the accuracy is within two standard deviations of that of always naming the most common class."""
+        """Whether the accuracy is within two standard deviations of always predicting the most common class."""
         if not self.samples:
             return False
         chance = float(self.confusion.sum(1).max()) / self.samples
         return self.accuracy() <= chance + 2 * math.sqrt(chance * (1 - chance) / self.samples)
 
     def calibration_error(self) -> float:
-        """Expected calibration error (Guo et al. 2017): the mean over the samples of |confidence - accuracy| of their
-        bin, between 0 and 1."""
+        """Expected calibration error (Guo et al. 2017), between 0 and 1: the mean of |confidence - accuracy| per bin,
+        weighted by samples."""
         _, confidence, right = self.bins
         return float(np.abs(confidence - right).sum()) / self.samples if self.samples else math.nan
 
     def scores(self) -> ClassScores:
         right = np.diag(self.confusion).astype(np.float64)
         support, predicted = self.confusion.sum(1), self.confusion.sum(0)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where a class was never there, or never predicted
+        with np.errstate(invalid="ignore"):  # 0 / 0 if a class never occurred or was never predicted
             return ClassScores(right / predicted, right / support, 2 * right / (support + predicted), support)
 
     def curve(self, label: int) -> tuple[Counts, Counts]:
-        """True and false positives of a class where the threshold is i / (THRESHOLDS - 1), int64 of (THRESHOLDS,)."""
+        """True and false positives of a class at thresholds i / (THRESHOLDS - 1), int64 of (THRESHOLDS,)."""
         false, true = self.scored[:, label, ::-1].cumsum(1)[:, ::-1]
         return true, false
 
@@ -139,7 +139,7 @@ class Classification:
     def _add_mistakes(
         self, start: int, rows: Counts, true: Counts, predicted: Counts, confidence: Doubles, show: Show
     ) -> None:
-        """confidence: of the predicted class; -1 where it is correct."""
+        """confidence: of the predicted class; -1 if correct."""
         least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
         worst = np.argsort(-confidence, kind="stable")[: self.keep]
         worst = worst[confidence[worst] > least]
@@ -156,21 +156,22 @@ class Classification:
 
 
 def _badness(mistake: Mistake) -> tuple[float, int]:
-    """The sort key of mistakes, the worst first."""
+    """Sort key for mistakes, worst first."""
     return -mistake.probability, mistake.sample
 
 
 def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
-    """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they are probabilities already.
+    """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they already are probabilities.
 
-    Logits and log-probabilities (for NLLLoss) alike go through softmax, which gives exp of the latter. So do scores of
-    a margin loss: their order is then right, but they are not calibrated. NaN becomes 0.
+    Both logits and log-probabilities (for NLLLoss) go through softmax, which is exp for the latter. So do scores of a
+    margin
+    loss: their order is then right, but they are not calibrated. NaN becomes 0.
     """
     outputs = outputs.detach().float()
     return torch.nan_to_num(outputs if given else outputs.softmax(1), nan=0.0).clamp(0, 1).cpu()
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row of (B, C) is a distribution, to the precision of bfloat16. The model then ends in a softmax."""
+    """Whether every row of (B, C) is a distribution, to bfloat16 precision. The model then ends in a softmax."""
     outputs = outputs.detach().float()
     return bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())

@@ -1,4 +1,4 @@
-"""The head of a report: what was tested, and how it did in training."""
+"""The head of a report: what was tested, and how it performed in training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from utils.text import count, number
 
 CURVES = "curves.png"
 MUCH = 10
-"""Times the training loss: a test loss beyond it is a gap that deserves a word."""
+"""A test loss above this multiple of the training loss is reported as a gap."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,24 @@ class Tested:
     folder: RunFolder
     config: Config
     command: str
-    """As it could be typed again."""
+    """The command, as it could be typed again."""
     about: Mapping[str, Any]
     """checkpoint, epoch, step and samples."""
     parameters: int
-    """Of the model, trainable ones."""
+    """Number of trainable parameters."""
 
     @property
     def name(self) -> str:
         return f"{self.config.name}/{self.folder.path.resolve().name}"
 
     def epoch(self) -> Mapping[str, Any]:
-        """The line of metrics.jsonl at whose end the checkpoint was written; empty if it was not at an end."""
+        """The line of metrics.jsonl written with the checkpoint; empty if it is not from the end of an epoch."""
         step = self.about["step"]
         return next((record for record in self.folder.epochs() if record.get("step") == step), {})
 
 
 def head(tested: Tested, report: Path) -> Iterator[Block]:
-    """report: the folder in which it will be."""
+    """report: the folder it will be written to."""
     config, about, environment = tested.config, tested.about, tested.folder.read_environment()
     yield Heading(f"Test of {tested.name}", level=1)
     losses = [(name, component(loss)) for name, loss in config.losses.items()]
@@ -71,14 +71,14 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
 
 
 def component(item: Component) -> str:
-    """A component as it would be called: LeNet(in_channels=3, kernel_size=5)."""
+    """A component as a call: LeNet(in_channels=3, kernel_size=5)."""
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in item.args.items()}
     given = ", ".join(f"{key}={word}" for key, word in words.items())
     return f"{item.type}({shortened(given, 160)})" if given else item.type
 
 
 def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, curves: bool) -> Iterator[Block]:
-    """Each value in training, in validation and on the test data. values: those of the test."""
+    """Each value in training, in validation and in the test. values: those of the test."""
     record = tested.epoch()
     rows = []
     for name, value in values.items():
@@ -101,11 +101,11 @@ def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, 
 def memorised(
     tested: Tested, loss: float, *, sum_loss: bool, found: Regression | Classification | None
 ) -> Iterator[Block]:
-    """A word about a model that learnt its training data alone: a far larger loss on the test data, where it predicts
-    about as well as a constant would.
+    """A note if a model only learnt its training data: a far larger loss on the test data, where it predicts no better
+    than a constant.
 
     loss: on the test data. sum_loss: it is a sum over the samples. It is then compared per sample with the training
-    loss of a whole step, which can only make the gap smaller.
+    loss of a whole step, which can only understate the gap.
     """
     training = tested.epoch().get("loss")
     each = loss / max(tested.about["samples"], 1) if sum_loss else loss
@@ -117,7 +117,7 @@ def memorised(
     if isinstance(found, Regression) and (r2 := found.residuals().r2) < 0.5:
         same = f"R² is {number(r2)} on the test data, where always predicting the mean of the targets would give 0"
     elif isinstance(found, Classification) and found.near_chance():
-        same = f"its accuracy is {found.accuracy():.1%} on the test data, no better than always naming one class"
+        same = f"its accuracy is {found.accuracy():.1%} on the test data, no better than always predicting one class"
     else:
         return
     yield Paragraph(f"The model has memorised its training data. {said}; {same}.", strong=True)

@@ -29,9 +29,9 @@ FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png
 
 
 class EvaluationReport(EvaluationStats):
-    """Writes what it observes. Files of an older report that this one does not have are removed.
+    """Writes a report of what it observes. Files of an older report that this one lacks are removed.
 
-    As a context: the predictions replace an older file only if nothing is raised inside.
+    As a context manager: the predictions replace an older file only if nothing is raised inside.
     """
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:

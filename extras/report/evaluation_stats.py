@@ -1,4 +1,4 @@
-"""Statistics of an evaluation beyond its means. The task is recognised from the first result."""
+"""Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
 import functools
 from typing import Any
@@ -17,9 +17,9 @@ from utils.errors import DataError
 from utils.tree import describe_batch
 
 MOST_CLASSES = 1000
-"""More classes get no confusion matrix: its size is the square of their number."""
+"""With more classes, there is no confusion matrix: its size is quadratic."""
 
-# losses whose float targets are classes, or probabilities of classes: their task is not a regression
+# losses whose float targets are classes or class probabilities: the task is not a regression
 NO_REGRESSION = {
     "cross_entropy", "CrossEntropyLoss", "BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "SoftMarginLoss",
     "MultiLabelSoftMarginLoss", "HingeEmbeddingLoss",
@@ -27,13 +27,13 @@ NO_REGRESSION = {
 
 
 class EvaluationStats(Observer):
-    """Recognises the task and adds up its statistics; at most one of the two attributes is not None.
+    """Recognises the task and accumulates its statistics; at most one of the two attributes is not None.
 
-    Integer targets (B,) with outputs (B, C) are a classification; float targets of the outputs' shape are a regression,
-    unless the loss takes them for probabilities. Anything else, and what a trainer that is not supervised gives, has no
+    Integer targets (B,) with outputs (B, C) are a classification; float targets in the outputs' shape are a regression,
+    unless the loss treats them as probabilities. Anything else, and any trainer that is not supervised, has no
     statistics. Waits for the device once per batch.
 
-    Of several processes, each adds up its own samples; at the end of an evaluation the main one has those of all.
+    With several processes, each accumulates its own samples; at the end of an evaluation the main process has all.
     """
 
     classification: Classification | None = None
@@ -71,17 +71,17 @@ class EvaluationStats(Observer):
             found.gather(self.processes)
 
     def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
-        """A batch of a classification, (B, C) and (B,), on the CPU."""
+        """Add a batch of a classification, (B, C) and (B,), on the CPU."""
         assert self.classification is not None
         self.classification.add(batch_range.start, probabilities, targets, show)
 
     def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
-        """A batch of a regression, both (B, ...), on the CPU."""
+        """Add a batch of a regression, both (B, ...), on the CPU."""
         assert self.regression is not None
         self.regression.add(batch_range.start, outputs, targets)
 
     def class_names(self) -> list[str]:
-        """The names of the data set's classes if it names all of them, otherwise their numbers."""
+        """The data set's class names if it has one for every class, otherwise their numbers."""
         if self.classification is not None and len(self._names) != self.classification.classes:
             names, count = self.data.class_names, self.classification.classes
             self._names = list(map(str, names if names is not None and len(names) == count else range(count)))
@@ -97,16 +97,16 @@ class EvaluationStats(Observer):
         if not targets.is_floating_point() and not targets.is_complex():
             if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
                 self.classification = Classification(outputs.shape[1])
-                own = are_probabilities(outputs)  # and so they must be in all processes
+                own = are_probabilities(outputs)  # must be the same in all processes
                 self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 
 
 def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
-    """Returns pictures of rows of a batch, (inputs, targets). Raises DataError if the loader returns something else.
+    """Returns a function for pictures of rows of a batch, (inputs, targets). It raises DataError for invalid pictures.
 
-    samples: of the batch. Inputs of another length, as packed sequences, have no row for each of them, and no picture.
+    samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
     """
 
     def show(rows: Counts) -> Tensor | None:
@@ -116,14 +116,14 @@ def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
         pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
         if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
             got = describe_batch(pictures)
-            raise DataError(f"{type(data).__name__}.pictures returns {got}; it should be (B, H, W, 1 or 3) uint8")
+            raise DataError(f"{type(data).__name__}.pictures returns {got}; expected (B, H, W, 1 or 3) uint8")
         return pictures
 
     return show
 
 
 def _name(criterion: Any) -> str:
-    """The name of a loss: a function, one with arguments, or a module."""
+    """The name of a loss: a function, a partial function or a module."""
     if isinstance(criterion, functools.partial):
         criterion = criterion.func
     return str(getattr(criterion, "__name__", type(criterion).__name__))

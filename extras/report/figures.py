@@ -15,14 +15,14 @@ from extras.report.regression import Doubles, Regression
 from utils.text import number
 
 MOST_WRITTEN = 30
-"""Classes of a confusion matrix whose cells have room for numbers."""
+"""Maximum number of classes for which a confusion matrix's cells have room for numbers."""
 
 
 @drawn
 def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
-    """counts: int64 (C, C), true by predicted. Colours are fractions of a true class.
+    """counts: int64 (C, C), true by predicted. Colours show fractions of a true class.
 
-    Up to 30 classes, counts and percentages are written into the cells, and totals beside them.
+    For up to 30 classes, cells have counts and percentages, and totals are shown beside them.
     """
     classes = len(counts)
     cell = 0.52 if classes <= 14 else 0.3 if classes <= 30 else 0.1  # inches
@@ -33,9 +33,9 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     figure = new_figure(max(side + margin + 0.6, 4), max(side + margin, 3.2))
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    # by the square root, or a class that is predicted as another one time in twenty could not be seen
+    # square root, so that a confusion of 5 % is visible
     image = axes.imshow(share, cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    every = math.ceil(classes / 100)  # with more classes than lines of text, some have no name
+    every = math.ceil(classes / 100)  # with more classes than lines of text, some are not labelled
     places = range(0, classes, every)
     ticks = [shown[place] for place in places]
     if classes <= MOST_WRITTEN:
@@ -56,7 +56,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
 
 
 def _write_counts(axes: Axes, counts: Counts, share: Doubles, *, size: float) -> None:
-    """Counts, with percentages of the true class, and the totals of rows and columns outside."""
+    """Write counts with percentages of the true class, and totals of rows and columns outside."""
     colour_of = ScalarMappable(PowerNorm(0.5, 0, 1), MAP)
     for row, column in np.argwhere(counts):
         dark = np.dot(colour_of.to_rgba(share[row, column])[:3], (0.299, 0.587, 0.114)) < 0.55
@@ -75,16 +75,16 @@ def _write(axes: Axes, x: float, y: float, text: str, size: float, colour: str) 
 
 
 def _short_count(count: int) -> str:
-    """In at most five characters."""
+    """A count in at most five characters."""
     return str(count) if count < 10_000 else f"{count / 1e3:.0f}k" if count < 1e6 - 500 else f"{count / 1e6:.3g}M"
 
 
 @drawn
 def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
-    """The same, as per cent of a true class, to be read at a width of 350 pixels, as TensorBoard shows it."""
+    """A confusion matrix in per cent of a true class, legible at a width of 350 pixels, as shown by TensorBoard."""
     classes = len(counts)
     figure = new_figure(3.3, 3.3)
-    figure.set_dpi(2 * figure.dpi)  # in pixels it is twice as large, so that it stays sharp when it is enlarged
+    figure.set_dpi(2 * figure.dpi)  # twice as many pixels, so that it stays sharp when enlarged
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -107,14 +107,14 @@ def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
 def mistakes_grid(
     mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int = 6
 ) -> Figure | None:
-    """The mistakes that have pictures, the worst first; None if none has. files: the names of the samples."""
+    """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
     shown, names = [mistake for mistake in mistakes if mistake.picture is not None], labels(names, longest=16)
     if not shown:
         return None
     columns = max(4, min(columns, len(shown)))
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(columns * 1.5, rows * 2.0 + 0.45)
-    axes = figure.add_subplot()  # one for all: each costs 10 ms
+    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
     for place, mistake in enumerate(shown):
         left, top = place % columns * 1.5, place // columns * 2.0
         _paste(axes, mistake, left + 0.15, top + 0.36, side=1.2)
@@ -129,7 +129,7 @@ def mistakes_grid(
 
 
 def _sample(sample: int, files: Sequence[str] | None) -> str:
-    """The end of a file's name, which tells it from others, where its letters can be drawn."""
+    """The end of a file name, which distinguishes it from others, if its characters can be drawn."""
     if files is None or not drawable(files[sample]):
         return f"sample {sample}"
     name = " ".join(files[sample].split())
@@ -137,7 +137,7 @@ def _sample(sample: int, files: Sequence[str] | None) -> str:
 
 
 def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float) -> None:
-    """Draw a picture as large as fits into a square."""
+    """Draw a picture as large as fits in a square."""
     assert mistake.picture is not None
     height, width, channels = mistake.picture.shape
     scale = side / max(height, width)
@@ -174,7 +174,7 @@ def reliability(found: Classification) -> Figure:
 
 @drawn
 def scatter(found: Regression) -> Figure:
-    """Predicted over true values, with the line where they are equal."""
+    """Predicted over true values, with the identity line."""
     figure = new_figure(5.2, 5)
     axes = figure.add_subplot()
     predicted, true = found.pairs
@@ -184,7 +184,7 @@ def scatter(found: Regression) -> Figure:
         axes.plot(true, predicted, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
         if 0.2 < (up[1] - up[0]) / (across[1] - across[0]) < 5:
             axes.set(xlim=both, ylim=both, aspect="equal")
-        else:  # on equal axes, one of the two would be a line
+        else:  # on equal axes, one of them would collapse to a line
             axes.set(xlim=across, ylim=up)
         axes.legend(loc="upper left")
     values = found.residuals()

@@ -1,4 +1,4 @@
-"""predictions.csv, written during the evaluation; it replaces an older one only when it is complete."""
+"""predictions.csv, written during the evaluation; it replaces an older file only when complete."""
 
 import contextlib
 import math
@@ -16,14 +16,14 @@ from utils.errors import TrainingError
 from utils.files import atomic_write
 
 MOST_COLUMNS = 100
-"""With more classes, only the probabilities of the true and the predicted one are written: the file would be huge."""
+"""With more classes, only the probabilities of the true and the predicted class are written, to limit the file size."""
 
 
 class Predictions:
-    """A table with one line per sample. Nothing is written before the first one, nor if the evaluation fails.
+    """A table with one line per sample. The file appears with the first sample, and only if the evaluation succeeds.
 
-    files: the names of the samples, if they have any.
-    processes: each adds its part of the same batch, which may be empty; the main one writes them all.
+    files: the names of the samples, if any.
+    processes: each adds its part of the same batch, which may be empty; the main process writes them all.
     """
 
     def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
@@ -48,7 +48,7 @@ class Predictions:
             raise self._failed(failure) from failure
 
     def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
-        """Classified samples, (B, C) and (B,), from index ``start`` on."""
+        """Add classified samples, (B, C) and (B,), from index ``start`` on."""
         few = len(names) <= MOST_COLUMNS
         chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
         self._begin(["true", "predicted", *chosen])
@@ -71,7 +71,7 @@ class Predictions:
         )
 
     def add_numbers(self, start: int, outputs: Tensor, targets: Tensor) -> None:
-        """Predicted and true numbers, both (B, ...), from index ``start`` on; none if there are too many per sample."""
+        """Add predicted and true numbers, both (B, ...), from index ``start`` on; skipped if too many per sample."""
         width = math.prod(outputs.shape[1:])
         if width > MOST_COLUMNS:
             return
@@ -82,7 +82,7 @@ class Predictions:
         self._rows(f"%s{',%.9g' * len(columns)}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
 
     def _samples(self, start: int, count: int) -> list[str]:
-        """The cells that say which sample a line is of: its index and, if it has one, its name."""
+        """The cells that identify a sample: its index and, if it has one, its name."""
         indices = range(start, start + count)
         files = self.files
         return [str(index) if files is None else f"{index},{csv_field(files[index])}" for index in indices]

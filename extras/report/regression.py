@@ -1,4 +1,4 @@
-"""Statistics of a regression's evaluation, added up batch by batch."""
+"""Statistics of a regression, accumulated batch by batch."""
 
 import math
 from typing import NamedTuple
@@ -14,45 +14,45 @@ Counts = npt.NDArray[np.int64]
 
 
 class Residuals(NamedTuple):
-    """Of predicted - true, over all numbers."""
+    """Statistics of predicted - true, over all numbers."""
 
     mean: float
-    """The bias."""
+    """Bias."""
     deviation: float
-    """The standard deviation."""
+    """Standard deviation."""
     rmse: float
     mae: float
     largest: float
-    """The largest absolute one."""
+    """Largest absolute value."""
     r2: float
-    """Explained fraction of the targets' variance; NaN where the targets do not vary."""
+    """Explained fraction of the targets' variance; NaN if the targets are constant."""
 
 
 class Regression:
-    """Sums over predicted numbers, and a sample of them spread evenly over the data.
+    """Statistics of predicted numbers, and a subset of them spread evenly over the data.
 
-    samples: how many there will be. width: numbers per sample.
+    samples: total number of samples. width: numbers per sample.
     """
 
     KEPT = 5000
-    """Pairs at most."""
+    """Maximum number of pairs to keep."""
 
     def __init__(self, samples: int, width: int) -> None:
         self.width, self.numbers = width, 0
         self.pairs: Doubles = np.empty((2, 0))
-        """The sample: predicted and true numbers, (2, at most KEPT)."""
+        """The subset: predicted and true numbers, (2, at most KEPT)."""
         # coprime to the width, or only some of a sample's numbers would ever be kept
-        self._places: Counts = np.empty(0, np.int64)  # of the kept pairs, among the numbers of all samples
+        self._places: Counts = np.empty(0, np.int64)  # positions of the kept pairs among the numbers of all samples
         self._every = max(1, math.ceil(samples * width / self.KEPT))
         while math.gcd(self._every, width) > 1:
             self._every += 1
         self._sum = self._square = self._absolute = self._largest = 0.0
-        self._mean = self._spread = 0.0  # of the targets: mean, and sum of squares around it
+        self._mean = self._spread = 0.0  # of the targets: mean, and sum of squared deviations from it
 
     def add(self, start: int, outputs: Tensor, targets: Tensor) -> None:
-        """Add a batch: floats of one shape, (B, ...), on the CPU. start: index of its first sample.
+        """Add a batch: floats of the same shape, (B, ...), on the CPU. start: index of its first sample.
 
-        Numbers that are not finite are left out.
+        Skips numbers that are not finite.
         """
         pair = np.stack([outputs.reshape(-1).double().numpy(), targets.reshape(-1).double().numpy()])
         places = np.arange(start * self.width, start * self.width + pair.shape[1])
@@ -73,7 +73,7 @@ class Regression:
         self._vary(count, mean, float(np.square(pair[1] - mean).sum()))
 
     def gather(self, processes: ProcessGroup) -> None:
-        """Collect the sums of all processes in the main one."""
+        """Collect the sums of all processes in the main process."""
         for number, other in enumerate(processes.one_by_one(self)):
             if number:
                 self._keep(other.pairs, other._places)
@@ -89,11 +89,11 @@ class Regression:
         self._places, self.pairs = places[order], np.concatenate([self.pairs, pairs], 1)[:, order]
 
     def _vary(self, count: int, mean: float, spread: float) -> None:
-        """Take in more targets: how many, their mean, and the sum of squares around it."""
+        """Add more targets, given by their count, mean, and sum of squared deviations from it."""
         total = self.numbers + count
         if not total:
             return
-        apart = mean - self._mean  # two groups' spreads as one (Chan et al. 1979): no large numbers cancel
+        apart = mean - self._mean  # combines the spreads of two sets (Chan et al. 1979) without cancellation
         self._spread += spread + apart**2 * self.numbers * count / total
         self._mean += apart * count / total
         self.numbers = total

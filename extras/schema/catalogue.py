@@ -1,4 +1,4 @@
-"""``python train.py --list [NAME]``: what a config may name."""
+"""``python train.py --list [NAME]``: the components a config can use."""
 
 import inspect
 import json
@@ -19,9 +19,9 @@ LEAST_WIDTH = 20
 
 
 def listing(name: str = "", *, width: int = 110) -> str:
-    """All components, those of a kind ("models"), or the whole of one, in lines of this width.
+    """All components, those of a kind ("models"), or the details of one, in lines of this width.
 
-    Raises UserError if there is none of that name.
+    Raises UserError if there is no such name.
     """
     width = max(width, LEAST_WIDTH)
     listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader
@@ -36,15 +36,15 @@ def listing(name: str = "", *, width: int = 110) -> str:
 
 
 def _kind_names(kind: str, registry: Registry) -> set[str]:
-    """How a user may call all components of a kind, as in "model", "models"."""
+    """The names by which users can refer to a kind, as in "model", "models"."""
     names = {kind, registry.kind.replace(" ", "_")}
     return names | {plural(name) for name in names}
 
 
 def _further(name: str) -> str:
-    """What to do about an unknown name, whatever kind it was meant to be."""
+    """Advice about an unknown name, whatever kind it was meant to be."""
     if name in FORMER_NAMES:
-        return f"here it is {FORMER_NAMES[name]}"
+        return f"use {FORMER_NAMES[name]}"
     known = [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()]
     if task := METRICS.of_task(name, {}):
         return task
@@ -68,7 +68,7 @@ def _kind(kind: str, registry: Registry, width: int) -> Iterator[str]:
 
 
 def _call(registry: Registry, name: str, width: int) -> str:
-    """The name with its arguments and their defaults, as in LeNet(in_channels=3, ...)."""
+    """The name with its arguments and defaults, as in LeNet(in_channels=3, ...)."""
     shown = [
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_json(parameter.default)}"
         for parameter in registry.parameters(name).values()
@@ -78,7 +78,7 @@ def _call(registry: Registry, name: str, width: int) -> str:
 
 
 def _wrapped(text: str, width: int, first: int, more: int) -> str:
-    """Text in lines of a width: the first is indented by so many columns, and further ones by as many as more."""
+    """Text wrapped at a width: the first line indented by ``first`` columns, further lines by ``more``."""
     return textwrap.fill(text, width, initial_indent=" " * first, subsequent_indent=" " * more, break_on_hyphens=False)
 
 
@@ -94,7 +94,7 @@ def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str
     article = "an" if registry.kind[0] in "aeiou" else "a"
     yield _wrapped(f'{name}, {article} {registry.kind} for "{kind}" ({where(component)})', width, 0, 4) + "\n"
     known = registry.parameters(name)
-    own = name in registry.own()  # the library's are long, and full of LaTeX
+    own = name in registry.own()  # the libraries' are long and full of LaTeX
     said = docstrings.without_arguments(component, known) if own else docstrings.paragraph(component)
     for line in (said or "It has no docstring.").splitlines():
         indent = 2 + len(line) - len(line.lstrip())
@@ -120,7 +120,7 @@ def _type_and_default(name: str, parameter: inspect.Parameter) -> str:
 
 
 def _example(kind: str, name: str, parameters: list[inspect.Parameter]) -> str:
-    """How a config names the component, with the arguments that it must be given."""
+    """How to write the component in a config, with its required arguments."""
     required = [p.name for p in parameters if p.default is p.empty and FROM_RUN_LENGTH.get(name) != p.name]
     given = ", ".join(f'"{key}": ...' for key in required)
     args = f', "args": {{{given}}}' if required else ""

@@ -1,4 +1,4 @@
-"""docs/config.md: every key of a config as a table, from the schema; the README has those that are used most."""
+"""docs/config.md: every config key as a table, from the schema; the README has the most common ones."""
 
 import json
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ MOST_USED = (
 
 
 def config_table(*keys: str) -> str:
-    """Every key, or those that are asked for, with type, default and meaning, as Markdown."""
+    """Every key, or the given ones, with type, default and meaning, as Markdown."""
     rows = list(_rows(Config))
-    rows[1:1] = ["| `extends` | str | | | Path of a config that gives all keys that are not given here. |"]
+    rows[1:1] = ["| `extends` | str | | | Path of a config from which all keys not given here are inherited. |"]
     return "\n".join(
         [HEAD, *(row for row in rows if not keys or row.startswith(tuple(f"| `{key}` |" for key in keys)))]
     )

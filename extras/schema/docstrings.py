@@ -1,4 +1,4 @@
-"""What docstrings say: of a component in one paragraph, and of each of its arguments."""
+"""Texts from docstrings: a paragraph on a component, and the descriptions of its arguments."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def without_arguments(component: Callable[..., Any], names: Collection[str]) -> 
 
 
 def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str, str]:
-    """What the docstrings of a component, and of the classes that it extends, say of its arguments."""
+    """Descriptions of arguments in the docstrings of a component and of its base classes."""
     found: dict[str, str] = {}
     for kind in inspect.getmro(component) if inspect.isclass(component) else (component,):
         for doc in (_own_doc(kind), _own_doc(getattr(kind, "__init__", None))):
@@ -41,12 +41,12 @@ def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str
 
 
 def _own_doc(item: Any) -> str:
-    """Its docstring, without one that it inherits."""
+    """A docstring that is not inherited."""
     return (vars(item).get("__doc__") if inspect.isclass(item) else getattr(item, "__doc__", None)) or ""
 
 
 def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Each argument that is described, with its text: what is indented below it belongs to it."""
+    """Each described argument with its text, including what is indented below it."""
     for number, line in enumerate(lines):
         match = _ARGUMENT.match(line)
         if not match:
@@ -61,6 +61,6 @@ def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """Text without the marks of Sphinx, in one line."""
+    """Text without Sphinx markup, in one line."""
     text = _ROLE.sub(r"\1", text).replace("``", "`").replace("`_", "").replace("`", "").replace("\\", "")
     return " ".join(text.split())

@@ -1,7 +1,7 @@
-"""config.schema.json: what an editor completes and checks, from the schema and from every component's signature.
+"""config.schema.json: what editors complete and check, from the schema and every component's signature.
 
-``make schema`` writes it, and docs/config.md beside it. What a config names is checked against the same signatures
-when it is loaded; the schema is only for writing it.
+``make schema`` writes it together with docs/config.md. Loading a config checks it against the same signatures; the
+schema only helps to write it.
 """
 
 import inspect
@@ -22,24 +22,24 @@ from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, alternatives, keys_of
 
 Schema = dict[str, Any]
 
-# signatures and docstrings come from these; with other versions than the recorded ones, the library's may differ
+# sources of signatures and docstrings; with other versions than the recorded ones, the libraries' may differ
 LIBRARIES = ("torch", "torchmetrics", "pydantic")
 REFERENCE = {"$ref": "#/definitions/reference"}
 NOT_ANY_STRING = {"pattern", "enum", "const", "anyOf", "allOf", "$ref"}
-# the kinds of which a config has lists
+# the kinds of which a config has a list
 ELEMENTS: dict[str, KeyPath] = {"metrics": ("metrics", 0), "writers": ("trainer", "writers", 0)}
-PARTIAL = ".partial"  # of a config that extends another, in which nothing must be given
+PARTIAL = ".partial"  # for a config that extends another, in which nothing is required
 
 
 def config_schema() -> Schema:
-    """The whole schema, JSON Schema draft 7, which all editors know."""
+    """The whole schema, as JSON Schema draft 7, which all editors support."""
     about = "A variable, an environment variable, or a fact of the data: ${NAME}, ${env:NAME}, ${data.NAME}."
     definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
     for kind, registry in REGISTRIES.items():
         if kind == "validation":  # a data loader
             continue
         definitions |= _definitions(kind, registry, partial=False)
-        if kind != "metrics":  # a list, which is replaced and never merged
+        if kind != "metrics":  # a list, which is replaced rather than merged
             definitions |= _definitions(kind, registry, partial=True)
     definitions |= _definitions("writers", WRITERS, partial=False)
     whole, partial_root = _root(definitions, partial=False), _root(definitions, partial=True)
@@ -58,7 +58,7 @@ def config_schema() -> Schema:
 
 
 def dumps(schema: Schema) -> str:
-    """The schema as text, a line for each definition: long lines, and a fifth of the size."""
+    """The schema as text with one definition per line, a fifth of the size of indented JSON."""
     definitions = [
         f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in schema["definitions"].items()
     ]
@@ -67,7 +67,7 @@ def dumps(schema: Schema) -> str:
 
 
 def _root(definitions: Schema, *, partial: bool) -> Schema:
-    """The keys of a config; partial: of one that extends another, in which nothing must be given."""
+    """The keys of a config. partial: it extends another one, so nothing is required."""
     properties: Schema = {}
     for key, field in keys_of(Config).items():
         if key in REGISTRIES and key != "trainer":
@@ -78,9 +78,7 @@ def _root(definitions: Schema, *, partial: bool) -> Schema:
             keys = _section(key, section, partial=partial) if section else _plain(Config, key)
             properties[key] = _about(field.description, keys)
     if partial:
-        extends = (
-            "Path of the config that this one extends, relative to this file. It gives all that is not given here."
-        )
+        extends = "Path of a config, relative to this file, from which all keys not given here are inherited."
         properties = {"extends": {"type": "string", "description": extends}, **properties}
     required = [key for key, field in keys_of(Config).items() if field.is_required() or key == "loss"]
     schema: Schema = {"properties": properties, "additionalProperties": False}
@@ -95,12 +93,12 @@ def _root(definitions: Schema, *, partial: bool) -> Schema:
 
 
 def _unsupervised() -> list[str]:
-    """The trainers with which a config need not name a loss."""
+    """The trainers for which a config need not name a loss."""
     return [name for name in TRAINERS.names() if not getattr(TRAINERS[name], "supervised", True)]
 
 
 def _component(kind: str, *, partial: bool) -> Schema:
-    """What may be given for a component: its object, its name, null where the config may do without it."""
+    """The values allowed for a component: an object, a name, or null if the config can omit it."""
     defined = "data_loader" if kind == "validation" else kind
     reference = {"$ref": f"#/definitions/{defined}{PARTIAL if partial else ''}"}
     if kind == "metrics":
@@ -113,7 +111,7 @@ def _component(kind: str, *, partial: bool) -> Schema:
 
 
 def _add_snippets(kind: str, schema: Schema, definitions: Schema) -> None:
-    """Whole components as completions of the value of a key, or of the elements of the list that it takes."""
+    """Add whole components as completions for the value of a key, or for list elements."""
     defined = "data_loader" if kind == "validation" else kind
     prefix = f"{defined}."
     arguments = {
@@ -143,7 +141,7 @@ def _one_or_several(kind: str, reference: Schema) -> Schema:
 
 
 def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
-    """A definition of the kind, and one of the arguments of each of its components."""
+    """A definition of the kind, and one for the arguments of each of its components."""
     made: Schema = {}
     by_name: list[Schema] = []
     suffix = PARTIAL if partial else ""
@@ -151,7 +149,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         args = _arguments(kind, registry, name, partial=partial)
         made[f"{kind}.{name}{suffix}"] = args
         then: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{suffix}"}}}
-        if kind == "optimizer":  # a parameter group takes the same arguments, and needs none
+        if kind == "optimizer":  # a parameter group takes the same arguments, and requires none
             group = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{PARTIAL}"}}}
             then["properties"]["groups"] = {"items": group}
         if args.get("required"):
@@ -160,7 +158,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         if name != registry.default:
             named["required"] = ["type"]
         by_name.append({"if": named, "then": then})
-    if kind == "trainer":  # its own keys are beside "type" and "args"
+    if kind == "trainer":  # has further keys besides "type" and "args"
         return {**made, f"trainer.types{suffix}": {"allOf": by_name}}
     if not partial:
         made[f"{kind}.names"] = {
@@ -181,7 +179,7 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
 
 
 def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Schema:
-    """The "args" of one component."""
+    """The "args" of a component."""
     properties, required = {}, []
     known = registry.parameters(name)
     texts = docstrings.arguments(registry[name], known)
@@ -204,7 +202,7 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
 
 
 def _type(kind: str, parameter: inspect.Parameter) -> Schema | None:
-    """The schema of an argument of a component of this kind; None where JSON has nothing to give."""
+    """The schema of an argument of a component; None if JSON cannot express it."""
     schema = _of_annotation(kind, parameter.annotation)
     if not schema:
         return schema
@@ -228,7 +226,7 @@ def _of_annotation(kind: str, annotation: Any) -> Schema | None:
 
 
 def _with_objects(kind: str, annotation: Any) -> Schema:
-    """The schema of settings, of a component, or of a list or dict in which they are."""
+    """The schema of settings, of a component, or of a list or dict containing them."""
     if is_module(annotation):
         inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
         return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
@@ -254,7 +252,7 @@ def _with_objects(kind: str, annotation: Any) -> Schema:
 
 
 def _or_reference(schema: Schema) -> Schema:
-    """A schema that takes a reference too, in the place of its value and of every value inside a list or an object."""
+    """Allow a reference as well, in place of the value and of every value inside a list or an object."""
 
     def inside(value: Any) -> Any:
         if isinstance(value, list):
@@ -275,7 +273,7 @@ def _or_reference(schema: Schema) -> Schema:
 
 
 def _draft_7(schema: Any) -> Any:
-    """pydantic writes tuples as JSON Schema 2020-12 does."""
+    """Convert tuples, which pydantic writes in the style of JSON Schema 2020-12."""
     if isinstance(schema, list):
         return [_draft_7(item) for item in schema]
     if not isinstance(schema, dict):
@@ -286,7 +284,7 @@ def _draft_7(schema: Any) -> Any:
 
 
 def _inlined(schema: Any, definitions: Schema) -> Any:
-    """A schema with pydantic's definitions in place of its references to them."""
+    """Replace pydantic's references by their definitions."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -298,7 +296,7 @@ def _inlined(schema: Any, definitions: Schema) -> Any:
 
 
 def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
-    """An object of plain keys: "trainer", "runtime"."""
+    """An object of plain keys, such as "trainer" or "runtime"."""
     keys = {name: _plain(section, name) for name in keys_of(section)}
     schema: Schema = {"type": "object", "properties": keys, "additionalProperties": False}
     if key == "trainer":
@@ -310,7 +308,7 @@ def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
         keys["monitor"] = {**keys["monitor"], "examples": monitored()}
     if not partial:
         return schema
-    # null over an inherited value takes it away
+    # null removes an inherited value
     return schema | {"properties": {name: _or_null(value) for name, value in keys.items()}}
 
 
@@ -320,7 +318,7 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _plain(section: type[BaseModel], key: str) -> Schema:
-    """One key of the schema's own."""
+    """A key of the schema itself."""
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
     schema = _or_reference(_draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
@@ -330,7 +328,7 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
 def _with_default(schema: Schema, default: Any) -> Schema:
     try:
         json.dumps(default, allow_nan=False)
-    except (TypeError, ValueError):  # none, or nothing that JSON has
+    except (TypeError, ValueError):  # no default, or none that JSON can express
         return schema
     return {**schema, "default": default}
 
@@ -339,7 +337,7 @@ def _about(description: str | None, schema: Schema) -> Schema:
     if not description:
         return schema
     text = " ".join(description.split())
-    # draft 7 ignores every key beside "$ref"
+    # draft 7 ignores all keys besides "$ref"
     return {"description": text, "allOf": [schema]} if "$ref" in schema else {**schema, "description": text}
 
 

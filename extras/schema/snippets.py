@@ -1,6 +1,6 @@
-"""What an editor offers as the value of a key: whole components with their arguments, and values to monitor.
+"""Completions that editors offer for the value of a key: whole components with arguments, and values to monitor.
 
-A snippet is inserted as it is, with the cursor at its first value: so each is valid as it stands.
+A snippet is inserted with the cursor at its first value, so each is valid as it is.
 """
 
 import json
@@ -14,14 +14,14 @@ from utils.registry import METRICS, Registry
 Schema = dict[str, Any]
 
 MOST_DEFAULTS = 6
-"""Of a component with so many optional arguments at most, a snippet has these too."""
+"""Maximum number of optional arguments for a snippet to include them."""
 WITH_LIBRARY = ("optimizer", "lr_scheduler")
-"""The kinds of which the library's components have a snippet; those of others are offered by name."""
+"""Kinds whose library components have snippets; those of other kinds are offered by name."""
 SMALLER_IS_BETTER = ("error", "loss")
 
 
 def snippets(kind: str, registry: Registry, arguments: dict[str, Schema]) -> list[Schema]:
-    """VS Code's ``defaultSnippets``. arguments: the schema of the "args" of each component, by its name."""
+    """VS Code's ``defaultSnippets``. arguments: the schema of each component's "args", by name."""
     names = [name for name in arguments if name in registry.own() or kind in WITH_LIBRARY]
     return [
         _snippet(registry, name, arguments[name]) for name in names if _is_possible(registry, name, arguments[name])
@@ -29,14 +29,14 @@ def snippets(kind: str, registry: Registry, arguments: dict[str, Schema]) -> lis
 
 
 def _is_possible(registry: Registry, name: str, args: Schema) -> bool:
-    """Whether JSON has a value for every argument that must be given."""
+    """Whether JSON can express a value for every required argument."""
     needed = {key for key, parameter in registry.parameters(name).items() if parameter.default is parameter.empty}
     return name not in COMPOUND_SCHEDULERS and needed - {FROM_RUN_LENGTH.get(name)} <= args["properties"].keys()
 
 
 def _snippet(registry: Registry, name: str, args: Schema) -> Schema:
     properties = args["properties"]
-    # an example marks an argument that is not required by itself, but one of several that are
+    # an example marks an argument that is not required itself, but one of several that are
     wanted = [*args.get("required", ()), *(key for key, schema in properties.items() if "examples" in schema)]
     required = {key: _sample(properties[key]) for key in dict.fromkeys(wanted)}
     defaults = {
@@ -52,7 +52,7 @@ def _snippet(registry: Registry, name: str, args: Schema) -> Schema:
 
 
 def _stop(number: int, value: Any) -> Any:
-    """A value at which the cursor stops. "^": what follows is inserted without the quotes of a string."""
+    """A value at which the cursor stops. "^": insert the following without quotes."""
     if isinstance(value, str):
         return f"${{{number}:{value}}}"
     text = json.dumps(value).replace("\\", "\\\\").replace("$", "\\$").replace("}", "\\}")
@@ -81,7 +81,7 @@ def _sample(schema: Schema) -> Any:
 
 
 def _number(schema: Schema, wanted: float) -> float:
-    """The wanted number, or another one within the limits of a schema."""
+    """The wanted number, or another within the limits of a schema."""
     low: Any = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
     high: Any = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
     if low < wanted < high:
@@ -91,7 +91,7 @@ def _number(schema: Schema, wanted: float) -> float:
 
 
 def monitored() -> list[str]:
-    """Values of ``trainer.monitor``: the loss, and each metric of the project by its name."""
+    """Values for ``trainer.monitor``: the loss, and each of the project's metrics by name."""
     found = ["min val_loss", "min loss"]
     for name in METRICS.own():
         mode = "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"

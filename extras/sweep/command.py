@@ -1,4 +1,4 @@
-"""``sweep.py``: from the command line to a sweep's folder, and the sweep run to its end."""
+"""``sweep.py``: from the command line to a sweep's folder, and through the sweep to its end."""
 
 import argparse
 import os
@@ -31,9 +31,9 @@ def sweep(options: argparse.Namespace) -> Result:
     """Run a new sweep, or continue one. options: config, resume, overrides, trials, jobs, sampler, pruner, note."""
     jobs = options.jobs
     if jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least one trial must run at a time")
+        raise UserError(f"--jobs {jobs}: must be at least 1")
     if options.trials is not None and options.trials < 1:
-        raise UserError(f"--trials {options.trials}: a sweep has at least one trial")
+        raise UserError(f"--trials {options.trials}: must be at least 1")
     job, first = _job(), os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     processes = TrialProcesses(None, 0)
     processes.prepare()
@@ -58,7 +58,7 @@ def sweep(options: argparse.Namespace) -> Result:
 
 
 def _job() -> str | None:
-    """The launcher's name for this job, of which each process works on the same sweep."""
+    """The launcher's id for this job, whose processes all work on the same sweep."""
     name, _ = launch()
     if name is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         name = f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_STEP_ID', '0')}"
@@ -76,12 +76,12 @@ def _save_dir(base: dict[str, Any]) -> str:
 
 
 def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
-    """The sweep of the command line, checked, and the values of its base config. Raises UserError."""
+    """The sweep given on the command line, checked, and its base config's values. Raises UserError."""
     config = options.config or PROJECT / "config.json"
     fixed, spaces = parse_spaces(options.overrides)
     if not spaces:
         what = f"--trials {options.trials}" if options.trials else "a sweep"
-        single = f"; a single value, as in {' and '.join(fixed)}, holds for all trials" if fixed else ""
+        single = f"; a single value, as in {' and '.join(fixed)}, applies to all trials" if fixed else ""
         raise UserError(f"{what} needs a space: KEY=SPACE, e.g. seed=0..4 or optimizer.args.lr=log:1e-4..1e-1{single}")
     sampler = options.sampler
     if options.trials is None:
@@ -98,7 +98,7 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
     monitor = loaded.config.trainer.monitor
     if monitor is None:
         raise UserError(
-            "trials are compared by the monitored value, and trainer.monitor is null; "
+            "trials are compared by the monitored value, but trainer.monitor is null; "
             'set it, e.g. trainer.monitor="min val_loss"'
         )
     base = read_config(config, fixed).value
@@ -112,12 +112,12 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
 
 
 def _threads(jobs: int) -> int:
-    """Threads of each trial: those that a single run takes, shared out."""
+    """Threads per trial: those of a single run, divided."""
     return max(1, torch.get_num_threads() // jobs)
 
 
 def _continued(options: argparse.Namespace) -> SweepFolder:
-    """The folder of -r. A config or spaces beside it must be its own; --trials changes the number."""
+    """The folder of -r. If a config or spaces are given, they must match its own; --trials changes the number."""
     folder = SweepFolder.of(Path(options.resume))
     own = folder.read_spec()
     for name, asked, kept in (("sampler", options.sampler, own.sampler), ("pruner", options.pruner, own.pruner)):
@@ -127,8 +127,8 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
             )
     if options.overrides and options.config is None:
         raise UserError(
-            f"-r continues a sweep as it is; {options.overrides[0]} cannot be added. Leave it out, or start another "
-            "sweep with -c, without -r"
+            f"-r continues a sweep as it is; {options.overrides[0]} cannot be added. Leave it out, or start a new "
+            "sweep with -c instead of -r"
         )
     if options.config is not None:
         folder.check_same(*_asked_again(options))
@@ -142,13 +142,13 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
         return folder
     if own.sampler is None:
         size = grid_size(own.spaces)
-        raise UserError(f"{folder.path} is a grid of {size} trials, which --trials cannot change")
+        raise UserError(f"{folder.path} is a grid of {size} trials; --trials cannot change that")
     check_trials(own.spaces, options.trials)
     with folder.locked():
         there = len(folder.trials())
         if options.trials < there:
             raise UserError(
-                f"--trials {options.trials}: {folder.path} has {there} trials already; --trials is the total"
+                f"--trials {options.trials}: {folder.path} already has {there} trials; --trials is the total"
             )
         folder.write_spec(replace(own, trials=options.trials))
     return folder

@@ -1,7 +1,7 @@
 """Runs the trials of a sweep: claims them, starts their processes, follows their epochs and records how they end.
 
-Several of these may work on one folder. Each may be killed at any moment: a trial that nobody claims any more is
-continued from its checkpoint by whoever finds it first.
+Several coordinators may work on one folder, and each may be killed at any moment: an unclaimed, unfinished trial is
+continued from its checkpoint by whichever finds it first.
 """
 
 import contextlib
@@ -25,46 +25,46 @@ from utils.files import read_text, size
 from utils.signals import SignalWatch
 
 POLL = 0.2
-"""Seconds between two looks at the trials that run; the end of one is noticed at once."""
+"""Seconds between checks on running trials; the end of one is noticed at once."""
 IDLE = 1.0
-"""Seconds between two looks for a trial to claim, where other sweeps have claimed all that are left."""
+"""Seconds between checks for a trial to claim, if other coordinators have claimed all the rest."""
 GRACE = 60.0
-"""Seconds that a trial has to save and end after SIGTERM; then it is killed, and continues from an older checkpoint."""
+"""Seconds for a trial to save and exit after SIGTERM; then it is killed, and continues from an older checkpoint."""
 MOST_DEATHS = 20
-"""Deaths in a row without progress after which a trial has failed. Many, since each may be somebody's kill."""
+"""Consecutive deaths without progress after which a trial has failed. Large, since each may be a deliberate kill."""
 MOST_STARVED = 2
-"""The same for deaths while the kernel killed a process for lack of memory, which would happen again."""
+"""The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
 MOST_REFUSED = 3
-"""Trials that were refused for the same reason before any had an epoch, after which a sweep ends."""
+"""Number of trials rejected for the same reason before any had an epoch, after which a sweep ends."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
 @dataclass
 class Running:
-    """A trial that this sweep has claimed."""
+    """A trial claimed by this coordinator."""
 
     trial: Trial
     slot: int
     process: Any = None
-    """None while a process that another sweep left behind still trains it."""
+    """None while a process left behind by another coordinator still trains it."""
     started: float = 0.0
     deaths: int = 0
     starved: int = 0
     """Deaths for lack of memory."""
     oom_kills: int = 0
-    """Of the machine, when the process was started."""
+    """The machine's out-of-memory kills when the process was started."""
     mark: tuple[Any, ...] = ()
-    """What of its progress is on the disk."""
+    """Its progress on disk."""
     read: int = -1
-    """Bytes of metrics.jsonl that were looked at."""
+    """Bytes of metrics.jsonl read so far."""
     stopping: float | None = None
-    """When it was told to stop, because it is pruned."""
+    """When it was told to stop because of pruning."""
     epochs: int = 0
     value: float | None = None
 
 
 class Coordinator:
-    """jobs: trials at once."""
+    """jobs: trials to run at once."""
 
     def __init__(self, folder: SweepFolder, processes: TrialProcesses, display: Display, *, jobs: int) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class Coordinator:
         self._looked = -math.inf
 
     def run(self) -> list[Trial]:
-        """All trials, once all have ended. Raises Stopped after a signal, when all that run have saved and ended."""
+        """Run until all trials have ended, and return them. Raises Stopped after a signal, once all have saved."""
         with self.signals, self._stopped_in_order():
             while True:
                 self.signals.check()
@@ -118,7 +118,7 @@ class Coordinator:
             self._start(one)
 
     def _next(self) -> Trial | None:
-        """Claim a trial: one that was left unfinished, or else a new one."""
+        """Claim a trial: one left unfinished, or else a new one."""
         with self.folder.locked():
             self.spec = self.folder.read_spec()  # --trials may have raised the number
             trials = self.folder.trials()
@@ -128,7 +128,7 @@ class Coordinator:
                 if trial.outcome is None and trial.number not in own and self.folder.claim(trial):
                     return trial
             while len(trials) < self.total():
-                numbers = {trial.number for trial in trials}  # of which the user may have removed one
+                numbers = {trial.number for trial in trials}  # the user may have removed some
                 number = next(number for number in itertools.count() if number not in numbers)
                 trial = self.folder.create_trial(number, self.search.choose(number, trials))
                 if trial.outcome is None and self.folder.claim(trial):
@@ -146,7 +146,7 @@ class Coordinator:
     # ------------------------------------------------------------------ following
 
     def _look(self, one: Running) -> None:
-        """What a trial has done since the last look."""
+        """Read what a trial has done since the last check."""
         status = self._status(one)
         length = size(one.trial.run.path / "metrics.jsonl")
         if length != one.read:
@@ -187,7 +187,7 @@ class Coordinator:
             return self._finish(one, Outcome("failed", *ended, f"{self.spec.value_name} was not finite in any epoch"))
         if status == 0:
             return self._finish(one, Outcome("complete", *ended))
-        if is_running(one.trial.run):  # its server was killed, and not the trial itself
+        if is_running(one.trial.run):  # its server was killed, not the trial itself
             one.process = None
             return None
         if status in (1, 2):
@@ -207,13 +207,13 @@ class Coordinator:
         return self._start(one)
 
     def _check_refusals(self, reason: str) -> None:
-        """Raise UserError if all trials so far have been refused for this reason, as for data that are not there."""
+        """Raise UserError if all trials so far were rejected for this reason, such as missing data."""
         ended = [trial.outcome for trial in self.folder.trials() if trial.outcome]
         alike = all(not each.epochs and TRIAL.sub("", each.reason) == TRIAL.sub("", reason) for each in ended)
         if alike and len(ended) >= MOST_REFUSED and not self._finished():
             raise UserError(
-                f"{len(ended)} trials, all so far, were refused alike: {reason}\nIf it is the config, start another "
-                "sweep. If not, remove outcome.json from the folders of these trials, and continue this one"
+                f"all {len(ended)} trials so far failed for the same reason: {reason}\nIf it is the config, start a "
+                "new sweep. If not, remove outcome.json from the folders of these trials, and continue this one"
             )
 
     def _finish(self, one: Running, outcome: Outcome) -> None:
@@ -224,7 +224,7 @@ class Coordinator:
         self._looked = -math.inf
 
     def _recorded(self, trial: Trial) -> None:
-        """A trial has ended."""
+        """Process the end of a trial."""
         trials = self.folder.trials()
         self.search.follow(trials)
         if self.spec.sampler or self.spec.pruner:
@@ -239,7 +239,7 @@ class Coordinator:
 
     @contextlib.contextmanager
     def _stopped_in_order(self) -> Iterator[None]:
-        """Whatever ends this: the trials save and end first."""
+        """However this ends, let the trials save and exit first."""
         try:
             yield
         except BaseException as error:
@@ -254,7 +254,7 @@ class Coordinator:
 
 
 def stop(processes: Sequence[Any]) -> None:
-    """SIGTERM, after which a training saves and ends, and SIGKILL for what has not ended after the time of grace."""
+    """Send SIGTERM, on which a training saves and exits, then SIGKILL to what remains after the grace period."""
     until = time.monotonic() + GRACE
     for process in processes:
         process.terminate()
@@ -266,7 +266,7 @@ def stop(processes: Sequence[Any]) -> None:
 
 
 def _best(values: Sequence[float], spec: Spec) -> tuple[float, int] | None:
-    """The best value and its epoch."""
+    """The best value, and its epoch."""
     found = [(value, epoch) for epoch, value in enumerate(values, start=1) if math.isfinite(value)]
     if not found:
         return None
@@ -280,7 +280,7 @@ def _mark(trial: Trial) -> tuple[Any, ...]:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel has killed for lack of memory since the machine started; 0 where it does not say."""
+    """Processes killed by the kernel for lack of memory since the machine started; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError):
         found = re.search(r"^oom_kill (\d+)$", read_text(Path("/proc/vmstat")), re.MULTILINE)
         return int(found[1]) if found else 0
@@ -288,7 +288,7 @@ def oom_kills() -> int:
 
 
 def _reason(trial: Trial) -> str:
-    """The message of a trial that failed: what its process printed last, without the traceback above it."""
+    """The message of a failed trial: the last thing its process printed, without the traceback above it."""
     with contextlib.suppress(OSError, ValueError):
         text = read_text(trial.run.path / ERRORS).strip()
         if "error: " in text and "Traceback (most recent call last)" not in text:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a line for each trial that has ended, and below them those that run."""
+"""The live display of a sweep: a line for each finished trial, and the running ones below."""
 
 import contextlib
 import re
@@ -17,18 +17,18 @@ MOST_ROWS = 16
 
 @dataclass(frozen=True)
 class Row:
-    """A trial that runs."""
+    """A running trial."""
 
     trial: Trial
     epochs: int
     value: float | None
-    """Its best so far."""
+    """Its best value so far."""
     seconds: float
-    """Since this sweep started or continued it."""
+    """Seconds since this coordinator started or continued it."""
 
 
 class Display:
-    """quiet: nothing but errors, for all processes of a launcher but the first."""
+    """quiet: print only errors, for all but the first of a launcher's processes."""
 
     def __init__(self, spec: Spec, *, jobs: int, quiet: bool = False) -> None:
         self.spec = spec
@@ -38,7 +38,7 @@ class Display:
         self._drawn: list[str] = []
 
     def finished(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        """A trial has ended."""
+        """Show a trial that has ended."""
         outcome = trial.outcome
         if self.quiet or outcome is None:
             return
@@ -56,7 +56,7 @@ class Display:
         self._say(f"{trial.name}  {values}  {result}")
 
     def update(self, trials: Sequence[Trial], rows: Sequence[Row], total: int) -> None:
-        """Draw the trials that run in place of what was drawn before; only in a terminal."""
+        """Redraw the running trials; only in a terminal."""
         if not self.live:
             return
         lines = self._lines(trials, rows, total)
@@ -69,7 +69,7 @@ class Display:
         self._drawn = lines
 
     def clear(self) -> None:
-        """Remove what ``update`` has drawn."""
+        """Erase what ``update`` has drawn."""
         if self._drawn:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.write(self._erase())
@@ -109,7 +109,7 @@ class Display:
         return [*table(cells, right=range(1, len(cells[0]))), summary]
 
     def _seconds_left(self, trials: Sequence[Trial], rows: Sequence[Row], total: int) -> float | None:
-        """By the mean time of those that have ended."""
+        """Estimate from the mean duration of finished trials."""
         times = [trial.outcome.seconds for trial in trials if trial.outcome and trial.outcome.state != "failed"]
         if not times:
             return None
@@ -131,7 +131,7 @@ def first_line(text: str) -> str:
 
 
 def short_key(key: str, spec: Spec) -> str:
-    """The last word of a key, or as many as tell it from the others."""
+    """The last word of a key, or as many as distinguish it from the others."""
     words = key.split(".")
     others = [space.key for space in spec.spaces if space.key != key]
     for count in range(1, len(words)):
@@ -142,7 +142,7 @@ def short_key(key: str, spec: Spec) -> str:
 
 
 def short_value(text: str) -> str:
-    """A value for a table: a number with four digits, and what is long cut off."""
+    """A value for a table: numbers with four digits, long texts truncated."""
     try:
         return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
     except ValueError:

@@ -25,7 +25,7 @@ def _value(trial: Trial) -> float:
 
 
 def _wide(values: Sequence[float]) -> bool:
-    """Whether values are so far apart that a linear axis shows only the largest ones."""
+    """Whether values are so far apart that a linear axis would show only the largest."""
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
 
@@ -42,7 +42,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 @drawn
 def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
-    """The value of each trial in the order of their start, and the best so far."""
+    """The value of each trial in order of start, and the best so far."""
     figure = new_figure(8.5, 3.6)
     axes = figure.add_subplot()
     for state, face, text in (("complete", COLOURS[0], "complete"), ("pruned", "none", "pruned")):
@@ -93,7 +93,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
 
 @drawn
 def importances(shares: Mapping[str, float], spec: Spec) -> Figure:
-    """A bar for each key, the most important at the top. shares: they add up to 1."""
+    """A bar for each key, the most important on top. shares: sum to 1."""
     figure = new_figure(8.5, 0.8 + 0.4 * len(shares))
     axes = figure.add_subplot()
     ordered = sorted(shares.items(), key=lambda pair: pair[1])
@@ -139,7 +139,7 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
 
 @drawn
 def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
-    """The result against each key by itself; later trials are darker."""
+    """The result over each key separately; later trials are darker."""
     trials = [trial for trial in trials if math.isfinite(_value(trial))]
     results = [_value(trial) for trial in trials]
     columns = min(3, len(spec.spaces))
@@ -171,7 +171,7 @@ def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
 
 
 def _places(space: Space, texts: Sequence[str]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """Where values are on an axis from 0 to 1."""
+    """Positions of values on an axis from 0 to 1."""
     if space.finite:
         indices = np.asarray([space.values.index(text) for text in texts], dtype=np.float64)
         return _normalised(indices, 0.0, len(space.values) - 1.0)
@@ -182,7 +182,7 @@ def _places(space: Space, texts: Sequence[str]) -> "np.ndarray[tuple[int], np.dt
 
 
 def _ticks(space: Space) -> list[tuple[float, str]]:
-    """Labels of an axis from 0 to 1."""
+    """Labels for an axis from 0 to 1."""
     if space.finite:
         last = len(space.values) - 1
         every = math.ceil(len(space.values) / MOST_LABELS)

@@ -1,4 +1,4 @@
-"""What the server imports that the processes of trials are forked from: packages that no project changes."""
+"""Imports for the server from which trial processes are forked: packages that no project changes."""
 
 import contextlib
 import gc
@@ -14,6 +14,6 @@ PACKAGES = (
 for name in PACKAGES:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
-inspect.getmodule(inspect.currentframe())  # resolves the file of every module, as pydantic has it done
+inspect.getmodule(inspect.currentframe())  # resolves the file of every module, which pydantic needs
 gc.collect()
-gc.freeze()  # a collection in a forked process would copy every page that an object is on
+gc.freeze()  # garbage collection in a forked process would copy all pages with objects

@@ -1,4 +1,4 @@
-"""The trials of a sweep in their order, over their seeds and folds, and as the rows of tables."""
+"""The trials of a sweep ranked, grouped over seeds and folds, and as table rows."""
 
 import math
 import shlex
@@ -21,10 +21,10 @@ NORMAL_QUANTILE = 1.959964
 
 @dataclass(frozen=True)
 class Repeated:
-    """Trials that differ in seed or fold alone."""
+    """Trials that differ only in seed or fold."""
 
     values: dict[str, str]
-    """What they have in common of the values that were searched."""
+    """The searched values they have in common."""
     results: list[float]
 
     @property
@@ -33,7 +33,7 @@ class Repeated:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of a sample (n - 1); NaN of a single result."""
+        """The sample standard deviation (n - 1); NaN for a single result."""
         return statistics.stdev(self.results) if len(self.results) > 1 else math.nan
 
     @property
@@ -66,7 +66,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def rank(trials: Sequence[Trial], spec: Spec) -> list[Trial]:
-    """The best first, pruned ones below those that are complete, failed ones last."""
+    """The best first; pruned trials come after complete ones, failed ones last."""
     states = ("complete", "pruned", "failed")
 
     def key(trial: Trial) -> tuple[int, float, int]:
@@ -79,7 +79,7 @@ def rank(trials: Sequence[Trial], spec: Spec) -> list[Trial]:
 
 
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
-    """The complete trials grouped by all but seed and fold, the best mean first; empty if neither is searched."""
+    """The complete trials grouped by everything but seed and fold, best mean first; empty if neither is searched."""
     keys = [space.key for space in spec.spaces if space.key.rpartition(".")[2] in REPLICATES]
     if not keys:
         return []
@@ -98,7 +98,7 @@ def train_command(folder: Path) -> str:
 
 
 def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the final table."""
+    """Header and rows of the final table."""
     keys = [space.key for space in spec.spaces]
     header = [
         "trial",
@@ -126,7 +126,7 @@ def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[li
 
 
 def repeated_rows(groups: Sequence[Repeated], spec: Spec) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the table of seeds and folds."""
+    """Header and rows of the table over seeds and folds."""
     keys = list(groups[0].values)
     header = [*(short_key(key, spec) for key in keys), "n", f"mean {spec.value_name}", "deviation", "95 % interval"]
     return header, [group.row(spec) for group in groups]

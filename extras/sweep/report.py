@@ -1,4 +1,4 @@
-"""report.md and report.html of a sweep: the same text, tables and figures."""
+"""report.md and report.html of a sweep, with the same text, tables and figures."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENOUGH = 8
-"""Trials below which importances mean nothing."""
+"""Minimum number of trials for importances."""
 
 
 def write_report(
@@ -45,7 +45,7 @@ def _blocks(
     groups: Sequence[Repeated],
     pictures: dict[str, bytes],
 ) -> Iterator[Block]:
-    """pictures: takes the content of each picture's file."""
+    """pictures: receives the content of each picture's file."""
     yield Heading(f"Sweep of {spec.name}", level=1)
     states = [trial.outcome.state for trial in trials if trial.outcome]
     counts = ", ".join(
@@ -68,8 +68,8 @@ def _blocks(
     if groups:
         yield Heading("Over seeds and folds")
         yield Paragraph(
-            "The standard deviation is that of a sample (n - 1); the interval is the 95 % confidence interval of the "
-            "mean by Student's t distribution."
+            "The standard deviation is that of the sample (n - 1); the interval is the 95 % confidence interval of the "
+            "mean, from Student's t distribution."
         )
         header, rows = repeated_rows(groups, spec)
         yield Table(header, rows, texts=())
@@ -109,7 +109,7 @@ def _pictures(
     yield from _picture(
         pictures,
         "slices.png",
-        "The result against each key by itself; later trials are darker.",
+        "The result over each key separately; later trials are darker.",
         figures.slices(spec, shown),
     )
 
@@ -123,7 +123,7 @@ def _importances(spec: Spec, complete: Sequence[Trial], pictures: dict[str, byte
     try:
         import optuna
     except ModuleNotFoundError:
-        yield Paragraph(f"These are computed by Optuna, which is not installed: {INSTALL}")
+        yield Paragraph(f"Importances need Optuna, which is not installed: {INSTALL}")
         return
     from extras.sweep.search import direction, frozen
 
@@ -132,9 +132,9 @@ def _importances(spec: Spec, complete: Sequence[Trial], pictures: dict[str, byte
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     if not sum(shares.values()) > 0:
-        yield Paragraph("No key has an influence that these trials show.")
+        yield Paragraph("These trials do not show an influence of any key.")
         return
-    about = f"How much each key decides whether a trial is a good one (PED-ANOVA over {len(complete)} complete trials)."
+    about = f"How much each key determines whether a trial is good (PED-ANOVA over {len(complete)} complete trials)."
     yield from _picture(pictures, "importances.png", about, figures.importances(shares, spec))
 
 

@@ -1,4 +1,4 @@
-"""What a sweep came to: the table, sorted by the monitored value, sweep.csv, best.json and the report."""
+"""The results of a sweep: the table, sorted by the monitored value, sweep.csv, best.json and the report."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ MOST_PRINTED = 20
 
 @dataclass(frozen=True)
 class Result:
-    """What ``sweep.main`` returns."""
+    """The return value of ``sweep.main``."""
 
     folder: Path
     trials: list[Trial]
@@ -34,7 +34,7 @@ class Result:
 
 
 def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet: bool, seconds: float) -> Result:
-    """Write what the sweep came to, and print it. Raises TrainingError if no trial has a result."""
+    """Write and print the results of the sweep. Raises TrainingError if no trial has any."""
     ranked = rank(trials, spec)
     best = best_trial(trials, spec)
     try:
@@ -53,7 +53,7 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
 
 
 def csv_text(ranked: Sequence[Trial], spec: Spec) -> str:
-    """All trials, with the values of the epoch that counts."""
+    """All trials, with the values of their best epoch."""
     names: dict[str, None] = {}
     records = []
     for trial in ranked:
@@ -79,7 +79,7 @@ def csv_text(ranked: Sequence[Trial], spec: Spec) -> str:
 
 
 def _best_config(best: Trial, folder: Path) -> str:
-    """The config of the best trial, as ``train.py -c`` takes it from the sweep's folder."""
+    """The best trial's config, in the form that ``train.py -c`` reads from the sweep's folder."""
     try:
         config = json.loads(read_text(best.run.config))
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Which values a trial tries, and whether it is pruned: the grid's next point, or Optuna's choice.
+"""Which values a trial tries, and whether to prune it: the grid's next point, or Optuna's choice.
 
-A choice is a function of the sweep's seed, the trial's number and the results so far. Nothing else is kept between two
-choices, so that a sweep that was killed chooses as one that was not.
+A choice depends only on the sweep's seed, the trial's number and the results so far. There is no other state, so a
+sweep that was killed makes the same choices as an uninterrupted one.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ def need_optuna(what: str) -> None:
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs Optuna, which is not installed: {INSTALL}. A grid needs nothing") from error
+        raise UserError(f"{what} needs Optuna, which is not installed: {INSTALL}. A grid works without it") from error
 
 
 @dataclass
 class _Seen:
-    """A trial as the study knows it."""
+    """A trial as known to the study."""
 
     trial: "optuna.Trial"
     epochs: int = 0
-    """Those reported."""
+    """Reported epochs."""
     pruned_at: int | None = None
     told: bool = False
 
 
 class Search:
-    """The trials so far as a study of Optuna's in memory; without one for a plain grid."""
+    """The trials so far as an in-memory Optuna study; without one for a plain grid."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -60,11 +60,11 @@ class Search:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            # the name decides which bracket of hyperband a trial is in
+            # the name determines a trial's bracket in hyperband
             self._study = optuna.create_study(study_name="sweep", direction=direction(spec), pruner=_pruner(spec))
 
     def choose(self, number: int, trials: Sequence[Trial]) -> dict[str, str]:
-        """The values of a new trial of this number, after all of these."""
+        """The values of the new trial with this number, given all of these trials."""
         if self.spec.sampler is None:
             return dict(override.split("=", 1) for override in self.points[number])
         assert self._study is not None
@@ -76,7 +76,7 @@ class Search:
         return {space.key: _text(trial.params[space.key]) for space in self.spec.spaces}
 
     def follow(self, trials: Sequence[Trial]) -> None:
-        """Take what these trials have done since the last call; all trials so far, in the order of their numbers."""
+        """Update with what these trials have done since the last call. trials: all so far, in order of number."""
         if self._study is None:
             return
         for trial in trials:
@@ -88,7 +88,7 @@ class Search:
                 self._tell(seen, trial)
 
     def pruned_at(self, trial: Trial) -> int | None:
-        """The first epoch at which the pruner would end this trial. None: it never would."""
+        """The first epoch at which the pruner would stop this trial; None: never."""
         if self._study is None or self.spec.pruner is None or trial.number not in self._seen:
             return None
         seen = self._seen[trial.number]
@@ -106,7 +106,7 @@ class Search:
         return seen.pruned_at
 
     def _known(self, trial: Trial) -> _Seen:
-        """A trial of this folder that another process has started, or this sweep before it was killed."""
+        """A trial started by another coordinator on this folder, or by this sweep before it was killed."""
         assert self._study is not None
         with _quiet():
             self._study.sampler = _sampler("random", self.spec.seed, trial.number)
@@ -138,19 +138,19 @@ def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
 
 
 def _sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":
-    """With random numbers of its own for each trial, whichever process asks."""
+    """A sampler seeded for each trial, whichever process asks."""
     import optuna
 
     digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
     own = int.from_bytes(digest[:4], "big")
     if name == "random":
         return optuna.samplers.RandomSampler(seed=own)
-    # constant_liar: what other trials try at this moment is not tried twice
+    # constant_liar: avoids values that other trials are trying at the moment
     return optuna.samplers.TPESampler(seed=own, constant_liar=True)
 
 
 def distribution(space: Space) -> "optuna.distributions.BaseDistribution":
-    """How Optuna draws a value. Integers in a row are numbers; other values have no order, and are texts to it."""
+    """How Optuna draws a value. Consecutive integers are numbers; other values are unordered categories."""
     from optuna import distributions
 
     if space.finite:
@@ -171,12 +171,12 @@ def _distributions(spec: Spec) -> dict[str, "optuna.distributions.BaseDistributi
 
 
 def _params(spec: Spec, trial: Trial) -> dict[str, Any]:
-    """A trial's values as Optuna has them."""
+    """A trial's values as Optuna represents them."""
     return {key: _value(given, trial.values[key]) for key, given in _distributions(spec).items()}
 
 
 def frozen(spec: Spec, trial: Trial) -> "optuna.trial.FrozenTrial":
-    """A trial that has ended, as Optuna records it."""
+    """A finished trial as Optuna records it."""
     import optuna
 
     states = optuna.trial.TrialState
@@ -203,7 +203,7 @@ def _value(given: "optuna.distributions.BaseDistribution", text: str) -> Any:
 
 
 class _NoLock:
-    """The sweep's own lock is held: Optuna's would be left behind by a process that is killed."""
+    """The sweep's own lock is held: Optuna's would be left behind by a killed process."""
 
     def acquire(self) -> bool:
         return True
@@ -213,9 +213,9 @@ class _NoLock:
 
 
 def write_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
-    """Bring Optuna's journal up to date, for optuna.load_study and its dashboard; the sweep itself never reads it.
+    """Update Optuna's journal, for optuna.load_study and its dashboard; the sweep itself never reads it.
 
-    A journal that cannot be read, as a full disk may leave it, is made again.
+    An unreadable journal, as left by a full disk, is rewritten.
     """
     for _ in range(2):
         try:
@@ -243,7 +243,7 @@ def _append_to_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of what Optuna calls experimental."""
+    """Suppress warnings about experimental features of Optuna."""
     import optuna
 
     with warnings.catch_warnings():

@@ -1,9 +1,9 @@
-"""The spaces of a sweep: KEY=SPACE on the command line, checked as overrides are before anything runs.
+"""The spaces of a sweep: KEY=SPACE on the command line, checked like overrides before anything runs.
 
 a,b,c       these values, each JSON or a plain string
 0..4        the integers 0, 1, 2, 3, 4
-lin:a..b    numbers from a to b
-log:a..b    the same, evenly spread over their logarithm
+lin:a..b    numbers from a to b, uniformly
+log:a..b    the same, log-uniformly
 """
 
 import itertools
@@ -21,30 +21,30 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 INTEGERS = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
 ANY_RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
 SCALED = re.compile(r"(\w+):(.*\.\..*)")
-# what somebody meant as a range: "0..", "0..x", "0 .. 4"; a path such as "../data" is none
+# malformed ranges: "0..", "0..x", "0 .. 4"; a path such as "../data" is not one
 MEANT_AS_RANGE = re.compile(r"([^/\\\"\[{]*?)\s*\.\.+\s*([^/\\\"\]}]*)")
 MEANT_AS_SCALED = re.compile(r"(lin|log)\s*[:(\s]\s*(.*?)\)?", re.IGNORECASE)
-# a trial's place and its value must mean the same in all trials
+# a trial's location and its value must mean the same in all trials
 NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
 MOST_TRIALS = 10_000
 MOST_CHECKED = 64
-"""Combinations of a grid that are checked before it starts; each value is checked in any case."""
+"""Maximum number of grid points to check before it starts; each value is checked in any case."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What one key of the config may be."""
+    """The values to try for a config key."""
 
     key: str
     text: str
-    """As it was typed."""
+    """As typed."""
     values: tuple[str, ...] = ()
-    """Of a finite space, as an override takes them; empty for a range of numbers."""
+    """Values of a finite space, as overrides; empty for a range of numbers."""
     low: float = 0.0
     high: float = 0.0
     log: bool = False
     integer: bool = False
-    """Whether the key takes no other numbers."""
+    """Whether the key accepts only integers."""
 
     @property
     def finite(self) -> bool:
@@ -54,14 +54,14 @@ class Space:
         return f"{self.key}={value}"
 
     def ends(self) -> tuple[str, ...]:
-        """The values to check: those given, or both ends of a range."""
+        """The values to check: all of a finite space, or both ends of a range."""
         if not self.finite:
             return shown(self.low), shown(self.high)
         return (self.values[0], self.values[-1]) if INTEGERS.fullmatch(self.text) else self.values
 
 
 def parse_spaces(words: Sequence[str]) -> tuple[list[str], list[Space]]:
-    """The overrides that hold for every trial, and the spaces. Raises ConfigError for what is neither."""
+    """The overrides that apply to every trial, and the spaces. Raises ConfigError for anything else."""
     fixed: list[str] = []
     spaces: list[Space] = []
     for word in words:
@@ -82,7 +82,7 @@ def parse_spaces(words: Sequence[str]) -> tuple[list[str], list[Space]]:
 
 
 def parse_space(word: str) -> Space:
-    """KEY=SPACE. Raises ConfigError with the mistake."""
+    """Parse KEY=SPACE. Raises ConfigError."""
     key, _, text = word.partition("=")
     text = text.strip()
     where = f"space {word}"
@@ -99,7 +99,7 @@ def parse_space(word: str) -> Space:
     _check_meant(text, where=where)
     values = _split(text)
     if len(values) > 1 and "" in values:
-        raise ConfigError(f"{where}: there is an empty value between two commas")
+        raise ConfigError(f"{where}: empty value between two commas")
     twice = [value for value in values if values.count(value) > 1]
     if twice:
         raise ConfigError(f"{where}: the value {twice[0]} is given twice")
@@ -107,7 +107,7 @@ def parse_space(word: str) -> Space:
 
 
 def _check_meant(text: str, *, where: str) -> None:
-    """Raises ConfigError for a malformed range."""
+    """Raise ConfigError for a malformed range."""
     if meant := MEANT_AS_SCALED.fullmatch(text):
         scale, ends = meant[1].lower(), meant[2].replace(" ", "")
         found = re.fullmatch(rf"({NUMBER})(?:\.\.|[,:;-])({NUMBER})", ends)
@@ -129,7 +129,7 @@ def _check_meant(text: str, *, where: str) -> None:
 
 
 def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
-    """lin:a..b and log:a..b."""
+    """Parse lin:a..b or log:a..b."""
     if scale not in ("lin", "log"):
         near = closest(scale, ["lin", "log"]) or "lin"
         raise ConfigError(f'{where}: unknown scale "{scale}"; did you mean {near}:{ends}?')
@@ -143,12 +143,12 @@ def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
         swapped = f"; did you mean {scale}:{shown(high)}..{shown(low)}?" if high < low else ""
         raise ConfigError(f"{where}: the range is empty: {shown(low)} is not less than {shown(high)}{swapped}")
     if scale == "log" and low <= 0:
-        raise ConfigError(f"{where}: a logarithmic range starts above 0, not at {shown(low)}; or use lin:{ends}")
+        raise ConfigError(f"{where}: a logarithmic range must start above 0, got {shown(low)}; or use lin:{ends}")
     return Space(key, text, low=low, high=high, log=scale == "log")
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets and quotes."""
+    """Split at commas outside brackets and quotes."""
     parts = [""]
     depth = 0
     quoted = escaped = False
@@ -170,14 +170,14 @@ def _split(text: str) -> list[str]:
 
 
 def shown(value: float) -> str:
-    """A number as an override takes it, whole numbers without a point."""
+    """A number in override notation, whole numbers without a point."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
 def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) -> tuple[LoadedConfig, list[Space]]:
-    """Load the config with each value of each space, the other spaces at their first value.
+    """Load the config with each value of each space, and the other spaces at their first value.
 
-    Returns the config with the first value of each, and the spaces, which now say where only integers are taken.
+    Returns the config with the first value of each, and the spaces, now marked if only integers are accepted.
     Raises ConfigError with all mistakes.
     """
     first = [space.override(space.ends()[0]) for space in spaces]
@@ -210,14 +210,14 @@ def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) ->
 
 
 def _of_integers(space: Space, problem: str) -> Space:
-    """The space where a number between two whole ends was refused. Raises ConfigError if the ends are not whole."""
+    """The space, restricted to integers after a fraction was rejected. Raises ConfigError if its ends are not whole."""
     if not (space.low.is_integer() and space.high.is_integer()):
         raise ConfigError(problem)
     return Space(space.key, space.text, low=space.low, high=space.high, log=space.log, integer=True)
 
 
 def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | None:
-    """What is wrong with these overrides, if anything. cause: the one that is tried, for an error elsewhere."""
+    """The problem with these overrides, if any. cause: the override being tried, for an error elsewhere."""
     try:
         load_config(config, overrides)
     except ConfigError as error:
@@ -233,10 +233,12 @@ def combinations(spaces: Sequence[Space]) -> Iterator[list[str]]:
 
 
 def grid_size(spaces: Sequence[Space]) -> int:
-    """Points of a grid. Raises UserError if there are too many, or a space is a range."""
+    """Number of grid points. Raises UserError if there are too many, or a space is a range."""
     endless = [space for space in spaces if not space.finite]
     if endless:
-        raise UserError(f"{endless[0].key}={endless[0].text} has no end of values; say how many to try with --trials N")
+        raise UserError(
+            f"{endless[0].key}={endless[0].text} has infinitely many values; set how many to try with --trials N"
+        )
     size = math.prod(len(space.values) for space in spaces)
     if size > MOST_TRIALS:
         raise UserError(f"the grid has {size:,} points; --trials N tries N of them")
@@ -244,7 +246,7 @@ def grid_size(spaces: Sequence[Space]) -> int:
 
 
 def check_trials(spaces: Sequence[Space], trials: int) -> None:
-    """Raise UserError if some of so many trials would be the same."""
-    size = math.prod(len(space.values) for space in spaces)  # 0 where one is a range
+    """Raise UserError if there are fewer combinations than trials, so that some would be repeated."""
+    size = math.prod(len(space.values) for space in spaces)  # 0 if one is a range
     if 0 < size < trials:
-        raise UserError(f"--trials {trials}: there are only {size} combinations, each of which a grid runs once")
+        raise UserError(f"--trials {trials}: there are only {size} combinations; a grid runs each of them once")

@@ -1,13 +1,13 @@
-"""The folder of a sweep, which alone says what has been done: whatever is killed, what is left continues from it.
+"""The folder of a sweep, the only record of what has been done: whatever is killed, the rest continues from it.
 
 sweep.json            what is searched, and how
-base.json             the config of every trial, but for what is searched
-trial-000/            the run of a trial: config.json, metrics.jsonl, checkpoints/ ... as of any run, and
-    trial.json        its number and its values
-    outcome.json      how it ended; a trial without one is running, or was killed
-    .claim            locked by the sweep that runs the trial
-.lock                 locked for the moment in which a sweep claims a trial or records an outcome
-journal.log, sweep.csv, best.json, report.md, report.html    made from these at any time
+base.json             the config of every trial, except for the searched values
+trial-000/            the run of a trial: config.json, metrics.jsonl, checkpoints/ ... as for any run, and
+        trial.json        its number and its values
+        outcome.json      how it ended; without it, the trial is running or was killed
+        .claim            locked by the coordinator that runs the trial
+.lock                 locked briefly while a coordinator claims a trial or records an outcome
+journal.log, sweep.csv, best.json, report.md, report.html    derived from these at any time
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from utils.run_folder import RunFolder, replace_text
 
 TRIAL = re.compile(r"trial-(\d{3,})")
 LOCK_WAIT = 60.0
-"""Seconds to wait for another sweep's claim, which takes milliseconds."""
+"""Seconds to wait for another coordinator's claim, which takes milliseconds."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a sweep searches. Two sweeps in one folder have the same."""
+    """What a sweep searches. The same for all coordinators on one folder."""
 
     name: str
     spaces: list[Space]
     monitor: str
-    """The value that trials are compared by: "min NAME" or "max NAME"."""
+    """The value to compare trials by: "min NAME" or "max NAME"."""
     epochs: int
     trials: int | None
-    """All trials, those that are done included; None: the points of the grid."""
+    """Total number of trials; None: the points of the grid."""
     sampler: str | None
-    """None: the grid."""
+    """None: a grid."""
     pruner: str | None
     seed: int
     threads: int
-    """Of each trial: with another number its sums would be rounded differently."""
+    """Threads per trial: with another number, sums would be rounded differently."""
     note: str | None = None
-    """The user's label of the sweep, which its trials get too; None: there was never one."""
+    """The user's label for the sweep and its trials; None: never given."""
 
     @property
     def minimise(self) -> bool:
@@ -74,22 +74,22 @@ class Outcome:
     value: float | None
     """The best monitored value; None if there was none."""
     epoch: int
-    """That of the best value."""
+    """Epoch of the best value."""
     epochs: int
-    """Those that counted."""
+    """Number of epochs that count."""
     seconds: float
-    """Of training."""
+    """Training time."""
     reason: str = ""
-    """Why it failed."""
+    """Reason for a failure."""
 
 
 @dataclass
 class Trial:
-    """One trial, and its run."""
+    """A trial and its run."""
 
     number: int
     values: dict[str, str]
-    """By key, as an override takes them."""
+    """By key, in override notation."""
     run: RunFolder
     outcome: Outcome | None = None
     claim: IO[str] | None = field(default=None, repr=False)
@@ -99,7 +99,7 @@ class Trial:
         return self.run.path.name
 
     def measured(self, name: str) -> list[float]:
-        """The values of this name, one an epoch; NaN where it was not finite."""
+        """The values of this name, one per epoch; NaN if it was not finite."""
         found = []
         for record in self.run.epochs():
             value = record.get(name)
@@ -111,7 +111,7 @@ class Trial:
 
 
 class SweepFolder:
-    """Reads and writes it. Raises UserError where the disk does not take what is written."""
+    """Reads and writes a sweep's folder. Raises UserError if the disk rejects a write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,7 +120,7 @@ class SweepFolder:
 
     @classmethod
     def create(cls, save_dir: str, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
-        """A new folder save_dir/name/sweep-TIME. job: of a launcher, whose processes then all get the same folder."""
+        """Create a folder save_dir/name/sweep-TIME. job: a launcher's, whose processes then all get the same folder."""
         parent = project_path(save_dir) / spec.name
         stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
@@ -173,27 +173,27 @@ class SweepFolder:
         _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
 
     def check_same(self, spec: Spec, base: dict[str, Any]) -> None:
-        """Raises UserError if a sweep given on the command line is not the one in this folder."""
+        """Raise UserError if a sweep given on the command line is not the one in this folder."""
         own = self.read_spec()
         theirs = {space.key: space.text for space in spec.spaces}
         ours = {space.key: space.text for space in own.spaces}
         for key in {**ours, **theirs}:
             if ours.get(key) != theirs.get(key):
                 asked, kept = theirs.get(key, "not searched"), ours.get(key, "not searched")
-                raise UserError(f"{self.path} is another sweep: {key} is {kept} there, and {asked} here; {ADVICE}")
+                raise UserError(f"{self.path} is a different sweep: {key} is {kept} there, but {asked} here; {ADVICE}")
         before, after = _flat(json.loads(read_text(self.base))), _flat(json.loads(_base_text(base, self.path)))
         for key in {**before, **after}:
             if before.get(key) != after.get(key) and key != "$schema":
                 kept, asked = json.dumps(before.get(key)), json.dumps(after.get(key))
                 raise UserError(
-                    f"{self.path} is a sweep of another config: {key} is {kept} there, and {asked} here; {ADVICE}"
+                    f"{self.path} is a sweep of a different config: {key} is {kept} there, but {asked} here; {ADVICE}"
                 )
 
     # ------------------------------------------------------------------ trials
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """For claims and outcomes: one sweep at a time, on all machines that share the disk."""
+        """Lock for claims and outcomes: one coordinator at a time, on all machines that share the disk."""
         until = time.monotonic() + LOCK_WAIT
         with _disk_errors(self.path / ".lock"):
             while not lock_file(file := (self.path / ".lock").open("a")):
@@ -204,7 +204,7 @@ class SweepFolder:
             yield
 
     def trials(self) -> list[Trial]:
-        """All trials in the order of their numbers, with what is new of their outcomes."""
+        """All trials in order of number, with new outcomes."""
         with _disk_errors(self.path):
             names = [entry.name for entry in os.scandir(self.path)]
         for name in names:
@@ -220,13 +220,13 @@ class SweepFolder:
         return Trial(content["number"], content["values"], RunFolder(path))
 
     def create_trial(self, number: int, values: dict[str, str]) -> Trial:
-        """Create the run of a trial, which ``train.py -r`` takes. It appears whole, or not at all.
+        """Create the run of a trial, for ``train.py -r``. It appears completely or not at all.
 
-        If the config refuses these values together, it is recorded as failed.
+        If these values are invalid together, the trial is recorded as failed.
         """
         name = f"trial-{number:03}"
         unnamed = RunFolder(self.path / f".{name}.tmp")
-        shutil.rmtree(unnamed.path, ignore_errors=True)  # left by a sweep that was killed
+        shutil.rmtree(unnamed.path, ignore_errors=True)  # left by a killed sweep
         outcome = None
         with _disk_errors(self.path / name):
             unnamed.checkpoints.mkdir(parents=True)
@@ -241,14 +241,14 @@ class SweepFolder:
         return self._trials.setdefault(number, Trial(number, values, RunFolder(self.path / name), outcome))
 
     def config_text(self, values: dict[str, str], folder: Path) -> str:
-        """A trial's config, as ``train.py -c`` takes it. folder: where it will be saved."""
+        """A trial's config, in the form that ``train.py -c`` reads. folder: where it will be saved."""
         loaded = load_config(self.base, [f"{key}={value}" for key, value in values.items()], dry_run=False)
         if loaded.waits_for_data:  # the trial's own process replaces these references
             return _base_text(loaded.unresolved.value, folder)
         return to_json(loaded.config, folder=folder)
 
     def claim(self, trial: Trial) -> bool:
-        """Claim a trial for this process, until it ends at the latest; False if another one has."""
+        """Claim a trial for this process; False if another has claimed it."""
         if trial.claim is None:
             with _disk_errors(trial.run.path):
                 file = (trial.run.path / ".claim").open("a")
@@ -256,7 +256,7 @@ class SweepFolder:
         return trial.claim is not None
 
     def finish(self, trial: Trial, outcome: Outcome) -> None:
-        """Record how a trial ended, and let it go."""
+        """Record how a trial ended, and release it."""
         self._write_outcome(trial.run.path, outcome)
         trial.outcome = outcome
         self.release(trial)
@@ -274,7 +274,7 @@ ADVICE = "start a new sweep, without -r"
 
 
 def is_running(run: RunFolder) -> bool:
-    """Whether a process trains this run: it keeps a lock."""
+    """Whether a process trains this run: it holds a lock."""
     path = run.path / ".lock"
     if not path.exists():
         return False
@@ -308,7 +308,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Atomically. Raises UserError."""
+    """Write atomically. Raises UserError."""
     try:
         replace_text(path, text)
     except TrainingError as error:

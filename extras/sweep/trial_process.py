@@ -1,7 +1,7 @@
-"""The process of a trial: ``train.py -r`` on the trial's run, whose folder is there before its first step.
+"""The process of a trial: ``train.py -r`` on the trial's run, whose folder exists before the first step.
 
-It is forked from a server that has imported torch and the other large packages, and nothing else: no thread, no device,
-no data. That is multiprocessing's "forkserver"; where the system has none, the process is started like any other.
+It is forked from a server that has imported torch and other large packages and has no threads, devices or data. That is
+multiprocessing's "forkserver"; on systems without it, the process is started normally.
 """
 
 import atexit
@@ -26,20 +26,20 @@ from utils.run_folder import RunFolder
 from utils.streams import flush_streams
 
 ERRORS = "errors.log"
-"""What a trial's process prints to standard error; the rest is in train.log."""
+"""Standard error of a trial's process; the rest is in train.log."""
 LAUNCHER = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR",
     "MASTER_PORT",
 )  # fmt: skip
-"""By these a process knows that it is one of several that train together, which trials are not."""
-FORKSERVER = sys.platform == "linux"  # macOS has it, but its own libraries do not survive a fork
+"""Variables that tell a process to train together with others, which trials do not."""
+FORKSERVER = sys.platform == "linux"  # available on macOS, but its system libraries do not survive a fork
 
 
 class TrialProcesses:
-    """Starts the processes of trials.
+    """Starts trial processes.
 
-    threads: of torch in each of them; None: torch's own number. devices: GPUs to share out, each slot has one.
-    note: the label of their runs; None: they keep the one they have.
+    threads: number of torch threads in each; None: torch's default. devices: number of GPUs to share out, one per slot.
+    note: the label of their runs; None: keep their own.
     """
 
     def __init__(self, threads: int | None, devices: int) -> None:
@@ -51,7 +51,7 @@ class TrialProcesses:
             os.environ.pop(name, None)
 
     def prepare(self) -> None:
-        """Have the server import its packages, while this process continues."""
+        """Let the server import its packages, while this process continues."""
         if not FORKSERVER:
             return
         from multiprocessing import forkserver
@@ -68,7 +68,7 @@ class TrialProcesses:
                 os.environ["PYTHONPATH"] = before
 
     def start(self, run: RunFolder, slot: int) -> Any:
-        """A process that trains this run to its end. It saves and ends when this process does."""
+        """Start a process that trains this run to its end. It saves and exits when this process does."""
         device = slot % self.devices if self.devices > 1 else None
         process = self.context.Process(
             target=train_trial, args=(str(run.path), self.threads, device, self.note), name=run.path.name
@@ -78,7 +78,7 @@ class TrialProcesses:
 
 
 def train_trial(folder: str, threads: int | None, device: int | None, note: str | None) -> None:
-    """What the process runs. It ends as a script does, with its exit status."""
+    """The process's main function. Exits like a script, with its exit status."""
     status: Any = 1
     try:
         _redirect(Path(folder) / ERRORS)
@@ -97,7 +97,7 @@ def train_trial(folder: str, threads: int | None, device: int | None, note: str 
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out; the training's end its DataLoader workers
+        atexit._run_exitfuncs()  # multiprocessing skips these; the training's handlers end its DataLoader workers
         flush_streams()
         os._exit(status if isinstance(status, int) else 1)
 
@@ -114,7 +114,7 @@ def _run(folder: str, note: str | None) -> int:
 
 
 def _complete(run: RunFolder) -> None:
-    """Before the first step: what a new run's folder has beside the config, and takes the data to know."""
+    """Before the first step, add what a new run's folder has besides the config, which requires the data."""
     import_components()
     loaded = load_config(run.config)
     if not loaded.waits_for_data and (loaded.config.model.weights is None or run.initial.exists()):
@@ -128,7 +128,7 @@ def _complete(run: RunFolder) -> None:
 
 
 def _redirect(errors: Path) -> None:
-    """Standard output to nowhere, since train.log has it, and standard error to a file."""
+    """Send standard output to nowhere, since train.log has it, and standard error to a file."""
     flush_streams()
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
@@ -140,7 +140,7 @@ def _redirect(errors: Path) -> None:
 
 
 def _end_with_sweep() -> None:
-    """A trial whose sweep was killed saves and ends."""
+    """Let a trial whose sweep was killed save and exit."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,11 +1,12 @@
-"""What TensorBoard shows beside the curves that the training loop writes. docs/tensorboard.md lists it all.
+"""What TensorBoard shows besides the curves written by the training loop. docs/tensorboard.md lists everything.
 
-make_observer gives what train.py attaches to a run: in the process that writes the event files a Board, which calls
+make_observer returns the observer that train.py attaches to a run. In the process that writes event files, it is a
+Board:
   model_summary  the table of layers and, by graph, the graph
   histograms     weights, gradients and memory
-  pictures       training images; confusion matrix, mistakes and precision-recall curves, by extras/report
+  pictures       training images; confusion matrix, mistakes and precision-recall curves, from extras/report
   profile        a trace of some optimizer steps
-and writes all of it as summaries makes it.
+and summaries converts all of it to TensorBoard's format.
 """
 
 from base.experiment import Experiment
@@ -19,9 +20,9 @@ __all__ = ["make_observer"]
 
 
 def make_observer(config: Config, experiment: Experiment, events: Writer | None, text: str) -> Observer:
-    """What observes a run. events: None in all processes but the main one, which take part in its sums alone.
+    """The observer of a run. events: None except in the main process; the others only take part in its sums.
 
-    text: the config as it is in the run's folder.
+    text: the config as in the run's folder.
     """
     report = find_extra("report")
     stats = report.EvaluationStats(experiment) if report else None

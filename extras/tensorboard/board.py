@@ -1,4 +1,4 @@
-"""Writes into TensorBoard's event files what there is beside the curves."""
+"""Writes everything but the curves to TensorBoard's event files."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Board(Observer):
-    """text: the config as it is in the run's folder. stats: of the evaluations; None without extras/report."""
+    """text: the config as in the run's folder. stats: of the evaluations; None without extras/report."""
 
     def __init__(self, config: Config, events: EventWriter, text: str, stats: "EvaluationStats | None") -> None:
         self.config = config
@@ -39,7 +39,7 @@ class Board(Observer):
         table, graph = model_summary.model_summary(trainer)
         note = one_line(str(RunFolder(self.events.folder).read_environment().get("note") or ""))
         self._about = [
-            *([{"summary": text("note", f"    {note}")}] if note else []),  # indented: no markup of Markdown
+            *([{"summary": text("note", f"    {note}")}] if note else []),  # indented: not parsed as Markdown
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
             {"summary": summaries.layout(self.config, trainer.training)},
@@ -100,9 +100,9 @@ class Board(Observer):
         hyperparameters.write_columns(self.events, self.config, trainer.training)
 
     def _describe(self, *more: dict[str, Any]) -> None:
-        """Replace what describes the run as a whole. A full disk does not stop the run.
+        """Replace the description of the whole run. A full disk does not stop the run.
 
-        It has its own file, since TensorBoard keeps the first description that it reads.
+        It has its own file, since TensorBoard keeps the first description it reads.
         """
         with contextlib.suppress(OSError):
             self.events.replace("description", *self._about, *more)
@@ -117,7 +117,7 @@ class Board(Observer):
     def _draw(self, trainer: BaseTrainer, drawn: "Iterable[Summary]") -> None:
         try:
             self._write(trainer.progress.steps, drawn)
-        except Exception as error:  # a missing library, a broken font: no reason to lose an epoch
+        except Exception as error:  # a missing library or a broken font must not cost an epoch
             trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
 
     def _write(self, step: int, written: "Iterable[Summary]") -> None:
@@ -126,9 +126,9 @@ class Board(Observer):
 
 
 def _best(values: dict[str, float]) -> dict[str, float]:
-    """The values of an epoch that is the best so far; of training only without validation.
+    """The values of an epoch if it is the best so far; training values only without validation.
 
-    They are written only then, so that the last of them, which the page of hyperparameters shows, are the run's best.
+    They are written only then, so that the last ones, which the hyperparameter page shows, are the run's best.
     """
     chosen = {name: value for name, value in values.items() if name.startswith("val_")} or values
     return {f"best/{name.removeprefix('val_')}": value for name, value in chosen.items()}

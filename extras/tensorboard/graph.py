@@ -1,4 +1,4 @@
-"""The graph of a model, recorded while a batch goes through it, so that any model serves which runs."""
+"""The graph of a model, recorded while a batch runs through it, so that it works for any model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from utils.tree import tensors
 
 MOST = 5000
-"""Nodes; with more, as of a loop over a long sequence, a browser could not draw the graph."""
+"""Maximum number of nodes; with more, as for a loop over a long sequence, browsers cannot draw the graph."""
 
 
 class Recorder(TorchFunctionMode):
-    """Inside ``recording``, each function of torch that the model calls becomes a node of the graph."""
+    """Inside ``recording``, each torch function that the model calls becomes a node of the graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         outputs = list(tensors(result))
         if self._scopes and outputs:
-            # of an attribute, as x.T, func is the getter
+            # for attributes such as x.T, func is the getter
             name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
             self.add(self._scopes[-1] + name, name, self.sources([args, kwargs]), outputs)
         return result
@@ -58,7 +58,7 @@ class Recorder(TorchFunctionMode):
         self._alive += outputs
 
     def sources(self, value: Any) -> list[str]:
-        """The nodes from which the tensors in a nest of arguments come."""
+        """The nodes that produced the tensors in a nest of arguments."""
         found = []
         for tensor in tensors(value):
             if id(tensor) not in self._sources and id(tensor) in self._weights:
@@ -69,7 +69,7 @@ class Recorder(TorchFunctionMode):
         return list(dict.fromkeys(found))
 
     def enter(self, name: str, arguments: Any) -> None:
-        """A layer is called; the model itself has no name."""
+        """Enter a layer; the model itself has no name."""
         if not name:
             for index, tensor in enumerate(tensors(arguments)):
                 self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
@@ -83,7 +83,7 @@ class Recorder(TorchFunctionMode):
 
 @contextmanager
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Inside, what the model computes is recorded."""
+    """Inside the block, record what the model computes."""
     handles = []
     for name, module in model.named_modules():
         handles.append(

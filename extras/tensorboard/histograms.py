@@ -1,4 +1,4 @@
-"""Histograms of weights and gradients, and the gradient norm; the memory in use."""
+"""Histograms of weights and gradients, the gradient norm, and memory use."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,13 +13,13 @@ from extras.tensorboard.summaries import histogram
 
 MEGABYTE = 2**20
 FEWEST = 32
-"""Numbers of which a histogram says something: about as many as it has bars."""
+"""Minimum number of values for a useful histogram: about as many as it has bars."""
 
 
 def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
-    """The norm of all gradients of the last step together, before clipping.
+    """The total norm of all gradients of the last step, before clipping.
 
-    Empty where this process has only a shard of them: the other processes do not take part here.
+    Empty if this process has only a shard of them: the other processes do not take part here.
     """
     norm = trainer.gradient_norm
     if norm is None:
@@ -46,12 +46,12 @@ def _histograms(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Su
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Megabytes of this process, where the system reports them, and the peak of the accelerator's memory."""
+    """Memory of this process in MB, if the system reports it, and the accelerator's peak memory."""
     found = {}
     with suppress(OSError, ImportError):
         found["memory/process_MB"] = _resident() / MEGABYTE
     if device.type != "cpu":
-        with suppress(RuntimeError):  # not every kind of accelerator reports it
+        with suppress(RuntimeError):  # not all accelerators report it
             found["memory/accelerator_MB"] = torch.accelerator.max_memory_allocated() / MEGABYTE
     return found
 
@@ -70,7 +70,7 @@ def _resident() -> int:
 
 
 def _is_sharded(values: Tensor) -> bool:
-    """Whether other processes have the rest of a tensor: then it is a DTensor, whose import would take 0.2 s."""
+    """Whether a tensor is sharded over processes, as a DTensor, whose import would take 0.2 s."""
     return hasattr(values, "to_local")
 
 

@@ -1,4 +1,4 @@
-"""The page of hyperparameters: those of a run, and which columns there are for all runs of a name."""
+"""The hyperparameter page: those of a run, and the columns for all runs with one name."""
 
 import contextlib
 import json
@@ -18,9 +18,9 @@ from utils.schema import Config
 Value = bool | int | float | str
 
 COLUMNS = "experiment"
-"""The event file that says which columns there are. TensorBoard heeds one of them for all the runs that it shows."""
+"""The event file that defines the columns. TensorBoard uses only one of them for all runs it shows."""
 
-# keys that change where a run is kept or what is shown of it, but not its result
+# keys that change where a run is saved or what is shown, but not its result
 NO_HYPERPARAMETERS = ("$schema", "variables", "metrics")
 OF_TRAINER = (
     "save_dir", "save_period", "save_every_steps", "keep_last", "checkpoint", "log_every_steps", "tensorboard",
@@ -29,7 +29,7 @@ OF_TRAINER = (
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
-    """Those in the JSON of a run's config, by its keys: ``optimizer.lr`` for optimizer.args.lr."""
+    """The hyperparameters in a run's config, by key: ``optimizer.lr`` for optimizer.args.lr."""
     kept = {key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}
     trainer = kept.get("trainer")
     if isinstance(trainer, dict):
@@ -41,14 +41,14 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def started(config: Mapping[str, Any], *, start: float) -> Summary:
-    """A run and its hyperparameters. start: seconds since 1970."""
-    # an empty trial_id: each run is a trial of its own, also where two have the same hyperparameters
+    """A run with its hyperparameters. start: seconds since 1970."""
+    # an empty trial_id: each run is its own trial, even if two have the same hyperparameters
     made: Summary = hparams_pb(hyperparameters(config), trial_id="", start_time_secs=start)
     return made
 
 
 def finished() -> Summary:
-    """That the run ended by itself."""
+    """Marks the run as finished."""
     summary: Any = tensorboard.summary  # its functions are not typed
     *_, end = summary.hparams({}, {})
     made: Summary = end
@@ -58,11 +58,11 @@ def finished() -> Summary:
 
 
 def write_columns(events: EventWriter, config: Config, training: Training) -> None:
-    """Say which columns the runs of this name have, in this run's folder, and in no other of them.
+    """Define the columns for runs with this name, in this run's folder only.
 
-    TensorBoard takes what one run says for all, whichever it finds first: so only the run that started or ended last
-    says it, and knows the hyperparameters of the others. A full disk, or folders that cannot be written, change
-    nothing: then TensorBoard finds its columns by itself.
+    TensorBoard applies the first definition it finds to all runs, so only the run that started or ended last has one,
+    covering the others' hyperparameters. With a full disk or read-only folders nothing is changed, and TensorBoard
+    finds the columns itself.
     """
     folders = [path.parent for path in events.folder.parent.glob("*/config.json")]
     values = [hyperparameters(read) for read in map(_config, folders) if isinstance(read, dict)]
@@ -74,7 +74,7 @@ def write_columns(events: EventWriter, config: Config, training: Training) -> No
 
 
 def columns(runs: list[dict[str, Value]], tags: list[str]) -> Summary:
-    """The columns of runs with these hyperparameters: first those in which they differ, and the learning rates."""
+    """The columns for runs with these hyperparameters: first those in which they differ, and the learning rates."""
     names = sorted({name for run in runs for name in run})
     parameters = [_column(name, [run[name] for run in runs if name in run], count=len(runs)) for name in names]
     measured = [
@@ -89,7 +89,7 @@ def columns(runs: list[dict[str, Value]], tags: list[str]) -> Summary:
 
 
 def metrics(config: Config, training: Training) -> list[str]:
-    """The tags that are columns: the monitored value first, each at its best, in the test and in the last epoch."""
+    """Tags shown as columns: the monitored value first, each at its best, in the test and in the last epoch."""
     names = ["loss", *(metric.name or metric.type for metric in config.metrics)]
     monitored = config.trainer.monitor.split()[1].removeprefix("val_") if config.trainer.monitor else names[0]
     names = list(dict.fromkeys([monitored, *names]))
@@ -99,7 +99,7 @@ def metrics(config: Config, training: Training) -> list[str]:
 
 
 def _column(name: str, values: list[Value], *, count: int) -> Any:
-    """A hyperparameter as TensorBoard would describe it itself. count: of the runs, some of which may not have it."""
+    """A hyperparameter as TensorBoard would describe it. count: number of runs, some of which may lack it."""
     info = api_pb2.HParamInfo(name=name)
     info.differs = len({*map(str, values)}) > 1 or len(values) < count or name.split(".")[-1] in ("lr", "max_lr")
     if all(isinstance(value, bool) for value in values):
@@ -122,7 +122,7 @@ def _config(folder: Path) -> Any:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested objects, each under a dotted key."""
+    """The values in nested objects, by dotted key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

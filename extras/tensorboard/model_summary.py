@@ -1,4 +1,4 @@
-"""The layers of a model and its results on training samples, which go through it without leaving a trace."""
+"""The layers of a model, and its results on training samples, computed without side effects."""
 
 import itertools
 import warnings
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from extras.report import EvaluationStats
 
 SAMPLES = 1000
-"""Training samples that are evaluated where there are none for validation."""
+"""Number of training samples to evaluate if there is no validation data."""
 
 
 def first_batch(trainer: BaseTrainer, samples: int) -> Any:
-    """The first samples of the training, as the model gets them.
+    """The first training samples, as the model gets them.
 
-    By the workers, where there are any: a data set that opens a file in this process might not survive their start.
+    Loaded by the workers, if any: a data set that opens a file in this process might not survive their start.
     """
     batches = trainer.training.batches
     [micro_batch] = batches.load([BatchRange(0, 0, min(samples, batches.num_samples))])
@@ -33,22 +33,22 @@ def first_batch(trainer: BaseTrainer, samples: int) -> Any:
 
 
 def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
-    """The table of layers as Markdown, and the graph as TensorBoard reads it; None if the model cannot be traced.
+    """The table of layers as Markdown, and the graph in TensorBoard's format; None if the model cannot be traced.
 
-    Two samples go through it.
+    Runs two samples through the model.
     """
     model = trainer.experiment.model
     if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
-        return f"{_size(trainer)}\n\nWith several processes there is neither a table of layers nor a graph.", None
+        return f"{_size(trainer)}\n\nWith several processes, no table of layers or graph is available.", None
     trace = Trace()
     recorder = Recorder(model)
     samples = first_batch(trainer, 2)
     try:
         with untouched(trainer), traced(model, trace), recording(model, recorder), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the first step of the training says what there is to say
+            warnings.simplefilter("ignore")  # the first training step will show them
             trainer.eval_step(trainer.runtime.to_device(samples))
-    except Exception as error:  # of the user's own code, which may not support a batch of this size
-        return f"{_size(trainer)}\n\nThere is neither a table of layers nor a graph: {error}", None
+    except Exception as error:  # from the user's own code, which may not support this batch size
+        return f"{_size(trainer)}\n\nNo table of layers or graph: {error}", None
     table = "\n".join(markdown_table(HEADER, trace.rows, right=[3]))
     return f"{_size(trainer)}\n\n{table}", recorder.graph().SerializeToString()
 
@@ -66,10 +66,10 @@ def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") ->
 
 @contextmanager
 def untouched(trainer: BaseTrainer) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and not compiled; afterwards its modes, buffers and the random
-    generators are as before.
+    """Inside the block, the model is in evaluation mode and not compiled; afterwards its modes, buffers and the random
+    generators are restored.
 
-    Not in inference mode: a tensor that a model keeps for later, as a table of positions, must serve in training too.
+    Not in inference mode: tensors that a model caches, such as position tables, must also work in training.
     """
     model = trainer.experiment.model
     modes = {module: module.training for module in model.modules()}

@@ -1,4 +1,4 @@
-"""Pictures: what goes into the model, and what an evaluation found. matplotlib is imported only to draw."""
+"""Pictures: the model's inputs, and the findings of an evaluation. matplotlib is imported only for drawing."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from extras.report import EvaluationStats
 
 GRID = 32
-"""Training images that are shown."""
+"""Number of training images to show."""
 MISTAKES = 12
-"""In rows of four, so that their names can be read at the width that TensorBoard gives a picture."""
+"""In rows of four, so that names are legible at TensorBoard's picture width."""
 MOST_CURVES = 20
-"""More classes than these share one precision-recall curve."""
+"""With more classes, a single precision-recall curve covers all."""
 
 
 def training(data: BaseDataLoader, batch: Any) -> Iterator[Summary]:
-    """The first images of a training batch as the model gets them, without their normalisation."""
+    """The first images of a training batch as the model gets them, with normalisation undone."""
     inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     shown = data.pictures(inputs[:GRID].cpu()) if isinstance(inputs, Tensor) else None
     if shown is not None and len(shown):
@@ -43,7 +43,7 @@ def precision_recall(stats: "EvaluationStats") -> Iterator[Summary]:
 
 
 def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[Summary]:
-    """What the model gets wrong: confusion matrix and worst mistakes, or predicted over true values."""
+    """The model's errors: confusion matrix and worst mistakes, or predicted over true values."""
     if stats.classification is None and stats.regression is None:
         return
     from extras.drawing import png

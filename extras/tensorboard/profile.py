@@ -1,4 +1,4 @@
-"""A profile of some optimizer steps, which Perfetto (ui.perfetto.dev) and chrome://tracing open."""
+"""A profile of some optimizer steps, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StepProfile:
-    """Records optimizer steps, from the first to the last inclusive, and writes them into the run's folder."""
+    """Records optimizer steps, from first to last inclusive, and writes them to the run's folder."""
 
     def __init__(self, steps: Sequence[int], folder: Path, console: Console) -> None:
         self.first, self.last = steps
@@ -28,22 +28,22 @@ class StepProfile:
         self._handle: Any = None
 
     def begin(self, trainer: "BaseTrainer") -> None:
-        """Before the first step of this start. A hook of the optimizer reports each step, so that the loop need not."""
+        """Call before the first step. A hook in the optimizer reports each step, so that the loop need not."""
         end = trainer.settings.epochs * trainer.steps_per_epoch()
         if self.first > end:
             self.console.warn(f"trainer.profile_steps: the run ends with step {end:,}, before step {self.first:,}")
             return
-        if trainer.progress.steps >= self.last:  # a resumed run that is past them
+        if trainer.progress.steps >= self.last:  # already past them
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on a machine without a GPU look like failures
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on machines without a GPU look like failures
         self._handle = next(reversed(trainer.training.optimizers.values())).optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
         )
         self._between(trainer.progress.steps + 1)
 
     def _between(self, following: int) -> None:
-        """A step has ended and another begins. following: the number of the latter."""
-        if self._recorded[-1:] == [following]:  # one of several optimizers that moves more than once a step
+        """Called between two steps. following: the number of the next step."""
+        if self._recorded[-1:] == [following]:  # one of several optimizers that steps more than once per step
             return
         self._end_step()
         if following > self.last:
@@ -62,7 +62,7 @@ class StepProfile:
             self._step = None
 
     def end(self, taken: int | None = None) -> None:
-        """Write what was recorded. taken: the number of steps of the run, where it has ended."""
+        """Write what was recorded. taken: the run's number of steps, if it has ended."""
         if self._handle is None:
             return
         self._handle.remove()
@@ -81,7 +81,7 @@ class StepProfile:
         path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"
         try:
             recorded.export_chrome_trace(str(path))
-        except OSError as error:  # a full disk does not stop a run
+        except OSError as error:  # a full disk must not stop a run
             path.unlink(missing_ok=True)
             self.console.warn(f"trainer.profile_steps: {path} cannot be written: {error.strerror}")
         else:

@@ -1,4 +1,4 @@
-"""What TensorBoard's plugins read, as protocol buffers."""
+"""Protocol buffers for TensorBoard's plugins."""
 
 import re
 import struct
@@ -21,13 +21,13 @@ PHASES = {"train": "training", "valid": "validation", "step": "training, every f
 
 
 def histogram(tag: str, values: Tensor) -> Summary | None:
-    """Of any floats, on any device. None if none is finite: only finite ones are counted.
+    """A histogram of any floats, on any device; counts only finite values. None if there are none.
 
-    Of a tensor that is sharded over several processes, the histogram is of this one's shard.
+    For a tensor sharded over several processes, the histogram covers this process's shard.
     """
     values = getattr(values, "to_local", lambda: values)().detach()
     values = (torch.view_as_real(values) if values.is_complex() else values.float()).flatten()
-    if values.numel() and not values.sum().isfinite():  # testing each value takes longer than all the rest
+    if values.numel() and not values.sum().isfinite():  # testing each value takes longer than everything else
         values = values[values.isfinite()]
     if not values.numel():
         return None
@@ -41,16 +41,16 @@ def histogram(tag: str, values: Tensor) -> Summary | None:
 
 
 def image(tag: str, png: bytes) -> Summary:
-    """A picture from the bytes of a PNG file, whose first block has the size."""
+    """A picture from the bytes of a PNG file, whose first chunk has the size."""
     width, height = struct.unpack(">II", png[16:24])
     picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
     return Summary(value=[Summary.Value(tag=tag, image=picture)])
 
 
 def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
-    """Precision and recall where the threshold is i / (T - 1). true, false: positives at each threshold, (T,).
+    """Precision and recall at thresholds i / (T - 1). true, false: positives at each threshold, (T,).
 
-    At the threshold 0 everything is positive, so that the first numbers are those of the class and of the others.
+    At threshold 0 everything is positive, so the first numbers are the totals of the class and of the others.
     """
     precision = true / np.maximum(true + false, 1)
     recall = true / np.maximum(true[0], 1)
@@ -61,10 +61,10 @@ def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
 
 
 def layout(config: Config, training: Training) -> Summary:
-    """The page of custom scalars: a row for the loss and for each metric, then how it is trained, then the machine.
+    """The custom scalars page: a row for the loss and each metric, then the optimizer, then the machine.
 
-    Training and validation have a chart each: TensorBoard gives all curves of a run one colour, so that in one chart
-    they could not be told apart.
+    Training and validation have separate charts: TensorBoard gives all curves of a run the same colour, so they would
+    be indistinguishable in one chart.
     """
     phases = ("train", "valid", "step") if training.validation else ("train", "step")
     rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"

@@ -1,11 +1,11 @@
-"""Where a run can be written beside TensorBoard: one file each, by ``trainer.writers``. docs/writers.md describes them.
+"""Where a run can be written besides TensorBoard, one file each, for ``trainer.writers``. See docs/writers.md.
 
 csv_files   metrics.csv and steps.csv in the run's folder
 mlflow_run  a run in an MLflow store
 wandb_run   a run of Weights & Biases
-delivery    what the last two share: a thread that sends, and a journal by which each step is sent once
+delivery    shared by the last two: a thread that sends, and a journal that ensures each step is sent once
 
-Every file of this folder is imported, so that another one that registers a writer is known too.
+Every file in this folder is imported, so your own files that register a writer are found too.
 """
 
 import importlib

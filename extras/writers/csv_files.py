@@ -1,4 +1,4 @@
-"""CSV files for a spreadsheet or pandas: one row an epoch, and one a point of the curves within epochs."""
+"""CSV files for spreadsheets or pandas: one row per epoch, and one per point of the curves within epochs."""
 
 import csv as library
 import io
@@ -12,14 +12,14 @@ from utils.registry import WRITERS
 
 @WRITERS.register
 def csv(run: RunInfo) -> Writer:
-    """metrics.csv, a row an epoch, and steps.csv, a row a point of a curve: step, name and value."""
+    """metrics.csv with a row per epoch, and steps.csv with a row per curve point: step, name and value."""
     return CsvWriter(run)
 
 
 class CsvWriter(Writer):
-    """Its state is the number of rows of metrics.csv, and the bytes of steps.csv.
+    """Its state is the number of rows in metrics.csv and the size of steps.csv in bytes.
 
-    metrics.csv is written as a whole each time, since a metric that is added later is a new column.
+    metrics.csv is rewritten each time, since a metric added later is a new column.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -40,7 +40,7 @@ class CsvWriter(Writer):
         return {"rows": len(self._all_rows()), "bytes": self.steps.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        if not state and step:  # it was off until now: what is there is from before that
+        if not state and step:  # it was off until now: existing content is from before that
             return ""
         kept, rows = int(state.get("rows", 0)), self._all_rows()
         if len(rows) > kept:

@@ -1,10 +1,11 @@
-"""Sends what is logged to a service that cannot take anything back, each step once, and without holding up training.
+"""Sends logs to a service that cannot undo anything: each step once, without delaying the training.
 
-What is logged goes to a journal in the run's folder, of which a thread sends what has not been sent. A resumed run logs
-again what came after its checkpoint: what is in the journal already, and is the same, is not sent again. If it differs,
-as after a change of the learning rate, the service gets a new run with all that belongs to this one.
+Logs go to a journal in the run's folder, from which a thread sends what has not been sent. A resumed run logs
+everything after its checkpoint again: entries that are already in the journal, and are the same, are not sent again. If
+they differ, as after a change of the learning rate, the service gets a new run with everything that belongs to this
+one.
 
-A service that does not answer costs one warning. What it did not get is sent when it answers again, or on resume.
+A service that does not answer costs one warning. What it missed is sent when it answers again, or on resume.
 """
 
 import json
@@ -27,22 +28,22 @@ Entry = dict[str, Any]
 """A line of the journal: "time" (ms since 1970), "step", and "values", or "image" and "digest", or "text" and "tag"."""
 
 BATCH = 500
-PAUSE = 1.0  # seconds between two batches
+PAUSE = 1.0  # seconds between batches
 RETRY = 30.0  # seconds after a failure
-SOON = 2.0  # seconds after which the end of a run says that it waits
-LAST = 60.0  # seconds that the end of a run waits for the rest to be sent
-NOT_COMPARED = ("samples_per_second", "memory/")  # which no two runs have in common
+SOON = 2.0  # seconds after which a run prints at its end that it is waiting
+LAST = 60.0  # seconds that a run waits at its end for the rest to be sent
+NOT_COMPARED = ("samples_per_second", "memory/")  # different in every run
 
 
 class Service:
-    """What a service must be able to do. It is called in a thread, and may raise anything."""
+    """What a service must implement. Called in a thread; may raise anything."""
 
     def open(self, run: RunInfo, known: str | None) -> str:
         """Start a run, or continue the one with this id. Returns its id."""
         raise NotImplementedError
 
     def send(self, entries: list[tuple[Entry, Tensor | None]]) -> None:
-        """Entries of the journal in order; with "image", also uint8 of shape (B, H, W, 1 or 3), if it is known."""
+        """Send journal entries in order; for "image", with uint8 of shape (B, H, W, 1 or 3) if available."""
         raise NotImplementedError
 
     def close(self, *, finished: bool) -> None:
@@ -59,15 +60,15 @@ class Delivery(Writer):
         self.journal = LogFile(run.folder / f"{name}.jsonl")
         self.marker = run.folder / f"{name}.json"
         self._id: str | None = None
-        self._sent = 0  # lines of the journal that the service has
+        self._sent = 0  # journal lines that the service has
         self._given = 0  # entries that belong to the run so far
-        self._ahead: deque[tuple[Entry, int]] = deque()  # lines from after the checkpoint, and where each begins
+        self._ahead: deque[tuple[Entry, int]] = deque()  # lines after the checkpoint, with their offsets
         self._waiting: deque[tuple[Entry, Tensor | None]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = self._finished = self._warned = False
-        self._life = 0  # how often the run has diverged from what was sent
-        self._opened: int | None = None  # in which of these the service was opened
+        self._life = 0  # number of times the run has diverged from what was sent
+        self._opened: int | None = None  # the value of _life when the service was opened
         self._open_id: str | None = None
 
     # ------------------------------------------------------------------ what is logged
@@ -91,16 +92,16 @@ class Delivery(Writer):
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         given = state.get("entries", 0)
         if type(given) is not int or given < 0:
-            raise CheckpointError(f"invalid checkpoint: it says that {self.name} had {given!r} entries")
+            raise CheckpointError(f"invalid checkpoint: {given!r} entries of {self.name}")
         lines, whole = self._read()
         self.journal.truncate(whole)
-        if not state and step:  # it was off until now: all that is there is from before that
+        if not state and step:  # it was off until now: existing content is from before that
             given = len(lines)
         lost = f"{self.journal.path.name} has {len(lines):,} of {given:,} lines" if len(lines) < given else ""
         self._given = min(given, len(lines))
         self._ahead = deque(lines[self._given :])
         run_id, sent = self._read_marker()
-        if sent > len(lines):  # the journal is gone, or was cut short: nobody knows what the service has
+        if sent > len(lines):  # the journal is missing or truncated: what the service has is unknown
             run_id, sent = None, 0
         with self._changed:
             self._id, self._sent = run_id, sent
@@ -124,7 +125,9 @@ class Delivery(Writer):
             )
             self._thread.join(LAST)
         if self._waiting:
-            self.run.warn(f"{self.name} did not get the last {len(self._waiting):,} entries; a resume sends them")
+            self.run.warn(
+                f"{self.name} did not get the last {len(self._waiting):,} entries; resuming the run sends them"
+            )
 
     def _add(self, entry: Entry, pictures: Tensor | None = None) -> None:
         self._given += 1
@@ -141,7 +144,7 @@ class Delivery(Writer):
         else:
             self._append(entry)
         with self._changed:
-            # a service that is gone for long must not fill the memory
+            # a service that is unreachable for long must not fill the memory
             self._waiting.append((entry, pictures if len(self._waiting) < BATCH else None))
         self._wake()
 
@@ -150,10 +153,10 @@ class Delivery(Writer):
         self.journal.append((json.dumps(entry) + "\n").encode())
 
     def _diverge(self, at: int) -> None:
-        """The run is no longer the one that was interrupted. at: bytes of the journal that still belong to it."""
+        """Handle that the run differs from the interrupted one. at: bytes of the journal that still belong to it."""
         self._ahead.clear()
         with self._changed:
-            if self._sent < self._given:  # the service has nothing of what is dropped
+            if self._sent < self._given:  # the service has none of what is dropped
                 self.journal.truncate(at)
                 return
             self._life += 1
@@ -167,7 +170,7 @@ class Delivery(Writer):
     def _wake(self) -> None:
         with self._changed:
             if self._waiting and self._thread is None and not self._closing:
-                # a daemon: a service that hangs must not keep the process
+                # daemon: a hanging service must not keep the process alive
                 self._thread = threading.Thread(target=self._deliver, name=self.name, daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -181,10 +184,10 @@ class Delivery(Writer):
             pause = PAUSE
             try:
                 self._send()
-            except Exception as error:  # of any kind: training must not end because of its log
+            except Exception as error:  # any error: training must not end because of logging
                 if not self._warned:
                     self._warned = True
-                    again = "training continues, and what is missing is sent when it responds again"
+                    again = "training continues; missing entries are sent when it responds again"
                     self.run.warn(f"{self.name}: {format_error(error)}; {again}")
                 if self._closing:
                     return
@@ -221,9 +224,9 @@ class Delivery(Writer):
     # ------------------------------------------------------------------ files
 
     def _read(self) -> tuple[list[tuple[Entry, int]], int]:
-        """The whole lines of the journal with the byte at which each begins, and the byte at which the last one ends.
+        """The complete lines of the journal with their offsets, and the offset of the end of the last one.
 
-        A kill may have cut the last one short.
+        A kill may have truncated the last line.
         """
         found, at = [], 0
         path = self.journal.path
@@ -251,7 +254,7 @@ class Delivery(Writer):
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested objects, each under a dotted key; lists as JSON."""
+    """The values of nested objects, by dotted key; lists as JSON."""
     found = dict[str, Any]()
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -262,7 +265,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same(known: Entry, entry: Entry) -> bool:
-    """Whether two entries are of the same moment of the same run."""
+    """Whether two entries are from the same moment of the same run."""
     return _compared(known) == _compared(entry)
 
 

@@ -1,7 +1,7 @@
 """A run in an MLflow store: on a server, or in a local file.
 
-Exact over a resume: MLflow keeps one of several points that have the same name, step, time and value, so that even what
-was being sent when the process was killed is there once.
+Exact across a resume: MLflow keeps only one of several points with the same name, step, time and value, so even points
+being sent when the process was killed appear once.
 """
 
 import importlib.util
@@ -20,9 +20,9 @@ from utils.errors import UserError
 from utils.registry import WRITERS
 
 INSTALL = 'the writer "mlflow" needs a package: pip install mlflow'
-MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000  # of one request; and characters of a parameter
+MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000  # per request; and characters per parameter
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""Seconds until a server counts as hanging, by default 120 and seven times more: ``Delivery`` tries again itself."""
+"""Seconds until a server counts as hanging; MLflow defaults to 120 with seven retries. ``Delivery`` retries itself."""
 
 
 @WRITERS.register
@@ -49,7 +49,7 @@ class MLflow(Service):
     def open(self, run: RunInfo, known: str | None) -> str:
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # which would tell of each table that they make
+        for name in ("mlflow", "alembic"):  # which would log each table they create
             logging.getLogger(name).setLevel(logging.WARNING)
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
@@ -97,7 +97,7 @@ class MLflow(Service):
             self.client.log_artifact(self.run_id, str(path), tag)
 
     def _describe(self, run: RunInfo) -> None:
-        """The config's values as parameters. MLflow never changes one: what a resume has changed is a tag."""
+        """Write the config's values as parameters. MLflow never changes one: values changed on resume become tags."""
         from mlflow.entities import Param, RunTag
 
         there = self.client.get_run(self.run_id).data.params
@@ -113,5 +113,5 @@ class MLflow(Service):
 
 
 def _key(name: str) -> str:
-    """A name in the letters that MLflow takes."""
+    """A name in the characters that MLflow accepts."""
     return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII).strip("/ .") or "_"

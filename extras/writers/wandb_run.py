@@ -1,7 +1,7 @@
-"""A run of Weights & Biases: online, or offline in the run's folder, for ``wandb sync``.
+"""A run in Weights & Biases: online, or offline in the run's folder, for ``wandb sync``.
 
-Each start is a segment of one run. A segment that was being written when the process was killed may have points that
-the journal does not know of yet: those of the last second can then be there twice. Nothing else is.
+Each start is a segment of one run. A segment being written when the process was killed may have points that the journal
+does not know about yet: those of the last second can then appear twice. Nothing else can.
 """
 
 import html
@@ -38,7 +38,7 @@ def wandb(
 
 
 class WeightsAndBiases(Service):
-    """Arguments as of ``wandb``."""
+    """Arguments as for ``wandb``."""
 
     def __init__(self, project: str, entity: str | None, mode: Literal["online", "offline"] | None) -> None:
         self.project = project
@@ -59,7 +59,7 @@ class WeightsAndBiases(Service):
             resume="allow",
             config=flat(run.config),
             allow_val_change=True,
-            # without a screen of its own, and without ours
+            # without a terminal UI of its own, and without capturing ours
             settings=library.Settings(silent=True, console="off"),
         )
         return str(self.session.id)
@@ -76,7 +76,7 @@ class WeightsAndBiases(Service):
                 values[entry["image"]] = [
                     library.Image(array[:, :, 0] if array.shape[2] == 1 else array) for array in arrays
                 ]
-            if values:  # points of one step make one row
+            if values:  # points of one step form one row
                 self.session.log(values, step=entry["step"])
 
     def close(self, *, finished: bool) -> None:

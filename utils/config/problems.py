@@ -30,7 +30,7 @@ from utils.schema import (
 from utils.text import closest
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
-COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or its name alone'
+COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:

@@ -131,7 +131,7 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_no_other_data(tmp_path:
     worker: TensorSource = pickle.loads(pickle.dumps(source))
     path.unlink()
     saved(tmp_path, np.ones((10, 4), np.uint8))
-    with pytest.raises(DataError, match="replaced while it was in use"):
+    with pytest.raises(DataError, match="replaced while in use"):
         next(Batches(worker, batch_size=2).load([BatchRange(0, 0, 2)]))
     inputs, _ = next(Batches(source, batch_size=2).load([BatchRange(0, 0, 2)])).data
     assert not inputs.any(), "this process has the old file open"

@@ -142,7 +142,7 @@ def test_where_nothing_can_be_written_it_is_done_without(cifar10: Path, capfd: p
     for _ in range(2):
         assert read(cifar10)[2]
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(DataError, match=r'"in_memory": false reads from .*train\.npy, which cannot be written'):
+    with pytest.raises(DataError, match=r'"in_memory": false needs .*train\.npy, which cannot be written'):
         read(cifar10, in_memory=False)
 
 

@@ -148,7 +148,10 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, but no train/"),
     (_empty, "no images of big dog"),
     (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "has no folders"),
-    (lambda folder: write_images(folder, {"train": 2}), r"2 images \(0.png ...\) are not in a class folder"),
+    (
+        lambda folder: write_images(folder, {"train": 2}),
+        r"2 images \(0.png ...\) are not in a folder named after their class",
+    ),
     (lambda folder: (folder / "train" / "big dog" / "up").symlink_to(folder), "leads back"),
 ]
 
@@ -187,7 +190,7 @@ def test_all_broken_files_are_named_at_once(photos: Path) -> None:
         "2.png: not an image",
         "3.jpg: not an image",
         "broken.png",
-        "fractions.tiff: its pixels are floats",
+        "fractions.tiff: the pixels are floats",
     ):
         assert name in str(error.value)
     assert not list((photos / "cache").glob("*.np*"))

@@ -194,8 +194,8 @@ def test_an_epoch_needs_a_length(fit: Fit) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"validation_split": 5}, "validation_split: .* are a stream, .* and give validation_data"),
-        ({"folds": 5, "fold": 0}, "folds: .* are a stream"),
+        ({"validation_split": 5}, "validation_split: .* is a stream, .* and define validation_data"),
+        ({"folds": 5, "fold": 0}, "folds: .* is a stream"),
         ({"balanced": True}, "balanced: .* is a stream, which has no indices; leave balanced out"),
     ],
 )
@@ -218,7 +218,7 @@ def test_streams_that_cannot_be_are_refused() -> None:
         def training_data(self, *, augment: bool) -> Source:
             return StreamSource(Lines(), length=3)
 
-    with pytest.raises(DataError, match="needs the number of samples"):
+    with pytest.raises(DataError, match="needs a length: the number of samples"):
         Endless(batch_size=4).validation()
     with pytest.raises(DataError, match="a stream for training must not have a length"):
         Endless(batch_size=4).training(0)

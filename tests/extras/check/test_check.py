@@ -169,7 +169,7 @@ def made(kind: str) -> dict[str, Any]:
         (made("nan"), "batch         FAIL  inputs", "10 values are not finite"),
         (made("broken"), "batch         FAIL  KeyError: 'label'", 'raise KeyError("label")'),
         (made("constant"), "batch         FAIL  inputs", "all values are the same"),
-        (made("unscaled"), "batch         note  inputs", "not scaled"),
+        (made("unscaled"), "batch         note  inputs", "unscaled inputs"),
         (made("sorted"), "batch         note  targets", "sorted by class"),
         (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
         ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "wants log_softmax"),
@@ -182,11 +182,11 @@ def made(kind: str) -> dict[str, Any]:
         (planted("two"), "forward       FAIL", "a model with 2 outputs for more classes"),
         (planted("training"), "forward       FAIL  ValueError: not with this batch", "in training it does not"),
         ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
-        ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number a sample"),
+        ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number per sample"),
         (
             {**planted(""), "metrics": [{"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}}]},
             "metrics       FAIL",
-            "gives (3, 3), not one number",
+            "gives (3, 3), not a single number",
         ),
     ],
 )
@@ -240,7 +240,7 @@ def test_other_kinds_of_inputs_and_outputs(check: Check, keys: dict[str, Any]) -
     status, report = check(**keys)
     assert status == 0, report
     assert "independence  ok" in report
-    assert "equally likely classes would have ln" in report
+    assert "equally likely classes would give ln" in report
 
 
 class Pair(NamedTuple):

@@ -260,10 +260,10 @@ def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     _, report = check(**plain(), trainer={"type": "Keeping", "args": {"saved": False}})
     assert "in no part of a checkpoint: mean, critic\n" in report
     _, report = check(**(nested(moving=True)))
-    assert "not persistent, so that no checkpoint has them: calls\n" in report
+    assert "not persistent, so they are in no checkpoint: calls\n" in report
     assert "exactness" not in check(**nested())[1]
     _, report = check(**plain() | {"loss": "MovingLoss"})
-    assert "buffers of the loss that change, and no checkpoint has them: count\n" in report
+    assert "buffers of the loss that change but are in no checkpoint: count\n" in report
 
 
 @pytest.mark.parametrize("own_random", [True, False])
@@ -280,7 +280,7 @@ def test_the_smallest_batch_is_tried(check: Check, samples: int) -> None:
         **plain(samples=samples) | {"model": {"type": "Nested", "args": {"kind": "", "normed": True}}}
     )
     assert status == (1 if samples == 40 else 0), report
-    assert ("last batch    FAIL  the last batch of an epoch has 1 sample, and fails: ValueError" in report) == (
+    assert ("last batch    FAIL  the last batch of an epoch has 1 sample and fails: ValueError" in report) == (
         samples == 40
     )
     assert ("drop_last=true" in report) == (samples == 40)
@@ -311,7 +311,7 @@ def test_a_first_loss_far_above_ln_c_is_noted_whatever_the_loss_is_called(check:
     loader = {"type": "Text", "args": {"batch_size": 10}}
     _, report = check(data_loader=loader, model="Tokens", loss="token_loss")
     assert "first loss    note" in report
-    assert "equally likely classes would have ln 89 = 4.489" in report
+    assert "equally likely classes would give ln 89 = 4.489" in report
 
 
 UNSUPERVISED: dict[str, Any] = {"loss": None, "trainer": {"type": "Adversarial"}}

@@ -367,7 +367,7 @@ def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
     assert printed[start + 1].split()[:4] == ["experiment", "runs", "min", "val_loss"]
     assert printed[start + 2].split() == ["lr=0.1", "3", "0.5000", "±", "0.1", "0.4000", "±", "0", "0.3000", "±", "0"]
     assert printed[start + 3].split()[:5] == ["lr=0.2", "3", "0.7000", "±", "0.1"]
-    assert printed[start + 4] == "  left out: 1 run, not finished or repeated later"
+    assert printed[start + 4] == "  left out: 1 run, unfinished or repeated later"
     with (single.parent / "comparison_means.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["experiment"], first["over"], first["runs"], first["left_out"]) == ("lr=0.1", "seed, fold", "3", "1")

@@ -205,7 +205,7 @@ def test_what_cannot_be_read_is_named_and_skipped(ask: Ask, two: Path, monkeypat
         assert len([line for line in errors.splitlines() if line.startswith(f"skipped {two / name}.png: ")]) == 1
     assert f"skipped {two / 'empty.jpg'}: not an image" in errors
     assert "decompression bomb" in errors
-    assert errors.endswith("error: 7 inputs could not be read, as named above; the others were predicted\n")
+    assert errors.endswith("error: 7 inputs could not be read, as listed above; the others were predicted\n")
     assert "Traceback" not in errors
 
 
@@ -231,22 +231,22 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which inputs?"),
+        ([], "no inputs; give"),
         (["gone.png"], "gone.png: no such file or folder"),
         (["*.webp"], "*.webp: the pattern matches no input"),
-        (["empty"], "empty: the folder holds no input (.jpg"),
-        (["two", "--out", "x.txt"], "the ending says what is written: .csv, .json, .jsonl, .npz"),
+        (["empty"], "empty: the folder contains no input (.jpg"),
+        (["two", "--out", "x.txt"], "the suffix selects the format: .csv, .json, .jsonl, .npz"),
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
         (["two", "--out", "nowhere/x.csv"], "no such folder: nowhere"),
         (["two", "--show", "x.jpg"], "the picture is a PNG"),
-        (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs, and would be replaced"),
-        (["two", "model.args.num_classes=4"], "do not fit this model"),
-        (["table.csv"], "takes images: files, or uint8 (H, W, 3) or (H, W); this is the row of a table"),
-        (["floats.npy"], "takes images: files, or uint8 (H, W, 3) or (H, W); this is (3, 32, 32) float32"),
-        (["single.npy"], "single.npy, row 0: (32, 3) uint8 is a row of pixels; save a single picture as array[None]"),
-        (["two", "--columns", "a"], "--columns names columns of a table, and no input is one"),
-        (["several.npz"], "several.npz holds a, b; name the array, as in several.npz:a"),
-        (["several.npz:c"], "several.npz holds a, b; name the array"),
+        (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs, and would be overwritten"),
+        (["two", "model.args.num_classes=4"], "do not match this model"),
+        (["table.csv"], "takes images: files, or uint8 (H, W, 3) or (H, W); got the row of a table"),
+        (["floats.npy"], "takes images: files, or uint8 (H, W, 3) or (H, W); got (3, 32, 32) float32"),
+        (["single.npy"], "single.npy, row 0: (32, 3) uint8 is a row of pixels; save a single image as array[None]"),
+        (["two", "--columns", "a"], "--columns names columns of a table, but no input is a table"),
+        (["several.npz"], "several.npz contains a, b; name the array, as in several.npz:a"),
+        (["several.npz:c"], "several.npz contains a, b; name the array"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_message(

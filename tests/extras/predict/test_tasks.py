@@ -97,9 +97,9 @@ def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) ->
     assert status == 1
     assert [row["row"] for row in table(output)] == ["0", "4"]
     assert "skipped t.csv, row 1: column b: '' is not a number\n" in errors
-    assert "skipped t.csv, row 2: 2 cells, where there are 3 columns\n" in errors
+    assert "skipped t.csv, row 2: 2 cells, but there are 3 columns\n" in errors
     assert "skipped t.csv, row 3: column c: 'many' is not a number\n" in errors
-    assert errors.endswith("error: 3 inputs could not be read, as named above; the others were predicted\n")
+    assert errors.endswith("error: 3 inputs could not be read, as listed above; the others were predicted\n")
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), "the input has the shape ().\nIn training, the model took float32 of shape (B, 3)."),
-        (np.zeros((2, 1, 3)), "the input has the shape (1, 3)"),
+        (np.zeros(3), "the input has shape ().\nIn training, the model took float32 of shape (B, 3)."),
+        (np.zeros((2, 1, 3)), "the input has shape (1, 3)"),
         (np.zeros((2, 4)), "the model cannot take this input ((2, 4) float32)"),
         (np.zeros((2, 3), np.uint8), "the input is uint8 of shape (3,); scale the bytes as in training."),
         (np.zeros((2, 3), bool), "the input is bool of shape (3,)."),
@@ -148,7 +148,7 @@ def test_a_picture_for_a_model_of_numbers_is_told(regression: Path, ask: Ask) ->
     Path("x.jpg").touch()
     status, _, errors = ask(regression, "x.jpg")
     assert status == 2
-    assert "error: x.jpg: RandomTensorLoader does not say how a file becomes an input of the model" in errors
+    assert "error: x.jpg: RandomTensorLoader does not define how to read files" in errors
     np.save("x.npy", np.zeros((2, 3)))
     assert ask(regression, "x.npy", "--show", "x.png")[0] == 2
     assert ask(regression, "x.npy", "--columns", "d")[0] == 2  # of tables alone
@@ -310,7 +310,7 @@ def test_a_model_of_parts_needs_a_predict_step(fit: Fit, ask: Ask) -> None:
         keys: dict[str, Any] = {"data_loader": loader(num_classes=3), "model": "Parts", "loss": None, "metrics": []}
         status, output, errors = ask(fit("trainer.type=PartsTrainer", **keys).run_dir, "x.npy")
         assert (status, output) == (2, "")
-        assert "Parts has no forward, only parts that PartsTrainer calls; define in it what is predicted" in errors
+        assert "Parts has no forward, only parts that PartsTrainer calls; define predict_step in the trainer" in errors
         status, output, _ = ask(fit("trainer.type=PartsPredictor", **keys).run_dir, "x.npy")
         assert (status, len(values(output))) == (0, 2)
 
@@ -352,7 +352,7 @@ def test_masks_are_arrays(fit: Fit, ask: Ask) -> None:
         status, output, errors = ask(run, "x.npy")
         assert (status, output) == (2, "")
         assert (
-            "the output mask has the shape (6, 8) for each input, which does not fit a table; --out FILE.npz" in errors
+            "the output mask has shape (6, 8) for each input, which does not fit in a table; --out FILE.npz" in errors
         )
         assert ask(run, "x.npy", "--out", "x.npz", "--show", "x.png")[0] == 0
         assert Path("x.png").stat().st_size > 1000
@@ -365,7 +365,7 @@ def test_masks_are_arrays(fit: Fit, ask: Ask) -> None:
         np.save("y.npy", np.zeros((2, 1, 3, 4), np.float32))
         status, _, errors = ask(run, "x.npy", "y.npy", "--out", "x.npz")
         assert status == 2
-        assert "warning: y.npy: the input has the shape (1, 3, 4)" in errors
+        assert "warning: y.npy: the input has shape (1, 3, 4)" in errors
         assert "error: y.npy: the output mask has the shape (3, 4), and (6, 8) for those before" in errors
         with np.load("x.npz") as arrays:
             assert len(arrays["mask"]) == 7

@@ -242,14 +242,14 @@ def test_images_of_any_channels(fit: Fit, channels: int) -> None:
 def test_what_a_loader_gives_for_pictures_is_checked(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
     monkeypatch.setattr(RandomTensorLoader, "pictures", lambda self, inputs: inputs)
-    with pytest.raises(DataError, match=r"RandomTensorLoader.pictures returns \(\d+, 3, 8, 8\) float32; it should be"):
+    with pytest.raises(DataError, match=r"RandomTensorLoader.pictures returns \(\d+, 3, 8, 8\) float32; expected"):
         test.main(["-r", str(run)])
 
 
 def test_an_empty_test_set_is_reported_and_nothing_is_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = TensorSource(torch.empty(0, 6), torch.empty(0, dtype=torch.int64))
     monkeypatch.setattr(RandomTensorLoader, "test_data", lambda self: empty)
-    with pytest.raises(DataError, match="the test data are empty"):
+    with pytest.raises(DataError, match="the test data is empty"):
         test.main(["-r", str(run)])
     assert not (run / "test").exists()
 

@@ -27,7 +27,7 @@ def test_the_whole_of_one() -> None:
     text = listing("CIFAR10Loader")
     assert "data_loader/cifar10.py:" in text
     assert "validation_split: float >= 0 < 1 or int >= 0 or null = null" in text
-    assert "part of the training data that is held out" in text
+    assert "held-out part of the training data" in text
     assert '"data_loader": {"type": "CIFAR10Loader", "args": {"batch_size": ...}}' in text
     assert "total_steps: int or null, taken from the length of the run" in listing("OneCycleLR")
     assert '"metrics": [{"type": "F1Score", "args": {"task": ...}}]' in listing("F1Score")
@@ -38,7 +38,7 @@ def test_a_name_that_is_not_there() -> None:
         listing("Lenett")
     with pytest.raises(UserError, match="--list shows all"):
         listing("qqqqqqq")
-    with pytest.raises(UserError, match='"nll_loss"; here it is "cross_entropy" on outputs without'):
+    with pytest.raises(UserError, match='"nll_loss"; use "cross_entropy" on outputs without'):
         listing("nll_loss")
 
 
@@ -57,11 +57,11 @@ def test_a_name_that_is_not_there() -> None:
     ],
 )
 def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f'unknown component "{name}"; here it is {text}')):
+    with pytest.raises(UserError, match=re.escape(f'unknown component "{name}"; use {text}')):
         listing(name)
     config = tmp_path / "config.json"
     config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
-    assert f'unknown metric "{name}"; here it is {text}' in message(config)
+    assert f'unknown metric "{name}"; use {text}' in message(config)
     config.write_text(SOUND.replace('"accuracy"', text.replace("...", "3")))
     assert message(config) == ""
 

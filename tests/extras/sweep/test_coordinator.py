@@ -78,7 +78,7 @@ def test_trials_that_are_refused_alike_end_the_sweep(make: Callable[[str, Spec],
     """As where a folder of data is not there."""
     folder = make("refused", spec(*SPACES))
     processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, "error: trial-000: no data"))
-    with pytest.raises(UserError, match=r"3 trials, all so far, were refused alike: trial-000: no data\n"):
+    with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data\n"):
         coordinator(folder, processes).run()
     assert len(results(folder)) == 3
     for trial in folder.trials():

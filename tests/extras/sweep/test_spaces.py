@@ -46,8 +46,8 @@ def test_a_single_value_holds_for_all_trials() -> None:
         (["seed=4..0"], "the range is empty: 4 is greater than 0; did you mean 0..4?"),
         (["seed=0..10000"], "10,001 values are too many"),
         (["a=0.1..0.2"], "a..b counts integers; for other numbers write lin:0.1..0.2 or log:0.1..0.2"),
-        (["a=log:0..1"], "a logarithmic range starts above 0, not at 0; or use lin:0..1"),
-        (["a=log:-1..1"], "a logarithmic range starts above 0"),
+        (["a=log:0..1"], "a logarithmic range must start above 0, got 0; or use lin:0..1"),
+        (["a=log:-1..1"], "a logarithmic range must start above 0"),
         (["a=lin:1..1"], "the range is empty: 1 is not less than 1"),
         (["a=lin:1..1e999"], "a number is too large"),
         (["a=lgo:1..2"], 'unknown scale "lgo"; did you mean log:1..2?'),
@@ -61,7 +61,7 @@ def test_a_single_value_holds_for_all_trials() -> None:
         (["a=Lin(0-2)"], "expected two numbers with two dots between them, as in lin:0..2"),
         (["a=log:1..0.1"], "the range is empty: 1 is not less than 0.1; did you mean log:0.1..1?"),
         (["a=lin:x..y"], "expected two numbers, as in lin:0.001..0.1, got 'x..y'"),
-        (["a=1,,2"], "there is an empty value between two commas"),
+        (["a=1,,2"], "empty value between two commas"),
         (["a=1,1"], "the value 1 is given twice"),
         (["a=1,2", "a=3,4"], "a is given twice"),
         (["a=1", "a=3,4"], "a is given twice"),
@@ -118,7 +118,7 @@ def test_the_config_says_what_is_an_integer(write_config: Callable[..., Path]) -
         (["model.type=TwoLayerNet,LeNet"], ["with model.type=LeNet", 'LeNet has no argument "in_features"']),
         (
             ["data_loader.args.validation_split=0,10", "trainer.monitor=min nothing"],
-            ['no metric gives "nothing"'],
+            ['no value is logged as "nothing"'],
         ),
     ],
 )

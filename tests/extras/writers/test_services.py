@@ -52,7 +52,7 @@ def test_a_server_that_hangs_costs_a_warning(
         run = fit("trainer.epochs=1", f'trainer.writers=[{{"type":"mlflow","args":{{"uri":"{uri}"}}}}]').run_dir
     errors = capsys.readouterr().err
     assert "timed out" in errors
-    assert "entries; a resume sends them" in errors
+    assert "entries; resuming the run sends them" in errors
     store = f"sqlite:///{tmp_path}/store.db"
     train.main(
         ["-r", str(run), "trainer.epochs=2", f'trainer.writers=[{{"type":"mlflow","args":{{"uri":"{store}"}}}}]']

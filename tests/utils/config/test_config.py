@@ -50,7 +50,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
         ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam rejects this"),
         ("optimizer", {"type": "Adam", "args": {"capturable": True}}, "optimizer.args.capturable: Adam rejects this"),
         ("optimizer", {"type": "AdamW", "args": {"fused": True, "foreach": True}}, "AdamW rejects this"),
-        ("optimizer", None, 'optimizer: should be a component: {"type": NAME, "args": {...}}, or its name alone'),
+        ("optimizer", None, 'optimizer: should be a component: {"type": NAME, "args": {...}}, or just its name'),
         ("metrics", None, "metrics: should be a list, got null"),
         ("metrics", ["loss"], 'unknown metric "loss"'),
         ("metrics", [{"type": "accuracy", "name": "loss"}], 'the name "loss" is taken'),
