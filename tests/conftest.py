@@ -111,6 +111,30 @@ def curves_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base.outputs.find_extra", find_extra)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _blank_report_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty files in place of the pictures in test.py's report, which take most of its time.
+
+    A file of tests that looks at them has REPORT_PICTURES = True.
+    """
+    from utils.extras import find_extra
+
+    report: Any = find_extra("report")
+    if report is None or getattr(request.module, "REPORT_PICTURES", False):
+        yield
+        return
+    write = report.EvaluationReport.write
+
+    def write_blank(*arguments: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("extras.drawing.png", lambda _: b"")
+            write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.EvaluationReport, "write", write_blank)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Sums in one order, whatever the machine."""

@@ -28,6 +28,7 @@ from utils.signals import SignalWatch
 
 test = load_script("test")
 
+REPORT_PICTURES = True
 CLASSES = ("<b>dog", "=2+2", "고양이")
 Run = tuple[Path, Path]
 """A run folder, and the photos that are left of its data: those of test/."""
