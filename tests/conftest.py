@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 # before numpy and torch are imported, and for every process that a test starts: one thread each
 os.environ["OMP_NUM_THREADS"] = "1"
+# whatever the shell says: else each process that a test starts would compile the project again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest
 

@@ -138,7 +138,7 @@ def test_imports_point_to_the_left() -> None:
                 continue
             if not allowed:
                 wrong.append(f"{name_of(path)} may not import {name}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_circles_are_found() -> None:
@@ -186,7 +186,7 @@ def test_files_and_functions_are_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, FUNCTIONS) and (node.end_lineno or 0) - node.lineno >= 50:
                 large.append(f"{name_of(path)}: {node.name} has more than 50 lines")
-    assert large == []
+    assert not large, "\n".join(large)
 
 
 def test_only_the_report_draws() -> None:
@@ -198,4 +198,4 @@ def test_only_the_report_draws() -> None:
         and path.parent.name not in ("extras", "report", "compare", "sweep", "predict")
         and "matplotlib" in first_names(path)
     ]
-    assert drawing == []
+    assert not drawing, "\n".join(drawing)
