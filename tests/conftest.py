@@ -45,9 +45,10 @@ def load_script(name: str) -> ModuleType:
 
 # the files that take longest, the longest first; a file that is missing here, or is gone, does no harm
 LONGEST = (
-    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "docs/test_recipes_tasks",
-    "docs/test_recipes_models", "test_deletable", "test_exactness", "test_signals", "test_streams",
-    "tensorboard/test_browser", "tensorboard/test_board", "base/test_training", "training/test_resume",
+    "distributed/test_processes_fail", "tensorboard/test_browser", "test_commands", "distributed/test_processes",
+    "test_deletable", "docs/test_recipes_models", "test_exactness", "tensorboard/test_board", "sweep/test_sweep",
+    "docs/test_recipes_tasks", "test_signals", "report/test_report", "test_streams", "compare/test_compare",
+    "base/test_training", "training/test_resume",
 )  # fmt: skip
 
 
