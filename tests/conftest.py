@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 os.environ["OMP_NUM_THREADS"] = "1"
 # whatever the shell says: else each process that a test starts would compile the project again
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import pytest
 
 if TYPE_CHECKING:
     import train
 
+sys.dont_write_bytecode = False
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
 

@@ -38,9 +38,11 @@ def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cif
     torch.save(before, tmp_path / "resnet18.pth")
     with installed("fine_tuning"):
         value = config("fine_tuning")
-        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 10}
         value["model"]["weights"]["file"] = str(tmp_path / "resnet18.pth")
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.save_every_steps=5")
+        recipe = RecipeRun(
+            value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=3", "trainer.save_every_steps=5"
+        )
         capsys.readouterr()
         first, last = (state(recipe.run, f"step-{step:08}.pth")["model"] for step in (3, 6))
         for name in ("layer1.0.conv1.weight", "bn1.running_mean"):
