@@ -111,12 +111,12 @@ def test_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cifar10: Path) -> None:
     with installed("distillation"):
         value = config("distillation")
-        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 10}
         (tmp_path / "teacher").mkdir()
         plain = {**value, "name": "teacher", "trainer": {"epochs": 1, "ema": {"decay": 0.5}}}
         teacher = RecipeRun(plain, tmp_path / "teacher").run
         value["trainer"]["args"]["teacher"] = str(teacher)
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=3")
         assert lines(recipe.run)[-1]["divergence"] > 0
         assert not any("teacher" in part for part in state(recipe.run))
         assert "divergence/train" in curves(recipe.run)
