@@ -24,9 +24,10 @@ train: $(READY)
 test: $(READY)
 	$(PYTEST) $(ARGS)
 
-# without the tests that take about a second or more each
+# without the tests that take about a second or more each. What their files prepare is quickly done: a process that has
+# nothing left takes tests of the others
 test-fast: $(READY)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) --dist worksteal -m "not slow" $(ARGS)
 
 LOWEST ?= .venv-lowest
 # the tests with the lowest versions that the requirements allow, in an environment of about 7 GB beside .venv

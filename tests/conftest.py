@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 # before numpy and torch are imported, and for every process that a test starts: one thread each
 os.environ["OMP_NUM_THREADS"] = "1"
+# whatever the shell says: else each process that a test starts would compile the project again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 
 if TYPE_CHECKING:
     import train
 
+sys.dont_write_bytecode = False
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
 
@@ -41,9 +45,10 @@ def load_script(name: str) -> ModuleType:
 
 # the files that take longest, the longest first; a file that is missing here, or is gone, does no harm
 LONGEST = (
-    "distributed/test_processes", "distributed/test_processes_fail", "test_commands", "docs/test_recipes_tasks",
-    "docs/test_recipes_models", "test_deletable", "test_exactness", "test_signals", "test_streams",
-    "tensorboard/test_browser", "tensorboard/test_board", "base/test_training", "training/test_resume",
+    "distributed/test_processes_fail", "tensorboard/test_browser", "test_commands", "distributed/test_processes",
+    "test_deletable", "docs/test_recipes_models", "test_exactness", "tensorboard/test_board", "sweep/test_sweep",
+    "docs/test_recipes_tasks", "test_signals", "report/test_report", "test_streams", "compare/test_compare",
+    "base/test_training", "training/test_resume",
 )  # fmt: skip
 
 
@@ -109,6 +114,30 @@ def curves_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     from utils.extras import find_extra
 
     monkeypatch.setattr("base.outputs.find_extra", find_extra)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blank_report_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty files in place of the pictures in test.py's report, which take most of its time.
+
+    A file of tests that looks at them has REPORT_PICTURES = True.
+    """
+    from utils.extras import find_extra
+
+    report: Any = find_extra("report")
+    if report is None or getattr(request.module, "REPORT_PICTURES", False):
+        yield
+        return
+    write = report.EvaluationReport.write
+
+    def write_blank(*arguments: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("extras.drawing.png", lambda _: b"")
+            write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.EvaluationReport, "write", write_blank)
+        yield
 
 
 @pytest.fixture(autouse=True)

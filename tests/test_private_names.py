@@ -216,6 +216,7 @@ def imported_from(tree: ast.Module, packages: tuple[str, ...]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_private_name_that_is_used_is_listed_and_no_other() -> None:
     trees = {path: ast.parse(path.read_text()) for path in SOURCES}
     listed = {(entry.name, entry.file) for entry in PRIVATE}

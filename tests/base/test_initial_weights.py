@@ -212,6 +212,7 @@ def test_one_name_of_a_tied_weight_is_enough(fit: Fit, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ kept in the run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [[], ["output.*"]])
 def test_neither_a_resume_nor_a_test_needs_the_file_again(fit: Fit, tmp_path: Path, skip: list[str]) -> None:
     file = saved(tmp_path, weights())

@@ -13,6 +13,7 @@ from tests.test_architecture import FLOOR_OF, FLOORS
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_committed_picture_is_what_the_script_draws() -> None:
     drawn = architecture.PICTURE.read_text(encoding="utf-8")
     assert drawn == architecture.svg(), "run: python -m dev.architecture"

@@ -85,7 +85,7 @@ class RecipeRun:
         self.folder = folder
         self.config = folder / "config.json"
         self.config.write_text(json.dumps(value))
-        self.overrides = [f"trainer.save_dir={folder / 'saved'}", *overrides, *MANY]
+        self.overrides = [f"trainer.save_dir={folder / 'saved'}", *MANY, *overrides]
         self.run = train.main(["-c", str(self.config), *self.overrides]).run_dir
 
     def assert_resumes_exactly(self, step: int) -> None:

@@ -38,9 +38,11 @@ def test_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cif
     torch.save(before, tmp_path / "resnet18.pth")
     with installed("fine_tuning"):
         value = config("fine_tuning")
-        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 10}
         value["model"]["weights"]["file"] = str(tmp_path / "resnet18.pth")
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        recipe = RecipeRun(
+            value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=3", "trainer.save_every_steps=5"
+        )
         capsys.readouterr()
         first, last = (state(recipe.run, f"step-{step:08}.pth")["model"] for step in (3, 6))
         for name in ("layer1.0.conv1.weight", "bn1.running_mean"):
@@ -71,7 +73,9 @@ def test_gpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with installed("gpt"):
         value = config("gpt")
         value["data_loader"]["args"]["num_words"] = 300
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=20")
+        recipe = RecipeRun(
+            value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=20", "trainer.save_every_steps=27"
+        )
         first, last = lines(recipe.run)
         assert last["val_perplexity"] < first["val_perplexity"]
         assert last["val_perplexity"] == pytest.approx(torch.tensor(last["val_loss"]).exp().item(), rel=1e-4)
@@ -95,7 +99,7 @@ def test_writing_a_text_changes_nothing_of_the_training(tmp_path: Path) -> None:
 
 def test_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with installed("vae"):
-        recipe = RecipeRun(config("vae"), tmp_path, "trainer.epochs=3")
+        recipe = RecipeRun(config("vae"), tmp_path, "trainer.epochs=3", "trainer.save_every_steps=20")
         for number, line in enumerate(lines(recipe.run), start=1):
             assert line["loss"] == pytest.approx(line["reconstruction"] + number / 5 * line["kl"], rel=1e-5)
             assert line["val_loss"] == pytest.approx(line["val_reconstruction"] + line["val_kl"], rel=1e-5)
@@ -107,12 +111,12 @@ def test_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cifar10: Path) -> None:
     with installed("distillation"):
         value = config("distillation")
-        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 30}
+        value["data_loader"]["args"] |= {"data_dir": str(own_cifar10), "batch_size": 10}
         (tmp_path / "teacher").mkdir()
         plain = {**value, "name": "teacher", "trainer": {"epochs": 1, "ema": {"decay": 0.5}}}
         teacher = RecipeRun(plain, tmp_path / "teacher").run
         value["trainer"]["args"]["teacher"] = str(teacher)
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=3")
         assert lines(recipe.run)[-1]["divergence"] > 0
         assert not any("teacher" in part for part in state(recipe.run))
         assert "divergence/train" in curves(recipe.run)

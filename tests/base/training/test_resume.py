@@ -260,6 +260,7 @@ def test_the_run_that_was_started_last_counts_whatever_the_clock_said(
     assert train.main(["-r", here, "name=small"]).run_dir == new_york
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["-r"]])
 def test_test_py_takes_the_run_that_was_started_last(
     fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]

@@ -258,6 +258,7 @@ def test_a_model_that_cannot_be_exported_says_what_and_where(
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_random_numbers_in_evaluation_are_not_compared(fit: Fit, capsys: Capture) -> None:
     with temporarily(MODELS, Noisy):
         folder = fit("trainer.epochs=1", model="Noisy").run_dir

@@ -28,6 +28,7 @@ from utils.signals import SignalWatch
 
 test = load_script("test")
 
+REPORT_PICTURES = True
 CLASSES = ("<b>dog", "=2+2", "고양이")
 Run = tuple[Path, Path]
 """A run folder, and the photos that are left of its data: those of test/."""
@@ -357,6 +358,7 @@ def test_a_signal_leaves_the_older_file(ask: Ask, two: Path, tmp_path: Path, mon
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_processes_read_the_same(ask: Ask, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(2)
     for number in range(8):

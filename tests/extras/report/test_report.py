@@ -27,6 +27,7 @@ from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
+REPORT_PICTURES = True
 
 Fit = Callable[..., train.Result]
 test = load_script("test")

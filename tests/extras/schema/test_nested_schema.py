@@ -14,6 +14,8 @@ from tests.base.test_nested_arguments import Backbone, Nested, model
 from tests.helpers import Json, temporarily
 from utils.registry import MODELS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:

@@ -68,6 +68,7 @@ def own_part(schema: Schema) -> Schema:
     return {"definitions": {name: schema["definitions"][name] for name in names}, "then": keys}
 
 
+@pytest.mark.slow
 def test_it_is_up_to_date(schema: Schema, written: dict[str, str]) -> None:
     """All of it where the libraries are those it was generated with, else the project's own components and keys."""
     new = json.loads(written["config.schema.json"])
@@ -75,6 +76,7 @@ def test_it_is_up_to_date(schema: Schema, written: dict[str, str]) -> None:
     assert part(new) == part(schema), "run make schema to update it"
 
 
+@pytest.mark.slow
 def test_the_table_of_keys_is_up_to_date(written: dict[str, str]) -> None:
     for name in ("docs/config.md", "README.md"):
         assert written[name] == (PROJECT / name).read_text(encoding="utf-8"), f"run make schema to update {name}"
@@ -121,6 +123,7 @@ def test_bundled_configs_are_valid_and_name_it(path: Any, validator: Any) -> Non
         assert (path.parent / config["$schema"]).resolve() == PROJECT / "config.schema.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_a_bundled_config_with_a_renamed_key_is_not_valid(path: Any, validator: Any) -> None:
     for change, text in renamed_keys(path.read_text()):
@@ -249,6 +252,7 @@ class NewLoss(torch.nn.MSELoss):
     """One more loss."""
 
 
+@pytest.mark.slow
 def test_a_newer_torch_with_other_arguments_and_names_passes(schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.optim.SGD", SGD)
     monkeypatch.setattr("torch.nn.NewLoss", NewLoss, raising=False)
@@ -337,6 +341,7 @@ def all_snippets(schema: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tupl
         yield from all_snippets(value, (*path, index))
 
 
+@pytest.mark.slow
 def test_every_snippet_is_valid_as_it_is_inserted(schema: Schema, validator: Any, tmp_path: Path) -> None:
     found = list(all_snippets(schema))
     if not same_libraries(schema):

@@ -57,6 +57,7 @@ def test_a_grid(make: Callable[[str, Spec], SweepFolder]) -> None:
     assert (config["optimizer"]["args"]["lr"], config["seed"]) == (0.5, 1)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, Spec], SweepFolder]) -> None:
     folder = make("failing", spec(*SPACES))
     traceback = "Traceback (most recent call last):\n  File ...\nMemoryError: 3 GB"
@@ -140,6 +141,7 @@ def test_nan_in_every_epoch_is_a_failure(make: Callable[[str, Spec], SweepFolder
         finish(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", [None, "median", "hyperband"])
 def test_a_sweep_that_is_killed_at_any_write_ends_as_one_that_is_not(
     make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch, pruner: str | None

@@ -154,6 +154,7 @@ def test_a_run_that_takes_another_course_is_a_new_run_there(fit: Fit, service: R
     assert max(step for step, _ in service.values(1)) == 20
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_answer_costs_one_warning(
     fit: Fit, service: Recorded, capsys: pytest.CaptureFixture[str]
 ) -> None:

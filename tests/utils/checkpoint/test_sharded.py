@@ -155,6 +155,7 @@ def test_a_failed_save_leaves_the_checkpoints_before_it(
 # ------------------------------------------------------------------ damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
 def test_every_single_byte_that_is_flipped_is_found(fit: Fit, name: str) -> None:
     file = newest(fit(SHARDED, "trainer.epochs=1").run_dir)

@@ -81,5 +81,6 @@ def test_a_caret_points_at_the_place_in_a_long_line() -> None:
     assert len(line) < 120
 
 
+@pytest.mark.slow
 def test_many_values_in_one_line_take_no_more_than_their_text() -> None:
     assert len(parse("[" + "1, " * 200_000 + "1]", "x").value) == 200_001

@@ -180,6 +180,7 @@ ASKING: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_what_the_data_tell_and_the_environment_are_needed_once(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, write_config: Callable[..., Path]
 ) -> None:
