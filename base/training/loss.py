@@ -101,12 +101,13 @@ class StepLoss:
         return scale * self.loss
 
 
-def completed(result: StepResult, loss: Loss) -> StepResult:
+def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
     """The result of a step with what its loss knows: what it is a mean over, and the losses that it is a sum of.
 
-    loss: the trainer's; what its last call has left is taken from it.
+    loss: the trainer's; what its last call has left is taken from it. taken: what was taken from it within the step.
     """
     count: Any = last_count(loss)
+    count = taken if count is None else count
     count = count if result.count is None else result.count
     if isinstance(count, Tensor):
         count = to_scalar(count)
