@@ -28,6 +28,7 @@ TOLERANCE = 1e-3
 """Of an output, relative to the largest one, or absolute below 1: an export that differs by more is another model."""
 SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false")
 """An export is in fp32 on the CPU, however the run was trained."""
+UNREAD = ("runtime", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir")
 
 
 @dataclass
@@ -82,7 +83,7 @@ def _target(path: Path, kind: Format) -> Path:
 
 
 def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
-    trained = load_trainer(run, [*overrides, *SETTINGS])
+    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
     loaded, model = trained.loaded, trained.experiment.model
     load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
     about = {
