@@ -237,9 +237,10 @@ class BaseTrainer(EvaluationLoop):
         self, micro_batch: MicroBatch, step: StepBatches, total: StepLoss, *, measure: bool = True
     ) -> None:
         """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
-        size = micro_batch.size
+        size, several = micro_batch.size, self.several_optimizers
         try:
-            result = completed(self.train_step(self.runtime.to_device(micro_batch.data)), self.criterion)
+            result = self.train_step(self.runtime.to_device(micro_batch.data))
+            result = completed(result, self.criterion, taken=several.count if several else None)
             self.finish_backward(total.add(result.loss, result.count, size))
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)

@@ -19,12 +19,12 @@ from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
 from utils.distributed import ProcessGroup
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.paths import display_path, project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
-from utils.schema import Config
+from utils.schema import Config, TrainerConfig
 from utils.tree import map_tensors
 
 
@@ -106,22 +106,43 @@ class TrainedRun:
         return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
 
 
-def load_trainer(run: Path, overrides: Sequence[str] = ()) -> TrainedRun:
+EVALUATION_READS = ("type", "args", "ema", "writers", "tensorboard", "verbosity", "save_dir")
+TRAINING_READS = (
+    *("optimizer", "lr_scheduler", "validation"),
+    *(f"trainer.{key}" for key in TrainerConfig.model_fields if key not in EVALUATION_READS),
+)
+"""Keys that have no effect without training."""
+
+
+def load_trainer(
+    run: Path, overrides: Sequence[str] = (), *, settings: Sequence[str] = (), unread: Sequence[str] = ()
+) -> TrainedRun:
     """Load a run from its folder, or from a checkpoint in it, with its trainer; the same in all processes.
 
-    Raises UserError if it is missing, damaged or does not match its config.
+    overrides: the user's. settings: the command's own. unread: keys that the command does not use, besides those of
+    training. Raises UserError if the run is missing, damaged or does not match its config.
     """
     import_components()
     folder, _ = RunFolder.of(run)
     file = RunFolder.checkpoint_of(run)
     # nothing is optimized here, and the weights are not sharded
-    loaded, data = with_facts(load_config(folder.config, [*overrides, "runtime.strategy=ddp"], dry_run=False))
+    settings = [*overrides, *settings, "runtime.strategy=ddp"]
+    loaded, data = with_facts(load_config(folder.config, settings, dry_run=False))
+    refuse_unread(overrides, (*TRAINING_READS, *unread))
     experiment = build_experiment(loaded, data)
     state = _read(file, folder, experiment.runtime.process_group)
     load_weights(experiment.model, state["model"], file)
     trainer = build_trainer(loaded, experiment)
     load_for_evaluation(trainer, state, file)
     return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))
+
+
+def refuse_unread(overrides: Sequence[str], unread: Sequence[str]) -> None:
+    """Raise ConfigError for an override of one of these keys, or of what is below it."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if any(f"{key}.".startswith(f"{each}.") for each in unread):
+            raise ConfigError(f"override {override}: this command does not use {key}; leave it out")
 
 
 def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
@@ -132,8 +153,15 @@ def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[st
             if len(set(process_group.all_gather(checkpoint.saved_progress(state, file)["steps"]))) == 1:
                 return state
     except CheckpointError as error:
-        others = [path for path in checkpoint.step_files(folder.checkpoints) if not path.samefile(file)]
+        others = [path for path in checkpoint.step_files(folder.checkpoints) if not _are_one_file(path, file)]
         advice = (
             f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
         )
         raise CheckpointError(f"{error}\n{advice}") from error
+
+
+def _are_one_file(path: Path, file: Path) -> bool:
+    try:
+        return path.samefile(file)
+    except OSError:  # a run that still trains has removed one of them
+        return False

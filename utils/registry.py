@@ -54,21 +54,29 @@ class Registry:
     default: str | None = None
     """The component used if a config names none."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
+    _defined_in: dict[str, object] = field(default_factory=dict, init=False)
+    """By name: in which execution of its file a component was defined."""
 
     def register(self, component: T) -> T:
         """Add a class or function under its own name. Raises UserError if the name is taken."""
         name = component.__name__
-        taken = self._own.get(name)
-        if taken is not None and taken.__module__ != component.__module__:  # otherwise a notebook redefines it
+        taken = self._own.get(name, component)
+        execution = _execution_of(component)
+        if taken.__module__ != component.__module__:
             raise UserError(
                 f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
+        if taken is not component and execution and execution is self._defined_in.get(name):
+            file = f"{component.__module__.replace('.', '/')}.py"
+            raise UserError(f"two {self.kind}s in {file} are called {name}; rename one of them")
         self._own[name] = component
+        self._defined_in[name] = execution
         return component
 
     def unregister(self, name: str) -> None:
         """Remove a component added by ``register``, as in a test or a notebook. Raises KeyError if there is none."""
         del self._own[name]
+        self._defined_in.pop(name, None)
 
     def get(self, name: str) -> Callable[..., Any] | None:
         # looked up again at the end: a library of ours registers its components on import
@@ -161,6 +169,15 @@ class Registry:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
+
+
+def _execution_of(component: Callable[..., Any]) -> object:
+    """What is the same for all that one execution of a file defines at its top, and differs when it is reloaded.
+
+    None for what may be defined again: in a cell of a notebook, or inside of a function.
+    """
+    module = sys.modules.get(component.__module__)
+    return None if "." in component.__qualname__ else getattr(module, "__spec__", None)
 
 
 def _is_loss(module: Any) -> bool:

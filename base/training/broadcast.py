@@ -146,6 +146,15 @@ class CheckedLoss:
         with NoBroadcast(f"the loss {name_of(self.loss)}", self.phase, outputs, targets):
             return self.loss(*args, **kwargs)
 
+    @property
+    def last_count(self) -> Any:
+        """That of the loss, which is taken from it once."""
+        return getattr(self.loss, "last_count", None)
+
+    @last_count.setter
+    def last_count(self, count: Any) -> None:
+        vars(self.loss)["last_count"] = count
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loss, name)
 

@@ -101,12 +101,13 @@ class StepLoss:
         return scale * self.loss
 
 
-def completed(result: StepResult, loss: Loss) -> StepResult:
+def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
     """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
 
-    loss: the trainer's; clears what its last call stored.
+    loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
     count: Any = last_count(loss)
+    count = taken if count is None else count
     count = count if result.count is None else result.count
     if isinstance(count, Tensor):
         count = to_scalar(count)

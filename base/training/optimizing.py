@@ -48,6 +48,9 @@ class SeveralOptimizers:
         self.current: ScheduledOptimizer | None = None
         self.step: StepBatches | None = None
         """The current step; None outside of a step, where gradients are computed without stepping."""
+        self.count: Tensor | float | None = None
+        """What the config's loss was averaged over in this micro-batch, once an optimizer has used it."""
+        self._waiting: list[Tensor] = []  # losses whose backward pass comes at the end of the block
         self._size, self._number = 0, 0
         self._losses = dict[str, StepLoss]()
         self._seen = set[str]()
@@ -62,7 +65,10 @@ class SeveralOptimizers:
             for self._number, micro_batch in enumerate(step.micro_batches, start=1):
                 self._size = micro_batch.size
                 self._seen = set()
+                self.count = None
                 trainer.run_micro_batch(micro_batch, step, total)
+                if left_out := self._losses.keys() - self._seen:
+                    raise self._only_sometimes(min(left_out), step)
         finally:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
@@ -85,6 +91,8 @@ class SeveralOptimizers:
                 f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps={step.count}"
             )
         self._seen.add(name)
+        if step is not None and self._number > 1 and name not in self._losses:
+            raise self._only_sometimes(name, step)
         if step is not None and self._number == 1:
             self.trainer.runtime.zero_grad(optimizer.optimizer)
             self._losses[name] = self.trainer.begin_step(step)
@@ -95,8 +103,10 @@ class SeveralOptimizers:
             for parameter in others:
                 parameter.requires_grad_(False)
             yield
+            self._finish_backward(optimizer)
         finally:
             self.current = None
+            self._waiting = []
             for parameter in others:
                 parameter.requires_grad_(True)
         if step is not None and self._number == step.count:
@@ -109,11 +119,28 @@ class SeveralOptimizers:
                 "self.backward was called outside self.optimizing(NAME), but the config has several optimizers: "
                 f"{', '.join(self.trainer.training.optimizers)}"
             )
-        weight: Tensor | float = 1.0
-        if self.step is not None:
-            count = last_count(self.trainer.criterion)
-            weight = self._losses[self.current.name].add(loss, count, self._size)
+        if self.step is not None and self.trainer.waits_for_count:
+            self._waiting.append(loss)
+        else:
+            self.trainer.runtime.backward(loss)
+
+    def _finish_backward(self, optimizer: ScheduledOptimizer) -> None:
+        """The backward pass of the losses of a block whose gradients are a share of the step's."""
+        if not self._waiting:
+            return
+        loss = sum(self._waiting[1:], self._waiting[0])
+        count = last_count(self.trainer.criterion)
+        weight = self._losses[optimizer.name].add(loss, count, self._size)
         self.trainer.runtime.backward(loss, weight)
+        self.count = self.count if count is None else count
+
+    @staticmethod
+    def _only_sometimes(name: str, step: StepBatches) -> ConfigError:
+        return ConfigError(
+            f"self.optimizing({name!r}) is called for some of the {step.count} micro-batches of a step "
+            "(trainer.accumulate_steps), so that gradients would be lost; call it for each of them or for none, as by "
+            "self.progress.steps, which counts whole steps"
+        )
 
     def _move(self, optimizer: ScheduledOptimizer) -> None:
         runtime = self.trainer.runtime

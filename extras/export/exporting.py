@@ -28,6 +28,8 @@ TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
 SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false")
 """Exports are in fp32 on the CPU, however the run was trained."""
+UNREAD = ("runtime", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir")
+"""Keys that an export does not use."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _target(path: Path, kind: Format) -> Path:
 
 
 def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
-    trained = load_trainer(run, [*overrides, *SETTINGS])
+    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
     loaded, model = trained.loaded, trained.experiment.model
     load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
     about = {

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import train
-from base.load_run import load_run
+from base.build import build_experiment
+from base.load_run import load_run, load_trainer
 from tests.helpers import state
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 
 Fit = Callable[..., train.Result]
 
@@ -37,6 +39,29 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     config.write_text(config.read_text().replace('"hidden_features": 5', '"hidden_features": 4'))
     with pytest.raises(CheckpointError, match="do not match this model"):
         load_run(run)
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.epochs=5", "optimizer.args.lr=0.5", "lr_scheduler=null", "trainer.freeze=[]"]
+)
+def test_an_override_that_only_training_reads_is_refused(fit: Fit, override: str) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    load_trainer(run, ["data_loader.args.eval_batch_size=7", "trainer.verbosity=0", "metrics=[]"])
+    with pytest.raises(ConfigError, match=r"^override (.*)=.*: this command does not use .*; leave it out$"):
+        load_trainer(run, [override])
+
+
+def test_a_checkpoint_that_its_run_has_removed_meanwhile_is_told(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = fit().run_dir / "checkpoints"
+    first, second = sorted(checkpoints.glob("step-*.pth"))
+
+    def pruned(*arguments: Any) -> Any:
+        first.unlink()
+        return build_experiment(*arguments)
+
+    monkeypatch.setattr("base.load_run.build_experiment", pruned)
+    with pytest.raises(CheckpointError, match=rf"{first.name} cannot be read: No such file(.|\n)*{second.name}"):
+        load_trainer(first)
 
 
 def test_what_a_run_and_its_result_have(own_cifar10: Path, fit: Fit) -> None:

@@ -1,11 +1,14 @@
 """What a registry offers of a library, whatever its version."""
 
+import importlib
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from utils.errors import UserError
 from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS, Registry
 
 
@@ -47,3 +50,32 @@ def test_a_public_name_that_does_not_exist_is_not_offered(monkeypatch: pytest.Mo
     assert registry.names() == ["Present"]
     assert registry.get("Absent") is None
     assert registry.suggest("Presnt") == 'did you mean "Present"?'
+
+
+def test_two_components_of_one_name_in_one_file_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("thing")
+    monkeypatch.setitem(__import__("sys").modules, "a_registry", types.SimpleNamespace(registry=registry))
+    file = tmp_path / "things.py"
+    define = "from a_registry import registry\n@registry.register\ndef accuracy(): return {}\n"
+    file.write_text(define.format(1) + define.format(2))
+    with pytest.raises(UserError, match=r"^two things in things.py are called accuracy; rename one of them"):
+        importlib.import_module("things")
+    registry.unregister("accuracy")
+    file.write_text(define.format(3))
+    importlib.invalidate_caches()
+    things = importlib.import_module("things")
+    file.write_text(define.format(40) + "registry.register(accuracy)\n")
+    importlib.reload(things)  # as a notebook does after the file was edited
+    assert registry["accuracy"]() == 40
+
+
+def test_a_cell_of_a_notebook_can_be_run_again() -> None:
+    registry = Registry("thing")
+    cell = types.ModuleType("a_notebook")
+    cell.__dict__["registry"] = registry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "a_notebook", cell)
+        for number in (1, 2):
+            exec(f"@registry.register\ndef accuracy(): return {number}\n", cell.__dict__)
+            assert registry["accuracy"]() == number

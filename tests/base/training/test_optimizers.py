@@ -18,6 +18,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
 
@@ -121,6 +122,46 @@ class Steady(Adversarial):
         return result._replace(log={"generator_loss": result.outputs.square().mean()})
 
 
+class Layers(Trainer):
+    """Steps the second layer of two by the loss and a penalty, each given to ``backward``."""
+
+    model: Any
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        with self.optimizing("first"):
+            self.backward(self.criterion(self.model(inputs), targets))
+        with self.optimizing("second"):
+            outputs = self.model(inputs)
+            loss = self.criterion(outputs, targets)
+            self.backward(loss)
+            self.backward(0.1 * self.model.fc2.weight.square().sum())
+        return StepResult(loss, outputs, targets)
+
+
+class Sometimes(Trainer):
+    """Steps the second layer in every other micro-batch."""
+
+    odd = 0
+
+    def __init__(self, experiment: Any, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.calls = 0
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.calls += 1
+        for name in ("first", "second") if self.calls % 2 == self.odd else ("first",):
+            with self.optimizing(name):
+                outputs = self.model(batch[0])
+                loss = self.criterion(outputs, batch[1])
+                self.backward(loss)
+        return StepResult(loss, outputs, batch[1])
+
+
+class SometimesOdd(Sometimes):
+    odd = 1
+
+
 class Dropped(BaseModel):
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +202,7 @@ def _registered() -> Iterator[None]:
         temporarily(MODELS, Parts, Pair, PlainPair, Dropped),
         temporarily(OPTIMIZERS, Twice),
         temporarily(LOSSES, LearntScale),
-        temporarily(TRAINERS, Adversarial, Careful, Careless, Idle, Steady),
+        temporarily(TRAINERS, Adversarial, Careful, Careless, Idle, Steady, Layers, Sometimes, SometimesOdd),
     ):
         yield
 
@@ -493,6 +534,36 @@ def test_the_arguments_of_several_change_on_resume(fit: Fit, capsys: pytest.Capt
 def test_twice_in_a_step_and_accumulation_exclude_each_other(fit: Fit) -> None:
     with pytest.raises(ConfigError, match="cannot be used twice in a step with"):
         fit("trainer.type=Careful", "trainer.accumulate_steps=2", **GAN)
+
+
+LAYERS: Json = {
+    "loss": {"type": "cross_entropy", "args": {"weight": [0.1, 1.0, 10.0]}},
+    "optimizer": {
+        "first": {"type": "SGD", "args": {"lr": 0.0}, "params": ["fc1.*"]},
+        "second": {"type": "SGD", "args": {"lr": 0.1}, "params": ["fc2.*"]},
+    },
+}
+
+
+def test_what_the_loss_counts_counts_with_several_optimizers_too(fit: Fit) -> None:
+    def trained(name: str, batch_size: int, micro_batches: int, **config: Any) -> train.Result:
+        sizes = (f"data_loader.args.batch_size={batch_size}", f"trainer.accumulate_steps={micro_batches}")
+        return fit("trainer.epochs=1", f"trainer.type={name}", *sizes, **{**LAYERS, **config})
+
+    large, small = trained("Layers", 24, 1), trained("Layers", 8, 3)
+    assert torch.allclose(state(large.run_dir)["model"]["fc2.weight"], state(small.run_dir)["model"]["fc2.weight"])
+    assert large.last["loss"] == pytest.approx(small.last["loss"])
+    still = {name: {**each, "args": {"lr": 0.0}} for name, each in LAYERS["optimizer"].items()}
+    alone = trained("Trainer", 24, 1, optimizer={"type": "SGD", "args": {"lr": 0.0}}).last["loss"]
+    for batch_size, micro_batches in ((24, 1), (8, 3)):
+        assert trained("Layers", batch_size, micro_batches, optimizer=still).last["loss"] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("trainer", ["Sometimes", "SometimesOdd"])
+def test_an_optimizer_that_only_some_micro_batches_step_is_an_error(fit: Fit, trainer: str) -> None:
+    fit(f"trainer.type={trainer}", **LAYERS)
+    with pytest.raises(ConfigError, match=r"self.optimizing\('second'\) is called for some of the 2 micro-batches"):
+        fit(f"trainer.type={trainer}", "trainer.accumulate_steps=2", **LAYERS)
 
 
 def test_one_optimizer_without_a_name_is_told_and_leaves_no_folder(fit: Fit, tmp_path: Path) -> None:

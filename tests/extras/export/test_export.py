@@ -292,6 +292,11 @@ def test_a_file_that_gives_something_else_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("override", ["runtime.precision=bf16", "trainer.epochs=99", "metrics=[]"])
+def test_an_override_without_effect_is_refused(run: Path, capsys: Capture, override: str) -> None:
+    assert f"override {override}: this command does not use" in failure(capsys, "-r", str(run), override)
+
+
 def test_a_full_disk_leaves_the_earlier_file(
     run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -248,6 +248,9 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "--columns", "a"], "--columns names columns of a table, but no input is a table"),
         (["several.npz"], "several.npz contains a, b; name the array, as in several.npz:a"),
         (["several.npz:c"], "several.npz contains a, b; name the array"),
+        (["two", "optimizer.args.lr=5"], "override optimizer.args.lr=5: this command does not use optimizer.args.lr"),
+        (["two", "trainer.epochs=5"], "override trainer.epochs=5: this command does not use trainer.epochs"),
+        (["two", "metrics=[]"], "override metrics=[]: this command does not use metrics; leave it out"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_message(
