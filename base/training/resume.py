@@ -121,7 +121,7 @@ def load_state(
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
-        trainer.console.warn(f"part of the logs is missing; the run resumes without it: {lost}")
+        trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
 

@@ -45,7 +45,7 @@ def test_one_warning_and_whole_lines(
     spoil(path)
     left = path.read_bytes() if path.exists() else b""
     [warning] = resumed(run, 5, capsys)
-    assert "part of the logs is gone" in warning
+    assert "the logs are incomplete" in warning
     assert f"{path.name} is missing" in warning or f"{path.name} has " in warning
 
     assert lines(run)[-1]["epoch"] == 5

@@ -108,7 +108,7 @@ def test_metric_functions() -> None:
     expected = torch.tensor([[1.0, 3, 4], [5, 4, 6]])
     assert metric.mean_squared_error(outputs, expected).tolist() == [pytest.approx(4 / 3), 0]
     assert metric.mean_absolute_error(outputs, expected).tolist() == [pytest.approx(2 / 3), 0]
-    with pytest.raises(ConfigError, match="more than the 3 classes"):
+    with pytest.raises(ConfigError, match="larger than the model's 3 classes"):
         metric.top_k_accuracy(outputs, targets, k=4)
 
 

@@ -270,7 +270,7 @@ def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
 def test_data_with_a_generator_of_their_own_are_noted(check: Check, own_random: bool) -> None:
     status, report = check(**plain(own_random=own_random))
     assert status == 0, report
-    assert ("loaded twice under the same seed, differ" in report) == own_random
+    assert ("loaded twice with the same seed, differ" in report) == own_random
 
 
 @pytest.mark.parametrize("samples", [40, 42])

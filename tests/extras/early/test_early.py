@@ -69,9 +69,9 @@ def config(tmp_path: Path) -> Callable[..., Path]:
         (["-c", "config.jso"], 2, 'did you mean "config.json"?'),
         (["test.py", "--help"], 0, "a run folder, or a checkpoint file in one"),
         (["test.py", "-r", "x", "--compare", "y"], 2, "--compare: not allowed with argument -r/--resume"),
-        (["predict.py", "--help"], 0, "a picture, a folder of them"),
-        (["sweep.py", "--help"], 0, "trials at once"),
-        (["export.py", "--help"], 0, "the weights alone"),
+        (["predict.py", "--help"], 0, "a picture, a folder of pictures"),
+        (["sweep.py", "--help"], 0, "trials to run at once"),
+        (["export.py", "--help"], 0, "only the weights"),
     ],
 )
 def test_torch_is_not_imported_for_it(words: list[str], status: int, says: str) -> None:

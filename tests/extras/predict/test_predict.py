@@ -240,7 +240,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
         (["two", "--out", "nowhere/x.csv"], "no such folder: nowhere"),
         (["two", "--show", "x.jpg"], "the picture is a PNG"),
-        (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs, and would be overwritten"),
+        (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs and would be overwritten"),
         (["two", "model.args.num_classes=4"], "do not match this model"),
         (["table.csv"], "takes images: files, or uint8 (H, W, 3) or (H, W); got the row of a table"),
         (["floats.npy"], "takes images: files, or uint8 (H, W, 3) or (H, W); got (3, 32, 32) float32"),

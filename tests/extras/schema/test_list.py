@@ -68,7 +68,7 @@ def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name
 
 def test_an_argument_is_described_in_one_place() -> None:
     text = listing("ImageFolderLoader")
-    assert text.count("edge of the images in pixels") == text.count("else a tenth of") == 1
+    assert text.count("height and width of the images in pixels") == text.count("data_dir/val if it exists") == 1
     assert "The array is rebuilt when a file is added" in text
     assert listing("SGD").startswith('SGD, an optimizer for "optimizer"')
 

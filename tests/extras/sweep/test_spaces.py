@@ -90,7 +90,7 @@ def test_the_grid() -> None:
         "seed=0 a=z",
         "seed=1 a=x",
     ]
-    with pytest.raises(UserError, match="say how many to try with --trials N"):
+    with pytest.raises(UserError, match="set how many to try with --trials N"):
         grid_size(parse_spaces(["a=lin:0..1"])[1])
     with pytest.raises(UserError, match="12,000 points"):
         grid_size(parse_spaces(["a=0..3999", "b=1,2,3"])[1])

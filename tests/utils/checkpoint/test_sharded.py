@@ -353,7 +353,10 @@ def test_an_index_that_makes_no_sense_is_refused(fit: Fit, change: Callable[[dic
     ("change", "says"),
     [
         (lambda metadata: metadata.state_dict_metadata.popitem(), "does not contain all of"),
-        (lambda metadata: [item.chunks.clear() for item in metadata.state_dict_metadata.values()], "does not hold all"),
+        (
+            lambda metadata: [item.chunks.clear() for item in metadata.state_dict_metadata.values()],
+            "does not contain all",
+        ),
         (lambda metadata: metadata.storage_data.clear(), "cannot be read"),
         (
             lambda metadata: [vars(item).update(relative_path="../x") for item in metadata.storage_data.values()],
