@@ -15,6 +15,7 @@ from tests import forked
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
+from utils.errors import UserError
 
 Fit = Callable[..., train.Result]
 Write = Callable[..., Path]
@@ -151,6 +152,18 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
     config = str(write_config())
     for arguments in (["trainer.epochs=1", "-c", config, "--bs", "40"], ["-c", config, "--bs=40", "trainer.epochs=1"]):
         assert train.main(arguments).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--lr", "0.1", "optimizer.args.lr=0.2"], "--lr is short for optimizer.args.lr, and there is optimizer"),
+        (["runtime.device=cpu", "-d", "cuda"], "--device is short for runtime.device, and there is runtime"),
+    ],
+)
+def test_a_short_option_beside_its_key_is_an_error(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        cli.train_options("", words)
 
 
 @pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")

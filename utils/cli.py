@@ -136,6 +136,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs
             raise UserError(f"{word} is not a KEY=VALUE override; did you mean {option} {word}?")
     for short, key in SHORTS.items():
         if (value := getattr(options, short, None)) is not None:
+            if twice := [word for word in options.overrides if word.startswith(f"{key}=")]:
+                raise UserError(f"--{short} is short for {key}, and there is {twice[0]} too; leave one out")
             options.overrides.append(f"{key}={value}")
     return options
 

@@ -124,6 +124,22 @@ def load_state(
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
+    if not any(change.path[0] in ("optimizer", "lr_scheduler") for change in changed):
+        for edit in _edited(trainer):
+            trainer.console.info(f"resumed with {edit}, as config.json says now")
+
+
+def _edited(trainer: BaseTrainer) -> Iterator[str]:
+    """How the arguments of optimizers and schedules in the run's own config.json differ from the checkpoint's."""
+    for name, optimizer in trainer.training.optimizers.items():
+        if not optimizer.schedule.changed:
+            continue
+        before, now = optimizer.schedule.saved["made_from"], optimizer.schedule.made_from()
+        pairs = [*zip(before["initial"], now["initial"], strict=True)]
+        pairs.append(({"lr_scheduler": before["settings"]}, {"lr_scheduler": now["settings"]}))
+        for old, new in pairs:
+            for key in [key for key in new if old.get(key) != new[key]]:
+                yield f"{name} {key} {shortened(old.get(key))} -> {shortened(new[key])}".lstrip()
 
 
 @contextlib.contextmanager

@@ -62,13 +62,21 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[
         save(tensors, storage_writer=_Writer(folder), process_group=group, no_dist=group is None)
     rank = 0 if group is None else dist.get_rank(group)
     written = [*folder.glob(f"__{rank}_*"), *([folder / METADATA] if rank == 0 else [])]
-    hashes = {path.name: _sha256(path) for path in written}
-    if group is None:
-        return hashes
+    hashes: dict[str, str] | OSError
+    try:
+        hashes = {path.name: _sha256(path) for path in written}
+    except OSError as error:  # the main process raises it; here, the others would wait for this one
+        hashes = error
 
-    gathered: list[Any] | None = [None] * dist.get_world_size(group) if rank == 0 else None
-    dist.gather_object(hashes, gathered, dst=0, group=group)
-    return {name: digest for each in gathered or [] for name, digest in each.items()}
+    gathered: list[Any] = [hashes]
+    if group is not None:
+        gathered = [None] * dist.get_world_size(group)
+        dist.gather_object(hashes, gathered if rank == 0 else None, dst=0, group=group)
+    if rank != 0:
+        return {}
+    if failed := next((each for each in gathered if isinstance(each, OSError)), None):
+        raise failed
+    return {name: digest for each in gathered for name, digest in each.items()}
 
 
 def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | None = None) -> dict[str, Any]:

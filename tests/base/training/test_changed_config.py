@@ -223,6 +223,15 @@ def test_a_changed_rate_is_that_of_the_next_step(fit: Fit) -> None:
     assert lines(run)[1]["loss"] != lines(other)[1]["loss"]
 
 
+def test_a_rate_that_was_edited_in_the_runs_own_config_is_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    config = json.loads((run / "config.json").read_text())
+    config["optimizer"]["args"]["lr"] = 0.5
+    (run / "config.json").write_text(json.dumps(config))
+    train.main(["-r", str(run), "trainer.verbosity=1"])
+    assert "resumed with lr 0.1 -> 0.5, as config.json says now" in capsys.readouterr().out
+
+
 def test_no_step_taken_leaves_the_config_as_it_was(fit: Fit) -> None:
     run = fit().run_dir
     before = (run / "config.json").read_text()

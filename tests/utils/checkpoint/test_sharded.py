@@ -22,6 +22,7 @@ from tests.conftest import load_script
 from tests.helpers import same, state
 from tests.utils.checkpoint.test_untrusted import Payload
 from utils import checkpoint
+from utils.checkpoint.shards import write_tensors
 from utils.errors import CheckpointError, ConfigError, TrainingError
 
 Fit = Callable[..., train.Result]
@@ -150,6 +151,31 @@ def test_a_failed_save_leaves_the_checkpoints_before_it(
     assert "the older checkpoints are intact" in capsys.readouterr().err
     assert same(before, state(run))
     assert not list((run / "checkpoints").glob("step-00000015*"))
+
+
+def test_a_file_that_cannot_be_read_back_leaves_no_process_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = []
+
+    def gather(value: Any, values: list[Any] | None, **_: Any) -> None:
+        gathered.append(value)
+        if values is not None:
+            values[:] = [{}, OSError(5, "Input/output error")]  # of two processes
+
+    def unreadable(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("utils.checkpoint.shards.save", lambda *_, **__: (tmp_path / "__1_0.distcp").touch())
+    monkeypatch.setattr("utils.checkpoint.shards._sha256", unreadable)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group: 2)
+    monkeypatch.setattr("torch.distributed.gather_object", gather)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda group: 1)
+    assert write_tensors(tmp_path, {}, group="both") == {}
+    monkeypatch.setattr("torch.distributed.get_rank", lambda group: 0)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_tensors(tmp_path, {}, group="both")
+    assert [type(each) for each in gathered] == [OSError, OSError]
 
 
 # ------------------------------------------------------------------ damage
