@@ -1,8 +1,9 @@
 """Python's, NumPy's and torch's global generators, with states that are read and written in a microsecond or two.
 
-``random.getstate`` takes 20 us and ``np.random.get_state`` 70 us, as they make objects of all 624 words; a batch of
-small samples takes 200. So the state is read where it is in memory. That place is looked for once, and taken only if it
-holds what the public function gives; elsewhere (another Python, another bit generator) that function is called.
+``random.getstate`` takes 20 us and ``np.random.get_state`` 70 us, as they make objects of all 624 words, and torch's
+takes 5 to 15 us; a batch of small samples takes 200. So the state is read where it is in memory. That place is looked
+for once, and taken only if it holds what the public function gives; elsewhere (another Python, another bit generator,
+another torch) that function is called.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,18 +89,35 @@ class NumpyGenerator:
             self._without_normal = b""
 
 
+@dataclass(frozen=True, eq=False)
+class TorchState:
+    """The same object as long as nothing is drawn."""
+
+    seen: Any
+    """What of it is compared: from the memory, or all of it as bytes."""
+    whole: Any
+    """As torch gives it: uint8 of shape (5056,)."""
+
+
 class TorchGenerator:
     """That of ``torch.rand`` and its like on the CPU. Those of accelerators stay as they are."""
+
+    def __init__(self) -> None:
+        self.memory = _memory_of_torch()
+        self._last = TorchState(None, None)
 
     def seed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
 
-    def state(self) -> bytes:
-        state = torch.default_generator.get_state()
-        return ctypes.string_at(state.data_ptr(), state.numel())
+    def state(self) -> TorchState:
+        seen = _torch_words(self.memory) if self.memory else _torch_state().numpy().tobytes()
+        if seen != self._last.seen:  # torch itself is asked seldom, as that takes ten times as long as the memory
+            self._last = TorchState(seen, _torch_state())
+        return self._last
 
-    def restore(self, state: bytes) -> None:
-        torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    def restore(self, state: TorchState) -> None:
+        torch.default_generator.set_state(state.whole)
+        self._last = state
 
 
 GlobalGenerator = PythonGenerator | NumpyGenerator | TorchGenerator
@@ -133,3 +152,37 @@ def _memory_of(address: int, expected: Any) -> Any:
     """The memory at an address, as a ctypes array of bytes, if it holds the expected words; otherwise None."""
     memory = (ctypes.c_char * (4 * (WORDS + 1))).from_address(address)
     return memory if memory.raw == expected.tobytes() else None
+
+
+def _torch_state() -> Any:
+    return torch.default_generator.get_state()
+
+
+def _memory_of_torch() -> Any:
+    """The memory of torch's generator from its position on, as a ctypes array of bytes; None where it is not found.
+
+    It is a C++ object, ``CPUGeneratorImpl``: the position, the words, 4 bytes of nothing, and two normal numbers, of 4
+    and of 8 bytes, that are kept for the next calls. A byte after each of them says whether it is there.
+    """
+    address = getattr(torch.default_generator, "_cdata", None)
+    if address is None:
+        return None
+    whole = _torch_state()
+    # torch writes 8 bytes for the position and for each word, after 16 bytes of something else
+    words = whole.numpy()[16 : 16 + 8 * (WORDS + 1)].view(np.uint64).astype(np.uint32).tobytes()
+    start = ctypes.string_at(address, 128 + 4 * WORDS).find(words)
+    if start < 0:
+        return None
+    memory = (ctypes.c_char * (len(words) + 21)).from_address(address + start)
+    seen = {_torch_words(memory)}
+    for _ in range(2):  # one of the two takes the number that is kept, and leaves the words as they are
+        torch.randn((), device="cpu")
+        seen.add(_torch_words(memory))
+    torch.default_generator.set_state(whole)
+    return memory if len(seen) == 3 else None
+
+
+def _torch_words(memory: Any) -> tuple[bytes, int, int]:
+    """The position and the words, and which normal numbers are there. The bytes between may hold anything."""
+    raw, end = memory.raw, 4 * (WORDS + 1)
+    return raw[:end], raw[end + 8], raw[end + 20]

@@ -245,7 +245,7 @@ def test_the_samples_are_the_same_where_the_state_is_not_found_in_memory(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = passes(made(SampleSource(Drawing(kind))), 6)
-    for name in ("python", "numpy"):
+    for name in ("python", "numpy", "torch"):
         monkeypatch.setattr(global_generators()[name], "memory", None)
     before = generator_states()
     assert equal(there, passes(made(SampleSource(Drawing(kind))), 6))
