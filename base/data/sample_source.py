@@ -56,7 +56,7 @@ class SampleSource:
                     generator.restore(before[name])
             while True:
                 batch = self._load(numbers, draws, random.key)
-                moved = [name for name in generators if self._has_moved(name, before[name])]
+                moved = self._moved(before)
                 if not moved:
                     return batch
                 self.drawn_from += moved
@@ -71,19 +71,20 @@ class SampleSource:
             load_all = getattr(dataset, "__getitems__", None)
             samples = load_all(indices) if load_all else [dataset[index] for index in indices]
             return self.collate(samples)
+        generators = [global_generators()[name] for name in self.drawn_from]
         samples = []
         for index, seed in zip(indices, mix_each(key, draws), strict=True):
-            self._seed(seed)
+            for generator in generators:
+                generator.seed(seed)
             samples.append(dataset[index])
-        self._seed(mix(*key, draws[0], "collate"))
+        for generator in generators:
+            generator.seed(mix(*key, draws[0], "collate"))
         return self.collate(samples)
 
-    def _seed(self, seed: int) -> None:
-        for name in self.drawn_from:
-            global_generators()[name].seed(seed)
-
-    def _has_moved(self, name: str, before: Any) -> bool:
-        return name not in self.drawn_from and global_generators()[name].state() != before
+    def _moved(self, before: dict[str, Any]) -> list[str]:
+        """The generators that are not seeded and that something was drawn from."""
+        generators, seeded = global_generators(), self.drawn_from
+        return [name for name, state in before.items() if name not in seeded and generators[name].state() != state]
 
     def _try_sample(self, index: int, seed: int) -> None:
         """Use one sample to detect which generators are drawn from, to avoid loading a whole batch twice.
@@ -98,7 +99,7 @@ class SampleSource:
                 generator.seed(seed if name in self.drawn_from else other)
             before = {name: generator.state() for name, generator in generators.items()}
             sample = self.dataset[index]
-            self.drawn_from += [name for name in generators if self._has_moved(name, before[name])]
+            self.drawn_from += self._moved(before)
             return _as_bytes(sample)
 
         first = load(seed)

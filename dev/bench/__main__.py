@@ -34,6 +34,7 @@ WIDE = (
     *("-c", "config.json", "--lr=1e-12", "trainer.epochs=1", "trainer.steps_per_epoch=4"),
     *("data_loader.args.num_samples=1024", "data_loader.args.target_shape=[100000]", "model.args.out_features=100000"),
 )
+SMALL_BATCH = "data_loader.args.batch_size=16"
 WORKERS = "data_loader.args.num_workers=2"
 
 
@@ -109,6 +110,11 @@ ROWS = [
     *real("the end of 10 epochs", "epoch_end", "epoch end", ("x 1.02", "+ 0.4")),
     *real("own data set of 40,000 rows", "rows", "rows", ("x 1.05", "+ 0.4")),
     *real("own data set of 6,000 photographs", "photographs", "photographs", ("x 1.05", "+ 0.4")),
+    *real("own data set of 40,000 rows, batch 16", "rows", "rows, batch 16", ("x 1.05", "+ 0.4"), SMALL_BATCH),
+    *real(
+        *("own data set of 6,000 photographs, batch 16", "photographs", "photographs, batch 16", ("x 1.05", "+ 0.4")),
+        SMALL_BATCH,
+    ),
     # the loader's processes do most of the work, which only the figure of the whole process counts
     *real("own data set of 40,000 rows, 2 workers", "rows", "rows, 2 workers", ("x 1.05", "+ 0.4"), WORKERS)[1:],
     *real(
@@ -287,7 +293,7 @@ def main() -> None:
     print("\n" + parts_table(rows, options), flush=True)
     if not options.rows and options.device == "cpu":
         print("\nA sample of one's own data set, CPU time:\n", flush=True)
-        subprocess.run([*shlex.split(options.launcher), "dev/bench/samples.py", "--turns", "3"], cwd=ROOT, check=True)
+        subprocess.run([*shlex.split(options.launcher), "dev/bench/samples.py", "--turns", "30"], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

@@ -273,12 +273,12 @@ def epoch_end_job() -> Job:
     return Job(model, F.cross_entropy, optimizer, train, validation, Accuracy(), epochs=10)
 
 
-def loaded(dataset: Dataset[Any], model: nn.Module, workers: int = 0, epochs: int = 1) -> Job:
+def loaded(dataset: Dataset[Any], model: nn.Module, *, batch: int = 64, workers: int = 0) -> Job:
     """A data set of one's own, by torch's DataLoader."""
     model.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=True)
-    loader = DataLoader(dataset, 64, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    return Job(model, F.cross_entropy, optimizer, lambda: loader, None, Accuracy(), epochs=epochs)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers)
+    return Job(model, F.cross_entropy, optimizer, lambda: loader, None, Accuracy())
 
 
 JOBS: dict[str, Callable[[], Job]] = {
@@ -287,8 +287,10 @@ JOBS: dict[str, Callable[[], Job]] = {
     "segmentation": segmentation_job,
     "epoch end": epoch_end_job,
     "rows": lambda: loaded(Rows(40_000), SmallNet()),
+    "rows, batch 16": lambda: loaded(Rows(40_000), SmallNet(), batch=16),
     "rows, 2 workers": lambda: loaded(Rows(40_000), SmallNet(), workers=2),
     "photographs": lambda: loaded(Photographs(6_000), LeNet()),
+    "photographs, batch 16": lambda: loaded(Photographs(6_000), LeNet(), batch=16),
     "photographs, 2 workers": lambda: loaded(Photographs(6_000), LeNet(), workers=2),
 }
 

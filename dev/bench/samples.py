@@ -1,16 +1,17 @@
 """What a user's own map-style data set costs a sample, beside torch's DataLoader: ``python dev/bench/samples.py``.
 
-Both sides take turns in one process, and start their worker processes for each turn. CPU time, that of the workers
-included.
+Both sides take turns in one process, a tenth of an epoch each, and keep their worker processes. CPU time, that of the
+workers included (Linux).
 """
 
 import argparse
+import gc
 import itertools
 import os
 import random
-import resource
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Generator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,61 +48,82 @@ class Texts(Dataset[int]):
         return len(self.texts[index])
 
 
-def cpu() -> float:
-    """Seconds of this process, and of those that it started and that have ended."""
-    # os.times counts in ticks of 10 ms
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def seconds(load: Callable[..., Iterable[Any]], *arguments: Any) -> float:
-    start = cpu()
-    for _ in load(*arguments):
-        pass
-    return cpu() - start
-
-
-def by_hand(dataset: Dataset[Any], batch: int, workers: int, passes: int) -> Iterable[Any]:
+def by_hand(dataset: Dataset[Any], batch: int, workers: int) -> Generator[Any, None, None]:
+    """Batches without end."""
     loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    return itertools.chain.from_iterable(loader for _ in range(passes))
+    while True:
+        yield from loader
 
 
-def ours(dataset: Dataset[Any], batch: int, workers: int, passes: int) -> Iterable[Any]:
+def ours(dataset: Dataset[Any], batch: int, workers: int) -> Generator[Any, None, None]:
+    """Batches without end, loaded by the epoch."""
     batches = Batches(SampleSource(dataset), batch_size=batch, shuffle=True, seed=0, num_workers=workers)
-    for _ in range(passes):  # an epoch each
+    while True:
         yield from batches.one_pass()
-    batches.close()
+
+
+def turns(dataset: Dataset[Any], batch: int, workers: int, count: int) -> list[list[float]]:
+    """Microseconds a sample of each turn, for the loop by hand and for ours."""
+    size = max(1, len(dataset) // (10 * batch))  # type: ignore[arg-type]  # batches
+    loaded, started, taken = [], [], [list[float](), list[float]()]
+    for load in (by_hand, ours):
+        before = children()
+        loaded.append(load(dataset, batch, workers))
+        take(loaded[-1], size)  # starts the workers
+        started.append(children() - before)
+    used = [seconds(pids) for pids in started]
+    for turn in range(2 * count):
+        side = turn % 2
+        start = time.process_time()
+        take(loaded[side], size)
+        here = time.process_time() - start
+        now = seconds(started[side])  # what the workers did since this side's last turn, when they load ahead
+        taken[side].append((here + now - used[side]) / (size * batch) * 1e6)
+        used[side] = now
+    for batches in loaded:
+        batches.close()
+    gc.collect()  # workers that are started later must not find what is left of these
+    return taken
+
+
+def take(batches: Generator[Any, None, None], count: int) -> None:
+    for _ in itertools.islice(batches, count):
+        pass
+
+
+def children() -> set[int]:
+    """Processes that this one has started."""
+    return {int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def seconds(pids: set[int]) -> float:
+    """CPU time of some processes."""
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 def growth(epochs: int, workers: int) -> None:
     """Prints the memory that is a worker's own after each epoch, in MB: the median of all workers."""
     dataset = Texts()
-    for side, load in (("ours", ours), ("by hand", by_hand)):
-        sizes = []
-        made = iter(load(dataset, 1000, workers, epochs))
+    for load in (ours, by_hand):
+        before = children()
+        batches = load(dataset, 1000, workers)
+        print(f"{load.__name__}:", end="", flush=True)
         for _ in range(epochs):
-            for _ in itertools.islice(made, len(dataset) // 1000):
-                pass
-            sizes.append(median(own_memory()))
-        print(f"{side}: {', '.join(f'{size:.0f}' for size in sizes)}", flush=True)
-        for _ in made:
-            pass
-        del made
+            take(batches, len(dataset) // 1000)
+            print(f" {median(own_memory(pid) for pid in children() - before):.0f}", end="", flush=True)
+        print()
+        batches.close()
 
 
-def own_memory() -> list[float]:
-    """Of each child process, in MB: the pages that it shares with no other."""
-    children = [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    found = []
-    for child in children:
-        lines = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
-        found.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024)
-    return found
+def own_memory(pid: int) -> float:
+    """The pages that a process shares with no other, in MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--turns", type=int, default=9, help="of each side (default: 9)")
+    made.add_argument("--turns", type=int, default=100, help="of each side (default: 100)")
     made.add_argument("--growth", type=int, metavar="EPOCHS", help="instead: the memory of four workers")
     options = made.parse_args()
     torch.set_num_threads(1)
@@ -109,19 +131,12 @@ def main() -> None:
         growth(options.growth, 4)
         return
     print("| data set | workers | batch | by hand, us | ours, us | ratio |\n|---|---|---|---|---|---|")
-    for dataset in (Rows(), Photographs(), RowsWithNoise()):
-        for workers, batch in ((0, 64), (2, 64)):
-            taken: dict[Any, list[float]] = {by_hand: [], ours: []}
-            # the more, the less the start of the workers counts
-            repeated = 4 if workers else 1
-            for _, load in itertools.product(range(options.turns), (by_hand, ours)):
-                spent = seconds(load, dataset, batch, workers, repeated)
-                taken[load].append(spent / (repeated * len(dataset)) * 1e6)
-            hand, own = median(taken[by_hand]), median(taken[ours])
-            spread = [f"{median(each):.2f} ({min(each):.2f} to {max(each):.2f})" for each in taken.values()]
-            name = (type(dataset).__doc__ or "").split("\n")[0].rstrip(".")
-            print(f"| {name} | {workers} | {batch} | {spread[0]} | {spread[1]} | {own / hand:.3f} |", flush=True)
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB", file=sys.stderr)
+    for dataset, workers, batch in itertools.product((Rows(), Photographs(), RowsWithNoise()), (0, 2), (16, 64)):
+        hand, own = turns(dataset, batch, workers, options.turns)
+        name = (type(dataset).__doc__ or "").split("\n")[0].rstrip(".")
+        cells = [f"{median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in (hand, own)]
+        ratio = median(own) / median(hand)
+        print(f"| {name} | {workers} | {batch} | {cells[0]} | {cells[1]} | {ratio:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
