@@ -43,7 +43,8 @@ def user_line(error: BaseException) -> str:
 
 def _is_users(path: Path) -> bool:
     """Whether a file is the user's: in the project, but not part of the template."""
-    if not path.is_relative_to(PROJECT) or ".venv" in path.parts:
+    # a virtual environment inside the project may have any name
+    if not path.is_relative_to(PROJECT) or "site-packages" in path.parts:
         return False
     parts = path.relative_to(PROJECT).parts
     return len(parts) > 1 and parts[0] not in MACHINERY

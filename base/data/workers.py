@@ -33,6 +33,7 @@ class Workers:
             _BatchDataset(source, repeats),
             sampler=self._sampler,
             batch_size=None,
+            collate_fn=_unchanged,
             num_workers=count,
             persistent_workers=True,
             pin_memory=torch.accelerator.is_available(),
@@ -58,6 +59,11 @@ class Workers:
                 "or class inside another: define it at the top level of its file, or set data_loader.args.num_workers "
                 "to 0."
             ) from error
+
+
+def _unchanged(batch: Any) -> Any:
+    """Replaces torch's ``default_convert``, which makes tensors of NumPy arrays: without workers they stay arrays."""
+    return batch
 
 
 class _BatchDataset(Dataset[Any]):

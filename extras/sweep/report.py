@@ -1,6 +1,7 @@
 """report.md and report.html of a sweep, with the same text, tables and figures."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +130,8 @@ def _importances(spec: Spec, complete: Sequence[Trial], pictures: dict[str, byte
 
     study = optuna.create_study(direction=direction(spec))
     study.add_trials([frozen(spec, trial) for trial in complete])
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # before Optuna 5
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     if not sum(shares.values()) > 0:
         yield Paragraph("These trials do not show an influence of any key.")

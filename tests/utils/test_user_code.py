@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import forked
 from tests.helpers import PATIENCE
+from utils import user_code
 from utils.paths import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -129,3 +131,19 @@ def test_an_argument_of_a_users_class_is_checked_like_any_other(run_with: RunWit
 )  # fmt: skip
 def test_a_component_of_the_wrong_kind(run_with: RunWith, name: str, text: str, override: str, expected: str) -> None:
     assert expected in run_with(name, text, override)
+
+
+def test_a_line_of_a_library_in_the_projects_own_environment_is_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_code, "PROJECT", tmp_path)
+    library, model = tmp_path / "env/lib/site-packages/library.py", tmp_path / "model/mine.py"
+    for path, text in ((library, "def call():\n    raise ValueError('no')\n"), (model, "def build():\n    call()\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    names: dict[str, Any] = {}
+    exec(compile(library.read_text(), str(library), "exec"), names)
+    exec(compile(model.read_text(), str(model), "exec"), names)
+    with pytest.raises(ValueError, match="no") as caught:
+        names["build"]()
+    assert user_code.user_line(caught.value) == "  model/mine.py:2: call()"

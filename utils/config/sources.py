@@ -167,8 +167,9 @@ def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
         field = field_at(path)
         if field is None:
             return None
-        has_default = not field.is_required()
-        return field.annotation, field.get_default() if has_default else inspect.Parameter.empty
+        if field.is_required():
+            return field.annotation, inspect.Parameter.empty
+        return field.annotation, field.get_default(call_default_factory=True, validated_data={})
     registry = REGISTRIES[str(path[0])]
     _, component = inside(config, path[:-2])
     name = component.get("type", registry.default)

@@ -40,6 +40,20 @@ class Photos(Dataset[tuple[Tensor, int]]):
         return self.transform(image) + noise, index
 
 
+class Arrays(Dataset[Any]):
+    """Rows of NumPy, which a collate function of its own stacks as they are."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return np.full(3, index)
+
+
+def stacked(rows: list[Any]) -> Any:
+    return np.stack(rows)
+
+
 class PhotoLoader(BaseDataLoader):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         return Photos()
@@ -335,3 +349,12 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
             next(Batches(source, batch_size=4, num_workers=1).one_pass())
     finally:
         torch.multiprocessing.set_start_method(before, force=True)
+
+
+def test_a_batch_of_arrays_is_the_same_with_workers() -> None:
+    source = SampleSource(Arrays(), stacked)
+    here, there = (passes(Batches(source, batch_size=4, num_workers=count), 1) for count in (0, 1))
+    for one, other in zip(here, there, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert isinstance(other, np.ndarray)
+        assert (one == other).all()

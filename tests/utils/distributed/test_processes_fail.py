@@ -59,14 +59,14 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(write_config: Wri
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:fail")
     assert done.stderr.count("ZeroDivisionError: something of the user's went wrong") == 1
     assert "error:" not in done.stderr
-    assert statuses == ["1", "1"]
+    assert set(statuses) == {"1"}  # torchrun names the other one only if it failed before being terminated
 
 
 def test_a_loss_that_is_no_number_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:spoil")
     assert done.stderr.count("error:") == 1
     assert "error: the loss is nan at step 7 (epoch 2, samples" in done.stderr
-    assert statuses == ["1", "1"]
+    assert set(statuses) == {"1"}  # torchrun names the other one only if it failed before being terminated
     assert [int(path.stem[5:]) for path in step_files(only_run(tmp_path) / "checkpoints")] == [6, 5, 4, 2]
 
 
