@@ -92,7 +92,9 @@ class BaseDataLoader(ABC):
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.balanced = balanced
-        self.device_cache: DeviceCache | None = DeviceCache(torch.device("cpu")) if device_cache else None
+        self.device_cache = DeviceCache() if device_cache else None
+        self.device = torch.device("cpu")
+        """Where data is kept with device_cache: the training device, once it is known."""
 
     @abstractmethod
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
@@ -268,7 +270,7 @@ class BaseDataLoader(ABC):
         if isinstance(data, StreamSource):
             data.collate = data.collate or collate
         source = as_source(data, collate)
-        return self.device_cache.keep(source) if self.device_cache else source
+        return self.device_cache.keep(source, self.device) if self.device_cache else source
 
     def _check_stream(self, source: StreamSource) -> None:
         """Raise DataError if a stream for training is combined with options that need indices."""

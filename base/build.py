@@ -73,8 +73,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
         lambda: build_model(loaded),
         lambda: build_loss(loaded, runtime.device),
     )
-    if data.device_cache:
-        data.device_cache.device = runtime.device
+    data.device = runtime.device
     runtime.prepare(model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # to report mistakes now
@@ -161,14 +160,15 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
             f"{type(data).__name__} also has validation data; leave out this key, or its validation_split or folds",
         )
     return {
-        name: _validation_set(loaded, component, ("validation", name) if name else ("validation",))
+        name: _validation_set(loaded, component, ("validation", name) if name else ("validation",), data.device)
         for name, component in loaded.config.validations.items()
     }
 
 
-def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath) -> Batches:
-    """The held-out part of a separate data loader, or else its test data."""
+def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, device: torch.device) -> Batches:
+    """The held-out part of a separate data loader, or else its test data. device: where training runs."""
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
+    loader.device = device
     return call(loaded, (*path, "args"), component.type, lambda: loader.validation() or loader.test(), Batches)
 
 

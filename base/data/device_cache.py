@@ -10,24 +10,23 @@ from utils.errors import DataError
 class DeviceCache:
     """The tensors of a data set on a device, each stored once, even if training and validation share them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         # by device and id of the original, which must therefore be kept alive
         self._moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
-    def keep(self, source: Source) -> Source:
-        """The source with its tensors on the device. Raises DataError if they are not in memory."""
+    def keep(self, source: Source, device: torch.device) -> Source:
+        """The source with its tensors on a device. Raises DataError if they are not in memory."""
         if not isinstance(source, TensorSource) or not source.in_memory:
             raise DataError(
                 "data_loader.args.device_cache: only tensors in memory (a TensorSource) can be kept on the device; "
                 "leave device_cache out"
             )
-        source.inputs, source.targets = self._move(source.inputs), self._move(source.targets)
+        source.inputs, source.targets = self._move(source.inputs, device), self._move(source.targets, device)
         return source
 
-    def _move(self, tensor: object) -> Tensor:
+    def _move(self, tensor: object, device: torch.device) -> Tensor:
         assert isinstance(tensor, Tensor)
-        key = self.device, id(tensor)
+        key = device, id(tensor)
         if key not in self._moved:
-            self._moved[key] = tensor, tensor.to(self.device)
+            self._moved[key] = tensor, tensor.to(device)
         return self._moved[key][1]

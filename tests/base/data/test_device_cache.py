@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import train
+from base.build import build_experiment, build_training
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
 from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from tests.helpers import lines, same, state
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
 Fit = Callable[..., train.Result]
@@ -22,8 +24,7 @@ def images(folder: Path, device: str | None) -> Batches:
     loader = CIFAR10Loader(
         data_dir=str(folder), batch_size=8, crop=4, flip=True, download=False, device_cache=device is not None
     )
-    if loader.device_cache:
-        loader.device_cache.device = torch.device(str(device))
+    loader.device = torch.device(device or "cpu")
     return loader.training(seed=0)
 
 
@@ -51,16 +52,34 @@ def test_training_and_validation_share_their_tensors(own_cifar10: Path) -> None:
     loader = CIFAR10Loader(
         data_dir=str(own_cifar10), batch_size=8, download=False, validation_split=20, device_cache=True
     )
-    assert loader.device_cache is not None
-    loader.device_cache.device = torch.device("meta")
+    loader.device = torch.device("meta")
     validation: Any = loader.validation()
     training: Any = loader.training(seed=0)
     assert training.source.inputs is validation.source.inputs
 
 
+def test_validation_data_of_another_loader_are_kept_there_too(
+    write_config: Callable[..., Path], own_cifar10: Path
+) -> None:
+    args = {"data_dir": str(own_cifar10), "batch_size": 8, "validation_split": 0, "device_cache": True}
+    loader = {"type": "CIFAR10Loader", "args": args}
+    loaded = load_config(
+        write_config(
+            data_loader=loader,
+            validation=loader,
+            model={"type": "LeNet", "args": {"in_channels": 3, "kernel_size": 5}},
+            loss="cross_entropy",
+        )
+    )
+    experiment = build_experiment(loaded)
+    experiment.data.device = torch.device("meta")
+    training: Any = build_training(loaded, experiment)
+    assert [each.source.inputs.is_meta for each in (training.batches, training.validation[""])] == [True, True]
+
+
 def test_what_is_not_in_memory_is_refused() -> None:
     with pytest.raises(DataError, match="only tensors in memory"):
-        DeviceCache(torch.device("cpu")).keep(as_source([1, 2, 3]))  # type: ignore[arg-type]
+        DeviceCache().keep(as_source([1, 2, 3]), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_worker_processes_are_refused_with_it(fit: Fit) -> None:
