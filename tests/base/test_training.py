@@ -231,7 +231,7 @@ REGRESSION: dict[str, Any] = {
     [
         ("model.args.in_features=5", "first batch"),
         ("model.args.out_features=1", "first batch"),
-        ('metrics=[{"type": "top_k_accuracy", "args": {"k": 7}}]', "more than the 3 classes"),
+        ('metrics=[{"type": "top_k_accuracy", "args": {"k": 7}}]', "larger than the model's 3 classes"),
         ("trainer.monitor=min val_loss data_loader.args.validation_split=0", "validation_split"),
         ("runtime.device=cuda:7", "not available"),
     ],

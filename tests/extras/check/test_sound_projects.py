@@ -258,7 +258,7 @@ def test_attributes_that_training_gives_are_there(check: Check) -> None:
 @pytest.mark.slow
 def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     _, report = check(**plain(), trainer={"type": "Keeping", "args": {"saved": False}})
-    assert "in no part of a checkpoint: mean, critic\n" in report
+    assert "but are in no checkpoint: mean, critic\n" in report
     _, report = check(**(nested(moving=True)))
     assert "not persistent, so they are in no checkpoint: calls\n" in report
     assert "exactness" not in check(**nested())[1]

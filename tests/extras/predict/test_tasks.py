@@ -366,7 +366,7 @@ def test_masks_are_arrays(fit: Fit, ask: Ask) -> None:
         status, _, errors = ask(run, "x.npy", "y.npy", "--out", "x.npz")
         assert status == 2
         assert "warning: y.npy: the input has shape (1, 3, 4)" in errors
-        assert "error: y.npy: the output mask has the shape (3, 4), and (6, 8) for those before" in errors
+        assert "error: y.npy: the output mask has shape (3, 4), but (6, 8) before" in errors
         with np.load("x.npz") as arrays:
             assert len(arrays["mask"]) == 7
 

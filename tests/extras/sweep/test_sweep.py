@@ -169,7 +169,7 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
         (["-r", "SWEEP", "-c", "CONFIG", "seed=0..5"], "is a different sweep: optimizer.args.lr is 0.1,1e30 there"),
         (
             ["-r", "SWEEP", "-c", "CONFIG", *SPACES, "trainer.epochs=4"],
-            "a sweep of another config: trainer.epochs is 3",
+            "a sweep of a different config: trainer.epochs is 3 there",
         ),
     ],
 )
