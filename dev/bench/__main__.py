@@ -292,7 +292,7 @@ def main() -> None:
     print(table(rows, figures) + peers_table(rows, figures), flush=True)
     print("\n" + parts_table(rows, options), flush=True)
     if not options.rows and options.device == "cpu":
-        print("\nA sample of one's own data set, CPU time:\n", flush=True)
+        print("\nA sample of a user's data set, CPU time:\n", flush=True)
         subprocess.run([*shlex.split(options.launcher), "dev/bench/samples.py", "--turns", "30"], cwd=ROOT, check=True)
 
 

@@ -274,7 +274,7 @@ def epoch_end_job() -> Job:
 
 
 def loaded(dataset: Dataset[Any], model: nn.Module, *, batch: int = 64, workers: int = 0) -> Job:
-    """A data set of one's own, by torch's DataLoader."""
+    """A user's data set, by torch's DataLoader."""
     model.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=True)
     loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers)

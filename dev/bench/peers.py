@@ -47,7 +47,7 @@ def two_layer() -> Job:
 
 
 def own(dataset: Dataset[Any], model: nn.Module) -> Job:
-    """An epoch over a data set of one's own."""
+    """An epoch over a user's data set."""
     return Job(model, F.cross_entropy, 0.01, 0.0, DataLoader(dataset, batch_size=64, shuffle=True), None, 1)
 
 
