@@ -350,7 +350,7 @@ class BaseTrainer(EvaluationLoop):
         state = {name: part.state_dict() for name, part in self.stateful().items()}
         state["random"] = self.runtime.process_group.gather(generator_states())
         state["writers"] = self.outputs.writers.state_dict()
-        return checkpoint.plain({**state, "config": self.experiment.fixed})
+        return checkpoint.plain({**state, "config": self.experiment.saved_config})
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""

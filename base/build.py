@@ -23,7 +23,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
 from utils.config.located_json import config_error
-from utils.config.resume import fixed_values
+from utils.config.resume import saved_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
@@ -80,7 +80,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     signals = SignalWatch(process_group)
     return Experiment(
-        fixed_values(config.model_dump(by_alias=True)),
+        saved_values(config.model_dump(by_alias=True)),
         config.seed,
         runtime,
         data,

@@ -24,8 +24,8 @@ from utils.signals import SignalWatch
 class Experiment:
     """The parts shared by training and testing."""
 
-    fixed: dict[str, Any]
-    """Config values that cannot change during the run, by dotted key; stored in every checkpoint too."""
+    saved_config: dict[str, Any]
+    """The config by dotted key, as every checkpoint stores it, so that a resume can tell what has changed since."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader

@@ -228,11 +228,13 @@ def check_end(status: int | None, output: str, number: signal.Signals) -> None:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """What two runs ended with that is not equal to the bit, figures of time aside."""
+    """What two runs ended with that is not equal to the bit, figures of time aside, and the configs, as of workers."""
     found = []
     for name in ("last.pth", "best.pth"):
         one, other = state(left, name), state(right, name)
-        found += [f"{name}: {part}" for part in one if part != "writers" and not same(one[part], other[part])]
+        found += [
+            f"{name}: {part}" for part in one if part not in ("writers", "config") and not same(one[part], other[part])
+        ]
     if lines(left) != lines(right):
         found.append("metrics.jsonl")
     if curves(left) != curves(right) or records(left) != records(right):

@@ -22,7 +22,7 @@ from utils import checkpoint
 from utils.arguments import shortened
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import Problem, config_error, dotted
-from utils.config.resume import Change, changes, fixed_changes
+from utils.config.resume import Change, changes, saved_changes
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
@@ -103,9 +103,9 @@ def load_state(
     source, state = found
     try:
         before, progress = state["config"], state["progress"]
-        fixed = fixed_changes(before, trainer.experiment.fixed)
-        _refuse_former_defaults(loaded, fixed, folder)
-        _refuse(loaded, fixed, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
+        since = saved_changes(before, trainer.experiment.saved_config)
+        _refuse_former_defaults(loaded, since, folder)
+        _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             suffix = f".{name}" if name else ""
             if state[f"schedule{suffix}"]["made_from"]["initial"] != optimizer.schedule.made_from()["initial"]:
@@ -124,22 +124,10 @@ def load_state(
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
-    if not any(change.path[0] in ("optimizer", "lr_scheduler") for change in changed):
-        for edit in _edited(trainer):
-            trainer.console.info(f"resumed with {edit}, as config.json says now")
-
-
-def _edited(trainer: BaseTrainer) -> Iterator[str]:
-    """How the arguments of optimizers and schedules in the run's own config.json differ from the checkpoint's."""
-    for name, optimizer in trainer.training.optimizers.items():
-        if not optimizer.schedule.changed:
-            continue
-        before, now = optimizer.schedule.saved["made_from"], optimizer.schedule.made_from()
-        pairs = [*zip(before["initial"], now["initial"], strict=True)]
-        pairs.append(({"lr_scheduler": before["settings"]}, {"lr_scheduler": now["settings"]}))
-        for old, new in pairs:
-            for key in [key for key in new if old.get(key) != new[key]]:
-                yield f"{name} {key} {shortened(old.get(key))} -> {shortened(new[key])}".lstrip()
+    if "trainer.epochs" in before:  # earlier checkpoints had only what can never change
+        for change in since:
+            if not any(change.concerns(other) for other in changed):
+                trainer.console.info(f"resumed with {change}, as in config.json")
 
 
 @contextlib.contextmanager
@@ -184,10 +172,10 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
     raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(folder)}")
 
 
-def _refuse_former_defaults(loaded: LoadedConfig, fixed: Sequence[Change], folder: RunFolder) -> None:
+def _refuse_former_defaults(loaded: LoadedConfig, since: Sequence[Change], folder: RunFolder) -> None:
     """Raise ConfigError if an argument omitted in the config had another default when the run began."""
     former = [
-        change for change in fixed if change.refusal(0) and "args" in change.path and not loaded.gives(change.path)
+        change for change in since if change.refusal(0) and "args" in change.path and not loaded.gives(change.path)
     ]
     if not former:
         return
@@ -298,7 +286,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
             f"no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
             f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
-    if not folder.initial.exists() and trainer.experiment.fixed.get("model.weights.file"):
+    if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")
     if folder.initial.exists():
         # not trainer.model, which DDP wraps: its names have a prefix

@@ -35,6 +35,11 @@ class Change:
         """As in "optimizer.args.lr 0.01 -> 0.5"."""
         return f"{dotted(self.path)} {_shown(self.before)} -> {_shown(self.after)}"
 
+    def concerns(self, other: "Change") -> bool:
+        """Whether another change is of the same value, of a part of it, or of the component that it belongs to."""
+        at = other.path[:-1] if other.path[-1] == "type" else other.path
+        return self.path[: len(at)] == at or at[: len(self.path)] == self.path
+
     def refusal(self, epoch_steps: int) -> Problem | None:
         """Why the change is refused after this many steps of an epoch; None if it is allowed."""
         values = f"this run has {_shown(self.before)}, got {_shown(self.after)}"
@@ -50,23 +55,18 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     return list(_changes((), _with_defaults(before), _with_defaults(after)))
 
 
-def fixed_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config values stored in a checkpoint, by dotted path: those that can never change, and the monitor.
+def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values stored in a checkpoint, by dotted path.
 
-    name and save_dir are left out: they only lead to the run's folder, which may have been moved since.
+    name and save_dir are left out: they only lead to the run's folder, which may have been moved since. So are
+    variables, whose values are already where they are used.
     """
-    found = {}
-    for path, value, component in _values((), _with_defaults(config)):
-        monitored = path == ("trainer", "monitor")
-        if path not in (("name",), ("trainer", "save_dir")) and (
-            monitored or rule_of(path, component) is not OnResume.TAKES_EFFECT
-        ):
-            found[dotted(path)] = value
-    return found
+    left_out = (("name",), ("variables",), ("trainer", "save_dir"))
+    return {dotted(path): value for path, value, _ in _values((), _with_defaults(config)) if path not in left_out}
 
 
-def fixed_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The differences between a checkpoint's config and this run's, both as returned by ``fixed_values``.
+def saved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """The differences between a checkpoint's config and this run's, both as returned by ``saved_values``.
 
     A key or argument that did not exist when the checkpoint was written counts only if it differs from its default.
     """

@@ -20,7 +20,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import state, temporarily
-from utils.config.resume import fixed_changes, fixed_values
+from utils.config.resume import saved_changes, saved_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 from utils.tree import describe_batch
@@ -90,9 +90,9 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     now = json.loads((run / "config.json").read_text())
     assert saved.pop("data_loader.args.folds", "missing") is None
     assert saved.pop("data_loader.args.balanced") is False
-    assert not fixed_changes(saved, fixed_values(now))
+    assert not saved_changes(saved, saved_values(now))
     now["data_loader"]["args"] |= {"folds": 5, "fold": 0}
-    assert {str(change) for change in fixed_changes(saved, fixed_values(now))} == {
+    assert {str(change) for change in saved_changes(saved, saved_values(now))} == {
         "data_loader.args.folds nothing -> 5",
         "data_loader.args.fold null -> 0",
     }

@@ -223,13 +223,25 @@ def test_a_changed_rate_is_that_of_the_next_step(fit: Fit) -> None:
     assert lines(run)[1]["loss"] != lines(other)[1]["loss"]
 
 
-def test_a_rate_that_was_edited_in_the_runs_own_config_is_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("optimizer", "args", {"lr": 0.5}, "optimizer.args.lr 0.1 -> 0.5"),
+        ("trainer", "clip_grad_norm", 1.0, "trainer.clip_grad_norm null -> 1.0"),
+        ("trainer", "keep_last", 7, "trainer.keep_last 3 -> 7"),
+    ],
+)
+def test_what_was_edited_in_the_runs_own_config_is_told(
+    fit: Fit, capsys: pytest.CaptureFixture[str], section: str, key: str, value: Any, told: str
+) -> None:
     run = fit("trainer.epochs=1").run_dir
     config = json.loads((run / "config.json").read_text())
-    config["optimizer"]["args"]["lr"] = 0.5
+    config[section][key] = value
     (run / "config.json").write_text(json.dumps(config))
-    train.main(["-r", str(run), "trainer.verbosity=1"])
-    assert "resumed with lr 0.1 -> 0.5, as config.json says now" in capsys.readouterr().out
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed with")]
+    assert shown == ["resumed with trainer.epochs 1 -> 2", f"resumed with {told}, as in config.json"]
 
 
 def test_no_step_taken_leaves_the_config_as_it_was(fit: Fit) -> None:
