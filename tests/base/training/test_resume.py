@@ -45,9 +45,9 @@ def fork(run: Path, step: int) -> Path:
 
 
 def equal(left: Path, right: Path) -> None:
-    """Two runs have the same states and the same metrics.jsonl, figures of time aside."""
+    """Two runs have the same states and the same metrics.jsonl, figures of time and the configs (workers) aside."""
     one, other = state(left), state(right)
-    for name in one.keys() - {"writers"}:
+    for name in one.keys() - {"writers", "config"}:
         assert same(one[name], other[name]), name
     assert lines(left) == lines(right)
 
