@@ -9,8 +9,8 @@ NPROC  ?= 1
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
-# a process for each core, and whole files to each, in tests/conftest.py's order: what a file prepares is prepared once.
-# One process alone: ARGS="-n 0 --pdb"
+# one process more than there are cores, and whole files to each, in tests/conftest.py's order: what a file prepares is
+# prepared once. One process alone: ARGS="-n 0 --pdb"
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast test-lowest check schema bench clean

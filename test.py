@@ -78,7 +78,11 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None
-    with _results_folder(out, process_group, chosen=options.out is not None), report or contextlib.nullcontext():
+    with (
+        _results_folder(out, process_group, chosen=options.out is not None),
+        report or contextlib.nullcontext(),
+        contextlib.closing(test),
+    ):
         values = run.trainer.evaluate(test, report or Observer())
         if process_group.is_main_process:
             say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")

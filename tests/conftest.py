@@ -62,6 +62,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return ALL_SLOW.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For -n auto: one more than there are cores, as many tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + int(config.option.markexpr != "not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server that forks processes for all processes of pytest: each would import all packages for its own."""
+    starts_others = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if starts_others and config.option.markexpr != "not slow":
+        from tests import forked
+
+        os.environ[forked.VARIABLE] = forked.start()
+
+
 def pytest_collection() -> None:
     from utils.registry import import_components
 

@@ -3,8 +3,8 @@
 Such a process is like one started by ``python``: it has its own folder, environment, arguments, output, signals and
 exit status, and imports the project's code itself. Only third-party packages, which take most of the time, are there.
 
-python tests/forked.py --serve SOCKET    # the process that the others are forked from; ends with its standard input
-python tests/forked.py WORDS...          # as python WORDS..., forked by the server that FORK_SERVER names
+python tests/forked.py --serve DESCRIPTOR    # the process that the others are forked from; ends with its standard input
+python tests/forked.py WORDS...              # as python WORDS..., forked by the server that FORK_SERVER names
 """
 
 import atexit
@@ -108,13 +108,19 @@ def send(address: str, request: dict[str, Any], files: list[int]) -> tuple[socke
 
 @functools.cache
 def server() -> str:
-    """The address of this process's server, which is started on the first call."""
+    """The address of the server: that of all processes of pytest, or else one that is started on the first call."""
+    return os.environ.get(VARIABLE) or start()
+
+
+def start() -> str:
+    """Start a server, which ends with this process. Gives its address, to which it answers when it has its imports."""
     folder = tempfile.TemporaryDirectory()
     address = f"{folder.name}/socket"
-    command = [sys.executable, __file__, "--serve", address]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert started.stdout is not None
-    assert started.stdout.readline() == b"ready\n"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        command = [sys.executable, __file__, "--serve", str(listener.fileno())]
+        started = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
 
     def end() -> None:
         started.communicate()
@@ -133,15 +139,12 @@ def run(
     return subprocess.CompletedProcess(words, process.wait(), output, errors)
 
 
-def serve(address: str) -> dict[str, Any]:
-    """Fork a process for each request, and return the request in that process."""
+def serve(descriptor: int) -> dict[str, Any]:
+    """Fork a process for each request, and return the request in that process. descriptor: of the listening socket."""
     atexit.register(leave)  # the first that is registered is the last that is called
     warm_up()
     signal.signal(signal.SIGCHLD, reap)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        print("ready", flush=True)
+    with socket.socket(fileno=descriptor) as listener:
         while True:
             ready, _, _ = select.select([listener, sys.stdin], [], [])
             if sys.stdin in ready:
@@ -265,6 +268,6 @@ def forward(words: list[str]) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder
     if sys.argv[1] == "--serve":
-        run_to_the_end(**serve(sys.argv[2]))
+        run_to_the_end(**serve(int(sys.argv[2])))
     else:
         forward(sys.argv[1:])

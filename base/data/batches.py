@@ -221,10 +221,14 @@ class Batches:
             self._workers = Workers(self.source, self.num_workers, self.seed, repeats=self.repeats)
         ranges, ranges_ahead = itertools.tee(ranges)
         requests = map(self._request, ranges_ahead)
-        for batch_range, data in zip(ranges, self._workers.load(requests), strict=True):
-            if isinstance(data, UserError):
-                raise data
-            yield MicroBatch(batch_range, self.part(batch_range).size, data)
+        try:
+            for batch_range, data in zip(ranges, self._workers.load(requests), strict=True):
+                if isinstance(data, UserError):
+                    raise data
+                yield MicroBatch(batch_range, self.part(batch_range).size, data)
+        except Exception:
+            self.close()  # else the workers, which refer to this object, wait for requests until it is collected
+            raise
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, loaded_range = self._loaded_range(batch_range)

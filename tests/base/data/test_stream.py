@@ -1,6 +1,8 @@
 """Streams: data that can only be read on, with a state of their own or without one."""
 
+import gc
 import itertools
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,9 @@ def test_streams_that_cannot_be_are_refused() -> None:
     for workers in (0, 1):  # and no traceback of a worker in the message
         with pytest.raises(DataError, match=r"^StreamSource: list has no samples$"):
             take(StreamBatches(StreamSource([]), batch_size=2, num_workers=workers), 0, 1)
+
+    gc.collect()
+    assert multiprocessing.active_children() == [], "a worker waits for requests that never come"
 
     class Endless(Stream):
         def validation_data(self) -> Source:
