@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pickle
@@ -98,19 +99,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_waste() -> Iterator[None]:
-    """Without what takes most of a short run's time and what hardly any test looks at; the processes that tests start
-    have it all.
-    """
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_waste(patch)
+        yield
 
+
+def leave_out_waste(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of a short run's time and what hardly any test looks at.
+
+    Processes that tests start have it all, unless they call this.
+    """
     from utils.extras import find_extra
     from utils.run_folder import git_state
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)  # the machine will not lose its power
-        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
-        patch.setattr("utils.run_folder.git_state", functools.cache(git_state))
-        patch.setattr("base.outputs.find_extra", lambda name: None if name == "curves" else find_extra(name))
-        yield
+    patch.setattr(os, "fsync", lambda _: None)  # the machine will not lose its power
+    patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+    patch.setattr("utils.run_folder.git_state", functools.cache(git_state))
+    patch.setattr("base.outputs.find_extra", lambda name: None if name == "curves" else find_extra(name))
 
 
 SETTINGS: dict[str, Any] = {"tensorboard": False}
@@ -135,7 +140,7 @@ def curves_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 def _blank_report_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Empty files in place of the pictures in test.py's report, which take most of its time.
 
-    A file of tests that looks at them has REPORT_PICTURES = True.
+    A file of tests that looks at them has REPORT_PICTURES = True, a single test the fixture ``report_pictures``.
     """
     from utils.extras import find_extra
 
@@ -145,6 +150,7 @@ def _blank_report_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     write = report.EvaluationReport.write
 
+    @functools.wraps(write)
     def write_blank(*arguments: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("extras.drawing.png", lambda _: b"")
@@ -153,6 +159,14 @@ def _blank_report_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report.EvaluationReport, "write", write_blank)
         yield
+
+
+@pytest.fixture
+def report_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at the pictures in test.py's report."""
+    from extras.report.evaluation_report import EvaluationReport
+
+    monkeypatch.setattr(EvaluationReport, "write", inspect.unwrap(EvaluationReport.write))
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,6 @@ from utils.errors import DataError, UserError
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
-REPORT_PICTURES = True
 
 Fit = Callable[..., train.Result]
 test = load_script("test")
@@ -78,6 +77,7 @@ def run(fit: Fit) -> Path:
     return fit("trainer.epochs=1").run_dir
 
 
+@pytest.mark.usefixtures("report_pictures")
 def test_a_classification(fit: Fit) -> None:
     run = fit(data_loader=loader(**IMAGES, num_classes=3), model=net(192, 3)).run_dir
     values = test.main(["-r", str(run)])
@@ -109,6 +109,7 @@ def test_mistakes_without_pictures_are_a_table(run: Path) -> None:
     assert "| predicted | true" in sound(run / "test")
 
 
+@pytest.mark.usefixtures("report_pictures")
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_regression(fit: Fit, width: int) -> None:
     data = loader(**LINEAR, target_shape=[width])
@@ -209,6 +210,7 @@ def test_a_report_elsewhere_and_never_among_others_files(run: Path, tmp_path: Pa
     assert {path: path.stat().st_size for path in run.rglob("*")} == before
 
 
+@pytest.mark.usefixtures("report_pictures")
 def test_names_of_every_kind(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ["고양이", "a/b|c", "=1+1", 'a,"b"', "two\nlines"]
     monkeypatch.setattr(RandomTensorLoader, "class_names", kinds)
@@ -223,6 +225,7 @@ def test_names_of_every_kind(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a/b\\|c" in text
 
 
+@pytest.mark.usefixtures("report_pictures")
 @pytest.mark.parametrize("classes", [1, 100, 101])
 def test_few_and_many_classes(fit: Fit, classes: int) -> None:
     run = fit("metrics=[]", data_loader=loader(**LINEAR, num_classes=classes), model=net(6, classes)).run_dir
@@ -232,6 +235,7 @@ def test_few_and_many_classes(fit: Fit, classes: int) -> None:
     assert f"| {classes - 1} " in sound(run / "test")
 
 
+@pytest.mark.usefixtures("report_pictures")
 @pytest.mark.parametrize("channels", [1, 16])
 def test_images_of_any_channels(fit: Fit, channels: int) -> None:
     data = loader(**{**IMAGES, "input_shape": [channels, 8, 8]}, num_classes=3)
@@ -345,6 +349,7 @@ class Parsed(HTMLParser):
         self.text += data
 
 
+@pytest.mark.usefixtures("report_pictures")
 def test_the_page_needs_no_other_file_and_shows_names_as_they_are(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [
         "</td><script>alert(1)</script>",

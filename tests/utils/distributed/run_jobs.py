@@ -22,6 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -33,7 +34,7 @@ from base.metric import StepResult
 from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
-from tests.conftest import load_script
+from tests.conftest import leave_out_waste, load_script
 from tests.helpers import PATIENCE, ROOT
 from tests.small_data import SmallSamples, SmallTensors
 from utils.checkpoint.file import file_name
@@ -220,6 +221,7 @@ def main() -> None:
     for name in LATE_IMPORTS:
         importlib.import_module(name)
     torch.set_num_threads(1)
+    leave_out_waste(pytest.MonkeyPatch())
     for line in sys.stdin:
         count, *paths = json.loads(line)
         launcher = os.fork()

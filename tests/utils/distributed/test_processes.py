@@ -364,14 +364,14 @@ def test_a_test_by_several_processes_finds_what_one_finds(runs: dict[str, Any], 
 
 @pytest.mark.parametrize("other", ["images 2", "images 2 fsdp"])
 def test_tensorboard_shows_what_all_processes_found(runs: dict[str, Any], other: str) -> None:
-    one, found = display_path(runs["images 1"]), display_path(runs[other])
+    one, found = shown(runs["images 1"]), shown(runs[other])
     assert len(one) == 12
     assert one.keys() == found.keys()
     for tag, values in one.items():
         assert values == found[tag], tag
 
 
-def display_path(run: Path) -> dict[str, Any]:
+def shown(run: Path) -> dict[str, Any]:
     """What the evaluations of a run leave in TensorBoard, but for its curves."""
     events = EventAccumulator(str(run), size_guidance={"tensors": 0, "images": 0})
     events.Reload()
