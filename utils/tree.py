@@ -15,6 +15,8 @@ Keys = tuple[Any, ...]
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
     """The same nest with the function applied to every tensor."""
+    if isinstance(nest, Tensor):  # the most frequent nest, at a quarter of the time
+        return function(nest)
     return map_with_keys(lambda keys, tensor: function(tensor), nest)
 
 

@@ -151,7 +151,8 @@ class Metrics:
             weight = samples if count is None else count
             self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
         if self.functions or self.library:
-            self._measure(result.outputs, result.targets, samples)
+            with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
+                self._measure(result.outputs, result.targets, samples)
         for name, value in result.log.items():
             self._log(name, value, samples)
 
@@ -167,7 +168,6 @@ class Metrics:
         number = to_scalar(value.squeeze()) if isinstance(value, Tensor) else float(value)
         self.means[name].add(number, factor=samples, weight=samples)
 
-    @torch.no_grad()
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         # squares and sums overflow in half precision, long before the result is out of range
         outputs = map_tensors(_in_float32, outputs)
