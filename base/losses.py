@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
-from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss
+from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
 from base.training.parameters import stateful_loss
 from utils.config import LoadedConfig
 from utils.random import seed_generators
@@ -114,7 +114,7 @@ class LossSum(nn.Module):
         self.last_count = counts[0] if len(on_host) <= 1 else None
         self._parts = {name: value.detach() for name, value in values.items()}
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
-        return total
+        return with_count(total, self.last_count)
 
     def take_parts(self) -> dict[str, Tensor]:
         """The values of the losses in the last call, returned once."""

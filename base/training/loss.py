@@ -1,6 +1,6 @@
 """What a loss is averaged over, and the loss of an optimizer step over micro-batches and processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,8 @@ class CountedLoss:
         outputs, targets = outputs_and_targets(args, kwargs)
         self.last_count = count = self._count(outputs, targets)
         if self.total is None or (not isinstance(count, Tensor) and count > 0):
-            return self.loss(*args, **kwargs)
-        loss: Tensor = self.total(*args, **kwargs) / _at_least(count, SMALLEST)
-        return loss
+            return with_count(self.loss(*args, **kwargs), count)
+        return with_count(self.total(*args, **kwargs) / _at_least(count, SMALLEST), count)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loss"], name)
@@ -106,7 +105,7 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    count: Any = last_count(loss)
+    count: Any = count_of([result.loss], loss)
     count = taken if count is None else count
     count = count if result.count is None else result.count
     if isinstance(count, Tensor):
@@ -127,6 +126,23 @@ def last_count(loss: Loss) -> Tensor | float | None:
     if count is not None:
         loss.last_count = None  # type: ignore[attr-defined]
     return count
+
+
+def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
+    """The loss, with what it was averaged over as an attribute; None: samples."""
+    if isinstance(loss, Tensor):  # anything else is refused after the first batch
+        loss.averaged_over = count  # type: ignore[attr-defined]
+    return loss
+
+
+def count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
+    """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
+
+    Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
+    """
+    last = last_count(loss)
+    own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
+    return own[-1] if own else last
 
 
 def _at_least(value: Tensor | float, least: float) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.data.batches import StepBatches
-from base.training.loss import StepLoss, last_count
+from base.training.loss import StepLoss, count_of
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
 from utils.random import generator_states, restore_generators
@@ -129,7 +129,7 @@ class SeveralOptimizers:
         if not self._waiting:
             return
         loss = sum(self._waiting[1:], self._waiting[0])
-        count = last_count(self.trainer.criterion)
+        count = count_of(self._waiting, self.trainer.criterion)
         weight = self._losses[optimizer.name].add(loss, count, self._size)
         self.trainer.runtime.backward(loss, weight)
         self.count = self.count if count is None else count

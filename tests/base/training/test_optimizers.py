@@ -139,6 +139,20 @@ class Layers(Trainer):
         return StepResult(loss, outputs, targets)
 
 
+class LayersAtOnce(Trainer):
+    """Computes the losses of two layers, of unlike targets, before it steps either."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss, other = self.criterion(outputs, targets), self.criterion(self.model(inputs), targets // 2)
+        with self.optimizing("second"):
+            self.backward(loss)
+        with self.optimizing("first"):
+            self.backward(other)
+        return StepResult(loss, outputs, targets)
+
+
 class Sometimes(Trainer):
     """Steps the second layer in every other micro-batch."""
 
@@ -202,7 +216,9 @@ def _registered() -> Iterator[None]:
         temporarily(MODELS, Parts, Pair, PlainPair, Dropped),
         temporarily(OPTIMIZERS, Twice),
         temporarily(LOSSES, LearntScale),
-        temporarily(TRAINERS, Adversarial, Careful, Careless, Idle, Steady, Layers, Sometimes, SometimesOdd),
+        temporarily(
+            TRAINERS, Adversarial, Careful, Careless, Idle, Steady, Layers, LayersAtOnce, Sometimes, SometimesOdd
+        ),
     ):
         yield
 
@@ -557,6 +573,22 @@ def test_what_the_loss_counts_counts_with_several_optimizers_too(fit: Fit) -> No
     alone = trained("Trainer", 24, 1, optimizer={"type": "SGD", "args": {"lr": 0.0}}).last["loss"]
     for batch_size, micro_batches in ((24, 1), (8, 3)):
         assert trained("Layers", batch_size, micro_batches, optimizer=still).last["loss"] == pytest.approx(alone)
+
+
+def test_each_loss_keeps_its_count_if_all_are_computed_before_a_step(fit: Fit) -> None:
+    # the layer that is stepped first does not move: the other one's gradient would depend on it
+    rates = {"first": 0.1, "second": 0.0}
+    optimizers = {name: {**each, "args": {"lr": rates[name]}} for name, each in LAYERS["optimizer"].items()}
+
+    def trained(batch_size: int, micro_batches: int) -> train.Result:
+        sizes = (f"data_loader.args.batch_size={batch_size}", f"trainer.accumulate_steps={micro_batches}")
+        keys = {**LAYERS, "optimizer": optimizers}
+        return fit("trainer.epochs=1", "trainer.type=LayersAtOnce", *sizes, **keys)
+
+    large, small = trained(24, 1), trained(8, 3)
+    left, right = (state(run.run_dir)["model"]["fc1.weight"] for run in (large, small))
+    assert torch.allclose(left, right)
+    assert large.last["loss"] == pytest.approx(small.last["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("trainer", ["Sometimes", "SometimesOdd"])
