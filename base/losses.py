@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
 from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
-from base.training.parameters import stateful_loss
+from base.training.parameters import loss_module, stateful_loss
 from utils.config import LoadedConfig
 from utils.random import seed_generators
 from utils.registry import LOSSES
@@ -115,6 +115,11 @@ class LossSum(nn.Module):
         self._parts = {name: value.detach() for name, value in values.items()}
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
+
+    def train(self, mode: bool = True) -> Self:
+        for module in filter(None, map(loss_module, self.losses.values())):
+            module.train(mode)
+        return super().train(mode)
 
     def take_parts(self) -> dict[str, Tensor]:
         """The values of the losses in the last call, returned once."""

@@ -12,6 +12,7 @@ from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first
 from base.training.loss import completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
+from base.training.parameters import loss_module
 from base.training.trainer_interface import TrainerInterface
 from utils.random import isolated
 from utils.schema import TrainerConfig
@@ -73,8 +74,16 @@ class EvaluationLoop(TrainerInterface):
     def evaluating(self) -> Iterator[None]:
         """Inside the block, the model has the weights to evaluate, in evaluation mode and without gradients."""
         self.model.eval()
+        loss = loss_module(self.experiment.criterion)
+        if loss is not None:
+            loss.eval()
         # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
-        with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.inference_mode():
-            yield
+        try:
+            # not in inference mode: a table that a model extends and keeps must work in training too
+            with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.no_grad():
+                yield
+        finally:
+            if loss is not None:
+                loss.train()

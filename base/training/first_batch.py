@@ -13,6 +13,7 @@ from base.data.sample_random import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
+from base.training.parameters import loss_module
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
@@ -23,6 +24,7 @@ from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
+CANNOT_VIEW = "view size is not compatible"  # torch's message
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
 
@@ -49,6 +51,12 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
     line = user_line(error) or f"  {format_error(error)}"
+    if CANNOT_VIEW in str(error):
+        return UserError(
+            f"the first batch ({describe_batch(batch)}) failed: {error}\n{line}\n"
+            "Images and the outputs of convolutions have the memory format channels_last here, which is faster; use "
+            "x.flatten(1) or x.reshape(...) in place of x.view(...)."
+        )
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
         f"{line}\nDo the shapes of data_loader, model and loss in the config match?{classes}"
@@ -65,7 +73,8 @@ def check_smallest_batch(trainer: Any) -> None:
     norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
         return
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    parts = {"model": model, "loss": loss_module(trainer.experiment.criterion) or nn.Module()}
+    buffers = {(part, name): buffer.clone() for part in parts for name, buffer in parts[part].named_buffers()}
     stop = batches.samples_per_pass
     compiled = trainer.runtime.settings.compile  # which would take longer than everything else
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -80,8 +89,8 @@ def check_smallest_batch(trainer: Any) -> None:
         except Exception:
             pass  # the first batch reports any other mistake
         finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for (part, name), before in buffers.items():  # by name: a module may have replaced its buffer
+                parts[part].get_buffer(name).copy_(before)
 
 
 def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
@@ -98,6 +107,8 @@ def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
     Raises ConfigError if the step did not call the config's loss.
     """
     check_loss_was_called(trainer)
+    if warning := without_backward(trainer):
+        yield warning
     if warning := untrained_parameters(trainer):
         yield warning
     if getattr(trainer.criterion, "counts_differ", False):
@@ -124,6 +135,24 @@ def check_loss_was_called(trainer: Any) -> None:
         f"loss: {name}.train_step does not call self.criterion, so the loss in the config has no effect; call it, "
         'or set "loss" to null'
     )
+
+
+def without_backward(trainer: Any) -> str | None:
+    """A warning about a BaseTrainer's first step without ``self.backward``.
+
+    Raises ConfigError if it computed gradients in another way although they have to be weighted or scaled.
+    """
+    if trainer.calls_backward:
+        return None
+    step = f"{type(trainer).__name__}.train_step"
+    if all(parameter.grad is None for parameter in trainer.training.parameters):
+        return f"{step} computes no gradients, so nothing is trained; call self.backward(loss)"
+    if trainer.waits_for_count or trainer.runtime.scaled:
+        raise ConfigError(
+            f"{step} does not call self.backward(loss), which weights gradients over micro-batches and processes and "
+            "scales them for fp16; call it in place of loss.backward()"
+        )
+    return None
 
 
 def untrained_parameters(trainer: Any) -> str | None:

@@ -35,7 +35,8 @@ class CountedLoss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         outputs, targets = outputs_and_targets(args, kwargs)
-        self.last_count = count = self._count(outputs, targets)
+        count = self._count(outputs, targets)
+        self.last_count = count = to_scalar(count) if isinstance(count, Tensor) else count
         if self.total is None or (not isinstance(count, Tensor) and count > 0):
             return with_count(self.loss(*args, **kwargs), count)
         return with_count(self.total(*args, **kwargs) / _at_least(count, SMALLEST), count)

@@ -172,9 +172,15 @@ def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter")
     return f'no {what} matches "{pattern}"; {meant}'
 
 
+def loss_module(loss: Any) -> nn.Module | None:
+    """A loss as a module; None for a function."""
+    module = loss.loss if isinstance(loss, CountedLoss) else loss
+    return module if isinstance(module, nn.Module) else None
+
+
 def stateful_loss(loss: Any) -> nn.Module | None:
     """A loss that has its own parameters or buffers, as a module; None if the config describes it completely."""
-    module = loss.loss if isinstance(loss, CountedLoss) else loss
-    if not isinstance(module, nn.Module) or type(module).__module__.startswith("torch.nn."):
+    module = loss_module(loss)
+    if module is None or type(module).__module__.startswith("torch.nn."):
         return None
     return module if module.state_dict() else None

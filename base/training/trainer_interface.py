@@ -36,6 +36,8 @@ class TrainerInterface(ABC):
         self.runtime = experiment.runtime
         self.calls_loss = True
         """Whether ``criterion`` was called in the first batch."""
+        self.calls_backward = False
+        """Whether ``backward`` was called."""
         self.progress = Progress()
         self._shown: Writer = Writers({})  # receives pictures and texts: nowhere in a test or a check
         self.several_optimizers: SeveralOptimizers | None = None
@@ -99,6 +101,7 @@ class TrainerInterface(ABC):
         With accumulation or several processes, they are computed only when ``train_step`` returns, since the weight
         depends on ``StepResult.count``.
         """
+        self.calls_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.backward(loss)
         elif self.waits_for_count:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
+from base.training.parameters import loss_module
 from extras.check.check_result import CheckResult
 from utils.tree import tensors
 
@@ -48,7 +49,7 @@ class Kept:
             yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
         if names := _changed(self.loss_buffers, self._loss_buffers()):
             text = f"buffers of the loss that change but are in no checkpoint: {names}"
-            yield CheckResult("exactness", "note", text, f"a loss with a running mean; {ADVICE}")
+            yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
         saved = _Saved(self.trainer)
         names = ", ".join(
             name
@@ -69,8 +70,10 @@ class Kept:
         return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
     def _loss_buffers(self) -> dict[str, Tensor]:
-        loss = self.trainer.experiment.criterion
-        return dict(loss.named_buffers()) if isinstance(loss, nn.Module) else {}
+        """The loss's buffers that are not in its state."""
+        loss = loss_module(self.trainer.experiment.criterion)
+        saved = loss.state_dict(keep_vars=True) if loss else {}
+        return {name: buffer for name, buffer in loss.named_buffers() if name not in saved} if loss else {}
 
 
 def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:

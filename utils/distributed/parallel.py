@@ -174,15 +174,21 @@ def broadcast_buffers(model: nn.Module, *_: Any) -> None:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, counting it as 0 where a process has none."""
+    """Replace each gradient by its mean over the processes, counting it as 0 where a process has none.
+
+    A parameter without a gradient in every process is left without one.
+    """
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    exists = gradients[0].new_tensor([each.grad is not None for each in parameters])
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), exists])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    parts = torch.split(flat, [each.numel() for each in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.copy_(part.view_as(parameter))
+    *parts, exists = torch.split(flat, [*(each.numel() for each in parameters), len(parameters)])
+    complete = all(each.grad is not None for each in parameters)  # no need to wait for the device
+    anywhere = [1.0] * len(parameters) if complete else exists.tolist()
+    for parameter, gradient, part, number in zip(parameters, gradients, parts, anywhere, strict=True):
+        if number:
+            parameter.grad = gradient.copy_(part.view_as(parameter))
 
 
 # ------------------------------------------------------------------ the state of a sharded model

@@ -134,7 +134,7 @@ class MovingLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()), persistent=False)
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         self.count += 1
