@@ -11,7 +11,7 @@ from utils.checkpoint.file import TensorAllocator
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import UnmarkedStep, adapt_state, needs_closure
+from utils.optimizers import UnmarkedStep, load_exactly, needs_closure
 from utils.schema import RuntimeConfig
 from utils.tree import map_tensors
 
@@ -113,7 +113,7 @@ class Runtime:
 
             portable_state(optimizer, whole=self.whole_states)
         else:
-            optimizer.register_load_state_dict_pre_hook(adapt_state)
+            load_exactly(optimizer)
 
     def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
         """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""
