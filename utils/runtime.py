@@ -77,7 +77,9 @@ class Runtime:
 
             self._set_gradient_sync = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
-            model.to(memory_format=torch.channels_last)  # faster convolutions
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)  # faster convolutions
         if mode := self.settings.compile:
             # in place: keeps the names in checkpoints
             model.compile(mode=mode if isinstance(mode, str) else None)
