@@ -55,7 +55,12 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 def build_model(loaded: LoadedConfig) -> nn.Module:
     """The model with its initial weights, determined by the seed."""
     seed_generators(loaded.config.seed, "model")
-    return construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
+    model = construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
+    for buffer in model.buffers():
+        if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
+            # an expanded buffer, whose elements share memory, cannot be loaded
+            buffer.data = buffer.data.clone(memory_format=torch.contiguous_format)
+    return model
 
 
 def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
