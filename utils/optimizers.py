@@ -52,6 +52,21 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
+def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """The optimizers that another one contains, such as the ``base_optimizer`` of many SAMs, by attribute."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, Optimizer)}
+
+
+def forgets(optimizer: Optimizer, inner: Optimizer) -> bool:
+    """Whether the state of an optimizer that this one contains is lost in a checkpoint.
+
+    Methods of its own are trusted. torch's save no other state than the optimizer's own, and replace it on loading.
+    """
+    saves = type(optimizer).state_dict is not Optimizer.state_dict or inner.state is optimizer.state
+    loads = type(optimizer).load_state_dict is not Optimizer.load_state_dict
+    return not (saves and loads)
+
+
 def start_momentum(optimizer: Optimizer) -> None:
     """Give parameters without a momentum the one that torch's fused SGD starts with.
 

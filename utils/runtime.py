@@ -11,7 +11,7 @@ from utils.checkpoint.file import TensorAllocator
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import UnmarkedStep, load_exactly, needs_closure
+from utils.optimizers import UnmarkedStep, forgets, inner_optimizers, load_exactly, needs_closure
 from utils.schema import RuntimeConfig
 from utils.tree import map_tensors
 
@@ -101,11 +101,22 @@ class Runtime:
         return self.device.type in FUSED_DEVICES and not (self.sharded and optimizer == "SGD")
 
     def prepare_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make the optimizer's state independent of the device and of the number of processes."""
+        """Make the optimizer's state independent of the device and of the number of processes.
+
+        Raises ConfigError if a checkpoint would lack a part of it.
+        """
+        kind = type(optimizer).__name__
+        for name, inner in inner_optimizers(optimizer).items():
+            if forgets(optimizer, inner):
+                raise ConfigError(
+                    f"{kind}.{name} is itself an optimizer, {type(inner).__name__}, whose state a checkpoint would "
+                    f"lack: give {kind} a state_dict() that contains {name}.state_dict(), and a load_state_dict() "
+                    "that loads it"
+                )
         if needs_closure(optimizer):
             if self.scaled:
                 raise ConfigError(
-                    f"{type(optimizer).__name__} evaluates the loss several times per step, which fp16 loss scaling "
+                    f"{kind} evaluates the loss several times per step, which fp16 loss scaling "
                     "does not allow; set runtime.precision to bf16 or fp32"
                 )
             # LBFGS flattens gradients by view(-1), which channels_last does not allow
@@ -115,7 +126,8 @@ class Runtime:
 
             portable_state(optimizer, whole=self.whole_states)
         else:
-            load_exactly(optimizer)
+            for each in (optimizer, *inner_optimizers(optimizer).values()):
+                load_exactly(each)
 
     def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
         """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import train
 from base.base_model import BaseModel
 from tests.helpers import copy_run, lines, same, state, temporarily
+from utils.errors import ConfigError
 from utils.registry import MODELS, OPTIMIZERS
 
 Fit = Callable[..., train.Result]
@@ -46,14 +47,56 @@ class Precise(torch.optim.Optimizer):
                 parameter -= group["lr"] * own["sums"][0].float()
 
 
+class SAM(torch.optim.Optimizer):
+    """As it is widely copied: takes its steps by another optimizer."""
+
+    def __init__(self, params: Any, lr: float = 0.1, rho: float = 0.05) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+        self.defaults.update(self.base_optimizer.defaults)
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = closure()
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        with torch.no_grad():
+            moves = [self.defaults["rho"] * parameter.grad.sign() for parameter in parameters]
+            torch._foreach_add_(parameters, moves)
+        closure()
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, moves)
+        self.base_optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self.base_optimizer.param_groups = self.param_groups
+
+
+class SavedSAM(SAM):
+    """As the message asks for."""
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "base": self.base_optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self.base_optimizer.load_state_dict(state_dict["base"])
+        self.param_groups = self.base_optimizer.param_groups
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, Precise):
+    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, Precise, SAM, SavedSAM):
         yield
 
 
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [("Double", "NAdam"), ("Double", "ASGD"), ("TwoLayerNet", "Precise"), ("Double", "Adam")]
+    ("model", "optimizer"),
+    [
+        *(("Double", name) for name in ("NAdam", "ASGD", "Adam")),
+        *(("TwoLayerNet", name) for name in ("Precise", "SavedSAM")),
+    ],
 )
 def test_state_of_another_dtype_than_its_parameter_resumes_exactly(
     fit: Fit, tmp_path: Path, model: str, optimizer: str
@@ -67,3 +110,10 @@ def test_state_of_another_dtype_than_its_parameter_resumes_exactly(
     assert same(state(whole)["optimizer"], state(resumed)["optimizer"])
     assert same(state(whole)["model"], state(resumed)["model"])
     assert lines(whole) == lines(resumed)
+
+
+def test_an_optimizer_whose_checkpoint_would_lack_the_state_of_another_is_refused(fit: Fit, tmp_path: Path) -> None:
+    says = r"config.json:\d+:\d+: optimizer: SAM.base_optimizer is itself an optimizer, SGD, whose state a checkpoint"
+    with pytest.raises(ConfigError, match=says):
+        fit(optimizer={"type": "SAM", "args": {"lr": 0.1}})
+    assert not list(tmp_path.glob("saved/*/*"))
