@@ -121,12 +121,12 @@ class Runtime:
                 )
             # LBFGS flattens gradients by view(-1), which channels_last does not allow
             model.to(memory_format=torch.contiguous_format)
-        if self.sharded:
-            from utils.distributed.parallel import portable_state
+        for each in (optimizer, *inner_optimizers(optimizer).values()):
+            if self.sharded:
+                from utils.distributed.parallel import portable_state
 
-            portable_state(optimizer, whole=self.whole_states)
-        else:
-            for each in (optimizer, *inner_optimizers(optimizer).values()):
+                portable_state(each, whole=self.whole_states)
+            else:
                 load_exactly(each)
 
     def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
