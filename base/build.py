@@ -55,7 +55,12 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 def build_model(loaded: LoadedConfig) -> nn.Module:
     """The model with its initial weights, determined by the seed."""
     seed_generators(loaded.config.seed, "model")
-    return construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
+    model = construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
+    for buffer in model.buffers():
+        if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
+            # an expanded buffer, whose elements share memory, cannot be loaded
+            buffer.data = buffer.data.clone(memory_format=torch.contiguous_format)
+    return model
 
 
 def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -> Experiment:
@@ -247,6 +252,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     fused = experiment.runtime.supports_fused(component.type)
     if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):
         fused = False  # see start_momentum
+    if fused and not all(parameter.is_floating_point() for group in groups for parameter in group.parameters):
+        fused = False  # complex numbers have no fused kernel
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]

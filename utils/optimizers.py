@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as module
 
+from utils.tree import Keys, map_with_keys
+
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
 """Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
 history longer than a new ``history_size``."""
@@ -48,6 +50,21 @@ def needs_closure(optimizer: Optimizer) -> bool:
     """Whether ``step`` needs a closure that evaluates the loss, as in LBFGS."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """The optimizers that another one contains, such as the ``base_optimizer`` of many SAMs, by attribute."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, Optimizer)}
+
+
+def forgets(optimizer: Optimizer, inner: Optimizer) -> bool:
+    """Whether the state of an optimizer that this one contains is lost in a checkpoint.
+
+    Methods of its own are trusted. torch's save no other state than the optimizer's own, and replace it on loading.
+    """
+    saves = type(optimizer).state_dict is not Optimizer.state_dict or inner.state is optimizer.state
+    loads = type(optimizer).load_state_dict is not Optimizer.load_state_dict
+    return not (saves and loads)
 
 
 def start_momentum(optimizer: Optimizer) -> None:
@@ -141,6 +158,42 @@ def adapt_state(
         for index, values in state["state"].items()
     }
     return {"state": states, "param_groups": groups}
+
+
+def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = laid_out_like) -> None:
+    """Let an optimizer load any saved state in the form it needs, with the dtypes that the state was saved with.
+
+    adapt: gives the form, from a saved value and its parameter.
+    """
+    adapted = dict[int, Any]()  # while a state is being loaded
+
+    def before(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        state = adapt_state(optimizer, state, adapt=adapt)
+        adapted.clear()
+        adapted.update(state["state"])
+        return state
+
+    def after(optimizer: Optimizer) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, values in adapted.items():
+            optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
+        adapted.clear()
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
+
+
+def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
+    """The loaded state of a parameter with its saved dtypes: torch casts it to the parameter's, except for "step"."""
+    originals = dict[Keys, Tensor]()
+    map_with_keys(originals.__setitem__, saved)
+
+    def original(keys: Keys, tensor: Tensor) -> Tensor:
+        if keys not in originals or originals[keys].dtype == tensor.dtype or keys[-1] == "step":
+            return tensor
+        return originals[keys].to(tensor.device)
+
+    return map_with_keys(original, loaded)
 
 
 def missing_state(

@@ -11,7 +11,7 @@ from utils.checkpoint.file import TensorAllocator
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import UnmarkedStep, adapt_state, needs_closure
+from utils.optimizers import UnmarkedStep, forgets, inner_optimizers, load_exactly, needs_closure
 from utils.schema import RuntimeConfig
 from utils.tree import map_tensors
 
@@ -77,7 +77,9 @@ class Runtime:
 
             self._set_gradient_sync = shard(model, self.device, whole_state=self.whole_states)
         elif any(parameter.dim() == 4 for parameter in model.parameters()):
-            model.to(memory_format=torch.channels_last)  # faster convolutions
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)  # faster convolutions
         if mode := self.settings.compile:
             # in place: keeps the names in checkpoints
             model.compile(mode=mode if isinstance(mode, str) else None)
@@ -99,21 +101,33 @@ class Runtime:
         return self.device.type in FUSED_DEVICES and not (self.sharded and optimizer == "SGD")
 
     def prepare_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make the optimizer's state independent of the device and of the number of processes."""
+        """Make the optimizer's state independent of the device and of the number of processes.
+
+        Raises ConfigError if a checkpoint would lack a part of it.
+        """
+        kind = type(optimizer).__name__
+        for name, inner in inner_optimizers(optimizer).items():
+            if forgets(optimizer, inner):
+                raise ConfigError(
+                    f"{kind}.{name} is itself an optimizer, {type(inner).__name__}, whose state a checkpoint would "
+                    f"lack: give {kind} a state_dict() that contains {name}.state_dict(), and a load_state_dict() "
+                    "that loads it"
+                )
         if needs_closure(optimizer):
             if self.scaled:
                 raise ConfigError(
-                    f"{type(optimizer).__name__} evaluates the loss several times per step, which fp16 loss scaling "
+                    f"{kind} evaluates the loss several times per step, which fp16 loss scaling "
                     "does not allow; set runtime.precision to bf16 or fp32"
                 )
             # LBFGS flattens gradients by view(-1), which channels_last does not allow
             model.to(memory_format=torch.contiguous_format)
-        if self.sharded:
-            from utils.distributed.parallel import portable_state
+        for each in (optimizer, *inner_optimizers(optimizer).values()):
+            if self.sharded:
+                from utils.distributed.parallel import portable_state
 
-            portable_state(optimizer, whole=self.whole_states)
-        else:
-            optimizer.register_load_state_dict_pre_hook(adapt_state)
+                portable_state(each, whole=self.whole_states)
+            else:
+                load_exactly(each)
 
     def allocator(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator | None:
         """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""

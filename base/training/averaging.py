@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
-    After each step: average = decay * average + (1 - decay) * weights. Buffers that are not floats are copied.
+    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class AveragedWeights:
         """Call after each optimizer step."""
         averages, weights = list[Tensor](), list[Tensor]()
         for name, tensor in self._current().items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 averages.append(self.averages[name])
                 weights.append(tensor)
             else:

@@ -215,13 +215,14 @@ def _refuse_optimizer(
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
-    """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed.
+    """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed or follows it.
 
-    monitor: the checkpoint's.
+    monitor: the checkpoint's; None if it had none, or did not store it.
     """
     progress = trainer.progress
-    schedules = [each.schedule for each in trainer.training.optimizers.values() if each.schedule.changed]
     judges = monitor != trainer.settings.monitor
+    every = [each.schedule for each in trainer.training.optimizers.values()]
+    schedules = [each for each in every if each.changed or (judges and monitor and each.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)

@@ -109,6 +109,10 @@ class Schedule:
         """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
         return bool(self.saved) and self.saved["made_from"] != self.made_from()
 
+    @property
+    def follows_monitor(self) -> bool:
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
     def made_from(self) -> dict[str, Any]:
         """Everything the learning rates depend on."""
         kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
@@ -116,7 +120,7 @@ class Schedule:
             "settings": self.settings,
             "per_step": self.per_step,
             "steps_per_epoch": self.steps_per_epoch if self.per_step else None,
-            "length": self.length if self.scheduler and not isinstance(self.scheduler, ReduceLROnPlateau) else None,
+            "length": self.length if self.scheduler and not self.follows_monitor else None,
             "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
         }
 

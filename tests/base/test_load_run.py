@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import train
 from base.build import build_experiment
 from base.load_run import load_run, load_trainer
-from tests.helpers import state
+from tests.helpers import state, temporarily
 from utils.errors import CheckpointError, ConfigError
+from utils.registry import MODELS
 
 Fit = Callable[..., train.Result]
 
@@ -26,6 +28,36 @@ def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for name, value in state(run, "best.pth")["averaged_weights"].items():
         assert torch.equal(model.state_dict()[name], value)
+
+
+class Scaled(nn.Module):
+    """An expanded buffer, and a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(6, 3), 0
+        self.register_buffer("scale", torch.ones(1).expand(3))
+
+    def forward(self, inputs: Tensor) -> Any:
+        self.calls += self.training
+        return self.layer(inputs) * self.scale
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+
+
+@pytest.mark.parametrize("ema", ["null", '{"decay": 0.8}'])
+def test_a_model_with_an_expanded_buffer_and_a_state_of_its_own(fit: Fit, ema: str) -> None:
+    with temporarily(MODELS, Scaled):
+        run = fit(f"trainer.ema={ema}", "trainer.epochs=1", model="Scaled").run_dir
+        train.main(["-r", str(run), "trainer.epochs=2"])
+        assert load_run(run).model.calls == 10
+        load_trainer(run)
+        started = fit("trainer.epochs=1", f"model.weights={run}", model="Scaled").run_dir
+        assert load_run(started).model.calls == 15
 
 
 def test_a_run_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 import train
-from tests.helpers import lines
+from base.base_model import BaseModel
+from tests.helpers import lines, temporarily
 from utils.errors import ConfigError
+from utils.registry import MODELS
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
@@ -71,3 +74,31 @@ def test_lbfgs_accumulates_as_one_large_batch(fit: Fit) -> None:
     small = fit("trainer.accumulate_steps=5", optimizer=optimizer)
     for one, other in zip(lines(large.run_dir), lines(small.run_dir), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+class Clips(BaseModel):
+    """A convolution of images and one of clips, and buffers of any number of dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images, self.clips = nn.Conv2d(1, 2, 3), nn.Conv3d(1, 2, 1)
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("kernels", torch.ones(2, 3, 4, 5))
+        self.register_buffer("offsets", torch.ones(2, 3, 4, 5, 6))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        images = inputs.view(-1, 1, 2, 3).repeat(1, 1, 2, 1)  # (B, 1, 4, 3)
+        weight = self.images(images).mean() + self.clips(images[:, None]).mean()
+        return self.layer(inputs) * weight  # type: ignore[no-any-return]
+
+
+def test_tensors_of_four_and_five_dimensions_in_one_model(fit: Fit) -> None:
+    model = Clips()
+    Runtime(RuntimeConfig(device="cpu")).prepare(model)
+    for tensor in (model.images.weight, model.get_buffer("kernels")):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    for tensor in (model.clips.weight, model.get_buffer("offsets")):
+        assert tensor.is_contiguous()
+    with temporarily(MODELS, Clips):
+        run = fit("trainer.epochs=1", model="Clips").run_dir
+        train.main(["-r", str(run), "trainer.epochs=2"])

@@ -46,9 +46,14 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights in a checkpoint that validation and test evaluate: the averaged ones, if any."""
-    weights: dict[str, Any] = state.get(AVERAGED) or state["model"]
-    return weights
+    """The weights in a checkpoint that validation and test evaluate: the averaged ones, if any.
+
+    What is not averaged, such as a module's extra state, is the model's.
+    """
+    weights, averages = state["model"], state.get(AVERAGED)
+    if isinstance(weights, Mapping) and isinstance(averages, Mapping):
+        return {**weights, **averages}
+    return averages or weights  # type: ignore[no-any-return]
 
 
 def _in_run_folder(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
-from utils.optimizers import adapt_state
+from utils.optimizers import load_exactly
 from utils.tree import Keys, map_tensors
 
 GradientSync = Callable[[bool], None]
@@ -198,7 +197,7 @@ def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
     """Let an optimizer over sharded parameters load the whole model's state; and return it, if ``whole``."""
     if whole:
         optimizer.register_state_dict_post_hook(lambda _, state: map_tensors(_gather, state))
-    optimizer.register_load_state_dict_pre_hook(functools.partial(adapt_state, adapt=_shard_like))
+    load_exactly(optimizer, adapt=_shard_like)
 
 
 def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:

@@ -43,20 +43,38 @@ class Tied(BaseModel):
         return self.last(self.second(self.first(inputs).relu()))  # type: ignore[no-any-return]
 
 
+class Fourier(BaseModel):
+    """Complex weights between real inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed = nn.Parameter(torch.ones(6, 3, dtype=torch.complex64))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.view_as_real(inputs.to(self.mixed.dtype) @ self.mixed).sum(-1) + self.bias
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Normed, Tied):
+    with temporarily(MODELS, Normed, Tied, Fourier):
         yield
 
 
-def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit) -> None:
-    run = fit(EMA, "trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.epochs=1", model="Normed").run_dir
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [("Normed", "SGD"), ("Fourier", "SGD"), ("Fourier", "AdamW")],  # complex numbers have no fused kernel
+)
+def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit, model: str, optimizer: str) -> None:
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.epochs=1")
+    component = {"type": optimizer, "args": {"lr": 0.1}}
+    run = fit(EMA, *often, model=model, optimizer=component).run_dir
     states = [checkpoint.read(path) for path in sorted((run / "checkpoints").glob("step-*.pth"))]
     assert len(states) == 5
     for name, average in states[0]["averaged_weights"].items():
         for before, after in itertools.pairwise(states):
             weights = after["model"][name]
-            if average.is_floating_point():
+            if average.is_floating_point() or average.is_complex():
                 expected = 0.8 * before["averaged_weights"][name] + 0.2 * weights
                 assert torch.allclose(after["averaged_weights"][name], expected, atol=1e-6), name
             else:

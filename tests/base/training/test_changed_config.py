@@ -549,6 +549,27 @@ def test_a_plateau_follows_the_values_of_the_finished_epochs(fit: Fit) -> None:
     assert lines(run)[3]["lr"] == pytest.approx(0.1 * 0.1**2)
 
 
+def test_a_plateau_follows_another_monitor_from_the_first_epoch_on(fit: Fit) -> None:
+    scheduler = {"type": "ReduceLROnPlateau", "args": {"patience": 0, "threshold": 0.05}}
+    keys: Any = {"lr_scheduler": scheduler, "optimizer": {"type": "SGD", "args": {"lr": 1.0}}}
+    run = fit("trainer.epochs=4", "trainer.monitor=min val_loss", **keys).run_dir
+    train.main(["-r", str(run), "trainer.epochs=5", "trainer.monitor=min loss"])
+    records = lines(run)
+    cut = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), patience=0, threshold=0.05
+    )
+    for record in records[:4]:
+        cut.step(record["loss"])
+    assert records[4]["lr"] == pytest.approx(cut.optimizer.param_groups[0]["lr"])
+    cut.step(records[4]["loss"])
+    resumed = state(run)["schedule"]["scheduler"]
+    assert (resumed["best"], resumed["num_bad_epochs"]) == (cut.best, cut.num_bad_epochs)
+    # the same monitor again changes nothing
+    before = state(run)["schedule"]
+    train.main(["-r", str(run), "trainer.epochs=5"])
+    assert same(state(run)["schedule"], before)
+
+
 def test_the_interval_of_a_schedule_changes(fit: Fit) -> None:
     schedule = {"type": "ExponentialLR", "args": {"gamma": 0.9}}
     run = fit("trainer.epochs=2", lr_scheduler=schedule).run_dir

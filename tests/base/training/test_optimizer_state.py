@@ -1,0 +1,119 @@
+"""Any state of an optimizer is resumed to the bit, or refused."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train
+from base.base_model import BaseModel
+from tests.helpers import copy_run, lines, same, state, temporarily
+from utils.errors import ConfigError
+from utils.registry import MODELS, OPTIMIZERS
+
+Fit = Callable[..., train.Result]
+
+
+class Double(BaseModel):
+    """Computes in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs.double())  # type: ignore[no-any-return]
+
+
+class Precise(torch.optim.Optimizer):
+    """Sums the gradients of float32 weights in float64, and counts its steps in an integer tensor."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                own = self.state[parameter]
+                if not own:
+                    own["count"] = torch.zeros((), dtype=torch.int64)
+                    own["sums"] = [torch.zeros_like(parameter, dtype=torch.float64)]
+                own["count"] += 1
+                own["sums"][0] += parameter.grad.double() / own["count"]
+                parameter -= group["lr"] * own["sums"][0].float()
+
+
+class SAM(torch.optim.Optimizer):
+    """As it is widely copied: takes its steps by another optimizer."""
+
+    def __init__(self, params: Any, lr: float = 0.1, rho: float = 0.05) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+        self.defaults.update(self.base_optimizer.defaults)
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = closure()
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        with torch.no_grad():
+            moves = [self.defaults["rho"] * parameter.grad.sign() for parameter in parameters]
+            torch._foreach_add_(parameters, moves)
+        closure()
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, moves)
+        self.base_optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self.base_optimizer.param_groups = self.param_groups
+
+
+class SavedSAM(SAM):
+    """As the message asks for."""
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "base": self.base_optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self.base_optimizer.load_state_dict(state_dict["base"])
+        self.param_groups = self.base_optimizer.param_groups
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, Precise, SAM, SavedSAM):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [
+        *(("Double", name) for name in ("NAdam", "ASGD", "Adam")),
+        *(("TwoLayerNet", name) for name in ("Precise", "SavedSAM")),
+    ],
+)
+def test_state_of_another_dtype_than_its_parameter_resumes_exactly(
+    fit: Fit, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    keys: dict[str, Any] = {"optimizer": {"type": optimizer, "args": {"lr": 0.1}}}
+    if model == "Double":
+        keys["model"] = "Double"
+    whole = fit("trainer.save_every_steps=2", "trainer.keep_last=null", **keys).run_dir
+    resumed = copy_run(whole, tmp_path)
+    train.main(["-r", str(resumed / "checkpoints" / "step-00000006.pth")])
+    assert same(state(whole)["optimizer"], state(resumed)["optimizer"])
+    assert same(state(whole)["model"], state(resumed)["model"])
+    assert lines(whole) == lines(resumed)
+
+
+def test_an_optimizer_whose_checkpoint_would_lack_the_state_of_another_is_refused(fit: Fit, tmp_path: Path) -> None:
+    says = r"config.json:\d+:\d+: optimizer: SAM.base_optimizer is itself an optimizer, SGD, whose state a checkpoint"
+    with pytest.raises(ConfigError, match=says):
+        fit(optimizer={"type": "SAM", "args": {"lr": 0.1}})
+    assert not list(tmp_path.glob("saved/*/*"))
