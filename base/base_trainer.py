@@ -110,8 +110,7 @@ class BaseTrainer(EvaluationLoop):
                 raise
             raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
-            for batches in (self.training.batches, *self.training.validation.values()):
-                batches.close()
+            self.close_workers()
             self.outputs.writers.close(finished=self.finished())
             saved = checkpointer.wait()
         if not saved:
@@ -167,13 +166,18 @@ class BaseTrainer(EvaluationLoop):
         with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
-                self.training.batches.close()  # new worker processes get the data set as it is now
+                self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
         self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
             start_momentum(each.optimizer)
+
+    def close_workers(self) -> None:
+        """End the worker processes; the next batches start new ones."""
+        for batches in (self.training.batches, *self.training.validation.values()):
+            batches.close()
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""

@@ -129,3 +129,14 @@ def test_a_data_loader_changes_with_the_epoch(fit: Fit, tmp_path: Path, workers:
     resumed = resumed_in_mid_epoch(run, tmp_path, int(steps[-2].stem.removeprefix("step-")))
     assert same(state(run)["model"], state(resumed)["model"])
     assert lines(run) == lines(resumed)
+
+
+@pytest.mark.slow
+def test_a_data_loader_changes_with_the_epoch_for_validation_too(fit: Fit) -> None:
+    data = {"type": "Growing", "args": {"batch_size": 8, "validation_split": 0.2}}
+    logged = [
+        lines(fit("metrics=[]", f"data_loader.args.num_workers={workers}", data_loader=data, model="LeNet").run_dir)
+        for workers in (0, 1)
+    ]
+    assert logged[0] == logged[1]
+    assert "val_loss" in logged[0][1]
