@@ -161,6 +161,7 @@ class BaseTrainer(EvaluationLoop):
     def prepare_epoch(self, epochs: int) -> None:
         """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
+        self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
         # it may draw random numbers and show pictures: both as often as in a run that is not resumed in mid-epoch
         shown = Writers({}) if self.progress.epoch_steps else self._shown
         with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
@@ -168,7 +169,8 @@ class BaseTrainer(EvaluationLoop):
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
-        self.model.train()
+        if not self.experiment.model.training:  # the whole model, as to show samples
+            self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
@@ -263,11 +265,13 @@ class BaseTrainer(EvaluationLoop):
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
+            modes = {module: module.training for module in self.model.modules()}
             self.progress.validating = True
             self.log.validation(self.progress, self.validate())
             self.progress.validating = False
             self.model.train()
-            self.training.frozen.apply(self.progress.epochs)
+            for module, training in modes.items():
+                module.training = training
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, step the schedule, log and save."""
