@@ -192,7 +192,7 @@ class BaseTrainer(EvaluationLoop):
         if progress.trained:
             ranges = iter(())
         elif settings.steps_per_epoch is None:
-            current = progress.passes
+            current = self.training.batches.next_start(progress.position).passes
             ranges = itertools.takewhile(lambda batch_range: batch_range.passes == current, ranges)
         else:
             left = max(0, settings.steps_per_epoch - progress.epoch_steps)
