@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
-from tests.helpers import Json, copy_run, curves, lines, same, state
+from base.data.sources import TensorSource
+from data_loader.random_tensor import RandomTensorLoader
+from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
 from utils.errors import UserError
+from utils.registry import DATA_LOADERS
 
 Fit = Callable[..., train.Result]
 TRAINING: Json = {"args": {"validation_split": 0}}
@@ -95,6 +99,20 @@ def test_a_mistake_is_located(fit: Fit, validation: Json, says: str) -> None:
 def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
     with pytest.raises(UserError, match="RandomTensorLoader also has validation data; leave out this key"):
         fit(validation=loader(20))
+
+
+class Empty(RandomTensorLoader):
+    """Its own validation data are none, as where a filter keeps nothing."""
+
+    def validation_data(self) -> TensorSource:
+        return TensorSource(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_validation_data_without_samples_are_refused(fit: Fit, separate: bool) -> None:
+    empty = {"validation" if separate else "data_loader": loader(20) | {"type": "Empty"}}
+    with temporarily(DATA_LOADERS, Empty), pytest.raises(UserError, match="Empty: the validation data is empty"):
+        train_on(fit, **empty)
 
 
 def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
