@@ -101,6 +101,25 @@ def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
         fit(validation=loader(20))
 
 
+@pytest.mark.parametrize(
+    ("sets", "metric", "name"),
+    [
+        (("plain", "top"), "top_accuracy", "val_top_accuracy"),
+        (("plain", "top"), "top_loss", "val_top_loss"),
+        (("a", "a_b"), "b_accuracy", "val_a_b_accuracy"),
+    ],
+)
+def test_a_value_of_a_set_has_a_name_of_its_own(fit: Fit, sets: tuple[str, str], metric: str, name: str) -> None:
+    where = rf"config.json:\d+:\d+: validation.{sets[1]}"
+    says = f'{where}: a value of this set would be logged as "{name}", but that name is taken; rename the set'
+    with pytest.raises(UserError, match=says):
+        train_on(
+            fit,
+            metrics=["accuracy", {"type": "accuracy", "name": metric}],
+            validation={each: loader(20) for each in sets},
+        )
+
+
 class Empty(RandomTensorLoader):
     """Its own validation data are none, as where a filter keeps nothing."""
 
