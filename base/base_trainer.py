@@ -106,7 +106,7 @@ class BaseTrainer(EvaluationLoop):
                 raise TrainingError(f"{stopped}, but {checkpointer.failure}") from stopped
             raise
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # torch's own, not one that was raised in a worker
                 raise
             raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
