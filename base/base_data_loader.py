@@ -227,10 +227,7 @@ class BaseDataLoader(ABC):
 
     def test(self) -> Batches:
         """Batches of the test data. Raises DataError if there are none."""
-        source = self._as_source(self.test_data())
-        if not len(source):
-            raise DataError(f"{type(self).__name__}: the test data is empty")
-        return self._evaluation(source, None)
+        return self._evaluation(self._as_source(self.test_data()), None, "test")
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
         """Called before the training steps of an epoch, also if a run resumes within it.
@@ -293,7 +290,9 @@ class BaseDataLoader(ABC):
                 "a stream for training must not have a length; trainer.steps_per_epoch sets the length of an epoch"
             )
 
-    def _evaluation(self, source: Source, indices: Tensor | None) -> Batches:
+    def _evaluation(self, source: Source, indices: Tensor | None, phase: str = "validation") -> Batches:
+        if not len(source):
+            raise DataError(f"{type(self).__name__}: the {phase} data is empty")
         if isinstance(source, StreamSource):
             if source.length is None:
                 raise DataError("a stream for validation or test needs a length: the number of samples to take")

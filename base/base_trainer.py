@@ -106,12 +106,11 @@ class BaseTrainer(EvaluationLoop):
                 raise TrainingError(f"{stopped}, but {checkpointer.failure}") from stopped
             raise
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # torch's own, not one that was raised in a worker
                 raise
             raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
-            for batches in (self.training.batches, *self.training.validation.values()):
-                batches.close()
+            self.close_workers()
             self.outputs.writers.close(finished=self.finished())
             saved = checkpointer.wait()
         if not saved:
@@ -162,18 +161,25 @@ class BaseTrainer(EvaluationLoop):
     def prepare_epoch(self, epochs: int) -> None:
         """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
+        self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
         # it may draw random numbers and show pictures: both as often as in a run that is not resumed in mid-epoch
         shown = Writers({}) if self.progress.epoch_steps else self._shown
         with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
-                self.training.batches.close()  # new worker processes get the data set as it is now
+                self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
-        self.model.train()
+        if not self.experiment.model.training:  # the whole model, as to show samples
+            self.model.train()
         if self.training.frozen.apply(epochs):
             self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
             start_momentum(each.optimizer)
+
+    def close_workers(self) -> None:
+        """End the worker processes; the next batches start new ones."""
+        for batches in (self.training.batches, *self.training.validation.values()):
+            batches.close()
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
@@ -186,7 +192,7 @@ class BaseTrainer(EvaluationLoop):
         if progress.trained:
             ranges = iter(())
         elif settings.steps_per_epoch is None:
-            current = progress.passes
+            current = self.training.batches.next_start(progress.position).passes
             ranges = itertools.takewhile(lambda batch_range: batch_range.passes == current, ranges)
         else:
             left = max(0, settings.steps_per_epoch - progress.epoch_steps)
@@ -259,11 +265,13 @@ class BaseTrainer(EvaluationLoop):
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
+            modes = {module: module.training for module in self.model.modules()}
             self.progress.validating = True
             self.log.validation(self.progress, self.validate())
             self.progress.validating = False
             self.model.train()
-            self.training.frozen.apply(self.progress.epochs)
+            for module, training in modes.items():
+                module.training = training
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, step the schedule, log and save."""

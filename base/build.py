@@ -158,8 +158,8 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
     at = ("data_loader", "args")
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
-        return {"": held_out} if held_out else {}
-    if held_out:
+        return {} if held_out is None else {"": held_out}
+    if held_out is not None:
         raise loaded.error(
             ("validation",),
             f"{type(data).__name__} also has validation data; leave out this key, or its validation_split or folds",
@@ -174,7 +174,12 @@ def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, d
     """The held-out part of a separate data loader, or else its test data. device: where training runs."""
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
     loader.device = device
-    return call(loaded, (*path, "args"), component.type, lambda: loader.validation() or loader.test(), Batches)
+
+    def make() -> Batches:
+        held_out = loader.validation()
+        return loader.test() if held_out is None else held_out
+
+    return call(loaded, (*path, "args"), component.type, make, Batches)
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:

@@ -102,6 +102,7 @@ class Batches:
         self.order = Shuffled(self.num_samples, seed) if shuffle and order is None else order
         self.repeats = self.order is not None and self.order.repeats
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
+        self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
         self._kept_order: tuple[int, Tensor] | None = None
         self._random_block: RandomBlock | None = None
@@ -127,17 +128,25 @@ class Batches:
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""
-        passes, start = position
+        passes, start = self.next_start(position)
         while True:
-            batch_range = BatchRange(passes, start, min(start + self.batch_size, self.samples_per_pass))
+            batch_range = BatchRange(passes, start, min(start + self.batch_size, self.num_samples))
             yield batch_range
             passes, start = self.after(batch_range)
 
     def after(self, batch_range: BatchRange) -> Position:
         """The position after a batch."""
-        if batch_range.stop < self.samples_per_pass:
-            return Position(batch_range.passes, batch_range.stop)
-        return Position(batch_range.passes + 1, 0)
+        return self.next_start(Position(batch_range.passes, batch_range.stop))
+
+    def next_start(self, position: Position) -> Position:
+        """Where the next batch from a position on starts: there, or in the next pass if too few samples are left.
+
+        batch_size and drop_last may have changed within the pass, between epochs of ``steps_per_epoch``.
+        """
+        needed = self.batch_size if self.drop_last else 1
+        if self.num_samples - position.samples >= needed:
+            return position
+        return Position(position.passes + 1, 0)
 
     def part(self, batch_range: BatchRange) -> BatchRange:
         """This process's part of a batch; empty for some if the batch has fewer samples than there are processes."""

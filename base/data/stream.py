@@ -94,12 +94,14 @@ class StreamSource:
 
     def _begin_pass(self, state: Any = None) -> None:
         """Start a new iterator. state: to restore; None: from the first sample."""
-        if hasattr(self.samples, "set_epoch"):
-            self.samples.set_epoch(self._passes)
         if self._has_state():
             if self._iterator is None:
                 self._initial = copy.deepcopy(self.samples.state_dict())
-            self.samples.load_state_dict(copy.deepcopy(self._initial if state is None else state))
+            self.samples.load_state_dict(copy.deepcopy(self._initial))
+        if hasattr(self.samples, "set_epoch"):  # after the initial state, which may hold the first pass's number
+            self.samples.set_epoch(self._passes)
+        if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
+            self.samples.load_state_dict(copy.deepcopy(state))
         self._iterator = iter(self.samples)
 
     def _read(self, key: RandomKey) -> Any:

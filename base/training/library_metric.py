@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class LibraryMetric:
-    """A torchmetrics metric, which need not be a mean over samples."""
+    """A torchmetrics metric, which need not be a mean over samples.
+
+    It may be made of other metrics, which are its submodules; each keeps a state of its own.
+    """
 
     def __init__(self, name: str, metric: "Metric") -> None:
         self.name = name
         self.metric = metric
+        self.parts = _parts(metric)
 
     def compute(self) -> float:
         try:
@@ -48,9 +52,10 @@ class LibraryMetric:
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
-        copy.reset()
-        copy.distributed_available_fn = lambda: False  # other processes may have no samples in this batch
         trial = LibraryMetric(self.name, copy)
+        trial.reset()
+        for part in trial.parts.values():
+            part.distributed_available_fn = lambda: False  # other processes may have no samples in this batch
         what = f'the metric "{self.name}"'
         elementwise = type(copy).__module__.startswith("torchmetrics.regression")
         if elementwise and isinstance(outputs, Tensor) and isinstance(targets, Tensor):
@@ -66,35 +71,67 @@ class LibraryMetric:
                 trial.compute()
 
     def reset(self) -> None:
-        self.metric.reset()
+        for part in self.parts.values():
+            part.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": dict(self.metric.metric_state), "updates": self.metric.update_count}
+        states: dict[str, Any] = {
+            name: {"values": dict(part.metric_state), "updates": part.update_count} for name, part in self.parts.items()
+        }
+        own = states.pop("")
+        return {**own, "parts": states} if states else own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the state is from another metric."""
-        if state["values"].keys() != self.metric.metric_state.keys() or state["updates"] < 0:
-            raise ValueError(f"{self.name} keeps {', '.join(self.metric.metric_state)}")
-        self.metric.reset()
-        device = self.metric.device
-        for name, value in map_tensors(lambda tensor: tensor.to(device), state["values"]).items():
-            setattr(self.metric, name, value)
-        self._set_update_count(state["updates"])
+        self.reset()
+        states = _states(state)
+        if states.keys() != self.parts.keys() and (len(states) > 1 or state["updates"]):
+            raise ValueError(f"{self.name} is made of other metrics, {', '.join(filter(None, self.parts))}")
+        for name, saved in states.items():
+            part = self.parts[name]
+            if saved["values"].keys() != part.metric_state.keys() or saved["updates"] < 0:
+                raise ValueError(f"{name or self.name} keeps {', '.join(part.metric_state)}")
+            for key, value in _on_device(saved["values"], part).items():
+                setattr(part, key, value)
+            _set_update_count(part, saved["updates"])
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add another process's state. Raises ValueError if torchmetrics cannot merge it."""
-        if not state["updates"]:
-            return
-        device = self.metric.device
-        updates = self.metric.update_count + state["updates"]
-        self._set_update_count(updates)
-        try:
-            self.metric.merge_state(map_tensors(lambda tensor: tensor.to(device), state["values"]))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: {error}"
-            ) from error
+        for name, saved in _states(state).items():
+            part = self.parts[name]
+            if not saved["updates"]:
+                continue
+            _set_update_count(part, part.update_count + saved["updates"])
+            if not saved["values"]:
+                continue
+            try:
+                part.merge_state(_on_device(saved["values"], part))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
+                    f"{error}"
+                ) from error
 
-    def _set_update_count(self, count: int) -> None:
-        # torchmetrics counts updates to warn if there were none, and has no public way to restore the count
-        self.metric._update_count = count
+
+def _states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state by part; "parts" is missing if there is only one."""
+    return {"": state, **state.get("parts", {})}
+
+
+def _parts(metric: "Metric") -> dict[str, "Metric"]:
+    """The metric, as "", and the metrics that it is made of, by their name as a submodule."""
+    from torchmetrics import Metric
+
+    others = {name: part for name, part in metric.named_modules() if name and isinstance(part, Metric)}
+    return {"": metric, **others}
+
+
+def _on_device(values: dict[str, Any], part: "Metric") -> dict[str, Any]:
+    device = part.device
+    moved: dict[str, Any] = map_tensors(lambda tensor: tensor.to(device), values)
+    return moved
+
+
+def _set_update_count(metric: "Metric", count: int) -> None:
+    # torchmetrics counts updates to warn if there were none, and has no public way to restore the count
+    metric._update_count = count

@@ -68,7 +68,8 @@ class TrainerInterface(ABC):
         May be called twice for the same epoch. The first epoch is 1.
 
         Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
-        the seed and the epoch, and do not affect those of the training.
+        the seed and the epoch, and do not affect those of the training. A module put into evaluation mode here stays in
+        it for the epoch, unless it is the whole model.
         """
 
     def picture(self, tag: str, images: Tensor) -> None:

@@ -108,7 +108,7 @@ def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
                 yield Item(name, None, None, value) if isinstance(value, str) else Item(name, None, _unpacked(value))
             start += len(values)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise TrainingError(f"a worker process died (out of memory?): {error}") from error
 

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import train
 from base.metric import StepResult
 from base.training.first_batch import not_probabilities, surplus_outputs
-from tests.helpers import curves, lines, same, state
+from data_loader.random_tensor import RandomTensorLoader
+from tests.helpers import curves, lines, same, state, temporarily
 from utils.config import load_config
 from utils.errors import ConfigError, TrainingError, UserError
-from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS
+from utils.registry import DATA_LOADERS, LOSSES, OPTIMIZERS, SCHEDULERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -360,3 +362,23 @@ def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[
     assert "1 epoch of 5 steps" in capsys.readouterr().out
     train.main(["-r", str(run)])
     assert "all epochs are done; set trainer.epochs=N to train longer" in capsys.readouterr().out
+
+
+class Failing(Dataset[Any]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("a mistake of one's own")
+
+
+class FailingLoader(RandomTensorLoader):
+    def training_data(self, *, augment: bool) -> Any:
+        return Failing()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_data_set_is_no_worker_that_died(fit: Fit) -> None:
+    data = ("data_loader.type=FailingLoader", "data_loader.args.num_workers=1", "data_loader.args.validation_split=0")
+    with temporarily(DATA_LOADERS, FailingLoader), pytest.raises(RuntimeError, match="a mistake of one's own"):
+        fit(*data)

@@ -197,9 +197,16 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in [*names[:index], *LOGGED] or name.startswith("val_"):
             yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another with "name"')
+    logged = ["loss", *names, *logs, *losses]
+    taken = set(logged)
+    for data_set in filter(None, config.validations):
+        own = {f"{data_set}_{name}" for name in logged}
+        for name in sorted(own & taken):
+            message = f'a value of this set would be logged as "val_{name}", but that name is taken; rename the set'
+            yield Problem(("validation", data_set), message, at_key=True)
+        taken |= own
     if config.trainer.monitor:
         _, _, monitored = config.trainer.monitor.partition(" ")
-        logged = ["loss", *names, *logs, *losses]
         prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
         known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:

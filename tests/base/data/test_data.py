@@ -102,6 +102,14 @@ def test_batches_are_the_same_from_any_position(source: Any, start: int) -> None
     assert equal([micro_batch.data for micro_batch in again.load(later)], loaded[start:])
 
 
+@pytest.mark.parametrize("start", [3, 7, 8, 9])
+def test_a_position_of_another_batch_size_gives_no_short_batch(start: int) -> None:
+    batches = Batches(numbers(10), batch_size=4, drop_last=True)
+    ranges = list(itertools.islice(batches.ranges(Position(0, start)), 3))
+    assert [batch_range.size for batch_range in ranges] == [4, 4, 4]
+    assert [batch_range.passes for batch_range in ranges] == ([0, 1, 1] if start == 3 else [1, 1, 2])
+
+
 class Pair(NamedTuple):
     inputs: Tensor
     labels: Any

@@ -65,6 +65,20 @@ class ResumableLines(Lines):
         self.start = self.index = state["index"]
 
 
+class EpochLines(ResumableLines):
+    """The same with a state that also holds the number of the pass, which begins with ``set_epoch``."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch, self.start = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.epoch = state["epoch"]
+
+
 def noisy(sample: Any) -> Any:
     return sample[0] + torch.rand(6) / 10, sample[1]
 
@@ -140,6 +154,18 @@ def test_a_state_saves_reading_again() -> None:
             size = 8 // world_size
             assert torch.equal(whole[0][rank * size : (rank + 1) * size], own[0])
             assert torch.equal(whole[1][rank * size : (rank + 1) * size], own[1])
+
+
+@pytest.mark.parametrize("steps", [2, 4, 6, 10])
+def test_a_state_may_hold_the_number_of_the_pass(steps: int) -> None:
+    expected = take(batches_of(Lines()), 0, 14)  # three passes, each in its own order
+    whole, resumed = batches_of(EpochLines()), batches_of(EpochLines())
+    found = take(whole, 0, steps)
+    resumed.load_state_dict(whole.state_dict())
+    found += take(resumed, steps, 14)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

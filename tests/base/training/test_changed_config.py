@@ -190,6 +190,16 @@ def test_the_length_of_an_epoch_changes_between_epochs(fit: Fit, key: str, value
     assert [line["step"] for line in lines(run)] == [5, 8]
 
 
+@pytest.mark.parametrize("steps", [2, None])
+def test_drop_last_may_be_set_where_too_few_samples_of_a_pass_are_left(fit: Fit, steps: int | None) -> None:
+    sizes = ("data_loader.args.num_samples=10", "data_loader.args.validation_split=0", "data_loader.args.batch_size=4")
+    run = fit(*sizes, "trainer.epochs=1", "trainer.steps_per_epoch=2").run_dir
+    changed = ("data_loader.args.drop_last=true", f"trainer.steps_per_epoch={json.dumps(steps)}")
+    train.main(["-r", str(run), "trainer.epochs=3", *changed])
+    assert [line["step"] for line in lines(run)] == [2, 4, 6]
+    assert (state(run)["progress"]["passes"], state(run)["progress"]["samples"]) == (3, 0)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("batch_size", 4), ("eval_batch_size", 3), ("num_workers", 1), ("shuffle", False), ("validation_split", 5)],

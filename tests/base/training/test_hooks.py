@@ -49,6 +49,30 @@ class Wrong(Warming):
         return super().eval_step(batch)
 
 
+class Still(Trainer):
+    """Trains with a module in evaluation mode, as with a BatchNorm whose statistics must stay."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.modes: list[tuple[bool, ...]] = []
+        self.experiment.model.fc2.eval()  # type: ignore[union-attr]
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.modes.append(tuple(module.training for module in self.model.modules()))
+        return super().train_step(batch)
+
+    def end_epoch(self, validation: dict[str, float]) -> None:
+        super().end_epoch(validation)
+        print("modes", *sorted(set(self.modes)))
+
+
+class Showing(Still):
+    """Puts the whole model into evaluation mode to show samples, and leaves it there."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.modes = []
+        self.model.eval()
+
+
 class Growing(SmallSamples):
     """Images that are brighter in each epoch."""
 
@@ -75,7 +99,7 @@ class _Brightened(torch.utils.data.Dataset[Any]):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, Warming, Wrong), temporarily(DATA_LOADERS, Growing):
+    with temporarily(TRAINERS, Warming, Wrong, Still, Showing), temporarily(DATA_LOADERS, Growing):
         yield
 
 
@@ -114,6 +138,16 @@ def test_pictures_and_texts_are_in_tensorboard_once(fit: Fit, tmp_path: Path) ->
     assert shown(resumed_in_mid_epoch(run, tmp_path, 8)) == (images, texts)
 
 
+@pytest.mark.parametrize(("kind", "trained"), [("Still", "(True, False, False)"), ("Showing", "(True, False, True)")])
+def test_a_module_keeps_the_mode_of_the_epoch(
+    fit: Fit, capsys: pytest.CaptureFixture[str], kind: str, trained: str
+) -> None:
+    frozen = 'trainer.freeze=[{"params": ["fc1.*"]}]'
+    fit(f"trainer.type={kind}", "trainer.validate_every_steps=2", "trainer.epochs=2", frozen)
+    modes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("modes")]
+    assert modes == [f"modes {trained}"] * 2
+
+
 def test_what_is_no_image_is_refused(fit: Fit) -> None:
     with pytest.raises(ConfigError, match=r"picture 'samples': expected images of shape \(B, C, H, W\), got \(3, 5\)"):
         fit("trainer.type=Wrong")
@@ -129,3 +163,14 @@ def test_a_data_loader_changes_with_the_epoch(fit: Fit, tmp_path: Path, workers:
     resumed = resumed_in_mid_epoch(run, tmp_path, int(steps[-2].stem.removeprefix("step-")))
     assert same(state(run)["model"], state(resumed)["model"])
     assert lines(run) == lines(resumed)
+
+
+@pytest.mark.slow
+def test_a_data_loader_changes_with_the_epoch_for_validation_too(fit: Fit) -> None:
+    data = {"type": "Growing", "args": {"batch_size": 8, "validation_split": 0.2}}
+    logged = [
+        lines(fit("metrics=[]", f"data_loader.args.num_workers={workers}", data_loader=data, model="LeNet").run_dir)
+        for workers in (0, 1)
+    ]
+    assert logged[0] == logged[1]
+    assert "val_loss" in logged[0][1]

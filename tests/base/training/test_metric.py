@@ -71,6 +71,47 @@ def test_sums_resume_from_a_saved_state_bit_for_bit() -> None:
     assert whole.compute()["f1"] == pytest.approx(_macro_f1(OUTPUTS.argmax(1), TARGETS), rel=1e-6)
 
 
+def made_of_others() -> Any:
+    from torchmetrics import Metric
+    from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
+
+    class OwnF1(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.precision, self.recall = MulticlassPrecision(5), MulticlassRecall(5)
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            self.precision.update(outputs, targets)
+            self.recall.update(outputs, targets)
+
+        def compute(self) -> Tensor:
+            precision, recall = self.precision.compute(), self.recall.compute()
+            return 2 * precision * recall / (precision + recall)
+
+    return OwnF1()
+
+
+def test_a_metric_made_of_others_resumes_with_their_states() -> None:
+    whole, first, second, merged = (metrics(library={"f1": made_of_others()}) for _ in range(4))
+    for made in (whole, first):
+        feed(made, 0, 40)
+    saved = first.state_dict()
+    second.load_state_dict(saved)
+    for made in (whole, second):
+        feed(made, 40, 103)
+    assert whole.compute() == second.compute()
+
+    first.reset()
+    feed(first, 40, 103)
+    merged.load_state_dict({**saved, "processes": [*saved["processes"], *first.state_dict()["processes"]]})
+    assert merged.library["f1"].compute() == whole.library["f1"].compute()
+
+    old = {"values": {}, "updates": 0}  # from before the other metrics' states were saved
+    second.library["f1"].load_state_dict(old)
+    with pytest.raises(ValueError, match="f1 is made of other metrics, precision, recall"):
+        second.library["f1"].load_state_dict(old | {"updates": 3})
+
+
 def _macro_f1(predicted: Tensor, targets: Tensor) -> float:
     scores = []
     for label in range(5):

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
-from tests.helpers import Json, copy_run, curves, lines, same, state
+from base.data.sources import TensorSource
+from data_loader.random_tensor import RandomTensorLoader
+from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
 from utils.errors import UserError
+from utils.registry import DATA_LOADERS
 
 Fit = Callable[..., train.Result]
 TRAINING: Json = {"args": {"validation_split": 0}}
@@ -95,6 +99,39 @@ def test_a_mistake_is_located(fit: Fit, validation: Json, says: str) -> None:
 def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
     with pytest.raises(UserError, match="RandomTensorLoader also has validation data; leave out this key"):
         fit(validation=loader(20))
+
+
+@pytest.mark.parametrize(
+    ("sets", "metric", "name"),
+    [
+        (("plain", "top"), "top_accuracy", "val_top_accuracy"),
+        (("plain", "top"), "top_loss", "val_top_loss"),
+        (("a", "a_b"), "b_accuracy", "val_a_b_accuracy"),
+    ],
+)
+def test_a_value_of_a_set_has_a_name_of_its_own(fit: Fit, sets: tuple[str, str], metric: str, name: str) -> None:
+    where = rf"config.json:\d+:\d+: validation.{sets[1]}"
+    says = f'{where}: a value of this set would be logged as "{name}", but that name is taken; rename the set'
+    with pytest.raises(UserError, match=says):
+        train_on(
+            fit,
+            metrics=["accuracy", {"type": "accuracy", "name": metric}],
+            validation={each: loader(20) for each in sets},
+        )
+
+
+class Empty(RandomTensorLoader):
+    """Its own validation data are none, as where a filter keeps nothing."""
+
+    def validation_data(self) -> TensorSource:
+        return TensorSource(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_validation_data_without_samples_are_refused(fit: Fit, separate: bool) -> None:
+    empty = {"validation" if separate else "data_loader": loader(20) | {"type": "Empty"}}
+    with temporarily(DATA_LOADERS, Empty), pytest.raises(UserError, match="Empty: the validation data is empty"):
+        train_on(fit, **empty)
 
 
 def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
