@@ -43,7 +43,7 @@ from utils.text import OVERRIDE, number, table
 Values = Mapping[str, float]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
     """The command line as a function. Returns the loss and metrics on the test data; empty for --compare."""
     get_process_group()  # with several processes, the first to fail reports its error
     options = cli.test_options(__doc__, argv)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if options.compare is not None:
         cli.refuse_torchrun("--compare")
         return _compare(options)
-    words = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else list(map(str, argv))
     return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
 
 

@@ -62,7 +62,7 @@ class Result:
         return self.history[-1]
 
 
-def main(argv: Sequence[str] | None = None) -> Result | Any:
+def main(argv: Sequence[str | Path] | None = None) -> Result | Any:
     """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting.
 
     Returns the Result of a run, the exit status of --check, and None of --list.

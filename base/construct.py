@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from utils.arguments import is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import DataError, UserError
 from utils.nested_arguments import built
+from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
 from utils.schema import Component, KeyPath
 from utils.user_code import format_error_with_source
@@ -36,6 +38,8 @@ def arguments_of(
     def build(kind: type[Any], value: Any, at: KeyPath) -> Any:
         if kind is Tensor:
             return torch.tensor(value, dtype=torch.get_default_dtype())
+        if kind is Path:
+            return project_path(value)
         if not is_module(kind):
             return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)

@@ -56,7 +56,7 @@ def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.Arg
     return parser
 
 
-def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of train.py."""
     made = parser(about or "")
     add = made.add_argument
@@ -85,7 +85,7 @@ def train_options(about: str | None, argv: Sequence[str] | None) -> argparse.Nam
     return options
 
 
-def test_options(about: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of test.py."""
     made = parser(about or "")
     which = made.add_mutually_exclusive_group()
@@ -118,12 +118,14 @@ def inspect(options: argparse.Namespace) -> int | None:
     return status
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, inputs: bool = False) -> argparse.Namespace:
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str | Path] | None, *, inputs: bool = False
+) -> argparse.Namespace:
     """Parse the arguments, in any order. A KEY=VALUE that argparse took as the value of -r becomes an override.
 
     inputs: whether words that are not overrides, or that name a file, are inputs.
     """
-    options = parser.parse_intermixed_args(argv)
+    options = parser.parse_intermixed_args(None if argv is None else list(map(str, argv)))
     if inputs:
         options.inputs = [word for word in options.overrides if not OVERRIDE.match(word) or os.path.lexists(word)]
         options.overrides = [word for word in options.overrides if word not in options.inputs]

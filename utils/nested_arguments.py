@@ -7,6 +7,7 @@ import collections.abc
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -23,7 +24,7 @@ Build = Callable[[type, Any, KeyPath], Any]
 
 def nested(annotation: Any, value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, type, Any]]:
     """The settings and components in a checked value: path, class and config value of each."""
-    if (kind := _object_of(annotation, value)) and not is_tensor(kind):
+    if (kind := _object_of(annotation, value)) and not is_tensor(kind) and kind is not Path:
         yield path, kind, value
     for key, inner, item in _elements(annotation, value):
         yield from nested(inner, item, (*path, key))
@@ -40,16 +41,29 @@ def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build,
 def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
     """Checked arguments with the defaults of those not given, also within settings."""
     defaults = {
-        # settings, as a config would give them
-        name: to_jsonable_python(item.default) if is_settings(type(item.default)) else item.default
-        for name, item in known.items()
-        if item.default is not Parameter.empty
+        name: plain_default(item.default) for name, item in known.items() if item.default is not Parameter.empty
     }
 
     def complete(kind: type, value: Any, path: KeyPath) -> Any:
         return with_defaults(parameters(kind), value) if is_settings(kind) else value
 
     return defaults | built(known, args, complete, ())
+
+
+def plain_default(value: Any) -> Any:
+    """A default as a checkpoint can hold it: as a config would give it, or else a text that names it."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_default, value))
+    if type(value) is dict:
+        return {plain_default(key): plain_default(item) for key, item in value.items()}
+    if is_settings(type(value)):
+        return to_jsonable_python(value, fallback=plain_default)
+    if isinstance(value, Path):
+        return str(value)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def contains_objects(annotation: Any) -> bool:
@@ -78,6 +92,8 @@ def _object_of(annotation: Any, value: Any) -> type | None:
         return None
     if isinstance(value, str) and str in kinds:
         return None
+    if isinstance(value, str) and Path in kinds:
+        return Path
     return next((kind for kind in kinds if is_module(kind) or (is_settings(kind) and isinstance(value, dict))), None)
 
 

@@ -4,19 +4,26 @@ import hashlib
 import os
 from pathlib import Path
 
+from utils.errors import UserError
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def project_path(path: str | Path) -> Path:
     """A path in a config, relative to the project's folder, so that a run does not depend on the working directory."""
-    return PROJECT / Path(path).expanduser()
+    try:
+        return PROJECT / Path(path).expanduser()
+    except RuntimeError as error:  # ~name
+        raise UserError(f"{path}: there is no home directory of that name; write out the path") from error
 
 
 def code_version() -> str:
     """SHA-256 of the code that a run executes: all processes of a run must agree on it."""
     hashed = hashlib.sha256()
     folders = ("base", "data_loader", "logger", "model", "trainer", "utils")
-    for path in sorted([*PROJECT.glob("*.py"), *(file for name in folders for file in (PROJECT / name).rglob("*.py"))]):
+    for path in sorted(
+        [*PROJECT.glob("*.py"), *(file for name in folders for file in (PROJECT / name).rglob("[!.]*.py"))]
+    ):
         hashed.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
     return hashed.hexdigest()
 

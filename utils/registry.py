@@ -239,7 +239,7 @@ def import_components() -> None:
     Raises UserError with the file and line of the user's code if an import fails.
     """
     for folder in FOLDERS:
-        for path in sorted((PROJECT / folder).glob("[!_]*.py")):
+        for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             try:
                 importlib.import_module(f"{folder}.{path.stem}")
             except UserError:

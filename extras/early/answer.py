@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from extras.early.cache import cached_listing
@@ -24,8 +25,11 @@ def answer(options: argparse.Namespace) -> None:
             say(text)
             raise SystemExit(0)
     elif options.resume is None:
+        config = Path(options.config or PROJECT / "config.json")
+        if config.exists() and not config.is_file():  # a pipe, which can be read only once
+            return
         with contextlib.suppress(ImportError), not_importable(*HEAVY):
-            find_typos(options.config or PROJECT / "config.json", options.overrides)
+            find_typos(config, options.overrides)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ class OwnNames:
 def own_names() -> OwnNames | None:
     """None if a file registers something other than by decorating a top-level class or function."""
     found = OwnNames({variable: set() for variable in VARIABLES.values()}, set())
-    plain = [path for folder in FOLDERS for path in (PROJECT / folder).glob("[!_]*.py")]
+    plain = [path for folder in FOLDERS for path in (PROJECT / folder).glob("[!_.]*.py")]
     try:
         if any(_REGISTER.search(path.read_text(encoding="utf-8")) for path in _other_files() if path not in plain):
             return None

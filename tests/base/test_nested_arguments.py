@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 import pytest
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -14,10 +15,11 @@ import train
 from base.build import build_experiment, build_trainer
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import same, state, temporarily
+from tests.helpers import lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError
+from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
@@ -220,3 +222,38 @@ def test_a_trainer_has_a_teacher_that_is_the_same_in_training_and_testing(fit: F
 
 
 SMALL = {"verbosity": 1, "log_every_steps": 2, "pictures_every": 0}
+
+
+class Configured(nn.Module):
+    """Defaults that no config could give, as research code has them."""
+
+    def __init__(
+        self,
+        *,
+        act: type[nn.Module] = nn.ReLU,
+        norm: nn.Module = nn.Identity(),  # noqa: B008
+        scale: Tensor | None = torch.ones(2),  # noqa: B008
+        table: Path = Path("table"),
+        sizes: frozenset[int] = frozenset((3,)),
+    ) -> None:
+        super().__init__()
+        assert isinstance(table, Path)
+        self.layers, self.table = nn.Sequential(nn.Linear(6, 3), act(), norm), table
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_defaults_that_no_config_could_give_are_saved_by_name(fit: Fit) -> None:
+    with temporarily(MODELS, Configured):
+        run = fit(model="Configured").run_dir
+        saved = state(run)["config"]
+        assert saved["model.args.act"] == "torch.nn.modules.activation.ReLU"
+        assert saved["model.args.table"] == "table"
+        assert len(lines(train.main(["-r", run, "trainer.epochs=3"]).run_dir)) == 3
+
+
+def test_a_path_arrives_as_one_in_the_projects_folder(fit: Fit) -> None:
+    with temporarily(MODELS, Configured):
+        result = fit(model={"type": "Configured", "args": {"table": "data/a table"}})
+    assert result.model.table == PROJECT / "data" / "a table"

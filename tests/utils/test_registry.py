@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS, Registry
+from utils.paths import code_version, project_path
+from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS, Registry, import_components
 
 
 class NewOptimizer(torch.optim.SGD):
@@ -79,3 +80,21 @@ def test_a_cell_of_a_notebook_can_be_run_again() -> None:
         for number in (1, 2):
             exec(f"@registry.register\ndef accuracy(): return {number}\n", cell.__dict__)
             assert registry["accuracy"]() == number
+
+
+def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".#net.py").symlink_to("me@host.1:2")
+    (tmp_path / "model" / "._net.py").write_bytes(b"\x00\x05")
+    (tmp_path / "train.py").touch()
+    monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
+    monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
+    import_components()
+    assert code_version()
+
+
+def test_the_home_of_nobody_is_no_traceback() -> None:
+    with pytest.raises(UserError, match="~nobody-here/data: there is no home directory of that name"):
+        project_path("~nobody-here/data")

@@ -13,7 +13,7 @@ from utils import arguments
 from utils.arguments import shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.problems import components
-from utils.nested_arguments import with_defaults
+from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES
@@ -104,7 +104,7 @@ def _default(path: KeyPath, component: str | None) -> Any:
     if field := field_at(path):
         return _MISSING if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
     parameter = REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
-    return _MISSING if parameter is None else parameter.default
+    return _MISSING if parameter is None or parameter.default is parameter.empty else plain_default(parameter.default)
 
 
 def _marker(metadata: Any) -> OnResume | None:

@@ -216,3 +216,12 @@ def test_a_known_list_is_printed_at_once(
     assert capsys.readouterr().out == "the text\n"
     answer(cli.train_options("about", ["--list", "LeNet", "seed=1"]))  # an error, which train.py raises
     assert capsys.readouterr().out == ""
+
+
+def test_a_config_from_a_pipe_is_left_for_the_run_to_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"{}")
+    os.close(writing)
+    answer(cli.train_options("about", ["-c", f"/dev/fd/{reading}"]))
+    assert os.read(reading, 9) == b"{}"
+    os.close(reading)
