@@ -34,6 +34,7 @@ from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
+from utils.text import listed
 
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
@@ -53,9 +54,16 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 
 
 def build_model(loaded: LoadedConfig) -> nn.Module:
-    """The model with its initial weights, determined by the seed."""
+    """The model with its initial weights, determined by the seed. Raises ConfigError if some have no shape yet."""
     seed_generators(loaded.config.seed, "model")
     model = construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        message = (
+            f"{loaded.config.model.type} has lazy layers, whose weights get a shape only in their first batch: "
+            f"{listed(lazy)}. Give their input sizes, or call the model on zeros once in its constructor"
+        )
+        raise loaded.error(("model",), message)
     for buffer in model.buffers():
         if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
             # an expanded buffer, whose elements share memory, cannot be loaded

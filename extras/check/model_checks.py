@@ -13,7 +13,7 @@ from base.experiment import Training
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config
-from utils.text import duration, listed
+from utils.text import count, duration, listed
 from utils.tree import map_tensors, tensors
 from utils.user_code import format_error
 
@@ -169,7 +169,7 @@ def check_time(config: Config, training: Training, step: float, fetching: float,
     total = settings.epochs * (steps * seconds + validation)
     text = (
         f"{duration(step, fine=True)} a step and {duration(fetching, fine=True)} for its data; "
-        f"{settings.epochs} epochs of {steps:,} steps take about {duration(total, fine=True)}"
+        f"{count(settings.epochs, 'epoch')} of {count(steps, 'step')} take about {duration(total, fine=True)}"
     )
     if fetching > step and not parallel:
         cause = "loading that takes longer than the model: keep the data in memory, or set num_workers"

@@ -310,7 +310,10 @@ def _check_destinations(files: Found, *paths: Path | None) -> None:
 
 
 def _columns(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in (text or "").split(",")]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--columns names {repeated[0]!r} twice; a column can be an input once")
+    return None if text is None else names
 
 
 def _safe(text: str) -> str:

@@ -257,3 +257,13 @@ def test_a_path_arrives_as_one_in_the_projects_folder(fit: Fit) -> None:
     with temporarily(MODELS, Configured):
         result = fit(model={"type": "Configured", "args": {"table": "data/a table"}})
     assert result.model.table == PROJECT / "data" / "a table"
+
+
+class Lazy(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.LazyLinear(3))
+
+
+def test_a_lazy_layer_is_refused_with_its_name(fit: Fit) -> None:
+    with temporarily(MODELS, Lazy), pytest.raises(ConfigError, match=r"Lazy has lazy layers, .*: 0.weight, 0.bias"):
+        fit(model="Lazy")
