@@ -269,7 +269,7 @@ class BaseTrainer(EvaluationLoop):
             self.progress.validating = True
             self.log.validation(self.progress, self.validate())
             self.progress.validating = False
-            self.model.train()
+            self.model.train()  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
 

@@ -73,8 +73,8 @@ def check_smallest_batch(trainer: Any) -> None:
     norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
         return
-    parts = {"model": model, "loss": loss_module(trainer.experiment.criterion) or nn.Module()}
-    buffers = {(part, name): buffer.clone() for part in parts for name, buffer in parts[part].named_buffers()}
+    modules = [each for each in (model, loss_module(trainer.experiment.criterion)) if each is not None]
+    buffers = [(module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers()]
     stop = batches.samples_per_pass
     compiled = trainer.runtime.settings.compile  # which would take longer than everything else
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -89,8 +89,8 @@ def check_smallest_batch(trainer: Any) -> None:
         except Exception:
             pass  # the first batch reports any other mistake
         finally:
-            for (part, name), before in buffers.items():  # by name: a module may have replaced its buffer
-                parts[part].get_buffer(name).copy_(before)
+            for module, name, before in buffers:  # by name: a module may have replaced its buffer
+                module.get_buffer(name).copy_(before)
 
 
 def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
