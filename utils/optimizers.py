@@ -146,18 +146,23 @@ def adapt_state(
 ) -> dict[str, Any]:
     """A saved state in the form this optimizer loads: with its own kernels, and values as parameters need them."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len(state["state"]) > len(parameters):
+    if sum(map(_is_index, state["state"])) > len(parameters):
         return state  # torch reports what is wrong with it
 
     groups = [
         saved | {key: own[key] for key in ("fused", "foreach") if key in own}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
-    states = {
-        index: {name: adapt(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
+    states = dict(state["state"])
+    for key, values in states.items():
+        if _is_index(key) and isinstance(values, dict):
+            states[key] = {name: adapt(value, parameters[key]) for name, value in values.items()}
     return {"state": states, "param_groups": groups}
+
+
+def _is_index(key: Any) -> bool:
+    """Whether a key of a saved state is a parameter's index. Others are the optimizer's own, as for what all share."""
+    return type(key) is int
 
 
 def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = laid_out_like) -> None:
@@ -176,7 +181,8 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
     def after(optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, values in adapted.items():
-            optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
+            if _is_index(index):
+                optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
         adapted.clear()
 
     optimizer.register_load_state_dict_pre_hook(before)
@@ -189,7 +195,7 @@ def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
     map_with_keys(originals.__setitem__, saved)
 
     def original(keys: Keys, tensor: Tensor) -> Tensor:
-        if keys not in originals or originals[keys].dtype == tensor.dtype or keys[-1] == "step":
+        if keys not in originals or originals[keys].dtype == tensor.dtype or keys[-1:] == ("step",):
             return tensor
         return originals[keys].to(tensor.device)
 

@@ -168,7 +168,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
     step = getattr(trainer, name)
     before = vars(trainer).get(name)
 
-    def checked(batch: Any) -> StepResult:
+    def checked(batch: Any) -> Any:
         vars(trainer).pop(name)
         if before is not None:
             setattr(trainer, name, before)
@@ -178,15 +178,32 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         vars(trainer).update(dict.fromkeys(names, watched))
         try:
             with _torch_warnings(phase):
-                result: StepResult = step(batch)
+                result = step(batch)
         finally:
             trainer.calls_loss = watched.called
             vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
+        check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
         if phase == "training":
             trainer.saved_data.first_batch(batch, result)
         return result
 
     setattr(trainer, name, checked)
+
+
+def check_result(result: Any, step: str) -> None:
+    """Raise ConfigError unless a step returned a StepResult with a loss. step: its name, for the message."""
+    expected = "return StepResult(loss, outputs, targets)"
+    if not isinstance(result, StepResult):
+        returned = "nothing" if result is None else f"a {type(result).__name__}"
+        raise ConfigError(f"{step} returned {returned}; end it with: {expected}")
+    check_loss(result.loss, f"{step} returned a loss")
+
+
+def check_loss(loss: Any, what: str) -> None:
+    """Raise ConfigError unless a loss is a tensor with one number. what: begins the message."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        raise ConfigError(f"{what} of {found}; expected one number per batch, a tensor of shape ()")
 
 
 @contextmanager

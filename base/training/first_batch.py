@@ -22,7 +22,7 @@ from utils.text import listed
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
-FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 CANNOT_VIEW = "view size is not compatible"  # torch's message
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -48,9 +48,12 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
         return one_sample_error(error)
     if trainer.first_batch_passed:
         return error
+    if isinstance(error, AttributeError) and not user_line(error):
+        return error  # not in the user's code
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
     line = user_line(error) or f"  {format_error(error)}"
+    reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     if CANNOT_VIEW in str(error):
         return UserError(
             f"the first batch ({describe_batch(batch)}) failed: {error}\n{line}\n"
@@ -58,7 +61,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
             "x.flatten(1) or x.reshape(...) in place of x.view(...)."
         )
     return current().peer_failure(error) or UserError(
-        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {error}\n"
+        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n"
         f"{line}\nDo the shapes of data_loader, model and loss in the config match?{classes}"
     )
 

@@ -228,8 +228,11 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
             raise _Misfit((*keys, "params"), "the parameters do not match")
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own_form = not type(optimizer).__module__.startswith("torch.")  # may share values, or keep single tensors
     for index, values in saved.get("state", {}).items():
         keys = (name, "state", index)
+        if own_form and (isinstance(index, str) or not isinstance(values, Mapping)):
+            continue
         if type(index) is not int or not 0 <= index < len(parameters):
             raise _Misfit(keys, f"should have {len(parameters)} parameters")
         if not isinstance(values, Mapping):

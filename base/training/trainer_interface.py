@@ -9,6 +9,7 @@ from torch import Tensor
 
 from base.experiment import Experiment
 from base.metric import StepResult
+from base.training.broadcast import check_loss
 from base.training.optimizing import SeveralOptimizers
 from base.training.progress import Progress
 from logger.writers import Writer, Writers
@@ -100,8 +101,9 @@ class TrainerInterface(ABC):
         """Add the gradients of a loss of shape (), weighted by its fraction of the optimizer step and scaled for fp16.
 
         With accumulation or several processes, they are computed only when ``train_step`` returns, since the weight
-        depends on ``StepResult.count``.
+        depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
         """
+        check_loss(loss, "self.backward got a loss")
         self.calls_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.backward(loss)

@@ -47,6 +47,24 @@ class Precise(torch.optim.Optimizer):
                 parameter -= group["lr"] * own["sums"][0].float()
 
 
+class Shared(torch.optim.Optimizer):
+    """Follows the sign of the mean gradient: keeps one value for all parameters, and a tensor for each."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        shared = self.state["shared"]  # type: ignore[index]
+        shared["steps"] = shared.get("steps", 0) + 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                mean = self.state[parameter] if parameter in self.state else torch.zeros_like(parameter)
+                mean = torch.lerp(mean, parameter.grad, 1 / shared["steps"])
+                self.state[parameter] = mean
+                parameter -= group["lr"] * mean.sign()
+
+
 class SAM(torch.optim.Optimizer):
     """As it is widely copied: takes its steps by another optimizer."""
 
@@ -87,7 +105,7 @@ class SavedSAM(SAM):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, Precise, SAM, SavedSAM):
+    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, Precise, Shared, SAM, SavedSAM):
         yield
 
 
@@ -95,7 +113,7 @@ def _registered() -> Iterator[None]:
     ("model", "optimizer"),
     [
         *(("Double", name) for name in ("NAdam", "ASGD", "Adam")),
-        *(("TwoLayerNet", name) for name in ("Precise", "SavedSAM")),
+        *(("TwoLayerNet", name) for name in ("Precise", "Shared", "SavedSAM")),
     ],
 )
 def test_state_of_another_dtype_than_its_parameter_resumes_exactly(
