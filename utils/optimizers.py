@@ -89,7 +89,7 @@ class UnmarkedStep:
 
     Even with no profiler running, the marks take 12 to 20 us and 20 to 60 us of the two-layer net's 400 us per step. To
     remove this class, call the optimizer's own methods in utils/runtime.py, which are also called if something needs
-    the marks (a profiler, a hook, a scheduler before its first step) or torch has changed.
+    the marks (a profiler, a hook) or torch has changed.
     """
 
     @staticmethod
@@ -107,6 +107,7 @@ class UnmarkedStep:
         if not getattr(step, "hooked", False) or UnmarkedStep._is_watched(optimizer, step):
             optimizer.step(*closure)
             return
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
         unmarked = step.__wrapped__
         of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
         if compiler_is_imported() or not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
@@ -120,8 +121,10 @@ class UnmarkedStep:
     def _is_watched(optimizer: Optimizer, step: Any) -> bool:
         """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
         own = vars(optimizer)
-        if "step" in own and not (own.get("_opt_called") and getattr(own["step"], "__wrapped__", None) is step):
-            return True  # replaced by the user, or wrapped by a scheduler until the first step
+        replaced = own.get("step")
+        by_scheduler = getattr(replaced, "_wrapped_by_lr_sched", False) and getattr(replaced, "__wrapped__", 0) is step
+        if replaced is not None and not by_scheduler:
+            return True  # by the user
         return bool(
             getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
             or own.get("_optimizer_step_pre_hooks", True)
