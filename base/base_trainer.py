@@ -91,7 +91,7 @@ class BaseTrainer(EvaluationLoop):
         try:
             self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)
-            checkpoint.check_parts(self.stateful())
+            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
             self.state_dict()  # raises now if it could not be loaded
             self.outputs.observer.begin(self)
             while not self.finished():

@@ -18,7 +18,7 @@ from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.training.metrics import Metrics
-from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of
+from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of, unregistered_weights
 from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
@@ -50,7 +50,16 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
 
 
 def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
-    return construct(loaded, DATA_LOADERS, loaded.config.data_loader, ("data_loader",), BaseDataLoader)  # type: ignore[type-abstract]
+    return _data_loader(loaded, loaded.config.data_loader, ("data_loader",))
+
+
+def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> BaseDataLoader:
+    loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
+    if not hasattr(loader, "device_cache"):
+        raise loaded.error(
+            path, f"{component.type}.__init__ does not call super().__init__(batch_size=batch_size, ...)"
+        )
+    return loader
 
 
 def build_model(loaded: LoadedConfig) -> nn.Module:
@@ -64,6 +73,8 @@ def build_model(loaded: LoadedConfig) -> nn.Module:
             f"{listed(lazy)}. Give their input sizes, or call the model on zeros once in its constructor"
         )
         raise loaded.error(("model",), message)
+    if unregistered := unregistered_weights(model):
+        raise loaded.error(("model",), unregistered)
     for buffer in model.buffers():
         if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
             # an expanded buffer, whose elements share memory, cannot be loaded
@@ -134,8 +145,18 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     with isolated(loaded.config.seed, "trainer"):  # modules among its arguments are the same in training and testing
         args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
     args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
-    make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
-    return call(loaded, ("trainer",), settings.type, make, BaseTrainer)
+    kind = TRAINERS[settings.type]
+    signature = "(self, experiment, settings, *, ...)"
+    try:
+        inspect.signature(kind).bind(experiment, settings, **args)
+    except TypeError as error:
+        raise loaded.error(("trainer",), f"{settings.type}.__init__ should be {signature}: {error}") from error
+    make = functools.partial(kind, experiment, settings, **args)
+    trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
+    if not hasattr(trainer, "train_metrics"):
+        message = f"{settings.type}.__init__ does not call super().__init__(experiment, settings)"
+        raise loaded.error(("trainer",), message)
+    return trainer
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
@@ -180,7 +201,7 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
 
 def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, device: torch.device) -> Batches:
     """The held-out part of a separate data loader, or else its test data. device: where training runs."""
-    loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
+    loader = _data_loader(loaded, component, path)
     loader.device = device
 
     def make() -> Batches:
@@ -211,7 +232,12 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         make = functools.partial(component, **args)
         definitions[name] = metric.model_dump()
         if inspect.isclass(component):
-            library[name] = call(loaded, ("metrics", index), metric.type, make, object)
+            library[name] = made = call(loaded, ("metrics", index), metric.type, make, object)
+            if not isinstance(made, nn.Module):
+                message = (
+                    f"{metric.type} is a class; a metric is a function, or a class derived from torchmetrics.Metric"
+                )
+                raise loaded.error(("metrics", index), message)
         else:
             functions[name] = make
     return Metrics(

@@ -57,8 +57,13 @@ class Registry:
     _defined_in: dict[str, object] = field(default_factory=dict, init=False)
     """By name: in which execution of its file a component was defined."""
 
-    def register(self, component: T) -> T:
+    def register(self, component: T | None = None) -> T:
         """Add a class or function under its own name. Raises UserError if the name is taken."""
+        if component is None or not hasattr(component, "__name__"):
+            raise TypeError(
+                "register is used without parentheses, as in @MODELS.register; a config names the class or function "
+                "by its own name"
+            )
         name = component.__name__
         taken = self._own.get(name, component)
         execution = _execution_of(component)

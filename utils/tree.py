@@ -49,7 +49,17 @@ def tensors(nest: Any) -> Iterator[Tensor]:
 
 
 def describe_batch(batch: Any) -> str:
-    """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64"."""
-    shapes = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(batch)]
+    """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
+
+    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64".
+    """
+    shapes = list[str]()
+
+    def add(keys: Keys, tensor: Tensor) -> None:
+        name = ".".join(key for key in keys if isinstance(key, str))
+        shape = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        shapes.append(f"{name}: {shape}" if name else shape)
+
+    map_with_keys(add, batch)
     more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
     return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__

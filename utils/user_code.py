@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.paths import PROJECT
 
 # the template's own folders; a line there does not explain an error in the user's code
@@ -23,7 +24,9 @@ def where(component: Callable[..., Any]) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """An error's type and message in one paragraph."""
+    """An error's type and message in one paragraph; of a UserError, which says all, the message alone."""
+    if isinstance(error, UserError):
+        return str(error)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

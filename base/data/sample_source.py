@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from utils.errors import DataError
 from utils.global_generators import global_generators
 from utils.random import mix, mix_each
-from utils.tree import map_tensors
+from utils.tree import map_tensors, tensors
 
 FAR = 2**61 - 1
 """Difference between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and large, so that
@@ -60,6 +61,8 @@ class SampleSource:
                 if not moved:
                     return batch
                 self.drawn_from += moved
+        except Exception as error:
+            raise self._explained(error, numbers) from error
         finally:
             for name in self.drawn_from:
                 generators[name].restore(before[name])
@@ -80,6 +83,16 @@ class SampleSource:
         for generator in generators:
             generator.seed(mix(*key, draws[0], "collate"))
         return self.collate(samples)
+
+    def _explained(self, error: Exception, indices: list[int]) -> Exception:
+        """The error to raise for one that came up in loading a batch: names the sample that causes it, if any."""
+        name = type(self.dataset).__name__
+        for index in indices:
+            try:
+                self.dataset[index]
+            except Exception as again:
+                return sample_error(again, f"{name}: sample {index} cannot be read")
+        return collate_error(error, name, indices)
 
     def _moved(self, before: dict[str, Any]) -> list[str]:
         """The generators that are not seeded and that something was drawn from."""
@@ -126,6 +139,10 @@ def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] =
     """Data as a source of batches: a source itself, or anything map-style, with ``__getitem__`` and ``__len__``: a
     ``Dataset``, a list, a table from Hugging Face datasets. Raises DataError if it is neither.
     """
+    if isinstance(data, (tuple, dict)) and any(isinstance(part, Tensor) for part in tensors(data)):
+        raise DataError(
+            f"the data is a {type(data).__name__} of tensors; expected a data set: return TensorSource(inputs, targets)"
+        )
     methods = dir(type(data))
     if isinstance(data, Dataset) or {"__getitem__", "__len__"} <= set(methods):
         return SampleSource(cast("Dataset[Any]", data), collate)

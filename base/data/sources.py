@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from base.array_file import ArrayFile
+from base.data.errors import sample_error
 from base.data.sample_random import SampleRandom
 from utils.errors import DataError
+from utils.tree import describe_batch
 
 
 class Source(Protocol):
@@ -47,6 +49,9 @@ class TensorSource:
     ) -> None:
         if augment is not None and augment_pair is not None:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
+        for each in (inputs, targets):
+            if not isinstance(each, (Tensor, ArrayFile)):
+                raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; use torch.as_tensor(...)")
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs = inputs
@@ -67,12 +72,19 @@ class TensorSource:
             random.device = self.inputs.device
         inputs = _copy(self.inputs, indices)
         targets = _copy(self.targets, indices)
-        if self.augment is not None:
-            inputs = self.augment(inputs, random)
-        if self.augment_pair is not None:
-            inputs, targets = self.augment_pair(inputs, targets, random)
-        if self.transform is not None:
-            inputs = self.transform(inputs)
+        step = ""
+        try:
+            if self.augment is not None:
+                step = "augment"
+                inputs = self.augment(inputs, random)
+            if self.augment_pair is not None:
+                step = "augment_pair"
+                inputs, targets = self.augment_pair(inputs, targets, random)
+            if self.transform is not None:
+                step = "transform"
+                inputs = self.transform(inputs)
+        except Exception as error:
+            raise sample_error(error, f"{step} fails for a batch of {describe_batch([inputs, targets])}") from error
         return inputs, targets
 
     @property

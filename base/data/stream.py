@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
+from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
 from utils.global_generators import kept_generators
@@ -65,15 +66,23 @@ class StreamSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = as_tensor(indices).tolist()
+        name = type(self.samples).__name__
         with kept_generators():  # without workers, the model's dropout draws from the same generators
-            self._seek(numbers[0])
-            while self._position < numbers[0]:
-                self._read(random.key)
-            samples = []
-            for _ in numbers:
-                sample = self._read(random.key)
-                samples.append(sample if self.transform is None else self.transform(sample))
-        return (self.collate or default_collate)(samples), self._take_snapshot()
+            try:
+                self._seek(numbers[0])
+                while self._position < numbers[0]:
+                    self._read(random.key)
+                samples = []
+                for _ in numbers:
+                    sample = self._read(random.key)
+                    samples.append(sample if self.transform is None else self.transform(sample))
+            except Exception as error:
+                raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
+        try:
+            batch = (self.collate or default_collate)(samples)
+        except Exception as error:
+            raise collate_error(error, name, numbers) from error
+        return batch, self._take_snapshot()
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")

@@ -5,7 +5,7 @@ Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -177,7 +177,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         names = [name for name, value in vars(trainer).items() if value is loss]  # it may have other names too
         vars(trainer).update(dict.fromkeys(names, watched))
         try:
-            with _torch_warnings(phase):
+            with _torch_warnings(phase), _without_optimizer_steps(trainer, phase):
                 result = step(batch)
         finally:
             trainer.calls_loss = watched.called
@@ -190,6 +190,25 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
     setattr(trainer, name, checked)
 
 
+@contextmanager
+def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
+    """In training with one optimizer, raise ConfigError if a BaseTrainer's step takes an optimizer step itself."""
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError(
+            f"{type(trainer).__name__}.train_step calls optimizer.step(), which the base class does after each "
+            "train_step; leave it out, and optimizer.zero_grad() too"
+        )
+
+    watched = phase == "training" and not trainer.several_optimizers
+    hooks = [trainer.training.optimizer.register_step_pre_hook(refuse)] if watched else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def check_result(result: Any, step: str) -> None:
     """Raise ConfigError unless a step returned a StepResult with a loss. step: its name, for the message."""
     expected = "return StepResult(loss, outputs, targets)"
@@ -197,6 +216,13 @@ def check_result(result: Any, step: str) -> None:
         returned = "nothing" if result is None else f"a {type(result).__name__}"
         raise ConfigError(f"{step} returned {returned}; end it with: {expected}")
     check_loss(result.loss, f"{step} returned a loss")
+    if not isinstance(result.log, Mapping):
+        raise ConfigError(f"{step} returned a log of type {type(result.log).__name__}; expected a dict of values")
+    if isinstance(result.count, Tensor) and result.count.numel() != 1:
+        raise ConfigError(
+            f"{step} returned a count of shape {tuple(result.count.shape)}; expected one number, what the loss is "
+            "averaged over"
+        )
 
 
 def check_loss(loss: Any, what: str) -> None:

@@ -52,6 +52,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
         return error  # not in the user's code
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
+    as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     line = user_line(error) or f"  {format_error(error)}"
     reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     if CANNOT_VIEW in str(error):
@@ -62,7 +63,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
         )
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n"
-        f"{line}\nDo the shapes of data_loader, model and loss in the config match?{classes}"
+        f"{line}\nDo the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     )
 
 
@@ -125,7 +126,11 @@ def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
 
 def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
     """Likely mistakes in a first batch that ran without an error."""
-    warnings = (surplus_outputs(result, class_names), not_probabilities(result, criterion))
+    warnings = (
+        surplus_outputs(result, class_names),
+        not_probabilities(result, criterion),
+        softmax_before_cross_entropy(result, criterion),
+    )
     yield from filter(None, warnings)
 
 
@@ -212,6 +217,20 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
         f"{name} expects class probabilities, but these targets are not (range {float(targets.min()):.4g} to "
         f"{float(targets.max()):.4g}, one row sums to {float(sums[deviation.argmax()]):.4g}). "
         f"Class indices are int64 of shape (B,); {others}"
+    )
+
+
+def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
+    """A warning if a model's outputs, (B, C, ...), are probabilities, but the loss applies a softmax to them."""
+    outputs, name = result.outputs, name_of(criterion)
+    if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        return None
+    sums = outputs.detach().float().sum(1)  # (B, C, ...) -> (B, ...)
+    if outputs.shape[1] == 1 or bool((outputs < 0).any() | ((sums - 1).abs() > SUM_TOLERANCE).any()):
+        return None
+    return (
+        f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
+        "leave out its softmax"
     )
 
 

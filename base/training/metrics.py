@@ -165,7 +165,11 @@ class Metrics:
             raise ConfigError(
                 f'the trainer logs "{name}" of shape {tuple(value.shape)}; a logged value is a single number, shape ()'
             )
-        number = to_scalar(value.squeeze()) if isinstance(value, Tensor) else float(value)
+        try:
+            number = to_scalar(value.squeeze()) if isinstance(value, Tensor) else float(value)
+        except (TypeError, ValueError) as error:
+            kind = type(value).__name__
+            raise ConfigError(f'the trainer logs "{name}" of type {kind}; expected a number') from error
         self.means[name].add(number, factor=samples, weight=samples)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
@@ -176,10 +180,12 @@ class Metrics:
             self._check(outputs, targets)
         for name, function in self.functions.items():
             values = function(outputs, targets)  # (B,)
-            if values.shape != (samples,):
+            if not isinstance(values, Tensor) or values.shape != (samples,):
+                is_tensor = isinstance(values, Tensor)
+                got = f"shape {tuple(values.shape)}" if is_tensor else f"type {type(values).__name__}"
                 raise ConfigError(
-                    f'metrics: "{name}" returned shape {tuple(values.shape)} for {samples} samples; '
-                    f"a metric function returns one number per sample, shape ({samples},). "
+                    f'metrics: "{name}" returned {got} for {samples} samples; '
+                    f"a metric function returns one number per sample, a tensor of shape ({samples},). "
                     f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
                 )
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)

@@ -1,12 +1,12 @@
 """Which optimizer and parameter group trains each parameter, and which parameters are frozen in an epoch."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from base.training.loss import CountedLoss
 from utils.config.located_json import Problem
@@ -41,6 +41,43 @@ def parameters_of(model: nn.Module, loss: Any) -> Parameters:
     """All trainable parameters: the model's, and the loss's if it has any."""
     of_loss = module.named_parameters() if (module := stateful_loss(loss)) else ()
     return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss}}
+
+
+def unregistered_weights(model: nn.Module) -> str | None:
+    """A message about weights to train that torch does not know of, so that they would be neither trained nor saved.
+
+    They are in a plain list or dict of modules, or a tensor that is no ``nn.Parameter``.
+    """
+    known = set(map(id, model.parameters()))
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute == "_buffers":
+                continue
+            for part in _parts(value):
+                weights = part.parameters() if isinstance(part, nn.Module) else [part]
+                if all(id(weight) in known or not (weight.requires_grad and weight.is_leaf) for weight in weights):
+                    continue
+                where = ".".join(filter(None, (name, attribute)))
+                if part is value:
+                    return (
+                        f"{where} is a tensor to train, but not an nn.Parameter: it would be neither trained nor saved"
+                    )
+                container = "Dict" if isinstance(value, dict) else "List"
+                use = f"nn.Module{container}" if isinstance(part, nn.Module) else f"nn.Parameter{container}"
+                return (
+                    f"{where} is a plain {type(value).__name__} with a {type(part).__name__}, whose weights would be "
+                    f"neither trained nor saved; use {use}"
+                )
+    return None
+
+
+def _parts(value: Any) -> Iterator[nn.Module | Tensor]:
+    """The modules and tensors in a nest."""
+    if isinstance(value, (nn.Module, Tensor)):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _parts(item)
 
 
 def divide(

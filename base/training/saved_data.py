@@ -1,6 +1,6 @@
 """What a checkpoint records about the data set: a run must not resume with a different one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +11,7 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.text import count, listed
 
 MAX_HASHED = 10_000_000  # targets; takes 0.1 s
@@ -29,6 +29,8 @@ class SavedData:
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.num_samples = training.batches.num_samples
         names = data.class_names
+        if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+            raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
         self._facts: dict[str, Any] = {
             "training": self.num_samples,
             "validation": training.validation_samples,

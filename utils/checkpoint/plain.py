@@ -6,7 +6,7 @@ Anything else would be saved without an error and fail only on loading, so it is
 import copy
 import io
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,17 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def check_parts(parts: Mapping[str, Any]) -> None:
-    """Raise UserError if a part returns a state that it could not load."""
+def check_parts(parts: Mapping[str, Any], *, required: Collection[str] = ()) -> None:
+    """Raise UserError if a part returns a state that it could not load, or a required one is missing.
+
+    parts: what a trainer's ``stateful`` returned.
+    """
+    missing = [name for name in required if not isinstance(parts, Mapping) or name not in parts]
+    if missing:
+        raise UserError(
+            f"stateful() of the trainer does not return {', '.join(missing)}, so no run could resume; add to what the "
+            'base class returns: return {**super().stateful(), "name": part}'
+        )
     problems = []
     for name, part in parts.items():
         if not callable(getattr(part, "load_state_dict", None)):

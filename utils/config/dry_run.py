@@ -79,9 +79,10 @@ def _without_flaws(
         return None
     name, args = component
     wrong = {below[len(path) + 1] for below in flawed if below[: len(path) + 1] == (*path, "args")}
-    if any(known.default is known.empty for key, known in registry.parameters(name).items() if key in wrong):
+    args = {key: value for key, value in args.items() if key not in wrong}
+    if any(known.default is known.empty and key not in args for key, known in registry.parameters(name).items()):
         return None
-    return name, {key: value for key, value in args.items() if key not in wrong}
+    return name, args
 
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:

@@ -130,7 +130,7 @@ def test_a_batch_may_be_a_named_tuple(workers: int) -> None:
     assert isinstance(first, Pair)
     assert first.inputs.shape == (4, 3)
     assert second.labels["class"].tolist() == [4, 5]
-    assert describe_batch(first) == "(4, 3) float32, (4,) int64"
+    assert describe_batch(first) == "(4, 3) float32, class: (4,) int64"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

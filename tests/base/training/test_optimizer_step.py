@@ -113,9 +113,9 @@ def test_a_wrapper_that_a_user_put_around_the_step_is_called() -> None:
     @functools.wraps(SGD.step)
     def wrapper(*args: Any) -> None:
         seen.append(1)
-        SGD.step(made, *args)
+        SGD.step(made, *args)  # type: ignore[arg-type]
 
-    made.step = wrapper  # type: ignore[method-assign]
+    made.step = wrapper  # type: ignore[method-assign,assignment]
     for _ in range(2):
         UnmarkedStep.step(made)
     assert seen == [1, 1]

@@ -1,10 +1,11 @@
-"""Mistakes that a first step, loss or model of one's own often has: each ends with one message that names it."""
+"""Common mistakes in your own step, loss, metric or model: each ends with one message that names it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -13,7 +14,7 @@ from base.metric import StepResult
 from tests.helpers import temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
-from utils.registry import LOSSES, MODELS, TRAINERS
+from utils.registry import LOSSES, METRICS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -38,6 +39,52 @@ class ReturnsAFloat(Trainer):
     def train_step(self, batch: Any) -> Any:
         result = super().train_step(batch)
         return result._replace(loss=result.loss.item())  # type: ignore[arg-type]
+
+
+class LogsNothing(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)._replace(log=None)  # type: ignore[arg-type]
+
+
+class LogsText(Trainer):
+    logs = ("note",)
+
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)._replace(log={"note": "good"})  # type: ignore[dict-item]
+
+
+class CountsEach(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        return result._replace(count=torch.ones_like(result.targets))
+
+
+class StepsItself(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        self.training.optimizer.step()
+        return result
+
+
+class SavesOnlyItsOwn(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        return {"own": nn.Linear(1, 1)}
+
+
+class SavesNothing(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        super().stateful()
+        return None  # type: ignore[return-value]
+
+
+class WithoutSuper(Trainer):
+    def __init__(self, experiment: Any, settings: Any) -> None:
+        self.share = 0.5
+
+
+class WithoutExperiment(Trainer):
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
 
 
 class EvaluatesToNothing(Trainer):
@@ -66,9 +113,53 @@ class Asserts(nn.Module):
         return self.layer(inputs)  # type: ignore[no-any-return]
 
 
+class Hidden(nn.Module):
+    """With weights that torch does not find. kept: how."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        inner = nn.Module()
+        inner.kept = {  # type: ignore[assignment]
+            "list": [[nn.Linear(6, 6)]],
+            "dict": {"a": nn.Linear(6, 6)},
+            "parameters": [nn.Parameter(torch.ones(6))],
+            "tensor": torch.ones(6, requires_grad=True),
+            "known": [self.layer, *self.layer.parameters()],
+            "frozen": [nn.Linear(6, 6).requires_grad_(False), torch.ones(6)],
+            "computed": self.layer.weight * 1,
+        }[kept]
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs)  # type: ignore[no-any-return]
+
+
+class Softmaxed(Asserts):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).softmax(1)  # type: ignore[no-any-return]
+
+
 class Misspells(Asserts):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs)  # type: ignore[operator,no-any-return]
+
+
+def a_float(outputs: Tensor, targets: Tensor) -> Any:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def an_array(outputs: Tensor, targets: Tensor) -> Any:
+    return (outputs.argmax(1) == targets).numpy()
+
+
+def nothing(outputs: Tensor, targets: Tensor) -> None:
+    pass
+
+
+class NoMetric:
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).float()
 
 
 def several_values(outputs: Tensor, targets: Tensor) -> Any:
@@ -85,10 +176,11 @@ def each_sample(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    trainers = (ReturnsNothing, ReturnsTheLoss, ReturnsATuple, ReturnsAFloat, EvaluatesToNothing, EvaluatesEachSample)
+    own = (each for each in globals().values() if isinstance(each, type) and issubclass(each, Trainer))
     with (
-        temporarily(TRAINERS, *trainers, ExpectsADict),
-        temporarily(MODELS, Asserts, Misspells),
+        temporarily(TRAINERS, *(each for each in own if each is not Trainer)),
+        temporarily(MODELS, Asserts, Hidden, Softmaxed, Misspells),
+        temporarily(METRICS, a_float, an_array, nothing, NoMetric),
         temporarily(LOSSES, several_values, a_number, each_sample),
     ):
         yield
@@ -105,12 +197,20 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("ReturnsTheLoss", rf"ReturnsTheLoss.train_step returned a Tensor; {RETURN}"),
         ("ReturnsATuple", rf"ReturnsATuple.train_step returned a tuple; {RETURN}"),
         ("ReturnsAFloat", rf"ReturnsAFloat.train_step returned a loss of type float; {ONE_NUMBER}"),
+        ("LogsNothing", "LogsNothing.train_step returned a log of type NoneType; expected a dict"),
+        ("LogsText", 'the trainer logs "note" of type str; expected a number'),
+        ("CountsEach", r"CountsEach.train_step returned a count of shape \(8,\); expected one number"),
+        ("StepsItself", r"StepsItself.train_step calls optimizer.step\(\), which the base class does"),
+        ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
+        ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
+        ("WithoutSuper", r"json:\d+:\d+: trainer: WithoutSuper.__init__ does not call super\(\).__init__\(experiment"),
+        ("WithoutExperiment", r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\): too"),
         ("EvaluatesToNothing", rf"EvaluatesToNothing.eval_step returned nothing; {RETURN}"),
         ("EvaluatesEachSample", rf"EvaluatesEachSample.eval_step returned a loss of shape \(8,\); {ONE_NUMBER}"),
         ("ExpectsADict", r"KeyError: 'labels'\n  tests/base/training/test_own_step.py:\d+: return super\(\)"),
     ],
 )
-def test_what_a_step_returns_is_checked_once(fit: Fit, tmp_path: Path, trainer: str, message: str) -> None:
+def test_a_mistake_in_a_trainer_is_named(fit: Fit, tmp_path: Path, trainer: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(trainer={"type": trainer})
     assert not list(tmp_path.glob("saved/*/*"))
@@ -122,6 +222,53 @@ def test_what_a_step_returns_is_checked_once(fit: Fit, tmp_path: Path, trainer: 
 def test_a_loss_that_is_not_one_number_is_refused(fit: Fit, loss: str, found: str) -> None:
     with pytest.raises(UserError, match=rf"self.backward got a loss of {found}; {ONE_NUMBER}"):
         fit(loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ("list", "inner.kept is a plain list with a Linear, whose weights .* trained nor saved; use nn.ModuleList"),
+        ("dict", "inner.kept is a plain dict with a Linear, whose weights .*; use nn.ModuleDict"),
+        ("parameters", "inner.kept is a plain list with a Parameter, whose weights .*; use nn.ParameterList"),
+        ("tensor", "inner.kept is a tensor to train, but not an nn.Parameter"),
+    ],
+)
+def test_weights_that_would_not_be_trained_are_refused(fit: Fit, kept: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"config.json:\d+:\d+: model: {message}"):
+        fit(model={"type": "Hidden", "args": {"kept": kept}})
+
+
+@pytest.mark.parametrize("kept", ["known", "frozen", "computed"])
+def test_other_tensors_and_modules_may_be_kept_in_any_way(fit: Fit, kept: str) -> None:
+    assert fit(model={"type": "Hidden", "args": {"kept": kept}}).epochs == 2
+
+
+def test_a_softmax_before_cross_entropy_is_warned_about(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(model="Softmaxed")
+    assert capsys.readouterr().err.count("the model's outputs are probabilities, but cross_entropy applies a") == 1
+    fit(model="Softmaxed", loss="MultiMarginLoss")
+    fit()
+    assert "probabilities" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("a_float", r'"a_float" returned type float for 8 samples; .* one number per sample, a tensor of shape \(8,\)'),
+        ("an_array", '"an_array" returned type ndarray for 8 samples'),
+        ("nothing", '"nothing" returned type NoneType for 8 samples'),
+        ("NoMetric", "NoMetric is a class; a metric is a function, or a class derived from torchmetrics.Metric"),
+    ],
+)
+def test_a_metric_that_returns_no_tensor_is_refused(fit: Fit, metric: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(metrics=[metric])
+
+
+@pytest.mark.parametrize("name", [None, "Mine"])
+def test_register_with_parentheses_is_named(name: Any) -> None:
+    with pytest.raises(TypeError, match="register is used without parentheses, as in @MODELS"):
+        MODELS.register(*filter(None, [name]))
 
 
 @pytest.mark.parametrize(

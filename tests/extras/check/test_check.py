@@ -167,7 +167,11 @@ def made(kind: str) -> dict[str, Any]:
     ("keys", "line", "cause"),
     [
         (made("nan"), "batch         FAIL  inputs", "10 values are not finite"),
-        (made("broken"), "batch         FAIL  KeyError: 'label'", 'raise KeyError("label")'),
+        (
+            made("broken"),
+            "batch         FAIL  Broken: sample 15 cannot be read: KeyError: 'label'",
+            'raise KeyError("label")',
+        ),
         (made("constant"), "batch         FAIL  inputs", "all values are the same"),
         (made("unscaled"), "batch         note  inputs", "unscaled inputs"),
         (made("sorted"), "batch         note  targets", "sorted by class"),

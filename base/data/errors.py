@@ -1,0 +1,23 @@
+"""Errors in the code of a data set, with the sample that causes them."""
+
+from collections.abc import Sequence
+
+from utils.errors import DataError, UserError
+from utils.text import listed
+from utils.user_code import format_error_with_source
+
+
+def sample_error(error: Exception, what: str) -> Exception:
+    """The error to raise for one in a data set's own code. what: which sample, or how many."""
+    if isinstance(error, (UserError, MemoryError)):
+        return error
+    return DataError(f"{what}: {format_error_with_source(error)}")
+
+
+def collate_error(error: Exception, name: str, indices: Sequence[int]) -> Exception:
+    """The error to raise if samples cannot be made into a batch. name: of the data set."""
+    return sample_error(
+        error,
+        f"{name}: samples {listed([*map(str, indices)])} cannot be made into a batch. Return tensors or numbers of the "
+        "same shapes and dtypes, or define collate in the data loader",
+    )

@@ -1,0 +1,138 @@
+"""Common mistakes in your own data set or data loader: each ends with one message that names it and the sample."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from base.data import TensorSource
+from tests.helpers import temporarily
+from utils.errors import DataError, UserError
+from utils.registry import DATA_LOADERS
+
+Fit = Callable[..., train.Result]
+INPUTS, TARGETS = torch.arange(240.0).view(40, 6) / 240, torch.arange(40) % 3
+
+
+class Samples(Dataset[Any]):
+    """40 samples with a fault. fault: which."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        if self.fault == "corrupt" and index == 17:
+            raise OSError("image 17 is corrupt")
+        if self.fault == "sizes" and index == 17:
+            return torch.zeros(7), index % 3
+        if self.fault == "objects":
+            return object(), index % 3
+        if self.fault == "dict":
+            return {"values": INPUTS[index], "label": index % 3}
+        return INPUTS[index], index % 3
+
+
+class Lines(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        for index in range(400):
+            if index == 20:
+                raise ValueError("line 20 is malformed")
+            yield INPUTS[index], index % 3
+
+
+def without_attribute(inputs: Tensor, *_: Any) -> Tensor:
+    return inputs.scaled  # type: ignore[attr-defined,no-any-return]
+
+
+class OwnData(BaseDataLoader):
+    """fault: what is wrong."""
+
+    def __init__(self, *, fault: str, batch_size: int = 8, num_workers: int = 0) -> None:
+        if fault != "super":
+            super().__init__(batch_size=batch_size, num_workers=num_workers)
+        self.fault = fault
+
+    @property
+    def class_names(self) -> Any:  # type: ignore[override]
+        return 3 if self.fault == "names" else None
+
+    def training_data(self, *, augment: bool) -> Any:
+        data: dict[str, Callable[[], Any]] = {
+            "pair": lambda: (INPUTS, TARGETS),
+            "arrays": lambda: TensorSource(INPUTS.numpy(), np.arange(40) % 3),  # type: ignore[arg-type]
+            "transform": lambda: TensorSource(INPUTS, TARGETS, transform=without_attribute),
+            "augment": lambda: TensorSource(INPUTS, TARGETS, augment=without_attribute),
+            "lines": Lines,
+        }
+        return data.get(self.fault, lambda: Samples(self.fault))()
+
+    def test_data(self) -> Any:
+        return self.training_data(augment=False)
+
+
+class OwnCollate(OwnData):
+    def collate(self, samples: list[Any]) -> Any:
+        return samples[0].shape
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with temporarily(DATA_LOADERS, OwnData, OwnCollate):
+        yield
+
+
+HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("corrupt", rf"Samples: sample 17 cannot be read: OSError: image 17 is corrupt{HERE}raise OSError"),
+        ("sizes", r"Samples: samples [\d, ]+ and 3 more cannot be made into a batch. .*: RuntimeError: stack expects"),
+        (
+            "objects",
+            "Samples: samples .* cannot be made into a batch. .* define collate .*: TypeError: default_collate",
+        ),
+        ("pair", r"args: the data is a tuple of tensors; expected a data set: return TensorSource\(inputs, targets\)"),
+        ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; use torch.as_tensor.*{HERE}"),
+        ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
+        ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
+        ("names", "OwnData.class_names is 3; expected a list of names, or None"),
+        ("super", r"data_loader: OwnData.__init__ does not call super\(\).__init__\(batch_size=batch_size, ...\)"),
+    ],
+)
+def test_a_mistake_in_the_data_is_named(fit: Fit, fault: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(data_loader={"type": "OwnData", "args": {"fault": fault}})
+
+
+def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:
+    with pytest.raises(DataError, match=rf"Samples: samples .* AttributeError: 'tuple' .*{HERE}return samples"):
+        fit(data_loader={"type": "OwnCollate", "args": {"fault": ""}})
+
+
+def test_a_sample_of_a_stream_that_cannot_be_read_is_named(fit: Fit) -> None:
+    with pytest.raises(DataError, match=rf"Lines: sample 20 cannot be read: ValueError: line 20 is malformed{HERE}"):
+        fit("trainer.steps_per_epoch=5", data_loader={"type": "OwnData", "args": {"fault": "lines"}}, trainer={})
+
+
+@pytest.mark.slow
+def test_a_sample_that_a_worker_cannot_read_is_named(fit: Fit) -> None:
+    with pytest.raises(DataError, match=rf"Samples: sample 17 cannot be read: OSError: image 17 is corrupt{HERE}"):
+        fit(data_loader={"type": "OwnData", "args": {"fault": "corrupt", "num_workers": 2}})
+
+
+def test_the_parts_of_a_batch_that_is_a_dict_are_named(fit: Fit) -> None:
+    with pytest.raises(
+        UserError, match=r"\(values: \(8, 6\) float32, label: \(8,\) int64\) failed [^$]* is a dict: train"
+    ):
+        fit(data_loader={"type": "OwnData", "args": {"fault": "dict"}})
