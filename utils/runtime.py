@@ -1,6 +1,6 @@
 """Device, precision, compilation and processes, hidden from the training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,6 +38,15 @@ def pick_device(name: str) -> torch.device:
             f'runtime.device: "{name}" is out of range; this machine has {torch.accelerator.device_count()}'
         )
     return torch.device(name)
+
+
+def _with_forward(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, or if it only holds parts, as a GAN's two nets: those, whose forward the trainer calls."""
+    if type(model).forward is not nn.Module.forward:
+        yield model
+        return
+    for part in model.children():
+        yield from _with_forward(part)
 
 
 class Runtime:
@@ -81,8 +90,8 @@ class Runtime:
                 if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
                     tensor.data = tensor.data.to(memory_format=torch.channels_last)  # faster convolutions
         if mode := self.settings.compile:
-            # in place: keeps the names in checkpoints
-            model.compile(mode=mode if isinstance(mode, str) else None)
+            for part in _with_forward(model):
+                part.compile(mode=mode if isinstance(mode, str) else None)  # in place: keeps the names in checkpoints
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """The model as called in training: with several processes, wrapped to average gradients."""

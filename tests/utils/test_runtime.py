@@ -47,6 +47,15 @@ def test_a_model_is_compiled_in_the_mode_of_the_config(
     assert seen == [{"mode": mode}]
 
 
+def test_the_parts_of_a_model_without_forward_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: seen.append(self))
+    model = nn.Module()  # as of a GAN, whose trainer calls its nets
+    model.generator, model.others = nn.Sequential(nn.Linear(1, 1)), nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+    Runtime(RuntimeConfig(device="cpu", compile=True)).prepare(model)
+    assert seen == [model.generator, *model.others]
+
+
 CONVOLUTIONS: dict[str, Any] = {
     "data_loader": {
         "type": "RandomTensorLoader",
