@@ -226,6 +226,8 @@ def lenet(
 def main(job: str, folder: Path, data_dir: str = "data", device: str = "cpu") -> None:
     if job == "two-layer":
         two_layer(folder, device, epochs=4, steps=500)
+    elif job == "two-layer, 10,000 steps":
+        two_layer(folder, device, epochs=4, steps=2500)
     elif job == "lenet":
         lenet(folder, data_dir, device, batch=64, held_out=5000, log_every=50)
     elif job in ("batch 512", "batch 4096"):

@@ -229,9 +229,9 @@ def flipped(images: Tensor, masks: Tensor) -> Batch:
 
 
 def resnet_job() -> Job:
-    model, data = resnet18().to(DEVICE).to(memory_format=torch.channels_last), photographs(896)
+    model, data = resnet18().to(DEVICE).to(memory_format=torch.channels_last), photographs(3_200)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    train = in_memory(data, 128, 896, 64, normalized, shuffle=True)
+    train = in_memory(data, 128, 3_200, 64, normalized, shuffle=True)
     return Job(
         model, F.cross_entropy, optimizer, train, in_memory(data, 0, 128, 64, normalized, shuffle=False), Accuracy()
     )
@@ -250,9 +250,9 @@ def gpt_job() -> Job:
 
 
 def segmentation_job() -> Job:
-    model, data = SmallUNet().to(DEVICE).to(memory_format=torch.channels_last), discs(2_112)
+    model, data = SmallUNet().to(DEVICE).to(memory_format=torch.channels_last), discs(8_256)
     optimizer = torch.optim.Adam(model.parameters(), 0.005, fused=True)
-    train = in_memory(data, 64, 2_112, 16, flipped, shuffle=True)
+    train = in_memory(data, 64, 8_256, 16, flipped, shuffle=True)
     validation = in_memory(data, 0, 64, 16, as_they_are, shuffle=False)
 
     def loss(outputs: Tensor, masks: Tensor) -> Tensor:
@@ -273,12 +273,12 @@ def epoch_end_job() -> Job:
     return Job(model, F.cross_entropy, optimizer, train, validation, Accuracy(), epochs=10)
 
 
-def loaded(dataset: Dataset[Any], model: nn.Module, *, batch: int = 64, workers: int = 0) -> Job:
+def loaded(dataset: Dataset[Any], model: nn.Module, *, batch: int = 64, workers: int = 0, epochs: int = 1) -> Job:
     """A user's data set, by torch's DataLoader."""
     model.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=True)
     loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers)
-    return Job(model, F.cross_entropy, optimizer, lambda: loader, None, Accuracy())
+    return Job(model, F.cross_entropy, optimizer, lambda: loader, None, Accuracy(), epochs=epochs)
 
 
 JOBS: dict[str, Callable[[], Job]] = {
@@ -287,6 +287,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "segmentation": segmentation_job,
     "epoch end": epoch_end_job,
     "rows": lambda: loaded(Rows(40_000), SmallNet()),
+    "rows, 5 epochs": lambda: loaded(Rows(40_000), SmallNet(), epochs=5),
     "rows, batch 16": lambda: loaded(Rows(40_000), SmallNet(), batch=16),
     "rows, 2 workers": lambda: loaded(Rows(40_000), SmallNet(), workers=2),
     "photographs": lambda: loaded(Photographs(6_000), LeNet()),
