@@ -34,7 +34,7 @@ class Layer:
 
 @dataclass
 class Trace:
-    """The arguments of the model's first call, its latest outputs, and what each layer returned."""
+    """The arguments and outputs of the model's latest call, and what each layer returned."""
 
     arguments: tuple[Any, ...] | None = None
     keywords: dict[str, Any] = field(default_factory=dict)
@@ -48,9 +48,8 @@ class Trace:
         return [layer.row(name) for name, layer in self.layers.items()]
 
     def take_arguments(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self.arguments is None:
-            self.arguments = arguments
-            self.keywords = keywords
+        self.arguments = arguments
+        self.keywords = keywords
 
     def take_outputs(self, _: nn.Module, __: Any, outputs: Any) -> None:
         self.outputs = outputs

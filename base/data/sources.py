@@ -51,7 +51,11 @@ class TensorSource:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
         for each in (inputs, targets):
             if not isinstance(each, (Tensor, ArrayFile)):
-                raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; use torch.as_tensor(...)")
+                nested = isinstance(each, (dict, tuple))
+                remedy = (
+                    "return a data set of samples (input, targets) instead" if nested else "use torch.as_tensor(...)"
+                )
+                raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; {remedy}")
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs = inputs

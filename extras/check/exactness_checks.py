@@ -3,6 +3,8 @@ random generator. docs/exactness.md gives the remedies.
 """
 
 import copy
+import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,8 +109,9 @@ class _Saved:
             buffer.data_ptr() for part in self.parts if isinstance(part, nn.Module) for buffer in part.buffers()
         }
         further = [state for name, state in zip(trainer.stateful(), states, strict=True) if name not in _PARTS]
-        self.tensors = list(tensors(further))
-        self.values = list(_leaves(further))
+        leaves = list(_leaves(_content(further, copied=False)))
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.values = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
 
     def has(self, value: Any) -> bool:
         """Whether a part contains this value, or an equal one."""
@@ -116,9 +119,13 @@ class _Saved:
             return True
         if isinstance(value, nn.Module):
             return all(self._has_tensor(tensor) for tensor in (*value.parameters(), *value.buffers()))
-        leaves = list(_leaves(_content(value)))
-        plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        return all(map(self._has_tensor, tensors(value))) and all(leaf in self.values for leaf in plain)
+        return all(map(self._has_leaf, _leaves(_content(value, copied=False))))
+
+    def _has_leaf(self, leaf: Any) -> bool:
+        if isinstance(leaf, Tensor):
+            return self._has_tensor(leaf)
+        # a NumPy generator's integers of 128 bits can only be saved as text
+        return leaf in self.values or str(leaf) in self.values
 
     def _has_tensor(self, tensor: Tensor) -> bool:
         if not tensor.numel() or tensor.data_ptr() in self.pointers:
@@ -135,22 +142,32 @@ def _trains(value: Any) -> bool:
     return isinstance(value, nn.Module) and any(parameter.requires_grad for parameter in value.parameters())
 
 
-def _content(value: Any) -> Any:
-    """A copy of all tensors and plain values in an object; None for anything else."""
+def _content(value: Any, *, copied: bool = True) -> Any:
+    """All tensors and plain values in an object; None for anything else."""
+    value = _state(value)
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, nn.Module):
-        return _content([*value.parameters(), *value.buffers()])
+        return value.detach().clone() if copied else value.detach()
     if isinstance(value, dict):
-        return {key: _content(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_content(item) for item in value]
+        return {key: _content(item, copied=copied) for key, item in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [_content(item, copied=copied) for item in value]
+    return value if isinstance(value, (int, float, str, bool)) else None
+
+
+def _state(value: Any) -> Any:
+    """The state of a module, array, generator or any other object that has one; anything else unchanged."""
+    if isinstance(value, nn.Module):
+        return [*value.parameters(), *value.buffers()]
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biufc" else None
-    if isinstance(value, (int, float, str, bool)):
-        return value
-    state = getattr(value, "state_dict", None)
-    return _content(state()) if callable(state) else None
+        return torch.from_numpy(value) if value.dtype.kind in "biufc" else None
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, random.Random):
+        return value.getstate()
+    state = None if isinstance(value, type) else getattr(value, "state_dict", None)
+    return state() if callable(state) else value
 
 
 def _leaves(content: Any) -> Iterator[Any]:

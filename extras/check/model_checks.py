@@ -32,8 +32,12 @@ def check_independence(model: nn.Module, trace: Trace) -> CheckResult:
     arguments = trace.arguments or ()
     count = _samples(trace)
     if count is None or count < 2:
-        text = f"{NOT_TESTED}: the first dimension of the outputs is not the batch"
-        return CheckResult("independence", "note", text)
+        why = "the batch has only one sample"
+        if trace.outputs is None:
+            why = "eval_step does not call the model itself"
+        elif count is None:
+            why = "the first dimension of the model's inputs differs from that of its outputs"
+        return CheckResult("independence", "note", f"{NOT_TESTED}: {why}")
 
     kept = min(count, 8)
     differentiable = any(tensor.is_floating_point() and len(tensor) == count for tensor in tensors(arguments))

@@ -32,6 +32,7 @@ from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
+from utils.checkpoint import check_parts
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
@@ -103,6 +104,7 @@ class _Check:
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
+        check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
         trainer.prepare_epoch(0)
         # metrics are checked separately
         trainer.train_metrics = Metrics(

@@ -69,6 +69,7 @@ class OwnData(BaseDataLoader):
         data: dict[str, Callable[[], Any]] = {
             "pair": lambda: (INPUTS, TARGETS),
             "arrays": lambda: TensorSource(INPUTS.numpy(), np.arange(40) % 3),  # type: ignore[arg-type]
+            "targets": lambda: TensorSource(INPUTS, {"class": TARGETS}),  # type: ignore[arg-type]
             "transform": lambda: TensorSource(INPUTS, TARGETS, transform=without_attribute),
             "augment": lambda: TensorSource(INPUTS, TARGETS, augment=without_attribute),
             "lines": Lines,
@@ -104,6 +105,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ),
         ("pair", r"args: the data is a tuple of tensors; expected a data set: return TensorSource\(inputs, targets\)"),
         ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; use torch.as_tensor.*{HERE}"),
+        ("targets", rf"TensorSource takes tensors, got dict; return a data set of samples \(input, targets\).*{HERE}"),
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("names", "OwnData.class_names is 3; expected a list of names, or None"),

@@ -85,6 +85,18 @@ class Growing(SmallSamples):
         return _Brightened(super().training_data(augment=augment), self)
 
 
+class Changed(Growing):
+    """Images that the trainer makes brighter."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+
+class Changing(Trainer):
+    def begin_epoch(self, epoch: int) -> None:
+        self.experiment.data.epoch = epoch  # type: ignore[attr-defined]
+
+
 class _Brightened(torch.utils.data.Dataset[Any]):
     def __init__(self, data: Any, loader: Growing) -> None:
         self.data, self.loader = data, loader
@@ -99,7 +111,7 @@ class _Brightened(torch.utils.data.Dataset[Any]):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, Warming, Wrong, Still, Showing), temporarily(DATA_LOADERS, Growing):
+    with temporarily(TRAINERS, Warming, Wrong, Still, Showing, Changing), temporarily(DATA_LOADERS, Growing, Changed):
         yield
 
 
@@ -133,7 +145,7 @@ def test_a_trainer_changes_with_the_epoch_and_resumes_exactly(fit: Fit, tmp_path
 def test_pictures_and_texts_are_in_tensorboard_once(fit: Fit, tmp_path: Path) -> None:
     run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
     images, texts = shown(run)
-    assert [step for step, _ in images] == [5, 5, 10, 10]  # two batches of each validation
+    assert [step for step, _ in images] == [5, 10]  # of the first of the two batches of each validation
     assert texts == [(0, b"**0.1**"), (5, b"**0.2**")]
     assert shown(resumed_in_mid_epoch(run, tmp_path, 8)) == (images, texts)
 
@@ -174,3 +186,15 @@ def test_a_data_loader_changes_with_the_epoch_for_validation_too(fit: Fit) -> No
     ]
     assert logged[0] == logged[1]
     assert "val_loss" in logged[0][1]
+
+
+def test_workers_see_what_a_trainer_changes_in_the_data(fit: Fit) -> None:
+    logged = [
+        lines(fit("trainer.type=Changing", "metrics=[]", data_loader=data, model="LeNet").run_dir)
+        for data in (
+            {"type": "Growing", "args": {"batch_size": 8}},
+            {"type": "Changed", "args": {"batch_size": 8}},
+            {"type": "Changed", "args": {"batch_size": 8, "num_workers": 1}},
+        )
+    ]
+    assert logged[0] == logged[1] == logged[2]
