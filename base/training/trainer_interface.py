@@ -41,6 +41,7 @@ class TrainerInterface(ABC):
         """Whether ``backward`` was called."""
         self.progress = Progress()
         self._shown: Writer = Writers({})  # receives pictures and texts: nowhere in a test or a check
+        self._pictured: dict[str, int] = {}  # the step of the last picture of each tag
         self.several_optimizers: SeveralOptimizers | None = None
         """Set if there are several optimizers."""
         self.waits_for_count = False
@@ -74,11 +75,16 @@ class TrainerInterface(ABC):
         """
 
     def picture(self, tag: str, images: Tensor) -> None:
-        """Show images, such as samples of a generator, in TensorBoard: in the model's form, (B, C, H, W)."""
+        """Show images, such as samples of a generator, in TensorBoard: in the model's form, (B, C, H, W).
+
+        Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
+        """
         pictures = self.experiment.data.pictures(images.detach().cpu())
         if pictures is None:
             raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
-        self._shown.images(self.progress.steps, tag, pictures)
+        if self._pictured.get(tag) != self.progress.steps:
+            self._pictured[tag] = self.progress.steps
+            self._shown.images(self.progress.steps, tag, pictures)
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, such as a language model's output, in TensorBoard."""
@@ -87,11 +93,11 @@ class TrainerInterface(ABC):
     @contextmanager
     def showing(self, writer: Writer) -> Iterator[None]:
         """Inside the block, send pictures and texts to this writer. Not used where a step is only tried."""
-        before, self._shown = self._shown, writer
+        before, self._shown, self._pictured = (self._shown, self._pictured), writer, {}
         try:
             yield
         finally:
-            self._shown = before
+            self._shown, self._pictured = before
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The configured precision, for the forward pass and the loss."""
