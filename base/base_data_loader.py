@@ -234,7 +234,8 @@ class BaseDataLoader(ABC):
 
         May be called twice for the same epoch. The first epoch is 1.
 
-        Use it to change what depends on the epoch, such as the image size. Worker processes are then restarted.
+        Use it to change what depends on the epoch, such as the image size. Worker processes are then restarted, after
+        the trainer's ``begin_epoch``, which may change the data set too; define this then, even if it does nothing.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

@@ -85,6 +85,18 @@ class Growing(SmallSamples):
         return _Brightened(super().training_data(augment=augment), self)
 
 
+class Changed(Growing):
+    """Images that the trainer makes brighter."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+
+class Changing(Trainer):
+    def begin_epoch(self, epoch: int) -> None:
+        self.experiment.data.epoch = epoch  # type: ignore[attr-defined]
+
+
 class _Brightened(torch.utils.data.Dataset[Any]):
     def __init__(self, data: Any, loader: Growing) -> None:
         self.data, self.loader = data, loader
@@ -99,7 +111,7 @@ class _Brightened(torch.utils.data.Dataset[Any]):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, Warming, Wrong, Still, Showing), temporarily(DATA_LOADERS, Growing):
+    with temporarily(TRAINERS, Warming, Wrong, Still, Showing, Changing), temporarily(DATA_LOADERS, Growing, Changed):
         yield
 
 
@@ -174,3 +186,15 @@ def test_a_data_loader_changes_with_the_epoch_for_validation_too(fit: Fit) -> No
     ]
     assert logged[0] == logged[1]
     assert "val_loss" in logged[0][1]
+
+
+def test_workers_see_what_a_trainer_changes_in_the_data(fit: Fit) -> None:
+    logged = [
+        lines(fit("trainer.type=Changing", "metrics=[]", data_loader=data, model="LeNet").run_dir)
+        for data in (
+            {"type": "Growing", "args": {"batch_size": 8}},
+            {"type": "Changed", "args": {"batch_size": 8}},
+            {"type": "Changed", "args": {"batch_size": 8, "num_workers": 1}},
+        )
+    ]
+    assert logged[0] == logged[1] == logged[2]
