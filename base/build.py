@@ -300,6 +300,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
     import_compiler_late()
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
+    if not hasattr(optimizer, "defaults"):
+        raise loaded.error(at, f"{component.type}.__init__ does not call super().__init__(params, defaults)")
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
             there = ", ".join(sorted(optimizer.defaults))

@@ -88,5 +88,6 @@ def call(
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise loaded.error(path, f"{name} should return a {names}, but returns {type(built).__name__}")
+        article = "an" if names[0] in "AEIOU" else "a"
+        raise loaded.error(path, f"{name} should return {article} {names}, but returns {type(built).__name__}")
     return built

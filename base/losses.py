@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
+from base.training.broadcast import check_loss
 from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
-from base.training.parameters import loss_module, stateful_loss
+from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.random import seed_generators
 from utils.registry import LOSSES
@@ -45,6 +46,8 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
     loss: Loss
     if inspect.isclass(function):
         module = construct(loaded, LOSSES, component, at, nn.Module)
+        if unregistered := unregistered_weights(module):
+            raise loaded.error(at, unregistered)
         loss, reduction = module.to(device), getattr(module, "reduction", "mean")
     else:
         args = arguments_of(loaded, LOSSES, component.type, component.args, (*at, "args"))
@@ -105,6 +108,7 @@ class LossSum(nn.Module):
         for name, loss in self.losses.items():
             part = _part(targets, name)
             values[name] = loss(_part(outputs, name), part)
+            check_loss(values[name], f"the loss {name} returned a value")
             count = last_count(loss)
             if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
                 count = None  # every target counts: the mean is over samples

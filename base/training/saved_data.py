@@ -38,6 +38,11 @@ class SavedData:
             "targets": _hash(training.batches),
         }
         self._input_facts = data.input_facts()
+        if not isinstance(self._input_facts, Mapping):
+            kind = type(self._input_facts).__name__
+            raise ConfigError(
+                f"{self.name}.input_facts returned type {kind}; expected a dict of plain values and tensors"
+            )
         self._first_batch: dict[str, Any] | None = None
 
     def first_batch(self, batch: Any, result: StepResult) -> None:

@@ -1,6 +1,7 @@
 """Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange
+from base.data.errors import sample_error
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.observer import Observer
@@ -39,7 +41,9 @@ class EvaluationStats(Observer):
     classification: Classification | None = None
     regression: Regression | None = None
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, *, warn: Callable[[str], None] | None = None) -> None:
+        """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError."""
+        self.warn = warn
         self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = _name(experiment.criterion)
         self.supervised = getattr(experiment, "supervised", True)
@@ -61,10 +65,23 @@ class EvaluationStats(Observer):
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
             probabilities = as_probabilities(result.outputs, given=self._given)
-            show = shows(self.data, batch, len(result.targets))
+            show = self._tolerant(shows(self.data, batch, len(result.targets)))
             self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), show)
         elif self.regression is not None:
             self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
+
+    def _tolerant(self, show: Show) -> Show:
+        def shown(rows: Counts) -> Tensor | None:
+            try:
+                return show(rows)
+            except DataError as error:
+                if self.warn is None:
+                    raise
+                warn, self.warn = self.warn, lambda _: None
+                warn(f"mistakes are shown without pictures: {error}")
+                return None
+
+        return shown
 
     def end_evaluation(self) -> None:
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
@@ -113,7 +130,11 @@ def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
         if not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
             return None
-        pictures = data.pictures(inputs.detach()[torch.from_numpy(rows)].cpu())
+        chosen = inputs.detach()[torch.from_numpy(rows)].cpu()
+        try:
+            pictures = data.pictures(chosen)
+        except Exception as error:
+            raise sample_error(error, f"{type(data).__name__}.pictures fails") from error
         if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
             got = describe_batch(pictures)
             raise DataError(f"{type(data).__name__}.pictures returns {got}; expected (B, H, W, 1 or 3) uint8")

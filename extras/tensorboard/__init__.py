@@ -25,7 +25,7 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
     text: the config as in the run's folder.
     """
     report = find_extra("report")
-    stats = report.EvaluationStats(experiment) if report else None
+    stats = report.EvaluationStats(experiment, warn=experiment.console.warn) if report else None
     if not isinstance(events, EventWriter):
         return stats or Observer()
     if stats is None and config.trainer.pictures_every != 0:

@@ -56,14 +56,20 @@ def without_attribute(inputs: Tensor, *_: Any) -> Tensor:
 class OwnData(BaseDataLoader):
     """fault: what is wrong."""
 
-    def __init__(self, *, fault: str, batch_size: int = 8, num_workers: int = 0) -> None:
+    def __init__(self, *, fault: str, batch_size: int = 8, validation_split: int = 0, num_workers: int = 0) -> None:
         if fault != "super":
-            super().__init__(batch_size=batch_size, num_workers=num_workers)
+            super().__init__(batch_size=batch_size, validation_split=validation_split, num_workers=num_workers)
         self.fault = fault
 
     @property
     def class_names(self) -> Any:  # type: ignore[override]
         return 3 if self.fault == "names" else None
+
+    def input_facts(self) -> Any:
+        return [0.5] if self.fault == "facts" else {}
+
+    def pictures(self, inputs: Tensor) -> Any:
+        return inputs.scaled if self.fault == "pictures" else None  # type: ignore[attr-defined]
 
     def training_data(self, *, augment: bool) -> Any:
         data: dict[str, Callable[[], Any]] = {
@@ -109,12 +115,21 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("names", "OwnData.class_names is 3; expected a list of names, or None"),
+        ("facts", "OwnData.input_facts returned type list; expected a dict"),
         ("super", r"data_loader: OwnData.__init__ does not call super\(\).__init__\(batch_size=batch_size, ...\)"),
     ],
 )
 def test_a_mistake_in_the_data_is_named(fit: Fit, fault: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(data_loader={"type": "OwnData", "args": {"fault": fault}})
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_pictures_that_fail_do_not_end_a_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"type": "OwnData", "args": {"fault": "pictures", "validation_split": 8}}
+    assert fit(data_loader=data).epochs == 2
+    said = capsys.readouterr().err
+    assert said.count("mistakes are shown without pictures: OwnData.pictures fails: AttributeError") == 1
 
 
 def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:

@@ -14,7 +14,7 @@ from base.metric import StepResult
 from tests.helpers import temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
-from utils.registry import LOSSES, METRICS, MODELS, TRAINERS
+from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -162,6 +162,17 @@ class NoMetric:
         return (outputs.argmax(1) == targets).float()
 
 
+class HiddenScale(nn.Module):
+    """A loss with a weight that torch does not find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = [nn.Parameter(torch.ones(3))]
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.scales[0] * outputs, targets)
+
+
 def several_values(outputs: Tensor, targets: Tensor) -> Any:
     return {"cross_entropy": F.cross_entropy(outputs, targets)}
 
@@ -181,7 +192,7 @@ def _registered() -> Iterator[None]:
         temporarily(TRAINERS, *(each for each in own if each is not Trainer)),
         temporarily(MODELS, Asserts, Hidden, Softmaxed, Misspells),
         temporarily(METRICS, a_float, an_array, nothing, NoMetric),
-        temporarily(LOSSES, several_values, a_number, each_sample),
+        temporarily(LOSSES, several_values, a_number, each_sample, HiddenScale),
     ):
         yield
 
@@ -236,6 +247,28 @@ def test_a_loss_that_is_not_one_number_is_refused(fit: Fit, loss: str, found: st
 def test_weights_that_would_not_be_trained_are_refused(fit: Fit, kept: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"config.json:\d+:\d+: model: {message}"):
         fit(model={"type": "Hidden", "args": {"kept": kept}})
+
+
+def test_weights_of_a_loss_that_would_not_be_trained_are_refused(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"json:\d+:\d+: loss: scales is a plain list with a Parameter"):
+        fit(loss="HiddenScale")
+
+
+def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit) -> None:
+    with pytest.raises(UserError, match=rf"the loss own returned a value of type dict; {ONE_NUMBER}"):
+        fit(loss={"own": {"type": "several_values"}, "other": {"type": "cross_entropy"}})
+
+
+def test_an_optimizer_without_super_is_named(fit: Fit) -> None:
+    class Unfinished(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float = 0.1) -> None:
+            self.lr = lr
+
+    with (
+        temporarily(OPTIMIZERS, Unfinished),
+        pytest.raises(UserError, match=r"optimizer: Unfinished.__init__ does not call super\(\).__init__\(params"),
+    ):
+        fit(optimizer={"type": "Unfinished", "args": {"lr": 0.1}})
 
 
 @pytest.mark.parametrize("kept", ["known", "frozen", "computed"])
