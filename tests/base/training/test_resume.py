@@ -407,6 +407,10 @@ def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
     sizes = {"in_features": 6, "hidden_features": 5, "out_features": 3}
     with temporarily(MODELS, halver(0.1)):
         run = fit("trainer.epochs=1", model={"type": "Halver", "args": sizes}).run_dir
+    without = type("Halver", (TwoLayerNet,), {"__module__": __name__})
+    says = r"model.args.factor: was 0.1, now nothing\n"
+    with temporarily(MODELS, without), pytest.raises(ConfigError, match=says):
+        train.main(["-r", str(run), "trainer.epochs=2"])
     with temporarily(MODELS, halver(0.5)):
         with pytest.raises(
             ConfigError, match=r"model.args.factor: was 0.1, now 0.5\nTo resume .* into .*config.json\. "
