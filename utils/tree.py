@@ -55,10 +55,11 @@ def describe_batch(batch: Any) -> str:
     """
     shapes = list[str]()
 
-    def add(keys: Keys, tensor: Tensor) -> None:
+    def add(keys: Keys, tensor: Tensor) -> Tensor:
         name = ".".join(key for key in keys if isinstance(key, str))
         shape = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         shapes.append(f"{name}: {shape}" if name else shape)
+        return tensor  # some named tuples, such as a PackedSequence, look at what they are made of
 
     map_with_keys(add, batch)
     more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []

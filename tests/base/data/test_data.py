@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
@@ -131,6 +131,11 @@ def test_a_batch_may_be_a_named_tuple(workers: int) -> None:
     assert first.inputs.shape == (4, 3)
     assert second.labels["class"].tolist() == [4, 5]
     assert describe_batch(first) == "(4, 3) float32, class: (4,) int64"
+
+
+def test_a_packed_sequence_is_described() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)])
+    assert describe_batch({"words": packed}) == "words: (5,) float32, words: (3,) int64"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
