@@ -13,7 +13,7 @@ from base.data.sample_random import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
-from base.training.parameters import loss_module
+from base.training.parameters import loss_module, modules_and_tensors
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
@@ -166,11 +166,12 @@ def without_backward(trainer: Any) -> str | None:
 def untrained_parameters(trainer: Any) -> str | None:
     """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
     trained = {id(parameter) for parameter in trainer.training.parameters}
-    modules = {"model": trainer.experiment.model}
-    modules |= {name: part for name, part in vars(trainer).items() if isinstance(part, nn.Module) and name != "model"}
+    attributes = {**vars(trainer), "model": trainer.experiment.model}
+    modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
     names = [
         f"{name}.{inner}"
-        for name, module in modules.items()
+        for name, module in modules
+        if isinstance(module, nn.Module)
         for inner, parameter in module.named_parameters()
         # a trainer's own frozen model has no gradients
         if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)

@@ -53,7 +53,7 @@ def unregistered_weights(model: nn.Module) -> str | None:
         for attribute, value in vars(module).items():
             if attribute == "_buffers":
                 continue
-            for part in _parts(value):
+            for part in modules_and_tensors(value):
                 weights = part.parameters() if isinstance(part, nn.Module) else [part]
                 if all(id(weight) in known or not (weight.requires_grad and weight.is_leaf) for weight in weights):
                     continue
@@ -71,13 +71,13 @@ def unregistered_weights(model: nn.Module) -> str | None:
     return None
 
 
-def _parts(value: Any) -> Iterator[nn.Module | Tensor]:
-    """The modules and tensors in a nest."""
+def modules_and_tensors(value: Any) -> Iterator[nn.Module | Tensor]:
+    """The modules and tensors in a value: itself, or those in a list, tuple or dict."""
     if isinstance(value, (nn.Module, Tensor)):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _parts(item)
+            yield from modules_and_tensors(item)
 
 
 def divide(

@@ -55,9 +55,25 @@ class LateTrainer(Trainer):
         return StepResult(loss, outputs, targets)
 
 
+class ListTrainer(LateTrainer):
+    """Keeps its layer in a list."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.scales = [self.scale]
+        del self.scale
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.scales[0](self.model(inputs))
+        loss = self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, AveragedTrainer, Thawing, LateTrainer), temporarily(MODELS, Frozen):
+    with temporarily(TRAINERS, AveragedTrainer, Thawing, LateTrainer, ListTrainer), temporarily(MODELS, Frozen):
         yield
 
 
@@ -98,5 +114,7 @@ def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.Cap
     fit("trainer.type=LateTrainer", model={"type": "Frozen"})
     expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so they never"
     assert expected in capsys.readouterr().err
+    fit("trainer.type=ListTrainer", model={"type": "Frozen"})
+    assert expected.replace("scale", "scales") in capsys.readouterr().err
     fit(model={"type": "Frozen"})
     assert "no optimizer has" not in capsys.readouterr().err
