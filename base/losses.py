@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
+from base.training.broadcast import check_loss
 from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
 from base.training.parameters import loss_module, stateful_loss
 from utils.config import LoadedConfig
@@ -105,6 +106,7 @@ class LossSum(nn.Module):
         for name, loss in self.losses.items():
             part = _part(targets, name)
             values[name] = loss(_part(outputs, name), part)
+            check_loss(values[name], f'the loss "{name}" returned a value')
             count = last_count(loss)
             if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
                 count = None  # every target counts: the mean is over samples
