@@ -156,7 +156,17 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     if not hasattr(trainer, "train_metrics"):
         message = f"{settings.type}.__init__ does not call super().__init__(experiment, settings)"
         raise loaded.error(("trainer",), message)
+    _check_begin_epoch(loaded, ("trainer",), trainer)
+    _check_begin_epoch(loaded, ("data_loader",), experiment.data)
     return trainer
+
+
+def _check_begin_epoch(loaded: LoadedConfig, at: KeyPath, component: BaseTrainer | BaseDataLoader) -> None:
+    try:
+        inspect.signature(component.begin_epoch).bind(1)
+    except TypeError as error:
+        message = f"{type(component).__name__}.begin_epoch should be (self, epoch): {error}"
+        raise loaded.error(at, message) from error
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:

@@ -19,10 +19,9 @@ from base.initial_weights import load_weights
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
-from utils.arguments import shortened
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import Problem, config_error, dotted
-from utils.config.resume import Change, changes, saved_changes
+from utils.config.resume import Change, changes, saved_changes, shown
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
@@ -180,7 +179,7 @@ def _refuse_former_defaults(loaded: LoadedConfig, since: Sequence[Change], folde
     if not former:
         return
     lines = "\n".join(
-        f"  {dotted(change.path)}: was {shortened(change.before)}, now {shortened(change.after)}" for change in former
+        f"  {dotted(change.path)}: was {shown(change.before)}, now {shown(change.after)}" for change in former
     )
     raise ConfigError(
         "the config omits arguments that had other values when this run began (their defaults have changed, or they "

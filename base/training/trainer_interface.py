@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.broadcast import check_loss
@@ -75,7 +76,7 @@ class TrainerInterface(ABC):
 
     def picture(self, tag: str, images: Tensor) -> None:
         """Show images, such as samples of a generator, in TensorBoard: in the model's form, (B, C, H, W)."""
-        pictures = self.experiment.data.pictures(images.detach().cpu())
+        pictures = pictures_of(self.experiment.data, images)
         if pictures is None:
             raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
         self._shown.images(self.progress.steps, tag, pictures)

@@ -13,6 +13,7 @@ from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
 from logger.writers import EventWriter, text
+from utils.errors import DataError
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.text import one_line
@@ -117,6 +118,8 @@ class Board(Observer):
     def _draw(self, trainer: BaseTrainer, drawn: "Iterable[Summary]") -> None:
         try:
             self._write(trainer.progress.steps, drawn)
+        except DataError:
+            raise  # from the user's code, which the first of these pictures shows
         except Exception as error:  # a missing library or a broken font must not cost an epoch
             trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
 

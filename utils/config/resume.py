@@ -33,7 +33,7 @@ class Change:
 
     def __str__(self) -> str:
         """As in "optimizer.args.lr 0.01 -> 0.5"."""
-        return f"{dotted(self.path)} {_shown(self.before)} -> {_shown(self.after)}"
+        return f"{dotted(self.path)} {shown(self.before)} -> {shown(self.after)}"
 
     def concerns(self, other: "Change") -> bool:
         """Whether another change is of the same value, of a part of it, or of the component that it belongs to."""
@@ -42,7 +42,7 @@ class Change:
 
     def refusal(self, epoch_steps: int) -> Problem | None:
         """Why the change is refused after this many steps of an epoch; None if it is allowed."""
-        values = f"this run has {_shown(self.before)}, got {_shown(self.after)}"
+        values = f"this run has {shown(self.before)}, got {shown(self.after)}"
         if self.rule is OnResume.REFUSED:
             return Problem(self.path, f"cannot change when a run is resumed: {values}")
         if self.rule is OnResume.BETWEEN_EPOCHS and epoch_steps:
@@ -165,7 +165,8 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a change, for a message."""
     if value is _MISSING:
         return "nothing"
     return shortened(value.model_dump() if isinstance(value, BaseModel) else value)

@@ -66,6 +66,11 @@ class StepsItself(Trainer):
         return result
 
 
+class BeginsWithoutNumber(Trainer):
+    def begin_epoch(self) -> None:  # type: ignore[override]
+        pass
+
+
 class StepsItsOwnOptimizer(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         result = super().train_step(batch)
@@ -227,6 +232,10 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         (
             "StepsItsOwnOptimizer",
             "train_step steps an optimizer of its own, but the config's optimizer trains the same",
+        ),
+        (
+            "BeginsWithoutNumber",
+            r"json:\d+:\d+: trainer: BeginsWithoutNumber.begin_epoch should be \(self, epoch\): too",
         ),
         ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
