@@ -4,7 +4,7 @@
 gets ``StepBatches``. A batch goes from a position in the data to the ranges of the following batches, the sample
 indices of each range, and the source's data for them.
 
-batches         ``Batches``: which samples make up which batch, as a function of (seed, pass, position), and loading them
+batches         ``Batches``: which samples make up which batch, by (seed, pass, position), and loading them
 sources         a data set that returns whole batches: tensors in memory, arrays on disk
 sample_source   any map-style Dataset, loaded sample by sample
 orders          the order of samples in a pass: shuffled, weighted, by length
