@@ -310,6 +310,9 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
     import_compiler_late()
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
+    if "lr" not in optimizer.defaults and any("lr" not in group for group in optimizer.param_groups):
+        message = f'{component.type} has no "lr" in its defaults: super().__init__(params, {{"lr": lr}})'
+        raise loaded.error(at, message)
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
             there = ", ".join(sorted(optimizer.defaults))

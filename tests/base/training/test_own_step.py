@@ -14,7 +14,7 @@ from base.metric import StepResult
 from tests.helpers import temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
-from utils.registry import LOSSES, METRICS, MODELS, TRAINERS
+from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -342,6 +342,22 @@ def test_an_attribute_missing_in_the_template_keeps_its_traceback(fit: Fit, monk
     monkeypatch.delattr("utils.runtime.Runtime.to_device")
     with pytest.raises(AttributeError):
         fit()
+
+
+class WithoutRate(torch.optim.Optimizer):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def test_an_optimizer_without_a_rate_is_named(fit: Fit) -> None:
+    with (
+        temporarily(OPTIMIZERS, WithoutRate),
+        pytest.raises(UserError, match=r'json:\d+:\d+: optimizer: WithoutRate has no "lr" in its defaults: super\(\)'),
+    ):
+        fit(optimizer="WithoutRate")
 
 
 def test_a_loss_of_shape_1_is_one_number(fit: Fit) -> None:
