@@ -283,6 +283,9 @@ class BaseTrainer(EvaluationLoop):
         lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
+        if self.several_optimizers and progress.epochs == 1:
+            for warning in self.several_optimizers.idle_warnings():
+                self.console.warn(warning)
         self.training.move_schedules(monitored)
         self.outputs.observer.end_epoch(self, values)
         self.train_metrics.reset()

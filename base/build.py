@@ -156,7 +156,17 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     if not hasattr(trainer, "train_metrics"):
         message = f"{settings.type}.__init__ does not call super().__init__(experiment, settings)"
         raise loaded.error(("trainer",), message)
+    _check_begin_epoch(loaded, ("trainer",), trainer)
+    _check_begin_epoch(loaded, ("data_loader",), experiment.data)
     return trainer
+
+
+def _check_begin_epoch(loaded: LoadedConfig, at: KeyPath, component: BaseTrainer | BaseDataLoader) -> None:
+    try:
+        inspect.signature(component.begin_epoch).bind(1)
+    except TypeError as error:
+        message = f"{type(component).__name__}.begin_epoch should be (self, epoch): {error}"
+        raise loaded.error(at, message) from error
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
@@ -302,6 +312,9 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
     if not hasattr(optimizer, "defaults"):
         raise loaded.error(at, f"{component.type}.__init__ does not call super().__init__(params, defaults)")
+    if "lr" not in optimizer.defaults and any("lr" not in group for group in optimizer.param_groups):
+        message = f'{component.type} has no "lr" in its defaults: super().__init__(params, {{"lr": lr}})'
+        raise loaded.error(at, message)
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
             there = ", ".join(sorted(optimizer.defaults))

@@ -108,7 +108,7 @@ class LossSum(nn.Module):
         for name, loss in self.losses.items():
             part = _part(targets, name)
             values[name] = loss(_part(outputs, name), part)
-            check_loss(values[name], f"the loss {name} returned a value")
+            check_loss(values[name], f'the loss "{name}" returned a value')
             count = last_count(loss)
             if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
                 count = None  # every target counts: the mean is over samples

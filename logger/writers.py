@@ -306,7 +306,8 @@ class Writers(Writer):
         self._each(lambda name, writer: writer.sync())
 
     def state_dict(self) -> dict[str, Any]:
-        self._states |= self._each(lambda name, writer: writer.state_dict())  # a failed writer keeps its last state
+        # a failed writer keeps its last state
+        self._states |= self._each(lambda name, writer: _checked(writer.state_dict()))
         return dict(self._states)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
@@ -343,6 +344,13 @@ class Writers(Writer):
                 _length({"bytes": length})
             if not isinstance(states[name].get("file", ""), str):
                 raise CheckpointError(f"invalid checkpoint: name of a log file: {states[name]['file']!r:.80}")
+
+
+def _checked(state: Any) -> dict[str, Any]:
+    """A writer's state. Raises TypeError if it is something else, from which no run could resume."""
+    if not isinstance(state, dict):
+        raise TypeError(f"state_dict() returned {type(state).__name__}; expected a dict")
+    return state
 
 
 def _whole_lines(path: Path, length: int) -> int:

@@ -69,11 +69,11 @@ class Registry:
         execution = _execution_of(component)
         if taken.__module__ != component.__module__:
             raise UserError(
-                f"two {self.kind}s are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
+                f"two {self._plural()} are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
         if taken is not component and execution and execution is self._defined_in.get(name):
             file = f"{component.__module__.replace('.', '/')}.py"
-            raise UserError(f"two {self.kind}s in {file} are called {name}; rename one of them")
+            raise UserError(f"two {self._plural()} in {file} are called {name}; rename one of them")
         self._own[name] = component
         self._defined_in[name] = execution
         return component
@@ -143,9 +143,11 @@ class Registry:
         for key, module in list(sys.modules.items()):
             item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
             if callable(item) and item.__module__ == key and id(item) not in registered:
-                plural = f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
-                return f"{where(item)} defines it: put @{plural.replace(' ', '_').upper()}.register above it"
+                return f"{where(item)} defines it: put @{self._plural().replace(' ', '_').upper()}.register above it"
         return ""
+
+    def _plural(self) -> str:
+        return f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """The arguments a config can give to a registered component, by name."""

@@ -4,12 +4,15 @@
 gets ``StepBatches``. A batch goes from a position in the data to the ranges of the following batches, the sample
 indices of each range, and the source's data for them.
 
-batches         ``Batches``: which samples make up which batch, as a function of (seed, pass, position), and loading
-them sources         a data set that returns whole batches: tensors in memory, arrays on disk sample_source   any
-map-style Dataset, loaded sample by sample orders          the order of samples in a pass: shuffled, weighted, by length
-stream          data that can only be read sequentially sample_random   random numbers for augmentation, as a function
-of (seed, pass, sample index) workers         processes that load batches in the background images/         small colour
-images: folders, decoding, cache, augmentation
+batches         ``Batches``: which samples make up which batch, by (seed, pass, position), and loading them
+sources         a data set that returns whole batches: tensors in memory, arrays on disk
+sample_source   any map-style Dataset, loaded sample by sample
+orders          the order of samples in a pass: shuffled, weighted, by length
+stream          data that can only be read sequentially
+sample_random   random numbers for augmentation, as a function of (seed, pass, sample index)
+workers         processes that load batches in the background
+pictures        pictures of model inputs, checked
+images/         small colour images: folders, decoding, cache, augmentation
 
 ``ArrayFile`` (base/array_file.py) is an array on disk that replaces a tensor in a ``TensorSource``.
 """

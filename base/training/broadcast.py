@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Size, Tensor, broadcast_shapes, dist
 from torch.nn import functional as F  # noqa: N812
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from base.metric import StepResult
@@ -192,21 +193,30 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
 
 @contextmanager
 def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
-    """In training with one optimizer, raise ConfigError if a BaseTrainer's step takes an optimizer step itself."""
+    """In training with one optimizer, raise ConfigError if a BaseTrainer's step also steps its parameters itself."""
+    if phase != "training" or trainer.several_optimizers:
+        yield
+        return
+    trained = set(map(id, trainer.training.parameters))
 
-    def refuse(*_: Any) -> None:
-        raise ConfigError(
-            f"{type(trainer).__name__}.train_step calls optimizer.step(), which the base class does after each "
-            "train_step; leave it out, and optimizer.zero_grad() too"
-        )
+    def refuse(optimizer: Optimizer, *_: Any) -> None:
+        step = f"{type(trainer).__name__}.train_step"
+        if optimizer is trainer.training.optimizer:
+            raise ConfigError(
+                f"{step} calls optimizer.step(), which the base class does after each train_step; leave it out, and "
+                "optimizer.zero_grad() too"
+            )
+        if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"]):
+            raise ConfigError(
+                f"{step} steps an optimizer of its own, but the config's optimizer trains the same parameters after "
+                "each train_step; leave it out, or name several optimizers in the config (docs/training.md)"
+            )
 
-    watched = phase == "training" and not trainer.several_optimizers
-    hooks = [trainer.training.optimizer.register_step_pre_hook(refuse)] if watched else []
+    hook = register_optimizer_step_pre_hook(refuse)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def check_result(result: Any, step: str) -> None:

@@ -1,8 +1,8 @@
 """Metrics of torchmetrics, which need not be means over samples."""
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,8 @@ class LibraryMetric:
         self.parts = _parts(metric)
 
     def compute(self) -> float:
-        try:
+        with self._naming_errors("cannot be computed"):
             value = self.metric.compute()
-        except Exception as error:  # from a library or the user's code
-            if isinstance(error, UserError) or current().peer_failure(error):
-                raise
-            raise ConfigError(
-                f'metrics: "{self.name}" cannot be computed: {format_error_with_source(error)}\n'
-                "Change its arguments, or remove it from the config."
-            ) from error
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
         if isinstance(value, (int, float)):
@@ -62,13 +55,27 @@ class LibraryMetric:
             check_same_shape(what, phase, outputs.shape, targets.shape)
         own = not type(copy).__module__.startswith("torchmetrics.")
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
-            with NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
+            refused = self._naming_errors("does not accept these outputs and targets")
+            with refused, NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
                 copy.update(outputs, targets)
             try:
                 trial.compute()
             except ConfigError:
                 copy.update(outputs, targets)  # some need two samples, but the batch may have one
                 trial.compute()
+
+    @contextmanager
+    def _naming_errors(self, what: str) -> Iterator[None]:
+        """Raise ConfigError with the name of the metric for an error of a library or the user's code."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or current().peer_failure(error):
+                raise
+            raise ConfigError(
+                f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
+                "Change its arguments, or remove it from the config."
+            ) from error
 
     def reset(self) -> None:
         for part in self.parts.values():

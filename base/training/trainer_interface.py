@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.broadcast import check_loss
@@ -79,7 +80,7 @@ class TrainerInterface(ABC):
 
         Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
         """
-        pictures = self.experiment.data.pictures(images.detach().cpu())
+        pictures = pictures_of(self.experiment.data, images)
         if pictures is None:
             raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
         if self._pictured.get(tag) != self.progress.steps:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.images.folder import SUFFIXES
+from base.data.pictures import pictures_of
 from base.load_run import load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.predict.arrays import Unreadable
@@ -225,7 +226,7 @@ class Run:
         left = MOST - len(self.shown)
         if left <= 0:
             return
-        pictures = self.predictor.data.pictures(inputs[:left].cpu()) if isinstance(inputs, Tensor) else None
+        pictures = pictures_of(self.predictor.data, inputs[:left]) if isinstance(inputs, Tensor) else None
         if pictures is None:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]

@@ -169,6 +169,8 @@ def _prepared(prepare: Prepare, raw: Any) -> Any:
     except Exception as error:  # any error: Pillow raises many types, and so may the user's code
         name = "" if type(error).__name__ in ("ValueError", "DecompressionBombError") else f"{type(error).__name__}: "
         return f"{name}{error}"
+    if value is None:
+        return "prepare_input returned nothing"
     return f"prepare_input returned the string {value!r:.40}" if isinstance(value, str) else value
 
 

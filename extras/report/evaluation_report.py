@@ -53,7 +53,8 @@ class EvaluationReport(EvaluationStats):
 
     def begin_evaluation(self, samples: int) -> None:
         super().begin_evaluation(samples)
-        self.files = files = self.data.test_names()
+        names = self.data.test_names()
+        self.files = files = None if names is None else [str(name) for name in names]
         if files is not None and len(files) != samples:
             name = type(self.data).__name__
             raise DataError(f"{name}.test_names gives {len(files):,} names for {samples:,} test samples")

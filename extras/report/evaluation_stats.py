@@ -9,14 +9,13 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange
-from base.data.errors import sample_error
+from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.observer import Observer
 from extras.report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
 from extras.report.regression import Regression
 from utils.errors import DataError
-from utils.tree import describe_batch
 
 MOST_CLASSES = 1000
 """With more classes, there is no confusion matrix: its size is quadratic."""
@@ -130,15 +129,7 @@ def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
         if not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
             return None
-        chosen = inputs.detach()[torch.from_numpy(rows)].cpu()
-        try:
-            pictures = data.pictures(chosen)
-        except Exception as error:
-            raise sample_error(error, f"{type(data).__name__}.pictures fails") from error
-        if pictures is not None and (pictures.dtype != torch.uint8 or pictures.shape[3:] not in ((1,), (3,))):
-            got = describe_batch(pictures)
-            raise DataError(f"{type(data).__name__}.pictures returns {got}; expected (B, H, W, 1 or 3) uint8")
-        return pictures
+        return pictures_of(data, inputs.detach()[torch.from_numpy(rows)])
 
     return show
 

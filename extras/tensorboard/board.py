@@ -13,6 +13,7 @@ from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
 from logger.writers import EventWriter, text
+from utils.errors import DataError
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.text import one_line
@@ -118,6 +119,8 @@ class Board(Observer):
         try:
             self._write(trainer.progress.steps, drawn)
         except Exception as error:  # a missing library or a broken font must not cost an epoch
+            if isinstance(error, DataError) and not trainer.progress.steps:
+                raise  # from the user's code, before anything is lost
             trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
 
     def _write(self, step: int, written: "Iterable[Summary]") -> None:

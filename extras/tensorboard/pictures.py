@@ -8,6 +8,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
+from base.data.pictures import pictures_of
 from extras.tensorboard.summaries import image, pr_curve
 from logger.writers import image_grid
 
@@ -25,7 +26,7 @@ MOST_CURVES = 20
 def training(data: BaseDataLoader, batch: Any) -> Iterator[Summary]:
     """The first images of a training batch as the model gets them, with normalisation undone."""
     inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    shown = data.pictures(inputs[:GRID].cpu()) if isinstance(inputs, Tensor) else None
+    shown = pictures_of(data, inputs[:GRID]) if isinstance(inputs, Tensor) else None
     if shown is not None and len(shown):
         yield image_grid("images/training", shown)
 

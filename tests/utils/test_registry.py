@@ -55,12 +55,12 @@ def test_a_public_name_that_does_not_exist_is_not_offered(monkeypatch: pytest.Mo
 
 def test_two_components_of_one_name_in_one_file_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    registry = Registry("thing")
+    registry = Registry("loss")
     monkeypatch.setitem(__import__("sys").modules, "a_registry", types.SimpleNamespace(registry=registry))
     file = tmp_path / "things.py"
     define = "from a_registry import registry\n@registry.register\ndef accuracy(): return {}\n"
     file.write_text(define.format(1) + define.format(2))
-    with pytest.raises(UserError, match=r"^two things in things.py are called accuracy; rename one of them"):
+    with pytest.raises(UserError, match=r"^two losses in things.py are called accuracy; rename one of them"):
         importlib.import_module("things")
     registry.unregister("accuracy")
     file.write_text(define.format(3))

@@ -1,6 +1,7 @@
 """Common mistakes in your own data set or data loader: each ends with one message that names it and the sample."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import TensorSource
+from tests.conftest import load_script
 from tests.helpers import temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS
@@ -91,9 +93,29 @@ class OwnCollate(OwnData):
         return samples[0].shape
 
 
+class OwnPictures(OwnData):
+    """Of inputs that are images."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(INPUTS.view(40, 1, 2, 3), TARGETS)
+
+    def pictures(self, inputs: Tensor) -> Any:
+        return inputs.scaled if self.fault == "attribute" else list(inputs)  # type: ignore[attr-defined]
+
+
+class OwnNames(OwnData):
+    def test_names(self) -> Any:
+        return (index for index in range(40))
+
+
+class OwnEpoch(OwnData):
+    def begin_epoch(self) -> None:  # type: ignore[override]
+        pass
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, OwnData, OwnCollate):
+    with temporarily(DATA_LOADERS, OwnData, OwnCollate, OwnPictures, OwnNames, OwnEpoch):
         yield
 
 
@@ -129,12 +151,39 @@ def test_pictures_that_fail_do_not_end_a_run(fit: Fit, capsys: pytest.CaptureFix
     data = {"type": "OwnData", "args": {"fault": "pictures", "validation_split": 8}}
     assert fit(data_loader=data).epochs == 2
     said = capsys.readouterr().err
-    assert said.count("mistakes are shown without pictures: OwnData.pictures fails: AttributeError") == 1
+    assert said.count("mistakes are shown without pictures: OwnData.pictures failed: AttributeError") == 1
 
 
 def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:
     with pytest.raises(DataError, match=rf"Samples: samples .* AttributeError: 'tuple' .*{HERE}return samples"):
         fit(data_loader={"type": "OwnCollate", "args": {"fault": ""}})
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("attribute", rf"pictures failed: AttributeError: .*{HERE}return inputs"),
+        ("list", "pictures returns type list; expected"),
+    ],
+)
+def test_pictures_that_are_none_end_the_run_before_its_first_step(
+    fit: Fit, tmp_path: Path, fault: str, message: str
+) -> None:
+    data = {"type": "OwnPictures", "args": {"fault": fault}}
+    with pytest.raises(DataError, match=rf"OwnPictures.{message}"):
+        fit("trainer.tensorboard=true", "trainer.pictures_every=null", data_loader=data)
+    assert not list(tmp_path.glob("saved/*/*"))
+
+
+def test_names_of_test_samples_may_be_any_iterable(fit: Fit) -> None:
+    run = fit(data_loader={"type": "OwnNames", "args": {"fault": ""}}).run_dir
+    load_script("test").main(["-r", str(run)])
+    assert (run / "test" / "predictions.csv").read_text().splitlines()[-1].startswith("39,39,")
+
+
+def test_a_begin_epoch_without_its_argument_is_named(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"json:\d+:\d+: data_loader: OwnEpoch.begin_epoch should be \(self, epoch\)"):
+        fit(data_loader={"type": "OwnEpoch", "args": {"fault": ""}})
 
 
 def test_a_sample_of_a_stream_that_cannot_be_read_is_named(fit: Fit) -> None:

@@ -66,6 +66,34 @@ class StepsItself(Trainer):
         return result
 
 
+class BeginsWithoutNumber(Trainer):
+    def begin_epoch(self) -> None:  # type: ignore[override]
+        pass
+
+
+class StepsItsOwnOptimizer(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        torch.optim.SGD(self.model.parameters(), lr=0.1).step()
+        return result
+
+
+class StepsForItsProbe(Trainer):
+    """With an optimizer of its own for a module that the config's optimizer does not train."""
+
+    def __init__(self, experiment: Any, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.probe = nn.Linear(3, 1)
+        self.own = torch.optim.SGD(self.probe.parameters(), lr=0.1)
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        self.own.zero_grad()
+        self.probe(result.outputs.detach()).mean().backward()
+        self.own.step()
+        return result
+
+
 class SavesOnlyItsOwn(Trainer):
     def stateful(self) -> dict[str, Any]:
         return {"own": nn.Linear(1, 1)}
@@ -212,6 +240,14 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("LogsText", 'the trainer logs "note" of type str; expected a number'),
         ("CountsEach", r"CountsEach.train_step returned a count of shape \(8,\); expected one number"),
         ("StepsItself", r"StepsItself.train_step calls optimizer.step\(\), which the base class does"),
+        (
+            "StepsItsOwnOptimizer",
+            "train_step steps an optimizer of its own, but the config's optimizer trains the same",
+        ),
+        (
+            "BeginsWithoutNumber",
+            r"json:\d+:\d+: trainer: BeginsWithoutNumber.begin_epoch should be \(self, epoch\): too",
+        ),
         ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("WithoutSuper", r"json:\d+:\d+: trainer: WithoutSuper.__init__ does not call super\(\).__init__\(experiment"),
@@ -227,12 +263,24 @@ def test_a_mistake_in_a_trainer_is_named(fit: Fit, tmp_path: Path, trainer: str,
     assert not list(tmp_path.glob("saved/*/*"))
 
 
+def test_a_trainer_may_step_an_optimizer_for_other_parameters(fit: Fit) -> None:
+    assert fit("trainer.type=StepsForItsProbe").epochs == 2
+
+
 @pytest.mark.parametrize(
     ("loss", "found"), [("several_values", "type dict"), ("a_number", "type float"), ("each_sample", r"shape \(8,\)")]
 )
 def test_a_loss_that_is_not_one_number_is_refused(fit: Fit, loss: str, found: str) -> None:
     with pytest.raises(UserError, match=rf"self.backward got a loss of {found}; {ONE_NUMBER}"):
         fit(loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"), [("several_values", "type dict"), ("a_number", "type float"), ("each_sample", r"shape \(8,\)")]
+)
+def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit, loss: str, found: str) -> None:
+    with pytest.raises(UserError, match=rf'the loss "second" returned a value of {found}; {ONE_NUMBER}'):
+        fit(loss={"first": "cross_entropy", "second": loss})
 
 
 @pytest.mark.parametrize(
@@ -252,11 +300,6 @@ def test_weights_that_would_not_be_trained_are_refused(fit: Fit, kept: str, mess
 def test_weights_of_a_loss_that_would_not_be_trained_are_refused(fit: Fit) -> None:
     with pytest.raises(UserError, match=r"json:\d+:\d+: loss: scales is a plain list with a Parameter"):
         fit(loss="HiddenScale")
-
-
-def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit) -> None:
-    with pytest.raises(UserError, match=rf"the loss own returned a value of type dict; {ONE_NUMBER}"):
-        fit(loss={"own": {"type": "several_values"}, "other": {"type": "cross_entropy"}})
 
 
 def test_an_optimizer_without_super_is_named(fit: Fit) -> None:
@@ -298,6 +341,14 @@ def test_a_metric_that_returns_no_tensor_is_refused(fit: Fit, metric: str, messa
         fit(metrics=[metric])
 
 
+def test_a_library_metric_that_refuses_the_batch_is_named(fit: Fit) -> None:
+    metric = {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 5}, "name": "f1"}
+    with pytest.raises(
+        UserError, match=r'metrics: "f1" does not accept these outputs and targets: ValueError: If `preds'
+    ):
+        fit(metrics=["accuracy", metric])
+
+
 @pytest.mark.parametrize("name", [None, "Mine"])
 def test_register_with_parentheses_is_named(name: Any) -> None:
     with pytest.raises(TypeError, match="register is used without parentheses, as in @MODELS"):
@@ -319,6 +370,22 @@ def test_an_attribute_missing_in_the_template_keeps_its_traceback(fit: Fit, monk
     monkeypatch.delattr("utils.runtime.Runtime.to_device")
     with pytest.raises(AttributeError):
         fit()
+
+
+class WithoutRate(torch.optim.Optimizer):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def test_an_optimizer_without_a_rate_is_named(fit: Fit) -> None:
+    with (
+        temporarily(OPTIMIZERS, WithoutRate),
+        pytest.raises(UserError, match=r'json:\d+:\d+: optimizer: WithoutRate has no "lr" in its defaults: super\(\)'),
+    ):
+        fit(optimizer="WithoutRate")
 
 
 def test_a_loss_of_shape_1_is_one_number(fit: Fit) -> None:

@@ -403,6 +403,15 @@ def halver(factor: float) -> type[Any]:
     return Halver
 
 
+def renamed() -> type[Any]:
+    """The same model without it."""
+
+    class Halver(TwoLayerNet):
+        pass
+
+    return Halver
+
+
 def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
     sizes = {"in_features": 6, "hidden_features": 5, "out_features": 3}
     with temporarily(MODELS, halver(0.1)):
@@ -415,6 +424,8 @@ def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
         with pytest.raises(
             ConfigError, match=r"model.args.factor: was 0.1, now 0.5\nTo resume .* into .*config.json\. "
         ):
+            train.main(["-r", str(run), "trainer.epochs=2"])
+        with temporarily(MODELS, renamed()), pytest.raises(ConfigError, match=r"args.factor: was 0.1, now nothing"):
             train.main(["-r", str(run), "trainer.epochs=2"])
         config = json.loads((run / "config.json").read_text())
         config["model"]["args"]["factor"] = 0.1

@@ -210,6 +210,9 @@ def test_what_is_known_of_the_training_data_is_kept_in_the_run(fit: Fit, ask: As
         model.load_state_dict(state["model"])
         inputs = torch.from_numpy(rows[:, :3])
         assert values(from_array[1]) == pytest.approx(model(inputs / inputs.mean(0))[:, 0].tolist(), rel=1e-5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Scaled, "prepare_input", lambda *_, **__: None)
+            assert "skipped new.npy, row 0: prepare_input returned nothing\n" in ask(run, "new.npy")[2]
         Path("bad.csv").write_text("a,b\n1,2\n")
         assert "the table has no column 'c'; the model takes a, b, c" in ask(run, "bad.csv")[2]
 

@@ -230,6 +230,26 @@ def test_a_writer_that_fails_ends_no_run(fit: Fit, capsys: pytest.CaptureFixture
     assert len(rows(result.run_dir / "metrics.csv")) == 3
 
 
+class Stateless(Writer):
+    """Forgets to return its state."""
+
+    def __init__(self, run: RunInfo) -> None:
+        pass
+
+    def state_dict(self) -> Any:
+        pass
+
+
+def test_a_run_resumes_though_a_writer_returned_no_state(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(WRITERS, Stateless):
+        run = fit('trainer.writers=["Stateless"]', "trainer.epochs=1").run_dir
+        assert (
+            "the writer Stateless failed; training continues without it: TypeError: state_dict() returned NoneType"
+            in (capsys.readouterr().err)
+        )
+        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+
+
 def test_only_the_main_process_writes(write_config: Callable[..., Path], tmp_path: Path, service: Recorded) -> None:
     loaded = load_config(write_config(), [TO_SERVICE])
     experiment = build_experiment(loaded)
