@@ -46,6 +46,10 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
     data = build_data_loader(loaded)
     with process_group.main_process_first():
         facts = call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
+    if other := [key for key in facts if not isinstance(key, str)]:
+        raise loaded.error(
+            ("data_loader",), f"{type(data).__name__}.facts has a name that is not a string: {other[0]!r}"
+        )
     return loaded.with_facts(facts), data
 
 

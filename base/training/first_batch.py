@@ -191,6 +191,8 @@ def surplus_outputs(result: StepResult, class_names: Sequence[str] | None) -> st
         return None
     if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point() or outputs.shape[1] <= len(class_names):
         return None
+    if (highest := int(targets.max())) >= len(class_names):
+        return f"the data loader has {len(class_names)} class_names, but a target is class {highest}, counted from 0"
     return (
         f"the model has {outputs.shape[1]} outputs, but the data has {len(class_names)} classes; "
         f"did you mean model.args.num_classes={len(class_names)}?"

@@ -297,6 +297,14 @@ def test_weights_that_would_not_be_trained_are_refused(fit: Fit, kept: str, mess
         fit(model={"type": "Hidden", "args": {"kept": kept}})
 
 
+def test_class_names_that_are_too_few_are_warned_about(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.class_names", ["cat", "dog"])
+    fit()
+    assert "the data loader has 2 class_names, but a target is class 2, counted from 0" in capsys.readouterr().err
+
+
 def test_weights_of_a_loss_that_would_not_be_trained_are_refused(fit: Fit) -> None:
     with pytest.raises(UserError, match=r"json:\d+:\d+: loss: scales is a plain list with a Parameter"):
         fit(loss="HiddenScale")
