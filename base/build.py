@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.construct import arguments_of, call, construct, moved
+from base.construct import arguments_of, call, check_super, checked_signature, construct, moved
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
@@ -59,10 +59,7 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 
 def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> BaseDataLoader:
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
-    if not hasattr(loader, "device_cache"):
-        raise loaded.error(
-            path, f"{component.type}.__init__ does not call super().__init__(batch_size=batch_size, ...)"
-        )
+    check_super(loaded, path, loader, "device_cache", "batch_size=batch_size, ...")
     return loader
 
 
@@ -150,27 +147,15 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
         args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
     args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
     kind = TRAINERS[settings.type]
-    signature = "(self, experiment, settings, *, ...)"
-    try:
-        inspect.signature(kind).bind(experiment, settings, **args)
-    except TypeError as error:
-        raise loaded.error(("trainer",), f"{settings.type}.__init__ should be {signature}: {error}") from error
     make = functools.partial(kind, experiment, settings, **args)
+    with checked_signature(loaded, ("trainer",), f"{settings.type}.__init__", "(self, experiment, settings, *, ...)"):
+        inspect.signature(kind).bind(*make.args, **make.keywords)
     trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
-    if not hasattr(trainer, "train_metrics"):
-        message = f"{settings.type}.__init__ does not call super().__init__(experiment, settings)"
-        raise loaded.error(("trainer",), message)
-    _check_begin_epoch(loaded, ("trainer",), trainer)
-    _check_begin_epoch(loaded, ("data_loader",), experiment.data)
+    check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
+    for at, part in (("trainer", trainer), ("data_loader", experiment.data)):
+        with checked_signature(loaded, (at,), f"{type(part).__name__}.begin_epoch", "(self, epoch)"):
+            inspect.signature(part.begin_epoch).bind(1)
     return trainer
-
-
-def _check_begin_epoch(loaded: LoadedConfig, at: KeyPath, component: BaseTrainer | BaseDataLoader) -> None:
-    try:
-        inspect.signature(component.begin_epoch).bind(1)
-    except TypeError as error:
-        message = f"{type(component).__name__}.begin_epoch should be (self, epoch): {error}"
-        raise loaded.error(at, message) from error
 
 
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
@@ -314,8 +299,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
     import_compiler_late()
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
-    if not hasattr(optimizer, "defaults"):
-        raise loaded.error(at, f"{component.type}.__init__ does not call super().__init__(params, defaults)")
+    check_super(loaded, at, optimizer, "defaults", "params, defaults")
     if "lr" not in optimizer.defaults and any("lr" not in group for group in optimizer.param_groups):
         message = f'{component.type} has no "lr" in its defaults: super().__init__(params, {{"lr": lr}})'
         raise loaded.error(at, message)

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,3 +92,21 @@ def call(
         article = "an" if names[0] in "AEIOU" else "a"
         raise loaded.error(path, f"{name} should return {article} {names}, but returns {type(built).__name__}")
     return built
+
+
+def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:
+    """Raise ConfigError if a component lacks an attribute of its base class, whose constructor was not called.
+
+    arguments: of the base class's constructor, for the message.
+    """
+    if not hasattr(component, attribute):
+        raise loaded.error(path, f"{type(component).__name__}.__init__ does not call super().__init__({arguments})")
+
+
+@contextmanager
+def checked_signature(loaded: LoadedConfig, path: KeyPath, name: str, expected: str) -> Iterator[None]:
+    """Inside the block, a TypeError means that the named method does not have the expected signature."""
+    try:
+        yield
+    except TypeError as error:
+        raise loaded.error(path, f"{name} should be {expected}: {error}") from error

@@ -11,6 +11,7 @@ orders          the order of samples in a pass: shuffled, weighted, by length
 stream          data that can only be read sequentially
 sample_random   random numbers for augmentation, as a function of (seed, pass, sample index)
 workers         processes that load batches in the background
+errors          errors in a data set's code, with the sample that causes them
 pictures        pictures of model inputs, checked
 images/         small colour images: folders, decoding, cache, augmentation
 

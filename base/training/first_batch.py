@@ -48,12 +48,13 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
         return one_sample_error(error)
     if trainer.first_batch_passed:
         return error
-    if isinstance(error, AttributeError) and not user_line(error):
+    line = user_line(error)
+    if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
     as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
-    line = user_line(error) or f"  {format_error(error)}"
+    line = line or f"  {format_error(error)}"
     reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     if CANNOT_VIEW in str(error):
         return UserError(

@@ -131,7 +131,7 @@ def last_count(loss: Loss) -> Tensor | float | None:
 
 def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
     """The loss, with what it was averaged over as an attribute; None: samples."""
-    if isinstance(loss, Tensor):  # the train_step may make one of anything else
+    if isinstance(loss, Tensor):  # train_step may still turn anything else into one
         loss.averaged_over = count  # type: ignore[attr-defined]
     return loss
 

@@ -46,7 +46,7 @@ def parameters_of(model: nn.Module, loss: Any) -> Parameters:
 def unregistered_weights(model: nn.Module) -> str | None:
     """A message about weights to train that torch does not know of, so that they would be neither trained nor saved.
 
-    They are in a plain list or dict of modules, or a tensor that is no ``nn.Parameter``.
+    They are in a plain list or dict of modules, or a tensor that is not an ``nn.Parameter``.
     """
     known = set(map(id, model.parameters()))
     for name, module in model.named_modules():
@@ -60,7 +60,7 @@ def unregistered_weights(model: nn.Module) -> str | None:
                 where = ".".join(filter(None, (name, attribute)))
                 if part is value:
                     return (
-                        f"{where} is a tensor to train, but not an nn.Parameter: it would be neither trained nor saved"
+                        f"{where} requires a gradient but is not an nn.Parameter: it would be neither trained nor saved"
                     )
                 container = "Dict" if isinstance(value, dict) else "List"
                 use = f"nn.Module{container}" if isinstance(part, nn.Module) else f"nn.Parameter{container}"

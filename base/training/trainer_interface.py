@@ -80,12 +80,13 @@ class TrainerInterface(ABC):
 
         Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
         """
+        if self._pictured.get(tag) == self.progress.steps:
+            return
         pictures = pictures_of(self.experiment.data, images)
         if pictures is None:
             raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
-        if self._pictured.get(tag) != self.progress.steps:
-            self._pictured[tag] = self.progress.steps
-            self._shown.images(self.progress.steps, tag, pictures)
+        self._pictured[tag] = self.progress.steps
+        self._shown.images(self.progress.steps, tag, pictures)
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, such as a language model's output, in TensorBoard."""

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange
 from base.data.pictures import pictures_of
 from base.experiment import Experiment
@@ -42,7 +41,7 @@ class EvaluationStats(Observer):
 
     def __init__(self, experiment: Experiment, *, warn: Callable[[str], None] | None = None) -> None:
         """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError."""
-        self.warn = warn
+        self.warn, self._has_pictures = warn, True
         self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = _name(experiment.criterion)
         self.supervised = getattr(experiment, "supervised", True)
@@ -64,23 +63,31 @@ class EvaluationStats(Observer):
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
             probabilities = as_probabilities(result.outputs, given=self._given)
-            show = self._tolerant(shows(self.data, batch, len(result.targets)))
+            show = self._shows(batch, len(result.targets))
             self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), show)
         elif self.regression is not None:
             self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
 
-    def _tolerant(self, show: Show) -> Show:
-        def shown(rows: Counts) -> Tensor | None:
+    def _shows(self, batch: Any, samples: int) -> Show:
+        """Returns a function for pictures of rows of a batch, (inputs, targets).
+
+        samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
+        """
+
+        def show(rows: Counts) -> Tensor | None:
+            inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+            if not self._has_pictures or not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
+                return None
             try:
-                return show(rows)
+                return pictures_of(self.data, inputs.detach()[torch.from_numpy(rows)])
             except DataError as error:
                 if self.warn is None:
                     raise
-                warn, self.warn = self.warn, lambda _: None
-                warn(f"mistakes are shown without pictures: {error}")
+                self._has_pictures = False
+                self.warn(f"mistakes are shown without pictures: {error}")
                 return None
 
-        return shown
+        return show
 
     def end_evaluation(self) -> None:
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
@@ -117,21 +124,6 @@ class EvaluationStats(Observer):
                 self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
-
-
-def shows(data: BaseDataLoader, batch: Any, samples: int) -> Show:
-    """Returns a function for pictures of rows of a batch, (inputs, targets). It raises DataError for invalid pictures.
-
-    samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
-    """
-
-    def show(rows: Counts) -> Tensor | None:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-        if not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
-            return None
-        return pictures_of(data, inputs.detach()[torch.from_numpy(rows)])
-
-    return show
 
 
 def _name(criterion: Any) -> str:

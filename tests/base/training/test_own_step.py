@@ -289,7 +289,7 @@ def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit, loss: s
         ("list", "inner.kept is a plain list with a Linear, whose weights .* trained nor saved; use nn.ModuleList"),
         ("dict", "inner.kept is a plain dict with a Linear, whose weights .*; use nn.ModuleDict"),
         ("parameters", "inner.kept is a plain list with a Parameter, whose weights .*; use nn.ParameterList"),
-        ("tensor", "inner.kept is a tensor to train, but not an nn.Parameter"),
+        ("tensor", "inner.kept requires a gradient but is not an nn.Parameter: it would be neither trained nor saved"),
     ],
 )
 def test_weights_that_would_not_be_trained_are_refused(fit: Fit, kept: str, message: str) -> None:
