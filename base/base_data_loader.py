@@ -1,16 +1,17 @@
 """The interface of a data set: training data, test data, and a held-out part for validation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset
 
 from base.data.batches import Batches
+from base.data.collate import collate_samples
 from base.data.device_cache import DeviceCache
 from base.data.orders import (
     Bucketed,
@@ -126,11 +127,11 @@ class BaseDataLoader(ABC):
     def collate(self, samples: list[Any]) -> Any:
         """Build a batch from samples of a map-style data set: any nest of tuples, lists and dicts of tensors.
 
-        By default torch's ``default_collate``, which stacks tensors of the same shape. Override it to pad sequences, or
-        to keep a list if samples differ in size, such as a detector's boxes. With num_workers it runs in the workers,
-        to which the data loader is sent.
+        By default like torch's ``default_collate``, which stacks tensors of the same shape. Override it to pad
+        sequences, or to keep a list if samples differ in size, such as a detector's boxes. With num_workers it runs in
+        the workers, to which the data loader is sent.
         """
-        return default_collate(samples)
+        return collate_samples(samples)
 
     def facts(self) -> dict[str, Any]:
         """Facts about the training data, known once it is read, as plain JSON values.
@@ -261,8 +262,7 @@ class BaseDataLoader(ABC):
 
     def _as_source(self, data: Source | Dataset[Any]) -> Source:
         # the loader is sent to the workers only for its own collate: it may hold the data, and much else
-        own = type(self).collate is not BaseDataLoader.collate
-        collate: Callable[[list[Any]], Any] = self.collate if own else default_collate
+        collate = collate_samples if type(self).collate is BaseDataLoader.collate else self.collate
         if isinstance(data, IterableDataset):
             data = StreamSource(data)
         if isinstance(data, StreamSource):

@@ -10,6 +10,7 @@ sample_source   any map-style Dataset, loaded sample by sample
 orders          the order of samples in a pass: shuffled, weighted, by length
 stream          data that can only be read sequentially
 sample_random   random numbers for augmentation, as a function of (seed, pass, sample index)
+collate         samples into batches, and how worker processes send them
 workers         processes that load batches in the background
 errors          errors in a data set's code, with the sample that causes them
 pictures        pictures of model inputs, checked

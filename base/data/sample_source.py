@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
+from base.data.collate import collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
@@ -30,7 +31,7 @@ class SampleSource:
     seeded, and so are all later ones. Samples therefore do not depend on when, or in which process, that was detected.
     """
 
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> None:
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = collate_samples) -> None:
         self.dataset = dataset
         self.collate = collate
         self.drawn_from: list[str] = []
@@ -135,7 +136,7 @@ def _as_bytes(sample: Any) -> bytes | None:
         return None
 
 
-def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Source:
+def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = collate_samples) -> Source:
     """Data as a source of batches: a source itself, or anything map-style, with ``__getitem__`` and ``__len__``: a
     ``Dataset``, a list, a table from Hugging Face datasets. Raises DataError if it is neither.
     """

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
+from base.data.collate import collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
@@ -79,7 +80,7 @@ class StreamSource:
             except Exception as error:
                 raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
         try:
-            batch = (self.collate or default_collate)(samples)
+            batch = (self.collate or collate_samples)(samples)
         except Exception as error:
             raise collate_error(error, name, numbers) from error
         return batch, self._take_snapshot()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from base.data.collate import send_small_tensors_by_value
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
 from utils.errors import DataError, UserError
@@ -37,7 +38,7 @@ class Workers:
             num_workers=count,
             persistent_workers=True,
             pin_memory=torch.accelerator.is_available(),
-            worker_init_fn=ignore_in_worker,
+            worker_init_fn=_begin_worker,
             # the loader draws from this generator; by default it would draw from the model's
             generator=torch.Generator().manual_seed(mix(seed, "workers")),
         )
@@ -59,6 +60,11 @@ class Workers:
                 "or class inside another: define it at the top level of its file, or set data_loader.args.num_workers "
                 "to 0."
             ) from error
+
+
+def _begin_worker(_: int) -> None:
+    ignore_in_worker()
+    send_small_tensors_by_value()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1,0 +1,44 @@
+"""Samples into batches, and batches from worker processes to this one: torch's ways, but faster for small tensors."""
+
+import contextlib
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+from torch.utils.data import default_collate, get_worker_info
+
+SMALL = 2**18
+"""Bytes up to which a worker process sends a tensor by value. Through shared memory, as torch does, each tensor takes
+0.3 ms (64 rows of 20 numbers, CPU time: 800 us a batch instead of 300); from 0.5 MB on, copying takes longer."""
+
+
+def collate_samples(samples: list[Any]) -> Any:
+    """The batch that torch's ``default_collate`` makes; for tuples of small tensors in four fifths of the time."""
+    if type(samples[0]) is tuple:
+        in_worker = get_worker_info() is not None
+        with contextlib.suppress(Exception):  # default_collate says what is wrong
+            return [_collate_column(column, in_worker) for column in zip(*samples, strict=True)]
+    return default_collate(samples)
+
+
+def _collate_column(column: Any, in_worker: bool) -> Any:
+    first = column[0]
+    if type(first) is not Tensor or first.layout is not torch.strided:
+        return default_collate(column)
+    if in_worker and first.nbytes * len(column) > SMALL:
+        return default_collate(column)  # stacks in shared memory
+    return torch.stack(column)
+
+
+def send_small_tensors_by_value() -> None:
+    """Call it in a worker process; holds for every batch that it sends, whoever made it."""
+    ForkingPickler.register(Tensor, _reduce)
+
+
+def _reduce(tensor: Tensor) -> Any:
+    with contextlib.suppress(RuntimeError, TypeError):  # sparse, requires a gradient, or NumPy lacks its dtype
+        if tensor.is_contiguous() and tensor.nbytes <= SMALL:
+            return torch.from_numpy, (tensor.numpy(),)
+    return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
