@@ -28,6 +28,7 @@ SAMPLES: dict[str, Callable[[int], Any]] = {
     "nested": lambda index: (torch.full((3,), index), {"box": torch.ones(4) * index, "name": str(index)}),
     "dict": lambda index: {"row": torch.full((3,), index), "label": index},
     "named tuple": lambda index: Named(torch.full((3,), index), index),
+    "dict of tensors": lambda index: {"row": torch.full((3,), index), "label": torch.tensor(index)},
     "list": lambda index: [torch.full((3,), index), index],
     "tensor": lambda index: torch.full((3,), index),
     "empty tensor": lambda index: (torch.empty(0, 3), torch.tensor(index)),
@@ -52,8 +53,11 @@ def test_a_batch_is_what_torch_makes_of_the_samples(kind: str) -> None:
         [(torch.ones(2), 0), (1, 1)],
         [(torch.ones(2), None), (torch.ones(2), None)],
         [(torch.ones(2).to_sparse(), 0), (torch.ones(2).to_sparse(), 1)],
+        [{"row": torch.ones(2)}, {"raw": torch.ones(2)}],
+        [{"row": torch.ones(2)}, {"row": torch.ones(3)}],
+        [[torch.ones(2)], [torch.ones(3)]],
     ],
-    ids=["shapes", "lengths", "kinds", "nothing", "sparse"],
+    ids=["shapes", "lengths", "kinds", "nothing", "sparse", "keys", "shapes in dicts", "shapes in lists"],
 )
 def test_samples_that_do_not_fit_raise_what_torch_raises(samples: list[Any]) -> None:
     with pytest.raises(Exception) as expected:  # noqa: PT011  (whatever torch raises)
