@@ -21,6 +21,7 @@ from base.training.loss import CountedLoss, count_targets
 from model.loss import cross_entropy
 from tests.conftest import load_script
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
@@ -199,6 +200,17 @@ def test_losses_over_samples_are_left_as_they_are() -> None:
         assert counted(loss) is loss
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
     assert isinstance(counted(__import__("functools").partial(cross_entropy)), CountedLoss)
+
+
+class ReturnsItsLoss(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "loss": self.criterion}
+
+
+def test_a_trainer_may_return_its_loss_by_the_name_it_has_anyway(fit: Fit) -> None:
+    with temporarily(TRAINERS, ReturnsItsLoss):
+        run = tokens(fit, 36, "trainer.type=ReturnsItsLoss", loss="Weighted").run_dir
+        assert state(run)["loss"]["weight"].tolist() == pytest.approx([0.2, 1.0, 5.0])
 
 
 # ------------------------------------------------------------------ further values

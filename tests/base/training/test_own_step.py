@@ -105,6 +105,11 @@ class SavesNothing(Trainer):
         return None  # type: ignore[return-value]
 
 
+class ReplacesTheModel(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "model": nn.Linear(1, 1)}
+
+
 class WithoutSuper(Trainer):
     def __init__(self, experiment: Any, settings: Any) -> None:
         self.share = 0.5
@@ -250,6 +255,7 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ),
         ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
+        ("ReplacesTheModel", 'returns another part as "model", of type Linear, so a checkpoint would lack the run'),
         ("WithoutSuper", r"json:\d+:\d+: trainer: WithoutSuper.__init__ does not call super\(\).__init__\(experiment"),
         ("WithoutExperiment", r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\): too"),
         ("EvaluatesToNothing", rf"EvaluatesToNothing.eval_step returned nothing; {RETURN}"),
