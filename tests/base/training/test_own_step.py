@@ -289,6 +289,13 @@ def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit, loss: s
         fit(loss={"first": "cross_entropy", "second": loss})
 
 
+def test_one_of_several_losses_that_would_broadcast_is_named(fit: Fit) -> None:
+    with pytest.raises(
+        UserError, match=r'the loss "second" compares outputs of shape \(8, 3\) with targets of .*\(8,\)'
+    ):
+        fit(loss={"first": "cross_entropy", "second": "mse_loss"})
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
