@@ -269,8 +269,9 @@ def test_a_mistake_in_a_trainer_is_named(fit: Fit, tmp_path: Path, trainer: str,
     assert not list(tmp_path.glob("saved/*/*"))
 
 
-def test_a_trainer_may_step_an_optimizer_for_other_parameters(fit: Fit) -> None:
+def test_a_trainer_may_step_an_optimizer_for_other_parameters(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("trainer.type=StepsForItsProbe").epochs == 2
+    assert "never change" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
