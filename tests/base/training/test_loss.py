@@ -70,6 +70,28 @@ class Masked(nn.Module):
         return ((targets == 0) | (targets == 1)).sum()
 
 
+class Focal(nn.CrossEntropyLoss):
+    """The mean over all targets: an ignored one adds 0."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(outputs, targets, self.weight, ignore_index=self.ignore_index, reduction="none")
+        return (losses * (1 - torch.exp(-losses)) ** 2).mean()
+
+
+class Scaled(nn.CrossEntropyLoss):
+    """Torch's mean, times 2."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 2 * super().forward(outputs, targets)
+
+
+class OfTokens(nn.CrossEntropyLoss):
+    """Takes sequences only."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(outputs.transpose(1, 2).flatten(0, 1), targets.flatten())
+
+
 class CountingTrainer(BaseTrainer):
     """Says itself what its loss is a mean over."""
 
@@ -91,7 +113,7 @@ def _registered() -> Iterator[None]:
     with (
         temporarily(DATA_LOADERS, Tokens),
         temporarily(MODELS, TokenNet),
-        temporarily(LOSSES, Weighted, Masked),
+        temporarily(LOSSES, Weighted, Masked, Focal, Scaled, OfTokens),
         temporarily(TRAINERS, CountingTrainer),
     ):
         yield
@@ -118,9 +140,12 @@ LOSS: list[Any] = [
     "Weighted",
     "Masked",
 ]
+OWN_FORWARD: list[Any] = [
+    {"type": name, "args": args} for name in ("Focal", "Scaled", "OfTokens") for args in ({}, WEIGHTS)
+]
 
 
-@pytest.mark.parametrize("loss", LOSS)
+@pytest.mark.parametrize("loss", [*LOSS, *OWN_FORWARD])
 def test_a_validation_loss_does_not_depend_on_the_batch_size(fit: Fit, loss: Any) -> None:
     values = [tokens(fit, 36, loss=loss, eval_batch_size=size).last["val_loss"] for size in (12, 5, 3, 1)]
     assert values == pytest.approx(values[:1] * 4, rel=1e-6)
