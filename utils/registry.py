@@ -49,6 +49,8 @@ class Registry:
     """Which of them to include."""
     passed: tuple[str, ...] = ()
     """Arguments that the project passes itself, or that a config must never give."""
+    passed_first: int = 0
+    """How many of them a component takes before all others, in this order."""
     called_with: int = 0
     """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
@@ -158,6 +160,21 @@ class Registry:
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
 
+    def wrong_signature(self, name: str) -> str:
+        """What is wrong with the first parameters of a component of the project; empty if nothing is."""
+        component, expected = self._own.get(name), self.passed[: self.passed_first]
+        if component is None or not expected:
+            return ""
+        found = [each.name for each in parameters(component).values() if each.kind is not each.KEYWORD_ONLY]
+        if tuple(found[: len(expected)]) == expected:
+            return ""
+        is_class = inspect.isclass(component)
+        method, first = (f"{name}.__init__", "self, ") if is_class else (name, "")
+        own = inspect.signature(vars(component).get("__init__", component) if is_class else component)
+        bare = [each.replace(annotation=each.empty, default=each.empty) for each in own.parameters.values()]
+        is_now = own.replace(parameters=bare, return_annotation=own.empty)
+        return f"{method} should be ({first}{', '.join(expected)}, *, ...), not {is_now}"
+
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
         return name in self._own and takes_any_keyword(self._own[name])
@@ -214,13 +231,22 @@ MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")  # torch's former names for "reduction"
 LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",), passed_first=1)
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", base="LRScheduler", passed=("optimizer", "last_epoch")
+    "scheduler",
+    library="torch.optim.lr_scheduler",
+    base="LRScheduler",
+    passed=("optimizer", "last_epoch"),
+    passed_first=1,
 )
 # files in extras/writers register on import, which happens only if a config names one
-WRITERS = Registry("writer", library="extras.writers", passed=("run",))
-TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
+WRITERS = Registry("writer", library="extras.writers", passed=("run",), passed_first=1)
+TRAINERS = Registry(
+    "trainer",
+    passed=("experiment", "settings"),
+    passed_first=2,
+    default=TrainerConfig.model_fields["type"].default,
+)
 
 # the config key of each kind
 REGISTRIES: dict[str, Registry] = {

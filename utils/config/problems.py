@@ -191,6 +191,9 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
+    if wrong := registry.wrong_signature(name):
+        yield Problem((*path, "type") if isinstance(entry, dict) else path, wrong)
+        return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
         known.pop("schedulers", None)

@@ -120,6 +120,16 @@ class WithoutExperiment(Trainer):
         self.share = share
 
 
+class OtherNames(Trainer):
+    def __init__(self, e: Any, s: Any, *, share: float = 0.5) -> None:
+        super().__init__(e, s)
+
+
+class Swapped(Trainer):
+    def __init__(self, settings: Any, experiment: Any) -> None:
+        super().__init__(experiment, settings)
+
+
 class EvaluatesToNothing(Trainer):
     def eval_step(self, batch: Any) -> Any:
         super().eval_step(batch)
@@ -257,7 +267,12 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("ReplacesTheModel", 'returns another part as "model", of type Linear, so a checkpoint would lack the run'),
         ("WithoutSuper", r"json:\d+:\d+: trainer: WithoutSuper.__init__ does not call super\(\).__init__\(experiment"),
-        ("WithoutExperiment", r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\): too"),
+        (
+            "WithoutExperiment",
+            r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\), not \(self, share",
+        ),
+        ("OtherNames", r"__init__ should be \(self, experiment, settings, \*, ...\), not \(self, e, s, \*, share\)"),
+        ("Swapped", r"Swapped.__init__ should be \(self, experiment, settings, \*, ...\), not \(self, settings, exp"),
         ("EvaluatesToNothing", rf"EvaluatesToNothing.eval_step returned nothing; {RETURN}"),
         ("EvaluatesEachSample", rf"EvaluatesEachSample.eval_step returned a loss of shape \(8,\); {ONE_NUMBER}"),
         ("ExpectsADict", r"KeyError: 'labels'\n  tests/base/training/test_own_step.py:\d+: return super\(\)"),
@@ -334,6 +349,16 @@ def test_an_optimizer_without_super_is_named(fit: Fit) -> None:
         pytest.raises(UserError, match=r"optimizer: Unfinished.__init__ does not call super\(\).__init__\(params"),
     ):
         fit(optimizer={"type": "Unfinished", "args": {"lr": 0.1}})
+
+
+def test_an_optimizer_whose_first_parameter_has_another_name_is_named(fit: Fit) -> None:
+    class Renamed(torch.optim.SGD):
+        def __init__(self, weights: Any, lr: float = 0.1) -> None:
+            super().__init__(weights, lr)
+
+    says = r"optimizer.type: Renamed.__init__ should be \(self, params, \*, ...\), not \(self, weights, lr\)"
+    with temporarily(OPTIMIZERS, Renamed), pytest.raises(UserError, match=says):
+        fit(optimizer={"type": "Renamed", "args": {"lr": 0.1}})
 
 
 @pytest.mark.parametrize("kept", ["known", "frozen", "computed"])
