@@ -109,7 +109,7 @@ class Registry:
 
     def suggest(self, name: str, args: Mapping[str, Any] | None = None) -> str:
         """Advice about an unregistered name. args: those given in the config."""
-        if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
+        if suggestion := self.of_task(name, args or {}) or self._unregistered(name) or self._other_kind(name):
             return suggestion
         if self.library and self._import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
@@ -146,6 +146,14 @@ class Registry:
             item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
             if callable(item) and item.__module__ == key and id(item) not in registered:
                 return f"{where(item)} defines it: put @{self._plural().replace(' ', '_').upper()}.register above it"
+        return ""
+
+    def _other_kind(self, name: str) -> str:
+        """Advice if this name is of another kind; otherwise empty. Imports no library for it."""
+        for key, other in REGISTRIES.items():
+            loaded = other.library in sys.modules
+            if other is not self and (name in other._own or (loaded and other._from_library(name))):
+                return f'it is {"an" if other.kind[0] in "aeiou" else "a"} {other.kind}, for the key "{key}"'
         return ""
 
     def _plural(self) -> str:
