@@ -170,18 +170,20 @@ class Registry:
 
     def wrong_signature(self, name: str) -> str:
         """What is wrong with the first parameters of a component of the project; empty if nothing is."""
-        component, expected = self._own.get(name), self.passed[: self.passed_first]
-        if component is None or not expected:
-            return ""
-        found = [each.name for each in parameters(component).values() if each.kind is not each.KEYWORD_ONLY]
-        if tuple(found[: len(expected)]) == expected:
+        component, first = self._own.get(name), list(self.passed[: self.passed_first])
+        if component is None or not first:
             return ""
         is_class = inspect.isclass(component)
-        method, first = (f"{name}.__init__", "self, ") if is_class else (name, "")
-        own = inspect.signature(vars(component).get("__init__", component) if is_class else component)
-        bare = [each.replace(annotation=each.empty, default=each.empty) for each in own.parameters.values()]
-        is_now = own.replace(parameters=bare, return_annotation=own.empty)
-        return f"{method} should be ({first}{', '.join(expected)}, *, ...), not {is_now}"
+        method, first = (f"{name}.__init__", ["self", *first]) if is_class else (name, first)
+        signature = inspect.signature(component.__init__ if is_class else component)
+        given = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+        names = [each.name for each in given if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        if any(each.kind is each.VAR_POSITIONAL for each in given):
+            first = first[: len(names)]  # *args takes the rest
+        if names[: len(first)] == first:
+            return ""
+        is_now = signature.replace(parameters=given, return_annotation=signature.empty)
+        return f"{method} should be ({', '.join(first)}, *, ...), not {is_now}"
 
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
