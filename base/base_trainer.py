@@ -89,8 +89,7 @@ class BaseTrainer(EvaluationLoop):
         could not be saved.
         """
         checkpointer = self.outputs.checkpointer
-        # the state of a sharded optimizer is in several processes
-        self.first_step = FirstStep([] if self.runtime.sharded else self.training.optimizers.values())
+        self.first_step = FirstStep(self.training.optimizers.values())
         try:
             self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)

@@ -126,7 +126,7 @@ class Plain(Rebinds):
 
 
 class Forgetful(Plain):
-    """Keeps its momentum where no checkpoint has it, beside what needs none: views, constants and single numbers."""
+    """Keeps its momentum where no checkpoint has it, beside what needs none: views, constants and smaller tensors."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, lr)
@@ -139,7 +139,7 @@ class Forgetful(Plain):
     def step(self, closure: Any = None) -> Any:
         for mean, parameter in zip(self.momentum["mean"], self.parameters, strict=True):
             mean.mul_(0.9).add_(parameter.grad)
-            self.norm = mean.norm()
+            self.norm = mean.norm().expand(2)
             parameter.data.sub_(self.param_groups[0]["lr"] * mean)
 
 
