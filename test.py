@@ -106,7 +106,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
 def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) -> Iterator[None]:
     """Create the folder and lock it, in the main process. Replaces the results of an earlier test.
 
-    chosen: by --out; it must not contain other files. Raises UserError if it does, or cannot be created.
+    chosen: by --out; it must not contain other files. Raises UserError if it does, or cannot be written.
     """
     if not process_group.is_main_process:
         yield
@@ -118,8 +118,11 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
-    with RunFolder(folder).locked("writes a report into it"):
-        yield
+    try:
+        with RunFolder(folder).locked("writes a report into it"):
+            yield
+    except TrainingError as error:  # a file that cannot be written
+        raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 
 def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:

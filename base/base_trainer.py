@@ -26,6 +26,7 @@ from base.training.first_batch import (
     trainer_warnings,
     watch_first_batch,
 )
+from base.training.first_step import FirstStep
 from base.training.loss import StepLoss, completed
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
@@ -88,6 +89,7 @@ class BaseTrainer(EvaluationLoop):
         could not be saved.
         """
         checkpointer = self.outputs.checkpointer
+        self.first_step = FirstStep(self.training.optimizers.values())
         try:
             self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)
@@ -119,6 +121,8 @@ class BaseTrainer(EvaluationLoop):
     def start(self) -> None:
         """Called after the first step of this process: what it was started with now counts."""
         self.has_started = True
+        for warning in self.first_step.warnings():
+            self.console.warn(warning)
         for name in parts_that_differ(self):
             self.console.warn(
                 f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "

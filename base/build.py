@@ -148,8 +148,6 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
     kind = TRAINERS[settings.type]
     make = functools.partial(kind, experiment, settings, **args)
-    with checked_signature(loaded, ("trainer",), f"{settings.type}.__init__", "(self, experiment, settings, *, ...)"):
-        inspect.signature(kind).bind(*make.args, **make.keywords)
     trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
     for at, part in (("trainer", trainer), ("data_loader", experiment.data)):

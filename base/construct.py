@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from utils.arguments import is_module, parameters
+from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import DataError, UserError
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
 from utils.schema import Component, KeyPath
-from utils.user_code import format_error_with_source
+from utils.user_code import format_error_with_source, user_line
 
 T = TypeVar("T")
 
@@ -83,15 +84,20 @@ def call(
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(
-            path, f"{name} cannot be built: {format_error_with_source(error).removeprefix('ValueError: ')}"
-        ) from error
+        raise loaded.error(path, f"{name} cannot be built: {_reason(error)}") from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
         article = "an" if names[0] in "AEIOU" else "a"
         raise loaded.error(path, f"{name} should return {article} {names}, but returns {type(built).__name__}")
     return built
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return format_error_with_source(error).removeprefix("ValueError: ")
+    found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
+    return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
 
 
 def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from base.training.broadcast import check_loss
 from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
-from utils.random import seed_generators
+from utils.random import isolated, seed_generators
 from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
 
@@ -67,7 +68,7 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     Among torch's losses, only those for class indices are not averaged over samples: cross entropy and negative log
     likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
-    can define a method ``count(outputs, targets)``.
+    can define a method ``count(outputs, targets)``; a subclass of torch's without it may average in a way of its own.
     """
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)
@@ -76,6 +77,8 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if type(loss).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
             total = summed = copy.copy(loss)
             summed.reduction = "sum"
+        elif not _averages_like_torch(loss):
+            return loss
         return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
     if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
         weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
@@ -83,6 +86,26 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             total = functools.partial(loss, reduction="sum")
             return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
     return loss
+
+
+def _averages_like_torch(loss: nn.CrossEntropyLoss | nn.NLLLoss) -> bool:
+    """Whether the mean of a subclass with its own forward follows from those of two halves of a batch as torch's does.
+
+    Also true if it does not accept our small batch, with an ignored target and classes of different weights.
+    """
+    classes = 3 if loss.weight is None else len(loss.weight)
+    outputs = torch.linspace(-1, 1, 4 * classes).square().view(4, classes).log_softmax(1)
+    try:
+        loss = copy.deepcopy(loss).cpu()  # it may change its buffers
+        kept = [index for index in range(classes) if index != loss.ignore_index]
+        targets = torch.tensor([kept[0], kept[-1], kept[-1], loss.ignore_index])
+        with isolated("loss"), torch.no_grad():
+            whole, *means = (float(loss(outputs[part], targets[part])) for part in (slice(4), slice(2), slice(2, 4)))
+    except Exception:  # any error, in the user's code
+        return True
+    count = functools.partial(count_targets, outputs, weight=loss.weight, ignore=loss.ignore_index)
+    first, second = (float(count(half)) for half in (targets[:2], targets[2:]))
+    return math.isclose(whole, (first * means[0] + second * means[1]) / (first + second), rel_tol=1e-4)
 
 
 class LossSum(nn.Module):

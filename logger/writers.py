@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
+T = TypeVar("T")
 # names of event files: creation time in seconds, and host
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
 VERSION = "brain.Event:2"
@@ -307,12 +308,14 @@ class Writers(Writer):
 
     def state_dict(self) -> dict[str, Any]:
         # a failed writer keeps its last state
-        self._states |= self._each(lambda name, writer: _checked(writer.state_dict()))
+        self._states |= self._each(lambda name, writer: _checked(writer.state_dict(), dict, "state_dict"))
         return dict(self._states)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         self._states = {name: state.get(name, {}) for name in self.writers}
-        lost = self._each(lambda name, writer: writer.resume(self._states[name], step=step))
+        lost = self._each(
+            lambda name, writer: _checked(writer.resume(self._states[name], step=step) or "", str, "resume")
+        )
         return ", ".join(filter(None, lost.values()))
 
     def _each(self, call: Callable[[str, Writer], Any]) -> dict[str, Any]:
@@ -346,11 +349,11 @@ class Writers(Writer):
                 raise CheckpointError(f"invalid checkpoint: name of a log file: {states[name]['file']!r:.80}")
 
 
-def _checked(state: Any) -> dict[str, Any]:
-    """A writer's state. Raises TypeError if it is something else, from which no run could resume."""
-    if not isinstance(state, dict):
-        raise TypeError(f"state_dict() returned {type(state).__name__}; expected a dict")
-    return state
+def _checked(returned: T, expected: type[T], method: str) -> T:
+    """What a writer's method returned. Raises TypeError if it is something else than expected."""
+    if not isinstance(returned, expected):
+        raise TypeError(f"{method}() returned {type(returned).__name__}; expected a {expected.__name__}")
+    return returned
 
 
 def _whole_lines(path: Path, length: int) -> int:

@@ -6,10 +6,11 @@ import functools
 import inspect
 import json
 import operator
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -26,7 +27,11 @@ PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
 NOT_JSON = ", which JSON cannot express; register your own component that creates it"
 # pydantic's terms, and those of JSON
 WORDS = {
-    "Input ": "",
+    "Input should": "should",
+    "String should": "should",
+    "List should": "should",
+    "Tuple should": "should",
+    "Field required": "should have more items",
     "valid array": "list",
     "valid list": "list",
     "a valid integer": "an integer",
@@ -34,6 +39,11 @@ WORDS = {
     "dictionary": "object",
     "'": '"',
 }
+
+
+# what pydantic adds to the message of a validator in the user's code, and to its own
+_BEFORE = re.compile(r"(Value error|Assertion failed), ")
+_AFTER = re.compile(r" after validation, not \d+|, unable to parse string as .*")
 
 
 class NotJson:
@@ -164,16 +174,22 @@ def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[K
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
         for path, messages in found.items():
-            first, *others = dict.fromkeys(messages)
-            expected = " or ".join([first, *(message.removeprefix("should be ") for message in others)])
-            yield (parameter.name, *path), f"{expected}, got {shortened(inside(value, path)[1])}"
+            yield (parameter.name, *path), f"{either(messages)}, got {shortened(inside(value, path)[1])}"
 
 
 def in_json_words(message: str) -> str:
     """pydantic's message, in terms of JSON."""
+    if own := _BEFORE.match(message):
+        return message[own.end() :]
     for word, ours in WORDS.items():
         message = message.replace(word, ours)
-    return message
+    return _AFTER.sub("", message)
+
+
+def either(messages: Iterable[str]) -> str:
+    """What a value should be, by pydantic's messages about each member of a union."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(message.removeprefix("should be ") for message in others)])
 
 
 def json_type(annotation: Any) -> Any:

@@ -49,6 +49,8 @@ class Registry:
     """Which of them to include."""
     passed: tuple[str, ...] = ()
     """Arguments that the project passes itself, or that a config must never give."""
+    passed_first: int = 0
+    """How many of them a component takes before all others, in this order."""
     called_with: int = 0
     """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
@@ -107,7 +109,7 @@ class Registry:
 
     def suggest(self, name: str, args: Mapping[str, Any] | None = None) -> str:
         """Advice about an unregistered name. args: those given in the config."""
-        if suggestion := self.of_task(name, args or {}) or self._unregistered(name):
+        if suggestion := self.of_task(name, args or {}) or self._unregistered(name) or self._other_kind(name):
             return suggestion
         if self.library and self._import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
@@ -146,6 +148,14 @@ class Registry:
                 return f"{where(item)} defines it: put @{self._plural().replace(' ', '_').upper()}.register above it"
         return ""
 
+    def _other_kind(self, name: str) -> str:
+        """Advice if this name is of another kind; otherwise empty. Imports no library for it."""
+        for key, other in REGISTRIES.items():
+            loaded = other.library in sys.modules
+            if other is not self and (name in other._own or (loaded and other._from_library(name))):
+                return f'it is {"an" if other.kind[0] in "aeiou" else "a"} {other.kind}, for the key "{key}"'
+        return ""
+
     def _plural(self) -> str:
         return f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
 
@@ -157,6 +167,23 @@ class Registry:
         found = parameters(component)
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
+
+    def wrong_signature(self, name: str) -> str:
+        """What is wrong with the first parameters of a component of the project; empty if nothing is."""
+        component, first = self._own.get(name), list(self.passed[: self.passed_first])
+        if component is None or not first:
+            return ""
+        is_class = inspect.isclass(component)
+        method, first = (f"{name}.__init__", ["self", *first]) if is_class else (name, first)
+        signature = inspect.signature(component.__init__ if is_class else component)
+        given = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+        names = [each.name for each in given if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        if any(each.kind is each.VAR_POSITIONAL for each in given):
+            first = first[: len(names)]  # *args takes the rest
+        if names[: len(first)] == first:
+            return ""
+        is_now = signature.replace(parameters=given, return_annotation=signature.empty)
+        return f"{method} should be ({', '.join(first)}, *, ...), not {is_now}"
 
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
@@ -214,13 +241,22 @@ MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")  # torch's former names for "reduction"
 LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",), passed_first=1)
 SCHEDULERS = Registry(
-    "scheduler", library="torch.optim.lr_scheduler", base="LRScheduler", passed=("optimizer", "last_epoch")
+    "scheduler",
+    library="torch.optim.lr_scheduler",
+    base="LRScheduler",
+    passed=("optimizer", "last_epoch"),
+    passed_first=1,
 )
 # files in extras/writers register on import, which happens only if a config names one
-WRITERS = Registry("writer", library="extras.writers", passed=("run",))
-TRAINERS = Registry("trainer", passed=("experiment", "settings"), default=TrainerConfig.model_fields["type"].default)
+WRITERS = Registry("writer", library="extras.writers", passed=("run",), passed_first=1)
+TRAINERS = Registry(
+    "trainer",
+    passed=("experiment", "settings"),
+    passed_first=2,
+    default=TrainerConfig.model_fields["type"].default,
+)
 
 # the config key of each kind
 REGISTRIES: dict[str, Registry] = {

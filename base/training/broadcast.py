@@ -135,17 +135,29 @@ def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 class CheckedLoss:
-    """Wraps a trainer's loss during the first batch of a phase."""
+    """Wraps a trainer's loss during the first batch of a phase. name: as one of several losses in the config."""
 
-    def __init__(self, loss: Callable[..., Tensor], phase: str) -> None:
+    def __init__(self, loss: Callable[..., Tensor], phase: str, name: str = "") -> None:
         self.loss, self.phase = loss, phase
+        self.name = f'"{name}"' if name else name_of(loss)
         self.called = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.called = True
+        if hasattr(self.loss, "take_parts"):  # a sum of losses by name
+            return self._each_checked(self.loss, *args, **kwargs)
         outputs, targets = outputs_and_targets(args, kwargs)
-        with NoBroadcast(f"the loss {name_of(self.loss)}", self.phase, outputs, targets):
+        with NoBroadcast(f"the loss {self.name}", self.phase, outputs, targets):
             return self.loss(*args, **kwargs)
+
+    def _each_checked(self, total: Any, *args: Any, **kwargs: Any) -> Tensor:
+        losses = total.losses
+        total.losses = {name: CheckedLoss(loss, self.phase, name) for name, loss in losses.items()}
+        try:
+            value: Tensor = total(*args, **kwargs)
+        finally:
+            total.losses = losses
+        return value
 
     @property
     def last_count(self) -> Any:

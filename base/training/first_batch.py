@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
 from base.metric import StepResult
 from base.training.broadcast import check_next_step, name_of
 from base.training.loss import no_loss
-from base.training.parameters import loss_module, modules_and_tensors
+from base.training.parameters import instances, loss_module, modules_and_tensors
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
@@ -166,7 +167,10 @@ def without_backward(trainer: Any) -> str | None:
 
 def untrained_parameters(trainer: Any) -> str | None:
     """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
-    trained = {id(parameter) for parameter in trainer.training.parameters}
+    # the config's, and those that the trainer has created
+    optimizers = instances([trainer.stateful(), vars(trainer)], Optimizer)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
     attributes = {**vars(trainer), "model": trainer.experiment.model}
     modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
     names = [

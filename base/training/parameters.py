@@ -73,11 +73,16 @@ def unregistered_weights(model: nn.Module) -> str | None:
 
 def modules_and_tensors(value: Any) -> Iterator[nn.Module | Tensor]:
     """The modules and tensors in a value: itself, or those in a list, tuple or dict."""
-    if isinstance(value, (nn.Module, Tensor)):
+    return instances(value, (nn.Module, Tensor))
+
+
+def instances(value: Any, kinds: type[Any] | tuple[type[Any], ...]) -> Iterator[Any]:
+    """The objects of some classes in a value: itself, or those in a list, tuple or dict."""
+    if isinstance(value, kinds):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from modules_and_tensors(item)
+            yield from instances(item, kinds)
 
 
 def divide(

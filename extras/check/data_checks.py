@@ -81,6 +81,7 @@ def check_first_loss(
     samples. certain: whether that is known; a user's own loss may be anything.
     baseline: for any other loss, the loss of a constant output; NaN if unknown.
     """
+    loss += 0.0  # no -0, which some losses give for 0
     if not math.isfinite(loss):
         cause = "a logarithm or division in the model or the loss, or unscaled inputs"
         return CheckResult("first loss", "FAIL", f"the loss is {loss} before the first step", cause)

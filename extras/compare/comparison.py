@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from extras.compare.runs import (
 from extras.drawing import png
 from extras.records import RATES, TRAIN, VALID, charts
 from extras.spreadsheets import spreadsheet_safe
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_bytes
 from utils.streams import say
@@ -97,23 +98,32 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise CheckpointError(f"no run to compare: no config.json in {names}")
     groups = _groups(runs)
     folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
     files = {TABLE: _csv(groups).encode()}
     if any(group.repeats for group in groups):
         files[MEANS] = _means_csv(groups).encode()
-    else:
-        (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
-    for name, content in files.items():
-        replace_bytes(folder / name, content)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if MEANS not in files:
+            (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
+        for name, content in files.items():
+            replace_bytes(folder / name, content)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
     notes += [f"not a run: {display_path(path)}" for path in others]
     say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
-    replace_bytes(folder / PICTURE, png(curves(list(_charts(groups)))))
+    with _writing(folder):
+        replace_bytes(folder / PICTURE, png(curves(list(_charts(groups)))))
     say(f"\nwritten: {', '.join(display_path(folder / name) for name in [*files, PICTURE])}")
     return folder / TABLE
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise UserError if a file cannot be written inside the block."""
+    try:
+        yield
+    except (OSError, TrainingError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{folder} cannot be written: {reason}; choose another folder with --out") from error
 
 
 def _groups(runs: Sequence[Run]) -> list[RunGroup]:

@@ -375,7 +375,7 @@ def test_safetensors_are_read_by_their_library(fit: Fit, tmp_path: Path, monkeyp
         ({"file": "x", "skips": []}, r'unknown key "skips"; did you mean "skip"'),
         ({"file": "x", "skip": "fc.*"}, r'model\.weights\.skip: should be a list, got "fc'),
         ({"file": "x", "rename": {"a": 1}}, r"model\.weights\.rename\.a: should be a string, got 1"),
-        ("", r"model\.weights\.file"),
+        ("", r"model\.weights: should have at least 1 character"),
     ],
 )
 def test_mistakes_in_the_key_are_located(fit: Fit, given: Any, says: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import pytest
@@ -187,7 +187,7 @@ def test_a_mistake_is_located_at_the_nested_key(
     ("args", "says"),
     [
         ({"blocks": [{"width": 13}]}, r"model\.args\.blocks\.0: Block cannot be built: 13 is unlucky"),
-        ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: .*(.|\n)*too many classes"),
+        ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: too many classes\n"),
         ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone\.args: Backbone cannot be"),
     ],
 )
@@ -195,6 +195,20 @@ def test_what_only_the_code_refuses_is_located_too(fit: Fit, tmp_path: Path, arg
     with pytest.raises(ConfigError, match=says):
         fit(model=model(**args))
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_validator_of_ones_own_speaks_for_itself(fit: Fit) -> None:
+    def even(value: int) -> int:
+        if value % 2:
+            raise ValueError("can't be odd")
+        return value
+
+    class Halved(nn.Module):
+        def __init__(self, *, width: Annotated[int, pydantic.AfterValidator(even)]) -> None:
+            super().__init__()
+
+    with temporarily(MODELS, Halved), pytest.raises(ConfigError, match=r"model\.args\.width: can't be odd, got 3\n"):
+        fit(model={"type": "Halved", "args": {"width": 3}})
 
 
 def test_a_loss_is_made_of_losses(fit: Fit) -> None:

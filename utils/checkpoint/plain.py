@@ -6,7 +6,7 @@ Anything else would be saved without an error and fail only on loading, so it is
 import copy
 import io
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,10 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def check_parts(parts: Mapping[str, Any], *, required: Collection[str] = ()) -> None:
-    """Raise UserError if a part returns a state that it could not load, or a required one is missing.
+def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> None:
+    """Raise UserError if a part returns a state that it could not load, or a required one is missing or replaced.
 
-    parts: what a trainer's ``stateful`` returned.
+    parts, required: what ``stateful`` of a trainer and of its base class returned.
     """
     missing = [name for name in required if not isinstance(parts, Mapping) or name not in parts]
     if missing:
@@ -48,6 +48,12 @@ def check_parts(parts: Mapping[str, Any], *, required: Collection[str] = ()) -> 
             f"stateful() of the trainer does not return {', '.join(missing)}, so no run could resume; add to what the "
             'base class returns: return {**super().stateful(), "name": part}'
         )
+    for name, part in required.items():
+        if getattr(parts[name], "state_dict", None) != part.state_dict:  # what wraps a part may pass on its method
+            raise UserError(
+                f'stateful() of the trainer returns another part as "{name}", of type {type(parts[name]).__name__}, so '
+                f"a checkpoint would lack the run's own {name}; give it another name"
+            )
     problems = []
     for name, part in parts.items():
         if not callable(getattr(part, "load_state_dict", None)):

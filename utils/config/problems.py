@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils import arguments
-from utils.arguments import in_json_words, inside, shortened
+from utils.arguments import either, in_json_words, inside, shortened
 from utils.config.located_json import Problem, dotted
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.former_names import FORMER_NAMES
@@ -43,14 +43,18 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
     misspelt |= {(*path[:-1], "type") for path in unknown if not below and _bare_name(path, value)}
+    wrong: dict[KeyPath, list[str]] = {}  # a union has a reason for each member
     for item in errors:
         path = (*below, *item["loc"])
         if item["type"] == "extra_forbidden":
             yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config), at_key=True)
         elif item["type"] != "missing":
-            yield Problem(path, f"{_reason(path, item)}, got {shortened(inside(value, item['loc'])[1])}")
+            place, _ = inside(value, item["loc"])
+            wrong.setdefault(place, []).append(_reason((*below, *place), item))
         elif item["loc"] not in misspelt:
             yield Problem(path[:-1], f'the key "{path[-1]}" is missing{_other_name(path, config)}')
+    for place, reasons in wrong.items():
+        yield Problem((*below, *place), f"{either(reasons)}, got {shortened(inside(value, place)[1])}")
 
 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
@@ -190,6 +194,9 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         hint = f"use {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
         at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
+        return
+    if wrong := registry.wrong_signature(name):
+        yield Problem((*path, "type") if isinstance(entry, dict) else path, wrong)
         return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:

@@ -21,6 +21,7 @@ from base.training.loss import CountedLoss, count_targets
 from model.loss import cross_entropy
 from tests.conftest import load_script
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
@@ -69,6 +70,28 @@ class Masked(nn.Module):
         return ((targets == 0) | (targets == 1)).sum()
 
 
+class Focal(nn.CrossEntropyLoss):
+    """The mean over all targets: an ignored one adds 0."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(outputs, targets, self.weight, ignore_index=self.ignore_index, reduction="none")
+        return (losses * (1 - torch.exp(-losses)) ** 2).mean()
+
+
+class Scaled(nn.CrossEntropyLoss):
+    """Torch's mean, times 2."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 2 * super().forward(outputs, targets)
+
+
+class OfTokens(nn.CrossEntropyLoss):
+    """Takes sequences only."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(outputs.transpose(1, 2).flatten(0, 1), targets.flatten())
+
+
 class CountingTrainer(BaseTrainer):
     """Says itself what its loss is a mean over."""
 
@@ -90,7 +113,7 @@ def _registered() -> Iterator[None]:
     with (
         temporarily(DATA_LOADERS, Tokens),
         temporarily(MODELS, TokenNet),
-        temporarily(LOSSES, Weighted, Masked),
+        temporarily(LOSSES, Weighted, Masked, Focal, Scaled, OfTokens),
         temporarily(TRAINERS, CountingTrainer),
     ):
         yield
@@ -117,9 +140,12 @@ LOSS: list[Any] = [
     "Weighted",
     "Masked",
 ]
+OWN_FORWARD: list[Any] = [
+    {"type": name, "args": args} for name in ("Focal", "Scaled", "OfTokens") for args in ({}, WEIGHTS)
+]
 
 
-@pytest.mark.parametrize("loss", LOSS)
+@pytest.mark.parametrize("loss", [*LOSS, *OWN_FORWARD])
 def test_a_validation_loss_does_not_depend_on_the_batch_size(fit: Fit, loss: Any) -> None:
     values = [tokens(fit, 36, loss=loss, eval_batch_size=size).last["val_loss"] for size in (12, 5, 3, 1)]
     assert values == pytest.approx(values[:1] * 4, rel=1e-6)
@@ -199,6 +225,17 @@ def test_losses_over_samples_are_left_as_they_are() -> None:
         assert counted(loss) is loss
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
     assert isinstance(counted(__import__("functools").partial(cross_entropy)), CountedLoss)
+
+
+class ReturnsItsLoss(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "loss": self.criterion}
+
+
+def test_a_trainer_may_return_its_loss_by_the_name_it_has_anyway(fit: Fit) -> None:
+    with temporarily(TRAINERS, ReturnsItsLoss):
+        run = tokens(fit, 36, "trainer.type=ReturnsItsLoss", loss="Weighted").run_dir
+        assert state(run)["loss"]["weight"].tolist() == pytest.approx([0.2, 1.0, 5.0])
 
 
 # ------------------------------------------------------------------ further values

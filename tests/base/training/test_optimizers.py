@@ -352,7 +352,7 @@ MISTAKES = [
     ({"groups": [{"params": ["*"], "args": {"lr": -1}}]}, "groups.0.args.lr: SGD rejects this: Invalid learning"),
     ({"groups": [{"params": ["*"], "args": {"lr": "x"}}]}, "groups.0.args.lr: should be a number"),
     ({"groups": [{"param": ["*"]}]}, 'groups.0.param: unknown key "param"; did you mean "params"'),
-    ({"groups": [{"params": []}]}, "groups.0.params: List should have at least 1 item"),
+    ({"groups": [{"params": []}]}, "groups.0.params: should have at least 1 item"),
     ({"params": ["head.*"]}, "optimizer: no optimizer trains backbone.0.weight, backbone.0.bias, backbone.1.weight"),
 ]
 

@@ -105,6 +105,11 @@ class SavesNothing(Trainer):
         return None  # type: ignore[return-value]
 
 
+class ReplacesTheModel(Trainer):
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "model": nn.Linear(1, 1)}
+
+
 class WithoutSuper(Trainer):
     def __init__(self, experiment: Any, settings: Any) -> None:
         self.share = 0.5
@@ -113,6 +118,16 @@ class WithoutSuper(Trainer):
 class WithoutExperiment(Trainer):
     def __init__(self, share: float = 0.5) -> None:
         self.share = share
+
+
+class OtherNames(Trainer):
+    def __init__(self, e: Any, s: Any, *, share: float = 0.5) -> None:
+        super().__init__(e, s)
+
+
+class Swapped(Trainer):
+    def __init__(self, settings: Any, experiment: Any) -> None:
+        super().__init__(experiment, settings)
 
 
 class EvaluatesToNothing(Trainer):
@@ -250,8 +265,14 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ),
         ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
+        ("ReplacesTheModel", 'returns another part as "model", of type Linear, so a checkpoint would lack the run'),
         ("WithoutSuper", r"json:\d+:\d+: trainer: WithoutSuper.__init__ does not call super\(\).__init__\(experiment"),
-        ("WithoutExperiment", r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\): too"),
+        (
+            "WithoutExperiment",
+            r"WithoutExperiment.__init__ should be \(self, experiment, settings, \*, ...\), not \(self, share",
+        ),
+        ("OtherNames", r"__init__ should be \(self, experiment, settings, \*, ...\), not \(self, e, s, \*, share\)"),
+        ("Swapped", r"Swapped.__init__ should be \(self, experiment, settings, \*, ...\), not \(self, settings, exp"),
         ("EvaluatesToNothing", rf"EvaluatesToNothing.eval_step returned nothing; {RETURN}"),
         ("EvaluatesEachSample", rf"EvaluatesEachSample.eval_step returned a loss of shape \(8,\); {ONE_NUMBER}"),
         ("ExpectsADict", r"KeyError: 'labels'\n  tests/base/training/test_own_step.py:\d+: return super\(\)"),
@@ -263,8 +284,9 @@ def test_a_mistake_in_a_trainer_is_named(fit: Fit, tmp_path: Path, trainer: str,
     assert not list(tmp_path.glob("saved/*/*"))
 
 
-def test_a_trainer_may_step_an_optimizer_for_other_parameters(fit: Fit) -> None:
+def test_a_trainer_may_step_an_optimizer_for_other_parameters(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("trainer.type=StepsForItsProbe").epochs == 2
+    assert "never change" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -281,6 +303,13 @@ def test_a_loss_that_is_not_one_number_is_refused(fit: Fit, loss: str, found: st
 def test_one_of_several_losses_that_is_not_one_number_is_named(fit: Fit, loss: str, found: str) -> None:
     with pytest.raises(UserError, match=rf'the loss "second" returned a value of {found}; {ONE_NUMBER}'):
         fit(loss={"first": "cross_entropy", "second": loss})
+
+
+def test_one_of_several_losses_that_would_broadcast_is_named(fit: Fit) -> None:
+    with pytest.raises(
+        UserError, match=r'the loss "second" compares outputs of shape \(8, 3\) with targets of .*\(8,\)'
+    ):
+        fit(loss={"first": "cross_entropy", "second": "mse_loss"})
 
 
 @pytest.mark.parametrize(
@@ -320,6 +349,16 @@ def test_an_optimizer_without_super_is_named(fit: Fit) -> None:
         pytest.raises(UserError, match=r"optimizer: Unfinished.__init__ does not call super\(\).__init__\(params"),
     ):
         fit(optimizer={"type": "Unfinished", "args": {"lr": 0.1}})
+
+
+def test_an_optimizer_whose_first_parameter_has_another_name_is_named(fit: Fit) -> None:
+    class Renamed(torch.optim.SGD):
+        def __init__(self, weights: Any, lr: float = 0.1) -> None:
+            super().__init__(weights, lr)
+
+    says = r"optimizer.type: Renamed.__init__ should be \(self, params, \*, ...\), not \(self, weights, lr\)"
+    with temporarily(OPTIMIZERS, Renamed), pytest.raises(UserError, match=says):
+        fit(optimizer={"type": "Renamed", "args": {"lr": 0.1}})
 
 
 @pytest.mark.parametrize("kept", ["known", "frozen", "computed"])

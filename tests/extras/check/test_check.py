@@ -14,7 +14,7 @@ import train
 from base.base_data_loader import BaseDataLoader
 from extras.check import preflight
 from extras.check.check_result import CheckResult
-from extras.check.data_checks import _named_tensors
+from extras.check.data_checks import _named_tensors, check_first_loss
 from extras.check.model_checks import _first_samples
 from logger.console import styled
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
@@ -294,3 +294,7 @@ def test_bundled_configs_pass(
         pytest.skip(f"its data are not on this machine: {error}")
     assert status == 0 or path not in TEMPLATES, capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_of_minus_zero_is_shown_as_zero() -> None:
+    assert check_first_loss(-0.0).text == "0"

@@ -250,6 +250,21 @@ def test_a_run_resumes_though_a_writer_returned_no_state(fit: Fit, capsys: pytes
         assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
 
 
+class ResumesWithTrue(Stateless):
+    def state_dict(self) -> Any:
+        return {}
+
+    def resume(self, state: Mapping[str, Any], *, step: int) -> Any:
+        return True
+
+
+def test_a_run_resumes_though_a_writer_returned_no_text(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(WRITERS, ResumesWithTrue):
+        run = fit('trainer.writers=["ResumesWithTrue"]', "trainer.epochs=1").run_dir
+        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+    assert "training continues without it: TypeError: resume() returned bool; expected a str" in capsys.readouterr().err
+
+
 def test_only_the_main_process_writes(write_config: Callable[..., Path], tmp_path: Path, service: Recorded) -> None:
     loaded = load_config(write_config(), [TO_SERVICE])
     experiment = build_experiment(loaded)

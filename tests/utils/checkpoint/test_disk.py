@@ -135,6 +135,26 @@ def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "metrics.json").exists()
 
 
+def test_a_command_that_cannot_write_its_results_says_so(fit: Fit, small_disk: Path) -> None:
+    run = fit(f"trainer.save_dir={small_disk}").run_dir
+    test, export = load_script("test").main, load_script("export").main
+    test(["-r", str(run)])
+
+    def refused(reason: str) -> None:
+        with pytest.raises(UserError, match=rf"cannot (write|be written).*: {reason}"):
+            test(["-r", str(run)])
+        with pytest.raises(UserError, match=rf"cannot be written: .*{reason}; choose another folder with --out"):
+            test(["--compare", str(run)])
+        with pytest.raises(UserError, match=rf"cannot be written: {reason}"):
+            export(["-r", str(run), "--format", "safetensors"])
+
+    fill(small_disk)
+    refused("No space left on device")
+    (small_disk / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused("Read-only file system")
+
+
 def test_a_folder_that_is_removed_during_the_run(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,13 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
         ("trainer", {"epochs": 1.5}, "trainer.epochs: should be an integer, got 1.5"),
         ("runtime", {"device": "cuda:x"}, "runtime.device: should be"),
         ("runtime", [], "runtime: should be an object"),
+        (
+            "runtime",
+            {"compile": "fast"},
+            'compile: should be a boolean or "reduce-overhead" or "max-autotune", got "fast"',
+        ),
+        ("trainer", {"profile_steps": [1]}, "trainer.profile_steps: should have at least 2 items, got [1]"),
+        ("trainer", {"save_dir": ""}, "trainer.save_dir: should have at least 1 character"),
         ("name", "../x", "name: should be a plain name"),
         ("extends", 3, "extends: should be the path"),
     ],

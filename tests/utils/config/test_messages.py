@@ -29,6 +29,7 @@ MISTAKES = [
     Mistake("A section is misspelt", '"trainer"', '"trianer"'),
     Mistake("A key is in the wrong place", '"steps_per_epoch": 4', '"lr": 0.1'),
     Mistake("A component is misspelt", '"TwoLayerNet"', '"TwoLayerNett"'),
+    Mistake("A metric as the loss", '"cross_entropy"', '"accuracy"'),
     Mistake("An argument is misspelt", '"hidden_features"', '"hiden_features"'),
     Mistake("An argument of torch.optim is misspelt", '"momentum"', '"momentun"'),
     Mistake("An argument is missing", '"num_samples": 60, ', ""),
