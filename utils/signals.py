@@ -114,7 +114,8 @@ def ignore_in_worker(_: int = 0) -> None:
     if sys.platform == "linux":  # otherwise workers outlive a killed process by seconds and print errors
         ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
         parent = multiprocessing.parent_process()
-        if parent and parent.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver":
+        from_server = isinstance(multiprocessing.current_process(), multiprocessing.context.ForkServerProcess)
+        if parent and parent.pid != os.getppid() and not from_server:
             os._exit(1)  # the parent was killed before the call above could take effect
 
 

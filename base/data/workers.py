@@ -1,8 +1,9 @@
 """Processes that load batches in the background."""
 
+import multiprocessing
 import re
+import sys
 from collections.abc import Iterator
-from multiprocessing import get_start_method
 from pickle import PicklingError
 from typing import Any
 
@@ -36,6 +37,7 @@ class Workers:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=count,
+            multiprocessing_context=start_method(count),
             persistent_workers=True,
             pin_memory=torch.accelerator.is_available(),
             worker_init_fn=_begin_worker,
@@ -54,12 +56,23 @@ class Workers:
         except (AttributeError, TypeError, PicklingError) as error:
             if not re.search("pickle|local object", str(error)):
                 raise
+            method = multiprocessing.get_start_method()
             raise DataError(
                 f"the data set cannot be sent to worker processes: {error}\n"
-                f'They are started with the method "{get_start_method()}", which cannot send a lambda, or a function '
-                "or class inside another: define it at the top level of its file, or set data_loader.args.num_workers "
-                "to 0."
+                f'They are started with the method "{method}", which cannot send a lambda, or a function or class inside '
+                "another: define it at the top level of its file, or set data_loader.args.num_workers to 0."
             ) from error
+
+
+def start_method(workers: int) -> str | None:
+    """How a ``DataLoader`` starts its processes, for its ``multiprocessing_context``; None: as the program has set.
+
+    On Linux they are forked, as by default before Python 3.14: they start at once and share the data set. Otherwise
+    each imports torch, which takes seconds, and gets a copy of it.
+    """
+    by_default = (None, multiprocessing.get_all_start_methods()[0])
+    forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in by_default
+    return "fork" if workers and forks else None
 
 
 def _begin_worker(_: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from base.data.workers import start_method
 from extras.predict.arrays import NpyRows, NpzRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
 from utils.errors import TrainingError, UserError
@@ -89,12 +90,14 @@ def _read_rows(name: str, kind: str, prepare: Prepare, columns: Sequence[str] | 
 
 def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
     workers = min(_processors(), len(names) // CHUNK) if len(names) > FEW else 0
+    workers = workers if workers > 1 else 0
     if workers:
         end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(
         _Files(names, prepare),
         batch_size=CHUNK,
-        num_workers=workers if workers > 1 else 0,
+        num_workers=workers,
+        multiprocessing_context=start_method(workers),
         collate_fn=list,
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # by default the loader would draw from the model's

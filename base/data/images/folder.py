@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from base.data.images.cache import Decoded, Pixels
+from base.data.workers import start_method
 from utils.errors import DataError
 from utils.paths import display_path
 from utils.signals import ignore_in_worker
@@ -227,10 +228,12 @@ class _Files(Dataset[Pixels | str]):
 def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
     """The pixels of several images at a time, in order."""
     chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
+    workers = _processes(len(files) // chunk)
     loader: DataLoader[Any] = DataLoader(
         files,
         batch_size=chunk,
-        num_workers=_processes(len(files) // chunk),
+        num_workers=workers,
+        multiprocessing_context=start_method(workers),
         collate_fn=list,  # NumPy arrays need no shared memory, which is scarce in containers
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # by default the loader would draw from the model's

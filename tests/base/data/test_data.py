@@ -3,6 +3,7 @@
 import itertools
 import random
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from base.data.images.image_loader import random_crop, random_flip
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import TensorSource
+from base.data.workers import start_method
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from utils.errors import DataError
@@ -362,6 +364,26 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
             next(Batches(source, batch_size=4, num_workers=1).one_pass())
     finally:
         torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked by default")
+@pytest.mark.parametrize(
+    ("methods", "chosen", "expected"),
+    [
+        (["forkserver", "spawn", "fork"], None, "fork"),  # Python 3.14
+        (["forkserver", "spawn", "fork"], "forkserver", "fork"),  # as if asked for, once a lock was made
+        (["forkserver", "spawn", "fork"], "spawn", None),
+        (["fork", "spawn", "forkserver"], None, "fork"),  # before
+        (["fork", "spawn", "forkserver"], "forkserver", None),
+    ],
+)
+def test_workers_are_forked_unless_the_program_has_another_way(
+    monkeypatch: pytest.MonkeyPatch, methods: list[str], chosen: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: methods)
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none=False: chosen)
+    assert start_method(2) == expected
+    assert start_method(0) is None  # else DataLoader raises ValueError
 
 
 def test_a_batch_of_arrays_is_the_same_with_workers() -> None:
