@@ -59,8 +59,8 @@ class Workers:
             method = multiprocessing.get_start_method()
             raise DataError(
                 f"the data set cannot be sent to worker processes: {error}\n"
-                f'They are started with the method "{method}", which cannot send a lambda, or a function or class inside '
-                "another: define it at the top level of its file, or set data_loader.args.num_workers to 0."
+                f'They are started with the method "{method}", which cannot send a lambda, or a function or class '
+                "inside another: define it at the top level of its file, or set data_loader.args.num_workers to 0."
             ) from error
 
 
