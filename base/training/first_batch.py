@@ -167,10 +167,9 @@ def without_backward(trainer: Any) -> str | None:
 
 def untrained_parameters(trainer: Any) -> str | None:
     """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
-    # the config's, and those that the trainer has created
-    optimizers = instances([trainer.stateful(), vars(trainer)], Optimizer)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    trained = {id(parameter) for parameter in trainer.training.parameters}
+    for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
+        trained |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     attributes = {**vars(trainer), "model": trainer.experiment.model}
     modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
     names = [
