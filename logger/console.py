@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ DELAY = 0.3  # seconds that an evaluation may take without a bar
 MARGIN = 3  # columns left free, so that a ^C echoed by the terminal does not start a second line
 MIN_BAR = 6  # columns of the bar itself
 STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
+# tqdm's own lock is also for several processes; Python 3.14 starts a process more for such a lock
+tqdm.set_lock(threading.RLock())
 _STYLED = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 import train
 from base.base_trainer import BaseTrainer
@@ -373,3 +374,8 @@ def test_a_notebook_has_one_line_that_is_redrawn(fit: Fit, monkeypatch: pytest.M
     assert not [line for line in shown if line.startswith("epoch ") and "|" in line]
     assert len([line for line in shown if re.match(r"  [12]/2 ", line)]) == 2
     assert max(len(line) for line in re.split("[\r\n]", written) if "|" in line) <= 80
+
+
+def test_a_bar_needs_no_other_process() -> None:
+    """A lock for several processes starts one from Python 3.14 on, which would hold the terminal open."""
+    assert type(tqdm.get_lock()) is type(threading.RLock())
