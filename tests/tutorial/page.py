@@ -34,6 +34,7 @@ CONSOLE = re.compile(r"```console( cifar10)?\n(.*?)```", re.DOTALL)
 EITHER = re.compile(r"```(?:console|python|json).*?```", re.DOTALL)
 RUN = re.compile(r"saved/\w+/\d{8}-\d{6}(?:-\d+)?")
 TIME = re.compile(r"\d+(\.\d+)? (ms|s|min)\b|\d+:\d\d|(?<=\.py:)\d+")
+OPERATION = re.compile(r"\b(mm|addmm): (?=mat1)")  # with which torch begins its messages since 2.15
 PROGRESS = re.compile(r" +http://localhost:.*|epoch \d+/\d+  step .*|evaluating .*|training .*")
 CLASSES = CIFAR10Loader.class_names
 NOT_RUN = ("tensorboard",)  # a server
@@ -162,7 +163,7 @@ def differences(expected: str, printed: str, *, numbers: bool, rel: float = 0.05
 
     numbers: whether they count. A line "..." in the expected output stands for any lines.
     """
-    wanted, found = (TIME.sub("TIME", text).splitlines() for text in (expected, printed))
+    wanted, found = (OPERATION.sub("", TIME.sub("TIME", text)).splitlines() for text in (expected, printed))
     if "..." in wanted:
         head, tail = wanted[: wanted.index("...")], wanted[wanted.index("...") + 1 :]
         wanted, found = head + tail, found[: len(head)] + found[len(found) - len(tail) :]
