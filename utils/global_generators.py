@@ -122,7 +122,8 @@ def kept_generators() -> Iterator[None]:
 
 
 def _bit_generator() -> Any:
-    return np.random.get_bit_generator()  # type: ignore[attr-defined]
+    numpy_random: Any = np.random  # some versions have no type for it
+    return numpy_random.get_bit_generator()
 
 
 def _numpy_state() -> Any:

@@ -65,9 +65,9 @@ def _write_counts(axes: Axes, counts: Counts, share: Doubles, *, size: float) ->
         _write(axes, column, row, text, size, "white" if dark else "black")
     classes = len(counts)
     for place in range(classes):
-        _write(axes, classes, place, _short_count(counts[place].sum()), size, GREY)
-        _write(axes, place, classes, _short_count(counts[:, place].sum()), size, GREY)
-    _write(axes, classes, classes, _short_count(counts.sum()), size, "black")
+        _write(axes, classes, place, _short_count(int(counts[place].sum())), size, GREY)
+        _write(axes, place, classes, _short_count(int(counts[:, place].sum())), size, GREY)
+    _write(axes, classes, classes, _short_count(int(counts.sum())), size, "black")
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float, colour: str) -> None:
