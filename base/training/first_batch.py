@@ -63,9 +63,10 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
             "Images and the outputs of convolutions have the memory format channels_last here, which is faster; use "
             "x.flatten(1) or x.reshape(...) in place of x.view(...)."
         )
+    eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     return current().peer_failure(error) or UserError(
-        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n"
-        f"{line}\nDo the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
+        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n{line}\n"
+        f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     )
 
 

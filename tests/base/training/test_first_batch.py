@@ -465,3 +465,25 @@ def test_a_trainer_that_calls_the_loss_of_a_config_without_one(fit: Callable[...
 def test_a_loss_may_be_called_by_a_second_name(fit: Callable[..., train.Result]) -> None:
     with temporarily(TRAINERS, Renaming):
         fit("trainer.type=Renaming", "data_loader.args.validation_split=0", "trainer.epochs=1")
+
+
+class Fails(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("this cannot be compiled")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_model_that_fails_when_compiled_is_to_be_tried_without(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    with (
+        temporarily(MODELS, Fails),
+        pytest.raises(UserError, match="this cannot be compiled") as raised,
+    ):
+        fit(f"runtime.compile={str(compiled).lower()}", model="Fails")
+    assert ("Does it run with runtime.compile=false?" in str(raised.value)) == compiled
