@@ -114,7 +114,7 @@ def outcome(path: Path, folder: Path) -> str:
     except UserError as error:
         if LOCATED.match(str(error)):
             return "refused when built, located"
-        first_batch = "the first batch" in str(error) or str(error).startswith("metrics: ")
+        first_batch = re.search(r"the first (\w+ )?batch", str(error)) or str(error).startswith("metrics: ")
         return "refused at the first batch" if first_batch else f"NO LOCATION: {error}"
     except TrainingError:
         return "started, and the loss was not finite"
