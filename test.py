@@ -121,7 +121,9 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
     try:
         with RunFolder(folder).locked("writes a report into it"):
             yield
-    except TrainingError as error:  # a file that cannot be written
+    except TrainingError as error:
+        if not isinstance(error.__cause__, OSError):  # not a file that cannot be written
+            raise
         raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 

@@ -15,7 +15,8 @@ from tests import forked
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
-from utils.errors import UserError
+from utils.distributed import ProcessGroup
+from utils.errors import TrainingError, UserError
 
 Fit = Callable[..., train.Result]
 Write = Callable[..., Path]
@@ -245,3 +246,17 @@ class TestANewProject:
         monkeypatch.setenv("PATH", "")
         assert script._listed_by_git("--cached") == []
         assert tracked <= set(script.files())
+
+
+def test_only_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
+    results_folder = vars(load_script("test"))["_results_folder"]
+    with (
+        pytest.raises(TrainingError, match="of another kind"),
+        results_folder(tmp_path, ProcessGroup(), chosen=False),
+    ):
+        raise TrainingError("of another kind")
+    with (
+        pytest.raises(UserError, match="no room; make room, or choose another folder with --out"),
+        results_folder(tmp_path, ProcessGroup(), chosen=False),
+    ):
+        raise TrainingError("no room") from OSError()
