@@ -144,11 +144,21 @@ def laid_out_like(value: Any, parameter: Tensor) -> Any:
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
+def parameters_in(optimizer: Optimizer) -> list[Any]:
+    """The parameters of all groups, in the order in which a state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def is_own(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is the user's, not torch's."""
+    return not type(optimizer).__module__.startswith("torch.")
+
+
 def adapt_state(
     optimizer: Optimizer, state: dict[str, Any], *, adapt: Callable[[Any, Tensor], Any] = laid_out_like
 ) -> dict[str, Any]:
     """A saved state in the form this optimizer loads: with its own kernels, and values as parameters need them."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_in(optimizer)
     if sum(map(_is_index, state["state"])) > len(parameters):
         return state  # torch reports what is wrong with it
 
@@ -182,7 +192,7 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
         return state
 
     def after(optimizer: Optimizer) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = parameters_in(optimizer)
         for index, values in adapted.items():
             if _is_index(index):
                 optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)

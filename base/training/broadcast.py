@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from base.metric import StepResult
 from utils.errors import ConfigError
+from utils.optimizers import parameters_in
 from utils.tree import tensors
 
 # losses that compare each input element with the same element of the target
@@ -218,7 +219,7 @@ def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
                 f"{step} calls optimizer.step(), which the base class does after each train_step; leave it out, and "
                 "optimizer.zero_grad() too"
             )
-        if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"]):
+        if any(id(parameter) in trained for parameter in parameters_in(optimizer)):
             raise ConfigError(
                 f"{step} steps an optimizer of its own, but the config's optimizer trains the same parameters after "
                 "each train_step; leave it out, or name several optimizers in the config (docs/training.md)"

@@ -18,6 +18,7 @@ from base.training.parameters import instances, loss_module, modules_and_tensors
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
+from utils.optimizers import parameters_in
 from utils.random import isolated
 from utils.text import listed
 from utils.tree import describe_batch
@@ -170,7 +171,7 @@ def untrained_parameters(trainer: Any) -> str | None:
     """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
     trained = {id(parameter) for parameter in trainer.training.parameters}
     for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
-        trained |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trained |= set(map(id, parameters_in(optimizer)))
     attributes = {**vars(trainer), "model": trainer.experiment.model}
     modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
     names = [

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.training.schedule import ScheduledOptimizer
+from utils.optimizers import is_own, parameters_in
 from utils.tree import tensors
 
 SAMPLE = 1000
@@ -18,7 +19,7 @@ class FirstStep:
     """The weights and attributes of the user's own optimizers before their first step in this process."""
 
     def __init__(self, optimizers: Iterable[ScheduledOptimizer]) -> None:
-        own = [each for each in optimizers if not type(each.optimizer).__module__.startswith("torch.")]
+        own = [each for each in optimizers if is_own(each.optimizer)]
         self._before = [(each, _weights(each.optimizer), _kept(each.optimizer)) for each in own]
 
     def warnings(self) -> Iterator[str]:
@@ -34,17 +35,13 @@ class FirstStep:
                 if not _same(values, kept.get(attribute, [])):
                     yield (
                         f"{name}.{attribute} changes in a step but is in no checkpoint, so a resume is only exact if "
-                        "each step computes it anew; keep it in self.state[parameter]"
+                        "each step computes it from scratch; keep it in self.state[parameter]"
                     )
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _weights(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     """Each parameter with a sample of it; none if some are not plain, such as those of FSDP."""
-    parameters = _parameters(optimizer)
+    parameters = parameters_in(optimizer)
     return [(each, _sample(each)) for each in parameters] if all(map(_is_plain, parameters)) else []
 
 
@@ -69,7 +66,7 @@ def _kept(optimizer: Optimizer) -> dict[str, list[Tensor]]:
     """
     if type(optimizer).state_dict is not Optimizer.state_dict:
         return {}
-    parameters = _parameters(optimizer)
+    parameters = parameters_in(optimizer)
     sizes = [parameter.numel() for parameter in parameters]
     known = tensors([parameters, [parameter.grad for parameter in parameters], dict(optimizer.state)])
     storages = {tensor.untyped_storage().data_ptr() for tensor in filter(_is_plain, known)}

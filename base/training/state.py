@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from utils import checkpoint
 from utils.errors import CheckpointError, UserError
+from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, restore_generators, seed_generators
 from utils.tree import Keys, map_tensors
 from utils.user_code import format_error_with_source
@@ -227,8 +228,8 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
         if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
             raise _Misfit((*keys, "params"), "the parameters do not match")
 
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    own_form = not type(optimizer).__module__.startswith("torch.")  # may share values, or keep single tensors
+    parameters = parameters_in(optimizer)
+    own_form = is_own(optimizer)  # may share values, or keep single tensors
     for index, values in saved.get("state", {}).items():
         keys = (name, "state", index)
         if own_form and (isinstance(index, str) or not isinstance(values, Mapping)):

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
-from utils.optimizers import load_exactly
+from utils.optimizers import load_exactly, parameters_in
 from utils.tree import Keys, map_tensors
 
 GradientSync = Callable[[bool], None]
@@ -203,7 +203,7 @@ def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
 def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
     """Allocates this process's shard of anything that belongs to a sharded parameter, and all else whole."""
     weights = dict(model.named_parameters(remove_duplicate=False))
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_in(optimizer)
 
     def allocate(keys: Keys, saved: Tensor) -> Tensor:
         parameter = None

@@ -28,11 +28,13 @@ class Double(BaseModel):
         return self.layer(inputs.double())  # type: ignore[no-any-return]
 
 
-class Precise(torch.optim.Optimizer):
-    """Sums the gradients of float32 weights in float64, and counts its steps in an integer tensor."""
-
+class Own(torch.optim.Optimizer):
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
+
+
+class Precise(Own):
+    """Sums the gradients of float32 weights in float64, and counts its steps in an integer tensor."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -103,11 +105,8 @@ class SavedSAM(SAM):
         self.param_groups = self.base_optimizer.param_groups
 
 
-class Rebinds(torch.optim.Optimizer):
+class Rebinds(Own):
     """Changes only the value of a variable."""
-
-    def __init__(self, params: Any, lr: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -116,7 +115,7 @@ class Rebinds(torch.optim.Optimizer):
                 parameter = parameter - group["lr"] * parameter.grad
 
 
-class Plain(Rebinds):
+class Plain(Own):
     """Changes the data of a parameter, which torch does not count as a change in place."""
 
     def step(self, closure: Any = None) -> Any:
