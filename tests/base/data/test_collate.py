@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from base.data.batches import Batches
 from base.data.collate import SMALL, collate_samples
@@ -67,51 +67,28 @@ def test_samples_that_do_not_fit_raise_what_torch_raises(samples: list[Any]) -> 
     assert str(raised.value) == str(expected.value)
 
 
-class Samples(Dataset[Any]):
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> Any:
-        return SAMPLES[self.kind](index)
-
-
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_workers_load_the_same_batches(kind: str) -> None:
+    samples: Any = [SAMPLES[kind](index) for index in range(12)]
     here, there = (
-        [loaded.data for loaded in Batches(SampleSource(Samples(kind)), batch_size=5, num_workers=count).one_pass()]
+        [loaded.data for loaded in Batches(SampleSource(samples), batch_size=5, num_workers=count).one_pass()]
         for count in (0, 1)
     )
     assert [type(batch) for batch in here] == [type(batch) for batch in there]
     assert all(same(*pair) for pair in zip(here, there, strict=True))
 
 
-SENT: dict[str, tuple[Callable[[], Tensor], bool]] = {
-    "small": (lambda: torch.arange(10.0), False),
-    "largest": (lambda: torch.arange(SMALL // 4, dtype=torch.int32), False),
-    "large": (lambda: torch.arange(SMALL // 4 + 1, dtype=torch.int32), True),
-    "view": (lambda: torch.arange(SMALL)[5:15], False),  # not its whole storage
-    "bfloat16": (lambda: torch.arange(10.0).bfloat16(), True),  # NumPy has no such dtype
-    "channels last": (
-        lambda: torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
-        True,
-    ),  # NumPy's would not be
-    "requires grad": (lambda: torch.ones(3, requires_grad=True), True),
+SENT: dict[str, tuple[Tensor, bool]] = {
+    "small": (torch.arange(10.0), False),
+    "largest": (torch.arange(SMALL // 4, dtype=torch.int32), False),
+    "large": (torch.arange(SMALL // 4 + 1, dtype=torch.int32), True),
+    "view": (torch.arange(SMALL)[5:15], False),  # not its whole storage
+    "bfloat16": (torch.arange(10.0).bfloat16(), True),  # NumPy has no such dtype
+    # would lose its strides
+    "channels last": (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), True),
+    "requires grad": (torch.ones(3, requires_grad=True), True),
 }
 """Tensors, and whether a worker sends them through shared memory."""
-
-
-class OneTensor(Dataset[Tensor]):
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Tensor:
-        return SENT[self.kind][0]()
 
 
 def first(samples: list[Any]) -> Any:
@@ -120,19 +97,21 @@ def first(samples: list[Any]) -> Any:
 
 @pytest.mark.parametrize("kind", SENT)
 def test_small_tensors_come_from_a_worker_by_value(kind: str) -> None:
-    [loaded] = Batches(SampleSource(OneTensor(kind), first), batch_size=1, num_workers=1).one_pass()
-    found, (make, shared) = loaded.data, SENT[kind]
+    sent, shared = SENT[kind]
+    samples: Any = [sent]
+    [loaded] = Batches(SampleSource(samples, first), batch_size=1, num_workers=1).one_pass()
+    found = loaded.data
     assert found.is_shared() == shared
-    assert found.stride() == make().stride()
-    assert same(found, make())
+    assert found.stride() == sent.stride()
+    assert same(found, sent)
     with torch.no_grad():
         found.zero_()  # may be written to
 
 
 def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     """So that it is not copied once more."""
-    source = SampleSource([(torch.ones(SMALL // 8), 0)] * 4)  # type: ignore[arg-type]
-    [loaded] = Batches(source, batch_size=4, num_workers=1).one_pass()
+    samples: Any = [(torch.ones(SMALL // 8), 0)] * 4
+    [loaded] = Batches(SampleSource(samples), batch_size=4, num_workers=1).one_pass()
     inputs, targets = loaded.data
     assert inputs.is_shared()
     assert not targets.is_shared()
