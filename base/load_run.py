@@ -25,7 +25,7 @@ from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 from utils.schema import Config, TrainerConfig
-from utils.tree import map_tensors
+from utils.tree import to_device
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LoadedRun:
         """
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            return self.model(map_tensors(lambda tensor: tensor.to(device), inputs))
+            return self.model(to_device(inputs, device))
 
 
 def load_run(run: str | Path) -> LoadedRun:

@@ -13,7 +13,7 @@ from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
 from utils.optimizers import UnmarkedStep, forgets, inner_optimizers, load_exactly, needs_closure
 from utils.schema import RuntimeConfig
-from utils.tree import map_tensors
+from utils.tree import to_device
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
@@ -152,10 +152,8 @@ class Runtime:
         return NO_AUTOCAST if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def to_device(self, batch: Any) -> Any:
-        """Move a batch to the device: a tensor, or any nest of tuples, named tuples, lists and dicts of tensors."""
-        if self.on_cpu:
-            return batch  # already there
-        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+        """Move a batch to the device: any nest of tensors, dataclasses and objects with a method ``to``."""
+        return batch if self.on_cpu else to_device(batch, self.device)
 
     def sync_gradients(self, sync: bool) -> None:
         """Set whether the processes reduce gradients in the next backward pass."""

@@ -4,9 +4,11 @@ A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything els
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Keys = tuple[Any, ...]
@@ -24,13 +26,36 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
     """Like ``map_tensors``, for a function that also takes the path to the tensor."""
     if isinstance(nest, Tensor):
         return function(keys, nest)
+    return _map_items(lambda key, item: map_with_keys(function, item, (*keys, key)), nest)
+
+
+def to_device(nest: Any, device: torch.device) -> Any:
+    """The same nest on a device, for which pinned memory is not waited for.
+
+    An object with a method ``to``, such as a graph or a PackedSequence, is moved by it; a dataclass field by field.
+    """
+    if isinstance(nest, Tensor):
+        return nest.to(device, non_blocking=True)
+    if callable(getattr(type(nest), "to", None)):
+        return nest.to(device)
+    if not dataclasses.is_dataclass(nest) or isinstance(nest, (type, dict, list, tuple)):
+        return _map_items(lambda _, item: to_device(item, device), nest)
+    moved = copy.copy(nest)
+    for field in dataclasses.fields(nest):
+        # a frozen one refuses setattr
+        object.__setattr__(moved, field.name, to_device(getattr(nest, field.name), device))
+    return moved
+
+
+def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
+    """A nest of the same type, with the function applied to the key or position of each item and the item itself."""
     if isinstance(nest, dict):
         mapped = copy.copy(nest)  # not type(nest)(...): Counter and defaultdict are not created from pairs
         for key, value in nest.items():
-            mapped[key] = map_with_keys(function, value, (*keys, key))
+            mapped[key] = function(key, value)
         return mapped
     if isinstance(nest, (list, tuple)):
-        items = [map_with_keys(function, item, (*keys, index)) for index, item in enumerate(nest)]
+        items = [function(index, item) for index, item in enumerate(nest)]
         # a named tuple takes its fields separately; every other sequence takes an iterable
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     return nest

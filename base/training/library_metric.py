@@ -11,7 +11,7 @@ from torch import Tensor
 from base.training.broadcast import NoBroadcast, check_same_shape
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
-from utils.tree import map_tensors
+from utils.tree import to_device
 from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class LibraryMetric:
             part = self.parts[name]
             if saved["values"].keys() != part.metric_state.keys() or saved["updates"] < 0:
                 raise ValueError(f"{name or self.name} keeps {', '.join(part.metric_state)}")
-            for key, value in _on_device(saved["values"], part).items():
+            for key, value in to_device(saved["values"], part.device).items():
                 setattr(part, key, value)
             _set_update_count(part, saved["updates"])
 
@@ -112,7 +112,7 @@ class LibraryMetric:
             if not saved["values"]:
                 continue
             try:
-                part.merge_state(_on_device(saved["values"], part))
+                part.merge_state(to_device(saved["values"], part.device))
             except RuntimeError as error:
                 raise ValueError(
                     f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
@@ -131,12 +131,6 @@ def _parts(metric: "Metric") -> dict[str, "Metric"]:
 
     others = {name: part for name, part in metric.named_modules() if name and isinstance(part, Metric)}
     return {"": metric, **others}
-
-
-def _on_device(values: dict[str, Any], part: "Metric") -> dict[str, Any]:
-    device = part.device
-    moved: dict[str, Any] = map_tensors(lambda tensor: tensor.to(device), values)
-    return moved
 
 
 def _set_update_count(metric: "Metric", count: int) -> None:

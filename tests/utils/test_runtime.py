@@ -2,11 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 import train
 from base.base_model import BaseModel
@@ -17,6 +19,23 @@ from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
 Fit = Callable[..., train.Result]
+
+
+@dataclass
+class Graph:
+    """As of a library for graphs: it moves itself."""
+
+    nodes: torch.Tensor
+
+    def to(self, device: torch.device) -> "Graph":
+        return Graph(self.nodes.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    graph: Graph
+    targets: list[torch.Tensor]
+    name: str = "a"
 
 
 class Pair(NamedTuple):
@@ -35,6 +54,22 @@ def test_a_batch_of_any_form_moves_to_the_device() -> None:
     assert moved[1][1:] == ("name", None)
     for found in (moved[0].inputs, moved[0].targets["a"], moved[1][0], moved[2]["b"]):
         assert found.device.type == "meta"
+
+
+def test_objects_in_a_batch_move_to_the_device() -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    runtime.device, runtime.on_cpu = torch.device("meta"), False
+    batch = Batch(Graph(torch.zeros(2)), [torch.zeros(3)])
+    words = pack_sequence([torch.zeros(3, 4), torch.zeros(2, 4)])
+    moved, packed = runtime.to_device((batch, words))
+    assert isinstance(moved, Batch)
+    assert moved.graph.nodes.is_meta
+    assert moved.targets[0].is_meta
+    assert moved.name == "a"
+    assert not batch.graph.nodes.is_meta  # the batch itself stays as it is
+    assert not batch.targets[0].is_meta
+    assert packed.data.is_meta
+    assert packed.batch_sizes.is_cpu  # where torch needs it
 
 
 @pytest.mark.parametrize(("setting", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
