@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -19,6 +19,7 @@ from utils.config import LoadedConfig
 from utils.random import isolated, seed_generators
 from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
+from utils.tree import tensors
 
 
 def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
@@ -122,23 +123,19 @@ class LossSum(nn.Module):
         for name, module in modules.items():
             self.add_module(name, module)
         self.last_count: Tensor | float | None = None
-        self.counts_differ = False
+        self.counts_differ: Tensor | bool = False
         """Whether the losses are averaged over different numbers, so that no single count is right for their sum."""
         self._parts = dict[str, Tensor]()
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
-        values, counts = dict[str, Tensor](), list[Tensor | float | None]()
+        values, counts = dict[str, Tensor](), list[tuple[Tensor | float | None, int]]()
         for name, loss in self.losses.items():
             part = _part(targets, name)
             values[name] = loss(_part(outputs, name), part)
             check_loss(values[name], f'the loss "{name}" returned a value')
-            count = last_count(loss)
-            if isinstance(count, (int, float)) and isinstance(part, Tensor) and count == part.numel():
-                count = None  # every target counts: the mean is over samples
-            counts.append(count)
-        on_host = {count for count in counts if not isinstance(count, Tensor)}
-        self.counts_differ |= len(on_host) > 1
-        self.last_count = counts[0] if len(on_host) <= 1 else None
+            counts.append((last_count(loss), part.numel() if isinstance(part, Tensor) else 0))
+        self.last_count, differ = _common(counts, targets)
+        self.counts_differ = self.counts_differ | differ
         self._parts = {name: value.detach() for name, value in values.items()}
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
@@ -152,6 +149,26 @@ class LossSum(nn.Module):
         """The values of the losses in the last call, returned once."""
         parts, self._parts = self._parts, {}
         return parts
+
+
+def _common(
+    counts: Sequence[tuple[Tensor | float | None, int]], targets: Any
+) -> tuple[Tensor | float | None, Tensor | bool]:
+    """What all losses were averaged over, None for samples, and whether that differs between them.
+
+    counts: of each loss, with the number of its targets. If all of these count, the mean is over samples.
+    """
+    on_device = [(count, number) for count, number in counts if isinstance(count, Tensor)]
+    if not on_device:
+        found = {None if count == number else count for count, number in counts}
+        return (None, True) if len(found) > 1 else (found.pop(), False)
+    samples = len(next(tensors(targets)))  # the host does not wait for the counts
+    first, *others = list[Any](torch.where(count == number, samples, count) for count, number in on_device)
+    others += [
+        samples if count in (None, number) else count for count, number in counts if not isinstance(count, Tensor)
+    ]
+    differ = functools.reduce(torch.logical_or, [first != each for each in others], torch.zeros_like(first).bool())
+    return torch.where(differ, samples, first), differ
 
 
 def _part(nest: Any, name: str) -> Any:

@@ -81,7 +81,9 @@ class StepLoss:
             count = samples
         weight = 1.0 if self.alone or (self.sum_loss and samples) else count / self.samples
         self.count += count
-        if not isinstance(count, (int, float)) or count > 0:
+        if isinstance(count, Tensor) and not self.alone:
+            self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # some are NaN if nothing counts
+        elif isinstance(count, Tensor) or count > 0:
             self.loss += to_scalar(loss) if self.alone else weight * to_scalar(loss)
         return weight
 

@@ -90,8 +90,9 @@ class Mean:
     def _add_pending(self) -> None:
         values, factors, weights = (_read([each[column] for each in self._pending]) for column in range(3))
         for value, factor, weight in zip(values, factors, weights, strict=True):
-            self.interval_sum += factor * value
             self.interval_weight += weight
+            if factor:  # else the mean over nothing, NaN in some losses
+                self.interval_sum += factor * value
         self._pending = []
 
 
@@ -100,7 +101,7 @@ def _read(scalars: list[Any]) -> list[float]:
     on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
     if not on_device:
         return scalars
-    numbers = iter(torch.stack(on_device).tolist())
+    numbers = iter(torch.stack([each.reshape(()) for each in on_device]).tolist())  # a loss may have shape (1,)
     return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 

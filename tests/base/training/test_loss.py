@@ -17,11 +17,12 @@ from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.losses import counted
 from base.metric import StepResult
-from base.training.loss import CountedLoss, count_targets
+from base.training.loss import CountedLoss, StepLoss, count_targets
 from model.loss import cross_entropy
 from tests.conftest import load_script
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from trainer.trainer import Trainer
+from utils.distributed import ProcessGroup
 from utils.errors import UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
@@ -205,19 +206,40 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert loss.last_count == pytest.approx(count)
 
 
-@pytest.mark.usefixtures("tensorboard")
-def test_counts_that_stay_on_the_device_give_the_same(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an accelerator the host does not read a loss or a count in each step; here they are tensors."""
-    args = ("trainer.accumulate_steps=3", "trainer.log_every_steps=1")
-    expected = tokens(fit, 4, *args)
+def keep_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: the host does not read a loss or a count in each step; they stay tensors."""
     for module in ("base.training.metrics", "base.training.loss"):
         monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_counts_that_stay_on_the_device_give_the_same(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("trainer.accumulate_steps=3", "trainer.log_every_steps=1")
+    expected = tokens(fit, 4, *args)
+    keep_on_device(monkeypatch)
     result = tokens(fit, 4, *args)
     assert [line["loss"] for line in lines(result.run_dir)] == pytest.approx(
         [line["loss"] for line in lines(expected.run_dir)], rel=1e-5
     )
     found, points = (dict(curves(each.run_dir)["loss/step"]) for each in (result, expected))
     assert found == pytest.approx(points, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", OWN_FORWARD)
+def test_a_mean_over_nothing_that_stays_on_the_device_does_not_count(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, loss: Any
+) -> None:
+    expected = tokens(fit, 36, loss=loss, eval_batch_size=12).last["val_loss"]
+    keep_on_device(monkeypatch)
+    assert tokens(fit, 36, loss=loss, eval_batch_size=1).last["val_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_micro_batch_without_targets_does_not_count_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_on_device(monkeypatch)
+    total = StepLoss(4, alone=False, sum_loss=False)
+    total.add(torch.tensor(3.0), torch.tensor(2), 2)
+    total.add(torch.tensor(torch.nan), torch.tensor(0), 2)
+    assert float(total.finish([], ProcessGroup())) == 3.0
 
 
 def test_losses_over_samples_are_left_as_they_are() -> None:
@@ -419,9 +441,17 @@ def test_losses_by_name_alone(fit: Fit) -> None:
     assert result.last["loss"] == pytest.approx(result.last["kind"] + result.last["size"], rel=1e-5)
 
 
-def test_means_over_different_numbers_are_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_means_over_different_numbers_are_told(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_device: bool
+) -> None:
     other = {"kind": {"type": "cross_entropy", "args": {"ignore_index": 2}}, "size": {"type": "MSELoss"}}
-    on_two_targets(fit, loss=other)
+    expected = on_two_targets(fit, "trainer.accumulate_steps=2", loss=other).last["loss"]
+    capsys.readouterr()
+    if on_device:
+        keep_on_device(monkeypatch)
+    result = on_two_targets(fit, "trainer.accumulate_steps=2", loss=other)
+    assert result.last["loss"] == pytest.approx(expected, rel=1e-5)  # weighted by samples
     assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
     on_two_targets(fit, loss=SUM)  # every target counts
     assert "different numbers" not in capsys.readouterr().err
