@@ -27,6 +27,7 @@ from utils.user_code import format_error, user_line
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 CANNOT_VIEW = "view size is not compatible"  # torch's message
+OTHER_DEVICE = ("on the same device", "on the expected device", "and weight type")  # in torch's messages
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
 
@@ -65,9 +66,20 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
             "x.flatten(1) or x.reshape(...) in place of x.view(...)."
         )
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
+    advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n{line}\n"
-        f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
+        + (f"The usual cause is {cause}." if (cause := other_device(error)) else advice)
+    )
+
+
+def other_device(error: Exception) -> str:
+    """The usual cause of an error about tensors on different devices, and what to do; "" for any other error."""
+    if not any(part in str(error) for part in OTHER_DEVICE):
+        return ""
+    return (
+        "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
+        "if a module keeps it, register it with register_buffer"
     )
 
 

@@ -183,6 +183,11 @@ class Softmaxed(Asserts):
         return self.layer(inputs).softmax(1)  # type: ignore[no-any-return]
 
 
+class Elsewhere(Asserts):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs) + torch.ones(3, device="meta")  # type: ignore[no-any-return]
+
+
 class Misspells(Asserts):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs)  # type: ignore[operator,no-any-return]
@@ -233,7 +238,7 @@ def _registered() -> Iterator[None]:
     own = (each for each in globals().values() if isinstance(each, type) and issubclass(each, Trainer))
     with (
         temporarily(TRAINERS, *(each for each in own if each is not Trainer)),
-        temporarily(MODELS, Asserts, Hidden, Softmaxed, Misspells),
+        temporarily(MODELS, Asserts, Hidden, Softmaxed, Elsewhere, Misspells),
         temporarily(METRICS, a_float, an_array, nothing, NoMetric),
         temporarily(LOSSES, several_values, a_number, each_sample, HiddenScale),
     ):
@@ -413,6 +418,13 @@ def test_an_error_in_a_model_is_shown_with_its_line(fit: Fit, model: str, reason
         fit(model=model)
 
 
+def test_a_tensor_on_another_device_is_explained(fit: Fit) -> None:
+    with pytest.raises(
+        UserError, match=r"The usual cause is a tensor on another device than the batch: .* torch\.ones"
+    ):
+        fit(model="Elsewhere")
+
+
 def test_an_attribute_missing_in_the_template_keeps_its_traceback(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("utils.runtime.Runtime.to_device")
     with pytest.raises(AttributeError):
@@ -435,11 +447,15 @@ def test_an_optimizer_without_a_rate_is_named(fit: Fit) -> None:
         fit(optimizer="WithoutRate")
 
 
-def test_a_loss_of_shape_1_is_one_number(fit: Fit) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_loss_of_shape_1_is_one_number(fit: Fit, monkeypatch: pytest.MonkeyPatch, on_device: bool) -> None:
     def with_dimension(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)[None]
 
     plain = fit().last
+    if on_device:  # as on an accelerator, whose values the host does not read in each step
+        for module in ("base.training.metrics", "base.training.loss"):
+            monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
     with temporarily(LOSSES, with_dimension):
         result = fit(loss="with_dimension").last
     assert (result["loss"], result["val_loss"]) == pytest.approx((plain["loss"], plain["val_loss"]), rel=1e-6)

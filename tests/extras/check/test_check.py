@@ -52,6 +52,8 @@ class Planted(nn.Module):
             return outputs.softmax(1)
         if self.fault == "training" and self.training:
             raise ValueError("not with this batch")
+        if self.fault == "elsewhere":
+            outputs = outputs + torch.ones(3, device="meta")
         return outputs[:, :2] if self.fault == "two" else outputs
 
 
@@ -184,6 +186,11 @@ def made(kind: str) -> dict[str, Any]:
         (planted("zero"), "gradients     note  zero for first.weight", "ReLUs that are inactive"),
         (planted("softmax"), "learning      FAIL  one batch is not memorised", "a softmax before a loss"),
         (planted("two"), "forward       FAIL", "a model with 2 outputs for more classes"),
+        (
+            planted("elsewhere"),
+            "forward       FAIL  RuntimeError",
+            "usually: a tensor on another device than the batch",
+        ),
         (planted("training"), "forward       FAIL  ValueError: not with this batch", "but not in training"),
         ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
         ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number per sample"),
