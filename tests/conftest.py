@@ -97,6 +97,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+@pytest.fixture
+def without_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has none."""
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_waste() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
 PATIENCE = 900
 """Seconds to wait for a process or a page; only a hanging process reaches it, however busy the machine is."""
-TIMES = ("samples_per_second", "seconds", "memory/process_MB")
+TIMES = ("samples_per_second", "seconds", "memory/process_MB", "memory/accelerator_MB")
 """Figures of time and memory, which no two runs have in common."""
 
 

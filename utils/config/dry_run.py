@@ -123,8 +123,9 @@ def _optimizer(
     def make(**args: Any) -> Any:
         optimizer = kind([parameter], **{**others, **args})
         parameter.grad = torch.ones(1, 1)
-        # SparseAdam needs sparse gradients, "capturable" another device
-        if step and name != "SparseAdam" and not torch.accelerator.is_available():
+        # SparseAdam needs sparse gradients, "capturable" an accelerator
+        elsewhere = args.get("capturable") and torch.accelerator.is_available()
+        if step and name != "SparseAdam" and not elsewhere:
             UnmarkedStep.step(optimizer, lambda: torch.ones(()))
         return optimizer
 

@@ -95,6 +95,7 @@ def first(samples: list[Any]) -> Any:
     return samples[0]
 
 
+@pytest.mark.usefixtures("without_accelerator")  # which would copy them to pinned memory
 @pytest.mark.parametrize("kind", SENT)
 def test_small_tensors_come_from_a_worker_by_value(kind: str) -> None:
     sent, shared = SENT[kind]
@@ -108,6 +109,7 @@ def test_small_tensors_come_from_a_worker_by_value(kind: str) -> None:
         found.zero_()  # may be written to
 
 
+@pytest.mark.usefixtures("without_accelerator")
 def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     """So that it is not copied once more."""
     samples: Any = [(torch.ones(SMALL // 8), 0)] * 4

@@ -91,6 +91,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
         ("extends", 3, "extends: should be the path"),
     ],
 )
+@pytest.mark.usefixtures("without_accelerator")
 def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expected: str) -> None:
     text = explain(sound() | {key: value})
     assert expected in text

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from tests.configs import SOUND, message
 from tests.helpers import ROOT
@@ -71,8 +72,9 @@ MISTAKES = [
 
 
 def golden(folder: Path) -> str:
-    """The file: each mistake, how it is made, and the message."""
-    return "\n".join([*_head(), *(line for mistake in MISTAKES for line in _entry(mistake, folder))])
+    """The file: each mistake, how it is made, and the message, on a machine without an accelerator."""
+    with patch("torch.accelerator.current_accelerator", lambda **_: None):
+        return "\n".join([*_head(), *(line for mistake in MISTAKES for line in _entry(mistake, folder))])
 
 
 def _head() -> Iterator[str]:
