@@ -211,8 +211,9 @@ class BaseTrainer(EvaluationLoop):
             loss = closure_step(self, step)
         else:
             loss = self.compute_gradients(step)
-            moved = self.runtime.step(self.training.optimizer)
-            self.training.scheduled.schedule.after_step(moved=moved)
+            schedule = self.training.scheduled.schedule
+            moved = self.runtime.step(self.training.optimizer, wait=schedule.follows_steps)
+            schedule.after_step(moved=moved)
 
         if self.averaged_weights:
             self.averaged_weights.update()

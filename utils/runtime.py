@@ -192,15 +192,18 @@ class Runtime:
         if self.scaled:
             self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Update the parameters. Returns False if fp16 overflowed and the step was skipped."""
+    def step(self, optimizer: torch.optim.Optimizer, *, wait: bool = True) -> bool:
+        """Update the parameters. Returns False if fp16 overflowed and the step was skipped.
+
+        wait: whether the result matters. To know it, the host waits for the device.
+        """
         if not self.scaled:
             UnmarkedStep.step(optimizer)
             return True
-        scale = self.scaler.get_scale()
+        scale = self.scaler.get_scale() if wait else 0.0
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= scale
+        return not wait or self.scaler.get_scale() >= scale
 
     def sum_over_processes(self, loss: Tensor) -> Tensor:
         """The sum of a loss of shape () over the processes."""

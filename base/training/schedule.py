@@ -73,8 +73,13 @@ class Schedule:
     def after_step(self, *, moved: bool) -> None:
         """moved: whether the optimizer stepped, rather than fp16 skipping the step."""
         self.last_used = None
-        if moved and self.per_step and self.scheduler:
+        if moved and self.follows_steps:
             self.move(None)
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether the learning rate changes with the optimizer's steps."""
+        return self.per_step and self.scheduler is not None
 
     def used(self) -> list[float]:
         """The learning rate of each parameter group in the last optimizer step."""

@@ -114,10 +114,10 @@ class Watch:
 def measure(name: str, overrides: tuple[str, ...]) -> Counter[str]:
     watch, step, evaluate = Watch(), Runtime.step, Trainer.eval_step
 
-    def watched_step(self: Runtime, optimizer: torch.optim.Optimizer) -> bool:
+    def watched_step(self: Runtime, optimizer: torch.optim.Optimizer, *, wait: bool = True) -> bool:
         if name != "evaluation":
             watch.look()
-        return step(self, optimizer)
+        return step(self, optimizer, wait=wait)
 
     def watched_evaluation(self: Trainer, batch: Any) -> StepResult:
         result = evaluate(self, batch)

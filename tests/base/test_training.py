@@ -193,6 +193,26 @@ def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str, capsys:
     assert ("fp16 (slow on a CPU; bf16 is faster)" in capsys.readouterr().out) == (precision == "fp16")
 
 
+@pytest.mark.parametrize(
+    ("schedule", "waits"),
+    [(None, False), ({"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}, True)],
+)
+def test_fp16_reads_its_scale_only_for_a_schedule_by_step(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, schedule: Any, waits: bool
+) -> None:
+    """To read it from an accelerator, the host waits for the optimizer's step."""
+    read = torch.amp.GradScaler.get_scale
+    reads: list[int] = []
+
+    def counting(scaler: torch.amp.GradScaler) -> float:
+        reads.append(1)
+        return read(scaler)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", counting)
+    result = fit("runtime.precision=fp16", lr_scheduler=schedule)
+    assert (len(reads) >= result.steps) == waits
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_model_trains_and_keeps_its_names(fit: Fit) -> None:
