@@ -39,6 +39,7 @@ from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import start_momentum
+from utils.prepare import wrap_model
 from utils.random import generator_states, isolated
 from utils.schema import TrainerConfig
 
@@ -80,7 +81,9 @@ class BaseTrainer(EvaluationLoop):
 
     def wrap_model(self) -> None:
         """Wrap the model as ``train_step`` calls it. With several optimizers, gradients are reduced as each steps."""
-        self.model = self.experiment.model if self.several_optimizers else self.runtime.wrap_ddp(self.experiment.model)
+        self.model = (
+            self.experiment.model if self.several_optimizers else wrap_model(self.runtime, self.experiment.model)
+        )
 
     def train(self) -> None:
         """Train to the end, from wherever the run is.

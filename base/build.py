@@ -29,6 +29,7 @@ from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
 from utils.optimizers import import_compiler_late, needs_closure
 from utils.paths import code_version
+from utils.prepare import prepare_model, prepare_optimizer, supports_fused
 from utils.random import isolated, seed_generators
 from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TRAINERS
 from utils.runtime import Runtime
@@ -99,7 +100,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
         lambda: build_loss(loaded, runtime.device),
     )
     data.device = runtime.device
-    runtime.prepare(model)
+    prepare_model(runtime, model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # to report mistakes now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
@@ -285,7 +286,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     component = loaded.config.optimizers[name]
     at: KeyPath = ("optimizer", name) if name else ("optimizer",)
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
-    fused = experiment.runtime.supports_fused(component.type)
+    fused = supports_fused(experiment.runtime, component.type)
     if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):
         fused = False  # see start_momentum
     if fused and not all(parameter.is_floating_point() for group in groups for parameter in group.parameters):
@@ -313,7 +314,7 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
             at, f"{component.type} evaluates the loss itself, which is not possible with several optimizers"
         )
     try:
-        experiment.runtime.prepare_optimizer(experiment.model, optimizer)
+        prepare_optimizer(experiment.runtime, experiment.model, optimizer)
     except ConfigError as error:
         raise loaded.error(at, str(error)) from error
     return optimizer

@@ -28,8 +28,8 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     def closure() -> Tensor:
         restore_generators(states)
         losses.append(trainer.compute_gradients(step, measure=not losses))
-        summed: Tensor = runtime.sum_over_processes(torch.as_tensor(losses[-1], device=runtime.device))
-        return summed
+        [summed] = runtime.process_group.all_reduce_sum([float(losses[-1])])
+        return torch.tensor(summed, device=runtime.device)
 
     scheduled.optimizer.step(closure)
     scheduled.schedule.after_step(moved=True)
@@ -74,7 +74,10 @@ class SeveralOptimizers:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
             optimizer.schedule.after_step(moved=optimizer.name not in self._skipped)
-        trainer.runtime.broadcast_buffers(trainer.experiment.model)
+        if trainer.runtime.process_group.world_size > 1:
+            from utils.distributed.parallel import broadcast_buffers
+
+            broadcast_buffers(trainer.experiment.model)
         return total.finish([], trainer.runtime.process_group)
 
     @contextmanager

@@ -27,6 +27,7 @@ from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
 from utils.optimizers import missing_state
 from utils.paths import PROJECT, display_path
+from utils.prepare import allocator
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config
@@ -147,11 +148,11 @@ def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to resume from, and its state. Raises CheckpointError if all are damaged."""
     process_group = trainer.runtime.process_group
-    allocator = trainer.runtime.allocator(trainer.experiment.model, trainer.training.optimizer)
+    tensors = allocator(trainer.runtime, trainer.experiment.model, trainer.training.optimizer)
     try:
         if file:
-            return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, allocator))
-        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, allocator)
+            return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, tensors))
+        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, tensors)
     except CheckpointError as error:
         if file is None:
             advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"

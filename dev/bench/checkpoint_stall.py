@@ -28,6 +28,7 @@ from torch import nn
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.distributed import get_process_group
+from utils.prepare import allocator, prepare_model, prepare_optimizer, wrap_model
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
@@ -57,10 +58,10 @@ def main() -> None:
 def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runtime) -> None:
     process_group = runtime.process_group
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
-    runtime.prepare(model)
+    prepare_model(runtime, model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    runtime.prepare_optimizer(model, optimizer)
-    trained = runtime.wrap_ddp(model)
+    prepare_optimizer(runtime, model, optimizer)
+    trained = wrap_model(runtime, model)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -83,7 +84,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
         path = folder / checkpoint.file_name(count + 1000)
         found["written"].append(timed(lambda: kept(keeper, count + 1000, state())))  # noqa: B023
         process_group.broadcast_object(lambda: None)
-        found["read"].append(timed(lambda: checkpoint.read(path, runtime.allocator(model, optimizer))))  # noqa: B023
+        found["read"].append(timed(lambda: checkpoint.read(path, allocator(runtime, model, optimizer))))  # noqa: B023
         process_group.finish()
     if process_group.is_main_process:
         size = sum(file.stat().st_size for file in folder.rglob(f"{path.stem}*") if file.is_file())

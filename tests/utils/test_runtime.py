@@ -14,6 +14,7 @@ import train
 from base.base_model import BaseModel
 from tests.helpers import lines, temporarily
 from utils.errors import ConfigError
+from utils.prepare import prepare_model
 from utils.registry import MODELS
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
@@ -78,7 +79,7 @@ def test_a_model_is_compiled_in_the_mode_of_the_config(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **keys: seen.append(keys))
-    Runtime(RuntimeConfig(device="cpu", compile=setting)).prepare(torch.nn.Linear(1, 1))
+    prepare_model(Runtime(RuntimeConfig(device="cpu", compile=setting)), torch.nn.Linear(1, 1))
     assert seen == [{"mode": mode}]
 
 
@@ -87,7 +88,7 @@ def test_the_parts_of_a_model_without_forward_are_compiled(monkeypatch: pytest.M
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: seen.append(self))
     model = nn.Module()  # as of a GAN, whose trainer calls its nets
     model.generator, model.others = nn.Sequential(nn.Linear(1, 1)), nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
-    Runtime(RuntimeConfig(device="cpu", compile=True)).prepare(model)
+    prepare_model(Runtime(RuntimeConfig(device="cpu", compile=True)), model)
     assert seen == [model.generator, *model.others]
 
 
@@ -138,7 +139,7 @@ class Clips(BaseModel):
 
 def test_tensors_of_four_and_five_dimensions_in_one_model(fit: Fit) -> None:
     model = Clips()
-    Runtime(RuntimeConfig(device="cpu")).prepare(model)
+    prepare_model(Runtime(RuntimeConfig(device="cpu")), model)
     for tensor in (model.images.weight, model.get_buffer("kernels")):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     for tensor in (model.clips.weight, model.get_buffer("offsets")):

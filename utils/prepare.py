@@ -1,0 +1,98 @@
+"""Prepares a model and its optimizers for the device, the precision and the processes, before the first step."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.checkpoint.file import TensorAllocator
+from utils.errors import ConfigError
+from utils.optimizers import forgets, inner_optimizers, load_exactly, needs_closure
+from utils.runtime import Runtime
+
+# optimizers with a fused kernel for all weights, and the devices that have it; results differ only by rounding
+FUSED = {"SGD", "Adam", "AdamW"}
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+
+
+def prepare_model(runtime: Runtime, model: nn.Module) -> None:
+    """Move a model to the device, set its memory format and compile it."""
+    model.to(runtime.device)
+    if runtime.sharded:
+        from utils.distributed.parallel import shard
+
+        runtime.set_gradient_sync = shard(model, runtime.device, whole_state=runtime.whole_states)
+    elif any(parameter.dim() == 4 for parameter in model.parameters()):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)  # faster convolutions
+    if mode := runtime.settings.compile:
+        for part in _with_forward(model):
+            part.compile(mode=mode if isinstance(mode, str) else None)  # in place: keeps the names in checkpoints
+
+
+def _with_forward(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, or if it only holds parts, as a GAN's two nets: those, whose forward the trainer calls."""
+    if type(model).forward is not nn.Module.forward:
+        yield model
+        return
+    for part in model.children():
+        yield from _with_forward(part)
+
+
+def wrap_model(runtime: Runtime, model: nn.Module) -> nn.Module:
+    """The model as called in training: with several processes, wrapped to average gradients."""
+    if runtime.process_group.world_size == 1 or runtime.sharded:
+        return model
+    from utils.distributed.parallel import replicate
+
+    unused = runtime.settings.unused_parameters
+    replicated, runtime.set_gradient_sync = replicate(model, runtime.device, unused_parameters=unused)
+    return replicated
+
+
+def supports_fused(runtime: Runtime, optimizer: str) -> bool | None:
+    """Whether the named optimizer has a fused kernel on the device; None if it never has one."""
+    if optimizer not in FUSED:
+        return None
+    return runtime.device.type in FUSED_DEVICES and not (runtime.sharded and optimizer == "SGD")
+
+
+def prepare_optimizer(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> None:
+    """Make the optimizer's state independent of the device and of the number of processes.
+
+    Raises ConfigError if a checkpoint would lack a part of it.
+    """
+    kind = type(optimizer).__name__
+    for name, inner in inner_optimizers(optimizer).items():
+        if forgets(optimizer, inner):
+            raise ConfigError(
+                f"{kind}.{name} is itself an optimizer, {type(inner).__name__}, whose state a checkpoint would "
+                f"lack: give {kind} a state_dict() that contains {name}.state_dict(), and a load_state_dict() "
+                "that loads it"
+            )
+    if needs_closure(optimizer):
+        if runtime.scaled:
+            raise ConfigError(
+                f"{kind} evaluates the loss several times per step, which fp16 loss scaling "
+                "does not allow; set runtime.precision to bf16 or fp32"
+            )
+        # LBFGS flattens gradients by view(-1), which channels_last does not allow
+        model.to(memory_format=torch.contiguous_format)
+    for each in (optimizer, *inner_optimizers(optimizer).values()):
+        if runtime.sharded:
+            from utils.distributed.parallel import portable_state
+
+            portable_state(each, whole=runtime.whole_states)
+        else:
+            load_exactly(each)
+
+
+def allocator(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> TensorAllocator | None:
+    """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""
+    if not runtime.sharded:
+        return None
+    from utils.distributed.parallel import placed
+
+    return placed(model, optimizer)
