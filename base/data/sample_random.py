@@ -27,17 +27,22 @@ class SampleRandom:
     calls: int = field(default=0, init=False)
 
     def uniform(self, draws: int = 1) -> Tensor:
-        """Fresh numbers in [0, 1), float64 of shape (draws, B)."""
-        self.calls += 1
-        if self.draw is None:
-            numbers = uniform(as_tensor(self.indices), *self.key, self.calls, draws=draws)
-        else:
-            numbers = self.draw(self.calls, draws)
+        """Fresh numbers in [0, 1), float64 of shape (draws, B); float32 on MPS, which has no float64."""
+        numbers = self._fresh(draws)
+        if self.device is not None and self.device.type == "mps":
+            numbers = numbers.float().clamp(max=1 - 2**-24)  # some would round to 1
         return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """Fresh integers in [low, high), int64 of shape (draws, B)."""
-        return (self.uniform(draws) * (high - low)).long() + low
+        numbers = (self._fresh(draws) * (high - low)).long() + low
+        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
+
+    def _fresh(self, draws: int) -> Tensor:
+        self.calls += 1
+        if self.draw is None:
+            return uniform(as_tensor(self.indices), *self.key, self.calls, draws=draws)
+        return self.draw(self.calls, draws)
 
 
 class RandomBlock:

@@ -326,6 +326,17 @@ def test_numbers_that_were_changed_in_place_do_not_come_again() -> None:
     assert equal(first, again)
 
 
+def test_numbers_for_a_device_without_float64_stay_below_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = torch.tensor([[1 - 2.0**-53]], dtype=torch.float64)
+    random = SampleRandom(torch.arange(1), (0, "sample", 0), lambda call, draws: largest)
+    random.device = torch.device("mps")
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)  # it is not there
+    numbers = random.uniform()
+    assert numbers.dtype == torch.float32
+    assert float(numbers) < 1
+    assert int(random.integers(0, 5)) == 4
+
+
 def test_crop_shifts_and_flip_mirrors() -> None:
     images = torch.arange(1, 1 + 2 * 3 * 6 * 6, dtype=torch.uint8).reshape(2, 6, 6, 3)
     draws = SampleRandom(torch.tensor([4, 7]), (0, "sample", 0))
