@@ -39,7 +39,7 @@ class Workers:
             num_workers=count,
             multiprocessing_context=start_method(count),
             persistent_workers=True,
-            pin_memory=torch.accelerator.is_available(),
+            pin_memory=pins_memory(),
             worker_init_fn=_begin_worker,
             # the loader draws from this generator; by default it would draw from the model's
             generator=torch.Generator().manual_seed(mix(seed, "workers")),
@@ -73,6 +73,12 @@ def start_method(workers: int) -> str | None:
     by_default = (None, multiprocessing.get_all_start_methods()[0])
     forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in by_default
     return "fork" if workers and forks else None
+
+
+def pins_memory() -> bool:
+    """Whether batches are copied from pinned memory, so that the host need not wait. MPS has none, and torch warns."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type != "mps"
 
 
 def _begin_worker(_: int) -> None:
