@@ -97,6 +97,12 @@ def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
         )
     positional, keywords = calls[0]
     arguments = _by_name(model, positional, keywords)
+    for name, argument in arguments.items():
+        if other := _other_kind(argument):
+            raise UserError(
+                f"{type(model).__name__}.forward takes {name} of type {other}; an export needs tensors, or tuples, "
+                "lists and dicts of them"
+            )
     stored, transform = _stored(batches, batch.size, [*positional, *keywords.values()])
     return Call(batch.size, arguments, stored, transform)
 
@@ -107,6 +113,15 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, 
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise UserError(f"{type(model).__name__}.forward takes {parameter}: an export needs arguments with names")
     return dict(signature.bind(*positional, **keywords).arguments)
+
+
+def _other_kind(argument: Any) -> str | None:
+    """The type of what is no tensor, plain value or nest of them in an argument; None if there is nothing else."""
+    if isinstance(argument, (list, tuple, dict)):
+        items = argument.values() if isinstance(argument, dict) else argument
+        return next(filter(None, map(_other_kind, items)), None)
+    plain = argument is None or isinstance(argument, (Tensor, bool, int, float, str))
+    return None if plain else type(argument).__name__
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,34 @@ def test_a_trainer_that_calls_only_parts_of_the_model(fit: Fit, capsys: Capture)
         assert "PartsTrainer.eval_step never calls Parts itself" in failure(capsys, "-r", str(folder))
         export.main(["-r", str(folder), "--format", "safetensors"])
     assert "compared  no: PartsTrainer.eval_step never calls Parts itself" in capsys.readouterr().out
+
+
+@dataclass
+class Graph:
+    nodes: Tensor
+
+
+class GraphNet(Branching):
+    def forward(self, x: Any) -> Tensor:
+        outputs: Tensor = self.out(x["graph"].nodes)
+        return outputs
+
+
+class GraphTrainer(PairTrainer):
+    def train_step(self, batch: Any) -> StepResult:
+        result = self.eval_step(batch)
+        self.backward(result.loss)
+        return result
+
+    def eval_step(self, batch: Any) -> StepResult:
+        outputs = self.model({"graph": Graph(batch[0])})
+        return StepResult(self.criterion(outputs, batch[1]), outputs, batch[1])
+
+
+def test_a_model_that_takes_an_object_is_refused(fit: Fit, capsys: Capture) -> None:
+    with temporarily(MODELS, GraphNet), temporarily(TRAINERS, GraphTrainer):
+        folder = fit("trainer.type=GraphTrainer", model="GraphNet", metrics=[]).run_dir
+        assert "GraphNet.forward takes x of type Graph; an export needs tensors" in failure(capsys, "-r", str(folder))
 
 
 @pytest.mark.slow
