@@ -16,7 +16,7 @@ import numpy as np
 
 from extras.predict.outputs import Field
 from extras.spreadsheets import csv_field
-from utils.errors import DataError, TrainingError
+from utils.errors import DataError, UserError
 from utils.files import atomic_write
 from utils.text import printable
 
@@ -153,14 +153,14 @@ class NpzWriter:
 
 @contextlib.contextmanager
 def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Writer]:
-    """A writer to a file or standard output. Raises TrainingError if it cannot be written."""
+    """A writer to a file or standard output. Raises UserError if it cannot be written."""
     where = "standard output" if path is None else str(path)
     stack = ExitStack()
     writer: Writer
     if path is None:
         writer = JsonWriter(_print, lines=False) if as_json else CsvWriter(_print, with_rows=with_rows)
     else:
-        with _told(where):
+        with _reported(where):
             file = stack.enter_context(atomic_write(path))
         if path.suffix == ".npz":
             writer = NpzWriter(file, path.parent, stack)
@@ -170,12 +170,12 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
             writer = CsvWriter(_to(file), with_rows=with_rows)
     try:
         yield _Checked(writer, where)
-        with _told(where):
+        with _reported(where):
             writer.close()
     except BaseException:
         if not stack.__exit__(*sys.exc_info()):
             raise
-    with _told(where):
+    with _reported(where):
         stack.close()
 
 
@@ -186,23 +186,23 @@ class _Checked:
         self._writer, self._where = writer, where
 
     def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
-        with _told(self._where):
+        with _reported(self._where):
             self._writer.add(sources, fields)
 
     def close(self) -> None:
-        with _told(self._where):
+        with _reported(self._where):
             self._writer.close()
 
 
 @contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Raise TrainingError if a file cannot be written."""
+def _reported(where: str) -> Iterator[None]:
+    """Raise UserError if a file cannot be written."""
     try:
         yield
     except BrokenPipeError:  # the reader of the output has exited, as in `| head`
         raise
     except OSError as error:
-        raise TrainingError(f"{where} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{where} cannot be written: {error.strerror or error}") from error
 
 
 def _to(file: IO[bytes]) -> Write:

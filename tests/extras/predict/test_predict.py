@@ -337,12 +337,12 @@ def test_a_full_disk_leaves_the_older_file(
         with monkeypatch.context() as patch:
             patch.setattr("utils.files.os.fsync", full)
             status, _, errors = ask(two, "--out", tmp_path / name)
-        assert status == 1
+        assert status == 2
         assert errors == f"error: {tmp_path / name} cannot be written: No space left on device\n"
         assert (tmp_path / name).read_text() == "older"
     monkeypatch.setattr("sys.stdout.write", full)
     status, _, errors = ask(two)
-    assert (status, errors) == (1, "error: standard output cannot be written: No space left on device\n")
+    assert (status, errors) == (2, "error: standard output cannot be written: No space left on device\n")
     assert not list(tmp_path.glob(".*"))
 
 
