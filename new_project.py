@@ -27,32 +27,17 @@ LEFT_OUT = (
     "README.ko.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
 )  # fmt: skip
 MINIMAL = (
-    "extras",
-    "predict.py",
-    "export.py",
-    "sweep.py",
-    "docs/predict.md",
-    "docs/export.md",
-    "docs/sweep.md",
-    "docs/recipes",
-    "tests/extras",
-    "tests/docs",
-)
+    "extras", "predict.py", "export.py", "sweep.py",
+    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
+    "tests/extras", "tests/docs",
+)  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
 # files that an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
 YOURS = (
-    "model",
-    "data_loader",
-    "trainer",
-    "configs",
-    "config.json",
-    "config.schema.json",
-    "README.md",
-    "saved",
-    "data",
-)
+    "model", "data_loader", "trainer", "configs", "config.json", "config.schema.json", "README.md", "saved", "data",
+)  # fmt: skip
 ORIGIN = ".template.json"
 """In a project: the template's commit from which it was made."""
 README = """\
