@@ -385,11 +385,3 @@ def alternatives(annotation: Any) -> Iterator[Any]:
             yield from alternatives(member)
     else:
         yield annotation
-
-
-def members(annotation: Any) -> Iterator[type]:
-    """The classes in an annotation."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from members(inner)
