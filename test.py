@@ -40,8 +40,6 @@ from utils.run_folder import RunFolder, replace_text
 from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
-Values = Mapping[str, float]
-
 
 def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
     """The command line as a function. Returns the loss and metrics on the test data; empty for --compare."""
@@ -127,7 +125,7 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 
-def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:
+def _write_metrics(folder: Path, about: Mapping[str, Any], values: Mapping[str, float], board: Path | None) -> None:
     """Write metrics.json and, for TensorBoard, one point per value to the folder board, replacing an earlier test's.
 
     Raises TrainingError if a file cannot be written.
