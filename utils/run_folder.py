@@ -122,10 +122,6 @@ class RunFolder:
                 records.append(dict(json.loads(line)))
         return records
 
-    def last_epoch(self) -> dict[str, Any]:
-        """The last line of metrics.jsonl; empty if there is none."""
-        return (self.epochs() or [{}])[-1]
-
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:
         """Lock this folder for the block. Raises UserError if another process has locked it.

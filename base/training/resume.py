@@ -76,7 +76,7 @@ def _started_last(config: Config, name: str | None, doing: str) -> RunFolder:
 
 
 def _logged_epochs(folder: RunFolder) -> int:
-    epoch = folder.last_epoch().get("epoch", 0)
+    epoch = (folder.epochs() or [{}])[-1].get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
 
 
