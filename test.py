@@ -36,7 +36,7 @@ from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
-from utils.run_folder import RunFolder, replace_text
+from utils.run_folder import RunFolder, replace_file
 from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
@@ -131,7 +131,7 @@ def _write_metrics(folder: Path, about: Mapping[str, Any], values: Mapping[str, 
     Raises TrainingError if a file cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    replace_text(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
+    replace_file(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
     if board is None:
         return
     try:
