@@ -89,5 +89,5 @@ class ProcessGroup:
         """Wait until all processes have finished."""
 
     def exit(self, status: int) -> int:
-        """End the command with this exit status."""
+        """End the command with this exit status. Its output must have been flushed."""
         return status

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -182,8 +181,6 @@ class TorchProcessGroup(ProcessGroup):
                 dist.barrier(self.control)
 
     def exit(self, status: int) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
         # skip the interpreter's shutdown: torch's threads may still be waiting on the store, which aborts the process
         os._exit(status)
 
