@@ -20,7 +20,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
-from utils.config.located_json import Problem, config_error, dotted
+from utils.config.located_json import Problem, config_error
 from utils.config.resume import Change, changes, saved_changes, shown
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +31,7 @@ from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import say
+from utils.text import dotted
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run was started last."""

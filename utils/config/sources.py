@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from utils.arguments import inside, json_type
-from utils.config.located_json import Document, Source, dotted, parse
+from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
 from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, field_at, section_at
-from utils.text import OVERRIDE, closest
+from utils.text import OVERRIDE, closest, dotted
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_BYTES = 1_000_000
