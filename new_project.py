@@ -15,9 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent
 LEFT_OUT = (
@@ -27,32 +25,17 @@ LEFT_OUT = (
     "README.ko.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
 )  # fmt: skip
 MINIMAL = (
-    "extras",
-    "predict.py",
-    "export.py",
-    "sweep.py",
-    "docs/predict.md",
-    "docs/export.md",
-    "docs/sweep.md",
-    "docs/recipes",
-    "tests/extras",
-    "tests/docs",
-)
+    "extras", "predict.py", "export.py", "sweep.py",
+    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
+    "tests/extras", "tests/docs",
+)  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
 # files that an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
 YOURS = (
-    "model",
-    "data_loader",
-    "trainer",
-    "configs",
-    "config.json",
-    "config.schema.json",
-    "README.md",
-    "saved",
-    "data",
-)
+    "model", "data_loader", "trainer", "configs", "config.json", "config.schema.json", "README.md", "saved", "data",
+)  # fmt: skip
 ORIGIN = ".template.json"
 """In a project: the template's commit from which it was made."""
 README = """\
@@ -89,7 +72,7 @@ def create(target: Path, *, minimal: bool = False) -> None:
         (unfinished / name).write_bytes(content)
         shutil.copymode(ROOT / file, unfinished / name)
     (unfinished / "README.md").write_text(README.format(name=target.resolve().name), encoding="utf-8")
-    write_origin(unfinished, commit_of_template(), minimal=minimal)
+    (unfinished / ORIGIN).write_bytes(origin_text(commit_of_template(), minimal=minimal))
     (unfinished / "saved").mkdir()
     (unfinished / "saved" / ".gitkeep").touch()
     unfinished.rename(target)
@@ -112,8 +95,8 @@ def commit_of_template() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def write_origin(project: Path, commit: str | None, *, minimal: bool) -> None:
-    _replace(project / ORIGIN, (json.dumps({"commit": commit, "minimal": minimal}, indent=2) + "\n").encode())
+def origin_text(commit: str | None, *, minimal: bool) -> bytes:
+    return (json.dumps({"commit": commit, "minimal": minimal}, indent=2) + "\n").encode()
 
 
 def without_mentions(readme: str, left_out: Sequence[str]) -> str:
@@ -173,66 +156,24 @@ def _listed_by_git(*which: str) -> list[Path]:
     return [Path(name) for name in done.stdout.split("\0") if name]
 
 
-@dataclass
-class Update:
-    """What an update does, by file."""
-
-    writes: dict[str, bytes] = field(default_factory=dict)
-    deleted: list[str] = field(default_factory=list)
-    conflicts: list[str] = field(default_factory=list)
-    """With conflict marks, or (binary files) with the template's version next to it."""
-    kept: list[str] = field(default_factory=list)
-    """Changed in the template, but left unchanged in the project."""
-
-
-def update(project: Path) -> Update:
-    """Merge what has changed in the template since the project was made or last updated.
+def update(project: Path) -> int:
+    """Merge what has changed in the template since the project was made or last updated; returns the exit status.
 
     Raises ValueError, before anything is changed, if that is not possible.
     """
-    commit, minimal = origin(project)
+    from dev import update_project  # only for this; a project has neither this script nor dev/
+
+    commit, minimal = update_project.origin(project / ORIGIN)
     head = commit_of_template()
     if head is None:
         raise ValueError(f"{ROOT} is not a git repository, so its changes are unknown")
     if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True).returncode:
         raise ValueError(f"{project / ORIGIN}: {ROOT} has no commit {commit}; try git fetch there (--unshallow)")
     before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
-    found = Update()
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) == after.get(name):
-            continue
-        if any(PurePosixPath(name).is_relative_to(yours) for yours in YOURS):
-            found.kept.append(f"{name} (yours)")
-        else:
-            _plan(found, project, name, before.get(name), after.get(name))
-    for name, content in found.writes.items():
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        _replace(project / name, content)
-    for name in found.deleted:
-        (project / name).unlink()
-    write_origin(project, head, minimal=minimal)
-    return found
-
-
-def origin(project: Path) -> tuple[str, bool]:
-    """The commit that a project was made from, and whether it is minimal. Raises ValueError."""
-    path = project / ORIGIN
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        commit, minimal = value["commit"], value["minimal"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged, so the commit that {project} was made from is unknown; if you know it, "
-            'write {"commit": "...", "minimal": false} into this file'
-        ) from error
-    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{7,64}", commit):
-        raise ValueError(f'{path}: "commit" is not a commit; write the one that {project} was made from')
-    status = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=project, capture_output=True, text=True)
-    if status.returncode:
-        raise ValueError(f"{project} is not in git, which could undo an update: git init, git add, git commit first")
-    if status.stdout:
-        raise ValueError(f"{project} has changes that are not committed; commit them first (git status lists them)")
-    return commit, bool(minimal)
+    found = update_project.plan(project, before, after, YOURS)
+    update_project.write(project, found)
+    update_project.replace(project / ORIGIN, origin_text(head, minimal=minimal))
+    return update_project.report(project, found)
 
 
 def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
@@ -247,75 +188,6 @@ def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
                 name, text = as_in_a_project(member.name, content.read(), left_out)
                 found[name] = text
     return found
-
-
-def _plan(found: Update, project: Path, name: str, before: bytes | None, after: bytes | None) -> None:
-    """Decide what to do with a file that the template has changed. None: it does not exist."""
-    path = project / name
-    if path.is_symlink() or path.is_dir():
-        found.kept.append(f"{name} (not a file here)")
-        return
-    current = path.read_bytes() if path.exists() else None
-    if current == after:
-        return
-    if current == before:
-        if after is None:
-            found.deleted.append(name)
-        else:
-            found.writes[name] = after
-    elif current is None:
-        found.kept.append(f"{name} (deleted here, changed in the template)")
-    elif after is None:
-        found.kept.append(f"{name} (changed here, deleted in the template)")
-    else:
-        merged, clean = merge(current, before or b"", after)
-        if merged is None:
-            name = f"{name}.template"
-            if (project / name).exists():
-                raise ValueError(f"{project / name} is in the way: the template's version of a binary file")
-            merged = after
-        found.writes[name] = merged
-        if not clean:
-            found.conflicts.append(name)
-
-
-def merge(current: bytes, before: bytes, after: bytes) -> tuple[bytes | None, bool]:
-    """Merge three versions of a file with git; also whether there are no conflicts. None: binary files."""
-    with TemporaryDirectory() as folder:
-        names = ("project", "template_before", "template")
-        for name, content in zip(names, (current, before, after), strict=True):
-            (Path(folder) / name).write_bytes(content)
-        done = subprocess.run(["git", "merge-file", "-p", *names], cwd=folder, capture_output=True)
-    if done.returncode < 0 or done.returncode > 127:  # 255: an error; up to 127: the number of conflicts
-        return None, False
-    return done.stdout, done.returncode == 0
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    if path.exists():
-        shutil.copymode(path, unfinished)
-    unfinished.replace(path)
-
-
-def report(project: Path, found: Update) -> int:
-    """Print what an update did, and return the exit status: 1 if there are conflicts."""
-    written = [name for name in found.writes if name not in found.conflicts]
-    for what, names in (("updated", written), ("deleted", found.deleted), ("left unchanged", found.kept)):
-        for name in names:
-            print(f"{what:14} {name}")
-    for name in found.conflicts:
-        print(f"{'CONFLICT':14} {name}")
-    if not (found.writes or found.deleted):
-        print(f"{project} is up to date")
-        return 0
-    print(
-        f"Next, in {project}: {'resolve the conflicts, ' if found.conflicts else ''}make schema, make test, git commit"
-    )
-    print("To undo it before that: git reset --hard && git clean -d --force")
-    return 1 if found.conflicts else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -337,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.update and options.minimal:
             raise ValueError("--update cannot be combined with --minimal; a minimal project stays minimal")
         if options.update:
-            return report(target, update(target))
+            return update(target)
         create(target, minimal=options.minimal)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,11 +36,9 @@ from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
-from utils.run_folder import RunFolder, replace_text
+from utils.run_folder import RunFolder, replace_file
 from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
-
-Values = Mapping[str, float]
 
 
 def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
@@ -127,13 +125,13 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 
-def _write_metrics(folder: Path, about: Mapping[str, Any], values: Values, board: Path | None) -> None:
+def _write_metrics(folder: Path, about: Mapping[str, Any], values: Mapping[str, float], board: Path | None) -> None:
     """Write metrics.json and, for TensorBoard, one point per value to the folder board, replacing an earlier test's.
 
     Raises TrainingError if a file cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    replace_text(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
+    replace_file(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
     if board is None:
         return
     try:

@@ -189,7 +189,7 @@ class EventWriter(Writer):
         for path in self._files() if kept or not step else []:
             # emptied rather than removed: an open TensorBoard would wait for a removed file forever
             length = expected.get(path.name, size(path) if path.name < kept else 0)
-            LogFile(path).truncate(length if size(path) >= length else _whole_records(path))
+            LogFile(path).truncate(length)  # a shorter one may end in half an event, where readers take the next file
         left = {path.name: size(path) for path in self._files()}
         self._earlier = {name: length for name, length in left.items() if length}
         self._buffer.clear()
@@ -362,19 +362,6 @@ def _whole_lines(path: Path, length: int) -> int:
         return 0
     with path.open("rb") as file:
         return file.read(length).rfind(b"\n") + 1
-
-
-def _whole_records(path: Path) -> int:
-    """Size of the complete events in a file: each has its length and a checksum, its content and a checksum."""
-    end = size(path)
-    at = 0
-    with path.open("rb") as file:
-        while len(head := file.read(12)) == 12:
-            after = at + 16 + int.from_bytes(head[:8], "little")
-            if after > end:
-                break
-            at = file.seek(after)
-    return at
 
 
 def _lost(path: Path, length: int, expected: int) -> str:

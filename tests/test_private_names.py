@@ -136,12 +136,6 @@ PRIVATE = [
             "_global_optimizer_post_hooks": lambda: hasattr(optimizers, "_global_optimizer_post_hooks"),
         }.items()
     ),
-    Private(
-        "_dynamo",
-        "utils/optimizers.py",
-        lambda: callable(torch._dynamo.disable),
-        "every run imports torch's compiler, as torch does by itself: right, and 2 s slower to start",
-    ),
 ]
 
 

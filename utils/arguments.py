@@ -213,9 +213,7 @@ def json_type(annotation: Any) -> Any:
         return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
     if _union(annotation):
         # in a union with other types, a tensor is left out
-        kinds = [
-            kind for kind in (json_type(item) for item in inner if not _is_tensor_class(item)) if kind is not NotJson
-        ]
+        kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
@@ -225,12 +223,9 @@ def json_type(annotation: Any) -> Any:
 
 def is_tensor(annotation: Any) -> bool:
     """Whether an argument can only be a tensor, such as class weights: a config gives a list of numbers."""
-    inner = set(typing.get_args(annotation)) - {type(None)} if _union(annotation) else {annotation}
-    return len(inner) == 1 and _is_tensor_class(*inner)
-
-
-def _is_tensor_class(annotation: Any) -> bool:
-    return annotation is not None and annotation is _of_torch("Tensor")
+    kinds = set(typing.get_args(annotation)) - {type(None)} if _union(annotation) else {annotation}
+    tensor = _of_torch("Tensor")
+    return tensor is not None and kinds == {tensor}
 
 
 def is_settings(annotation: Any) -> bool:
@@ -266,7 +261,7 @@ def _container(origin: Any, inner: tuple[Any, ...]) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in plain words."""
+    """An annotation in plain words, as in "list of int", or "[int, str]" if each position has its own type."""
     if annotation in (inspect.Parameter.empty, Any):
         return "anything"
     if typing.get_origin(annotation) is Annotated:
@@ -276,23 +271,18 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(kind) for kind in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
-    if _is_tensor_class(annotation):
+    if is_tensor(annotation):
         return "list of float"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
     if typing.get_origin(annotation) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
-        return _list(annotation)
+        kinds = typing.get_args(annotation)
+        if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
+            return f"[{', '.join(map(describe, kinds))}]"
+        return f"list of ({describe(kinds[0])})" if _union(kinds[0]) else f"list of {describe(kinds[0])}"
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
-
-
-def _list(annotation: Any) -> str:
-    """As in "list of int", or "[int, str]" if each position has its own type."""
-    kinds = typing.get_args(annotation)
-    if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
-        return f"[{', '.join(map(describe, kinds))}]"
-    return f"list of ({describe(kinds[0])})" if _union(kinds[0]) else f"list of {describe(kinds[0])}"
 
 
 def limited(limit: Any) -> str:

@@ -21,8 +21,6 @@ from utils.text import OVERRIDE
 # options that abbreviate a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
 
-OptionsOf = Callable[[str | None, Sequence[str] | None], argparse.Namespace]
-"""Parses the options of a script, from its description and arguments."""
 LIST_WIDTH = 110  # of --list when not printed to a terminal
 
 
@@ -61,14 +59,8 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     made = parser(about or "")
     add = made.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
-    add(
-        "-r",
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="a run folder or checkpoint; default: the run started last",
-    )
+    run = "a run folder or checkpoint; default: the run started last"
+    add("-r", "--resume", nargs="?", const="", metavar="RUN", help=run)
     add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
     add("--note", metavar="TEXT", help="a label for this run, shown in environment.json, --compare and TensorBoard")
     add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
@@ -150,7 +142,7 @@ def refuse_torchrun(what: str) -> None:
         raise UserError(f"{what} runs in a single process; do not use torchrun")
 
 
-def answer_early(about: str | None, options_of: OptionsOf = train_options) -> None:
+def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace] = train_options) -> None:
     """For the top of train.py and test.py: exit if the command is --help, has a typo, or asks for a cached list.
 
     Otherwise prints that it is loading. Does not import torch, which takes seconds.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+numpy_random: Any = np.random  # some versions have no types for its functions
 WORDS = 624  # of 32 bits: the state of a Mersenne twister, without its position
 
 
@@ -53,11 +54,11 @@ class NumpyGenerator:
     """The generator of ``np.random.rand`` and the like."""
 
     def __init__(self) -> None:
-        self.bit_generator = _bit_generator()
+        self.bit_generator = numpy_random.get_bit_generator()
         self.memory = None
         self._without_normal = b""
         if isinstance(self.bit_generator, np.random.MT19937):
-            _, words, position, _, _ = _numpy_state()
+            _, words, position, _, _ = numpy_random.get_state(legacy=True)
             expected = np.array([*words, position], np.uint32)
             self.memory = _memory_of(self.bit_generator.ctypes.state_address, expected)
 
@@ -66,12 +67,12 @@ class NumpyGenerator:
 
     def state(self) -> Any:
         """The memory, and the normal number cached for the next call; None if there is none."""
-        if _bit_generator() is not self.bit_generator:
+        if numpy_random.get_bit_generator() is not self.bit_generator:
             self.__init__()  # type: ignore[misc]
         memory = self.memory.raw if self.memory else None
         # a normal number is cached only by a draw that changes the memory, so the slow path is rarely taken
         if memory is None or memory != self._without_normal:
-            name, words, position, has_normal, normal = _numpy_state()
+            name, words, position, has_normal, normal = numpy_random.get_state(legacy=True)
             if has_normal or memory is None:
                 return name, words.tobytes(), position, has_normal, normal
             self._without_normal = memory
@@ -119,15 +120,6 @@ def kept_generators() -> Iterator[None]:
     finally:
         for name, generator in global_generators().items():
             generator.restore(states[name])
-
-
-def _bit_generator() -> Any:
-    numpy_random: Any = np.random  # some versions have no type for it
-    return numpy_random.get_bit_generator()
-
-
-def _numpy_state() -> Any:
-    return np.random.get_state(legacy=True)
 
 
 def _memory_of(address: int, expected: Any) -> Any:

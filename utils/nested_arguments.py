@@ -66,14 +66,6 @@ def plain_default(value: Any) -> Any:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def contains_objects(annotation: Any) -> bool:
-    """Whether an argument may contain settings or components at any depth."""
-    return any(
-        is_settings(one) or is_module(one) or any(map(contains_objects, typing.get_args(one)))
-        for one in alternatives(annotation)
-    )
-
-
 def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
     if kind := _object_of(annotation, value):
         return build(kind, value, path)

@@ -3,9 +3,7 @@
 Also lets them work without torch's compiler, which torch imports for each optimizer.
 """
 
-import functools
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,26 +22,10 @@ history longer than a new ``history_size``."""
 def import_compiler_late() -> None:
     """Let optimizers be created, saved and loaded without importing torch's compiler, which takes 2 s of CPU time.
 
-    torch imports the compiler only to exclude these methods from compilation. Once something else has imported it, as
-    ``runtime.compile`` does, torch's own methods are called.
+    torch's wrappers import it only to exclude these methods from compilation, and nothing here compiles them.
     """
     for name in ("add_param_group", "state_dict", "load_state_dict"):
-        method: Any = getattr(Optimizer, name)
-        if hasattr(method, "__wrapped__") and not hasattr(method, "without_compiler"):
-            setattr(Optimizer, name, _without_compiler(method))
-
-
-def compiler_is_imported() -> bool:
-    return "torch._dynamo" in sys.modules
-
-
-def _without_compiler(method: Any) -> Any:
-    @functools.wraps(method)
-    def call(*args: Any, **keys: Any) -> Any:
-        return (method if compiler_is_imported() else call.without_compiler)(*args, **keys)  # type: ignore[attr-defined]
-
-    call.without_compiler = inspect.unwrap(method)  # type: ignore[attr-defined]
-    return call
+        setattr(Optimizer, name, inspect.unwrap(getattr(Optimizer, name)))
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -110,7 +92,7 @@ class UnmarkedStep:
         optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
         unmarked = step.__wrapped__
         of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
-        if compiler_is_imported() or not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
+        if not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
             unmarked(optimizer, *closure)
             return
         # torch's wrapper, which imports the compiler and sets the grad mode

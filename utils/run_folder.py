@@ -122,10 +122,6 @@ class RunFolder:
                 records.append(dict(json.loads(line)))
         return records
 
-    def last_epoch(self) -> dict[str, Any]:
-        """The last line of metrics.jsonl; empty if there is none."""
-        return (self.epochs() or [{}])[-1]
-
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:
         """Lock this folder for the block. Raises UserError if another process has locked it.
@@ -178,7 +174,7 @@ class RunFolder:
     def _write_job(self) -> str:
         """Write which job trains this run, and random digits that show a process whether it sees this very file."""
         text = f"{launch()[0] or ''}\n{os.urandom(8).hex()}\n"
-        replace_text(self.job, text)
+        replace_file(self.job, text)
         return text
 
     def _read_job(self) -> str:
@@ -196,7 +192,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Replace config.json atomically."""
-        replace_text(self.config, text)
+        replace_file(self.config, text)
 
     def read_environment(self) -> dict[str, Any]:
         """The content of environment.json; empty if it is missing or cannot be read."""
@@ -218,14 +214,14 @@ class RunFolder:
             record = {**before, "resumed": [*(resumed if isinstance(resumed, list) else []), record]}
         changed = {"note": record.get("note") if note is None else note, "outcome": None}
         record = {key: value for key, value in {**record, **changed}.items() if value or key not in changed}
-        replace_text(self.environment, json.dumps(record, indent=2) + "\n")
+        replace_file(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
         """Record how the run ended in environment.json: "finished", "stopped" or "failed: ...". Ignores a full disk."""
         record = self.read_environment()
         if record:  # otherwise it failed before it began
             with contextlib.suppress(TrainingError):
-                replace_text(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
+                replace_file(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
 
 
 def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
@@ -298,16 +294,11 @@ def _git(*arguments: str) -> str | None:
         return None  # no git, or not a repository
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file atomically. Raises TrainingError."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically. Raises TrainingError."""
     try:
         with atomic_write(path) as file:
-            file.write(content)
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 

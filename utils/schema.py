@@ -350,8 +350,7 @@ def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def section_at(path: KeyPath) -> type[BaseModel] | None:
     """The section class for the object at a config path; None inside component arguments."""
-    kinds = (kind for kind in alternatives(_annotation_at(path)) if isinstance(kind, type))
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+    return next(_sections(_annotation_at(path)), None)
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
@@ -360,8 +359,12 @@ def field_at(path: KeyPath) -> FieldInfo | None:
 
 
 def _field(annotation: Any, key: str | int) -> FieldInfo | None:
-    sections = (kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return next((keys_of(section)[key] for section in sections if key in keys_of(section)), None)
+    known = map(keys_of, _sections(annotation))
+    return next((keys[key] for keys in known if key in keys), None)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    return (kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _annotation_at(path: KeyPath) -> Any:
@@ -385,11 +388,3 @@ def alternatives(annotation: Any) -> Iterator[Any]:
             yield from alternatives(member)
     else:
         yield annotation
-
-
-def members(annotation: Any) -> Iterator[type]:
-    """The classes in an annotation."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from members(inner)

@@ -84,6 +84,11 @@ def _as_escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
+def dotted(path: Iterable[object]) -> str:
+    """Keys and indices in the notation of overrides: "trainer.epochs"."""
+    return ".".join(map(str, path))
+
+
 def listed(names: Sequence[str]) -> str:
     """Names for a message: at most five, and the number of the rest."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

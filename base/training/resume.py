@@ -20,7 +20,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
-from utils.config.located_json import Problem, config_error, dotted
+from utils.config.located_json import Problem, config_error
 from utils.config.resume import Change, changes, saved_changes, shown
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
@@ -32,6 +32,7 @@ from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import say
+from utils.text import dotted
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run was started last."""
@@ -77,7 +78,7 @@ def _started_last(config: Config, name: str | None, doing: str) -> RunFolder:
 
 
 def _logged_epochs(folder: RunFolder) -> int:
-    epoch = folder.last_epoch().get("epoch", 0)
+    epoch = (folder.epochs() or [{}])[-1].get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
 
 

@@ -17,6 +17,7 @@ from utils import checkpoint
 from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, restore_generators, seed_generators
+from utils.text import dotted
 from utils.tree import Keys, map_tensors
 from utils.user_code import format_error_with_source
 
@@ -123,7 +124,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
             parts["data"].load_state_dict(saved["data"])
         parts["data"].check_position(progress["samples"])
     except _Misfit as error:
-        part, where = error.keys[0], ".".join(map(str, error.keys))
+        part, where = error.keys[0], dotted(error.keys)
         raise CheckpointError(
             f"the {part} in {source} does not match the config of this run: {where}: {error}"
         ) from error

@@ -36,7 +36,7 @@ from extras.records import RATES, TRAIN, VALID, charts
 from extras.spreadsheets import spreadsheet_safe
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import replace_bytes
+from utils.run_folder import replace_file
 from utils.streams import say
 from utils.text import count, duration, number, one_line, table
 
@@ -106,12 +106,12 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         if MEANS not in files:
             (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
         for name, content in files.items():
-            replace_bytes(folder / name, content)
+            replace_file(folder / name, content)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
     notes += [f"not a run: {display_path(path)}" for path in others]
     say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     with _writing(folder):
-        replace_bytes(folder / PICTURE, png(curves(list(_charts(groups)))))
+        replace_file(folder / PICTURE, png(curves(list(_charts(groups)))))
     say(f"\nwritten: {', '.join(display_path(folder / name) for name in [*files, PICTURE])}")
     return folder / TABLE
 

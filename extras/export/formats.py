@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from extras.export.calls import Call, dynamic_shapes
 from utils.errors import UserError
+from utils.text import dotted
 from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import in_project, user_line
 
@@ -88,7 +89,7 @@ def flat_names(nest: Any, single: str = "") -> list[str]:
 
     def add(keys: Keys, _: Tensor) -> None:
         prefix = [] if keys and isinstance(keys[0], str) else [single]
-        names.append(".".join(map(str, [*prefix, *keys])))
+        names.append(dotted([*prefix, *keys]))
 
     map_with_keys(add, nest)
     return names

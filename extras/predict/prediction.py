@@ -29,7 +29,7 @@ from extras.predict.reading import Item, kind_of, read_items, rows_of
 from extras.predict.writing import Writer, opened
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import replace_bytes
+from utils.run_folder import replace_file
 from utils.streams import say_error
 from utils.text import count, duration, printable
 from utils.tree import describe_batch, map_tensors, tensors
@@ -241,7 +241,7 @@ def _draw(run: Run, path: Path) -> None:
     from extras.drawing import png
     from extras.predict.grid import grid
 
-    replace_bytes(path, png(grid(run.shown, run.done)))
+    replace_file(path, png(grid(run.shown, run.done)))
 
 
 def _total(files: Sequence[str]) -> int | None:

@@ -91,10 +91,13 @@ class Classification:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
-        for counts in (self.confusion, self.scored):
-            processes.reduce_sum(torch.from_numpy(counts))
+        own_sums = (self.confusion, self.bins, self.scored)
+        for number, (confusion, bins, scored) in enumerate(processes.one_by_one(own_sums)):
+            if number:
+                self.confusion += confusion
+                self.bins += bins
+                self.scored += scored
         self.samples = int(self.confusion.sum())
-        self.bins = np.reshape(processes.all_reduce_sum(self.bins.reshape(-1).tolist()), self.bins.shape)
         everyone = processes.all_gather([_badness(mistake) for mistake in self.mistakes])
         worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
         own = [mistake for mistake in self.mistakes if _badness(mistake) in worst]

@@ -19,7 +19,7 @@ from extras.report.predictions import Predictions
 from extras.report.regression import Regression
 from utils.errors import DataError
 from utils.extras import find_extra
-from utils.run_folder import replace_bytes, replace_text
+from utils.run_folder import replace_file
 from utils.text import number
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ class EvaluationReport(EvaluationStats):
         if curves := self._curves(tested):
             pictures[CURVES] = curves
         for file, content in pictures.items():
-            replace_bytes(self.folder / file, content)
+            replace_file(self.folder / file, content)
         for file in FILES:
             if file not in pictures:
                 (self.folder / file).unlink(missing_ok=True)
         if not self.predictions.begun:
             self.predictions.path.unlink(missing_ok=True)
         blocks = list(self._blocks(tested, values, pictures))
-        replace_text(self.folder / "report.md", as_markdown(blocks))
-        replace_text(self.folder / "report.html", as_html(blocks, pictures))
+        replace_file(self.folder / "report.md", as_markdown(blocks))
+        replace_file(self.folder / "report.html", as_html(blocks, pictures))
 
     def _curves(self, tested: Tested) -> bytes | None:
         """The picture of the run's curves; None without extras/curves, or if no epoch is finished."""

@@ -9,9 +9,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from utils.arguments import describe, limited
-from utils.config.located_json import dotted
 from utils.config.resume import rule_of
 from utils.schema import Component, Config, KeyPath, WeightsConfig, keys_of, section_at
+from utils.text import dotted
 
 HEAD = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
 
@@ -49,7 +49,7 @@ def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
         inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "validation", "loss") else []
         rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
         cells = [_type(field, below), _default(field, below), rule.value if rule and rules == {rule} else "", meaning]
-        name = dotted(tuple(part for part in here if part != 0))
+        name = dotted(part for part in here if part != 0)
         yield f"| `{name}` | {' | '.join(cells)} |"
         yield from inside
 

@@ -16,7 +16,7 @@ from extras.schema import docstrings
 from extras.schema.snippets import monitored, snippets
 from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.nested_arguments import DICTS, contains_objects
+from utils.nested_arguments import DICTS
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, alternatives, keys_of, section_at
 
@@ -216,13 +216,21 @@ def _of_annotation(kind: str, annotation: Any) -> Schema | None:
     value = json_type(annotation)
     if value is NotJson:
         return None
-    if contains_objects(annotation):
+    if _contains_objects(annotation):
         several = [_with_objects(kind, one) for one in alternatives(annotation)]
         return several[0] if len(several) == 1 else {"anyOf": several}
     try:
         return dict(_draft_7(TypeAdapter(value, config=STRICT).json_schema()))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
+
+
+def _contains_objects(annotation: Any) -> bool:
+    """Whether an argument may contain settings or components at any depth."""
+    return any(
+        is_settings(one) or is_module(one) or any(map(_contains_objects, get_args(one)))
+        for one in alternatives(annotation)
+    )
 
 
 def _with_objects(kind: str, annotation: Any) -> Schema:
@@ -243,9 +251,9 @@ def _with_objects(kind: str, annotation: Any) -> Schema:
         takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
     inner = [one for one in get_args(annotation) if one is not Ellipsis]
-    if contains_objects(annotation) and get_origin(annotation) in DICTS:
+    if _contains_objects(annotation) and get_origin(annotation) in DICTS:
         return {"type": "object", "additionalProperties": _or_reference(_of_annotation(kind, inner[1]) or {})}
-    if contains_objects(annotation):
+    if _contains_objects(annotation):
         items = [_or_reference(_of_annotation(kind, one) or {}) for one in inner]
         return {"type": "array", "items": items[0] if len(items) == 1 else items}
     return _of_annotation(kind, annotation) or {}

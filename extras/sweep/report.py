@@ -11,7 +11,7 @@ from extras.sweep.display import first_line
 from extras.sweep.ranking import Repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL
 from extras.sweep.sweep_folder import Spec, Trial
-from utils.run_folder import replace_bytes, replace_text
+from utils.run_folder import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +32,9 @@ def write_report(
     pictures: dict[str, bytes] = {}
     blocks = list(_blocks(folder, spec, trials, ranked, best, groups, pictures))
     for name, content in pictures.items():
-        replace_bytes(folder / name, content)
-    replace_text(folder / "report.md", as_markdown(blocks))
-    replace_text(folder / "report.html", as_html(blocks, pictures))
+        replace_file(folder / name, content)
+    replace_file(folder / "report.md", as_markdown(blocks))
+    replace_file(folder / "report.html", as_html(blocks, pictures))
 
 
 def _blocks(

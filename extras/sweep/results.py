@@ -17,7 +17,7 @@ from extras.sweep.sweep_folder import Spec, SweepFolder, Trial
 from utils.errors import TrainingError, UserError
 from utils.files import read_text
 from utils.paths import PROJECT, display_path
-from utils.run_folder import replace_text
+from utils.run_folder import replace_file
 from utils.streams import say
 from utils.text import count, duration, table
 
@@ -39,9 +39,9 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
     best = best_trial(trials, spec)
     try:
         with folder.locked():
-            replace_text(folder.path / "sweep.csv", csv_text(ranked, spec))
+            replace_file(folder.path / "sweep.csv", csv_text(ranked, spec))
             if best is not None:
-                replace_text(folder.path / "best.json", _best_config(best, folder.path))
+                replace_file(folder.path / "best.json", _best_config(best, folder.path))
             write_report(folder.path, spec, trials, ranked, best, repeated(trials, spec))
     except TrainingError as error:
         raise UserError(f"{error}. The trials are intact; continue the sweep to write its report") from error

@@ -26,7 +26,7 @@ from utils.config import load_config, to_json
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.files import lock_file, read_text
 from utils.paths import PROJECT, display_path, project_path
-from utils.run_folder import RunFolder, replace_text
+from utils.run_folder import RunFolder, replace_file
 
 TRIAL = re.compile(r"trial-(\d{3,})")
 LOCK_WAIT = 60.0
@@ -310,7 +310,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     """Write atomically. Raises UserError."""
     try:
-        replace_text(path, text)
+        replace_file(path, text)
     except TrainingError as error:
         raise UserError(str(error)) from error
 

@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from logger.writers import EventWriter
 from tests.campaign import records
 from tests.helpers import TIMES, curves
 from tests.utils.checkpoint.test_exactness import killed_in
@@ -50,6 +51,26 @@ def test_each_step_is_in_the_files_once_and_in_order(fit: Fit) -> None:
     for step in (15, 3, 15):
         train.main(["-r", str(run / "checkpoints" / f"step-{step:08d}.pth")])
         assert records(run) == before
+
+
+@pytest.mark.parametrize("cut", [1, 20, 30, 50])
+def test_half_an_event_ends_a_file_but_not_the_curve(tmp_path: Path, cut: int) -> None:
+    writer = EventWriter(tmp_path)
+    for step in range(1, 7):
+        writer.scalars(step, {"loss": 1.0})
+    state = writer.state_dict()
+    [file] = tmp_path.iterdir()
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    file.write_bytes(file.read_bytes()[:-cut])
+    writer = EventWriter(tmp_path)
+    assert f"{file.name} has " in writer.resume(state, step=6)
+    for step in (7, 8):
+        writer.scalars(step, {"loss": 1.0})
+    writer.flush()
+    whole = 5 if cut < 40 else 4  # an event has 40 bytes
+    assert [step for step, _ in curves(tmp_path)["loss"]] == [*range(1, whole + 1), 7, 8]
+    assert [step for step, _ in display_path(reader)["loss"]] == [*range(1, 9)], "a reader that stayed open"
 
 
 def test_a_run_without_tensorboard_for_a_while_keeps_its_older_curves(fit: Fit) -> None:

@@ -108,9 +108,12 @@ def read_file(path: Path) -> dict[str, Any]:
     verify(path)
     with as_checkpoint_errors(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint written by this project")
-    if type(state.get("format")) is not int or state["format"] != FORMAT:
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("model"), dict)
+        or type(state.get("format")) is not int
+        or state["format"] != FORMAT
+    ):
         raise CheckpointError(f"{path} is not a checkpoint written by this project")
     return state
 

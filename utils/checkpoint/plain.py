@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.text import dotted
 from utils.tree import Keys
 
 MAX_DEPTH = 100
@@ -93,7 +94,7 @@ class _Plain:
 
     def _container(self, value: Any, keys: Keys) -> Any:
         if len(keys) > MAX_DEPTH:
-            self.problems.append(f"{_dotted(keys[:3])}... is nested too deeply, or contains itself")
+            self.problems.append(f"{dotted(keys[:3])}... is nested too deeply, or contains itself")
             return value
         if isinstance(value, (list, tuple)):
             return type(value)([self.convert(item, (*keys, index)) for index, item in enumerate(value)])
@@ -121,7 +122,7 @@ class _Plain:
 
     def _refuse(self, value: Any, keys: Keys, what: str = "") -> Any:
         name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        self.problems.append(f"{_dotted(keys)} is {what or f'of type {name}'}")
+        self.problems.append(f"{dotted(keys)} is {what or f'of type {name}'}")
         return value
 
 
@@ -134,10 +135,6 @@ def _is_storable(value: Any) -> bool:
         return type(torch.load(file, weights_only=True)) is type(value)
     except Exception:  # any error: pickle runs the value's own code
         return False
-
-
-def _dotted(keys: Keys) -> str:
-    return ".".join(map(str, keys))
 
 
 def _listed(problems: list[str]) -> str:

@@ -18,9 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from utils.checkpoint.checkpointer import ASIDE, Checkpointer
 from utils.checkpoint.file import DATA, file_name, snapshot, write
-from utils.checkpoint.shards import name_of, quiet_dcp, write_tensors
+from utils.checkpoint.shards import quiet_dcp, write_tensors
 from utils.distributed.process_group import ProcessGroup
 from utils.files import sync_folder
+from utils.text import dotted
 from utils.tree import Keys, map_with_keys
 
 
@@ -58,7 +59,7 @@ class ShardedCheckpointer(Checkpointer):
         def take(keys: Keys, tensor: Tensor) -> Tensor:
             if not self._is_large(keys, tensor):
                 return tensor.detach().to("cpu", copy=True)
-            large[name_of(keys)] = tensor
+            large[dotted(keys)] = tensor
             if isinstance(tensor, DTensor):
                 return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             return torch.empty_like(tensor, device="meta")

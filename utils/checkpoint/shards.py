@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from utils.checkpoint.file import DATA, TensorAllocator, as_checkpoint_errors
 from utils.errors import CheckpointError
+from utils.text import dotted
 from utils.tree import Keys, map_with_keys
 
 METADATA = ".metadata"
@@ -46,11 +47,6 @@ METADATA_CLASSES = {
         "_MEM_FORMAT_ENCODING",
     },
 }
-
-
-def name_of(keys: Keys) -> str:
-    """The name of a tensor in the folder, from its path in the state."""
-    return ".".join(map(str, keys))
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[str, str]:
@@ -105,7 +101,7 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
                 return tensor
             allocated = allocate(keys, tensor) if allocate else torch.empty_like(tensor, device="cpu")
             if allocated.device.type != "meta":
-                targets[name_of(keys)] = allocated
+                targets[dotted(keys)] = allocated
             return allocated
 
         state = map_with_keys(target, state)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils.arguments import inside
-from utils.config.located_json import Document, Problem, config_error, dotted
+from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
@@ -19,7 +19,7 @@ from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig
-from utils.text import hint
+from utils.text import dotted, hint
 
 # keys of a line in metrics.jsonl besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")

@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.schema import KeyPath
+from utils.text import dotted
 
 MAX_DEPTH = 32
 MAX_DIGITS = 18  # every integer fits into 64 bits
@@ -116,11 +117,6 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     shown = [location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located]
     count = f"{len(shown)} mistakes in the config:\n\n" if len(shown) > 1 else ""
     return ConfigError(count + "\n\n".join(shown))
-
-
-def dotted(path: KeyPath) -> str:
-    """A path in the notation of overrides."""
-    return ".".join(str(part) for part in path)
 
 
 def parse(text: str, name: str) -> Document:

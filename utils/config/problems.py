@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
-from utils.config.located_json import Problem, dotted
+from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.former_names import FORMER_NAMES
 from utils.nested_arguments import nested
@@ -27,7 +27,7 @@ from utils.schema import (
     name_and_args,
     section_at,
 )
-from utils.text import closest
+from utils.text import closest, dotted
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'

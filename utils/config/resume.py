@@ -11,13 +11,14 @@ from pydantic import BaseModel
 
 from utils import arguments
 from utils.arguments import shortened
-from utils.config.located_json import Problem, dotted
+from utils.config.located_json import Problem
 from utils.config.problems import components
 from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES
 from utils.schema import KeyPath, OnResume, field_at, section_at
+from utils.text import dotted
 
 _MISSING = object()
 

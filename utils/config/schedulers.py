@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from utils.config.located_json import Problem, dotted
+from utils.config.located_json import Problem
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, SchedulerConfig, are_several, name_and_args
+from utils.text import dotted
 
 # the argument that defaults to the length of the run
 FROM_RUN_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}

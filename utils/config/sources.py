@@ -3,17 +3,17 @@
 import inspect
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from utils.arguments import inside, json_type
-from utils.config.located_json import Document, Source, dotted, parse
+from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES
-from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, field_at, members, section_at
-from utils.text import OVERRIDE, closest
+from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, field_at, section_at
+from utils.text import OVERRIDE, closest, dotted
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_BYTES = 1_000_000
@@ -112,7 +112,8 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
         here = (*path, key)
         inherited = below.get(key)
         if not path and key in REGISTRIES:
-            if are_several(value) != are_several(inherited) and "type" in {*_keys(value), *_keys(inherited)}:
+            has_type = any(isinstance(each, dict) and "type" in each for each in (value, inherited))
+            if are_several(value) != are_several(inherited) and has_type:
                 inherited = None  # one component replaces several by name, or vice versa
             inherited, value = _same_component(key, inherited, value)
         elif len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below):
@@ -125,10 +126,6 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
         else:
             below[key] = value
             base.set_source(here, source)
-
-
-def _keys(value: Any) -> Iterable[Any]:
-    return value.keys() if isinstance(value, dict) else ()
 
 
 def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
@@ -157,8 +154,15 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a string, which cannot be a number, true or false."""
     expected = _expected(config, path)
-    kinds = set(members(expected[0])) if expected else set()
+    kinds = set(_classes_in(expected[0])) if expected else set()
     return str in kinds and not kinds & {int, float, bool}
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _classes_in(inner)
 
 
 def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:

@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
+from utils.freed_memory import MMAP_THRESHOLD
 from utils.optimizers import load_exactly, parameters_in
 from utils.tree import Keys, map_tensors
 
 GradientSync = Callable[[bool], None]
 """Called before a backward pass with whether gradients are summed over the processes in it."""
 
-MMAP_THRESHOLD = -3  # of glibc's malloc.h
 UNIT_PARAMETERS = 1_000_000
 """Number of parameters above which a module is gathered separately, so that not all weights are in memory at once."""
 

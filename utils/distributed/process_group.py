@@ -61,9 +61,6 @@ class ProcessGroup:
         """Like ``gather``, but the main process has only one value in memory at a time."""
         yield value
 
-    def reduce_sum(self, counts: "torch.Tensor") -> None:
-        """Sum integers on the CPU over all processes, in place. Only the main process may use the result."""
-
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         """Each number summed over all processes, in float64 and in order of rank."""
         return values
@@ -89,5 +86,5 @@ class ProcessGroup:
         """Wait until all processes have finished."""
 
     def exit(self, status: int) -> int:
-        """End the command with this exit status."""
+        """End the command with this exit status. Its output must have been flushed."""
         return status

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,10 +99,6 @@ class TorchProcessGroup(ProcessGroup):
                 dist.recv_object_list(received, src=rank, group=self.control)
             yield received[0]
 
-    def reduce_sum(self, counts: torch.Tensor) -> None:
-        with self._communication():
-            dist.reduce(counts, dst=0, group=self.control)
-
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         own = torch.tensor(values, dtype=torch.float64)
         gathered = [torch.empty_like(own) for _ in range(self.world_size)]
@@ -182,8 +177,6 @@ class TorchProcessGroup(ProcessGroup):
                 dist.barrier(self.control)
 
     def exit(self, status: int) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
         # skip the interpreter's shutdown: torch's threads may still be waiting on the store, which aborts the process
         os._exit(status)
 

@@ -211,5 +211,4 @@ def test_a_run_without_an_epoch_has_no_picture(tmp_path: Path) -> None:
 
 def test_only_the_main_process_draws(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.ProcessGroup, "is_main_process", property(lambda self: False))
-    monkeypatch.setattr("train.RunFolder.last_epoch", lambda self: {})
     assert not list(fit("trainer.epochs=1").run_dir.glob("curves*"))

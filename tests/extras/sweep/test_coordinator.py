@@ -205,7 +205,7 @@ def test_a_full_disk_loses_nothing(make: Callable[[str, Spec], SweepFolder], mon
         raise TrainingError(f"cannot write {path}: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("extras.sweep.sweep_folder.replace_text", refuse)
+        patched.setattr("extras.sweep.sweep_folder.replace_file", refuse)
         with pytest.raises(UserError, match=r"cannot write .*trial-002/outcome.json: No space left on device"):
             coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
     trials = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()

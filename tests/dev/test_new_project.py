@@ -9,10 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from dev import update_project
 from tests.conftest import load_script
 from tests.helpers import ROOT
-
-pytestmark = pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
 
 LINES = "".join(f"line {number}\n" for number in range(20))
 TEMPLATE = {
@@ -239,7 +238,7 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
 ) -> None:
     project = make()
     commit(tmp_path / "template", **{"train.py": "new\n", "base/loop.py": "new\n", "base/new.py": "new\n"})
-    before, replace, written = contents(project), script._replace, list[Path]()
+    before, replace, written = contents(project), update_project.replace, list[Path]()
 
     def fails(path: Path, content: bytes) -> None:
         if written:
@@ -247,13 +246,13 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
         written.append(path)
         replace(path, content)
 
-    monkeypatch.setattr(script, "_replace", fails)
+    monkeypatch.setattr(update_project, "replace", fails)
     assert script.main(["--update", str(project)]) == 2
     assert json.loads((project / ".template.json").read_text()) == json.loads(before[".template.json"])
     git(project, "reset", "--hard")
     git(project, "clean", "-d", "--force")
     assert contents(project) == before
-    monkeypatch.setattr(script, "_replace", replace)
+    monkeypatch.setattr(update_project, "replace", replace)
     assert script.main(["--update", str(project)]) == 0
     assert (project / "base/new.py").read_text() == "new\n"
 
