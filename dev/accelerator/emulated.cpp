@@ -247,6 +247,17 @@ Tensor to_device(const Tensor& tensor) {
   return tensor.defined() ? tensor.to(at::Device(DEVICE, current_device)) : tensor;
 }
 
+void check_devices(const Tensors& tensors, const std::string& operation) {
+  bool on_device = false;
+  bool on_host = false;
+  for (const auto& tensor : tensors) {
+    on_device |= is_on_device(tensor);
+    on_host |= !is_on_device(tensor) && tensor.dim() > 0;  // a CPU tensor of shape () counts as a number
+  }
+  TORCH_CHECK(!(on_device && on_host), operation, ": Expected all tensors to be on the same device, but found ",
+              at::Device(DEVICE, current_device), " and cpu");
+}
+
 Tensor empty(IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
              std::optional<at::Device> device, std::optional<bool> pin_memory,
              std::optional<at::MemoryFormat> format) {
@@ -301,6 +312,13 @@ std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, std::optional<
   return {input * mask / kept, mask};
 }
 
+// The fallback would warn that it resizes the result.
+Tensor mse_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
+  check_devices({input, target}, "aten::mse_loss");
+  const KernelScope scope;
+  return to_device(at::mse_loss(host_view(input), host_view(target), reduction));
+}
+
 Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                    IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
                    int64_t groups) {
@@ -332,18 +350,6 @@ const std::unordered_set<std::string> TAKES_HOST_TENSORS = {
     "aten::_unsafe_index", "aten::_pack_padded_sequence", "aten::_pack_padded_sequence_backward",
     "aten::_ctc_loss",     "aten::_ctc_loss_backward",
 };
-
-void check_devices(const Tensors& tensors, const std::string& operation) {
-  bool on_device = false;
-  bool on_host = false;
-  for (const auto& tensor : tensors) {
-    if (is_on_device(tensor)) on_device = true;
-    // a CPU tensor of shape () counts as a number
-    else if (tensor.dim() > 0) on_host = true;
-  }
-  TORCH_CHECK(!(on_device && on_host), operation, ": Expected all tensors to be on the same device, but found ",
-              at::Device(DEVICE, current_device), " and cpu");
-}
 
 // Whether the shape of the result, or a result that the host takes, depends on the values in the tensors.
 bool makes_host_wait(const c10::OperatorHandle& operation, const Tensors& tensors) {
@@ -405,6 +411,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from", copy_from);
   library.impl("_copy_from_and_resize", copy_from_and_resize);
   library.impl("_local_scalar_dense", item);
+  library.impl("mse_loss", mse_loss);
   library.impl("native_batch_norm", batch_norm);
   library.impl("native_dropout", dropout);
   library.impl("convolution_overrideable", convolution);
