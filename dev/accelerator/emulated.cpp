@@ -209,11 +209,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     const auto index = device.has_index() ? device.index() : current_device;
     return c10::Stream(c10::Stream::DEFAULT, c10::Device(DEVICE, index));
   }
-  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
   c10::Stream getNewStream(c10::Device device, int) const override { return getStream(device); }
-  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getStream(device); }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
-  bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream&) const override { count_host_wait(); }
   void synchronizeDevice(c10::DeviceIndex) const override { count_host_wait(); }
 
@@ -540,7 +537,6 @@ PYBIND11_MODULE(emulated_backend, module) {
   at::RegisterPrivateUse1HooksInterface(new Hooks());
   module.def("device_count", [] { return DEVICE_COUNT; });
   module.def("manual_seed", [](uint64_t seed) { default_generator().set_current_seed(seed); });
-  module.def("initial_seed", [] { return default_generator().current_seed(); });
   module.def("get_rng_state", [] { return default_generator().get_state(); });
   module.def("set_rng_state", [](const Tensor& state) { default_generator().set_state(state); });
   module.def("host_waits", [] { return host_waits.load(); });

@@ -21,13 +21,11 @@ host_waits = backend.host_waits
 Stream, Event = torch.Stream, torch.Event
 current_stream = torch.accelerator.current_stream
 synchronize = torch.accelerator.synchronize
-device = torch.accelerator.device_index
 device_count = backend.device_count
 current_device = torch.accelerator.current_device_index
 set_device = torch.accelerator.set_device_index
 
 manual_seed = manual_seed_all = backend.manual_seed
-initial_seed = backend.initial_seed
 
 
 def get_rng_state(device: Any = None) -> torch.Tensor:
@@ -47,12 +45,7 @@ def is_available() -> bool:
     return True
 
 
-def is_initialized() -> bool:
-    return True
-
-
-def _lazy_init() -> None:
-    pass
+is_initialized = is_available
 
 
 def _is_in_bad_fork() -> bool:

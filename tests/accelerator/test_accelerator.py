@@ -174,8 +174,10 @@ def test_convolutions_run_with_the_channels_last(fit_there: Fit, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_launcher_with_one_process_trains(tmp_path: Path, write_config: Any, device: str, strategy: str) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+def test_processes_train(tmp_path: Path, write_config: Any, device: str, strategy: str) -> None:
+    """Two, or one if there is only one device."""
+    count = 2 if device == "cpu" else min(2, torch.accelerator.device_count())
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     overrides = [f"runtime.device={device}", f"runtime.strategy={strategy}", "trainer.epochs=2"]
     command = [sys.executable, *launcher, "train.py", "-c", str(write_config()), *overrides]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
