@@ -22,6 +22,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -92,7 +93,11 @@ struct Blocks {
   std::unordered_map<const void*, int64_t> sizes;
   std::atomic<int64_t> current = 0;
   std::atomic<int64_t> peak = 0;
-} device_blocks, pinned_blocks;
+};
+
+// never destroyed: Python may free tensors after this library's objects are gone
+auto& device_blocks = *new Blocks;
+auto& pinned_blocks = *new Blocks;
 
 struct DeviceMemory final : c10::DeviceAllocator {
   at::DataPtr allocate(size_t bytes) override {
