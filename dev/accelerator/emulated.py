@@ -14,9 +14,9 @@ from torch.utils import backend_registration
 backend: Any = importlib.import_module("emulated_backend")
 
 can_compile = False
-"""Whether torch.compile supports the device; no other device module has this. See tests/accelerator/conftest.py."""
+"""Whether torch.compile supports the device: ours alone, as is host_waits. For tests/accelerator/conftest.py."""
 host_waits = backend.host_waits
-"""How often the host has waited for the device so far; nor this."""
+"""How often the host has waited for the device so far."""
 
 Stream, Event = torch.Stream, torch.Event
 current_stream = torch.accelerator.current_stream
