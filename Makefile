@@ -13,7 +13,7 @@ READY = $(VENV)/.ready
 # prepared once. One process alone: ARGS="-n 0 --pdb"
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast test-lowest check schema bench clean
+.PHONY: train test test-fast test-lowest test-accelerator check schema bench clean
 
 # make train NPROC=2: two processes of this machine share each batch
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc-per-node $(NPROC),$(BIN)/python)
@@ -36,6 +36,12 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c dev/constraints-lowest.txt
 	$(LOWEST)/bin/python -m pytest $(ARGS)
 
+# the tests on an emulated accelerator, which is compiled once and needs a C++ compiler; those of accelerators first.
+# pytest ends with status 5 if ARGS selects no test
+test-accelerator: $(READY)
+	$(BIN)/python -m dev.accelerator $(PYTEST) --dist load tests/accelerator $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m dev.accelerator $(PYTEST) --ignore tests/accelerator $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,4 +61,4 @@ $(READY): requirements.txt requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,6 +35,22 @@ def only_accelerator(device: str) -> str:
 
 
 @pytest.fixture
+def host_waits(only_accelerator: str) -> Callable[[], int]:
+    """How often the host has waited for the device so far, for a device that counts it, as that of dev/accelerator."""
+    counter: Callable[[], int] | None = getattr(torch.get_device_module(only_accelerator), "host_waits", None)
+    if counter is None:
+        pytest.skip("the device does not count how often the host waits for it")
+    return counter
+
+
+@pytest.fixture
+def compiled_there(only_accelerator: str) -> None:
+    """For what torch.compile runs: every device of torch's own has a code generator for it."""
+    if not getattr(torch.get_device_module(only_accelerator), "can_compile", True):
+        pytest.skip("torch.compile does not support the device")
+
+
+@pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Only kernels that add in one order; cuBLAS takes the variable."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -63,8 +63,9 @@ def test_the_loss_scale_of_fp16_halves_where_gradients_overflow(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_there")
 @pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
-def test_it_trains_compiled(fit_there: Fit, only_accelerator: str, mode: str) -> None:
+def test_it_trains_compiled(fit_there: Fit, mode: str) -> None:
     plain = fit_there("trainer.epochs=2", model="LeNet")
     compiled = fit_there("trainer.epochs=2", f"runtime.compile={mode}", model="LeNet")
     for one, other in zip(lines(plain.run_dir), lines(compiled.run_dir), strict=True):
@@ -107,6 +108,36 @@ def test_batches_of_workers_come_from_pinned_memory(
     assert all(pinned)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["trainer.accumulate_steps=2", "trainer.clip_grad_norm=1"],
+        ["data_loader.args.num_workers=1"],
+        ["data_loader.args.device_cache=true"],
+        ["runtime.precision=bf16"],
+    ],
+    ids=lambda overrides: " ".join(overrides) or "plain",
+)
+def test_no_step_waits_for_the_device(
+    fit_there: Fit, host_waits: Callable[[], int], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    """Except the first ones, which check the batch and prepare numbers that are kept."""
+    step = BaseTrainer.optimizer_step
+    waits: list[int] = []
+
+    def counted(self: BaseTrainer, batches: StepBatches) -> Any:
+        before = host_waits()
+        loss = step(self, batches)
+        waits.append(host_waits() - before)
+        return loss
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", counted)
+    fit_there("trainer.epochs=4", *overrides, metrics=["accuracy"])
+    assert len(waits) >= 8
+    assert not any(waits[3:]), waits
+
+
 def test_memory_does_not_grow_with_the_epochs(
     fit_there: Fit, only_accelerator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +174,10 @@ def test_convolutions_run_with_the_channels_last(fit_there: Fit, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_launcher_with_one_process_trains(tmp_path: Path, write_config: Any, device: str, strategy: str) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+def test_processes_train(tmp_path: Path, write_config: Any, device: str, strategy: str) -> None:
+    """Two, or one if there is only one device."""
+    count = 2 if device == "cpu" else min(2, torch.accelerator.device_count())
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     overrides = [f"runtime.device={device}", f"runtime.strategy={strategy}", "trainer.epochs=2"]
     command = [sys.executable, *launcher, "train.py", "-c", str(write_config()), *overrides]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
