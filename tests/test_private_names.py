@@ -221,7 +221,7 @@ def imported_from(tree: ast.Module, packages: tuple[str, ...]) -> set[str]:
 @pytest.mark.slow
 def test_every_private_name_that_is_used_is_listed_and_no_other() -> None:
     trees = {path: ast.parse(path.read_text()) for path in SOURCES}
-    listed = {(entry.name, entry.file) for entry in PRIVATE}
+    listed = {(entry.name, entry.file) for entry in PRIVATE if (ROOT / entry.file).exists()}  # a project may lack some
     used = {(name, file): line for name, file, line in foreign(trees)}
     missing = [f"{file}:{line} uses {name}" for (name, file), line in used.items() if (name, file) not in listed]
     assert not missing, f"use something public, or add to PRIVATE in {__name__}: {missing}"

@@ -48,11 +48,9 @@ def unregistered_weights(model: nn.Module) -> str | None:
 
     They are in a plain list or dict of modules, or a tensor that is not an ``nn.Parameter``.
     """
-    known = set(map(id, model.parameters()))
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute == "_buffers":
-                continue
             for part in modules_and_tensors(value):
                 weights = part.parameters() if isinstance(part, nn.Module) else [part]
                 if all(id(weight) in known or not (weight.requires_grad and weight.is_leaf) for weight in weights):
