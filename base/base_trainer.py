@@ -63,6 +63,7 @@ class BaseTrainer(EvaluationLoop):
         """Set what training needs. Must precede ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
+        self.observer = outputs.observer
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
@@ -91,13 +92,13 @@ class BaseTrainer(EvaluationLoop):
             check_smallest_batch(self)
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
             self.state_dict()  # raises now if it could not be loaded
-            self.outputs.observer.begin(self)
+            self.observer.begin(self)
             while not self.finished():
                 with self.showing(self.outputs.writers):
                     self.train_epoch()
                     validation = self.validate()
                 self.end_epoch(validation)
-            self.outputs.observer.end(self)
+            self.observer.end(self)
         except Stopped as stopped:
             self.save()
             if not checkpointer.wait():
@@ -117,7 +118,7 @@ class BaseTrainer(EvaluationLoop):
     def start(self) -> None:
         """Called after the first step of this process: what it was started with now counts."""
         self.has_started = True
-        self.outputs.observer.first_step(self)
+        self.observer.first_step(self)
         self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         self.outputs.on_first_step()
 
@@ -255,7 +256,7 @@ class BaseTrainer(EvaluationLoop):
         self.check_finite()
         means = self.train_metrics.close_interval()
         self.log.log_interval(self.progress, loss, means, self.training.rates())
-        self.outputs.observer.log_interval(self)
+        self.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
@@ -279,7 +280,7 @@ class BaseTrainer(EvaluationLoop):
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
         self.training.move_schedules(monitored)
-        self.outputs.observer.end_epoch(self, values)
+        self.observer.end_epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % settings.save_period == 0:
@@ -303,7 +304,7 @@ class BaseTrainer(EvaluationLoop):
             self.several_optimizers.check_use()
         check_loss_was_called(self)
         check_backward_was_called(self)
-        self.outputs.observer.first_batch(self, result)
+        self.observer.first_batch(self, result)
 
     def check_finite(self) -> None:
         """Raise TrainingError if a loss since the last check was not finite."""
