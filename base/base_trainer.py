@@ -4,7 +4,6 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +18,19 @@ from base.metric import StepResult
 from base.training.evaluation import EvaluationLoop
 from base.training.first_batch import (
     FORWARD_ERRORS,
+    check_backward_was_called,
+    check_loss_was_called,
     check_smallest_batch,
     forward_error,
-    non_finite_warning,
     raise_non_finite,
-    trainer_warnings,
     watch_first_batch,
 )
-from base.training.first_step import FirstStep
 from base.training.loss import StepLoss, completed
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.state import load_state, parts_that_differ
+from base.training.state import load_state
 from base.training.training_log import TrainingLog
 from logger.writers import Writers
 from utils import checkpoint
@@ -57,7 +55,6 @@ class BaseTrainer(EvaluationLoop):
         self._unchecked: list[Tensor | float] = []  # losses since the last check that all are finite
         self._checked = self.progress
         self._saved: dict[str, Any] = {}
-        self._warned_of_non_finite = False
         self.has_started = False
         """Whether this process has taken a step, or saved."""
 
@@ -67,6 +64,7 @@ class BaseTrainer(EvaluationLoop):
         """Set what training needs. Must precede ``load_state_dict`` and ``train``."""
         self.training = training
         self.outputs = outputs
+        self.observer = outputs.observer
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
@@ -92,19 +90,18 @@ class BaseTrainer(EvaluationLoop):
         could not be saved.
         """
         checkpointer = self.outputs.checkpointer
-        self.first_step = FirstStep(self.training.optimizers.values())
         try:
             self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
             self.state_dict()  # raises now if it could not be loaded
-            self.outputs.observer.begin(self)
+            self.observer.begin(self)
             while not self.finished():
                 with self.showing(self.outputs.writers):
                     self.train_epoch()
                     validation = self.validate()
                 self.end_epoch(validation)
-            self.outputs.observer.end(self)
+            self.observer.end(self)
         except Stopped as stopped:
             self.save()
             if not checkpointer.wait():
@@ -124,13 +121,7 @@ class BaseTrainer(EvaluationLoop):
     def start(self) -> None:
         """Called after the first step of this process: what it was started with now counts."""
         self.has_started = True
-        for warning in self.first_step.warnings():
-            self.console.warn(warning)
-        for name in parts_that_differ(self):
-            self.console.warn(
-                f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
-                "samples of all, as with self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
-            )
+        self.observer.first_step(self)
         self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         self.outputs.on_first_step()
 
@@ -268,7 +259,7 @@ class BaseTrainer(EvaluationLoop):
         self.check_finite()
         means = self.train_metrics.close_interval()
         self.log.log_interval(self.progress, loss, means, self.training.rates())
-        self.outputs.observer.log_interval(self)
+        self.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
@@ -291,11 +282,8 @@ class BaseTrainer(EvaluationLoop):
         lower_is_better = (settings.monitor or "").startswith("min")
         best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
-        if self.several_optimizers and progress.epochs == 1:
-            for warning in self.several_optimizers.idle_warnings():
-                self.console.warn(warning)
         self.training.move_schedules(monitored)
-        self.outputs.observer.end_epoch(self, values)
+        self.observer.end_epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % settings.save_period == 0:
@@ -308,20 +296,18 @@ class BaseTrainer(EvaluationLoop):
         name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
-        if not math.isfinite(values[name]) and not self._warned_of_non_finite:
-            self._warned_of_non_finite = True
-            self.console.warn(non_finite_warning(name, values[name], self.progress.epochs))
         return values[name]
 
     # ------------------------------------------------------------------ what may go wrong
 
     def check_first_batch(self, result: StepResult) -> None:
-        """Warn about likely mistakes in a first batch that ran without an error."""
+        """Check a first training batch that ran without an error. Raises ConfigError."""
         self.first_batch_passed = True
         if self.several_optimizers:
             self.several_optimizers.check_use()
-        for warning in trainer_warnings(self, result):
-            self.console.warn(warning)
+        check_loss_was_called(self)
+        check_backward_was_called(self)
+        self.observer.first_batch(self, result)
 
     def check_finite(self) -> None:
         """Raise TrainingError if a loss since the last check was not finite."""

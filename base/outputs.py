@@ -5,7 +5,7 @@ from typing import Any
 
 from base.construct import construct
 from base.experiment import Experiment, Outputs
-from base.training.observer import Observer
+from base.training.observer import Observer, Observers
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, RunInfo, Writer, Writers
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig, to_json
@@ -18,7 +18,7 @@ def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     """The writers, checkpointer and observer of a run folder. Only the main process gets writers that write."""
     writers = _writers(loaded, folder, experiment)
     return Outputs(
-        writers, _checkpointer(loaded, folder, experiment, writers), _observer(loaded, folder, experiment, writers)
+        writers, _checkpointer(loaded, folder, experiment, writers), _observers(loaded, folder, experiment, writers)
     )
 
 
@@ -61,15 +61,16 @@ def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
 
 
-def _observer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:
-    """The observer for TensorBoard's pictures and histograms, imported only if TensorBoard is on."""
+def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observers:
+    """Those for advice, and for TensorBoard's pictures and histograms, imported only if TensorBoard is on."""
     settings = loaded.config.trainer
-    if not settings.writes_tensorboard:
-        return Observer()
-    if tensorboard := find_extra("tensorboard"):
-        events, text = writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
-        made: Observer = tensorboard.make_observer(loaded.config, experiment, events, text)
-        return made
-    if settings.pictures_every != 0 or settings.profile_steps is not None:
-        experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
-    return Observer()
+    found = list[Observer]()
+    if advice := find_extra("advice"):
+        found.append(advice.Advice())
+    if settings.writes_tensorboard:
+        if tensorboard := find_extra("tensorboard"):
+            events, text = writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
+            found.append(tensorboard.make_observer(loaded.config, experiment, events, text))
+        elif settings.pictures_every != 0 or settings.profile_steps is not None:
+            experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
+    return Observers(found)

@@ -1,5 +1,6 @@
 """Everything that only observes, reports or searches. The core never needs it: any folder here can be deleted.
 
+advice/         warnings about likely mistakes while a run trains
 check/          train.py --check
 early/          messages for typos and repeated --list output before torch is imported
 schema/         train.py --list, config.schema.json and the tables of keys
@@ -13,6 +14,6 @@ sweep/          sweep.py
 writers/        writers that a config can name: CSV, MLflow, Weights & Biases
 
 Each folder's ``__init__.py`` exports what the scripts call, found through utils/extras.py. No folder needs another:
-``document``, ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/ or report/ their
-figures are left out of the report and of TensorBoard.
+``classification``, ``document``, ``drawing``, ``layers``, ``letters`` and ``records`` are shared, and without curves/
+or report/ their figures are left out of the report and of TensorBoard.
 """

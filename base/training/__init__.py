@@ -9,9 +9,9 @@ schedule        an optimizer with its learning rate schedule
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
 averaging       averaged weights, evaluated in place of the weights
-first_batch     messages for a first batch that fails or looks wrong
+first_batch     checks of a first batch, and messages for one that fails
 broadcast       checks that a loss or metric compares each output with its own target
-observer        interface for watching a training (TensorBoard, the test report)
+observer        interface for watching a training (advice, TensorBoard, the test report)
 training_log    logging to the console, metrics.jsonl and TensorBoard, including speed and ETA
 summary         console output at the start and the end
 run             a run in its folder: what it writes and logs, and what remains if it fails

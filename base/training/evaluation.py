@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from base.data.batches import Batches
-from base.experiment import Experiment, Outputs, Training
+from base.experiment import Experiment, Training
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
 from base.training.loss import completed
@@ -22,12 +22,12 @@ class EvaluationLoop(TrainerInterface):
     """The part of ``BaseTrainer`` that validates and tests."""
 
     training: Training
-    outputs: Outputs
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
+        self.observer = Observer()  # that of the outputs, once training begins
         self.first_batch_passed = False
         self.watched: list[Batches] = []  # batches whose first batch was checked, or is next
 
@@ -37,7 +37,7 @@ class EvaluationLoop(TrainerInterface):
         With several data sets, returns each value for every set, as in day_loss, and over all of them. The observer
         sees the first set.
         """
-        sets, observer = self.training.validation, self.outputs.observer
+        sets, observer = self.training.validation, self.observer
         if "" in sets or not sets:
             return self.evaluate(sets[""], observer) if sets else {}
         values, over_all = dict[str, float](), self.experiment.make_metrics()

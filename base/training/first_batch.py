@@ -1,26 +1,22 @@
-"""Messages for a first batch that fails or looks wrong, and for a loss that is not finite."""
+"""Checks of a first batch, messages for one that fails, and for a loss that is not finite."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
-from base.metric import StepResult
-from base.training.broadcast import check_next_step, name_of
+from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
-from base.training.parameters import instances, loss_module, modules_and_tensors
+from base.training.parameters import loss_module
 from base.training.progress import Progress
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
-from utils.optimizers import parameters_in
 from utils.random import isolated
-from utils.text import listed
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -29,7 +25,6 @@ ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's m
 CANNOT_VIEW = "view size is not compatible"  # torch's message
 OTHER_DEVICE = ("on the same device", "on the expected device", "and weight type")  # in torch's messages
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
 
 
 def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, phase: str) -> None:
@@ -121,35 +116,6 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
-def trainer_warnings(trainer: Any, result: StepResult) -> Iterator[str]:
-    """Likely mistakes in a BaseTrainer's first batch that ran without an error.
-
-    Raises ConfigError if the step did not call the config's loss.
-    """
-    check_loss_was_called(trainer)
-    if warning := without_backward(trainer):
-        yield warning
-    if warning := untrained_parameters(trainer):
-        yield warning
-    if getattr(trainer.criterion, "counts_differ", False):
-        yield (
-            f"the losses {', '.join(trainer.criterion.losses)} are means over different numbers of targets, so over "
-            "several batches, micro-batches or processes their sum is weighted by samples"
-        )
-    if trainer.supervised:
-        yield from first_batch_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
-
-
-def first_batch_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
-    """Likely mistakes in a first batch that ran without an error."""
-    warnings = (
-        surplus_outputs(result, class_names),
-        not_probabilities(result, criterion),
-        softmax_before_cross_entropy(result, criterion),
-    )
-    yield from filter(None, warnings)
-
-
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
     if trainer.calls_loss or trainer.criterion is no_loss:
@@ -161,107 +127,18 @@ def check_loss_was_called(trainer: Any) -> None:
     )
 
 
-def without_backward(trainer: Any) -> str | None:
-    """A warning about a BaseTrainer's first step without ``self.backward``.
+def check_backward_was_called(trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's first step computed gradients without ``self.backward``.
 
-    Raises ConfigError if it computed gradients in another way although they have to be weighted or scaled.
+    Allowed if nothing has to be weighted or scaled.
     """
-    if trainer.calls_backward:
-        return None
-    step = f"{type(trainer).__name__}.train_step"
-    if all(parameter.grad is None for parameter in trainer.training.parameters):
-        return f"{step} computes no gradients, so nothing is trained; call self.backward(loss)"
-    if trainer.waits_for_count or trainer.runtime.scaled:
+    if trainer.calls_backward or not (trainer.waits_for_count or trainer.runtime.scaled):
+        return
+    if any(parameter.grad is not None for parameter in trainer.training.parameters):
         raise ConfigError(
-            f"{step} does not call self.backward(loss), which weights gradients over micro-batches and processes and "
-            "scales them for fp16; call it in place of loss.backward()"
+            f"{type(trainer).__name__}.train_step does not call self.backward(loss), which weights gradients over "
+            "micro-batches and processes and scales them for fp16; call it in place of loss.backward()"
         )
-    return None
-
-
-def untrained_parameters(trainer: Any) -> str | None:
-    """A warning about parameters that require a gradient but are in no optimizer, and so would never change."""
-    trained = {id(parameter) for parameter in trainer.training.parameters}
-    for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
-        trained |= set(map(id, parameters_in(optimizer)))
-    attributes = {**vars(trainer), "model": trainer.experiment.model}
-    modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
-    names = [
-        f"{name}.{inner}"
-        for name, module in modules
-        if isinstance(module, nn.Module)
-        for inner, parameter in module.named_parameters()
-        # a trainer's own frozen model has no gradients
-        if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
-    ]
-    if not names:
-        return None
-    return (
-        f"no optimizer has {listed(names)}, so they never change. Create them in the model's "
-        "constructor, or set requires_grad to False"
-    )
-
-
-def surplus_outputs(result: StepResult, class_names: Sequence[str] | None) -> str | None:
-    """A warning if a classifier has more outputs, (B, C), than the data has classes: it trains without an error."""
-    outputs, targets = result.outputs, result.targets
-    if not (class_names and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-        return None
-    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point() or outputs.shape[1] <= len(class_names):
-        return None
-    if (highest := int(targets.max())) >= len(class_names):
-        return f"the data loader has {len(class_names)} class_names, but a target is class {highest}, counted from 0"
-    return (
-        f"the model has {outputs.shape[1]} outputs, but the data has {len(class_names)} classes; "
-        f"did you mean model.args.num_classes={len(class_names)}?"
-    )
-
-
-def not_probabilities(result: StepResult, criterion: Any) -> str | None:
-    """A warning about targets of cross_entropy in the outputs' shape, (B, C), that are not class probabilities.
-
-    Rows of zeros are allowed: they mark ignored samples.
-    """
-    outputs, targets = result.outputs, result.targets
-    name = name_of(criterion)
-    both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
-    if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
-        return None
-    others = "use mse_loss for numbers, BCEWithLogitsLoss for multi-label targets"
-    if outputs.shape[1] == 1:
-        return f"{name} of a single output is always 0; {others}"
-    sums = targets.detach().float().sum(1).flatten()  # (B, C, ...) -> (B * ...)
-    deviation = (sums - 1).abs() * (sums != 0)
-    if not bool((targets < 0).any() | (deviation > SUM_TOLERANCE).any()):
-        return None
-    return (
-        f"{name} expects class probabilities, but these targets are not (range {float(targets.min()):.4g} to "
-        f"{float(targets.max()):.4g}, one row sums to {float(sums[deviation.argmax()]):.4g}). "
-        f"Class indices are int64 of shape (B,); {others}"
-    )
-
-
-def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
-    """A warning if a model's outputs, (B, C, ...), are probabilities, but the loss applies a softmax to them."""
-    outputs, name = result.outputs, name_of(criterion)
-    if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
-        return None
-    sums = outputs.detach().float().sum(1)  # (B, C, ...) -> (B, ...)
-    if outputs.shape[1] == 1 or bool((outputs < 0).any() | ((sums - 1).abs() > SUM_TOLERANCE).any()):
-        return None
-    return (
-        f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
-        "leave out its softmax"
-    )
-
-
-def non_finite_warning(name: str, value: float, epoch: int) -> str:
-    """name, value: of the monitored value."""
-    shown = "NaN" if math.isnan(value) else f"{value:g}"
-    return (
-        f"{name}, the value of trainer.monitor, is {shown} in epoch {epoch}: such an epoch is never the best, so "
-        "best.pth is not written for it. Find the cause, or set trainer.monitor to another value"
-    )
 
 
 def raise_non_finite(trainer: Any, losses: Sequence[float], before: Progress) -> None:

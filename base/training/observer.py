@@ -1,5 +1,6 @@
 """Observer interface of the training loop: it watches a run without affecting it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from base.data.batches import BatchRange
@@ -14,6 +15,12 @@ class Observer:
 
     def begin(self, trainer: Any) -> None:
         """Training starts, or resumes."""
+
+    def first_batch(self, trainer: Any, result: StepResult) -> None:
+        """The first training batch of this process has run. result: what ``train_step`` returned."""
+
+    def first_step(self, trainer: Any) -> None:
+        """This process has taken its first optimizer step, or saves before that."""
 
     def log_interval(self, trainer: Any) -> None:
         """After every ``log_every_steps``-th optimizer step, before its gradients are cleared."""
@@ -36,3 +43,46 @@ class Observer:
 
     def end(self, trainer: Any) -> None:
         """The run is complete."""
+
+
+class Observers(Observer):
+    """Several observers as one. Each call reaches them in order."""
+
+    def __init__(self, members: Sequence[Observer]) -> None:
+        self.members = members
+
+    def begin(self, trainer: Any) -> None:
+        for member in self.members:
+            member.begin(trainer)
+
+    def first_batch(self, trainer: Any, result: StepResult) -> None:
+        for member in self.members:
+            member.first_batch(trainer, result)
+
+    def first_step(self, trainer: Any) -> None:
+        for member in self.members:
+            member.first_step(trainer)
+
+    def log_interval(self, trainer: Any) -> None:
+        for member in self.members:
+            member.log_interval(trainer)
+
+    def begin_evaluation(self, samples: int) -> None:
+        for member in self.members:
+            member.begin_evaluation(samples)
+
+    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
+        for member in self.members:
+            member.evaluated(batch_range, batch, result)
+
+    def end_evaluation(self) -> None:
+        for member in self.members:
+            member.end_evaluation()
+
+    def end_epoch(self, trainer: Any, values: dict[str, float]) -> None:
+        for member in self.members:
+            member.end_epoch(trainer, values)
+
+    def end(self, trainer: Any) -> None:
+        for member in self.members:
+            member.end(trainer)

@@ -55,7 +55,6 @@ class SeveralOptimizers:
         self._losses = dict[str, StepLoss]()
         self._seen = set[str]()
         self._skipped = set[str]()
-        self._idle = set[str](trainer.training.optimizers)  # those that have not stepped on any gradient
 
     def take_step(self, step: StepBatches) -> Tensor | float:
         """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
@@ -151,8 +150,6 @@ class SeveralOptimizers:
         runtime.average_gradients(optimizer.parameters)
         runtime.unscale(optimizer.optimizer)
         self._losses[optimizer.name].finish(optimizer.parameters, runtime.process_group)
-        if optimizer.name in self._idle and any(each.grad is not None for each in optimizer.parameters):
-            self._idle.remove(optimizer.name)
         optimizer.clip_gradients()
         if not runtime.step(optimizer.optimizer):
             self._skipped.add(optimizer.name)
@@ -164,13 +161,3 @@ class SeveralOptimizers:
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
             )
-
-    def idle_warnings(self) -> Iterator[str]:
-        """Warnings after the first epoch about optimizers that have not changed anything."""
-        step = f"{type(self.trainer).__name__}.train_step"
-        for name in sorted(self._idle):
-            if any(parameter.requires_grad for parameter in self.trainer.training.optimizers[name].parameters):
-                yield (
-                    f"the optimizer {name} changed nothing in the first epoch, since {step} computed no gradients for "
-                    f"it: with self.optimizing({name!r}): self.backward(loss)"
-                )

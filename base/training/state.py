@@ -5,11 +5,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,10 +16,9 @@ from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, restore_generators, seed_generators
 from utils.text import dotted
-from utils.tree import Keys, map_tensors
+from utils.tree import Keys
 from utils.user_code import format_error_with_source
 
-OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
 # our own parts, whose values keep their type; a user's part may change it
 PARTS = ("schedule", "runtime", "metrics")
 # state of torch's optimizers that has the shape of the parameter
@@ -31,26 +28,6 @@ LIKE_PARAMETER = {
 }  # fmt: skip
 # arguments that torch's optimizers fill in for older checkpoints
 LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
-
-
-def parts_that_differ(trainer: Any) -> list[str]:
-    """The parts added by a subclass whose state differs between processes."""
-    if trainer.runtime.process_group.world_size == 1:
-        return []
-    added = {name: part for name, part in trainer.stateful().items() if name.partition(".")[0] not in OWN_PARTS}
-    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in added.items()}
-    everyone = trainer.runtime.process_group.all_gather(digests)
-    return [name for name in digests if any(other[name] != digests[name] for other in everyone)]
-
-
-def _digest(state: Any) -> str:
-    """A hash that is the same for equal states."""
-
-    def content(tensor: Tensor) -> str:
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return blake2b(data.numpy().tobytes()).hexdigest()
-
-    return blake2b(repr(map_tensors(content, state)).encode()).hexdigest()
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:

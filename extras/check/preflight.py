@@ -23,13 +23,14 @@ from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.broadcast import check_next_step
-from base.training.first_batch import check_loss_was_called, first_batch_warnings
+from base.training.first_batch import check_loss_was_called
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
+from extras.classification import classification_warnings
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint import check_parts
@@ -132,8 +133,9 @@ class _Check:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
         if self.trainer.supervised:
-            for doubt in first_batch_warnings(result, self.experiment.criterion, self.experiment.data.class_names):
-                yield CheckResult("classes", "note", doubt)
+            class_names = self.experiment.data.class_names
+            for warning in classification_warnings(result, self.experiment.criterion, class_names):
+                yield CheckResult("classes", "note", warning)
         try:
             check_loss_was_called(self.trainer)
         except ConfigError as error:

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from base.experiment import Experiment
 from base.metric import StepResult
 from tests.averaged import AveragedTrainer
 from tests.conftest import load_script
 from tests.helpers import lines, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
-from utils.schema import TrainerConfig
 
 Fit = Callable[..., train.Result]
 
@@ -39,41 +37,9 @@ class Frozen(BaseModel):
         return self.second(self.first(inputs))
 
 
-class LateTrainer(Trainer):
-    """Replaces a layer after the optimizer was made, and has a layer of its own."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        experiment.model.second = nn.Linear(5, 3)
-        self.scale = nn.Linear(3, 3)
-
-    def train_step(self, batch: Any) -> StepResult:
-        inputs, targets = batch
-        outputs = self.scale(self.model(inputs))
-        loss = self.criterion(outputs, targets)
-        self.backward(loss)
-        return StepResult(loss, outputs, targets)
-
-
-class ListTrainer(LateTrainer):
-    """Keeps its layer in a list."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        self.scales = [self.scale]
-        del self.scale
-
-    def train_step(self, batch: Any) -> StepResult:
-        inputs, targets = batch
-        outputs = self.scales[0](self.model(inputs))
-        loss = self.criterion(outputs, targets)
-        self.backward(loss)
-        return StepResult(loss, outputs, targets)
-
-
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, AveragedTrainer, Thawing, LateTrainer, ListTrainer), temporarily(MODELS, Frozen):
+    with temporarily(TRAINERS, AveragedTrainer, Thawing), temporarily(MODELS, Frozen):
         yield
 
 
@@ -108,13 +74,3 @@ def test_a_layer_that_is_thawed_later_trains(fit: Fit) -> None:
     initial = fit("trainer.epochs=1", **keys).run_dir
     assert torch.equal(weights(frozen), weights(initial))
     assert not torch.equal(weights(thawed), weights(initial))
-
-
-def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit("trainer.type=LateTrainer", model={"type": "Frozen"})
-    expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so they never"
-    assert expected in capsys.readouterr().err
-    fit("trainer.type=ListTrainer", model={"type": "Frozen"})
-    assert expected.replace("scale", "scales") in capsys.readouterr().err
-    fit(model={"type": "Frozen"})
-    assert "no optimizer has" not in capsys.readouterr().err

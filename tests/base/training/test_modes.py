@@ -88,17 +88,12 @@ class PlainBackward(Trainer):
         return StepResult(loss, outputs, targets)
 
 
-class Forgetful(Trainer):
-    def train_step(self, batch: Any) -> StepResult:
-        return self.eval_step(batch)
-
-
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     with (
         temporarily(LOSSES, RunningLoss, DroppingLoss),
         temporarily(MODELS, Table, Replacing),
-        temporarily(TRAINERS, PlainBackward, Forgetful),
+        temporarily(TRAINERS, PlainBackward),
     ):
         yield
 
@@ -141,11 +136,6 @@ def test_gradients_without_self_backward_are_refused_where_they_would_be_wrong(f
     assert [line["loss"] for line in plain] == [line["loss"] for line in lines(fit().run_dir)]
     with pytest.raises(ConfigError, match=r"PlainBackward.train_step does not call self.backward\(loss\)"):
         fit("trainer.type=PlainBackward", "trainer.accumulate_steps=2")
-
-
-def test_a_step_without_gradients_is_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit("trainer.type=Forgetful")
-    assert "Forgetful.train_step computes no gradients, so nothing is trained" in capsys.readouterr().err
 
 
 def test_a_gradient_of_another_process_counts_here_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,51 +105,7 @@ class SavedSAM(SAM):
         self.param_groups = self.base_optimizer.param_groups
 
 
-class Rebinds(Own):
-    """Changes only the value of a variable."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter = parameter - group["lr"] * parameter.grad
-
-
-class Plain(Own):
-    """Changes the data of a parameter, which torch does not count as a change in place."""
-
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.data.sub_(group["lr"] * parameter.grad)
-
-
-class Forgetful(Plain):
-    """Keeps its momentum where no checkpoint has it, beside what needs none: views, constants and smaller tensors."""
-
-    def __init__(self, params: Any, lr: float = 0.1) -> None:
-        super().__init__(params, lr)
-        self.parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        self.views = [parameter.data.flatten() for parameter in self.parameters]
-        self.initial = [parameter.detach().clone() for parameter in self.parameters]
-        self.momentum = {"mean": [torch.zeros_like(parameter) for parameter in self.parameters]}
-        self.norm = torch.zeros(())
-
-    def step(self, closure: Any = None) -> Any:
-        for mean, parameter in zip(self.momentum["mean"], self.parameters, strict=True):
-            mean.mul_(0.9).add_(parameter.grad)
-            self.norm = mean.norm().expand(2)
-            parameter.data.sub_(self.param_groups[0]["lr"] * mean)
-
-
-class Remembering(Forgetful):
-    """Saves it itself."""
-
-    def state_dict(self) -> Any:
-        return {**super().state_dict(), "momentum": self.momentum}
-
-
-OWN = (Precise, Shared, SAM, SavedSAM, Rebinds, Plain, Forgetful, Remembering)
+OWN = (Precise, Shared, SAM, SavedSAM)
 
 
 @pytest.fixture(autouse=True)
@@ -184,30 +140,3 @@ def test_an_optimizer_whose_checkpoint_would_lack_the_state_of_another_is_refuse
     with pytest.raises(ConfigError, match=says):
         fit(optimizer={"type": "SAM", "args": {"lr": 0.1}})
     assert not list(tmp_path.glob("saved/*/*"))
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "warning"),
-    [
-        ("Rebinds", "Rebinds changed no parameter in its first step, although they have gradients; change them in"),
-        ("Forgetful", "Forgetful.momentum changes in a step but is in no checkpoint"),
-        *((name, "") for name in ("Plain", "Precise", "Shared", "SavedSAM", "Remembering")),
-    ],
-)
-def test_an_own_optimizer_is_warned_about_after_its_first_step(
-    fit: Fit, capsys: pytest.CaptureFixture[str], optimizer: str, warning: str
-) -> None:
-    fit(optimizer={"type": optimizer, "args": {"lr": 0.1}})
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(said) == bool(warning)
-    assert all(warning in line for line in said)
-
-
-@pytest.mark.parametrize("start", [1e-20, 1.0])
-def test_a_step_that_is_too_small_to_change_a_weight_is_not_warned_about(
-    fit: Fit, capsys: pytest.CaptureFixture[str], start: float
-) -> None:
-    """As the first of a warm-up."""
-    warmup = {"type": "LinearLR", "args": {"start_factor": start}, "interval": "step"}
-    fit(optimizer={"type": "Plain", "args": {"lr": 0.1 if start < 1 else 0.0}}, lr_scheduler=warmup)
-    assert "changed no parameter" not in capsys.readouterr().err

@@ -92,26 +92,6 @@ class Idle(Careless):
         pass
 
 
-class Lopsided(Adversarial):
-    """Never computes gradients for the generator. stepped: whether it steps that optimizer all the same."""
-
-    stepped = False
-
-    def train_step(self, batch: Any) -> StepResult:
-        real, ones = batch[0], torch.ones(len(batch[0]), 1)
-        with self.optimizing("discriminator"):
-            loss = self.criterion(self.model.discriminator(real), ones)
-            self.backward(loss)
-        if self.stepped:
-            with self.optimizing("generator"):
-                self.criterion(self.model.discriminator(self.model.generator(real[:, :4])), ones)
-        return StepResult(loss, real, real)
-
-
-class LopsidedSteps(Lopsided):
-    stepped = True
-
-
 class PlainPair(BaseModel):
     """A pair without BatchNorm, whose result depends on how a batch is divided."""
 
@@ -242,8 +222,6 @@ def _registered() -> Iterator[None]:
             Careful,
             Careless,
             Idle,
-            Lopsided,
-            LopsidedSteps,
             Steady,
             Layers,
             LayersAtOnce,
@@ -557,17 +535,6 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
 def test_a_mistake_with_several_optimizers_is_told(fit: Fit, trainer: str, change: Json, says: str) -> None:
     with pytest.raises(UserError, match=says):
         fit(f"trainer.type={trainer}", **{**GAN, **change})
-
-
-@pytest.mark.parametrize("trainer", ["Lopsided", "LopsidedSteps"])
-def test_an_optimizer_that_changes_nothing_is_warned_about(
-    fit: Fit, capsys: pytest.CaptureFixture[str], trainer: str
-) -> None:
-    fit("trainer.epochs=2", f"trainer.type={trainer}", **GAN | {"lr_scheduler": None})
-    assert capsys.readouterr().err.count("the optimizer generator changed nothing in the first epoch, since Lops") == 1
-    fit(f"trainer.type={trainer}", 'trainer.freeze=[{"params": ["generator.*"]}]', **GAN | {"lr_scheduler": None})
-    fit("trainer.type=Careful", **GAN)
-    assert "changed nothing" not in capsys.readouterr().err
 
 
 def test_a_rate_for_all_of_several_is_no_key(fit: Fit) -> None:

@@ -1,21 +1,30 @@
-"""Mistakes in a user's own optimizer that only its first step shows."""
+"""Likely mistakes that only the first optimizer step shows."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from base.base_trainer import BaseTrainer
 from base.training.schedule import ScheduledOptimizer
+from utils import checkpoint
 from utils.optimizers import is_own, parameters_in
-from utils.tree import tensors
+from utils.tree import map_tensors, tensors
 
 SAMPLE = 1000
 """How many numbers of a tensor are compared: copies of whole weights may not fit into memory."""
 SAVED = {"param_groups", "state", "defaults"}
+OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
 
 
-class FirstStep:
+# ------------------------------------------------------------------ a user's own optimizers
+
+
+class OwnOptimizers:
     """The weights and attributes of the user's own optimizers before their first step in this process."""
 
     def __init__(self, optimizers: Iterable[ScheduledOptimizer]) -> None:
@@ -92,3 +101,70 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+# ------------------------------------------------------------------ several optimizers
+
+
+class IdleOptimizers:
+    """Which of several optimizers have not stepped on any gradient, from a BaseTrainer's first step on."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self._trainer = trainer
+        optimizers = trainer.training.optimizers
+        self._names = {name for name, each in optimizers.items() if not _has_gradients(each)}
+        self._hooks = [
+            optimizers[name].optimizer.register_step_pre_hook(partial(self._before_step, name)) for name in self._names
+        ]
+
+    def _before_step(self, name: str, *_: Any) -> None:
+        if _has_gradients(self._trainer.training.optimizers[name]):
+            self._names.discard(name)
+
+    def warnings(self) -> Iterator[str]:
+        """Likely mistakes, once the first epoch is over."""
+        for hook in self._hooks:
+            hook.remove()
+        step = f"{type(self._trainer).__name__}.train_step"
+        for name in sorted(self._names):
+            if any(parameter.requires_grad for parameter in self._trainer.training.optimizers[name].parameters):
+                yield (
+                    f"the optimizer {name} changed nothing in the first epoch, since {step} computed no gradients for "
+                    f"it: with self.optimizing({name!r}): self.backward(loss)"
+                )
+
+
+def _has_gradients(scheduled: ScheduledOptimizer) -> bool:
+    return any(parameter.grad is not None for parameter in scheduled.parameters)
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def differing_part_warnings(trainer: BaseTrainer) -> Iterator[str]:
+    """Warnings about parts added by a subclass whose state differs between processes. A collective operation."""
+    for name in parts_that_differ(trainer):
+        yield (
+            f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
+            "samples of all, as with self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
+        )
+
+
+def parts_that_differ(trainer: BaseTrainer) -> list[str]:
+    """The parts added by a subclass whose state differs between processes."""
+    if trainer.runtime.process_group.world_size == 1:
+        return []
+    added = {name: part for name, part in trainer.stateful().items() if name.partition(".")[0] not in OWN_PARTS}
+    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in added.items()}
+    everyone = trainer.runtime.process_group.all_gather(digests)
+    return [name for name in digests if any(other[name] != digests[name] for other in everyone)]
+
+
+def _digest(state: Any) -> str:
+    """A hash that is the same for equal states."""
+
+    def content(tensor: Tensor) -> str:
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return blake2b(data.numpy().tobytes()).hexdigest()
+
+    return blake2b(repr(map_tensors(content, state)).encode()).hexdigest()

@@ -1,0 +1,50 @@
+"""Likely mistakes in the first training batch, which ran without an error."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.optim import Optimizer
+
+from base.base_trainer import BaseTrainer
+from base.metric import StepResult
+from base.training.parameters import instances, modules_and_tensors
+from extras.classification import classification_warnings
+from utils.optimizers import parameters_in
+from utils.text import listed
+
+
+def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
+    """Likely mistakes in the first training batch. result: what ``train_step`` returned."""
+    if not trainer.calls_backward and all(parameter.grad is None for parameter in trainer.training.parameters):
+        step = f"{type(trainer).__name__}.train_step"
+        yield f"{step} computes no gradients, so nothing is trained; call self.backward(loss)"
+    if names := _untrained_parameters(trainer):
+        yield (
+            f"no optimizer has {listed(names)}, so they never change. Create them in the model's "
+            "constructor, or set requires_grad to False"
+        )
+    if getattr(trainer.criterion, "counts_differ", False):
+        losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]
+        yield (
+            f"the losses {losses} are means over different numbers of targets, so over several batches, micro-batches "
+            "or processes their sum is weighted by samples"
+        )
+    if trainer.supervised:
+        yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
+
+
+def _untrained_parameters(trainer: BaseTrainer) -> list[str]:
+    """The parameters that require a gradient but are in no optimizer, and so would never change."""
+    trained = {id(parameter) for parameter in trainer.training.parameters}
+    for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
+        trained |= set(map(id, parameters_in(optimizer)))
+    attributes = {**vars(trainer), "model": trainer.experiment.model}
+    modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
+    return [
+        f"{name}.{inner}"
+        for name, module in modules
+        if isinstance(module, nn.Module)
+        for inner, parameter in module.named_parameters()
+        # a trainer's own frozen model has no gradients
+        if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
+    ]

@@ -1,0 +1,74 @@
+"""Likely mistakes in a classifier's first batch. Shared by advice/ and check/."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from base.metric import StepResult
+from base.training.broadcast import name_of
+
+SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
+
+
+def classification_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
+    """Warnings about a first batch that ran without an error."""
+    warnings = (
+        surplus_outputs(result, class_names),
+        not_probabilities(result, criterion),
+        softmax_before_cross_entropy(result, criterion),
+    )
+    yield from filter(None, warnings)
+
+
+def surplus_outputs(result: StepResult, class_names: Sequence[str] | None) -> str | None:
+    """A warning if a classifier has more outputs, (B, C), than the data has classes: it trains without an error."""
+    outputs, targets = result.outputs, result.targets
+    if not (class_names and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point() or outputs.shape[1] <= len(class_names):
+        return None
+    if (highest := int(targets.max())) >= len(class_names):
+        return f"the data loader has {len(class_names)} class_names, but a target is class {highest}, counted from 0"
+    return (
+        f"the model has {outputs.shape[1]} outputs, but the data has {len(class_names)} classes; "
+        f"did you mean model.args.num_classes={len(class_names)}?"
+    )
+
+
+def not_probabilities(result: StepResult, criterion: Any) -> str | None:
+    """A warning about targets of cross_entropy in the outputs' shape, (B, C), that are not class probabilities.
+
+    Rows of zeros are allowed: they mark ignored samples.
+    """
+    outputs, targets = result.outputs, result.targets
+    name = name_of(criterion)
+    both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
+    if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
+        return None
+    others = "use mse_loss for numbers, BCEWithLogitsLoss for multi-label targets"
+    if outputs.shape[1] == 1:
+        return f"{name} of a single output is always 0; {others}"
+    sums = targets.detach().float().sum(1).flatten()  # (B, C, ...) -> (B * ...)
+    deviation = (sums - 1).abs() * (sums != 0)
+    if not bool((targets < 0).any() | (deviation > SUM_TOLERANCE).any()):
+        return None
+    return (
+        f"{name} expects class probabilities, but these targets are not (range {float(targets.min()):.4g} to "
+        f"{float(targets.max()):.4g}, one row sums to {float(sums[deviation.argmax()]):.4g}). "
+        f"Class indices are int64 of shape (B,); {others}"
+    )
+
+
+def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
+    """A warning if a model's outputs, (B, C, ...), are probabilities, but the loss applies a softmax to them."""
+    outputs, name = result.outputs, name_of(criterion)
+    if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        return None
+    sums = outputs.detach().float().sum(1)  # (B, C, ...) -> (B, ...)
+    if outputs.shape[1] == 1 or bool((outputs < 0).any() | ((sums - 1).abs() > SUM_TOLERANCE).any()):
+        return None
+    return (
+        f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
+        "leave out its softmax"
+    )

@@ -1,0 +1,129 @@
+"""Warnings about a first batch that runs without an error."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import train
+from base.experiment import Experiment
+from base.metric import StepResult
+from tests.base.test_training import REGRESSION
+from tests.base.training.test_evaluated_weights import Frozen
+from tests.base.training.test_loss import SUM, UNEQUAL, keep_on_device, on_two_targets
+from tests.base.training.test_own_step import StepsForItsProbe
+from tests.helpers import temporarily
+from trainer.trainer import Trainer
+from utils.registry import MODELS, TRAINERS
+from utils.schema import TrainerConfig
+
+Fit = Callable[..., train.Result]
+
+
+class Forgetful(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        return self.eval_step(batch)
+
+
+class Softmaxed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).softmax(1)  # type: ignore[no-any-return]
+
+
+class LateTrainer(Trainer):
+    """Replaces a layer after the optimizer was made, and has a layer of its own."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        experiment.model.second = nn.Linear(5, 3)
+        self.scale = nn.Linear(3, 3)
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.scale(self.model(inputs))
+        loss = self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+class ListTrainer(LateTrainer):
+    """Keeps its layer in a list."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.scales = [self.scale]
+        del self.scale
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.scales[0](self.model(inputs))
+        loss = self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with (
+        temporarily(TRAINERS, Forgetful, LateTrainer, ListTrainer, StepsForItsProbe),
+        temporarily(MODELS, Frozen, Softmaxed),
+    ):
+        yield
+
+
+def test_a_step_without_gradients_is_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("trainer.type=Forgetful")
+    assert "Forgetful.train_step computes no gradients, so nothing is trained" in capsys.readouterr().err
+
+
+def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("trainer.type=LateTrainer", model={"type": "Frozen"})
+    expected = "no optimizer has model.second.weight, model.second.bias, scale.weight, scale.bias, so they never"
+    assert expected in capsys.readouterr().err
+    fit("trainer.type=ListTrainer", model={"type": "Frozen"})
+    assert expected.replace("scale", "scales") in capsys.readouterr().err
+    fit(model={"type": "Frozen"})
+    assert "no optimizer has" not in capsys.readouterr().err
+
+
+def test_parameters_that_the_trainer_steps_itself_are_not_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("trainer.type=StepsForItsProbe")
+    assert "never change" not in capsys.readouterr().err
+
+
+def test_class_names_that_are_too_few_are_warned_about(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.class_names", ["cat", "dog"])
+    fit()
+    assert "the data loader has 2 class_names, but a target is class 2, counted from 0" in capsys.readouterr().err
+
+
+def test_a_softmax_before_cross_entropy_is_warned_about(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(model="Softmaxed")
+    assert capsys.readouterr().err.count("the model's outputs are probabilities, but cross_entropy applies a") == 1
+    fit(model="Softmaxed", loss="MultiMarginLoss")
+    fit()
+    assert "probabilities" not in capsys.readouterr().err
+
+
+def test_numbers_under_cross_entropy_are_reported_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
+    assert capsys.readouterr().err.count("cross_entropy expects class probabilities") == 1
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_means_over_different_numbers_are_warned_about(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_device: bool
+) -> None:
+    if on_device:
+        keep_on_device(monkeypatch)
+    on_two_targets(fit, "trainer.accumulate_steps=2", loss=UNEQUAL)
+    assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
+    on_two_targets(fit, loss=SUM)  # every target counts
+    assert "different numbers" not in capsys.readouterr().err
