@@ -13,7 +13,7 @@ READY = $(VENV)/.ready
 # prepared once. One process alone: ARGS="-n 0 --pdb"
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast test-lowest test-accelerator check schema bench clean
+.PHONY: train test test-fast test-lowest test-accelerator test-minimal check schema bench clean
 
 # make train NPROC=2: two processes of this machine share each batch
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc-per-node $(NPROC),$(BIN)/python)
@@ -41,6 +41,10 @@ test-lowest:
 test-accelerator: $(READY)
 	$(BIN)/python -m dev.accelerator $(PYTEST) --dist load tests/accelerator $(ARGS) || test $$? -eq 5
 	$(BIN)/python -m dev.accelerator $(PYTEST) --ignore tests/accelerator $(ARGS)
+
+# those of a minimal project, made for the purpose, with its formatting, lint and types
+test-minimal: $(READY)
+	$(BIN)/python -m dev.minimal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,6 +28,12 @@ def lines(run: Path) -> list[Json]:
     """metrics.jsonl without the figures of time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def needs_extra(*folders: str) -> pytest.MarkDecorator:
+    """For a test of what folders of extras/ do, beside what it is about: a minimal project has none."""
+    missing = [folder for folder in folders if not (ROOT / "extras" / folder).is_dir()]
+    return pytest.mark.skipif(bool(missing), reason=f"needs extras/{', extras/'.join(missing)}")
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -182,7 +182,9 @@ class TestANewProject:
             assert "new_project.py" not in text
             assert "dev/" not in text
         makefile = (target / "Makefile").read_text()
-        assert not [word for word in ("bench", "dev/", "test-lowest", "test-accelerator") if word in makefile]
+        assert not [
+            word for word in ("bench", "dev/", "test-lowest", "test-accelerator", "test-minimal") if word in makefile
+        ]
         assert [path.name for path in (target / "saved").iterdir()] == [".gitkeep"]
         assert not list(target.rglob("__pycache__"))
         assert forked.run("train.py", "trainer.epochs=1", cwd=target, timeout=PATIENCE).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from tests.conftest import load_script, small_config
-from tests.helpers import PATIENCE, copy_run
+from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.errors import UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, git_state
@@ -111,6 +111,7 @@ def test_an_environment_that_cannot_be_read_is_kept(run: Path) -> None:
     assert (run / "environment.json.damaged").read_text() == "[1, 2"
 
 
+@needs_extra("compare")
 def test_a_run_that_is_compared(run: Path, tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")

@@ -19,7 +19,7 @@ from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import state, temporarily
+from tests.helpers import needs_extra, state, temporarily
 from utils.config.resume import saved_changes, saved_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
@@ -278,6 +278,7 @@ def test_lists_of_dicts_train_and_resume_exactly(
     assert "warning" not in capsys.readouterr().err
 
 
+@needs_extra("check")
 def test_lists_of_dicts_pass_the_check(
     write_config: Callable[..., Path], detection: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,6 +292,7 @@ def test_lists_of_dicts_pass_the_check(
     assert "and 12 more tensors in lists" in printed
 
 
+@needs_extra("tensorboard")
 @pytest.mark.usefixtures("tensorboard")
 def test_the_graph_of_a_model_that_takes_lists(fit: Fit, detection: dict[str, Any]) -> None:
     run = fit("trainer.epochs=1", data_loader=detected(), **detection).run_dir

@@ -14,7 +14,7 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.data import TensorSource
 from tests.conftest import load_script
-from tests.helpers import temporarily
+from tests.helpers import needs_extra, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS
 
@@ -146,6 +146,7 @@ def test_a_mistake_in_the_data_is_named(fit: Fit, fault: str, message: str) -> N
         fit(data_loader={"type": "OwnData", "args": {"fault": fault}})
 
 
+@needs_extra("report", "tensorboard")
 @pytest.mark.usefixtures("tensorboard")
 def test_pictures_that_fail_do_not_end_a_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     data = {"type": "OwnData", "args": {"fault": "pictures", "validation_split": 8}}
@@ -159,6 +160,7 @@ def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:
         fit(data_loader={"type": "OwnCollate", "args": {"fault": ""}})
 
 
+@needs_extra("tensorboard")
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -175,6 +177,7 @@ def test_pictures_that_are_none_end_the_run_before_its_first_step(
     assert not list(tmp_path.glob("saved/*/*"))
 
 
+@needs_extra("report")
 def test_names_of_test_samples_may_be_any_iterable(fit: Fit) -> None:
     run = fit(data_loader={"type": "OwnNames", "args": {"fault": ""}}).run_dir
     load_script("test").main(["-r", str(run)])

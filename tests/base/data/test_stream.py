@@ -18,7 +18,7 @@ from base.data import Source, StreamSource
 from base.data.stream import StreamBatches
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import state, temporarily
+from tests.helpers import needs_extra, state, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS
 
@@ -198,6 +198,7 @@ def test_an_iterable_data_set_of_torch_is_a_stream() -> None:
         Loader(batch_size=4, num_workers=2).training(seed=0)
 
 
+@needs_extra("check")
 def test_check_and_test_take_a_stream(
     fit: Fit, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

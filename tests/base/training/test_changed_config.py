@@ -20,7 +20,7 @@ from base.base_data_loader import BaseDataLoader
 from base.training.resume import lay_out
 from base.training.schedule import Schedule
 from tests.conftest import small_config
-from tests.helpers import copy_run, lines, same, state
+from tests.helpers import copy_run, lines, needs_extra, same, state
 from utils import arguments
 from utils.config.resume import rule_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
@@ -161,7 +161,14 @@ SETTLED_ELSEWHERE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", [key for key in OTHER if key not in SETTLED_ELSEWHERE])
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(key, marks=needs_extra("writers")) if key == "trainer.writers" else key
+        for key in OTHER
+        if key not in SETTLED_ELSEWHERE
+    ],
+)
 def test_a_changed_key_takes_effect_or_is_refused(killed: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = resume(killed, key, OTHER[key])
     rule = rule_of(tuple(key.split(".")))

@@ -11,6 +11,7 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.metric import StepResult
+from tests.helpers import needs_extra
 from train import Result
 from trainer.trainer import Trainer
 
@@ -32,6 +33,7 @@ def test_a_run_holds_no_more_after_many_epochs_than_after_few(fit: Fit, monkeypa
     assert max(held[4:]) - min(held[4:]) < 8, held  # one object an epoch would show
 
 
+@needs_extra("tensorboard")
 def test_evaluation_lets_go_of_each_batchs_outputs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs: list[weakref.ref[Any]] = []
     alive: list[int] = []

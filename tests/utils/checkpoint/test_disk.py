@@ -14,6 +14,7 @@ import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import differences
 from tests.conftest import load_script
+from tests.helpers import needs_extra
 from utils import checkpoint
 from utils.errors import Stopped, TrainingError, UserError
 from utils.run_folder import RunFolder
@@ -135,6 +136,7 @@ def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "metrics.json").exists()
 
 
+@needs_extra("compare", "export")
 def test_a_command_that_cannot_write_its_results_says_so(fit: Fit, small_disk: Path) -> None:
     run = fit(f"trainer.save_dir={small_disk}").run_dir
     test, export = load_script("test").main, load_script("export").main

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests import forked
-from tests.helpers import ROOT, Json, lines, same, state
+from tests.helpers import ROOT, Json, lines, needs_extra, same, state
 from utils.checkpoint.file import step_files
 
 pytestmark = pytest.mark.slow
@@ -338,6 +338,7 @@ def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> Non
     assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
 
 
+@needs_extra("report")
 @pytest.mark.parametrize("other", ["images 2", "images 3", "sums 3"])
 def test_a_test_by_several_processes_finds_what_one_finds(runs: dict[str, Any], other: str) -> None:
     one, found = runs[f"{other.split()[0]} 1 tested"], runs[f"{other} tested"]
@@ -362,6 +363,7 @@ def test_a_test_by_several_processes_finds_what_one_finds(runs: dict[str, Any], 
             assert (one / name).read_bytes() == (found / name).read_bytes(), name
 
 
+@needs_extra("tensorboard")
 @pytest.mark.parametrize("other", ["images 2", "images 2 fsdp"])
 def test_tensorboard_shows_what_all_processes_found(runs: dict[str, Any], other: str) -> None:
     one, found = shown(runs["images 1"]), shown(runs[other])
