@@ -151,7 +151,7 @@ class SeveralOptimizers:
         runtime.unscale(optimizer.optimizer)
         self._losses[optimizer.name].finish(optimizer.parameters, runtime.process_group)
         optimizer.clip_gradients()
-        if not runtime.step(optimizer.optimizer):
+        if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
             self._skipped.add(optimizer.name)
 
     def check_use(self) -> None:
