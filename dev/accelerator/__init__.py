@@ -13,7 +13,7 @@ The CPU computes every operation. As with CUDA, an operation on tensors of two d
 
 It shows nothing of a GPU's speed, memory limits, rounding or order of operations, nor of streams, which run nothing
 here. Unlike CUDA it works in a forked process, and torch.compile has no code generator for it. It uses C++ interfaces
-of torch that change from release to release; it was written for torch 2.14, and tried with no other.
+of torch that change from release to release; it was tried with torch 2.9 and 2.14.
 
 emulated.cpp is the device, emulated.py its module ``torch.emulated``. ``build`` compiles them into .cache/, which takes
 half a minute, and writes an entry point, by which ``import torch`` loads the device where that folder is on PYTHONPATH.

@@ -56,7 +56,6 @@ for waiting in (
     lambda: pinned.to(device),
     lambda: values.nonzero(),
     lambda: values[values > 0],
-    lambda: torch.accelerator.synchronize(),
 ):
     assert waits(waiting) >= 1
 """
