@@ -30,12 +30,12 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
 
 
 def to_device(nest: Any, device: torch.device) -> Any:
-    """The same nest on a device, for which pinned memory is not waited for.
+    """The same nest on a device. The host does not wait for a copy to an accelerator from pinned memory.
 
     An object with a method ``to``, such as a graph or a PackedSequence, is moved by it; a dataclass field by field.
     """
     if isinstance(nest, Tensor):
-        return nest.to(device, non_blocking=True)
+        return nest.to(device, non_blocking=device.type != "cpu")  # to the CPU, it could be read too early
     if callable(getattr(type(nest), "to", None)):
         return nest.to(device)
     if not dataclasses.is_dataclass(nest) or isinstance(nest, (type, dict, list, tuple)):

@@ -18,6 +18,7 @@ from utils.prepare import prepare_model
 from utils.registry import MODELS
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
+from utils.tree import to_device
 
 Fit = Callable[..., train.Result]
 
@@ -71,6 +72,14 @@ def test_objects_in_a_batch_move_to_the_device() -> None:
     assert not batch.targets[0].is_meta
     assert packed.data.is_meta
     assert packed.batch_sizes.is_cpu  # where torch needs it
+
+
+@pytest.mark.parametrize(("device", "non_blocking"), [("meta", True), ("cpu", False)])
+def test_a_copy_to_the_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch, device: str, non_blocking: bool) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda _, device, **keys: seen.append(keys))
+    to_device([torch.zeros(2)], torch.device(device))
+    assert seen == [{"non_blocking": non_blocking}]
 
 
 @pytest.mark.parametrize(("setting", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
