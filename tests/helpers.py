@@ -36,6 +36,12 @@ def needs_extra(*folders: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"needs extras/{', extras/'.join(missing)}")
 
 
+def keep_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: the host does not read a loss or a count in each step; they stay tensors."""
+    for module in ("base.training.metrics", "base.training.loss"):
+        monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
+
+
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """TensorBoard's scalars as (step, value), without those of time."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})

@@ -116,7 +116,7 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, 
 
 
 def _other_kind(argument: Any) -> str | None:
-    """The type of what is no tensor, plain value or nest of them in an argument; None if there is nothing else."""
+    """The type of anything in an argument but tensors, plain values and nests of them; None if it has nothing else."""
     if isinstance(argument, (list, tuple, dict)):
         items = argument.values() if isinstance(argument, dict) else argument
         return next(filter(None, map(_other_kind, items)), None)

@@ -20,7 +20,7 @@ from base.metric import StepResult
 from base.training.loss import CountedLoss, StepLoss, count_targets
 from model.loss import cross_entropy
 from tests.conftest import load_script
-from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from tests.helpers import copy_run, curves, keep_on_device, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import UserError
@@ -204,12 +204,6 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert loss(outputs, targets).equal(module(outputs, targets))
             assert loss(target=targets, input=outputs).equal(module(outputs, targets))
             assert loss.last_count == pytest.approx(count)
-
-
-def keep_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an accelerator: the host does not read a loss or a count in each step; they stay tensors."""
-    for module in ("base.training.metrics", "base.training.loss"):
-        monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
 
 
 @pytest.mark.usefixtures("tensorboard")

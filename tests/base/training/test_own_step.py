@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import train
 from base.metric import StepResult
-from tests.helpers import temporarily
+from tests.helpers import keep_on_device, temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
@@ -431,9 +431,8 @@ def test_a_loss_of_shape_1_is_one_number(fit: Fit, monkeypatch: pytest.MonkeyPat
         return F.cross_entropy(outputs, targets)[None]
 
     plain = fit().last
-    if on_device:  # as on an accelerator, whose values the host does not read in each step
-        for module in ("base.training.metrics", "base.training.loss"):
-            monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
+    if on_device:
+        keep_on_device(monkeypatch)
     with temporarily(LOSSES, with_dimension):
         result = fit(loss="with_dimension").last
     assert (result["loss"], result["val_loss"]) == pytest.approx((plain["loss"], plain["val_loss"]), rel=1e-6)

@@ -11,9 +11,9 @@ from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.test_training import REGRESSION
 from tests.base.training.test_evaluated_weights import Frozen
-from tests.base.training.test_loss import SUM, UNEQUAL, keep_on_device, on_two_targets
+from tests.base.training.test_loss import SUM, UNEQUAL, on_two_targets
 from tests.base.training.test_own_step import StepsForItsProbe
-from tests.helpers import temporarily
+from tests.helpers import keep_on_device, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
