@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.device import pick_device
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
@@ -16,24 +17,6 @@ from utils.tree import to_device
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device with a name; "auto" picks an accelerator if available. Raises ConfigError if it does not exist."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind == "cpu" and not index:
-        return torch.device("cpu")
-    if accelerator is None or accelerator.type != kind:
-        there = f'"cpu" or "{accelerator.type}"' if accelerator else '"cpu"'
-        raise ConfigError(f'runtime.device: "{name}" is not available on this machine; use {there}')
-    if index and int(index) >= torch.accelerator.device_count():
-        raise ConfigError(
-            f'runtime.device: "{name}" is out of range; this machine has {torch.accelerator.device_count()}'
-        )
-    return torch.device(name)
 
 
 class Runtime:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from base.data.collate import send_small_tensors_by_value
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
+from utils.device import pins_memory
 from utils.errors import DataError, UserError
 from utils.random import mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
@@ -73,12 +74,6 @@ def start_method(workers: int) -> str | None:
     by_default = (None, multiprocessing.get_all_start_methods()[0])
     forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in by_default
     return "fork" if workers and forks else None
-
-
-def pins_memory() -> bool:
-    """Whether batches are copied from pinned memory, so that the host need not wait. MPS has none, and torch warns."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator is not None and accelerator.type != "mps"
 
 
 def _begin_worker(_: int) -> None:

@@ -16,11 +16,11 @@ from utils.arguments import is_tensor, parameters
 from utils.config.located_json import Problem
 from utils.config.problems import components, group_arguments
 from utils.config.schedulers import make_scheduler
+from utils.device import pick_device
 from utils.errors import ConfigError
 from utils.nested_arguments import built
 from utils.optimizers import UnmarkedStep, import_compiler_late
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
-from utils.runtime import pick_device
 from utils.schema import KeyPath, name_and_args
 from utils.user_code import format_error
 

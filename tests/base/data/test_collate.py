@@ -12,7 +12,6 @@ from torch.utils.data import default_collate
 from base.data.batches import Batches
 from base.data.collate import SMALL, collate_samples
 from base.data.sample_source import SampleSource
-from base.data.workers import pins_memory
 from tests.helpers import same
 
 
@@ -118,12 +117,3 @@ def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     inputs, targets = loaded.data
     assert inputs.is_shared()
     assert not targets.is_shared()
-
-
-@pytest.mark.parametrize(("accelerator", "pins"), [(None, False), ("cuda", True), ("mps", False)])
-def test_batches_are_pinned_for_accelerators_that_can(
-    monkeypatch: pytest.MonkeyPatch, accelerator: str | None, pins: bool
-) -> None:
-    device = torch.device(accelerator) if accelerator else None
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
-    assert pins_memory() is pins

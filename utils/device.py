@@ -1,0 +1,29 @@
+"""The device of a run."""
+
+import torch
+
+from utils.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device with a name; "auto" picks an accelerator if available. Raises ConfigError if it does not exist."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if accelerator is None or accelerator.type != kind:
+        there = f'"cpu" or "{accelerator.type}"' if accelerator else '"cpu"'
+        raise ConfigError(f'runtime.device: "{name}" is not available on this machine; use {there}')
+    if index and int(index) >= torch.accelerator.device_count():
+        raise ConfigError(
+            f'runtime.device: "{name}" is out of range; this machine has {torch.accelerator.device_count()}'
+        )
+    return torch.device(name)
+
+
+def pins_memory() -> bool:
+    """Whether batches are copied from pinned memory, so that the host need not wait. MPS has none, and torch warns."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type != "mps"
