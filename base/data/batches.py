@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from base.data.orders import Order, Shuffled, number_repeats
-from base.data.sample_random import RandomBlock, RandomKey, SampleRandom, as_tensor
+from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
 from utils.errors import UserError
@@ -105,7 +105,7 @@ class Batches:
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
         self._kept_order: tuple[int, Tensor] | None = None
-        self._random_block: RandomBlock | None = None
+        self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
     def __len__(self) -> int:
@@ -157,14 +157,14 @@ class Batches:
 
     def sample_indices(self, batch_range: BatchRange) -> Tensor | slice:
         """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive, which is copied faster."""
-        draws = self._draws(batch_range)
+        draws = self._draws(*batch_range)
         return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
 
-    def _draws(self, batch_range: BatchRange) -> Tensor | slice:
-        """The sample indices of a batch; if samples repeat, numbered by draw (``number_repeats``)."""
-        positions = slice(batch_range.start, batch_range.stop)
+    def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
+        """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
+        positions = slice(start, stop)
         if self.order is not None:
-            return self._kept(self.order, batch_range.passes)[positions].long()
+            return self._kept(self.order, passes)[positions].long()
         return positions if self.indices is None else self.indices[positions].long()
 
     def _kept(self, order: Order, passes: int) -> Tensor:
@@ -197,10 +197,13 @@ class Batches:
             return
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
+            passes, start, stop = loaded_range
+            key = self._random_key(passes)
             indices = self.sample_indices(loaded_range)
-            draws = self._draws(loaded_range) if self.repeats else indices
-            uniform = functools.partial(self._uniform, loaded_range)
-            random = SampleRandom(draws, self._random_key(loaded_range.passes), uniform)
+            numbered = self._draws(*loaded_range) if self.repeats else indices
+            draws_of_pass = functools.partial(self._draws, passes)
+            uniform = functools.partial(self._random_blocks.uniform, draws_of_pass, key, start, stop)
+            random = SampleRandom(numbered, key, uniform)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
 
     def one_pass(self) -> Iterator[MicroBatch]:
@@ -211,17 +214,6 @@ class Batches:
         """The size of this process's part, and the range it loads: that part, or the whole batch if it is empty."""
         part = self.part(batch_range)
         return part.size, part if part.size else batch_range
-
-    def _uniform(self, loaded_range: BatchRange, call: int, draws: int) -> Tensor:
-        """Random numbers for one call on a batch, (draws, B); drawn in blocks that include the next batches."""
-        passes, start, stop = loaded_range
-        key = self._random_key(passes)
-        block = self._random_block
-        if block is None or not block.covers(key, start, stop):
-            block_stop = max(stop, min(start + RandomBlock.size(self.batch_size), self.num_samples))
-            block_draws = self._draws(BatchRange(passes, start, block_stop))
-            self._random_block = block = RandomBlock(block_draws, key, start, block_stop)
-        return block.uniform(start, stop, call, draws)
 
     # ------------------------------------------------------------------ worker processes
 
@@ -241,7 +233,7 @@ class Batches:
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, loaded_range = self._loaded_range(batch_range)
-        return as_tensor(self._draws(loaded_range)).numpy().tobytes(), self._random_key(batch_range.passes)
+        return as_tensor(self._draws(*loaded_range)).numpy().tobytes(), self._random_key(batch_range.passes)
 
     def close(self) -> None:
         """End the worker processes."""
