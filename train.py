@@ -30,10 +30,10 @@ from base.build import build_experiment, build_trainer, build_training, with_fac
 from base.initial_weights import load_initial_weights
 from base.outputs import build_outputs
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_job, run_started_last
-from base.training.run import logged, outcome_recorded, removed_if_empty, write_description
+from base.training.run import logged, new_folder, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
-from utils import checkpoint, cli
-from utils.config import LoadedConfig, load_config, to_json
+from utils import cli
+from utils.config import LoadedConfig, load_config
 from utils.distributed import get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
@@ -95,17 +95,8 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
     weights = load_initial_weights(loaded, experiment.model, process_group)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-
-    def prepare(folder: RunFolder) -> None:
-        folder.write_config(to_json(loaded.config, folder=folder.path))
-        if weights is not None:  # a run killed before its first checkpoint needs these weights again
-            checkpoint.write(folder.initial, {"model": weights.taken})
-
-    def create() -> RunFolder:
-        return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
-
     with experiment.signals:
-        folder = process_group.broadcast_object(create)
+        folder = process_group.broadcast_object(lambda: new_folder(loaded, weights))
         with folder.owned(process_group), removed_if_empty(trainer, folder), logged(trainer, folder):
             trainer.begin(training, build_outputs(loaded, folder, experiment))
             if weights is not None:

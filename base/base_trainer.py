@@ -5,7 +5,7 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,22 @@ from torch import Tensor
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
-from base.metric import StepResult
 from base.training.evaluation import EvaluationLoop
+from base.training.finite import FiniteLosses
 from base.training.first_batch import (
     FORWARD_ERRORS,
-    check_backward_was_called,
-    check_loss_was_called,
+    check_first_batch,
     check_smallest_batch,
     forward_error,
-    raise_non_finite,
     watch_first_batch,
 )
-from base.training.loss import StepLoss, completed
+from base.training.metrics import StepLoss, completed
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.state import load_state
 from base.training.training_log import TrainingLog
-from logger.writers import Writers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
@@ -52,8 +49,7 @@ class BaseTrainer(EvaluationLoop):
         self.train_metrics = experiment.make_metrics()
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
-        self._unchecked: list[Tensor | float] = []  # losses since the last check that all are finite
-        self._checked = self.progress
+        self.finite = FiniteLosses()
         self._saved: dict[str, Any] = {}
         self.has_started = False
         """Whether this process has taken a step, or saved."""
@@ -97,7 +93,7 @@ class BaseTrainer(EvaluationLoop):
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
             while not self.finished():
-                with self.showing(self.outputs.writers):
+                with self.shown.to(self.outputs.writers):
                     self.train_epoch()
                     validation = self.validate()
                 self.end_epoch(validation)
@@ -136,7 +132,7 @@ class BaseTrainer(EvaluationLoop):
         """The remaining optimizer steps of this epoch."""
         settings = self.settings
         self.prepare_epoch(self.progress.epochs)
-        self._checked = replace(self.progress)
+        self.finite.begin(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
             if self.progress.validating:  # when the run was stopped
@@ -161,8 +157,8 @@ class BaseTrainer(EvaluationLoop):
         data = self.experiment.data
         self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
         # it may draw random numbers and show pictures: both as often as in a run that is not resumed in mid-epoch
-        shown = Writers({}) if self.progress.epoch_steps else self._shown
-        with isolated(self.experiment.seed, "epoch", epochs), self.showing(shown):
+        shown = self.shown.to(None) if self.progress.epoch_steps else nullcontext()
+        with isolated(self.experiment.seed, "epoch", epochs), shown:
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
@@ -212,7 +208,7 @@ class BaseTrainer(EvaluationLoop):
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
-        self._unchecked.append(loss)
+        self.finite.add(loss)
         return loss
 
     def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
@@ -252,11 +248,11 @@ class BaseTrainer(EvaluationLoop):
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, micro_batch.data) from error
         if not self.first_batch_passed:
-            self.check_first_batch(result)
+            check_first_batch(self, result)
 
     def log_interval(self, loss: Tensor | float) -> None:
         """Log a point of the curves within the epoch."""
-        self.check_finite()
+        self.finite.check(self)
         means = self.train_metrics.close_interval()
         self.log.log_interval(self.progress, loss, means, self.training.rates())
         self.observer.log_interval(self)
@@ -264,18 +260,14 @@ class BaseTrainer(EvaluationLoop):
     def validate_within_epoch(self) -> None:
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
-            modes = {module: module.training for module in self.model.modules()}
             self.progress.validating = True
             self.log.validation(self.progress, self.validate())
             self.progress.validating = False
-            self.model.train()  # a model's own method may do more than set the mode
-            for module, training in modes.items():
-                module.training = training
 
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
-        self.check_finite()
+        self.finite.check(self)
         progress.epochs += 1
         values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
         monitored = self.monitored(values)
@@ -298,25 +290,6 @@ class BaseTrainer(EvaluationLoop):
             raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
         return values[name]
 
-    # ------------------------------------------------------------------ what may go wrong
-
-    def check_first_batch(self, result: StepResult) -> None:
-        """Check a first training batch that ran without an error. Raises ConfigError."""
-        self.first_batch_passed = True
-        if self.several_optimizers:
-            self.several_optimizers.check_use()
-        check_loss_was_called(self)
-        check_backward_was_called(self)
-        self.observer.first_batch(self, result)
-
-    def check_finite(self) -> None:
-        """Raise TrainingError if a loss since the last check was not finite."""
-        is_finite, unchecked, before = self.train_metrics.is_finite(), self._unchecked, self._checked
-        self._unchecked, self._checked = [], replace(self.progress)
-        if is_finite:
-            return
-        raise_non_finite(self, [float(loss) for loss in unchecked], before)
-
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
@@ -325,7 +298,7 @@ class BaseTrainer(EvaluationLoop):
         checkpointer = self.outputs.checkpointer
         if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
             return
-        self.check_finite()
+        self.finite.check(self)
         if not self.has_started:
             self.start()
         checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)

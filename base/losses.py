@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
-from base.training.broadcast import check_loss
-from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
+from base.metric import check_loss
+from base.training.loss import CountedLoss, count_targets, no_loss
+from base.training.metrics import Loss, last_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.random import isolated, seed_generators

@@ -1,10 +1,13 @@
-"""The result of a step, and the type of a metric."""
+"""The result of a step and the type of a metric, and checks of what yours return."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from utils.errors import ConfigError
+from utils.tree import describe_batch
 
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> float of shape (B,)."""
@@ -24,3 +27,58 @@ class StepResult(NamedTuple):
     count: Tensor | float | None = None  # type: ignore[assignment]  # tuple.count gives way
     """What the loss is averaged over, shape (), such as the tokens that are not padding; None: samples. Counted
     automatically for torch's losses of class indices (cross entropy)."""
+
+
+def check_result(result: Any, step: str) -> None:
+    """Raise ConfigError unless a step returned a StepResult with a loss. step: its name, for the message."""
+    expected = "return StepResult(loss, outputs, targets)"
+    if not isinstance(result, StepResult):
+        returned = "nothing" if result is None else f"a {type(result).__name__}"
+        raise ConfigError(f"{step} returned {returned}; end it with: {expected}")
+    check_loss(result.loss, f"{step} returned a loss")
+    if not isinstance(result.log, Mapping):
+        raise ConfigError(f"{step} returned a log of type {type(result.log).__name__}; expected a dict of values")
+    if isinstance(result.count, Tensor) and result.count.numel() != 1:
+        raise ConfigError(
+            f"{step} returned a count of shape {tuple(result.count.shape)}; expected one number, what the loss is "
+            "averaged over"
+        )
+
+
+def check_loss(loss: Any, what: str) -> None:
+    """Raise ConfigError unless a loss is a tensor with one number. what: begins the message."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        raise ConfigError(f"{what} of {found}; expected one number per batch, a tensor of shape ()")
+
+
+def check_values(name: str, values: Any, samples: int, outputs: Any, targets: Any) -> Tensor:
+    """The values of a metric function; raises ConfigError unless they are one number per sample, of shape (B,)."""
+    if isinstance(values, Tensor) and values.shape == (samples,):
+        return values
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
+    raise ConfigError(
+        f'metrics: "{name}" returned {got} for {samples} samples; '
+        f"a metric function returns one number per sample, a tensor of shape ({samples},). "
+        f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
+    )
+
+
+def logged_number(name: str, value: Any, names: Sequence[str]) -> Tensor | float:
+    """A value of ``StepResult.log`` as a float or a tensor of shape (). names: those that the trainer may log.
+
+    Raises ConfigError if it is anything else.
+    """
+    if name not in names:
+        raise ConfigError(
+            f'the trainer logs "{name}", which is missing from its class attribute "logs": logs = ("{name}", ...)'
+        )
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ConfigError(
+            f'the trainer logs "{name}" of shape {tuple(value.shape)}; a logged value is a single number, shape ()'
+        )
+    try:
+        return value.squeeze() if isinstance(value, Tensor) else float(value)
+    except (TypeError, ValueError) as error:
+        kind = type(value).__name__
+        raise ConfigError(f'the trainer logs "{name}" of type {kind}; expected a number') from error

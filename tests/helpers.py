@@ -39,7 +39,7 @@ def needs_extra(*folders: str) -> pytest.MarkDecorator:
 def keep_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator: the host does not read a loss or a count in each step; they stay tensors."""
     for module in ("base.training.metrics", "base.training.loss"):
-        monkeypatch.setattr(f"{module}.to_scalar", lambda value: value.detach())
+        monkeypatch.setattr(f"{module}.to_scalar", lambda value: getattr(value, "detach", lambda: value)())
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,11 +1,15 @@
-"""Pictures of model inputs, as a data loader's ``pictures`` returns them, checked."""
+"""Pictures of model inputs, as a data loader's ``pictures`` returns them, and what a trainer shows in TensorBoard."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.errors import sample_error
-from utils.errors import DataError
+from logger.writers import Writer, Writers
+from utils.errors import ConfigError, DataError
 from utils.tree import describe_batch
 
 
@@ -25,3 +29,39 @@ def pictures_of(data: BaseDataLoader, inputs: Tensor) -> Tensor | None:
         got = describe_batch(pictures) if isinstance(pictures, Tensor) else f"type {type(pictures).__name__}"
         raise DataError(f"{hook} returns {got}; expected (B, H, W, 1 or 3) uint8")
     return pictures
+
+
+class Shown:
+    """The pictures and texts that a trainer shows: in the writers of a run, but nowhere in a test or a check."""
+
+    def __init__(self, data: BaseDataLoader) -> None:
+        self.data = data
+        self._writer: Writer = Writers({})
+        self._pictured: dict[str, int] = {}  # the step of the last picture of each tag
+
+    def picture(self, step: int, tag: str, images: Tensor) -> None:
+        """Show images in the model's form, (B, C, H, W), unless the step already has some of this tag.
+
+        Raises ConfigError if they are not images.
+        """
+        if self._pictured.get(tag) == step:
+            return
+        pictures = pictures_of(self.data, images)
+        if pictures is None:
+            raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        self._pictured[tag] = step
+        self._writer.images(step, tag, pictures)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Show a text."""
+        self._writer.text(step, tag, markdown)
+
+    @contextmanager
+    def to(self, writer: Writer | None) -> Iterator[None]:
+        """Inside the block, show them in this writer; None: nowhere."""
+        before = self._writer, self._pictured
+        self._writer, self._pictured = writer or Writers({}), {}
+        try:
+            yield
+        finally:
+            self._writer, self._pictured = before

@@ -5,7 +5,7 @@ Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from base.metric import StepResult
+from base.metric import check_result
 from utils.errors import ConfigError
 from utils.optimizers import parameters_in
 from utils.tree import tensors
@@ -230,29 +230,6 @@ def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def check_result(result: Any, step: str) -> None:
-    """Raise ConfigError unless a step returned a StepResult with a loss. step: its name, for the message."""
-    expected = "return StepResult(loss, outputs, targets)"
-    if not isinstance(result, StepResult):
-        returned = "nothing" if result is None else f"a {type(result).__name__}"
-        raise ConfigError(f"{step} returned {returned}; end it with: {expected}")
-    check_loss(result.loss, f"{step} returned a loss")
-    if not isinstance(result.log, Mapping):
-        raise ConfigError(f"{step} returned a log of type {type(result.log).__name__}; expected a dict of values")
-    if isinstance(result.count, Tensor) and result.count.numel() != 1:
-        raise ConfigError(
-            f"{step} returned a count of shape {tuple(result.count.shape)}; expected one number, what the loss is "
-            "averaged over"
-        )
-
-
-def check_loss(loss: Any, what: str) -> None:
-    """Raise ConfigError unless a loss is a tensor with one number. what: begins the message."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-        raise ConfigError(f"{what} of {found}; expected one number per batch, a tensor of shape ()")
 
 
 @contextmanager

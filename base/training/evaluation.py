@@ -9,8 +9,7 @@ from base.data.batches import Batches
 from base.experiment import Experiment, Training
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
-from base.training.loss import completed
-from base.training.metrics import Metrics
+from base.training.metrics import Metrics, completed
 from base.training.observer import Observer
 from base.training.parameters import loss_module
 from base.training.trainer_interface import TrainerInterface
@@ -73,6 +72,7 @@ class EvaluationLoop(TrainerInterface):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside the block, the model has the weights to evaluate, in evaluation mode and without gradients."""
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         loss = loss_module(self.experiment.criterion)
         if loss is not None:
@@ -85,5 +85,8 @@ class EvaluationLoop(TrainerInterface):
             with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.no_grad():
                 yield
         finally:
+            self.model.train(modes[self.model])  # a model's own method may do more than set the mode
+            for module, training in modes.items():
+                module.training = training
             if loss is not None:
                 loss.train()

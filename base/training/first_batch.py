@@ -1,7 +1,5 @@
-"""Checks of a first batch, messages for one that fails, and for a loss that is not finite."""
+"""Checks of a first batch, and messages for one that fails."""
 
-import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,13 +7,12 @@ import torch
 from torch import nn
 
 from base.data.batches import Batches, BatchRange
-from base.data.sample_random import as_tensor
+from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
 from base.training.parameters import loss_module
-from base.training.progress import Progress
 from utils.distributed import current
-from utils.errors import ConfigError, TrainingError, UserError
+from utils.errors import ConfigError, UserError
 from utils.random import isolated
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
@@ -116,6 +113,16 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
+def check_first_batch(trainer: Any, result: StepResult) -> None:
+    """Check a BaseTrainer's first training batch, which ran without an error. Raises ConfigError."""
+    trainer.first_batch_passed = True
+    if trainer.several_optimizers:
+        trainer.several_optimizers.check_use()
+    check_loss_was_called(trainer)
+    check_backward_was_called(trainer)
+    trainer.observer.first_batch(trainer, result)
+
+
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
     if trainer.calls_loss or trainer.criterion is no_loss:
@@ -139,28 +146,3 @@ def check_backward_was_called(trainer: Any) -> None:
             f"{type(trainer).__name__}.train_step does not call self.backward(loss), which weights gradients over "
             "micro-batches and processes and scales them for fp16; call it in place of loss.backward()"
         )
-
-
-def raise_non_finite(trainer: Any, losses: Sequence[float], before: Progress) -> None:
-    """Raise TrainingError naming a BaseTrainer's first step with a loss that is not finite, and its samples.
-
-    losses: this process's parts of the losses since ``before``.
-    """
-    batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
-    summed = trainer.runtime.process_group.all_reduce_sum(losses)
-    # the losses end at the step of the check; the epoch may have later steps
-    steps = enumerate(zip(summed, trainer.remaining_steps(before), strict=False), start=before.steps + 1)
-    found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
-    if found is None:
-        return
-    step, loss, ranges = found
-    indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
-    samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
-    message = (
-        f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, samples {samples}).\n"
-        "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these samples "
-        "for values that are not finite and for targets that the loss does not accept."
-    )
-    if any(checkpoints.glob("step-*")):
-        message += f"\nThe checkpoints in {checkpoints} are from before that step."
-    raise TrainingError(message)

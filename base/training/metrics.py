@@ -1,32 +1,39 @@
-"""The loss and metrics of a phase. They stay on the device and are read only when logged."""
+"""What is averaged, and over what: the loss and metrics of a phase, and the loss of an optimizer step.
+
+Values stay on the device and are read only when logged.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from base.metric import MetricFunction, StepResult
+from base.metric import MetricFunction, StepResult, check_values, logged_number
 from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import ConfigError
 from utils.random import isolated
-from utils.tree import describe_batch, map_tensors
+from utils.tree import map_tensors
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 HALF = (torch.float16, torch.bfloat16)
 
+Loss = Callable[..., Tensor]
+"""(outputs, targets) -> shape ()."""
 
-def to_scalar(value: Tensor) -> Tensor | float:
-    """Prepare a tensor of shape () to be read later.
+
+def to_scalar(value: Tensor | float) -> Tensor | float:
+    """Prepare a number or tensor of shape () to be read later.
 
     On the CPU, returns a float: reading is free there, and keeping tensors would fragment memory. On other devices,
     returns the detached tensor, since reading it would wait for the device.
     """
+    if not isinstance(value, Tensor):
+        return value
     return value.item() if value.is_cpu else value.detach()
 
 
@@ -155,23 +162,8 @@ class Metrics:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
                 self._measure(result.outputs, result.targets, samples)
         for name, value in result.log.items():
-            self._log(name, value, samples)
-
-    def _log(self, name: str, value: Tensor | float, samples: int) -> None:
-        if name not in self.logs:
-            raise ConfigError(
-                f'the trainer logs "{name}", which is missing from its class attribute "logs": logs = ("{name}", ...)'
-            )
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ConfigError(
-                f'the trainer logs "{name}" of shape {tuple(value.shape)}; a logged value is a single number, shape ()'
-            )
-        try:
-            number = to_scalar(value.squeeze()) if isinstance(value, Tensor) else float(value)
-        except (TypeError, ValueError) as error:
-            kind = type(value).__name__
-            raise ConfigError(f'the trainer logs "{name}" of type {kind}; expected a number') from error
-        self.means[name].add(number, factor=samples, weight=samples)
+            number = logged_number(name, value, self.logs)
+            self.means[name].add(to_scalar(number), factor=samples, weight=samples)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         # squares and sums overflow in half precision, long before the result is out of range
@@ -180,15 +172,7 @@ class Metrics:
         if self.phase_to_check:
             self._check(outputs, targets)
         for name, function in self.functions.items():
-            values = function(outputs, targets)  # (B,)
-            if not isinstance(values, Tensor) or values.shape != (samples,):
-                is_tensor = isinstance(values, Tensor)
-                got = f"shape {tuple(values.shape)}" if is_tensor else f"type {type(values).__name__}"
-                raise ConfigError(
-                    f'metrics: "{name}" returned {got} for {samples} samples; '
-                    f"a metric function returns one number per sample, a tensor of shape ({samples},). "
-                    f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
-                )
+            values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():
             metric.metric.update(outputs, targets)
@@ -259,3 +243,91 @@ class Metrics:
 
 def _in_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+class StepLoss:
+    """Accumulates the loss of one optimizer step over its micro-batches and all processes.
+
+    The loss equals that of one large batch: the sum over micro-batches of count * loss, divided by the sum of the
+    counts, which is known only at the end. Until then, the counts are divided by ``samples`` instead.
+
+    samples: of the step. alone: the step has one micro-batch in one process, so its loss is the micro-batch's.
+    """
+
+    def __init__(self, samples: int, *, alone: bool, sum_loss: bool) -> None:
+        self.samples, self.alone, self.sum_loss = samples, alone, sum_loss
+        self.loss: Tensor | float = 0.0
+        self.count: Tensor | float = 0.0
+        self.counts_samples = True
+
+    def add(self, loss: Tensor, count: Tensor | float | None, samples: int) -> Tensor | float:
+        """Add a micro-batch of this many samples. Returns the weight of its gradients. count: None: samples."""
+        self.counts_samples &= count is None
+        if count is None or not samples:
+            count = samples
+        weight = 1.0 if self.alone or (self.sum_loss and samples) else count / self.samples
+        self.count += count
+        if isinstance(count, Tensor) and not self.alone:
+            self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # some are NaN if nothing counts
+        elif isinstance(count, Tensor) or count > 0:
+            self.loss += to_scalar(loss) if self.alone else weight * to_scalar(loss)
+        return weight
+
+    def finish(self, parameters: list[nn.Parameter], process_group: ProcessGroup) -> Tensor | float:
+        """Divide the gradients by the total count, and return this process's part of the loss."""
+        if self.alone or self.sum_loss or self.counts_samples:
+            return self.loss
+        count = self.count
+        if process_group.world_size > 1:
+            [count] = process_group.all_reduce_sum([float(count)])
+        scale: Tensor | float = self.samples / divisor(count)
+        if not isinstance(scale, Tensor) and scale == 1.0:
+            return self.loss
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        return scale * self.loss
+
+
+def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
+    """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
+
+    loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
+    """
+    count: Any = count_of([result.loss], loss)
+    count = taken if count is None else count
+    count = count if result.count is None else result.count
+    count = to_scalar(count)
+    if take_parts := getattr(loss, "take_parts", None):
+        return result._replace(count=count, log={**take_parts(), **result.log})
+    return result if count is result.count else result._replace(count=count)
+
+
+def count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
+    """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
+
+    Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
+    """
+    last = last_count(loss)
+    own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
+    return own[-1] if own else last
+
+
+def last_count(loss: Loss) -> Tensor | float | None:
+    """What a loss's last value was averaged over, returned once; None: samples."""
+    count: Tensor | float | None = getattr(loss, "last_count", None)
+    if count is not None:
+        loss.last_count = None  # type: ignore[attr-defined]
+    return count
+
+
+def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
+    """The loss, with what it was averaged over as an attribute; None: samples."""
+    if isinstance(loss, Tensor):  # train_step may still turn anything else into one
+        loss.averaged_over = count  # type: ignore[attr-defined]
+    return loss
+
+
+def divisor(count: Tensor | float) -> Any:
+    """A count to divide by: not 0, but less than a sum of small class weights."""
+    return count.clamp(min=1e-12) if isinstance(count, Tensor) else max(count, 1e-12)

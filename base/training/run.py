@@ -1,14 +1,30 @@
 """A run in its folder: what it writes before the first step, what it logs, and what remains if it fails."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from base.base_trainer import BaseTrainer
+from base.initial_weights import InitialWeights
 from base.training.summary import resume_command
+from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, environment
+
+
+def new_folder(loaded: LoadedConfig, weights: InitialWeights | None) -> RunFolder:
+    """Create the folder of a new run."""
+    prepare = functools.partial(prepare_folder, loaded, weights)
+    return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
+
+
+def prepare_folder(loaded: LoadedConfig, weights: InitialWeights | None, folder: RunFolder) -> None:
+    """Write what a resume needs before the first checkpoint: the config and the weights that were loaded."""
+    if weights is not None:
+        checkpoint.write(folder.initial, {"model": weights.taken})
+    folder.write_config(to_json(loaded.config, folder=folder.path))
 
 
 def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> None:

@@ -1,19 +1,17 @@
 """What your own trainer defines, and what it can call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from base.data.pictures import pictures_of
+from base.data.pictures import Shown
 from base.experiment import Experiment
-from base.metric import StepResult
-from base.training.broadcast import check_loss
+from base.metric import StepResult, check_loss
 from base.training.optimizing import SeveralOptimizers
 from base.training.progress import Progress
-from logger.writers import Writer, Writers
 from utils.errors import ConfigError
 from utils.schema import TrainerConfig
 
@@ -41,8 +39,8 @@ class TrainerInterface(ABC):
         self.calls_backward = False
         """Whether ``backward`` was called."""
         self.progress = Progress()
-        self._shown: Writer = Writers({})  # receives pictures and texts: nowhere in a test or a check
-        self._pictured: dict[str, int] = {}  # the step of the last picture of each tag
+        self.shown = Shown(experiment.data)
+        """Where pictures and texts go."""
         self.several_optimizers: SeveralOptimizers | None = None
         """Set if there are several optimizers."""
         self.waits_for_count = False
@@ -80,26 +78,11 @@ class TrainerInterface(ABC):
 
         Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
         """
-        if self._pictured.get(tag) == self.progress.steps:
-            return
-        pictures = pictures_of(self.experiment.data, images)
-        if pictures is None:
-            raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
-        self._pictured[tag] = self.progress.steps
-        self._shown.images(self.progress.steps, tag, pictures)
+        self.shown.picture(self.progress.steps, tag, images)
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, such as a language model's output, in TensorBoard."""
-        self._shown.text(self.progress.steps, tag, markdown)
-
-    @contextmanager
-    def showing(self, writer: Writer) -> Iterator[None]:
-        """Inside the block, send pictures and texts to this writer. Not used where a step is only tried."""
-        before, self._shown, self._pictured = (self._shown, self._pictured), writer, {}
-        try:
-            yield
-        finally:
-            self._shown, self._pictured = before
+        self.shown.text(self.progress.steps, tag, markdown)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The configured precision, for the forward pass and the loss."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from base.build import build_experiment, with_facts
 from base.initial_weights import load_initial_weights
-from utils import checkpoint
-from utils.config import load_config, to_json
+from base.training.run import prepare_folder
+from utils.config import load_config
 from utils.distributed import get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
@@ -120,11 +120,10 @@ def _complete(run: RunFolder) -> None:
     if not loaded.waits_for_data and (loaded.config.model.weights is None or run.initial.exists()):
         return
     loaded, data = with_facts(loaded)
+    weights = None
     if loaded.config.model.weights is not None:
         weights = load_initial_weights(loaded, build_experiment(loaded, data).model, get_process_group())
-        if weights is not None:
-            checkpoint.write(run.initial, {"model": weights.taken})
-    run.write_config(to_json(loaded.config, folder=run.path))
+    prepare_folder(loaded, weights, run)
 
 
 def _redirect(errors: Path) -> None:

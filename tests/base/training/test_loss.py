@@ -17,7 +17,8 @@ from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.losses import counted
 from base.metric import StepResult
-from base.training.loss import CountedLoss, StepLoss, count_targets
+from base.training.loss import CountedLoss, count_targets
+from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script
 from tests.helpers import copy_run, curves, keep_on_device, lines, same, state, temporarily

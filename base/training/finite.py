@@ -1,0 +1,53 @@
+"""Ends the training at a loss that is not finite, and names its step."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.data.sample_random import as_tensor
+from base.training.progress import Progress
+from utils.errors import TrainingError
+
+
+class FiniteLosses:
+    """The losses since they were last checked. To check one at every step, the host would wait for the device."""
+
+    def __init__(self) -> None:
+        self.begin(Progress())
+
+    def begin(self, progress: Progress) -> None:
+        """Start from the current step."""
+        self._losses: list[Tensor | float] = []  # this process's parts
+        self._before = replace(progress)
+
+    def add(self, loss: Tensor | float) -> None:
+        """Add the loss of a step, by ``to_scalar``."""
+        self._losses.append(loss)
+
+    def check(self, trainer: Any) -> None:
+        """Raise TrainingError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
+        losses, before = self._losses, self._before
+        self.begin(trainer.progress)
+        if trainer.train_metrics.is_finite():
+            return
+        batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
+        summed = trainer.runtime.process_group.all_reduce_sum([float(loss) for loss in losses])
+        # the losses end at the step of the check; the epoch may have later steps
+        steps = enumerate(zip(summed, trainer.remaining_steps(before), strict=False), start=before.steps + 1)
+        found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
+        if found is None:
+            return
+        step, loss, ranges = found
+        indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
+        samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
+        message = (
+            f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, samples {samples}).\n"
+            "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these "
+            "samples for values that are not finite and for targets that the loss does not accept."
+        )
+        if any(checkpoints.glob("step-*")):
+            message += f"\nThe checkpoints in {checkpoints} are from before that step."
+        raise TrainingError(message)
