@@ -23,7 +23,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def used_accelerator() -> torch.device | None:
+    """The accelerator, once anything in this process has used it: a run on the CPU leaves it to others."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return None
+    is_initialized = getattr(torch.get_device_module(accelerator), "is_initialized", lambda: True)
+    return accelerator if is_initialized() else None
+
+
 def pins_memory() -> bool:
     """Whether batches are copied from pinned memory, so that the host need not wait. MPS has none, and torch warns."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = used_accelerator()
     return accelerator is not None and accelerator.type != "mps"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from utils.device import used_accelerator
 from utils.global_generators import global_generators
 
 
@@ -72,7 +73,7 @@ def generator_states() -> dict[str, Any]:
         "numpy": [str(name), numpy_words, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
-    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+    if accelerator := used_accelerator():
         states["accelerator"] = torch.get_device_module(accelerator).get_rng_state()
     return states
 
@@ -86,7 +87,7 @@ def restore_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if "accelerator" not in states:
         return
-    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+    if accelerator := used_accelerator():
         torch.get_device_module(accelerator).set_rng_state(states["accelerator"])
 
 

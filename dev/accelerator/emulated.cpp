@@ -62,10 +62,14 @@ void count_host_wait() {
 
 // ---------------------------------------------------------------- memory
 
+// Whether anything has used the device or its pinned memory: on a GPU, that takes memory and time.
+std::atomic<bool> used = false;
+
 // The allocated blocks of one kind of memory.
 struct Blocks {
   at::DataPtr allocate(size_t bytes, at::DeleterFnPtr deleter, at::Device device) {
     void* memory = nullptr;
+    used = true;
     if (bytes > 0) {
       TORCH_CHECK(posix_memalign(&memory, 64, bytes) == 0, "out of memory: ", bytes, " bytes");
       memset(memory, 0xFB, bytes);  // fresh memory is often zero, which would hide that nobody has written it
@@ -542,7 +546,11 @@ PYBIND11_MODULE(emulated_backend, module) {
   at::RegisterPrivateUse1HooksInterface(new Hooks());
   module.def("device_count", [] { return DEVICE_COUNT; });
   module.def("manual_seed", [](uint64_t seed) { default_generator().set_current_seed(seed); });
-  module.def("get_rng_state", [] { return default_generator().get_state(); });
+  module.def("is_initialized", [] { return used.load(); });
+  module.def("get_rng_state", [] {
+    used = true;
+    return default_generator().get_state();
+  });
   module.def("set_rng_state", [](const Tensor& state) { default_generator().set_state(state); });
   module.def("host_waits", [] { return host_waits.load(); });
   module.def("communication", [](c10::intrusive_ptr<c10d::Backend> host) -> c10::intrusive_ptr<c10d::Backend> {

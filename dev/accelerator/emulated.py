@@ -45,7 +45,7 @@ def is_available() -> bool:
     return True
 
 
-is_initialized = is_available
+is_initialized = backend.is_initialized
 
 
 def _is_in_bad_fork() -> bool:

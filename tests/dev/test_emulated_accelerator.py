@@ -82,11 +82,33 @@ def test_without_a_compiler_it_says_so_in_a_line(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-@NEEDS_COMPILER
-@pytest.mark.slow
-def test_it_differs_from_the_cpu_as_a_gpu_does() -> None:
-    command = [sys.executable, "-m", "dev.accelerator", sys.executable, "-c", DIFFERENCES]
+def run_there(code: str) -> None:
+    """Run Python code with the device."""
+    command = [sys.executable, "-m", "dev.accelerator", sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if "does not compile emulated.cpp for this torch" in done.stdout:
         pytest.skip("written for other C++ interfaces of torch")
     assert done.returncode == 0, done.stdout
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_it_differs_from_the_cpu_as_a_gpu_does() -> None:
+    run_there(DIFFERENCES)
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_a_run_on_the_cpu_leaves_the_device_to_others(tmp_path: Path) -> None:
+    run_there(f"""
+import torch
+import train
+
+once = ["trainer.epochs=1", "trainer.steps_per_epoch=2", "data_loader.args.num_workers=1"]
+small = [*once, "trainer.save_dir={tmp_path}"]
+run = train.main(["runtime.device=cpu", *small]).run_dir
+train.main(["-r", run, "trainer.epochs=2"])
+assert not torch.emulated.is_initialized()
+train.main(["runtime.device=emulated", *small])
+assert torch.emulated.is_initialized()
+""")
