@@ -66,7 +66,7 @@ PRIVATE = [
     ),
     Private(
         "_version",
-        "base/data/sources.py",
+        "base/data/views.py",
         lambda: isinstance(torch.zeros(1)._version, int),
         "reading a batch fails: a data set that is changed in place can no longer be noticed",
     ),

@@ -9,7 +9,7 @@ from torch import Tensor
 from base.array_file import ArrayFile
 from base.data.errors import sample_error
 from base.data.sample_random import SampleRandom
-from utils.errors import DataError
+from base.data.views import Views
 from utils.tree import describe_batch
 
 
@@ -63,15 +63,14 @@ class TensorSource:
         self.augment = augment
         self.augment_pair = augment_pair
         self.transform = transform
-        self._versions: tuple[int, int] | None = None
-        self._last_view: tuple[slice, tuple[Tensor, Tensor]] | None = None
+        self._views = Views()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
         if isinstance(indices, slice) and self._is_plain() and not torch.is_inference_mode_enabled():
-            return self._view(indices)
+            return self._views.of(cast("Tensor", self.inputs), cast("Tensor", self.targets), indices)
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
         inputs = _copy(self.inputs, indices)
@@ -99,29 +98,6 @@ class TensorSource:
         """Whether a batch is returned exactly as stored."""
         changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
         return self.in_memory and not changed
-
-    def _view(self, indices: slice) -> tuple[Tensor, Tensor]:
-        """Consecutive samples as a view, since a copy takes a tenth of a small net's step (64 samples of 1,000 floats).
-
-        Raises DataError if the previous batch was changed in place.
-
-        Such a batch must not be written to. torch's private count of in-place changes, ``Tensor._version``, shows
-        whether it was; in inference mode it does not count, so batches must be copied there.
-        """
-        inputs, targets = cast("tuple[Tensor, Tensor]", (self.inputs, self.targets))
-        versions = (inputs._version, targets._version)
-        if self._versions is None:
-            self._versions = versions
-        if versions != self._versions:
-            raise DataError(
-                "the previous batch was changed in place, perhaps by the model's first layer or the loss. It was not a "
-                "copy, so the data itself has changed. Begin the model with x = x.clone(), or do not write to x"
-            )
-        # a data set of one batch returns the same tensors every time, unless they require gradients
-        last = self._last_view
-        if last is None or last[0] != indices or last[1][0].requires_grad:
-            self._last_view = last = indices, (inputs[indices], targets[indices])
-        return last[1]
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
