@@ -93,6 +93,13 @@ class OwnCollate(OwnData):
         return samples[0].shape
 
 
+class Dropping(OwnData):
+    """Leaves out a sample of each batch, as what filters out broken ones does."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        return super().collate(samples[1:])
+
+
 class OwnPictures(OwnData):
     """Of inputs that are images."""
 
@@ -115,7 +122,7 @@ class OwnEpoch(OwnData):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, OwnData, OwnCollate, OwnPictures, OwnNames, OwnEpoch):
+    with temporarily(DATA_LOADERS, OwnData, OwnCollate, Dropping, OwnPictures, OwnNames, OwnEpoch):
         yield
 
 
@@ -158,6 +165,13 @@ def test_pictures_that_fail_do_not_end_a_run(fit: Fit, capsys: pytest.CaptureFix
 def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:
     with pytest.raises(DataError, match=rf"Samples: samples .* AttributeError: 'tuple' .*{HERE}return samples"):
         fit(data_loader={"type": "OwnCollate", "args": {"fault": ""}})
+
+
+def test_a_batch_without_some_of_its_samples(fit: Fit) -> None:
+    with pytest.raises(
+        UserError, match=r"returned shape \(7,\) for 8 samples; .*\nIf collate leaves out samples, leave"
+    ):
+        fit(data_loader={"type": "Dropping", "args": {"fault": ""}})
 
 
 @needs_extra("tensorboard")
