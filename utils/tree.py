@@ -73,6 +73,19 @@ def tensors(nest: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two nests are equal bit for bit; NaN equals itself."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other or one != one)
+
+
 def describe_batch(batch: Any) -> str:
     """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
 

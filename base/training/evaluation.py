@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from base.data.batches import Batches
 from base.experiment import Experiment, Training
@@ -12,6 +13,7 @@ from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first
 from base.training.metrics import Metrics, completed
 from base.training.observer import Observer
 from base.training.parameters import loss_module
+from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.random import isolated
 from utils.schema import TrainerConfig
@@ -71,12 +73,15 @@ class EvaluationLoop(TrainerInterface):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the block, the model has the weights to evaluate, in evaluation mode and without gradients."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        loss = loss_module(self.experiment.criterion)
-        if loss is not None:
-            loss.eval()
+        """Inside the block, the model has the weights to evaluate, without gradients.
+
+        It, the loss and the modules that a subclass adds to ``stateful`` are in evaluation mode.
+        """
+        roots = [self.model, loss_module(self.experiment.criterion), *own_parts(self).values()]
+        own = [root for root in roots if isinstance(root, nn.Module)]
+        modes = {module: module.training for root in own for module in root.modules()}
+        for root in own:
+            root.eval()
         # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
@@ -85,8 +90,7 @@ class EvaluationLoop(TrainerInterface):
             with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.no_grad():
                 yield
         finally:
-            self.model.train(modes[self.model])  # a model's own method may do more than set the mode
+            for root in own:
+                root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
-            if loss is not None:
-                loss.train()

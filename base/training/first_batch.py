@@ -1,19 +1,16 @@
 """Checks of a first batch, and messages for one that fails."""
 
-from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import nn
 
 from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
-from base.training.parameters import loss_module
+from base.training.untouched import untouched
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
-from utils.random import isolated
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -85,12 +82,8 @@ def check_smallest_batch(trainer: Any) -> None:
     norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
         return
-    modules = [each for each in (model, loss_module(trainer.experiment.criterion)) if each is not None]
-    buffers = [(module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers()]
     stop = batches.samples_per_pass
-    compiled = trainer.runtime.settings.compile  # which would take longer than everything else
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with isolated("smallest batch"), torch.no_grad(), eager:
+    with untouched(trainer, "smallest batch"):
         [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
         model.train()
         try:
@@ -100,9 +93,6 @@ def check_smallest_batch(trainer: Any) -> None:
                 raise one_sample_error(error, samples=stop, batch_size=batches.batch_size) from error
         except Exception:
             pass  # the first batch reports any other mistake
-        finally:
-            for module, name, before in buffers:  # by name: a module may have replaced its buffer
-                module.get_buffer(name).copy_(before)
 
 
 def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:

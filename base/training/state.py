@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from utils import checkpoint
+from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, restore_generators, seed_generators
@@ -21,6 +22,9 @@ from utils.user_code import format_error_with_source
 
 # our own parts, whose values keep their type; a user's part may change it
 PARTS = ("schedule", "runtime", "metrics")
+STANDARD_PARTS = {
+    "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
+}  # fmt: skip
 # state of torch's optimizers that has the shape of the parameter
 LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
@@ -28,6 +32,11 @@ LIKE_PARAMETER = {
 }  # fmt: skip
 # arguments that torch's optimizers fill in for older checkpoints
 LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
+
+
+def own_parts(trainer: Any) -> dict[str, Any]:
+    """The parts that a subclass adds to ``stateful`` of a BaseTrainer."""
+    return {name: part for name, part in trainer.stateful().items() if kind(name) not in STANDARD_PARTS}
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:

@@ -17,7 +17,7 @@ from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
 from base.training.parameters import loss_module
 from extras.check.check_result import CheckResult
-from utils.tree import tensors
+from utils.tree import same, tensors
 
 SAMPLES = 8
 ADVICE = 'see "What breaks it" in docs/exactness.md'
@@ -56,7 +56,7 @@ class Kept:
         names = ", ".join(
             name
             for name, value in self._attributes().items()
-            if (_trains(value) or not _same(self.attributes.get(name), _content(value))) and not saved.has(value)
+            if (_trains(value) or not same(self.attributes.get(name), _content(value))) and not saved.has(value)
         )
         if names:
             text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
@@ -82,7 +82,7 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
     """Notes on what a resumed run would do differently from an uninterrupted one."""
     yield from kept.results()
     try:
-        repeatable = _same(*(_first_samples(batches) for _ in range(2)))
+        repeatable = same(*(_first_samples(batches) for _ in range(2)))
     except Exception:  # a data set that can only be read in worker processes
         return
     if not repeatable:
@@ -130,7 +130,7 @@ class _Saved:
     def _has_tensor(self, tensor: Tensor) -> bool:
         if not tensor.numel() or tensor.data_ptr() in self.pointers:
             return True
-        return any(_same(tensor, other) for other in self.tensors)
+        return any(same(tensor, other) for other in self.tensors)
 
 
 # attributes of BaseTrainer, rather than of a trainer's own class
@@ -180,19 +180,6 @@ def _leaves(content: Any) -> Iterator[Any]:
         yield content
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two contents are equal bit for bit; NaN equals itself."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
-            return False
-        return bool(((one == other) | ((one != one) & (other != other))).all())
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and (one == other or one != one)
-
-
 def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:
     """The names of the tensors that have changed, joined."""
-    return ", ".join(name for name, tensor in now.items() if not _same(before.get(name), tensor.detach()))
+    return ", ".join(name for name, tensor in now.items() if not same(before.get(name), tensor.detach()))

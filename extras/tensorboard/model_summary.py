@@ -2,18 +2,14 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
+from base.training.untouched import untouched
 from extras.document import markdown_table
 from extras.layers import HEADER, Trace, traced
 from extras.tensorboard.graph import Recorder, recording
-from utils.random import isolated
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
@@ -44,7 +40,13 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     recorder = Recorder(model)
     samples = first_batch(trainer, 2)
     try:
-        with untouched(trainer), traced(model, trace), recording(model, recorder), warnings.catch_warnings():
+        with (
+            untouched(trainer, "model summary"),
+            traced(model, trace),
+            recording(model, recorder),
+            warnings.catch_warnings(),
+        ):
+            model.eval()
             warnings.simplefilter("ignore")  # the first training step will show them
             trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # from the user's own code, which may not support this batch size
@@ -58,35 +60,11 @@ def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") ->
     batches = trainer.training.batches
     ranges = list(itertools.islice(batches.ranges(), min(len(batches), -(-SAMPLES // batches.batch_size))))
     stats.begin_evaluation(sum(batch_range.size for batch_range in ranges))
-    with untouched(trainer):
+    with untouched(trainer, "model summary"):
+        trainer.experiment.model.eval()
         for micro_batch in batches.load(ranges):
             result = trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
             stats.evaluated(micro_batch.range, micro_batch.data, result)
-
-
-@contextmanager
-def untouched(trainer: BaseTrainer) -> Iterator[None]:
-    """Inside the block, the model is in evaluation mode and not compiled; afterwards its modes, buffers and the random
-    generators are restored.
-
-    Not in inference mode: tensors that a model caches, such as position tables, must also work in training.
-    """
-    model = trainer.experiment.model
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with ExitStack() as stack:
-        stack.enter_context(isolated(trainer.experiment.seed, "model summary"))
-        stack.enter_context(torch.no_grad())
-        if trainer.runtime.settings.compile:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _size(trainer: BaseTrainer) -> str:

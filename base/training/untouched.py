@@ -1,0 +1,61 @@
+"""Trying a step of a trainer without a trace."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.training.parameters import loss_module
+from base.training.state import own_parts
+from utils import checkpoint
+from utils.random import isolated
+from utils.tree import same
+
+
+@contextmanager
+def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
+    """Inside the block, a BaseTrainer's steps may be tried, without gradients and without compiling the model.
+
+    Afterwards the random generators, the modes and buffers of model and loss, and the parts that a subclass adds to
+    ``stateful`` are as they were. key: what the random numbers inside the block depend on.
+    """
+    parts = own_parts(trainer)
+    roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
+    modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
+    modes = [(module, module.training) for module in modules]
+    buffers = [
+        (module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)
+    ]
+    states = copy.deepcopy(_states(parts))
+    with ExitStack() as stack:
+        stack.enter_context(isolated(trainer.experiment.seed, *key))
+        stack.enter_context(torch.no_grad())
+        if trainer.runtime.settings.compile:  # which would take longer than the step
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for module, name, before in buffers:
+                _restore(module, name, before)
+            for name, state in _states(parts).items():
+                if not same(state, states[name]):
+                    parts[name].load_state_dict(states[name])
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    """The states of some parts, as a checkpoint would return them."""
+    return checkpoint.plain({name: part.state_dict() for name, part in parts.items()})
+
+
+def _restore(module: nn.Module, name: str, before: Tensor) -> None:
+    """Restore a buffer in place, unless the module has replaced it by one of another shape."""
+    buffer = module.get_buffer(name)
+    if buffer.shape == before.shape:
+        buffer.copy_(before)
+    else:
+        setattr(module, name, before)
