@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from base.base_model import count_parameters
+from base.construct import call
+from base.data.batches import Batches
 from base.load_run import load_trainer
 from base.training.observer import Observer
 from base.training.resume import run_started_last
@@ -70,7 +72,9 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     run = load_trainer(which, options.overrides)
     experiment, process_group = run.experiment, run.experiment.runtime.process_group
     with process_group.main_process_first():
-        test = experiment.data.test()
+        test = call(
+            run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
+        )
     test.divide(process_group.rank, process_group.world_size)
     about = {**run.about, "samples": test.num_samples}
     out = options.out or run.folder.path / "test"

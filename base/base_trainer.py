@@ -43,6 +43,7 @@ class BaseTrainer(EvaluationLoop):
     """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``."""
 
     log: TrainingLog
+    SET_BY_BEGIN = ("training", "outputs", "saved_data", "log")
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
@@ -53,6 +54,8 @@ class BaseTrainer(EvaluationLoop):
         self._saved: dict[str, Any] = {}
         self.has_started = False
         """Whether this process has taken a step, or saved."""
+        self.base_attributes = {name: type(value) for name, value in vars(self).items()}
+        """The types of the attributes so far, which a subclass must not use for anything else."""
 
     # ------------------------------------------------------------------ the loop
 
@@ -163,6 +166,7 @@ class BaseTrainer(EvaluationLoop):
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
+        self.saved_data.check_lengths()
         if not self.experiment.model.training:  # the whole model, as to show samples
             self.model.train()
         if self.training.frozen.apply(epochs):

@@ -12,13 +12,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.construct import arguments_of, call, check_super, checked_signature, construct, moved
+from base.construct import arguments_of, call, check_attributes, check_overrides, check_super, construct, moved
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.training.metrics import Metrics
-from base.training.parameters import Frozen, Group, Mismatch, divide, parameters_of, unregistered_weights
+from base.training.parameters import (
+    Frozen,
+    Group,
+    Mismatch,
+    divide,
+    parameters_of,
+    unregistered_weights,
+    unsaved_weights,
+)
 from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
@@ -61,6 +69,7 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> BaseDataLoader:
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
     check_super(loaded, path, loader, "device_cache", "batch_size=batch_size, ...")
+    check_overrides(loaded, path, loader, BaseDataLoader)
     return loader
 
 
@@ -151,9 +160,8 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     make = functools.partial(kind, experiment, settings, **args)
     trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
-    for at, part in (("trainer", trainer), ("data_loader", experiment.data)):
-        with checked_signature(loaded, (at,), f"{type(part).__name__}.begin_epoch", "(self, epoch)"):
-            inspect.signature(part.begin_epoch).bind(1)
+    check_overrides(loaded, ("trainer",), trainer, BaseTrainer)
+    check_attributes(loaded, ("trainer",), trainer, BaseTrainer.SET_BY_BEGIN)
     return trainer
 
 
@@ -238,6 +246,10 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
                 raise loaded.error(("metrics", index), message)
         else:
             functions[name] = make
+    logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())
+    if isinstance(logs, str):
+        message = f'{loaded.config.trainer.type}.logs is a string; expected a tuple of names: logs = ("{logs}",)'
+        raise loaded.error(("trainer",), message)
     return Metrics(
         functions,
         library,
@@ -245,7 +257,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,
-        logs=[*getattr(TRAINERS[loaded.config.trainer.type], "logs", ()), *filter(None, loaded.config.losses)],
+        logs=[*logs, *filter(None, loaded.config.losses)],
     )
 
 
@@ -264,6 +276,12 @@ def _optimizers(
         divided = divide(parameters, config.optimizers, frozen=frozen.names(config.trainer.epochs))
     except Mismatch as mismatch:
         raise config_error(loaded.document, [mismatch.problem]) from mismatch
+    if unsaved := unsaved_weights(experiment.model, frozen.trainable - frozen.names(config.trainer.epochs)):
+        message = (
+            f"{config.model.type}.state_dict() leaves out {listed(unsaved)}, so a checkpoint would lack what is "
+            "trained; freeze it with requires_grad_(False), or let state_dict() return it"
+        )
+        raise loaded.error(("model",), message)
     made = {}
     for name, groups in divided.items():
         optimizer = _optimizer(loaded, experiment, name, groups)

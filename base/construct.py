@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,10 +108,40 @@ def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: 
         raise loaded.error(path, f"{type(component).__name__}.__init__ does not call super().__init__({arguments})")
 
 
-@contextmanager
-def checked_signature(loaded: LoadedConfig, path: KeyPath, name: str, expected: str) -> Iterator[None]:
-    """Inside the block, a TypeError means that the named method does not have the expected signature."""
-    try:
-        yield
-    except TypeError as error:
-        raise loaded.error(path, f"{name} should be {expected}: {error}") from error
+def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: type) -> None:
+    """Raise ConfigError if a component uses the name of a method of its base class for something else."""
+    kind = type(component).__name__
+    for name, method in inspect.getmembers(base, inspect.isfunction):
+        own = vars(component).get(name, getattr(type(component), name))
+        if own is method or name.startswith("__"):
+            continue
+        expected = [each for each in inspect.signature(method).parameters.values() if each.default is each.empty]
+        shown = ", ".join(("*, " if each.kind is each.KEYWORD_ONLY else "") + each.name for each in expected)
+        should = f"{kind}.{name} should be ({shown}), as in {base.__name__}"
+        if not callable(own):
+            raise loaded.error(path, f"{should}, but is of type {type(own).__name__}; give the attribute another name")
+        given = [None for each in expected[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+        named = {each.name: None for each in expected if each.kind is each.KEYWORD_ONLY}
+        try:
+            inspect.signature(getattr(component, name)).bind(*given, **named)
+        except TypeError as error:
+            raise loaded.error(path, f"{should}: {error}; a method for something else needs another name") from error
+
+
+def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: Collection[str]) -> None:
+    """Raise ConfigError if a BaseTrainer's subclass uses the name of one of its attributes for something else.
+
+    later: attributes that it gets only in training.
+    """
+    kind = f"{type(trainer).__name__}.__init__"
+    if trainer.model is not trainer.experiment.model:
+        message = "sets self.model to another one than the config's, which alone is trained and saved"
+        raise loaded.error(path, f"{kind} {message}; wrap it in a model of your own, in model/")
+    for name, expected in trainer.base_attributes.items():
+        own = vars(trainer).get(name)
+        if name != "criterion" and expected is not type(None) and not isinstance(own, expected):
+            found = f"{type(own).__name__}, but the base class uses it for its {expected.__name__}"
+            raise loaded.error(path, f"{kind} sets self.{name} to a {found}; give it another name")
+    for name in later:
+        if name in vars(trainer):
+            raise loaded.error(path, f"{kind} sets self.{name}, which the base class sets; give it another name")

@@ -83,7 +83,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
     file: their origin, for messages. Raises CheckpointError listing what does not match.
     """
     try:
-        unexpected = model.load_state_dict(dict(weights), strict=not partial).unexpected_keys
+        result = model.load_state_dict(dict(weights), strict=not partial)
+        unexpected = getattr(result, "unexpected_keys", ())  # a model's own method may return anything
     except Exception as error:  # any error: the user's code may get untrusted values
         listed = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
         reasons = listed or format_error_with_source(error)

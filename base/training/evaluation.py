@@ -77,11 +77,12 @@ class EvaluationLoop(TrainerInterface):
 
         It, the loss and the modules that a subclass adds to ``stateful`` are in evaluation mode.
         """
-        roots = [self.model, loss_module(self.experiment.criterion), *own_parts(self).values()]
-        own = [root for root in roots if isinstance(root, nn.Module)]
-        modes = {module: module.training for root in own for module in root.modules()}
-        for root in own:
-            root.eval()
+        parts = [loss_module(self.experiment.criterion), *own_parts(self).values()]
+        others = [part for part in parts if isinstance(part, nn.Module)]
+        modes = {module: module.training for root in (self.model, *others) for module in root.modules()}
+        self.model.eval()
+        for other in others:
+            other.eval()
         # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
@@ -90,7 +91,7 @@ class EvaluationLoop(TrainerInterface):
             with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.no_grad():
                 yield
         finally:
-            for root in own:
+            for root in (self.model, *others):
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training

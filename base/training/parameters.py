@@ -12,6 +12,7 @@ from base.training.loss import CountedLoss
 from utils.config.located_json import Problem
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
 from utils.text import closest, listed
+from utils.tree import tensors
 
 Parameters = dict[str, nn.Parameter]
 """By name, as in ``model.named_parameters()``; names in the loss begin with "loss."."""
@@ -67,6 +68,17 @@ def unregistered_weights(model: nn.Module) -> str | None:
                     f"neither trained nor saved; use {use}"
                 )
     return None
+
+
+def unsaved_weights(model: nn.Module, trained: Collection[str]) -> list[str]:
+    """The trained parameters that the model's own ``state_dict`` leaves out, so that no checkpoint would have them."""
+    state = model.state_dict()
+    pointers = {tensor.data_ptr() for tensor in tensors(state)}  # it may have other names
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name in trained and name not in state and parameter.data_ptr() not in pointers
+    ]
 
 
 def modules_and_tensors(value: Any) -> Iterator[nn.Module | Tensor]:

@@ -282,11 +282,12 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     Raises CheckpointError if its log shows that there were checkpoints, now lost.
     """
     logged = _logged_epochs(folder)
+    saved_at_end = folder.read_environment().get("outcome") in ("finished", "stopped")
     # the second save waits for the first one
-    if logged > 2 * trainer.settings.save_period:
+    if saved_at_end or logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
-            f"no checkpoint in {folder.checkpoints}, although this run reached epoch {logged}. Restore a "
-            f"checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
+            f"no checkpoint in {folder.checkpoints}, although this run saved some: it reached epoch {logged}. "
+            f"Restore a checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
         )
     if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")

@@ -28,6 +28,9 @@ class SavedData:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.num_samples = training.batches.num_samples
+        self._lengths = [
+            (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
+        ]
         names = data.class_names
         if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
             raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
@@ -44,6 +47,16 @@ class SavedData:
                 f"{self.name}.input_facts returned type {kind}; expected a dict of plain values and tensors"
             )
         self._first_batch: dict[str, Any] | None = None
+
+    def check_lengths(self) -> None:
+        """Raise DataError if a data set has another length than at the start."""
+        for batches, before in self._lengths:
+            if (now := len(batches.source)) != before:
+                raise DataError(
+                    f"a data set of {self.name} had {count(before, 'sample')} and now has {now:,}; its length must "
+                    "stay the same, since the order of the samples follows from it. Replace samples instead of adding "
+                    "or removing them, or use a StreamSource"
+                )
 
     def first_batch(self, batch: Any, result: StepResult) -> None:
         """Store the shapes and dtypes of a sample in the run's first batch, and of the model's output for it."""

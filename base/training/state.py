@@ -25,6 +25,7 @@ PARTS = ("schedule", "runtime", "metrics")
 STANDARD_PARTS = {
     "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
 }  # fmt: skip
+BESIDE_PARTS = {"format", "config", "random", "writers"}
 # state of torch's optimizers that has the shape of the parameter
 LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
@@ -67,6 +68,8 @@ def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> No
 
 def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
     for name, load in loads.items():
+        if name not in state:
+            raise CheckpointError(f"{source} has no part {name}, which stateful() of the trainer returns")
         try:
             load(state[name])
         except UserError:
@@ -92,6 +95,9 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         for name in (*parts, "random", "writers"):
             if name not in saved and name != "data":  # older checkpoints do not have it
                 raise _Misfit((name,), "missing")
+        for name in saved:
+            if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
+                raise _Misfit((name,), "stateful() of the trainer no longer returns it")
         _check_progress(progress, parts["progress"].state_dict())
         for name in [name for name in own if kind(name) == "schedule"]:
             _check_schedule(saved[name], name)

@@ -29,6 +29,8 @@ class TrainerInterface(ABC):
     """Names of additional values that a step may log, by ``StepResult.log``."""
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        if not isinstance(experiment, Experiment):
+            raise TypeError("a trainer's constructor calls super().__init__(experiment, settings), in this order")
         self.experiment = experiment
         self.settings = settings
         self.model = experiment.model

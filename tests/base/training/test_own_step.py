@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import train
+from base.experiment import Experiment
 from base.metric import StepResult
 from tests.helpers import keep_on_device, temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
+from utils.schema import TrainerConfig
 
 Fit = Callable[..., train.Result]
 
@@ -69,6 +71,44 @@ class StepsItself(Trainer):
 class BeginsWithoutNumber(Trainer):
     def begin_epoch(self) -> None:  # type: ignore[override]
         pass
+
+
+class Starts(Trainer):
+    def start(self, batch: Any) -> None:  # type: ignore[override]
+        pass
+
+
+class Counts(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.progress = 0  # type: ignore[assignment]
+
+
+class Collects(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.outputs = []  # type: ignore[assignment]
+
+
+class Finishes(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.finished = True  # type: ignore[assignment,method-assign]
+
+
+class Wraps(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.model = nn.Sequential(experiment.model)
+
+
+class Crosses(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(settings, experiment)  # type: ignore[arg-type]
+
+
+class LogsAString(Trainer):
+    logs = "top1"
 
 
 class StepsItsOwnOptimizer(Trainer):
@@ -261,8 +301,25 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ),
         (
             "BeginsWithoutNumber",
-            r"json:\d+:\d+: trainer: BeginsWithoutNumber.begin_epoch should be \(self, epoch\): too",
+            r"json:\d+:\d+: trainer: BeginsWithoutNumber.begin_epoch should be \(self, epoch\), as in BaseTrainer: too",
         ),
+        (
+            "Starts",
+            r"json:\d+:\d+: trainer: Starts.start should be \(self\), as in BaseTrainer: missing a required argument: "
+            "'batch'; a method for something else needs another name",
+        ),
+        ("Counts", "Counts.__init__ sets self.progress to a int, but the base class uses it for its Progress; give it"),
+        ("Collects", "Collects.__init__ sets self.outputs, which the base class sets; give it another name"),
+        (
+            "Finishes",
+            r"Finishes.finished should be \(self\), as in BaseTrainer, but is of type bool; give the attribute",
+        ),
+        (
+            "Wraps",
+            "Wraps.__init__ sets self.model to another one than the config's, .*; wrap it in a model of your own",
+        ),
+        ("Crosses", r"super\(\).__init__\(experiment, settings\), in this order"),
+        ("LogsAString", r'LogsAString.logs is a string; expected a tuple of names: logs = \("top1",\)'),
         ("SavesOnlyItsOwn", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("SavesNothing", r"does not return data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), "),
         ("ReplacesTheModel", 'returns another part as "model", of type Linear, so a checkpoint would lack the run'),

@@ -93,6 +93,10 @@ IMAGES: dict[str, Any] = {
 def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     whole = fit(*BUSY, "trainer.epochs=2")
     half = fork(whole.run_dir, 0)
+    with pytest.raises(CheckpointError, match="although this run saved some: it reached epoch 2"):
+        train.main(["-r", str(half)])
+    assert len(lines(half)) == 2
+    RunFolder(half).write_outcome("")  # as if it had been killed
     train.main(["-r", str(half)])
     equal_with_curves(whole.run_dir, half)
 
@@ -113,6 +117,7 @@ def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch
     monkeypatch.setattr("base.base_trainer.wrap_model", lambda runtime, model: Wrapped(model))
     whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
+    RunFolder(half).write_outcome("")  # as if it had been killed
     train.main(["-r", str(half)])
     equal_with_curves(whole.run_dir, half)
 
