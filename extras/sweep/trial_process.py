@@ -59,9 +59,14 @@ class TrialProcesses:
         self.context.set_forkserver_preload(["extras.sweep.preload"])
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), before]))
+        # a Ctrl-C in the terminal reaches the server too, which ignores it only once its imports are done
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
         try:
             forkserver.ensure_running()
         finally:
+            if in_main:
+                signal.signal(signal.SIGINT, handler)
             if before is None:
                 del os.environ["PYTHONPATH"]
             else:

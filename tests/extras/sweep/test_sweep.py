@@ -117,6 +117,16 @@ def test_a_finished_sweep_does_nothing(done: Done, capsys: pytest.CaptureFixture
     assert cli.run(sweep.main, same) == 0
 
 
+def test_a_ctrl_c_while_the_server_of_the_trials_starts(tmp_path: Path) -> None:
+    process = start("-c", str(small_config(tmp_path, trainer=TRAINER)), *SPACES)
+    wait_for(lambda: bool(list(tmp_path.glob("saved/small/sweep-*/trial-*"))), process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(PATIENCE)
+    assert process.returncode == 130, errors
+    assert "To continue the sweep:" in errors
+    assert "Traceback" not in output + errors
+
+
 def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     config = small_config(tmp_path, trainer=TRAINER)
     process = start("-c", str(config), *SPACES, f"--note={NOTE}")
