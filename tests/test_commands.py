@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,11 @@ def test_testing_takes_the_best_checkpoint_or_the_one_named(fit: Fit) -> None:
 
 def test_testing_a_run_reads_no_training_data(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     result = fit()
-    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.training_data", None)
+
+    def unread(self: Any, *, augment: bool) -> Any:
+        raise AssertionError("the training data was read")
+
+    monkeypatch.setattr("data_loader.random_tensor.RandomTensorLoader.training_data", unread)
     assert load_script("test").main(["-r", str(result.run_dir)])["accuracy"] >= 0
 
 

@@ -1,4 +1,4 @@
-"""Names used in victoresque/pytorch-template, and their equivalents here."""
+"""Names used in victoresque/pytorch-template and torch.nn.functional, and their equivalents here."""
 
 FORMER_NAMES = {
     "arch": '"model"',
@@ -10,6 +10,8 @@ FORMER_NAMES = {
     "tensorboardX": '"tensorboard"',
     "visualization": '"tensorboard", under "trainer"',
     "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
+    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
     "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
     "top_acc": '"accuracy"',
     "MnistModel": '"LeNet"',

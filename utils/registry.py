@@ -113,7 +113,7 @@ class Registry:
             return suggestion
         if self.library and self._import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
-        close = closest(name, sorted(self._own)) or closest(name, self.names())
+        close = closest(name, sorted(self._own), self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""

@@ -94,9 +94,22 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a misspelt one probably means: a similar one, or the only one that contains it."""
-    by_lower = {name.lower(): name for name in reversed(list(known))}
+def closest(word: str, *known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one probably means: a similar one, or the only one that contains it.
+
+    known: words, the likelier ones first. One that differs only by case and underscores is meant, in whichever it is.
+    """
+    lists = [list(words) for words in known]
+    same = [name for words in lists for name in words if _letters(name) == _letters(word)]
+    return next(iter(same), None) or next(filter(None, (_similar(word, words) for words in lists)), None)
+
+
+def _letters(word: str) -> str:
+    return word.lower().replace("_", "")
+
+
+def _similar(word: str, known: list[str]) -> str | None:
+    by_lower = {name.lower(): name for name in reversed(known)}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
         return by_lower[close[0]]

@@ -89,16 +89,24 @@ def same(one: Any, other: Any) -> bool:
 def describe_batch(batch: Any) -> str:
     """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
 
-    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64".
+    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64". A list of strings,
+    which cannot be a tensor, is "64 str".
     """
-    shapes = list[str]()
+    parts = [f"{name}: {part}" if name else part for name, part in _parts(batch, "")]
+    more = [f"and {len(parts) - 8} more tensors"] if len(parts) > 9 else []
+    return ", ".join([*(parts[:8] if more else parts), *more]) or type(batch).__name__
 
-    def add(keys: Keys, tensor: Tensor) -> Tensor:
-        name = ".".join(key for key in keys if isinstance(key, str))
-        shape = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        shapes.append(f"{name}: {shape}" if name else shape)
-        return tensor  # some named tuples, such as a PackedSequence, look at what they are made of
 
-    map_with_keys(add, batch)
-    more = [f"and {len(shapes) - 8} more tensors"] if len(shapes) > 9 else []
-    return ", ".join([*(shapes[:8] if more else shapes), *more]) or type(batch).__name__
+def _parts(nest: Any, name: str) -> Iterator[tuple[str, str]]:
+    """What is in a batch, each with its keys joined."""
+    if isinstance(nest, Tensor):
+        yield name, f"{tuple(nest.shape)} {str(nest.dtype).removeprefix('torch.')}"
+    elif isinstance(nest, dict):
+        for key, value in nest.items():
+            yield from _parts(value, ".".join(filter(None, (name, str(key)))))
+    elif isinstance(nest, (list, tuple)):
+        if nest and all(isinstance(item, str) for item in nest):
+            yield name, f"{len(nest)} str"
+        else:
+            for item in nest:
+                yield from _parts(item, name)

@@ -17,7 +17,29 @@ from utils.user_code import format_error, user_line
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 CANNOT_VIEW = "view size is not compatible"  # torch's message
-OTHER_DEVICE = ("on the same device", "on the expected device", "and weight type")  # in torch's messages
+OTHER_DEVICE = (
+    "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
+    "if a module keeps it, register it with register_buffer"
+)
+OWN_CUDA = "a .cuda() in the code: leave it out, since model and batch are moved to runtime.device"
+CAUSES = {  # by parts of torch's and Python's messages
+    "on the same device": OTHER_DEVICE,
+    "on the expected device": OTHER_DEVICE,
+    "and weight type": OTHER_DEVICE,
+    "NVIDIA driver": OWN_CUDA,
+    "not compiled with CUDA": OWN_CUDA,
+    "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
+    "through the graph a second time": "a backward() before self.backward(loss), which computes the gradients: leave "
+    "it out",
+    "is out of bounds": "a class index that is not below the number of the model's outputs: classes count from 0",
+    "values to unpack": "a batch of other parts than train_step unpacks: let the data set return (input, target), or "
+    "let train_step unpack what it returns",
+    "must be Tensor, not": "a model that returns something other than a tensor: return the tensor alone, or take it "
+    "from the outputs in train_step",
+    "has no attribute 'optimizer'": "a loop by hand in train_step: self.backward(loss) is enough, since the base class "
+    "clears the gradients and steps the optimizer",
+    'missing the required "forward"': "a model without a method forward, or with another name for it",
+}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -58,18 +80,13 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     return current().peer_failure(error) or UserError(
         f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n{line}\n"
-        + (f"The usual cause is {cause}." if (cause := other_device(error)) else advice)
+        + (f"The usual cause is {cause}.{classes}" if (cause := usual_cause(error)) else advice)
     )
 
 
-def other_device(error: Exception) -> str:
-    """The usual cause of an error about tensors on different devices, and what to do; "" for any other error."""
-    if not any(part in str(error) for part in OTHER_DEVICE):
-        return ""
-    return (
-        "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
-        "if a module keeps it, register it with register_buffer"
-    )
+def usual_cause(error: Exception) -> str:
+    """The usual cause of an error in a step, and what to do; "" if there are many."""
+    return next((cause for part, cause in CAUSES.items() if part in str(error)), "")
 
 
 def check_smallest_batch(trainer: Any) -> None:

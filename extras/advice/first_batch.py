@@ -15,9 +15,11 @@ from utils.text import listed
 
 def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
     """Likely mistakes in the first training batch. result: what ``train_step`` returned."""
-    if not trainer.calls_backward and all(parameter.grad is None for parameter in trainer.training.parameters):
-        step = f"{type(trainer).__name__}.train_step"
-        yield f"{step} computes no gradients, so nothing is trained; call self.backward(loss)"
+    if all(parameter.grad is None for parameter in trainer.training.parameters):
+        cause = "call self.backward(loss)"
+        if trainer.calls_backward:
+            cause = "the loss is cut off from the weights, as by detach(), argmax() or item() before requires_grad_()"
+        yield f"{type(trainer).__name__}.train_step computes no gradients, so nothing is trained; {cause}"
     if names := _untrained_parameters(trainer):
         yield (
             f"no optimizer has {listed(names)}, so they never change. Create them in the model's "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.training.first_batch import other_device
+from base.training.first_batch import usual_cause
 from extras.check.check_result import CheckResult
 from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import format_error_with_source
@@ -111,7 +111,7 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool) -> C
 
 def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> CheckResult:
     """Why a batch failed in the model or the loss."""
-    cause = other_device(error) or "shapes of data_loader, model and loss that do not match"
+    cause = usual_cause(error) or "shapes of data_loader, model and loss that do not match"
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None:

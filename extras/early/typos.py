@@ -77,7 +77,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
         hint = f"use {FORMER_NAMES[name]}"
     else:
         registered = sorted(own.registered[variable_of(kind)])
-        close = closest(name, registered) or closest(name, [*registered, *_library_names(kind, own)])
+        close = closest(name, registered, [*registered, *_library_names(kind, own)])
         if close is None:
             raise ImportError
         hint = f'did you mean "{close}"?'

@@ -274,7 +274,7 @@ def test_an_error_in_the_users_code_leaves_no_empty_folder_either(
 
 def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> None:
     run = fit().run_dir
-    for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]:
+    for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl", run / "environment.json"]:
         path.unlink()
     config = json.loads((run / "config.json").read_text())
     config["model"]["args"]["in_features"] = 5

@@ -12,11 +12,12 @@ from torch.nn import functional as F  # noqa: N812
 import train
 from base.experiment import Experiment
 from base.metric import StepResult
-from tests.helpers import keep_on_device, temporarily
+from tests.helpers import keep_on_device, needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 from utils.schema import TrainerConfig
+from utils.tree import describe_batch
 
 Fit = Callable[..., train.Result]
 
@@ -458,6 +459,86 @@ def test_a_tensor_on_another_device_is_explained(fit: Fit) -> None:
         UserError, match=r"The usual cause is a tensor on another device than the batch: .* torch\.ones"
     ):
         fit(model="Elsewhere")
+
+
+def step_of(body: Callable[[Trainer, Any, Any], Any]) -> type[Trainer]:
+    """A trainer with this train_step, of the trainer, inputs and targets."""
+
+    class Own(Trainer):
+        def train_step(self, batch: Any) -> StepResult:
+            inputs, targets = batch
+            loss = body(self, inputs, targets)
+            self.backward(loss)
+            return StepResult(loss, self.model(inputs), targets)
+
+    return Own
+
+
+def loop(trainer: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+    trainer.optimizer.zero_grad()
+    raise AssertionError
+
+
+def detached(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    return trainer.criterion(trainer.model(inputs).detach(), targets)
+
+
+def twice(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    loss = trainer.criterion(trainer.model(inputs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+def a_tuple(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    return trainer.criterion((trainer.model(inputs), inputs), targets)  # type: ignore[arg-type]
+
+
+def one_too_high(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    return trainer.criterion(trainer.model(inputs), targets + 1)
+
+
+def three_parts(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    batch: Any = [inputs, targets]
+    _, _, lengths = batch
+    return lengths  # type: ignore[no-any-return]
+
+
+def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        (loop, r"a loop by hand in train_step: self.backward\(loss\) is enough"),
+        (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
+        (twice, r"a backward\(\) before self.backward\(loss\)"),
+        (a_tuple, "a model that returns something other than a tensor"),
+        (one_too_high, "a class index that is not below the number of the model's outputs"),
+        (three_parts, "a batch of other parts than train_step unpacks"),
+        (on_a_gpu, r"a .cuda\(\) in the code"),
+    ],
+)
+def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause: str) -> None:
+    with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match=f"The usual cause is {cause}"):
+        fit("trainer.type=Own")
+
+
+@needs_extra("advice")
+def test_a_loss_that_is_cut_off_from_the_weights_and_requires_a_gradient(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+        return detached(trainer, inputs, targets).requires_grad_()
+
+    with temporarily(TRAINERS, step_of(cut)):
+        fit("trainer.type=Own")
+    assert "Own.train_step computes no gradients, so nothing is trained; the loss is cut off" in capsys.readouterr().err
+
+
+def test_strings_in_a_batch_are_named() -> None:
+    batch = (torch.zeros(2, 3), ("cat", "dog"), {"name": ["a", "b"], "size": torch.zeros(2)})
+    assert describe_batch(batch) == "(2, 3) float32, 2 str, name: 2 str, size: (2,) float32"
 
 
 def test_an_attribute_missing_in_the_template_keeps_its_traceback(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

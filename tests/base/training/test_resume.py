@@ -35,12 +35,13 @@ BUSY = (
 
 
 def fork(run: Path, step: int) -> Path:
-    """A copy of a run that has no checkpoint after this step; its logs are still those of the whole run."""
+    """A copy of a run that was killed without a checkpoint after this step; its logs are those of the whole run."""
     copy = run.with_name("20000101-000000")
     shutil.copytree(run, copy)
     for path in (copy / "checkpoints").iterdir():
         if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > step:
             path.unlink()
+    RunFolder(copy).write_outcome("")
     return copy
 
 
@@ -93,10 +94,11 @@ IMAGES: dict[str, Any] = {
 def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     whole = fit(*BUSY, "trainer.epochs=2")
     half = fork(whole.run_dir, 0)
+    RunFolder(half).write_outcome("finished")
     with pytest.raises(CheckpointError, match="although this run saved some: it reached epoch 2"):
         train.main(["-r", str(half)])
     assert len(lines(half)) == 2
-    RunFolder(half).write_outcome("")  # as if it had been killed
+    RunFolder(half).write_outcome("")
     train.main(["-r", str(half)])
     equal_with_curves(whole.run_dir, half)
 
@@ -117,7 +119,6 @@ def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch
     monkeypatch.setattr("base.base_trainer.wrap_model", lambda runtime, model: Wrapped(model))
     whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
-    RunFolder(half).write_outcome("")  # as if it had been killed
     train.main(["-r", str(half)])
     equal_with_curves(whole.run_dir, half)
 

@@ -116,6 +116,19 @@ def test_schedulers_made_of_others(explain: Callable[..., str], schedulers: list
     assert bool(text) == bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("l1_loss", 'did you mean "L1Loss"?'),
+        ("huber_loss", 'did you mean "HuberLoss"?'),
+        ("cross_entropy_los", 'did you mean "cross_entropy"?'),
+        ("binary_cross_entropy_with_logits", 'use torch.nn\'s "BCEWithLogitsLoss"'),
+    ],
+)
+def test_a_loss_of_torch_by_another_name(explain: Callable[..., str], name: str, meant: str) -> None:
+    assert f'unknown loss "{name}"; {meant}' in explain(sound() | {"loss": name})
+
+
 def test_a_misspelt_key_is_not_missing_as_well(explain: Callable[..., str]) -> None:
     assert "missing" not in explain(SOUND.replace('"model"', '"modle"'))
     assert "missing" not in explain(SOUND.replace('"type": "SGD"', '"tpye": "SGD"'))
