@@ -74,12 +74,18 @@ def count_classes(outputs: Tensor, targets: Tensor) -> int:
 
 
 def check_first_loss(
-    loss: float, *, classes: int = 0, count: int = 1, baseline: float = math.nan, certain: bool = True
+    loss: float,
+    *,
+    classes: int = 0,
+    count: int = 1,
+    baseline: float = math.nan,
+    certain: bool = True,
+    nll: bool = False,
 ) -> CheckResult:
     """The loss of the untrained model compared with an uninformed guess.
 
     classes: the loss is a cross-entropy of class indices, which is ln C for C equally likely classes, summed over count
-    samples. certain: whether that is known; a user's own loss may be anything.
+    samples. certain: whether that is known; a user's own loss may be anything. nll: it takes log-probabilities.
     baseline: for any other loss, the loss of a constant output; NaN if unknown.
     """
     loss += 0.0  # no -0, which some losses give for 0
@@ -87,7 +93,7 @@ def check_first_loss(
         cause = "a logarithm or division in the model or the loss, or unscaled inputs"
         return CheckResult("first loss", "FAIL", f"the loss is {loss} before the first step", cause)
     if classes > 1:
-        return _check_classes(loss, classes, count, certain=certain)
+        return _check_classes(loss, classes, count, certain=certain, nll=nll)
     if not math.isfinite(baseline):
         return CheckResult("first loss", "ok", f"{loss:.4g}")
     text = f"{loss:.4g}; predicting the mean of the targets would give {baseline:.4g}"
@@ -96,7 +102,7 @@ def check_first_loss(
     return CheckResult("first loss", "note" if far else "ok", text, cause)
 
 
-def _check_classes(loss: float, classes: int, count: int, *, certain: bool) -> CheckResult:
+def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll: bool) -> CheckResult:
     expected = math.log(classes) * count
     times = f" x {count}" if count > 1 else ""
     text = f"{loss:.4g}; equally likely classes would give ln {classes}{times} = {expected:.4g}"
@@ -104,8 +110,9 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool) -> C
         cause = "initial weights or inputs that are too large"
         return CheckResult("first loss", "FAIL" if certain else "note", text, cause)
     if loss < expected / 2 and certain:
-        cause = "targets leaking into the inputs, or a loss that wants log_softmax but gets logits (nll_loss)"
-        return CheckResult("first loss", "FAIL", text, cause)
+        if nll or loss < 0:
+            return CheckResult("first loss", "FAIL", text, "a loss that wants log_softmax but gets logits (nll_loss)")
+        return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
     return CheckResult("first loss", "ok", text)
 
 

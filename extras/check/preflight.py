@@ -23,7 +23,7 @@ from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.broadcast import check_next_step
-from base.training.first_batch import check_loss_was_called
+from base.training.first_batch import check_backward_was_called, check_loss_was_called
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -41,7 +41,7 @@ from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
 from utils.text import count, table
-from utils.tree import tensors
+from utils.tree import map_tensors, same, tensors
 from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
@@ -125,13 +125,17 @@ class _Check:
         for found in data_checks.check_batch(self.batch):
             unused = not self.trainer.supervised and found.text.startswith("targets") and found.verdict == "note"
             yield replace(found, verdict="ok") if unused else found
+        batch = self._copied()
         try:
             check_next_step(self.trainer, "eval_step", "training")
             with traced(self.model, trace):
-                result = self._evaluate(self.batch)
+                result = self._evaluate(batch)
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
+        if not all(map(same, tensors(batch), tensors(self.batch))):
+            text = "the model, the loss or eval_step changes the batch in place"
+            yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
         if self.trainer.supervised:
             class_names = self.experiment.data.class_names
             for warning in classification_warnings(result, self.experiment.criterion, class_names):
@@ -151,6 +155,7 @@ class _Check:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
             return
         yield self._lenient(model_checks.check_gradients(self.model))
+        yield from self._backward()
         yield from self._smallest_batch()
         yield from self._validation_batch()
         if self.trainer.supervised:
@@ -190,14 +195,28 @@ class _Check:
         with torch.no_grad():
             return self.trainer.eval_step(batch)
 
+    def _copied(self) -> Any:
+        """The batch, which a step may change."""
+        return map_tensors(Tensor.clone, self.batch)
+
     def _measure(self) -> float:
-        return float(self._evaluate(self.batch).loss)
+        return float(self._evaluate(self._copied()).loss)
 
     def _gradients(self) -> Tensor:
         """The gradients of the batch in training, as in the first step of a run."""
         self.model.train()
         self.model.zero_grad()
-        return self.trainer.train_step(self.batch).loss.detach()
+        return self.trainer.train_step(self._copied()).loss.detach()
+
+    def _backward(self) -> Iterator[CheckResult]:
+        """Whether the trainer calls ``self.backward``, where gradients are weighted or scaled."""
+        self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1
+        try:
+            check_backward_was_called(self.trainer)
+        except ConfigError as error:
+            yield CheckResult("gradients", "FAIL", str(error))
+        finally:
+            self.trainer.waits_for_count = False
 
     def _first_loss(self, result: StepResult) -> CheckResult:
         loss, component = float(result.loss), self.config.losses.get("")
@@ -207,7 +226,8 @@ class _Check:
         if classes := data_checks.count_classes(outputs, targets):
             count = targets.numel() if self.experiment.sum_loss else 1
             certain = component.type in CLASSIFIES
-            return data_checks.check_first_loss(loss, classes=classes, count=count, certain=certain)
+            nll = component.type == "NLLLoss"
+            return data_checks.check_first_loss(loss, classes=classes, count=count, certain=certain, nll=nll)
         baseline = math.nan
         same = isinstance(result.outputs, Tensor) and isinstance(result.targets, Tensor)
         if same and targets.shape == outputs.shape:
@@ -250,8 +270,8 @@ class _Check:
     def _step(self) -> StepBatches:
         """An optimizer step with as many micro-batches as configured; always the same batch here."""
         count, first = self.config.trainer.accumulate_steps, self.first
-        batch = MicroBatch(first, first.size, self.batch)
-        return StepBatches([batch] * count, count, count * first.size, self.training.batches.after(first))
+        batches = (MicroBatch(first, first.size, self._copied()) for _ in range(count))
+        return StepBatches(batches, count, count * first.size, self.training.batches.after(first))
 
     def _smallest_batch(self) -> Iterator[CheckResult]:
         """Take a training step with as few samples as the last batch has."""

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.metric import StepResult
 from extras.check import preflight
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import _named_tensors, check_first_loss
@@ -19,9 +20,10 @@ from extras.check.model_checks import _first_samples
 from logger.console import styled
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
+from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import DataError
-from utils.registry import DATA_LOADERS, METRICS, MODELS
+from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
 from utils.text import printable
 
 Check = Callable[..., tuple[int, str]]
@@ -44,6 +46,8 @@ class Planted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.fault == "mixed":
             x = x - x.mean(0)
+        if self.fault == "in place":
+            x *= 10
         hidden = self.first(x.flatten(1)).relu()
         if self.fault == "detached":
             hidden = hidden.detach()
@@ -55,6 +59,17 @@ class Planted(nn.Module):
         if self.fault == "elsewhere":
             outputs = outputs + torch.ones(3, device="meta")
         return outputs[:, :2] if self.fault == "two" else outputs
+
+
+class ByHand(Trainer):
+    """With a backward pass of its own."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = self.criterion(outputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return StepResult(loss, outputs, targets)
 
 
 class Words(nn.Module):
@@ -153,6 +168,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         temporarily(MODELS, Planted, Words, Steps, Shared),
         temporarily(DATA_LOADERS, Made),
         temporarily(METRICS, everything),
+        temporarily(TRAINERS, ByHand),
     ):
         yield run
 
@@ -179,6 +195,7 @@ def made(kind: str) -> dict[str, Any]:
         (made("sorted"), "batch         note  targets", "sorted by class"),
         (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
         ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "wants log_softmax"),
+        (planted("in place"), "batch         note  the model, the loss or eval_step changes", "x = x.clone()"),
         (planted("mixed"), "independence  FAIL", "the output of sample 4 depends on other samples"),
         ({**made("words"), "model": {"type": "Words", "args": {"mixed": True}}}, "independence  FAIL", "dimension 0"),
         (planted("unused"), "gradients     FAIL  none for unused.weight, unused.bias", "unused by forward"),
@@ -305,3 +322,18 @@ def test_bundled_configs_pass(
 
 def test_a_loss_of_minus_zero_is_shown_as_zero() -> None:
     assert check_first_loss(-0.0).text == "0"
+
+
+@pytest.mark.parametrize(("accumulated", "status"), [(1, 0), (2, 1)])
+def test_a_backward_pass_by_hand_fails_where_a_run_refuses_it(
+    check: Check, tmp_path: Path, accumulated: int, status: int
+) -> None:
+    trainer = {"type": "ByHand", "accumulate_steps": accumulated, "save_dir": str(tmp_path)}
+    found, printed = check(**planted(""), data_loader={"type": "Made", "args": {"kind": ""}}, trainer=trainer)
+    assert found == status, printed
+    assert ("gradients     FAIL  ByHand.train_step does not call self.backward(loss)" in printed) == bool(status)
+
+
+@pytest.mark.parametrize(("loss", "nll", "verdict"), [(0.2, False, "note"), (0.2, True, "FAIL"), (-0.1, False, "FAIL")])
+def test_a_low_first_loss_may_come_from_pretrained_weights(loss: float, nll: bool, verdict: str) -> None:
+    assert check_first_loss(loss, classes=3, nll=nll).verdict == verdict
