@@ -163,6 +163,8 @@ def update(project: Path) -> int:
     """
     from dev import update_project  # only for this; a project has neither this script nor dev/
 
+    if not project.is_dir():
+        raise ValueError(f"{project}: no such folder")
     commit, minimal = update_project.origin(project / ORIGIN)
     head = commit_of_template()
     if head is None:

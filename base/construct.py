@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
-from utils.errors import DataError, UserError
+from utils.errors import CheckpointError, DataError, UserError
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
@@ -78,8 +78,8 @@ def call(
     """Call a component. Errors name its line in the config and, if raised in the user's own code, the line there."""
     try:
         built = make()
-    except DataError as error:
-        raise DataError(str(loaded.error(path, str(error)))) from error
+    except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
+        raise type(error)(str(loaded.error(path, str(error)))) from error
     except UserError:
         raise
     except Exception as error:

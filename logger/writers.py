@@ -368,7 +368,8 @@ def _lost(path: Path, length: int, expected: int) -> str:
     """The warning for a file shorter than it should be; "" if it is long enough."""
     if length >= expected:
         return ""
-    return f"{path.name} has {length:,} of {expected:,} bytes" if path.exists() else f"{path.name} is missing"
+    usable = f"{path.name} has {length:,} usable bytes of {expected:,}"
+    return usable if path.exists() else f"{path.name} is missing"
 
 
 def _length(state: Mapping[str, Any]) -> int:

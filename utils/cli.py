@@ -95,9 +95,11 @@ def inspect(options: argparse.Namespace) -> int | None:
     from utils.paths import PROJECT
 
     refuse_torchrun("--check" if options.list is None else "--list")
-    alone = not (options.overrides or options.config or options.check)
-    if options.resume is not None or (options.list is not None and not alone):
-        raise UserError("--list cannot be combined with other options; --check does not take -r")
+    others = options.overrides or options.config or options.check or options.resume is not None
+    if options.list is not None and others:
+        raise UserError("--list cannot be combined with other options")
+    if options.resume is not None:
+        raise UserError("--check does not take -r; it checks a config, such as RUN/config.json with -c")
     if options.list is not None:
         width = terminal_width(LIST_WIDTH)
         text = load_extra("schema", "--list").listing(options.list, width=width)

@@ -10,6 +10,11 @@ def pick_device(name: str) -> torch.device:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        known = '"auto", "cpu", "cuda", "cuda:1", "mps" ...'
+        raise ConfigError(f'runtime.device: "{name}" is not the name of a device; expected {known}') from error
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
         return torch.device("cpu")

@@ -76,7 +76,8 @@ class RunFolder:
         parent = project_path(save_dir)
         runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
-            raise CheckpointError(f"no run in {parent / (name or '')}; start one with python train.py")
+            advice = "start one without -r" if name else "start one with python train.py"
+            raise CheckpointError(f"no run in {parent / (name or '')}; {advice}")
         return cls.of(runs[-1].path)[0]
 
     @classmethod
@@ -95,6 +96,10 @@ class RunFolder:
             if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
                 path = file
             folder = path if path.is_dir() else path.resolve().parent.parent
+            if path.is_file() and (path.parent / "config.json").is_file():
+                raise CheckpointError(f"{path} is not a checkpoint in a run folder; give the folder, {path.parent}")
+            if path.is_file() and folder / "checkpoints" != path.resolve().parent:
+                raise CheckpointError(f"{path} is not a checkpoint in a run folder, as RUN/checkpoints/{path.name} is")
             if not (folder / "config.json").is_file():
                 what = "run folder" if path.is_dir() else "checkpoint in a run folder"
                 raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{_a_run_in(folder)}")

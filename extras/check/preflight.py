@@ -133,13 +133,7 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
-        if not all(map(same, tensors(batch), tensors(self.batch))):
-            text = "the model, the loss or eval_step changes the batch in place"
-            yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
-        if self.trainer.supervised:
-            class_names = self.experiment.data.class_names
-            for warning in classification_warnings(result, self.experiment.criterion, class_names):
-                yield CheckResult("classes", "note", warning)
+        yield from self._likely_mistakes(batch, result)
         try:
             check_loss_was_called(self.trainer)
         except ConfigError as error:
@@ -169,6 +163,16 @@ class _Check:
             )
         yield from self._costs()
         yield from exactness_checks.check_exactness(self.kept, self.training.batches)
+
+    def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
+        """batch, result: of a copy of the first batch that was evaluated."""
+        if not all(map(same, tensors(batch), tensors(self.batch))):
+            text = "the model, the loss or eval_step changes the batch in place"
+            yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
+        if self.trainer.supervised:
+            class_names = self.experiment.data.class_names
+            for warning in classification_warnings(result, self.experiment.criterion, class_names):
+                yield CheckResult("classes", "note", warning)
 
     def _lenient(self, result: CheckResult) -> CheckResult:
         """Turn a failure into a note if a trainer that is not supervised may intend it."""

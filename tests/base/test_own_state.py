@@ -104,6 +104,16 @@ def test_a_checkpoint_of_adapters_alone_is_resumed_tested_and_loaded(fit: Fit) -
     assert isinstance(load_run(run).model, Adapted)
 
 
+def test_a_teacher_that_is_gone_is_named_at_the_trainer(fit: Fit) -> None:
+    class Taught(Trainer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.teacher = load_run("saved/nothing")
+
+    with temporarily(TRAINERS, Taught), pytest.raises(CheckpointError, match=r"trainer: .*nothing: no such run folder"):
+        fit("trainer.type=Taught")
+
+
 def test_trained_weights_that_no_checkpoint_would_have_are_refused(fit: Fit) -> None:
     trained = {"type": "Adapted", "args": {"frozen": False}}
     with pytest.raises(ConfigError, match=r"Adapted.state_dict\(\) leaves out base.weight, base.bias, so a checkpoint"):

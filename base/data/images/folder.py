@@ -64,8 +64,8 @@ def training_classes(data_dir: Path) -> tuple[str, ...]:
         raise DataError(f"no such folder: {data_dir}; data_dir should have {layout}")
     if not (data_dir / "train").is_dir():
         folders = sorted(path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-        listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}" if folders else "no folders"
-        raise DataError(f"{data_dir} has {listed}, but no train/; it should have {layout}")
+        listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}, but no train/"
+        raise DataError(f"{data_dir} has {listed if folders else 'no folders'}; it should have {layout}")
     return tuple(sorted({class_name(folder) for folder in class_folders(data_dir / "train")}))
 
 

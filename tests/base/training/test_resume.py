@@ -342,12 +342,18 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/checkpoints"], "is not a run folder"),
         (["-r", "{run}/.."], "; its newest run is "),
         (["-r", "{run}/../../sweep"], "; give one of the runs in it, such as .*sweep/trial-000$"),
-        (["-r", "{run}/train.log"], "is not a checkpoint in a run folder"),
+        (["-r", "{run}/train.log"], "is not a checkpoint in a run folder; give the folder, .*small/[0-9-]*$"),
+        (
+            ["-r", "{run}/../../elsewhere/last.pth"],
+            "is not a checkpoint in a run folder, as RUN/checkpoints/last.pth is",
+        ),
+        (["-r", "{run}", "--check"], "--check does not take -r; it checks a config"),
     ],
 )
 def test_what_cannot_be_resumed_is_reported(fit: Fit, arguments: list[str], says: str) -> None:
     run = fit().run_dir
     shutil.copytree(run, run.parent.parent / "sweep" / "trial-000")
+    shutil.copytree(run / "checkpoints", run.parent.parent / "elsewhere")
     with pytest.raises(UserError, match=says):
         train.main([argument.format(run=run) for argument in arguments])
 
