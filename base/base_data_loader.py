@@ -237,6 +237,7 @@ class BaseDataLoader(ABC):
 
         Use it to change what depends on the epoch, such as the image size. Worker processes are then restarted, after
         the trainer's ``begin_epoch``, which may change the data set too; define this then, even if it does nothing.
+        The data set stays the one that ``training_data`` returned, which is called once, and keeps its length.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

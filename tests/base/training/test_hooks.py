@@ -1,5 +1,6 @@
 """What a trainer or data loader may define for the start of an epoch, and show in TensorBoard."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import train
+from base.data.batches import StepBatches
+from base.experiment import Experiment
 from base.metric import StepResult
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
 from utils.errors import ConfigError
 from utils.registry import DATA_LOADERS, TRAINERS
+from utils.schema import TrainerConfig
 
 Fit = Callable[..., train.Result]
 
@@ -198,3 +202,36 @@ def test_workers_see_what_a_trainer_changes_in_the_data(fit: Fit) -> None:
         )
     ]
     assert logged[0] == logged[1] == logged[2]
+
+
+class Following(Trainer):
+    """With a copy of the weights that follows after each optimizer step."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.follower = copy.deepcopy(experiment.model)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "follower": self.follower}
+
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        loss = super().optimizer_step(step)
+        with torch.no_grad():
+            for own, new in zip(self.follower.parameters(), self.experiment.model.parameters(), strict=True):
+                own.lerp_(new, 0.5)
+        return loss
+
+
+def test_what_follows_an_optimizer_step_is_done_once_for_all_its_micro_batches_and_resumes(fit: Fit) -> None:
+    with temporarily(TRAINERS, Following):
+        keys = ("trainer.type=Following", "trainer.accumulate_steps=2", "optimizer.args.momentum=0.9")
+        whole = fit(*keys, "trainer.epochs=3").run_dir
+        resumed = fit(*keys, "trainer.epochs=1").run_dir
+        train.main(["-r", resumed, "trainer.epochs=3"])
+    assert same(state(whole)["follower"], state(resumed)["follower"])
+    once = ("trainer.accumulate_steps=2", "trainer.steps_per_epoch=1", "trainer.epochs=1")
+    one, initial = fit(*once).run_dir, fit(*once, "optimizer.args.lr=0").run_dir
+    with temporarily(TRAINERS, Following):
+        own = fit("trainer.type=Following", *once)
+    for name, follower in state(own.run_dir)["follower"].items():
+        assert torch.allclose(follower, (state(initial)["model"][name] + state(one)["model"][name]) / 2)
