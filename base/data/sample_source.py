@@ -145,10 +145,15 @@ def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] =
             f"the data is a {type(data).__name__} of tensors; expected a data set: return TensorSource(inputs, targets)"
         )
     methods = dir(type(data))
-    if isinstance(data, Dataset) or {"__getitem__", "__len__"} <= set(methods):
+    if isinstance(data, Dataset) and "__len__" not in methods:
+        raise DataError(
+            f"{type(data).__name__} has no __len__, which returns the number of samples; data that can only be read "
+            "sequentially is an IterableDataset or a StreamSource"
+        )
+    if {"__getitem__", "__len__"} <= set(methods):
         return SampleSource(cast("Dataset[Any]", data), collate)
     if {"batch", "__len__"} <= set(methods):
-        return data
+        return cast("Source", data)
     raise DataError(
         f"the data is of type {type(data).__name__}; expected a data set with __getitem__ and __len__, your own "
         "class with batch and __len__, or, for data that can only be read sequentially, a StreamSource"

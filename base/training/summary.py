@@ -71,10 +71,13 @@ def _optimizers(config: Config) -> Iterator[str]:
 def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
     """The parameter groups of each optimizer, if several, and what is frozen, as ("group", text)."""
     names = [name for optimizer in training.optimizers.values() for name in optimizer.group_names]
+    trainable = {id(training.frozen.parameters[name]) for name in training.frozen.trainable}
     for optimizer in training.optimizers.values() if len(names) > 1 else ():
         for name, group in zip(optimizer.group_names, optimizer.optimizer.param_groups, strict=True):
             size = sum(parameter.numel() for parameter in group["params"])
-            yield "group", f"{name or 'others'}: {size:,} parameters, lr {float(group['lr']):.4g}"
+            idle = sum(parameter.numel() for parameter in group["params"] if id(parameter) not in trainable)
+            without = f" ({idle:,} of them without requires_grad, so not trained)" if idle else ""
+            yield "group", f"{name or 'others'}: {size:,} parameters{without}, lr {float(group['lr']):.4g}"
     for entry in training.frozen.config:
         size = sum(p.numel() for name, p in training.frozen.parameters.items() if matches(name, entry.params))
         how_long = f"for {count(entry.epochs, 'epoch')}" if entry.epochs else "for the whole run"

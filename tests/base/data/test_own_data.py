@@ -43,6 +43,11 @@ class Samples(Dataset[Any]):
         return INPUTS[index], index % 3
 
 
+class Endless(Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return INPUTS[0], 0
+
+
 class Lines(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         for index in range(400):
@@ -81,6 +86,7 @@ class OwnData(BaseDataLoader):
             "transform": lambda: TensorSource(INPUTS, TARGETS, transform=without_attribute),
             "augment": lambda: TensorSource(INPUTS, TARGETS, augment=without_attribute),
             "lines": Lines,
+            "endless": Endless,
         }
         return data.get(self.fault, lambda: Samples(self.fault))()
 
@@ -138,6 +144,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
             "objects",
             "Samples: samples .* cannot be made into a batch. .* define collate .*: TypeError: default_collate",
         ),
+        ("endless", "args: Endless has no __len__, which returns the number of samples"),
         ("pair", r"args: the data is a tuple of tensors; expected a data set: return TensorSource\(inputs, targets\)"),
         ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; use torch.as_tensor.*{HERE}"),
         ("targets", rf"TensorSource takes tensors, got dict; return a data set of samples \(input, targets\).*{HERE}"),

@@ -308,6 +308,17 @@ def test_the_start_shows_each_group(fit: Fit, capsys: pytest.CaptureFixture[str]
     assert "backbone: 35 parameters, lr 0.001" in out
 
 
+def test_the_start_shows_what_a_model_has_frozen_itself(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    class Frozen(Parts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone.requires_grad_(False)
+
+    with temporarily(MODELS, Frozen):
+        fit(model="Frozen", optimizer=GROUPS)
+    assert "backbone: 35 parameters (35 of them without requires_grad, so not trained), lr" in capsys.readouterr().out
+
+
 def test_the_arguments_of_a_group_change_on_resume(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit(model="Parts", optimizer=GROUPS).run_dir
     result = train.main(["-r", str(run), "optimizer.groups.1.args.lr=0.5", "trainer.epochs=3"])
