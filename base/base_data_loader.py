@@ -231,13 +231,11 @@ class BaseDataLoader(ABC):
         return self._evaluation(self._as_source(self.test_data()), None, "test")
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
-        """Called before the training steps of an epoch, also if a run resumes within it.
+        """Called before the training steps of an epoch, also if a run resumes within it, perhaps twice. The first is 1.
 
-        May be called twice for the same epoch. The first epoch is 1.
-
-        Use it to change what depends on the epoch, such as the image size. Worker processes are then restarted, after
-        the trainer's ``begin_epoch``, which may change the data set too; define this then, even if it does nothing.
-        The data set stays the one that ``training_data`` returned, which is called once, and keeps its length.
+        Use it to change what depends on the epoch, such as the image size, in the data set that ``training_data`` has
+        returned once; its length must stay the same. Worker processes are then restarted, after the trainer's
+        ``begin_epoch``, which may change the data set too; define this then, even if it does nothing.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

@@ -29,8 +29,6 @@ CAUSES = {  # by parts of torch's and Python's messages
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
     "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
-    "through the graph a second time": "a backward() before self.backward(loss), which computes the gradients: leave "
-    "it out",
     "is out of bounds": "a class index that is not below the number of the model's outputs: classes count from 0",
     "values to unpack": "a batch of other parts than train_step unpacks: let the data set return (input, target), or "
     "let train_step unpack what it returns",
@@ -139,6 +137,15 @@ def check_loss_was_called(trainer: Any) -> None:
         f"loss: {name}.train_step does not call self.criterion, so the loss in the config has no effect; call it, "
         'or set "loss" to null'
     )
+
+
+def check_first_backward(trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's first step has computed gradients before it calls ``self.backward``."""
+    if not trainer.several_optimizers and any(each.grad is not None for each in trainer.training.parameters):
+        raise ConfigError(
+            f"{type(trainer).__name__}.train_step computes gradients before self.backward(loss), which adds its own to "
+            "them; call self.backward in place of loss.backward(), once for each loss"
+        )
 
 
 def check_backward_was_called(trainer: Any) -> None:

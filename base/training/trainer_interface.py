@@ -10,6 +10,7 @@ from torch import Tensor
 from base.data.pictures import Shown
 from base.experiment import Experiment
 from base.metric import StepResult, check_loss
+from base.training.first_batch import check_first_backward
 from base.training.optimizing import SeveralOptimizers
 from base.training.progress import Progress
 from utils.errors import ConfigError
@@ -97,6 +98,8 @@ class TrainerInterface(ABC):
         depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
         """
         check_loss(loss, "self.backward got a loss")
+        if not self.calls_backward:
+            check_first_backward(self)
         self.calls_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.backward(loss)

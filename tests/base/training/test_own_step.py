@@ -14,7 +14,7 @@ from base.experiment import Experiment
 from base.metric import StepResult
 from tests.helpers import keep_on_device, needs_extra, temporarily
 from trainer.trainer import Trainer
-from utils.errors import UserError
+from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 from utils.schema import TrainerConfig
 from utils.tree import describe_batch
@@ -483,12 +483,6 @@ def detached(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     return trainer.criterion(trainer.model(inputs).detach(), targets)
 
 
-def twice(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
-    loss = trainer.criterion(trainer.model(inputs), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss
-
-
 def a_tuple(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     return trainer.criterion((trainer.model(inputs), inputs), targets)  # type: ignore[arg-type]
 
@@ -512,7 +506,6 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     [
         (loop, r"a loop by hand in train_step: self.backward\(loss\) is enough"),
         (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
-        (twice, r"a backward\(\) before self.backward\(loss\)"),
         (a_tuple, "a model that returns something other than a tensor"),
         (one_too_high, "a class index that is not below the number of the model's outputs"),
         (three_parts, "a batch of other parts than train_step unpacks"),
@@ -521,6 +514,19 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
 )
 def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause: str) -> None:
     with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match=f"The usual cause is {cause}"):
+        fit("trainer.type=Own")
+
+
+def test_gradients_that_are_there_before_self_backward_are_refused(fit: Fit) -> None:
+    def kept(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = trainer.criterion(trainer.model(inputs), targets)
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        return loss
+
+    with (
+        temporarily(TRAINERS, step_of(kept)),
+        pytest.raises(ConfigError, match=r"Own.train_step computes gradients before self.backward\(loss\)"),
+    ):
         fit("trainer.type=Own")
 
 
