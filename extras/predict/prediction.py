@@ -184,7 +184,7 @@ class Run:
         except FORWARD_ERRORS as error:
             raise DataError(
                 f"{first.file}: the model cannot take this input ({describe_batch(inputs)}): "
-                f"{format_error_with_source(error)}{self._takes()}"
+                f"{format_error_with_source(error)}{self._takes()}{_choose_columns(first.file)}"
             ) from error
         return inputs, self.interpreter.fields(outputs, len(batch))
 
@@ -308,6 +308,10 @@ def _check_destinations(files: Found, *paths: Path | None) -> None:
         for name in files.files:
             if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
                 raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
+
+
+def _choose_columns(file: str) -> str:
+    return "\n--columns chooses the columns of a table that are inputs." if file.endswith(".csv") else ""
 
 
 def _columns(text: str | None) -> list[str] | None:
