@@ -5,11 +5,12 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange, MicroBatch, StepBatches
@@ -28,12 +29,14 @@ from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.state import load_state
+from base.training.state import load_state, own_parts
+from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
+from base.training.untouched import kept
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
-from utils.optimizers import start_momentum
+from utils.optimizers import load_exactly, start_momentum
 from utils.prepare import wrap_model
 from utils.random import generator_states, isolated
 from utils.schema import TrainerConfig
@@ -67,6 +70,9 @@ class BaseTrainer(EvaluationLoop):
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)
+        for part in own_parts(self).values():
+            if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
+                load_exactly(part)
         watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
         self.log = TrainingLog(
             self.console,
@@ -159,9 +165,7 @@ class BaseTrainer(EvaluationLoop):
         """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
         self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-        # it may draw random numbers and show pictures: both as often as in a run that is not resumed in mid-epoch
-        shown = self.shown.to(None) if self.progress.epoch_steps else nullcontext()
-        with isolated(self.experiment.seed, "epoch", epochs), shown:
+        with isolated(self.experiment.seed, "epoch", epochs), self._resumed_in_epoch():
             if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
@@ -173,6 +177,17 @@ class BaseTrainer(EvaluationLoop):
             self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
             start_momentum(each.optimizer)
+
+    def _resumed_in_epoch(self) -> ExitStack:
+        """For ``begin_epoch``, which a run resumed in mid-epoch calls again: it shows nothing, and weights and other
+        parts of the checkpoint stay as they were loaded."""
+        stack = ExitStack()
+        if self.progress.epoch_steps:
+            stack.enter_context(self.shown.to(None))
+            model = {} if self.runtime.sharded else {"model": self.experiment.model}
+            if type(self).begin_epoch is not TrainerInterface.begin_epoch:
+                stack.enter_context(kept({**model, **own_parts(self)}))
+        return stack
 
     def close_workers(self) -> None:
         """End the worker processes; the next batches start new ones."""

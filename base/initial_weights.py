@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from base.training.buffers import fit_buffers
 from base.training.parameters import matches, no_match
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
@@ -82,6 +83,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
 
     file: their origin, for messages. Raises CheckpointError listing what does not match.
     """
+    if not partial:
+        fit_buffers(model, weights)
     try:
         result = model.load_state_dict(dict(weights), strict=not partial)
         unexpected = getattr(result, "unexpected_keys", ())  # a model's own method may return anything

@@ -28,6 +28,11 @@ class LibraryMetric:
         self.name = name
         self.metric = metric
         self.parts = _parts(metric)
+        if not any(part.metric_state for part in self.parts.values()):
+            raise ConfigError(
+                f'metrics: "{name}" has no state, so it would be neither reset nor saved; create in __init__ what '
+                'update() adds to: self.add_state("hits", default=torch.tensor(0.0), dist_reduce_fx="sum")'
+            )
 
     def compute(self) -> float:
         with self._naming_errors("cannot be computed"):
@@ -37,9 +42,10 @@ class LibraryMetric:
         if isinstance(value, (int, float)):
             return value
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        advice = 'try "average": "macro", or ' if hasattr(self.metric, "average") else ""
         raise ConfigError(
-            f'metrics: "{self.name}" gives {shape}, not a single number; try "average": "macro", or write a metric of '
-            "your own that reduces it to one number"
+            f'metrics: "{self.name}" gives {shape}, not a single number; {advice}write a metric of your own that '
+            "reduces it to one number"
         )
 
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:

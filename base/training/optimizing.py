@@ -61,6 +61,8 @@ class SeveralOptimizers:
         trainer, self.step = self.trainer, step
         total: StepLoss = trainer.begin_step(step)
         self._losses, self._skipped = {}, set()
+        for optimizer in trainer.training.optimizers.values():  # one may not step this time
+            trainer.runtime.zero_grad(optimizer.optimizer)
         try:
             for self._number, micro_batch in enumerate(step.micro_batches, start=1):
                 self._size = micro_batch.size

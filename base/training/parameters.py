@@ -231,8 +231,6 @@ def loss_module(loss: Any) -> nn.Module | None:
 
 
 def stateful_loss(loss: Any) -> nn.Module | None:
-    """A loss that has its own parameters or buffers, as a module; None if the config describes it completely."""
+    """A loss that may have a state of its own, perhaps only later, as a module; None if it is torch's or a function."""
     module = loss_module(loss)
-    if module is None or type(module).__module__.startswith("torch.nn."):
-        return None
-    return module if module.state_dict() else None
+    return None if module is None or type(module).__module__.startswith("torch.nn.") else module

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from base.training.buffers import fit_buffers
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
@@ -37,7 +38,8 @@ LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "fo
 
 def own_parts(trainer: Any) -> dict[str, Any]:
     """The parts that a subclass adds to ``stateful`` of a BaseTrainer."""
-    return {name: part for name, part in trainer.stateful().items() if kind(name) not in STANDARD_PARTS}
+    parts = trainer.stateful() or {}  # if nothing is returned, check_parts says so
+    return {name: part for name, part in parts.items() if kind(name) not in STANDARD_PARTS}
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
@@ -55,6 +57,8 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
     loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
+    for name in loads:
+        fit_buffers(parts[name], state[name])
     _load({**loads, "random": restore_random}, state, source)
 
 
@@ -63,7 +67,10 @@ def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> No
 
     A test then evaluates what the validation did. Raises CheckpointError if one does not match.
     """
-    _load({name: part.load_state_dict for name, part in trainer.stateful().items()}, state, source)
+    parts = {name: part for name, part in trainer.stateful().items() if name != "loss" or name in state}
+    for name, part in parts.items():
+        fit_buffers(part, state.get(name))
+    _load({name: part.load_state_dict for name, part in parts.items()}, state, source)
 
 
 def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
@@ -93,7 +100,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     progress = checkpoint.saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
-            if name not in saved and name != "data":  # older checkpoints do not have it
+            if name not in saved and name not in ("data", "loss"):  # which older checkpoints do not have
                 raise _Misfit((name,), "missing")
         for name in saved:
             if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:

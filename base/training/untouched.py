@@ -29,8 +29,8 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
     buffers = [
         (module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)
     ]
-    states = copy.deepcopy(_states(parts))
     with ExitStack() as stack:
+        stack.enter_context(kept(parts))
         stack.enter_context(isolated(trainer.experiment.seed, *key))
         stack.enter_context(torch.no_grad())
         if trainer.runtime.settings.compile:  # which would take longer than the step
@@ -42,9 +42,18 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
                 module.training = mode
             for module, name, before in buffers:
                 _restore(module, name, before)
-            for name, state in _states(parts).items():
-                if not same(state, states[name]):
-                    parts[name].load_state_dict(states[name])
+
+
+@contextmanager
+def kept(parts: dict[str, Any]) -> Iterator[None]:
+    """Inside the block, these parts of a checkpoint may change; afterwards they are as they were."""
+    states = copy.deepcopy(_states(parts))
+    try:
+        yield
+    finally:
+        for name, state in _states(parts).items():
+            if not same(state, states[name]):
+                parts[name].load_state_dict(states[name])
 
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:

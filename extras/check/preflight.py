@@ -109,7 +109,7 @@ class _Check:
         trainer.prepare_epoch(0)
         # metrics are checked separately
         trainer.train_metrics = Metrics(
-            {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.logs
+            {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs
         )
         trainer.first_batch_passed = True  # its problems are reported here
         self.kept = exactness_checks.Kept(trainer)

@@ -209,7 +209,7 @@ class Coordinator:
     def _check_refusals(self, reason: str) -> None:
         """Raise UserError if all trials so far were rejected for this reason, such as missing data."""
         ended = [trial.outcome for trial in self.folder.trials() if trial.outcome]
-        alike = all(not each.epochs and TRIAL.sub("", each.reason) == TRIAL.sub("", reason) for each in ended)
+        alike = all(not each.epochs and _words(each.reason) == _words(reason) for each in ended)
         if alike and len(ended) >= MOST_REFUSED and not self._finished():
             raise UserError(
                 f"all {len(ended)} trials so far failed for the same reason: {reason}\nIf it is the config, start a "
@@ -296,3 +296,8 @@ def _reason(trial: Trial) -> str:
         if text:
             return text.splitlines()[-1]
     return f"its process failed; see {trial.run.log}"
+
+
+def _words(reason: str) -> str:
+    """A reason without what differs between trials: their names, process ids, values."""
+    return re.sub(r"\d+", "", TRIAL.sub("", reason))

@@ -87,6 +87,7 @@ def train_trial(folder: str, threads: int | None, device: int | None, note: str 
     status: Any = 1
     try:
         _redirect(Path(folder) / ERRORS)
+        multiprocessing.set_start_method(None, force=True)  # this process's own workers are forked, as in train.py
         threading.Thread(target=_end_with_sweep, daemon=True).start()
         if device is not None:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

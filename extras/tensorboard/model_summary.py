@@ -38,7 +38,6 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
         return f"{_size(trainer)}\n\nWith several processes, no table of layers or graph is available.", None
     trace = Trace()
     recorder = Recorder(model)
-    samples = first_batch(trainer, 2)
     try:
         with (
             untouched(trainer, "model summary"),
@@ -48,6 +47,7 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
         ):
             model.eval()
             warnings.simplefilter("ignore")  # the first training step will show them
+            samples = first_batch(trainer, 2)
             trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # from the user's own code, which may not support this batch size
         return f"{_size(trainer)}\n\nNo table of layers or graph: {error}", None
