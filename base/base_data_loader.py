@@ -19,6 +19,7 @@ from base.data.orders import (
     Shuffled,
     Weighted,
     balanced_weights,
+    balancing_weights,
     check_lengths,
     check_weights,
     class_indices,
@@ -138,21 +139,20 @@ class BaseDataLoader(ABC):
 
         num_classes: if there are class names or integer targets of shape (N,); not for a stream without names.
         class_counts: for such targets, the number of training samples per class, without those held out.
+        class_weights: weights of a loss that give each class the same total, N / (num_classes * class_counts).
 
         Subclasses can add their own: ``return {**super().facts(), "vocabulary_size": len(self.words)}``.
         """
         source = self._source(augment=False)
-        facts: dict[str, Any] = {}
-        if self.class_names is not None:
-            facts["num_classes"] = len(self.class_names)
+        facts: dict[str, Any] = {} if self.class_names is None else {"num_classes": len(self.class_names)}
         if isinstance(source, StreamSource):
             return facts
         train, _ = self._split(len(source))
         classes = class_indices(source)
         if classes is not None and int(classes.max()) < MOST_CLASSES:
             count = facts.setdefault("num_classes", int(classes.max()) + 1)
-            trained = classes if train is None else classes[train]
-            facts["class_counts"] = torch.bincount(trained, minlength=count).tolist()
+            counts = torch.bincount(classes if train is None else classes[train], minlength=count)
+            facts |= {"class_counts": counts.tolist(), "class_weights": balancing_weights(counts)}
         return facts
 
     def input_facts(self) -> dict[str, Any]:

@@ -137,7 +137,10 @@ class LossSum(nn.Module):
             counts.append((last_count(loss), part.numel() if isinstance(part, Tensor) else 0))
         self.last_count, differ = _common(counts, targets)
         self.counts_differ = self.counts_differ | differ
-        self._parts = {name: value.detach() for name, value in values.items()}
+        self._parts = {
+            name: with_count(value.detach(), count)
+            for (name, value), (count, _) in zip(values.items(), counts, strict=True)
+        }
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
 

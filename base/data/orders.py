@@ -127,6 +127,11 @@ def balanced_weights(targets: Tensor) -> Tensor:
     return (1 / torch.bincount(targets).double())[targets]
 
 
+def balancing_weights(counts: Tensor) -> list[float]:
+    """A weight for each class that gives all the same total: N / (C * count), 0 without samples. counts: (C,)."""
+    return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
+
+
 def check_lengths(lengths: Tensor, count: int) -> Tensor:
     """Validate the lengths of all training samples, shape (count,). Raises DataError."""
     lengths = torch.as_tensor(lengths).detach().cpu()

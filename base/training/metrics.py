@@ -162,8 +162,10 @@ class Metrics:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
                 self._measure(result.outputs, result.targets, samples)
         for name, value in result.log.items():
-            number = logged_number(name, value, self.logs)
-            self.means[name].add(to_scalar(number), factor=samples, weight=samples)
+            number = to_scalar(logged_number(name, value, self.logs))
+            count = getattr(value, "averaged_over", None)  # of a loss
+            weight = samples if count is None else count
+            self.means[name].add(number, factor=weight, weight=weight)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         # squares and sums overflow in half precision, long before the result is out of range

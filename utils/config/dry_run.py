@@ -5,7 +5,7 @@ components are only built in the run itself, since their constructors may do any
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -32,10 +32,12 @@ class _Refused(Exception):  # noqa: N818  (carries a Problem)
     pass
 
 
-def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int]) -> Iterator[Problem]:
+def dry_run_problems(
+    config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int], pending: Sequence[KeyPath] = ()
+) -> Iterator[Problem]:
     """What torch finds wrong with the device and its components.
 
-    flawed: paths with known mistakes.
+    flawed: paths with known mistakes, or with values that are not known yet. pending: the latter.
     lengths: known lengths of schedulers by path, each in its "interval".
     """
     runtime = config.get("runtime")
@@ -67,7 +69,8 @@ def dry_run_problems(config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapp
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
         except _Refused as refused:
-            yield refused.args[0]
+            if not any(unknown[: len(path)] == path for unknown in pending):  # else the missing value may be the cause
+                yield refused.args[0]
 
 
 def _without_flaws(

@@ -86,7 +86,8 @@ def _checked(
     if dry_run:
         from utils.config.dry_run import dry_run_problems  # imports torch
 
-        problems += dry_run_problems(document.value, flawed, _schedule_lengths(config) if config else {})
+        lengths = _schedule_lengths(config) if config else {}
+        problems += dry_run_problems(document.value, flawed, lengths, references.pending)
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if not problems:  # an override is expected to have an effect

@@ -110,10 +110,13 @@ def test_facts_of_classes() -> None:
     assert isinstance(training.indices, Tensor)
     assert facts["class_counts"] == torch.bincount(source.targets[training.indices]).tolist()  # type: ignore[index]
     assert sum(facts["class_counts"]) == 40
+    totals = [count * weight for count, weight in zip(facts["class_counts"], facts["class_weights"], strict=True)]
+    assert totals == pytest.approx([40 / 3] * 3)
     loader.class_names = ["a", "b", "c", "d"]
     facts = loader.facts()
     assert facts["num_classes"] == 4
     assert facts["class_counts"][3:] == [0]
+    assert facts["class_weights"][3:] == [0.0]
 
 
 def test_facts_of_numbers_and_of_a_subclass() -> None:

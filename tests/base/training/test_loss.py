@@ -153,6 +153,15 @@ def test_a_validation_loss_does_not_depend_on_the_batch_size(fit: Fit, loss: Any
     assert values == pytest.approx(values[:1] * 4, rel=1e-6)
 
 
+def test_each_of_several_losses_is_averaged_over_its_own_count(fit: Fit) -> None:
+    losses = {"weighted": {"type": "cross_entropy", "args": WEIGHTS}, "plain": {"type": "cross_entropy"}}
+    still = "optimizer.args.lr=0.0"
+    alone = tokens(fit, 36, still, loss=losses["weighted"], eval_batch_size=12).last["val_loss"]
+    for size in (12, 5, 1):
+        last = tokens(fit, 36, still, loss=losses, eval_batch_size=size).last
+        assert last["val_weighted"] == pytest.approx(alone, rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSS)
 @pytest.mark.parametrize("optimizer", ["SGD", "LBFGS"])

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torchmetrics import Metric
 
 from base.metric import StepResult
+from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
 from utils.errors import ConfigError
@@ -125,6 +127,22 @@ def test_a_loss_that_is_not_finite_is_seen() -> None:
     assert made.is_finite()
     made.update(StepResult(torch.tensor(float("nan")), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
     assert not made.is_finite()
+
+
+def test_a_torchmetrics_class_without_a_state_is_refused() -> None:
+    class Stateless(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hits = 0
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            self.hits += 1
+
+        def compute(self) -> Tensor:
+            return torch.tensor(self.hits)
+
+    with pytest.raises(ConfigError, match=r'"hits" has no state, .* self.add_state\("hits"'):
+        LibraryMetric("hits", Stateless())
 
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:

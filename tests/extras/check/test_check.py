@@ -337,3 +337,9 @@ def test_a_backward_pass_by_hand_fails_where_a_run_refuses_it(
 @pytest.mark.parametrize(("loss", "nll", "verdict"), [(0.2, False, "note"), (0.2, True, "FAIL"), (-0.1, False, "FAIL")])
 def test_a_low_first_loss_may_come_from_pretrained_weights(loss: float, nll: bool, verdict: str) -> None:
     assert check_first_loss(loss, classes=3, nll=nll).verdict == verdict
+
+
+def test_several_losses_by_name_pass(check: Check) -> None:
+    losses = {"classes": {"type": "cross_entropy"}, "again": {"type": "cross_entropy", "weight": 0.5}}
+    status, printed = check(**planted(""), data_loader={"type": "Made", "args": {"kind": ""}}, loss=losses)
+    assert status == 0, printed

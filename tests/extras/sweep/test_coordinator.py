@@ -1,6 +1,7 @@
 """How trials are claimed, restarted and recorded, with trials that only write what a training would."""
 
 import csv
+import itertools
 import json
 import shutil
 import signal
@@ -78,8 +79,10 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
 def test_trials_that_are_refused_alike_end_the_sweep(make: Callable[[str, Spec], SweepFolder]) -> None:
     """As where a folder of data is not there."""
     folder = make("refused", spec(*SPACES))
-    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, "error: trial-000: no data"))
-    with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data\n"):
+    numbers = itertools.count(1000)  # such as process ids
+    reason = "error: trial-000: no data for process {}"
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, reason.format(next(numbers))))
+    with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data for proc"):
         coordinator(folder, processes).run()
     assert len(results(folder)) == 3
     for trial in folder.trials():

@@ -127,6 +127,14 @@ def test_a_ctrl_c_while_the_server_of_the_trials_starts(tmp_path: Path) -> None:
     assert "Traceback" not in output + errors
 
 
+def test_trials_have_worker_processes(tmp_path: Path) -> None:
+    config = str(small_config(tmp_path, trainer=TRAINER))
+    process = start("-c", config, "seed=0,1", "trainer.epochs=1", "data_loader.args.num_workers=1")
+    output, errors = process.communicate(PATIENCE)
+    assert process.returncode == 0, errors
+    assert "done: 2 trials, in" in output
+
+
 def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
     config = small_config(tmp_path, trainer=TRAINER)
     process = start("-c", str(config), *SPACES, f"--note={NOTE}")

@@ -207,6 +207,14 @@ def test_what_the_data_tell_and_the_environment_are_needed_once(
     assert found.run_dir.parent == whole.parent
 
 
+def test_what_the_data_tell_may_be_an_argument_that_a_metric_needs(fit: Fit) -> None:
+    score: dict[str, Any] = {"type": "F1Score", "args": {"task": "multiclass", "num_classes": "${data.num_classes}"}}
+    keys = {**ASKING, "loss": "cross_entropy"}
+    assert "F1Score" in fit("trainer.epochs=1", **keys, metrics=[score]).last
+    with pytest.raises(ConfigError, match="F1Score rejects this"):
+        fit(**keys, metrics=[{**score, "args": {**score["args"], "top_k": -1}}])
+
+
 def test_what_the_data_tell_may_be_an_override_of_a_resume(fit: Fit) -> None:
     run = fit(**{**ASKING, "loss": "cross_entropy"}).run_dir
     resumed = train.main(
