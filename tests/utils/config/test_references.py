@@ -211,8 +211,8 @@ def test_what_the_data_tell_may_be_an_argument_that_a_metric_needs(fit: Fit) -> 
     score: dict[str, Any] = {"type": "F1Score", "args": {"task": "multiclass", "num_classes": "${data.num_classes}"}}
     keys = {**ASKING, "loss": "cross_entropy"}
     assert "F1Score" in fit("trainer.epochs=1", **keys, metrics=[score]).last
-    with pytest.raises(ConfigError, match="F1Score rejects this"):
-        fit(**keys, metrics=[{**score, "args": {**score["args"], "top_k": -1}}])
+    with pytest.raises(ConfigError, match=r"metrics\.0\.args\.num_classes: "):
+        fit(**keys, metrics=[{**score, "args": {**score["args"], "num_classes": "${data.rate}"}}])
 
 
 def test_what_the_data_tell_may_be_an_override_of_a_resume(fit: Fit) -> None:
