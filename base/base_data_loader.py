@@ -383,7 +383,7 @@ def check_folds(folds: int | None, fold: int | None, validation_split: float) ->
     if folds is not None and fold is not None and fold >= folds:
         raise ValueError(f'"fold" is {fold}, but the {folds} folds are numbered from 0 to {folds - 1}')
     if folds is not None and validation_split:
-        raise ValueError('"folds" already holds out validation data; leave "validation_split" out')
+        raise ValueError('"folds" already holds out validation data; leave "validation_split" out, or set it to 0')
 
 
 def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:

@@ -16,7 +16,6 @@ from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
-CANNOT_VIEW = "view size is not compatible"  # torch's message
 OTHER_DEVICE = (
     "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
     "if a module keeps it, register it with register_buffer"
@@ -36,6 +35,9 @@ CAUSES = {  # by parts of torch's and Python's messages
     "from the outputs in train_step",
     "has no attribute 'optimizer'": "a loop by hand in train_step: self.backward(loss) is enough, since the base class "
     "clears the gradients and steps the optimizer",
+    # torch's message for view()
+    "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
+    "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
     'missing the required "forward"': "a model without a method forward, or with another name for it",
 }
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -68,12 +70,6 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     line = line or f"  {format_error(error)}"
     reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
-    if CANNOT_VIEW in str(error):
-        return UserError(
-            f"the first batch ({describe_batch(batch)}) failed: {error}\n{line}\n"
-            "Images and the outputs of convolutions have the memory format channels_last here, which is faster; use "
-            "x.flatten(1) or x.reshape(...) in place of x.view(...)."
-        )
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     return current().peer_failure(error) or UserError(
