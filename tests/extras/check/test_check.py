@@ -32,12 +32,15 @@ Check = Callable[..., tuple[int, str]]
 class Planted(nn.Module):
     """8 numbers to 3 classes, with one fault."""
 
+    seen: Tensor
+
     def __init__(self, fault: str = "") -> None:
         super().__init__()
         self.fault = fault
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
         if fault == "unused":
             self.unused = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(0, 8))
         if fault == "large":
             nn.init.normal_(self.last.weight, std=30)
         if fault == "zero":
@@ -48,6 +51,8 @@ class Planted(nn.Module):
             x = x - x.mean(0)
         if self.fault == "in place":
             x *= 10
+        if self.fault == "grown" and self.training:
+            self.seen = torch.cat([self.seen, x.detach()])[-50:]
         hidden = self.first(x.flatten(1)).relu()
         if self.fault == "detached":
             hidden = hidden.detach()
@@ -342,4 +347,9 @@ def test_a_low_first_loss_may_come_from_pretrained_weights(loss: float, nll: boo
 def test_several_losses_by_name_pass(check: Check) -> None:
     losses = {"classes": {"type": "cross_entropy"}, "again": {"type": "cross_entropy", "weight": 0.5}}
     status, printed = check(**planted(""), data_loader={"type": "Made", "args": {"kind": ""}}, loss=losses)
+    assert status == 0, printed
+
+
+def test_a_buffer_that_grows_is_no_fault(check: Check) -> None:
+    status, printed = check(**planted("grown"), data_loader={"type": "Made", "args": {"kind": ""}})
     assert status == 0, printed
