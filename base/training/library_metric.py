@@ -122,7 +122,8 @@ class LibraryMetric:
             except RuntimeError as error:
                 raise ValueError(
                     f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
-                    f"{error}"
+                    f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
+                    "resume with the same number of processes, or with metrics=[]"
                 ) from error
 
 

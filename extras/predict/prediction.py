@@ -142,7 +142,8 @@ class Run:
             self._name(problem)
         predictor = self.predictor
         prepare = functools.partial(predictor.data.prepare_input, facts=predictor.facts)
-        items = self._readable(read_items(files.files, prepare, self.columns))
+        needed = predictor.facts.get("columns") or ()
+        items = self._readable(read_items(files.files, prepare, self.columns, needed))
         with predictor.trainer.evaluating(), _progress(_total(files.files), bar=bar) as advance:
             for batch in self._batches(items):
                 predictor.trainer.experiment.signals.check()

@@ -1,5 +1,6 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from base.data.workers import start_method
 from extras.predict.arrays import NpyRows, NpzRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
-from utils.errors import TrainingError, UserError
+from utils.errors import DataError, TrainingError, UserError
 from utils.signals import end_workers_at_exit, ignore_in_worker
 from utils.tree import map_tensors
 
@@ -38,17 +39,29 @@ class Item(NamedTuple):
     problem: str = ""
 
 
-def read_items(files: Sequence[str], prepare: Prepare, columns: Sequence[str] | None) -> Iterator[Item]:
+def read_items(
+    files: Sequence[str], prepare: Prepare, columns: Sequence[str] | None, needed: Sequence[str] = ()
+) -> Iterator[Item]:
     """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
-    columns: of tables.
+    columns: of tables, those to read. needed: those that the data loader's ``input_facts`` names.
     """
     for kind, names in itertools.groupby(files, kind_of):
         if kind == "file":
             yield from _read_files(list(names), prepare)
             continue
         for name in names:
+            if kind == "table":
+                _check_columns(name, columns, needed)
             yield from _read_rows(name, kind, prepare, columns)
+
+
+def _check_columns(name: str, columns: Sequence[str] | None, needed: Sequence[str]) -> None:
+    """Raise DataError if a table with a header lacks a column, rather than once for each of its rows."""
+    with contextlib.suppress(Unreadable):  # said when it is read
+        header = columns or TableRows(name).header
+        if header and (missing := [each for each in needed if each not in header]):
+            raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
 
 
 def kind_of(name: str) -> str:

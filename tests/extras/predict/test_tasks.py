@@ -217,7 +217,7 @@ def test_what_is_known_of_the_training_data_is_kept_in_the_run(fit: Fit, ask: As
             patch.setattr(Scaled, "prepare_input", lambda *_, **__: None)
             assert "skipped new.npy, row 0: prepare_input returned nothing\n" in ask(run, "new.npy")[2]
         Path("bad.csv").write_text("a,b\n1,2\n")
-        assert "the table has no column 'c'; the model takes a, b, c" in ask(run, "bad.csv")[2]
+        assert ask(run, "bad.csv")[2] == "error: bad.csv: the table has no column 'c'; the model takes a, b, c\n"
 
 
 def test_facts_of_before_a_resume_stay(fit: Fit) -> None:
