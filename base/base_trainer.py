@@ -5,7 +5,7 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from base.training.saved_data import SavedData
 from base.training.state import load_state, own_parts
 from base.training.trainer_interface import TrainerInterface
 from base.training.training_log import TrainingLog
-from base.training.untouched import kept
+from base.training.untouched import begun_once
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
@@ -165,8 +165,10 @@ class BaseTrainer(EvaluationLoop):
         """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
         self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-        with isolated(self.experiment.seed, "epoch", epochs), self._resumed_in_epoch():
-            if type(data).begin_epoch is not BaseDataLoader.begin_epoch:
+        of_data = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+        own = of_data or type(self).begin_epoch is not TrainerInterface.begin_epoch
+        with isolated(self.experiment.seed, "epoch", epochs), begun_once(self) if own else nullcontext():
+            if of_data:
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
@@ -177,17 +179,6 @@ class BaseTrainer(EvaluationLoop):
             self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
         for each in self.training.optimizers.values():
             start_momentum(each.optimizer)
-
-    def _resumed_in_epoch(self) -> ExitStack:
-        """For ``begin_epoch``, which a run resumed in mid-epoch calls again: it shows nothing, and weights and other
-        parts of the checkpoint stay as they were loaded."""
-        stack = ExitStack()
-        if self.progress.epoch_steps:
-            stack.enter_context(self.shown.to(None))
-            model = {} if self.runtime.sharded else {"model": self.experiment.model}
-            if type(self).begin_epoch is not TrainerInterface.begin_epoch:
-                stack.enter_context(kept({**model, **own_parts(self)}))
-        return stack
 
     def close_workers(self) -> None:
         """End the worker processes; the next batches start new ones."""

@@ -45,6 +45,20 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
 
 
 @contextmanager
+def begun_once(trainer: Any) -> Iterator[None]:
+    """For ``begin_epoch`` of a BaseTrainer, which a run that is resumed within an epoch calls once more.
+
+    It then shows nothing, and the weights and other parts of the checkpoint stay as they were loaded.
+    """
+    with ExitStack() as stack:
+        if trainer.progress.epoch_steps:
+            stack.enter_context(trainer.shown.to(None))
+            model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
+            stack.enter_context(kept({**model, **own_parts(trainer)}))
+        yield
+
+
+@contextmanager
 def kept(parts: dict[str, Any]) -> Iterator[None]:
     """Inside the block, these parts of a checkpoint may change; afterwards they are as they were."""
     states = copy.deepcopy(_states(parts))
