@@ -108,6 +108,9 @@ def _signatures(component: Callable[..., Any]) -> list[inspect.Signature]:
         functions = [component.__new__]
     else:
         functions = [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)]
+        # a library's own subclass fills in what its base class needs: F1 is F-beta with beta=1
+        metrics = [place for place, each in enumerate(functions) if each.__module__.startswith("torchmetrics.")]
+        functions = functions[: metrics[0] + 1] if metrics else functions
     signatures = []
     for function in functions or [lambda: None]:
         signature = inspect.signature(function)

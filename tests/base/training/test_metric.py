@@ -1,5 +1,6 @@
 """A metric over batches is the metric over all samples at once, and its sums can be saved in the middle."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score
 
 from base.metric import StepResult
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
+from tests.helpers import temporarily
 from utils.errors import ConfigError
+from utils.registry import METRICS
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(103, 5, generator=GENERATOR)
@@ -192,3 +196,13 @@ def test_metrics_of_half_precision_outputs_do_not_overflow(dtype: torch.dtype) -
     assert values["square"] == pytest.approx(300.0**2, rel=1e-2)  # bfloat16 has no 300, but 300.0 rounded
     assert values["mse"] == pytest.approx(300.0**2, rel=1e-2)
     assert values["raw"] == pytest.approx(1000.0)
+
+
+class OfClasses(MulticlassF1Score):
+    """As for outputs of which one part are the classes."""
+
+
+def test_a_metric_derived_from_one_of_torchmetrics_needs_its_arguments_alone() -> None:
+    with temporarily(METRICS, OfClasses):
+        assert "beta" not in METRICS.parameters("OfClasses")
+        assert METRICS.parameters("OfClasses")["num_classes"].default is inspect.Parameter.empty
