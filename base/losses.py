@@ -17,10 +17,12 @@ from base.training.loss import CountedLoss, count_targets, no_loss
 from base.training.metrics import Loss, last_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
+from utils.errors import ConfigError
 from utils.random import isolated, seed_generators
 from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
 from utils.tree import tensors
+from utils.user_code import format_error_with_source
 
 
 def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
@@ -132,7 +134,15 @@ class LossSum(nn.Module):
         values, counts = dict[str, Tensor](), list[tuple[Tensor | float | None, int]]()
         for name, loss in self.losses.items():
             part = _part(targets, name)
-            values[name] = loss(_part(outputs, name), part)
+            try:
+                values[name] = loss(_part(outputs, name), part)
+            except (AttributeError, TypeError) as error:
+                if not isinstance(outputs, Mapping) or name in outputs:
+                    raise
+                raise ConfigError(
+                    f'the loss "{name}" gets the whole dict of outputs, since it has no entry of this name, only '
+                    f"{', '.join(map(str, outputs))}: {format_error_with_source(error)}"
+                ) from error
             check_loss(values[name], f'the loss "{name}" returned a value')
             counts.append((last_count(loss), part.numel() if isinstance(part, Tensor) else 0))
         self.last_count, differ = _common(counts, targets)

@@ -24,7 +24,7 @@ from tests.conftest import load_script
 from tests.helpers import copy_run, curves, keep_on_device, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
-from utils.errors import UserError
+from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
@@ -404,6 +404,14 @@ def test_a_weighted_sum_of_losses_by_name(fit: Fit) -> None:
     assert result.best == min(line["val_size"] for line in lines(result.run_dir))
     assert {"kind/train", "size/valid", "kind/step"} <= curves(result.run_dir).keys()
     assert float(state(result.run_dir)["loss"]["size.scale"]) != 0
+
+
+def test_a_loss_by_a_name_that_no_entry_has(fit: Fit) -> None:
+    misspelt = {"kind": "cross_entropy", "sizes": {"type": "MSELoss"}}
+    with pytest.raises(
+        ConfigError, match=r'the loss "sizes" gets the whole dict of outputs, .*, only kind, size: Attrib'
+    ):
+        on_two_targets(fit, loss=misspelt)
 
 
 @pytest.mark.slow
