@@ -27,7 +27,7 @@ def fit_buffers(module: Any, state: Any) -> None:
         buffer = getattr(owner, leaf)
         fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
         first = shared.setdefault(id(buffer), name)
-        if not fits or not same(state[first], value):
+        if not fits or (first != name and not same(state[first], value)):
             device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
             setattr(owner, leaf, value.detach().to(device).clone())
 
