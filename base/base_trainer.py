@@ -96,9 +96,9 @@ class BaseTrainer(EvaluationLoop):
         """
         checkpointer = self.outputs.checkpointer
         try:
+            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
             self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
             check_smallest_batch(self)
-            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
             while not self.finished():
@@ -165,10 +165,10 @@ class BaseTrainer(EvaluationLoop):
         """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
         data = self.experiment.data
         self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-        of_data = type(data).begin_epoch is not BaseDataLoader.begin_epoch
-        own = of_data or type(self).begin_epoch is not TrainerInterface.begin_epoch
-        with isolated(self.experiment.seed, "epoch", epochs), begun_once(self) if own else nullcontext():
-            if of_data:
+        data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+        changes = data_changes or type(self).begin_epoch is not TrainerInterface.begin_epoch
+        with isolated(self.experiment.seed, "epoch", epochs), begun_once(self) if changes else nullcontext():
+            if data_changes:
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)

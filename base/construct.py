@@ -140,8 +140,8 @@ def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: C
     for name, expected in trainer.base_attributes.items():
         own = vars(trainer).get(name)
         if name != "criterion" and expected is not type(None) and not isinstance(own, expected):
-            found = f"{type(own).__name__}, but the base class uses it for its {expected.__name__}"
-            raise loaded.error(path, f"{kind} sets self.{name} to a {found}; give it another name")
+            found = f"of type {type(own).__name__}, but the base class uses it for its {expected.__name__}"
+            raise loaded.error(path, f"{kind} sets self.{name}, {found}; give it another name")
     for name in later:
         if name in vars(trainer):
             raise loaded.error(path, f"{kind} sets self.{name}, which the base class sets; give it another name")

@@ -2,8 +2,9 @@
 
 trainer_interface  what a trainer defines and calls
 progress        counters: steps, epochs, the position in the data, the best value
-metrics         the loss and metrics of a phase; library_metric wraps those of torchmetrics
-loss            what a loss is averaged over, across the micro-batches and processes of a step
+metrics         what is averaged, and over what; library_metric wraps the metrics of torchmetrics
+finite          ends the training at a loss that is not finite
+loss            a loss that is averaged over something other than samples
 parameters      which optimizer and parameter group trains each parameter, and what is frozen
 schedule        an optimizer with its learning rate schedule
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
@@ -16,6 +17,7 @@ training_log    logging to the console, metrics.jsonl and TensorBoard, including
 summary         console output at the start and the end
 run             a run in its folder: what it writes and logs, and what remains if it fails
 resume          which run and checkpoint to resume, and which config changes to accept
-state           restoring a trainer's state, and checking that a saved state matches
+state           restoring a trainer's state, and checking that a saved state matches; buffers loads those that change
+untouched       trying a step without a trace
 saved_data      what a checkpoint records about the data set
 """

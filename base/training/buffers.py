@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from utils.tree import same
 
 
+def load_part(part: Any, state: Any) -> None:
+    """Load the state of a part of a checkpoint: a module, or anything else with ``load_state_dict``."""
+    fit_buffers(part, state)
+    part.load_state_dict(state)
+
+
 def fit_buffers(module: Any, state: Any) -> None:
     """Replace the buffers of a module that could not take their saved values, so that its ``load_state_dict`` can.
 
@@ -33,7 +39,7 @@ def fit_buffers(module: Any, state: Any) -> None:
 
 
 def _owner(module: nn.Module, name: str) -> nn.Module | None:
-    """The module that has registered a buffer, perhaps as None; None if there is no such buffer."""
+    """The module that has registered a buffer, perhaps as None; None if no module has."""
     path, _, leaf = name.rpartition(".")
     try:
         owner = module.get_submodule(path)

@@ -1,5 +1,7 @@
 """Checks of a first batch, and messages for one that fails."""
 
+import re
+import traceback
 from typing import Any
 
 from torch import nn
@@ -21,18 +23,17 @@ OTHER_DEVICE = (
     "if a module keeps it, register it with register_buffer"
 )
 OWN_CUDA = "a .cuda() in the code: leave it out, since model and batch are moved to runtime.device"
-CAUSES = {  # by parts of torch's and Python's messages
+CAUSES = {  # by patterns of torch's and Python's messages
     "on the same device": OTHER_DEVICE,
     "on the expected device": OTHER_DEVICE,
     "and weight type": OTHER_DEVICE,
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
     "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
-    "is out of bounds": "a class index that is not below the number of the model's outputs: classes count from 0",
-    "values to unpack": "a batch of other parts than train_step unpacks: let the data set return (input, target), or "
-    "let train_step unpack what it returns",
-    "must be Tensor, not": "a model that returns something other than a tensor: return the tensor alone, or take it "
-    "from the outputs in train_step",
+    r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
+    "count from 0",
+    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not": "a model that returns something other than a "
+    "tensor: return the tensor alone, or take it from the outputs in train_step",
     "has no attribute 'optimizer'": "a loop by hand in train_step: self.backward(loss) is enough, since the base class "
     "clears the gradients and steps the optimizer",
     # torch's message for view()
@@ -40,6 +41,10 @@ CAUSES = {  # by parts of torch's and Python's messages
     "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
     'missing the required "forward"': "a model without a method forward, or with another name for it",
 }
+OTHER_PARTS = (
+    "a batch of other parts than the step unpacks: let the data set return (input, target), or let the step unpack "
+    "what it returns"
+)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -80,7 +85,10 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
 
 def usual_cause(error: Exception) -> str:
     """The usual cause of an error in a step, and what to do; "" if there are many."""
-    return next((cause for part, cause in CAUSES.items() if part in str(error)), "")
+    *_, innermost = traceback.extract_tb(error.__traceback__)
+    if "values to unpack" in str(error) and innermost.name in ("train_step", "eval_step"):
+        return OTHER_PARTS
+    return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "")
 
 
 def check_smallest_batch(trainer: Any) -> None:

@@ -279,7 +279,7 @@ def _moves(schedule: Schedule, epochs: int, epoch_steps: int) -> int:
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     """Restart a run that was killed before its first checkpoint from its config and its initial weights.
 
-    Raises CheckpointError if its log shows that there were checkpoints, now lost.
+    Raises CheckpointError if its log, or how it ended, shows that there were checkpoints, now lost.
     """
     logged = _logged_epochs(folder)
     saved_at_end = folder.read_environment().get("outcome") in ("finished", "stopped")

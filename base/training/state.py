@@ -5,13 +5,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from base.training.buffers import fit_buffers
+from base.training.buffers import load_part
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
@@ -56,9 +57,7 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
         else:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
-    loads = {name: part.load_state_dict for name, part in parts.items() if name in state}
-    for name in loads:
-        fit_buffers(parts[name], state[name])
+    loads = {name: partial(load_part, part) for name, part in parts.items() if name in state}
     _load({**loads, "random": restore_random}, state, source)
 
 
@@ -68,9 +67,7 @@ def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> No
     A test then evaluates what the validation did. Raises CheckpointError if one does not match.
     """
     parts = {name: part for name, part in trainer.stateful().items() if name != "loss" or name in state}
-    for name, part in parts.items():
-        fit_buffers(part, state.get(name))
-    _load({name: part.load_state_dict for name, part in parts.items()}, state, source)
+    _load({name: partial(load_part, part) for name, part in parts.items()}, state, source)
 
 
 def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:

@@ -69,7 +69,8 @@ class TrainerInterface(ABC):
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
         """Called before the training steps of an epoch, also if a run resumes within it.
 
-        May be called twice for the same epoch. The first epoch is 1.
+        May be called twice for the same epoch. The first epoch is 1. If a run resumes within the epoch, what this does
+        to the weights and to the parts of ``stateful`` is undone: they stay as they were saved.
 
         Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
         the seed and the epoch, and do not affect those of the training. A module put into evaluation mode here stays in

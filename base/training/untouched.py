@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.training.buffers import load_part
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from utils import checkpoint
@@ -26,9 +27,7 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
     roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     modes = [(module, module.training) for module in modules]
-    buffers = [
-        (module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)
-    ]
+    buffers = [(module, {name: (each, each.clone()) for name, each in _buffers(module)}) for module in modules]
     with ExitStack() as stack:
         stack.enter_context(kept(parts))
         stack.enter_context(isolated(trainer.experiment.seed, *key))
@@ -40,8 +39,11 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            for module, name, before in buffers:
-                _restore(module, name, before)
+            for module, before in buffers:
+                for name in {name for name, _ in _buffers(module)} - before.keys():  # registered as None
+                    setattr(module, name, None)
+                for name, (buffer, values) in before.items():
+                    setattr(module, name, buffer.copy_(values))  # the module may have replaced it
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def kept(parts: dict[str, Any]) -> Iterator[None]:
     finally:
         for name, state in _states(parts).items():
             if not same(state, states[name]):
-                parts[name].load_state_dict(states[name])
+                load_part(parts[name], states[name])
 
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +77,6 @@ def _states(parts: dict[str, Any]) -> dict[str, Any]:
     return checkpoint.plain({name: part.state_dict() for name, part in parts.items()})
 
 
-def _restore(module: nn.Module, name: str, before: Tensor) -> None:
-    """Restore a buffer in place, unless the module has replaced it by one of another shape."""
-    buffer = module.get_buffer(name)
-    if buffer.shape == before.shape:
-        buffer.copy_(before)
-    else:
-        setattr(module, name, before)
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of a module, without those of the modules in it."""
+    return module.named_buffers(recurse=False, remove_duplicate=False)

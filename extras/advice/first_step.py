@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
 from base.training.schedule import ScheduledOptimizer
+from base.training.state import own_parts
 from utils import checkpoint
 from utils.optimizers import is_own, parameters_in
 from utils.tree import map_tensors, tensors
@@ -18,7 +19,6 @@ from utils.tree import map_tensors, tensors
 SAMPLE = 1000
 """How many numbers of a tensor are compared: copies of whole weights may not fit into memory."""
 SAVED = {"param_groups", "state", "defaults"}
-OWN_PARTS = {"data", "model", "loss", "averaged_weights", "optimizer", "schedule", "runtime", "metrics", "progress"}
 
 
 # ------------------------------------------------------------------ a user's own optimizers
@@ -154,8 +154,8 @@ def parts_that_differ(trainer: BaseTrainer) -> list[str]:
     """The parts added by a subclass whose state differs between processes."""
     if trainer.runtime.process_group.world_size == 1:
         return []
-    added = {name: part for name, part in trainer.stateful().items() if name.partition(".")[0] not in OWN_PARTS}
-    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in added.items()}
+    parts = own_parts(trainer).items()
+    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in parts}
     everyone = trainer.runtime.process_group.all_gather(digests)
     return [name for name in digests if any(other[name] != digests[name] for other in everyone)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from base.experiment import Training
-from base.training.buffers import fit_buffers
+from base.training.buffers import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config
@@ -139,8 +139,7 @@ def check_memorising(
                 step()
                 optimizer.step()
             best = min(best, measure())
-            fit_buffers(model, before)
-            model.load_state_dict(copy.deepcopy(before))
+            load_part(model, copy.deepcopy(before))
 
     progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < goal:

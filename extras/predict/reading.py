@@ -1,6 +1,5 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -51,17 +50,7 @@ def read_items(
             yield from _read_files(list(names), prepare)
             continue
         for name in names:
-            if kind == "table":
-                _check_columns(name, columns, needed)
-            yield from _read_rows(name, kind, prepare, columns)
-
-
-def _check_columns(name: str, columns: Sequence[str] | None, needed: Sequence[str]) -> None:
-    """Raise DataError if a table with a header lacks a column, rather than once for each of its rows."""
-    with contextlib.suppress(Unreadable):  # said when it is read
-        header = columns or TableRows(name).header
-        if header and (missing := [each for each in needed if each not in header]):
-            raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
+            yield from _read_rows(name, kind, prepare, columns, needed)
 
 
 def kind_of(name: str) -> str:
@@ -82,10 +71,16 @@ def rows_of(name: str, columns: Sequence[str] | None = None) -> NpyRows | NpzRow
     return NpzRows(path, member)
 
 
-def _read_rows(name: str, kind: str, prepare: Prepare, columns: Sequence[str] | None) -> Iterator[Item]:
+def _read_rows(
+    name: str, kind: str, prepare: Prepare, columns: Sequence[str] | None, needed: Sequence[str]
+) -> Iterator[Item]:
     row = 0
     try:
-        for raw in rows_of(name, columns):
+        rows = rows_of(name, columns)
+        header = columns or rows.header if isinstance(rows, TableRows) else None
+        if header and (missing := [each for each in needed if each not in header]):
+            raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
+        for raw in rows:
             if isinstance(raw, str):
                 yield Item(name, row, None, raw)
             else:

@@ -299,5 +299,5 @@ def _reason(trial: Trial) -> str:
 
 
 def _words(reason: str) -> str:
-    """A reason without what differs between trials: their names, process ids, values."""
-    return re.sub(r"\d+", "", TRIAL.sub("", reason))
+    """A reason without what differs between trials that fail alike: their names, and the ids of processes."""
+    return re.sub(r"\bpid\D{0,5}[\d, ]+", "pid", TRIAL.sub("", reason))

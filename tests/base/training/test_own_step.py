@@ -309,7 +309,10 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
             r"json:\d+:\d+: trainer: Starts.start should be \(self\), as in BaseTrainer: missing a required argument: "
             "'batch'; a method for something else needs another name",
         ),
-        ("Counts", "Counts.__init__ sets self.progress to a int, but the base class uses it for its Progress; give it"),
+        (
+            "Counts",
+            "Counts.__init__ sets self.progress, of type int, but the base class uses it for its Progress; give it",
+        ),
         ("Collects", "Collects.__init__ sets self.outputs, which the base class sets; give it another name"),
         (
             "Finishes",
@@ -491,10 +494,24 @@ def one_too_high(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     return trainer.criterion(trainer.model(inputs), targets + 1)
 
 
-def three_parts(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
-    batch: Any = [inputs, targets]
-    _, _, lengths = batch
-    return lengths  # type: ignore[no-any-return]
+def inner_tuple(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    return trainer.criterion(nn.Linear(6, 3)((inputs, inputs)), targets)
+
+
+def inner_index(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    return inputs[0, 99]
+
+
+def inner_parts(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    size: Any = inputs.shape
+    _, _, _, width = size
+    return width  # type: ignore[no-any-return]
+
+
+class Unpacks(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets, lengths = batch
+        return StepResult(lengths, inputs, targets)
 
 
 def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -508,12 +525,22 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
         (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
         (a_tuple, "a model that returns something other than a tensor"),
         (one_too_high, "a class index that is not below the number of the model's outputs"),
-        (three_parts, "a batch of other parts than train_step unpacks"),
         (on_a_gpu, r"a .cuda\(\) in the code"),
     ],
 )
 def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause: str) -> None:
     with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match=f"The usual cause is {cause}"):
+        fit("trainer.type=Own")
+
+
+def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
+    with pytest.raises(UserError, match="The usual cause is a batch of other parts than the step unpacks"):
+        fit("trainer.type=Unpacks")
+
+
+@pytest.mark.parametrize("step", [inner_tuple, inner_index, inner_parts])
+def test_a_like_mistake_elsewhere_has_no_usual_cause(fit: Fit, step: Any) -> None:
+    with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match="Do the shapes and dtypes"):
         fit("trainer.type=Own")
 
 

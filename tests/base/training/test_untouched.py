@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import train
 from base.experiment import Experiment
 from base.metric import StepResult
+from base.training.untouched import untouched
 from tests.helpers import lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
@@ -120,3 +121,39 @@ def test_modules_that_a_trainer_adds_are_in_evaluation_mode_in_a_validation(fit:
 )
 def test_nests_are_compared_bit_for_bit(one: Any, other: Any, equal: bool) -> None:
     assert same_nest(one, other) is equal
+
+
+class Replacing(Normed):
+    """With buffers that a forward pass in training mode creates, or replaces by others."""
+
+    center: Tensor | None
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", None)
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        if self.training:
+            self.center, self.count = outputs.detach().mean(0), self.count + 0.5
+        return outputs
+
+
+def test_buffers_that_a_tried_step_creates_or_replaces_are_as_before(fit: Fit) -> None:
+    class Trying(Trainer):
+        def begin_epoch(self, epoch: int) -> None:
+            model = self.experiment.model
+            before = model.count
+            with untouched(self, "test"):
+                model.train()
+                model(torch.randn(4, 1, 4, 4))
+                assert model.center is not None
+            if not self.progress.steps:
+                assert model.center is None
+            assert model.count is before
+
+    with temporarily(MODELS, Replacing), temporarily(TRAINERS, Trying):
+        data = {"type": "RandomTensorLoader", "args": {**IMAGES, "num_samples": 40}}
+        assert fit("trainer.type=Trying", data_loader=data, model="Replacing").epochs == 2

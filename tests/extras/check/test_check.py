@@ -12,15 +12,14 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from base.base_data_loader import BaseDataLoader
-from base.metric import StepResult
 from extras.check import preflight
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import _named_tensors, check_first_loss
 from extras.check.model_checks import _first_samples
 from logger.console import styled
+from tests.base.training.test_modes import PlainBackward
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
-from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
@@ -64,17 +63,6 @@ class Planted(nn.Module):
         if self.fault == "elsewhere":
             outputs = outputs + torch.ones(3, device="meta")
         return outputs[:, :2] if self.fault == "two" else outputs
-
-
-class ByHand(Trainer):
-    """With a backward pass of its own."""
-
-    def train_step(self, batch: Any) -> StepResult:
-        inputs, targets = batch
-        outputs = self.model(inputs)
-        loss = self.criterion(outputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return StepResult(loss, outputs, targets)
 
 
 class Words(nn.Module):
@@ -173,7 +161,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         temporarily(MODELS, Planted, Words, Steps, Shared),
         temporarily(DATA_LOADERS, Made),
         temporarily(METRICS, everything),
-        temporarily(TRAINERS, ByHand),
+        temporarily(TRAINERS, PlainBackward),
     ):
         yield run
 
@@ -333,10 +321,10 @@ def test_a_loss_of_minus_zero_is_shown_as_zero() -> None:
 def test_a_backward_pass_by_hand_fails_where_a_run_refuses_it(
     check: Check, tmp_path: Path, accumulated: int, status: int
 ) -> None:
-    trainer = {"type": "ByHand", "accumulate_steps": accumulated, "save_dir": str(tmp_path)}
+    trainer = {"type": "PlainBackward", "accumulate_steps": accumulated, "save_dir": str(tmp_path)}
     found, printed = check(**planted(""), data_loader={"type": "Made", "args": {"kind": ""}}, trainer=trainer)
     assert found == status, printed
-    assert ("gradients     FAIL  ByHand.train_step does not call self.backward(loss)" in printed) == bool(status)
+    assert ("gradients     FAIL  PlainBackward.train_step does not call self.backward(loss)" in printed) == bool(status)
 
 
 @pytest.mark.parametrize(("loss", "nll", "verdict"), [(0.2, False, "note"), (0.2, True, "FAIL"), (-0.1, False, "FAIL")])

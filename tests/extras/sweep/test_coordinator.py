@@ -80,9 +80,9 @@ def test_trials_that_are_refused_alike_end_the_sweep(make: Callable[[str, Spec],
     """As where a folder of data is not there."""
     folder = make("refused", spec(*SPACES))
     numbers = itertools.count(1000)  # such as process ids
-    reason = "error: trial-000: no data for process {}"
+    reason = "error: trial-000: no data: DataLoader worker (pid(s) {}) exited unexpectedly"
     processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, reason.format(next(numbers))))
-    with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data for proc"):
+    with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data: Data"):
         coordinator(folder, processes).run()
     assert len(results(folder)) == 3
     for trial in folder.trials():
