@@ -180,9 +180,17 @@ def evaluate(model: nn.Module, data: Photographs, indices: Tensor, writer: Summa
 
 
 def lenet(
-    folder: Path, data_dir: str, device: str, *, batch: int, held_out: int = 0, limit: int = 50_000, log_every: int
+    folder: Path,
+    data_dir: str,
+    device: str,
+    *,
+    batch: int,
+    held_out: int = 0,
+    limit: int = 50_000,
+    log_every: int,
+    epochs: int = 1,
 ) -> None:
-    """An epoch of LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
+    """LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
     torch.manual_seed(0)
     data = Photographs(data_dir, device)
     split = torch.randperm(len(data.images)).to(device)
@@ -190,48 +198,51 @@ def lenet(
     steps = -(-len(train) // batch)
     model = LeNet().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.015, momentum=0.9, nesterov=True, fused=True)
-    schedule = OneCycleLR(optimizer, 0.045, total_steps=steps, div_factor=3, anneal_strategy="linear")
+    schedule = OneCycleLR(optimizer, 0.045, total_steps=epochs * steps, div_factor=3, anneal_strategy="linear")
     writer, marks, step = SummaryWriter(folder), Marks(device), 0
     marks.begin()
-    model.train()
-    epoch_loss: Tensor | float = 0.0
-    window_loss: Tensor | float = 0.0
-    correct: Tensor | float = 0.0
-    for chosen in torch.split(train[torch.randperm(len(train)).to(device)], batch):
-        images, labels = data.batch(chosen)
-        clear_gradients(optimizer)
-        outputs = model(images)
-        loss = F.cross_entropy(outputs, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        window_loss += value(loss)
-        correct += value((outputs.detach().argmax(1) == labels).sum())
-        step += 1
-        if step == 1:
-            marks.stepped()
-        if step % log_every == 0:
-            log(writer, "1/1", step, window_loss / log_every, float(schedule.get_last_lr()[0]))
-            epoch_loss, window_loss = epoch_loss + window_loss, 0.0
-    writer.add_scalar("loss/train", epoch_loss / steps, step)
-    writer.add_scalar("accuracy/train", correct / len(train), step)
-    if held_out:
-        evaluate(model, data, valid, writer, step)
-    save(folder, model, optimizer, 0)
+    for epoch in range(epochs):
+        model.train()
+        epoch_loss: Tensor | float = 0.0
+        window_loss: Tensor | float = 0.0
+        correct: Tensor | float = 0.0
+        for chosen in torch.split(train[torch.randperm(len(train)).to(device)], batch):
+            images, labels = data.batch(chosen)
+            clear_gradients(optimizer)
+            outputs = model(images)
+            loss = F.cross_entropy(outputs, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            window_loss += value(loss)
+            correct += value((outputs.detach().argmax(1) == labels).sum())
+            step += 1
+            if step == 1:
+                marks.stepped()
+            if step % log_every == 0:
+                rate = float(schedule.get_last_lr()[0])
+                log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, rate)
+                epoch_loss, window_loss = epoch_loss + window_loss, 0.0
+        writer.add_scalar("loss/train", epoch_loss / steps, step)
+        writer.add_scalar("accuracy/train", correct / len(train), step)
+        if held_out:
+            evaluate(model, data, valid, writer, step)
+        save(folder, model, optimizer, epoch)
     writer.close()
     marks.end()
     marks.report(step)
 
 
 def main(job: str, folder: Path, data_dir: str = "data", device: str = "cpu") -> None:
+    epochs = 1 if device == "cpu" else 10  # an epoch takes an accelerator less time than its first kernels take to load
     if job == "two-layer":
         two_layer(folder, device, epochs=4, steps=500)
     elif job == "two-layer, 10,000 steps":
         two_layer(folder, device, epochs=4, steps=2500)
     elif job == "lenet":
-        lenet(folder, data_dir, device, batch=64, held_out=5000, log_every=50)
+        lenet(folder, data_dir, device, batch=64, held_out=5000, log_every=50, epochs=epochs)
     elif job in ("batch 512", "batch 4096"):
-        lenet(folder, data_dir, device, batch=int(job.split()[1]), held_out=5000, log_every=50)
+        lenet(folder, data_dir, device, batch=int(job.split()[1]), held_out=5000, log_every=50, epochs=epochs)
     elif job == "batch 4":
         lenet(folder, data_dir, device, batch=4, limit=12_000, log_every=500)
     elif job == "start two-layer":

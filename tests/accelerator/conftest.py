@@ -4,7 +4,10 @@
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,12 +38,34 @@ def only_accelerator(device: str) -> str:
 
 
 @pytest.fixture
-def host_waits(only_accelerator: str) -> Callable[[], int]:
-    """How often the host has waited for the device so far, for a device that counts it, as that of dev/accelerator."""
-    counter: Callable[[], int] | None = getattr(torch.get_device_module(only_accelerator), "host_waits", None)
-    if counter is None:
-        pytest.skip("the device does not count how often the host waits for it")
-    return counter
+def host_waits(only_accelerator: str) -> Callable[[], AbstractContextManager[list[str]]]:
+    """Collects, while its context lasts, where the host waited for the device, as in "trainer.py:12".
+
+    CUDA warns of it; the device of dev/accelerator counts it, but does not know where.
+    """
+    module = torch.get_device_module(only_accelerator)
+    if only_accelerator != "cuda" and not hasattr(module, "host_waits"):
+        pytest.skip("the device does not report when the host waits for it")
+
+    @contextmanager
+    def collected() -> Iterator[list[str]]:
+        found: list[str] = []
+        if only_accelerator != "cuda":
+            before = module.host_waits()
+            yield found
+            found.extend(["?"] * (module.host_waits() - before))
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = (each for each in caught if "synchronizing CUDA operation" in str(each.message))
+        found.extend(f"{Path(each.filename).name}:{each.lineno}" for each in waits)
+
+    return collected
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +121,19 @@ def test_batches_of_workers_come_from_pinned_memory(
     ids=lambda overrides: " ".join(overrides) or "plain",
 )
 def test_no_step_waits_for_the_device(
-    fit_there: Fit, host_waits: Callable[[], int], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+    fit_there: Fit,
+    host_waits: Callable[[], AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
 ) -> None:
     """Except the first ones, which check the batch and prepare numbers that are kept."""
     step = BaseTrainer.optimizer_step
-    waits: list[int] = []
+    waits: list[list[str]] = []
 
     def counted(self: BaseTrainer, batches: StepBatches) -> Any:
-        before = host_waits()
-        loss = step(self, batches)
-        waits.append(host_waits() - before)
+        with host_waits() as found:
+            loss = step(self, batches)
+        waits.append(found)
         return loss
 
     monkeypatch.setattr(BaseTrainer, "optimizer_step", counted)
