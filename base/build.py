@@ -33,6 +33,7 @@ from utils.config import LoadedConfig, to_json
 from utils.config.located_json import config_error
 from utils.config.resume import saved_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
+from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
 from utils.optimizers import import_compiler_late, needs_closure
@@ -113,6 +114,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # to report mistakes now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
+    use_deterministic_kernels(config.runtime.deterministic, console.warn)
     signals = SignalWatch(process_group)
     return Experiment(
         saved_values(config.model_dump(by_alias=True)),

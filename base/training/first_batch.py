@@ -29,6 +29,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "and weight type": OTHER_DEVICE,
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
+    "does not have a deterministic implementation": "an operation for which torch has no deterministic kernel: "
+    "runtime.deterministic=warn allows it, and a resumed run is then exact only up to rounding",
     "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
     r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
     "count from 0",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from base.training.broadcast import NoBroadcast, check_same_shape
+from utils.determinism import fastest_kernels
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
 from utils.tree import to_device
@@ -34,8 +35,14 @@ class LibraryMetric:
                 'update() adds to: self.add_state("hits", default=torch.tensor(0.0), dist_reduce_fx="sum")'
             )
 
+    def update(self, outputs: Any, targets: Any) -> None:
+        # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count
+        # is the same in any order: for a confusion matrix of images, gigabytes
+        with fastest_kernels():
+            self.metric.update(outputs, targets)
+
     def compute(self) -> float:
-        with self._naming_errors("cannot be computed"):
+        with self._naming_errors("cannot be computed"), fastest_kernels():
             value = self.metric.compute()
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
@@ -63,11 +70,11 @@ class LibraryMetric:
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
             refused = self._naming_errors("does not accept these outputs and targets")
             with refused, NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
-                copy.update(outputs, targets)
+                trial.update(outputs, targets)
             try:
                 trial.compute()
             except ConfigError:
-                copy.update(outputs, targets)  # some need two samples, but the batch may have one
+                trial.update(outputs, targets)  # some need two samples, but the batch may have one
                 trial.compute()
 
     @contextmanager

@@ -177,7 +177,7 @@ class Metrics:
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():
-            metric.metric.update(outputs, targets)
+            metric.update(outputs, targets)
 
     def _check(self, outputs: Any, targets: Any) -> None:
         """Raise ConfigError if a metric broadcasts or returns no number. Does not add anything."""

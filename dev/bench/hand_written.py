@@ -97,7 +97,6 @@ class TwoLayerNet(nn.Module):
 
 def two_layer(folder: Path, device: str, *, epochs: int, steps: int, log_every: int = 20) -> None:
     """The two-layer net of config.json: one batch of 64, again and again."""
-    torch.manual_seed(0)
     inputs, targets = torch.randn(64, 1000).to(device), torch.randn(64, 10).to(device)
     model = TwoLayerNet().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, fused=True)
@@ -191,7 +190,6 @@ def lenet(
     epochs: int = 1,
 ) -> None:
     """LeNet on CIFAR10 with accuracy. limit: samples to train on, for a part of an epoch."""
-    torch.manual_seed(0)
     data = Photographs(data_dir, device)
     split = torch.randperm(len(data.images)).to(device)
     valid, train = split[:held_out].sort().values, split[held_out:][:limit]
@@ -220,8 +218,7 @@ def lenet(
             if step == 1:
                 marks.stepped()
             if step % log_every == 0:
-                rate = float(schedule.get_last_lr()[0])
-                log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, rate)
+                log(writer, f"{epoch + 1}/{epochs}", step, window_loss / log_every, float(schedule.get_last_lr()[0]))
                 epoch_loss, window_loss = epoch_loss + window_loss, 0.0
         writer.add_scalar("loss/train", epoch_loss / steps, step)
         writer.add_scalar("accuracy/train", correct / len(train), step)
@@ -235,6 +232,7 @@ def lenet(
 
 def main(job: str, folder: Path, data_dir: str = "data", device: str = "cpu") -> None:
     epochs = 1 if device == "cpu" else 10  # an epoch takes an accelerator less time than its first kernels take to load
+    torch.manual_seed(0)
     if job == "two-layer":
         two_layer(folder, device, epochs=4, steps=500)
     elif job == "two-layer, 10,000 steps":

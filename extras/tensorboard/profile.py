@@ -50,7 +50,8 @@ class StepProfile:
             self.end()
         elif following >= self.first:
             if self._profile is None:
-                self._profile = profile(activities=_activities(), record_shapes=True)
+                # there is only one cycle of events to keep; without acc_events some releases of torch warn about it
+                self._profile = profile(activities=_activities(), record_shapes=True, acc_events=True)
                 self._profile.start()
             self._recorded.append(following)
             self._step = record_function(f"ProfilerStep#{following}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import tensorboard
 
 from base.experiment import Training
+from utils.determinism import fastest_kernels
 from utils.schema import Config
 
 summary: Any = tensorboard.summary  # its functions are not typed
@@ -32,8 +33,8 @@ def histogram(tag: str, values: Tensor) -> Summary | None:
     if not values.numel():
         return None
     low, high = (float(bound) for bound in values.aminmax())
-    # torch's own histogram() would need all values on the host
-    counts = torch.histc(values, BUCKETS, low, high).tolist() if low < high else [values.numel()]
+    with fastest_kernels():  # torch takes counts by threads for inexact; its histogram() needs all values on the host
+        counts = torch.histc(values, BUCKETS, low, high).tolist() if low < high else [values.numel()]
     limits = np.linspace(low, high, len(counts) + 1)[1:].tolist()
     sums = torch.stack([values.sum(dtype=torch.float32), values.square().sum(dtype=torch.float32)]).tolist()
     made: Summary = summary.histogram_raw(tag, low, high, values.numel(), *sums, limits, counts)

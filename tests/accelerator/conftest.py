@@ -76,15 +76,6 @@ def compiled_there(only_accelerator: str) -> None:
 
 
 @pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Only kernels that add in one order; cuBLAS takes the variable."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
 def fit_there(fit: Fit, device: str) -> Fit:
     """Trains LeNet with dropout on random images, on the device; overrides come last."""
 

@@ -73,7 +73,6 @@ def test_it_trains_compiled(fit_there: Fit, mode: str) -> None:
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
 
 
-@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
     saving = ("trainer.save_every_steps=3", "trainer.keep_last=null")

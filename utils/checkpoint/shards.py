@@ -55,7 +55,9 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[
     group: the processes that write; None: only this process.
     """
     with _first_failure():
-        save(tensors, storage_writer=_Writer(folder), process_group=group, no_dist=group is None)
+        save(
+            tensors, storage_writer=_Writer(folder, per_thread_copy_ahead=0), process_group=group, no_dist=group is None
+        )
     rank = 0 if group is None else dist.get_rank(group)
     written = [*folder.glob(f"__{rank}_*"), *([folder / METADATA] if rank == 0 else [])]
     hashes: dict[str, str] | OSError

@@ -136,7 +136,7 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
             yield from ((kind, (kind, index), item) for index, item in enumerate(value))
         elif kind in SEVERAL_BY_NAME and are_several(value):
             yield from ((kind, (kind, name), item) for name, item in value.items())
-        elif value is not None:
+        elif value is not None and kind != "metrics":  # which must be a list
             yield kind, (kind,), value
 
 

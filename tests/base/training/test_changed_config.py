@@ -79,6 +79,7 @@ OTHER: dict[str, Any] = {
     "runtime.device": "auto",
     "runtime.precision": "bf16",
     "runtime.compile": True,
+    "runtime.deterministic": False,
     "runtime.strategy": "fsdp",
     "runtime.unused_parameters": True,
     "runtime.timeout": 60.0,

@@ -65,6 +65,17 @@ def test_a_resume_is_exact_from_either_kind(fit: Fit, kinds: str) -> None:
     assert ("sharded" in content(newest(run))) == (others[-1] == "sharded")
 
 
+def test_a_run_on_the_cpu_does_not_start_a_gpu_that_the_machine_has(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DCP would copy through a stream of it, although the tensors have been copied already."""
+    started: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", started.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    run = fit("trainer.epochs=1", SHARDED, "runtime.device=cpu").run_dir
+    assert "sharded" in content(newest(run))
+    assert not started
+
+
 def test_a_resume_in_the_middle_of_an_epoch_is_exact(fit: Fit) -> None:
     run = fit(*OFTEN, SHARDED, optimizer=ADAM).run_dir
     before = state(run)

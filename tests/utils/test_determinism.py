@@ -1,0 +1,152 @@
+"""``runtime.deterministic``: the same bits in each run, also where torch's usual kernels add in the order of chance."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+
+import train
+from base.base_model import BaseModel
+from tests.helpers import lines, same, state, temporarily
+from utils.determinism import fastest_kernels, use_deterministic_kernels
+from utils.errors import UserError
+from utils.registry import MODELS
+
+Fit = Callable[..., train.Result]
+
+
+class Neighbours(BaseModel):
+    """Gathers rows by index, as graph networks do. Its gradient is added by several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(50, 64))
+        self.out = nn.Linear(64, 5)
+        self.edges: Tensor
+        self.register_buffer("edges", torch.randint(0, 50, (64, 400)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gathered = self.table[self.edges[: len(x)]].tanh().sum(1)  # (B, 64)
+        outputs: Tensor = self.out(gathered) * x.mean(1, keepdim=True)
+        return outputs
+
+
+class Unpooling(BaseModel):
+    """For which torch has no deterministic kernel, on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, indices = nn.functional.max_pool1d(x[:, None], 2, return_indices=True)
+        outputs: Tensor = self.out(nn.functional.max_unpool1d(pooled, indices, [2])[:, 0])
+        return outputs
+
+
+@pytest.fixture(autouse=True)
+def models() -> Iterator[None]:
+    with temporarily(MODELS, Neighbours, Unpooling):
+        yield
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_runs_that_gather_rows_end_with_the_same_bits(fit: Fit) -> None:
+    runs = [fit("trainer.epochs=2", model="Neighbours").run_dir for _ in range(3)]
+    for other in runs[1:]:
+        assert same(state(runs[0])["model"], state(other)["model"])
+        assert lines(runs[0]) == lines(other)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("setting", "mode"), [("false", 0), ("warn", 1), ("true", 2)])
+def test_the_setting_is_torchs_mode_for_the_run(fit: Fit, setting: str, mode: int) -> None:
+    fit("trainer.epochs=1", f"runtime.deterministic={setting}")
+    assert torch.get_deterministic_debug_mode() == mode
+    if mode:
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
+def test_an_operation_without_a_deterministic_kernel_is_reported_once(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        fit("trainer.epochs=2", model="Unpooling")
+    printed = capsys.readouterr().err
+    assert printed.count("max_unpooling2d_forward_out is not deterministic") == 1
+    assert "use_deterministic_algorithms" not in printed
+
+
+def test_it_stops_the_run_where_an_exact_one_is_asked_for(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"runtime\.deterministic=warn allows it"):
+        fit("trainer.epochs=1", "runtime.deterministic=true", model="Unpooling")
+
+
+def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:
+    """CUDA's warning, which a CPU does not give."""
+    text = "Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly enable determinism call"
+    found: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        use_deterministic_kernels("warn", found.append)
+        warnings.warn(text, stacklevel=1)
+    [message] = found
+    assert message.startswith("Memory Efficient attention is not deterministic")
+    assert "runtime.deterministic=true" in message
+
+
+def test_other_warnings_are_shown_as_before() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        use_deterministic_kernels("warn", lambda _: None)
+        use_deterministic_kernels("warn", lambda _: None)  # of a second run
+        warnings.warn("something else", stacklevel=1)
+    assert [str(each.message) for each in shown] == ["something else"]
+
+
+def test_a_mode_that_the_users_code_chose_is_kept() -> None:
+    use_deterministic_kernels("warn", lambda _: None)
+    try:
+        torch.set_deterministic_debug_mode("error")
+        use_deterministic_kernels("warn", lambda _: None)
+        assert torch.get_deterministic_debug_mode() == 2
+    finally:
+        torch.set_deterministic_debug_mode("warn")
+
+
+def test_torchmetrics_counts_without_a_table_of_samples_by_classes(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: set[int] = set()
+    counting = torchmetrics.classification.MulticlassConfusionMatrix
+    update = counting.update
+
+    def watched(self: Any, *arguments: Any) -> None:
+        modes.add(torch.get_deterministic_debug_mode())
+        update(self, *arguments)
+
+    monkeypatch.setattr(counting, "update", watched)
+    metric = {"type": "JaccardIndex", "args": {"task": "multiclass", "num_classes": 3}}
+    fit("trainer.epochs=1", metrics=[metric])
+    assert modes == {0}
+    assert torch.get_deterministic_debug_mode() == 1
+
+
+def test_the_mode_comes_back_after_an_error() -> None:
+    use_deterministic_kernels("warn", lambda _: None)
+    with pytest.raises(ValueError, match="broken"), fastest_kernels():
+        raise ValueError("broken")
+    assert torch.get_deterministic_debug_mode() == 1

@@ -1,0 +1,75 @@
+"""Deterministic kernels, without which a resumed run equals an uninterrupted one only up to rounding.
+
+Other kernels let threads add in the order in which they happen to finish: many on a GPU, and on the CPU the gradient of
+``x[indices]`` and some others. torch lists them under ``torch.use_deterministic_algorithms``.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.utils.deterministic
+
+DEBUG_MODES = {False: 0, "warn": 1, True: 2}
+_NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
+_ATTENTION = re.compile(r"(.+?) defaults to a non-deterministic algorithm")
+_set_here = 0
+
+
+def use_deterministic_kernels(setting: bool | Literal["warn"], warn: Callable[[str], None]) -> None:
+    """Apply ``runtime.deterministic`` to this process. A mode that the user's code has chosen is kept.
+
+    warn: gets one message for each operation that is not deterministic.
+    """
+    global _set_here
+    if torch.get_deterministic_debug_mode() != _set_here:
+        return
+    _set_here = DEBUG_MODES[setting]
+    # not use_deterministic_algorithms, which imports torch's compiler
+    torch.set_deterministic_debug_mode(_set_here)
+    if not setting:
+        return
+    # takes time, and serves to find other mistakes
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
+    _translate_warnings(warn)
+
+
+@contextmanager
+def fastest_kernels() -> Iterator[None]:
+    """Without deterministic kernels, for whole numbers, whose sums do not depend on the order."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(0)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
+def _translate_warnings(warn: Callable[[str], None]) -> None:
+    """Report torch's warnings about operations that are not deterministic as messages about ``runtime.deterministic``.
+
+    torch's name a function that the user did not call.
+    """
+    show = getattr(warnings.showwarning, "shows_others", warnings.showwarning)
+    reported: set[str] = set()
+
+    def translated(message: Warning | str, *rest: Any, **more: Any) -> None:
+        text = str(message)
+        if found := _NO_KERNEL.match(text):
+            advice = "torch has no deterministic kernel for it"
+        elif found := _ATTENTION.match(text):
+            advice = "set runtime.deterministic=true for a slower kernel that is"
+        else:
+            show(message, *rest, **more)
+            return
+        if found[1] not in reported:
+            reported.add(found[1])
+            warn(f"{found[1]} is not deterministic, so a resumed run is exact only up to rounding; {advice}")
+
+    translated.shows_others = show  # type: ignore[attr-defined]
+    warnings.showwarning = translated
