@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
 from base.metric import check_loss
+from base.training.broadcast import outputs_and_targets
 from base.training.loss import CountedLoss, count_targets, no_loss
 from base.training.metrics import Loss, last_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
@@ -79,17 +80,36 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
         total: Callable[..., Tensor] | None = None
         if type(loss).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
-            total = summed = copy.copy(loss)
-            summed.reduction = "sum"
+            total = _total(functools.partial(_with_reduction, loss))
         elif not _averages_like_torch(loss):
             return loss
         return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
     if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
         weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
         if loss.func.__module__ in ("model.loss", F.__name__) and loss.keywords.get("reduction", "mean") == "mean":
-            total = functools.partial(loss, reduction="sum")
+            total = _total(lambda reduction: functools.partial(loss, reduction=reduction))
             return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), total)
     return loss
+
+
+def _with_reduction(loss: nn.CrossEntropyLoss | nn.NLLLoss, reduction: str) -> nn.Module:
+    changed = copy.copy(loss)
+    changed.reduction = reduction
+    return changed
+
+
+def _total(with_reduction: Callable[[str], Loss]) -> Loss:
+    """The sum of a loss over all targets.
+
+    torch's own sum over pixels or tokens, outputs of shape (B, C, ...), adds in the order of chance on a GPU.
+    """
+    total, each = with_reduction("sum"), with_reduction("none")
+
+    def summed(*args: Any, **kwargs: Any) -> Tensor:
+        outputs, _ = outputs_and_targets(args, kwargs)
+        return total(*args, **kwargs) if outputs.dim() <= 2 else each(*args, **kwargs).sum()
+
+    return summed
 
 
 def _averages_like_torch(loss: nn.CrossEntropyLoss | nn.NLLLoss) -> bool:

@@ -73,6 +73,8 @@ class TensorSource:
             return self._views.of(cast("Tensor", self.inputs), cast("Tensor", self.targets), indices)
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
+            if isinstance(indices, Tensor):
+                indices = indices.to(self.inputs.device, non_blocking=True)  # once for both
         inputs = _copy(self.inputs, indices)
         targets = _copy(self.targets, indices)
         step = ""
@@ -109,4 +111,4 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
         return data.rows(indices)
     if isinstance(indices, slice):
         return data[indices].clone()
-    return data.index_select(0, indices if data.is_cpu else indices.to(data.device, non_blocking=True))
+    return data.index_select(0, indices.to(data.device))

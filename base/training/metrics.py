@@ -267,12 +267,15 @@ class StepLoss:
         self.counts_samples &= count is None
         if count is None or not samples:
             count = samples
-        weight = 1.0 if self.alone or (self.sum_loss and samples) else count / self.samples
+        if self.alone:
+            self.loss = to_scalar(loss) if isinstance(count, Tensor) or count > 0 else 0.0
+            return 1.0
+        weight = 1.0 if self.sum_loss and samples else count / self.samples
         self.count += count
-        if isinstance(count, Tensor) and not self.alone:
+        if isinstance(count, Tensor):
             self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # some are NaN if nothing counts
-        elif isinstance(count, Tensor) or count > 0:
-            self.loss += to_scalar(loss) if self.alone else weight * to_scalar(loss)
+        elif count > 0:
+            self.loss += weight * to_scalar(loss)
         return weight
 
     def finish(self, parameters: list[nn.Parameter], process_group: ProcessGroup) -> Tensor | float:

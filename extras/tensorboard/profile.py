@@ -23,6 +23,7 @@ class StepProfile:
         self.folder = folder
         self.console = console
         self._profile: profile | None = None
+        self._activities = {ProfilerActivity.CPU}
         self._recorded: list[int] = []
         self._step: Any = None
         self._handle: Any = None
@@ -35,6 +36,7 @@ class StepProfile:
             return
         if trainer.progress.steps >= self.last:  # already past them
             return
+        self._activities = _activities(trainer.runtime.device)
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on machines without a GPU look like failures
         self._handle = next(reversed(trainer.training.optimizers.values())).optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
@@ -51,7 +53,7 @@ class StepProfile:
         elif following >= self.first:
             if self._profile is None:
                 # there is only one cycle of events to keep; without acc_events some releases of torch warn about it
-                self._profile = profile(activities=_activities(), record_shapes=True, acc_events=True)
+                self._profile = profile(activities=self._activities, record_shapes=True, acc_events=True)
                 self._profile.start()
             self._recorded.append(following)
             self._step = record_function(f"ProfilerStep#{following}")
@@ -89,7 +91,5 @@ class StepProfile:
             self.console.info(f"profile of steps {first} to {last}, for ui.perfetto.dev: {display_path(path)}")
 
 
-def _activities() -> list[ProfilerActivity]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    kind = getattr(ProfilerActivity, accelerator.type.upper(), None) if accelerator else None
-    return [ProfilerActivity.CPU, *([kind] if kind is not None else [])]
+def _activities(device: torch.device) -> set[ProfilerActivity]:
+    return {ProfilerActivity.CPU, getattr(ProfilerActivity, device.type.upper(), ProfilerActivity.CPU)}

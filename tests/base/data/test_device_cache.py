@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import train
 from base.build import build_experiment, build_training
@@ -18,6 +19,7 @@ from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
 Fit = Callable[..., train.Result]
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def images(folder: Path, device: str | None) -> Batches:
@@ -46,6 +48,26 @@ def test_batches_are_cut_and_augmented_on_the_device(own_cifar10: Path) -> None:
         for kept, moved in zip(one.data, other.data, strict=True):
             assert moved.device.type == "meta"
             assert (moved.shape, moved.dtype, moved.stride()) == (kept.shape, kept.dtype, kept.stride())
+
+
+def test_the_indices_of_a_batch_are_copied_to_the_device_once(own_cifar10: Path) -> None:
+    """Inputs and targets take the same copy."""
+    copied: list[torch.Size] = []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.to and (args[0].device, result.device) == (CPU, META):
+                copied.append(result.shape)
+            return result
+
+    batches = CIFAR10Loader(data_dir=str(own_cifar10), batch_size=8, download=False, device_cache=True)
+    batches.device = META
+    one_pass = batches.training(seed=0).one_pass()
+    next(one_pass)
+    with Copies():
+        next(one_pass)
+    assert copied == [torch.Size([8])]
 
 
 def test_training_and_validation_share_their_tensors(own_cifar10: Path) -> None:

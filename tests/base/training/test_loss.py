@@ -1,5 +1,6 @@
 """A loss whose mean is not over samples: the same number however the data are divided, and the same training."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -246,11 +247,33 @@ def test_a_micro_batch_without_targets_does_not_count_on_the_device(monkeypatch:
     assert float(total.finish([], ProcessGroup())) == 3.0
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 4)])
+@pytest.mark.parametrize("by_class", [True, False])
+def test_a_sum_over_pixels_adds_each_in_one_order(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], by_class: bool
+) -> None:
+    """torch's own sum over more than one dimension adds in the order of chance on a GPU."""
+    reductions: list[str] = []
+    function = F.cross_entropy
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        reductions.append(kwargs["reduction"])
+        return function(*args, **kwargs)
+
+    outputs, targets = torch.randn(shape), torch.randint(3, (shape[0], *shape[2:]))
+    expected = float(F.cross_entropy(outputs, targets))
+    keep_on_device(monkeypatch)
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    loss = counted(nn.CrossEntropyLoss() if by_class else functools.partial(cross_entropy))
+    assert float(loss(outputs, targets)) == pytest.approx(expected, rel=1e-5)
+    assert reductions == ["sum" if len(shape) == 2 else "none"]
+
+
 def test_losses_over_samples_are_left_as_they_are() -> None:
     for loss in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCEWithLogitsLoss(), nn.MultiMarginLoss()):
         assert counted(loss) is loss
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
-    assert isinstance(counted(__import__("functools").partial(cross_entropy)), CountedLoss)
+    assert isinstance(counted(functools.partial(cross_entropy)), CountedLoss)
 
 
 class ReturnsItsLoss(Trainer):

@@ -80,7 +80,7 @@ def test_hooks_of_all_optimizers_are_called(register: Any) -> None:
 
 def test_a_profiler_sees_the_step(marks: list[str]) -> None:
     made = optimizer()
-    with profile(activities=[ProfilerActivity.CPU]):
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True):
         UnmarkedStep.step(made)
     assert "Optimizer.step#SGD.step" in marks
 

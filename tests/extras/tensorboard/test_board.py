@@ -447,6 +447,20 @@ def test_a_precision_recall_curve_is_right(fit: Fit) -> None:
     assert (np.diff(true) <= 0).all()
 
 
+def test_a_run_on_the_cpu_profiles_no_gpu_that_the_machine_has(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Profile(torch.profiler.profile):
+        def __init__(self, **arguments: Any) -> None:
+            asked.append(set(arguments["activities"]))
+            super().__init__(**arguments)
+
+    monkeypatch.setattr("extras.tensorboard.profile.profile", Profile)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    fit("trainer.profile_steps=[2,3]", "runtime.device=cpu")
+    assert asked == [{torch.profiler.ProfilerActivity.CPU}]
+
+
 def test_a_profile_holds_the_steps_that_were_asked_for(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("trainer.profile_steps=[4,6]").run_dir
     trace = json.loads(gzip.decompress((run / "steps-4-6.pt.trace.json.gz").read_bytes()))
