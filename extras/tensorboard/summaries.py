@@ -1,5 +1,6 @@
 """Protocol buffers for TensorBoard's plugins."""
 
+import math
 import re
 import struct
 from typing import Any
@@ -28,17 +29,25 @@ def histogram(tag: str, values: Tensor) -> Summary | None:
     """
     values = getattr(values, "to_local", lambda: values)().detach()
     values = (torch.view_as_real(values) if values.is_complex() else values.float()).flatten()
-    if values.numel() and not values.sum().isfinite():  # testing each value takes longer than everything else
-        values = values[values.isfinite()]
     if not values.numel():
         return None
-    low, high = (float(bound) for bound in values.aminmax())
+    low, high, *sums = _range_and_sums(values)
+    if not math.isfinite(sums[0]):  # testing each value takes longer than everything else
+        values = values[values.isfinite()]
+        if not values.numel():
+            return None
+        low, high, *sums = _range_and_sums(values)
     with fastest_kernels():  # torch takes counts by threads for inexact; its histogram() needs all values on the host
         counts = torch.histc(values, BUCKETS, low, high).tolist() if low < high else [values.numel()]
     limits = np.linspace(low, high, len(counts) + 1)[1:].tolist()
-    sums = torch.stack([values.sum(dtype=torch.float32), values.square().sum(dtype=torch.float32)]).tolist()
     made: Summary = summary.histogram_raw(tag, low, high, values.numel(), *sums, limits, counts)
     return made
+
+
+def _range_and_sums(values: Tensor) -> list[float]:
+    """Minimum, maximum, sum and sum of squares. The host waits once for the device."""
+    found: list[float] = torch.stack([*values.aminmax(), values.sum(), values.square().sum()]).tolist()
+    return found
 
 
 def image(tag: str, png: bytes) -> Summary:
