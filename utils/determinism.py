@@ -50,6 +50,12 @@ def fastest_kernels() -> Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
+def without_kernel(message: str) -> str:
+    """The operation that has no deterministic kernel, if one of torch's errors or warnings is about that, else ""."""
+    found = _NO_KERNEL.match(message)
+    return found[1] if found else ""
+
+
 def _translate_warnings(warn: Callable[[str], None]) -> None:
     """Report torch's warnings about operations that are not deterministic as messages about ``runtime.deterministic``.
 

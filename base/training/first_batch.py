@@ -11,6 +11,7 @@ from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
 from base.training.untouched import untouched
+from utils.determinism import without_kernel
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
 from utils.tree import describe_batch
@@ -29,8 +30,6 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "and weight type": OTHER_DEVICE,
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
-    "does not have a deterministic implementation": "an operation for which torch has no deterministic kernel: "
-    "runtime.deterministic=warn allows it, and a resumed run is then exact only up to rounding",
     "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
     r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
     "count from 0",
@@ -67,9 +66,15 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match."""
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
+    line = user_line(error)
+    if operation := without_kernel(str(error)):
+        return UserError(
+            f"{operation} has no deterministic kernel in torch, but runtime.deterministic=true (or your own "
+            f"torch.use_deterministic_algorithms) requires one\n{line}\n"
+            "With runtime.deterministic=warn it is used, and a resumed run is exact only up to rounding."
+        )
     if trainer.first_batch_passed:
         return error
-    line = user_line(error)
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     class_names = trainer.experiment.data.class_names

@@ -1,5 +1,6 @@
 """``runtime.deterministic``: the same bits in each run, also where torch's usual kernels add in the order of chance."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -92,9 +93,20 @@ def test_an_operation_without_a_deterministic_kernel_is_reported_once(
     assert "use_deterministic_algorithms" not in printed
 
 
-def test_it_stops_the_run_where_an_exact_one_is_asked_for(fit: Fit) -> None:
-    with pytest.raises(UserError, match=r"runtime\.deterministic=warn allows it"):
-        fit("trainer.epochs=1", "runtime.deterministic=true", model="Unpooling")
+@pytest.mark.parametrize("first", [0, 7])
+def test_it_ends_a_run_that_is_to_be_exact_and_says_which_operation(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Also if it is used for the first time at a later step."""
+    steps = itertools.count()
+    forward = Unpooling.forward
+    monkeypatch.setattr(Unpooling, "forward", lambda self, x: self.out(x) if next(steps) < first else forward(self, x))
+    with pytest.raises(UserError) as error:
+        fit("runtime.deterministic=true", model="Unpooling")
+    message = str(error.value)
+    assert message.startswith("max_unpooling2d_forward_out has no deterministic kernel in torch")
+    assert "test_determinism.py:" in message
+    assert "With runtime.deterministic=warn it is used" in message
 
 
 def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:
