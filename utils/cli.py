@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.device_errors import device_failure
 from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra, missing_extra
@@ -205,6 +206,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130
     except Exception as error:
+        if failure := device_failure(error):
+            return _fail(TrainingError(failure), 1)
         if not current().launched:
             raise
         return _fail(error, 1)

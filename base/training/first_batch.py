@@ -12,8 +12,9 @@ from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
 from base.training.untouched import untouched
 from utils.determinism import without_kernel
+from utils.device_errors import device_failure
 from utils.distributed import current
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, TrainingError, UserError
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -67,6 +68,8 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
     line = user_line(error)
+    if failure := device_failure(error, line):
+        return TrainingError(failure) if trainer.has_started else UserError(failure)
     if operation := without_kernel(str(error)):
         return UserError(
             f"{operation} has no deterministic kernel in torch, but runtime.deterministic=true (or your own "

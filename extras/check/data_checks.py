@@ -9,8 +9,9 @@ from torch import Tensor
 
 from base.training.first_batch import usual_cause
 from extras.check.check_result import CheckResult
+from utils.device_errors import device_failure
 from utils.tree import Keys, map_with_keys, tensors
-from utils.user_code import format_error_with_source
+from utils.user_code import format_error_with_source, user_line
 
 ITEMS = 4
 """Maximum number of list items in a batch to show, as of a list of images."""
@@ -118,6 +119,8 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll:
 
 def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> CheckResult:
     """Why a batch failed in the model or the loss."""
+    if failure := device_failure(error, user_line(error)):
+        return CheckResult("forward", "FAIL", failure)
     cause = usual_cause(error) or "shapes of data_loader, model and loss that do not match"
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")

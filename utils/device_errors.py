@@ -1,0 +1,26 @@
+"""Errors of a device or of its memory: what torch says in one line, and what to do."""
+
+import re
+
+_ON_THE_CPU = "let it return tensors on the CPU; each batch is moved to runtime.device"
+ADVICE = {  # by patterns of messages
+    r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED": "Try a smaller data_loader.args.batch_size (with "
+    "trainer.accumulate_steps=2, an optimizer step still has twice as many samples), runtime.precision=bf16, or in "
+    "evaluation a smaller data_loader.args.eval_batch_size. Other processes may use the memory too.",
+    "device-side assert|illegal memory access": "An index is out of range: most often a class label that is not below "
+    "the number of the model's outputs, or a token that is not below the size of an embedding. Classes count from 0. "
+    "A GPU reports this late; the same command with runtime.device=cpu names the line.",
+    "re-initialize CUDA in forked": f"A data set uses the GPU in a worker process: {_ON_THE_CPU}.",
+    "cannot pin '|pin memory thread": f"A data set returns tensors that are on the GPU already: {_ON_THE_CPU}.",
+    "no kernel image is available": "This build of torch does not support this GPU: install one that does, or set "
+    "runtime.device=cpu.",
+}
+# what torch adds to the message, about its allocator and its own debugging
+_HINTS = re.compile(r"\n| Including non-PyTorch memory| If reserved but unallocated")
+
+
+def device_failure(error: BaseException, line: str = "") -> str:
+    """The message for an error of a device or of memory; "" for other errors. line: of the user's code."""
+    text = str(error)
+    advice = next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")
+    return "\n".join(filter(None, [_HINTS.split(text)[0], line, advice])) if advice else ""
