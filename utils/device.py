@@ -1,5 +1,7 @@
 """The device of a run."""
 
+from typing import Any
+
 import torch
 
 from utils.errors import ConfigError
@@ -26,6 +28,16 @@ def pick_device(name: str) -> torch.device:
             f'runtime.device: "{name}" is out of range; this machine has {torch.accelerator.device_count()}'
         )
     return torch.device(name)
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a result depend on, by name: the device's model, the libraries of its kernels."""
+    about: dict[str, Any] = {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    if name := getattr(torch.get_device_module(device), "get_device_name", None):
+        about["device_name"] = name(device)
+    if device.type == "cuda":
+        about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    return about
 
 
 def used_accelerator() -> torch.device | None:

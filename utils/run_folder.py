@@ -11,16 +11,19 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import atomic_write, lock_file, read_text
 from utils.paths import PROJECT, project_path
+
+if TYPE_CHECKING:
+    import torch
 
 # files of a run folder, besides checkpoints and event files
 FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
@@ -205,6 +208,13 @@ class RunFolder:
             return dict(json.loads(read_text(self.environment)))
         return {}
 
+    def last_start(self) -> dict[str, Any]:
+        """What environment.json says of the last time the run was started or resumed; empty if it cannot be read."""
+        record = self.read_environment()
+        resumed = record.get("resumed")
+        last = resumed[-1] if isinstance(resumed, list) and resumed else record
+        return last if isinstance(last, dict) and isinstance(last.get("packages", {}), dict) else {}
+
     def write_environment(self, record: dict[str, Any], note: str | None = None) -> None:
         """Record how this run was started or, in the list "resumed", how it was resumed. Clears its outcome.
 
@@ -229,12 +239,14 @@ class RunFolder:
                 replace_file(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
 
 
-def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
+def environment(device: "torch.device", processes: int, seed: int) -> dict[str, Any]:
     """What a run depends on besides its config: command, code, versions, machine."""
     import platform
     from importlib.metadata import version
 
     import torch
+
+    from utils.device import describe_device
 
     packages = ("torch", "torchvision", "numpy", "tensorboard", "pydantic")
     return {
@@ -244,11 +256,23 @@ def environment(device: str, processes: int, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "platform": platform.platform(),
-        "device": device,
+        "device": str(device),
+        **describe_device(device),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two starts of a run that the last bits of its results depend on; "" if nothing does.
+
+    before, now: from ``environment``; what one of them lacks is not compared.
+    """
+    one, other = ({**each, "torch": dict(each.get("packages") or {}).get("torch")} for each in (before, now))
+    kinds = ("torch", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
+    differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
+    return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
 
 
 def git_state() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder, environment
+from utils.run_folder import RunFolder, changes, environment
 
 
 def new_folder(loaded: LoadedConfig, weights: InitialWeights | None) -> RunFolder:
@@ -35,8 +35,10 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
     process_group = trainer.runtime.process_group
     if not process_group.is_main_process:
         return
-    device, seed = str(trainer.runtime.device), loaded.config.seed
-    folder.write_environment(environment(device, process_group.world_size, seed), note)
+    now = environment(trainer.runtime.device, process_group.world_size, loaded.config.seed)
+    if changed := changes(folder.last_start(), now):
+        trainer.console.warn(f"resumed with {changed}: from here on, results are exact only up to rounding")
+    folder.write_environment(now, note)
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:
         trainer.outputs.on_first_step = lambda: folder.write_config(text)

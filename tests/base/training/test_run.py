@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
 from base.base_trainer import BaseTrainer
 from utils import files
+from utils.device import describe_device
 from utils.errors import Stopped, TrainingError, UserError
 
 Fit = Callable[..., train.Result]
@@ -31,6 +33,38 @@ def test_a_note_stays_until_another_one_is_given(fit: Fit, write_config: Callabl
     assert "note" not in environment(run)
     assert len(environment(run)["resumed"]) == 3
     assert "note" not in environment(fit("trainer.epochs=1").run_dir)
+
+
+def test_a_resume_says_what_its_last_bits_depend_on_and_differs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    record = environment(run)
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    assert "resumed with" not in capsys.readouterr().err
+
+    def resumed(epochs: int, **changed: Any) -> str:
+        (run / "environment.json").write_text(json.dumps({**record, **changed}))
+        train.main(["-r", str(run), f"trainer.epochs={epochs}"])
+        return capsys.readouterr().err
+
+    warning = resumed(3, threads=77, packages={**record["packages"], "torch": "1.0"})
+    assert (
+        f"torch {torch.__version__.partition('+')[0]} (before: 1.0), threads {record['threads']} (before: 77)"
+        in warning
+    )
+    assert "exact only up to rounding" in warning
+    # the last start counts, and what is missing or damaged is not compared
+    assert "resumed with threads" in resumed(4, resumed=[{**record, "threads": 5}])
+    broken: list[dict[str, Any]] = [{"resumed": [7]}, {"packages": 7}, {"packages": {}, "threads": None}]
+    for damaged in broken:
+        assert "resumed with" not in resumed(5, **damaged)
+
+
+def test_the_names_of_a_gpu_and_its_libraries_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    described = describe_device(torch.device("cuda:1"))
+    assert described["device_name"] == "GPU of cuda:1"
+    assert {"cuda", "cudnn", "cpu_capability"} < described.keys()
+    assert describe_device(torch.device("cpu")).keys() == {"cpu_capability"}
 
 
 def test_a_run_records_how_it_ended(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
