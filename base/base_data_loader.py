@@ -51,7 +51,7 @@ class BaseDataLoader(ABC):
     fold: which part to hold out, from 0 to folds - 1.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches in the background.
-    device_cache: keep in-memory data on the training device; batches are built and augmented there.
+    device_cache: keep in-memory data on the training device, and build batches there. None: small data (docs/data.md).
     balanced: draw each class equally often in training, with replacement; a pass has as many samples as before.
     drop_last: skip an incomplete last training batch of a pass, as for BatchNorm, which cannot train on a single
         sample. Validation and test data are always used completely.
@@ -76,7 +76,7 @@ class BaseDataLoader(ABC):
         num_workers: Changeable[Workers] = 0,
         drop_last: BetweenEpochs[bool] = False,
         balanced: BetweenEpochs[bool] = False,
-        device_cache: Changeable[bool] = False,
+        device_cache: Changeable[bool | None] = None,
     ) -> None:
         check_folds(folds, fold, validation_split)
         if device_cache and num_workers:
@@ -94,7 +94,8 @@ class BaseDataLoader(ABC):
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.balanced = balanced
-        self.device_cache = DeviceCache() if device_cache else None
+        asked = not num_workers if device_cache is None else device_cache
+        self.device_cache = DeviceCache(if_suitable=device_cache is None) if asked else None
         self.device = torch.device("cpu")
         """Where data is kept with device_cache: the training device, once it is known."""
 

@@ -6,16 +6,26 @@ from torch import Tensor
 from base.data.sources import Source, TensorSource
 from utils.errors import DataError
 
+SMALL = 2**29
+"""Bytes up to which data is kept on an accelerator unasked: a fixed number, so that a resumed run does the same."""
+
 
 class DeviceCache:
-    """The tensors of a data set on a device, each stored once, even if training and validation share them."""
+    """The tensors of a data set on a device, each stored once, even if training and validation share them.
 
-    def __init__(self) -> None:
+    if_suitable: leave a source as it is on the CPU, or if it is large, not in memory, or has functions that may work on
+    the CPU only. Otherwise a source that is not in memory is refused.
+    """
+
+    def __init__(self, *, if_suitable: bool = False) -> None:
+        self.if_suitable = if_suitable
         # by device and id of the original, which must therefore be kept alive
         self._moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def keep(self, source: Source, device: torch.device) -> Source:
         """The source with its tensors on a device. Raises DataError if they are not in memory."""
+        if self.if_suitable and (device.type == "cpu" or not _is_suitable(source)):
+            return source
         if not isinstance(source, TensorSource) or not source.in_memory:
             raise DataError(
                 "data_loader.args.device_cache: only tensors in memory (a TensorSource) can be kept on the device; "
@@ -30,3 +40,10 @@ class DeviceCache:
         if key not in self._moved:
             self._moved[key] = tensor, tensor.to(device)
         return self._moved[key][1]
+
+
+def _is_suitable(source: Source) -> bool:
+    if not isinstance(source, TensorSource) or not (source.is_plain() or source.any_device):
+        return False
+    tensors = (source.inputs, source.targets)
+    return source.in_memory and sum(each.nbytes for each in tensors if isinstance(each, Tensor)) <= SMALL

@@ -36,6 +36,7 @@ class TensorSource:
                 return torch.where(mirrored, images.flip(2), images), torch.where(mirrored, masks.flip(2), masks)
 
     transform: maps inputs as stored to the model's inputs, as from bytes to scaled floats.
+    any_device: whether these functions also work on tensors of an accelerator, where small data is then kept.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TensorSource:
         augment: Callable[[Tensor, SampleRandom], Tensor] | None = None,
         augment_pair: Callable[[Tensor, Tensor, SampleRandom], tuple[Tensor, Tensor]] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        any_device: bool = False,
     ) -> None:
         if augment is not None and augment_pair is not None:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
@@ -63,13 +65,14 @@ class TensorSource:
         self.augment = augment
         self.augment_pair = augment_pair
         self.transform = transform
+        self.any_device = any_device
         self._views = Views()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if isinstance(indices, slice) and self._is_plain() and not torch.is_inference_mode_enabled():
+        if isinstance(indices, slice) and self.is_plain() and not torch.is_inference_mode_enabled():
             return self._views.of(cast("Tensor", self.inputs), cast("Tensor", self.targets), indices)
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
@@ -96,7 +99,7 @@ class TensorSource:
     def in_memory(self) -> bool:
         return isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
 
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether a batch is returned exactly as stored."""
         changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
         return self.in_memory and not changed

@@ -142,8 +142,6 @@ ROWS = [
         instead=(*WIDE, "trainer.accumulate_steps=8"),
     ),
 ]
-SAMPLES = ("rows", "photographs")
-"""The configs whose data set is a user's own, read sample by sample."""
 SHORT = ("cifar10_lenet", "resnet18", "gpt")
 """The configs of a single epoch, which on an accelerator takes less time than the first kernels take to load."""
 PEERS = ("lightning", "ignite", "accelerate")
@@ -183,13 +181,14 @@ def run(command: Sequence[str], clock: str) -> dict[str, float]:
 def places(command: Sequence[str], folder: str, options: argparse.Namespace) -> list[str]:
     """The overrides that say where a run of ours finds its data and leaves its files. No pictures at its end.
 
-    On an accelerator, data in memory lie on the device and short jobs last ten epochs, as in the loops by hand.
+    On an accelerator, short jobs last ten epochs, as in the loops by hand.
     """
     data = [f"data_loader.args.data_dir={options.data_dir}"] if command[1].startswith("configs/") else []
-    config = Path(command[1]).stem
-    if options.device != "cpu" and config not in SAMPLES:
-        data.append("data_loader.args.device_cache=true")
-    if options.device != "cpu" and config in SHORT and not any("steps_per_epoch" in each for each in command):
+    if (
+        options.device != "cpu"
+        and Path(command[1]).stem in SHORT
+        and not any("steps_per_epoch" in each for each in command)
+    ):
         data.append("trainer.epochs=10")
     return [f"trainer.save_dir={folder}", "trainer.pictures_every=0", f"runtime.device={options.device}", *data]
 

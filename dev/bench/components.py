@@ -79,7 +79,7 @@ class Texts(Made):
 @DATA_LOADERS.register
 class Discs(Made):
     def training_data(self, *, augment: bool) -> TensorSource:
-        return TensorSource(*jobs.discs(self.count), augment_pair=flip if augment else None)
+        return TensorSource(*jobs.discs(self.count), augment_pair=flip if augment else None, any_device=True)
 
 
 @DATA_LOADERS.register

@@ -114,7 +114,7 @@ def test_batches_of_workers_come_from_pinned_memory(
         [],
         ["trainer.accumulate_steps=2", "trainer.clip_grad_norm=1"],
         ["data_loader.args.num_workers=1"],
-        ["data_loader.args.device_cache=true"],
+        ["data_loader.args.device_cache=false"],
         ["runtime.precision=bf16"],
     ],
     ids=lambda overrides: " ".join(overrides) or "plain",

@@ -57,7 +57,10 @@ class ImageLoader(BaseDataLoader):
     def source(self, images: Images, *, augment: bool) -> TensorSource:
         """Batches of float32 images of shape (B, 3, size, size) and int64 labels of shape (B,)."""
         augmentation = self.augment if augment and (self.crop or self.flip) else None
-        return TensorSource(images.pixels, images.labels, augment=augmentation, transform=self.normalize)
+        own = type(self).augment is ImageLoader.augment and type(self).normalize is ImageLoader.normalize
+        return TensorSource(
+            images.pixels, images.labels, augment=augmentation, transform=self.normalize, any_device=own
+        )
 
     def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Tensor:
         """Convert a file of any size and format, or image bytes, (H, W, 3) or (H, W), to float32 of (3, size, size)."""

@@ -12,7 +12,9 @@ import train
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
+from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
+from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
 from tests.helpers import lines, same, state
 from utils.config import load_config
@@ -97,6 +99,51 @@ def test_validation_data_of_another_loader_are_kept_there_too(
     experiment.data.device = torch.device("meta")
     training: Any = build_training(loaded, experiment)
     assert [each.source.inputs.is_meta for each in (training.batches, training.validation[""])] == [True, True]
+
+
+class OwnAugment(CIFAR10Loader):
+    def augment(self, images: torch.Tensor, random: SampleRandom) -> torch.Tensor:
+        return torch.from_numpy(images.numpy()[:, ::-1].copy())
+
+
+@pytest.mark.parametrize(
+    ("loader", "arguments", "device", "small", "kept"),
+    [
+        (CIFAR10Loader, {}, META, True, True),
+        (CIFAR10Loader, {"crop": 4, "flip": True}, META, True, True),
+        (CIFAR10Loader, {"device_cache": False}, META, True, False),
+        (CIFAR10Loader, {"num_workers": 1}, META, True, False),
+        (CIFAR10Loader, {}, META, False, False),
+        (CIFAR10Loader, {"device_cache": True}, META, False, True),
+        (CIFAR10Loader, {"in_memory": False}, META, True, False),
+        (OwnAugment, {}, META, True, False),
+        (CIFAR10Loader, {}, CPU, True, False),
+    ],
+)
+def test_small_data_is_kept_on_an_accelerator_unasked(
+    own_cifar10: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loader: type[CIFAR10Loader],
+    arguments: dict[str, Any],
+    device: torch.device,
+    small: bool,
+    kept: bool,
+) -> None:
+    monkeypatch.setattr("base.data.device_cache.SMALL", 2**29 if small else 999)
+    made = loader(data_dir=str(own_cifar10), batch_size=8, download=False, **arguments)
+    made.device = device
+    source: Any = made.training(seed=0).source
+    assert bool(getattr(source.inputs, "is_meta", False)) is kept
+
+
+def test_functions_of_ones_own_keep_it_on_the_cpu_unless_they_run_anywhere() -> None:
+    def halve(inputs: torch.Tensor) -> torch.Tensor:
+        return inputs / 2
+
+    for any_device in (False, True):
+        source = TensorSource(torch.zeros(4, 2), torch.zeros(4), transform=halve, any_device=any_device)
+        kept: Any = DeviceCache(if_suitable=True).keep(source, META)
+        assert kept.inputs.is_meta is any_device
 
 
 def test_what_is_not_in_memory_is_refused() -> None:
