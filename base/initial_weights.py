@@ -1,6 +1,7 @@
 """Initial weights of a run from a file named in its config: what is loaded, and everything that does not match."""
 
 import glob
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from utils.text import closest, count, listed
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
+MOST_SHOWN = 20  # weights that do not match
 WRAPPED = ("module.", "_orig_mod.")  # prefixes added by DDP and torch.compile
 
 
@@ -66,7 +68,9 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     if not taken:
         problems.append(Problem((*AT, "skip"), f"this leaves no weights of {file} to load"))
     if misfits := dict(_misfits(own, taken, left)):
-        lines = [f"  {name}: {how}" for name, how in misfits.items()]
+        lines = [f"  {name}: {how}" for name, how in itertools.islice(misfits.items(), MOST_SHOWN)]
+        if len(misfits) > MOST_SHOWN:
+            lines.append(f"  ... and {len(misfits) - MOST_SHOWN:,} more")
         # not while prefixes are misspelt: the advice would skip weights that were meant to be loaded
         advice = [] if problems else [_advice(list(misfits), names)]
         shown = "\n".join([*lines, *advice])

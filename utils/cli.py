@@ -79,7 +79,9 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     if options.resume and options.config is not None:
         raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
     if options.init_from is not None:
-        options.overrides.append(f"model.weights.file={json.dumps(str(options.init_from.resolve()))}")
+        options.overrides.append(
+            f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
+        )
     return options
 
 

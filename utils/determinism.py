@@ -75,7 +75,7 @@ def _translate_warnings(warn: Callable[[str], None]) -> None:
             return
         if found[1] not in reported:
             reported.add(found[1])
-            warn(f"{found[1]} is not deterministic, so a resumed run is exact only up to rounding; {advice}")
+            warn(f"{found[1]} is not deterministic: a result, or a resumed run, is exact only up to rounding; {advice}")
 
     translated.shows_others = show  # type: ignore[attr-defined]
     warnings.showwarning = translated

@@ -103,6 +103,8 @@ class RunFolder:
                 raise CheckpointError(f"{path} is not a checkpoint in a run folder; give the folder, {path.parent}")
             if path.is_file() and folder / "checkpoints" != path.resolve().parent:
                 raise CheckpointError(f"{path} is not a checkpoint in a run folder, as RUN/checkpoints/{path.name} is")
+            if folder.resolve() == PROJECT:
+                raise CheckpointError(f"{path} is the project, not a run; its runs are in {PROJECT / 'saved'}")
             if not (folder / "config.json").is_file():
                 what = "run folder" if path.is_dir() else "checkpoint in a run folder"
                 raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{_a_run_in(folder)}")
@@ -292,7 +294,9 @@ def _a_run_in(folder: Path) -> str:
     """The end of a message about a folder that is not a run but contains some, such as a sweep's."""
     if runs := _runs(folder):
         return f"; its newest run is {runs[-1].path}"
-    first = min((path.parent for path in folder.glob("*/config.json")), default=None)
+    first = min(
+        (path.parent for path in folder.glob("*/checkpoints") if (path.parent / "config.json").is_file()), default=None
+    )
     return f"; give one of the runs in it, such as {first}" if first else ""
 
 

@@ -26,7 +26,7 @@ from utils.tree import tensors
 
 TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
-SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false")
+SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false", "runtime.deterministic=false")
 """Exports are in fp32 on the CPU, however the run was trained."""
 UNREAD = ("runtime", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir")
 """Keys that an export does not use."""
@@ -75,7 +75,9 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
 def _target(path: Path, kind: Format) -> Path:
     """Raises UserError if this file cannot be written, or would overwrite something else."""
     if path.suffix != kind.suffix:
-        raise UserError(f"--out {path}: the file name must end with {kind.suffix}")
+        others = [name for name, each in FORMATS.items() if each.suffix == path.suffix]
+        hint = f", or add --format {others[0]}" if others else ""
+        raise UserError(f"--out {path}: the file name must end with {kind.suffix}{hint}")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{kind.suffix}'}")
     if not path.parent.is_dir():

@@ -36,8 +36,13 @@ from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
-UNREAD = ("name", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir")
+UNREAD = (
+    *("name", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir"),
+    "runtime.deterministic",
+)
 """Keys that a prediction does not use."""
+SETTINGS = ("runtime.deterministic=false",)
+"""Nothing here is resumed."""
 EVERY = 5000  # inputs between progress lines if a bar cannot be shown
 
 
@@ -87,7 +92,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
     """The model of a run, with the weights that test.py evaluates. Does not need its data set."""
-    trained = load_trainer(run, overrides, unread=UNREAD)
+    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
     loaded, experiment = trained.loaded, trained.experiment
     trainer, model = trained.trainer, experiment.model
     if type(model).forward is nn.Module.forward and type(trainer).predict_step is BaseTrainer.predict_step:

@@ -35,7 +35,8 @@ MOST_DEATHS = 20
 MOST_STARVED = 2
 """The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
 MOST_REFUSED = 3
-"""Number of trials rejected for the same reason before any had an epoch, after which a sweep ends."""
+"""Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
+NOT_FINITE = "the loss is "
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
@@ -195,7 +196,8 @@ class Coordinator:
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
             self._finish(one, Outcome("failed", *ended, reason))
-            return self._check_refusals(reason) if status == 2 and not values else None
+            # another configuration may not diverge
+            return None if values or reason.startswith(NOT_FINITE) else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
         one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
         if one.starved >= MOST_STARVED:
@@ -207,7 +209,7 @@ class Coordinator:
         return self._start(one)
 
     def _check_refusals(self, reason: str) -> None:
-        """Raise UserError if all trials so far were rejected for this reason, such as missing data."""
+        """Raise UserError if all trials so far failed for this reason, such as missing data."""
         ended = [trial.outcome for trial in self.folder.trials() if trial.outcome]
         alike = all(not each.epochs and _words(each.reason) == _words(reason) for each in ended)
         if alike and len(ended) >= MOST_REFUSED and not self._finished():

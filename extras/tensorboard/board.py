@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
@@ -112,8 +112,7 @@ class Board(Observer):
         if trainer.training.validation:
             self._draw(trainer, pictures.evaluation(stats))
         elif trainer.runtime.process_group.world_size == 1 and not isinstance(trainer.training.batches, StreamBatches):
-            model_summary.evaluate_training_samples(trainer, stats)
-            self._draw(trainer, pictures.evaluation(stats, "training"))
+            self._draw(trainer, _pictures_of_training(trainer, stats))
 
     def _draw(self, trainer: BaseTrainer, drawn: "Iterable[Summary]") -> None:
         try:
@@ -135,3 +134,9 @@ def _best(values: dict[str, float]) -> dict[str, float]:
     """
     chosen = {name: value for name, value in values.items() if name.startswith("val_")} or values
     return {f"best/{name.removeprefix('val_')}": value for name, value in chosen.items()}
+
+
+def _pictures_of_training(trainer: BaseTrainer, stats: "EvaluationStats") -> "Iterator[Summary]":
+    """Without validation: those of training samples. They are evaluated when the first is asked for."""
+    model_summary.evaluate_training_samples(trainer, stats)
+    yield from pictures.evaluation(stats, "training")

@@ -4,8 +4,10 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchmetrics
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import lines, same, state, temporarily
+from tests.conftest import load_script
+from tests.helpers import lines, needs_extra, same, state, temporarily
 from utils.determinism import fastest_kernels, use_deterministic_kernels
 from utils.errors import UserError
 from utils.registry import MODELS
@@ -162,3 +165,24 @@ def test_the_mode_comes_back_after_an_error() -> None:
     with pytest.raises(ValueError, match="broken"), fastest_kernels():
         raise ValueError("broken")
     assert torch.get_deterministic_debug_mode() == 1
+
+
+@needs_extra("export", "predict")
+def test_nothing_is_resumed_by_an_export_or_a_prediction(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class UnpoolsInEvaluation(Unpooling):
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.out(x) if self.training else super().forward(x)
+            return outputs
+
+    np.save(tmp_path / "x.npy", np.zeros((2, 6), np.float32))
+    with temporarily(MODELS, UnpoolsInEvaluation):
+        split = ("data_loader.args.validation_split=0", "trainer.monitor=null", "trainer.epochs=1")
+        run = str(fit("runtime.deterministic=true", *split, model="UnpoolsInEvaluation").run_dir)
+        load_script("predict").main(["-r", run, str(tmp_path / "x.npy"), "--out", str(tmp_path / "y.csv")])
+        assert len((tmp_path / "y.csv").read_text().splitlines()) == 3
+        load_script("export").main(["-r", run, "--format", "torch"])
+        assert "deterministic" not in "".join(capsys.readouterr())
+        with pytest.raises(UserError, match=r"does not use runtime\.deterministic"):
+            load_script("predict").main(["-r", run, str(tmp_path / "x.npy"), "runtime.deterministic=warn"])

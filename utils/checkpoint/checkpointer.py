@@ -146,19 +146,21 @@ class Checkpointer:
         if step_file and _is_sound(step_file):
             link(best, step_file)
         elif best.exists():
-            self._set_aside(best)
+            aside = self._set_aside(best)
             if step_file:
                 self.warn(
-                    f"the best checkpoint so far (step {step}) is missing; the next best epoch writes best.pth again"
+                    f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing; the "
+                    f"former best.pth is now {aside}, and the next better epoch writes a new one"
                 )
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, path: Path) -> Path:
+        """Move a checkpoint to the folder of those that no longer count. Returns where it is."""
         aside = self.folder / ASIDE
         aside.mkdir(exist_ok=True)
         target = aside / path.name
         if target.exists() and _is_sound(target) and not _is_sound(path):
             target = target.with_name(f"{target.name}.damaged")
-        path.replace(target)
+        return path.replace(target)
 
 
 def _is_sound(path: Path) -> bool:

@@ -12,6 +12,7 @@ from utils.schema import KeyPath
 from utils.text import dotted
 
 MAX_DEPTH = 32
+MOST_SHOWN = 20  # mistakes
 MAX_DIGITS = 18  # every integer fits into 64 bits
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -114,8 +115,12 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     """All problems as one error, in file order; those of overrides come last."""
     located = [(document.locate(p.path, of_key=p.at_key), p) for p in dict.fromkeys(problems)]
     located.sort(key=lambda item: (item[0].line == 0, item[0].source.name, item[0].line, item[0].column))
-    shown = [location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located]
-    count = f"{len(shown)} mistakes in the config:\n\n" if len(shown) > 1 else ""
+    shown = [
+        location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located[:MOST_SHOWN]
+    ]
+    if len(located) > MOST_SHOWN:
+        shown.append(f"... and {len(located) - MOST_SHOWN:,} more")
+    count = f"{len(located):,} mistakes in the config:\n\n" if len(located) > 1 else ""
     return ConfigError(count + "\n\n".join(shown))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -19,7 +20,7 @@ from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
-from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from tests.helpers import ROOT, copy_run, curves, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
@@ -341,6 +342,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/nothing"], "no such run"),
         (["-r", "{run}/checkpoints"], "is not a run folder"),
         (["-r", "{run}/.."], "; its newest run is "),
+        (["-r", str(ROOT)], f"is the project, not a run; its runs are in {re.escape(str(ROOT))}/saved"),
         (["-r", "{run}/../../sweep"], "; give one of the runs in it, such as .*sweep/trial-000$"),
         (["-r", "{run}/train.log"], "is not a checkpoint in a run folder; give the folder, .*small/[0-9-]*$"),
         (

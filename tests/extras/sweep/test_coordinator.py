@@ -76,12 +76,20 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
     assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
 
 
-def test_trials_that_are_refused_alike_end_the_sweep(make: Callable[[str, Spec], SweepFolder]) -> None:
-    """As where a folder of data is not there."""
+def test_trials_that_all_diverge_do_not_end_the_sweep(make: Callable[[str, Spec], SweepFolder]) -> None:
+    """Other values of what is searched may not."""
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (1, "error: the loss is nan at step 1"))
+    coordinator(make("diverging", spec(*SPACES)), processes).run()
+    assert len(processes.started) == 6
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_trials_that_fail_alike_end_the_sweep(make: Callable[[str, Spec], SweepFolder], status: int) -> None:
+    """As where a folder of data is not there, or where the model's code raises an error."""
     folder = make("refused", spec(*SPACES))
     numbers = itertools.count(1000)  # such as process ids
     reason = "error: trial-000: no data: DataLoader worker (pid(s) {}) exited unexpectedly"
-    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (2, reason.format(next(numbers))))
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (status, reason.format(next(numbers))))
     with pytest.raises(UserError, match=r"all 3 trials so far failed for the same reason: trial-000: no data: Data"):
         coordinator(folder, processes).run()
     assert len(results(folder)) == 3

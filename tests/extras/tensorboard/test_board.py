@@ -28,6 +28,7 @@ from extras.tensorboard.graph import MOST, Recorder, recording
 from extras.tensorboard.histograms import FEWEST
 from extras.tensorboard.summaries import histogram
 from model.lenet import LeNet
+from model.two_layer_net import TwoLayerNet
 from tests.helpers import Json, curves, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import killed_in
@@ -352,6 +353,28 @@ def test_pictures_that_cannot_be_drawn_stop_no_run(
     monkeypatch.setattr("extras.report.figures.confusion_thumbnail", broken)
     assert fit("trainer.pictures_every=null").epochs == 2
     assert "could not be drawn: the font is broken" in capsys.readouterr().err
+
+
+def test_nor_does_a_model_that_fails_in_evaluation_where_the_run_has_none(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class TrainsOnly(TwoLayerNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                raise RuntimeError("I cannot evaluate")
+            return super().forward(x)
+
+    arguments = {"in_features": 6, "hidden_features": 5, "out_features": 3}
+    loader = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8}
+    with temporarily(MODELS, TrainsOnly):
+        run = fit(
+            "trainer.pictures_every=null",
+            model={"type": "TrainsOnly", "args": arguments},
+            data_loader={"type": "RandomTensorLoader", "args": loader},
+            trainer={"epochs": 1, "monitor": None},
+        ).run_dir
+    assert "could not be drawn: I cannot evaluate" in capsys.readouterr().err
+    assert (run / "checkpoints/last.pth").exists()
 
 
 def test_a_profile_that_the_disk_does_not_take_stops_no_run(

@@ -43,9 +43,16 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(explain: Callable[..., st
     assert found == [*places, "nmae", "seed", "trainer.epochs"]
 
 
+def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> None:
+    shown = explain(sound() | {"variables": {f"unused{number}": 1 for number in range(100)}})
+    assert shown.startswith("100 mistakes in the config:")
+    assert shown.endswith("... and 80 more")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
+        ("name", "한" * 80, "name: should have at most 200 bytes in UTF-8, and has 240"),
         ("optimizer", {"type": "SGD", "args": {"nesterov": True}}, "optimizer.args.nesterov: SGD rejects this"),
         ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam rejects this"),
         ("optimizer", {"type": "Adam", "args": {"capturable": True}}, "optimizer.args.capturable: Adam rejects this"),
