@@ -5,7 +5,7 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from base.training.first_batch import (
     FORWARD_ERRORS,
     check_first_batch,
     check_smallest_batch,
+    check_step_was_taken,
     forward_error,
     watch_first_batch,
 )
@@ -104,7 +105,8 @@ class BaseTrainer(EvaluationLoop):
             while not self.finished():
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
-                    validation = self.validate()
+                    with self.saved_if_it_fails():
+                        validation = self.validate()
                 self.end_epoch(validation)
             self.observer.end(self)
         except Stopped as stopped:
@@ -130,6 +132,19 @@ class BaseTrainer(EvaluationLoop):
         self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         self.outputs.on_first_step()
 
+    @contextmanager
+    def saved_if_it_fails(self) -> Iterator[None]:
+        """A mistake in the validation costs no epoch: a resumed run starts with the validation."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Stopped) and self.runtime.process_group.world_size == 1:
+                self.save()
+                self.console.warn(
+                    f"the training of epoch {self.progress.epochs + 1} is saved; -r starts with its validation"
+                )
+            raise
+
     def finished(self) -> bool:
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
 
@@ -150,6 +165,7 @@ class BaseTrainer(EvaluationLoop):
                 self.experiment.signals.check()
                 loss = self.optimizer_step(step)
                 if not self.has_started:
+                    check_step_was_taken(self, loss)
                     self.start()
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:

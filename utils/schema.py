@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from utils.text import closest
+from utils.text import closest, name_of_folder
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root of a config to a value."""
@@ -41,7 +41,6 @@ Fixed = Annotated[T, OnResume.REFUSED]
 
 MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
-MOST_BYTES = 200
 IDENTIFIER = r"^[A-Za-z_]\w*$"
 DEVICE = r"^(auto|[a-z]+(:\d+)?)$"
 # what error messages say instead of the pattern
@@ -286,13 +285,6 @@ class RuntimeConfig(Section):
     """Seconds that a process waits for the others before the run fails."""
 
 
-def _short_enough(name: str) -> str:
-    """A folder's name may have 255 bytes, and a sweep adds to it; a letter may have four."""
-    if (size := len(name.encode())) > MOST_BYTES:
-        raise ValueError(f"should have at most {MOST_BYTES} bytes in UTF-8, and has {size}")
-    return name
-
-
 class Config(Section):
     """One experiment."""
 
@@ -300,7 +292,7 @@ class Config(Section):
     """JSON schema with which an editor completes and checks this file."""
     variables: Changeable[dict[str, Any] | None] = None
     """Values by name: "${NAME}" anywhere in the config is replaced by one. The config.json of a run has the values."""
-    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100), AfterValidator(_short_enough)]]
+    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100), AfterValidator(name_of_folder)]]
     """Name of the experiment and of its folder under trainer.save_dir."""
     seed: Fixed[Annotated[NonNegativeInt, Field(lt=2**31)]] = 0
     """All randomness follows from this number: initial weights, order, augmentation, dropout."""

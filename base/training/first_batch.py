@@ -142,6 +142,16 @@ def check_first_batch(trainer: Any, result: StepResult) -> None:
     trainer.observer.first_batch(trainer, result)
 
 
+def check_step_was_taken(trainer: Any, loss: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's own first optimizer_step has not called that of the base class.
+
+    loss: what it returned.
+    """
+    if loss is None or not trainer.finite.losses:
+        name = type(trainer).__name__
+        raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
+
+
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
     if trainer.calls_loss or trainer.criterion is no_loss:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from base.training.broadcast import NoBroadcast, check_same_shape
 from utils.determinism import fastest_kernels
+from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
 from utils.tree import to_device
@@ -38,7 +39,7 @@ class LibraryMetric:
     def update(self, outputs: Any, targets: Any) -> None:
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count
         # is the same in any order: for a confusion matrix of images, gigabytes
-        with fastest_kernels():
+        with self._naming_errors("does not accept these outputs and targets"), fastest_kernels():
             self.metric.update(outputs, targets)
 
     def compute(self) -> float:
@@ -68,9 +69,16 @@ class LibraryMetric:
             check_same_shape(what, phase, outputs.shape, targets.shape)
         own = not type(copy).__module__.startswith("torchmetrics.")
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
-            refused = self._naming_errors("does not accept these outputs and targets")
-            with refused, NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
+            before = _plain_attributes(copy)
+            with NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
                 trial.update(outputs, targets)
+            if own and (
+                changed := [name for name, value in _plain_attributes(copy).items() if value != before.get(name)]
+            ):
+                raise ConfigError(
+                    f'metrics: "{self.name}": update() changes self.{changed[0]}, which is neither reset nor saved; '
+                    f'create it with self.add_state("{changed[0]}", default=torch.tensor(0.0), dist_reduce_fx="sum")'
+                )
             try:
                 trial.compute()
             except ConfigError:
@@ -83,7 +91,7 @@ class LibraryMetric:
         try:
             yield
         except Exception as error:
-            if isinstance(error, UserError) or current().peer_failure(error):
+            if isinstance(error, UserError) or current().peer_failure(error) or device_failure(error):
                 raise
             raise ConfigError(
                 f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
@@ -132,6 +140,21 @@ class LibraryMetric:
                     f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
                     "resume with the same number of processes, or with metrics=[]"
                 ) from error
+
+
+def _plain_attributes(metric: "Metric") -> dict[str, Any]:
+    """A metric's numbers, lists of them and single-element tensors, other than its states and torchmetrics' own."""
+    found = {name: value for name, value in vars(metric).items() if not name.startswith("_")}
+    numbers = {
+        name: value.tolist() if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in found.items()
+        if name not in metric.metric_state and isinstance(value, (int, float, Tensor, list))
+    }
+    return {name: value for name, value in numbers.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, (int, float))
 
 
 def _states(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ random generator. docs/exactness.md gives the remedies.
 import copy
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,16 @@ from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
 from base.training.parameters import loss_module
 from extras.check.check_result import CheckResult
+from utils.text import listed
 from utils.tree import same, tensors
+from utils.user_code import format_error_with_source
 
 SAMPLES = 8
+REPEATED = 3
+"""Steps that are taken again from a restored state."""
+LARGE = 2**30
+"""Bytes of a state of which no copies are made."""
+_NOT_STEPPED = ("metrics", "writers", "config", "data")
 ADVICE = 'see "What breaks it" in docs/exactness.md'
 
 
@@ -88,6 +96,39 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
     if not repeatable:
         text = "the same samples, loaded twice with the same seed, differ"
         yield CheckResult("exactness", "note", text, f"a data set with its own random generator; {ADVICE}")
+
+
+def check_repetition(trainer: BaseTrainer, take_step: Callable[[], None]) -> Iterator[CheckResult]:
+    """A note if some steps, repeated from the trainer's restored state, end in another state.
+
+    It finds what the attributes do not show: state inside objects that are not in the checkpoint, and parts that do not
+    load what they save. Skipped where kernels may differ by themselves, and if copies of the state would be large.
+    """
+    exact = torch.get_deterministic_debug_mode() >= (1 if trainer.runtime.on_cpu else 2)
+    start = trainer.state_dict()
+    if not exact or sum(tensor.nbytes for tensor in tensors(start)) > LARGE:
+        return
+    start = copy.deepcopy(start)
+
+    def steps() -> dict[str, Any]:
+        for _ in range(REPEATED):
+            take_step()
+        return copy.deepcopy({name: part for name, part in trainer.state_dict().items() if name not in _NOT_STEPPED})
+
+    one = steps()
+    try:
+        trainer.load_state_dict(start, Path("the state before"))
+    except Exception as error:  # from the user's parts
+        cause = f"a load_state_dict() that does not take what state_dict() returns; {ADVICE}"
+        text = f"the state cannot be loaded again: {format_error_with_source(error)}"
+        yield CheckResult("exactness", "FAIL", text, cause)
+        return
+    other = steps()
+    if differ := [name for name in one if not same(one[name], other[name])]:
+        text = f"{REPEATED} steps, repeated from the restored state, end with another {listed(differ)}"
+        yield CheckResult(
+            "exactness", "note", text, f"state outside stateful(), or a part that does not load it; {ADVICE}"
+        )
 
 
 def _first_samples(batches: Batches) -> Any:

@@ -1,6 +1,7 @@
 """A metric over batches is the metric over all samples at once, and its sums can be saved in the middle."""
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -147,6 +148,42 @@ def test_a_torchmetrics_class_without_a_state_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r'"hits" has no state, .* self.add_state\("hits"'):
         LibraryMetric("hits", Stateless())
+
+
+class Errors(Metric):
+    """Counts the letters that are wrong, but keeps one of its numbers outside its states."""
+
+    wrong: Tensor
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.add_state("wrong", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.letters: Any = {"number": 0, "tensor": torch.tensor(0), "list": [], "constant": 3}[kind]
+        self.kind = kind
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.wrong = self.wrong + 1.0
+        if self.kind == "list":
+            self.letters.append(len(targets))
+        elif self.kind != "constant":
+            self.letters = self.letters + len(targets)
+
+    def compute(self) -> Tensor:
+        return self.wrong
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "list", "constant"])
+def test_a_torchmetrics_class_that_keeps_a_number_outside_its_states_is_refused(kind: str) -> None:
+    metric = LibraryMetric("cer", Errors(kind))
+    refused = pytest.raises(ConfigError, match=r'update\(\) changes self.letters, .* self.add_state\("letters"')
+    with refused if kind != "constant" else nullcontext():
+        metric.dry_run(OUTPUTS, TARGETS, "training")
+
+
+def test_a_later_batch_that_a_library_metric_refuses_names_the_metric() -> None:
+    metric = LibraryMetric("f1", MulticlassF1Score(num_classes=3))
+    with pytest.raises(ConfigError, match='metrics: "f1" does not accept these outputs and targets'):
+        metric.update(torch.zeros(2, 7), torch.zeros(2, dtype=torch.int64))
 
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 import train
 from base.experiment import Experiment
 from base.metric import StepResult
-from tests.helpers import keep_on_device, needs_extra, temporarily
+from tests.helpers import keep_on_device, lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
@@ -607,3 +607,49 @@ def test_a_loss_of_shape_1_is_one_number(fit: Fit, monkeypatch: pytest.MonkeyPat
     with temporarily(LOSSES, with_dimension):
         result = fit(loss="with_dimension").last
     assert (result["loss"], result["val_loss"]) == pytest.approx((plain["loss"], plain["val_loss"]), rel=1e-6)
+
+
+class StepsAlone(Trainer):
+    def optimizer_step(self, step: Any) -> Any:
+        return 0.0
+
+
+class ReturnsNoLoss(Trainer):
+    def optimizer_step(self, step: Any) -> Any:
+        super().optimizer_step(step)
+
+
+@pytest.mark.parametrize("kind", [StepsAlone, ReturnsNoLoss])
+def test_an_optimizer_step_of_ones_own_must_call_the_base_class(fit: Fit, kind: type[Trainer]) -> None:
+    name = kind.__name__
+    says = rf"{name}.optimizer_step must call super\(\).optimizer_step\(step\), and return what it returns"
+    with temporarily(TRAINERS, kind), pytest.raises(ConfigError, match=says):
+        fit(f"trainer.type={name}", "trainer.epochs=1")
+
+
+class BrokenValidation(Trainer):
+    broken = True
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        if self.broken and not torch.is_grad_enabled() and self.progress.steps:
+            raise ValueError("a mistake of mine")
+        return result
+
+
+def test_a_mistake_in_the_validation_costs_no_epoch(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = ("trainer.type=BrokenValidation", "trainer.epochs=2")
+    with temporarily(TRAINERS, BrokenValidation):
+        with pytest.raises(UserError, match="a mistake of mine"):
+            fit(*broken)
+        assert "the training of epoch 1 is saved; -r starts with its validation" in capsys.readouterr().err
+        (run,) = (tmp_path / "saved/small").iterdir()
+        assert not (run / "metrics.jsonl").exists()
+        monkeypatch.setattr(BrokenValidation, "broken", False)
+        trained = train.main(["-r", str(run)])
+        whole = fit(*broken)
+    assert same(state(run)["model"], state(whole.run_dir)["model"])
+    assert lines(run) == lines(whole.run_dir)
+    assert trained.steps == whole.steps

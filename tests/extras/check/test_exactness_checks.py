@@ -66,7 +66,15 @@ class _Own:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+        trainer = self.trainer
+        trainer.recent = deque(state["recent"], maxlen=20)
+        trainer.counts, trainer.number = np.asarray(state["counts"]), state["number"]
+        version, words, gauss = state["python"]
+        trainer.python.setstate((version, tuple(words), gauss))
+        numpy = state["numpy"]
+        numbers = {name: int(number) for name, number in numpy["state"].items()}
+        trainer.numpy.bit_generator.state = {**numpy, "state": numbers}
+        trainer.torch.set_state(state["torch"])
 
 
 @pytest.fixture
@@ -91,3 +99,75 @@ def test_buffers_and_generators_in_checkpoints_are_not_noted(check: Callable[[st
 def test_a_part_that_cannot_be_loaded_is_refused_as_in_training(check: Callable[[str], str]) -> None:
     with pytest.raises(UserError, match=r"recent has no load_state_dict\(\)"):
         check("a deque")
+
+
+class Memory:
+    """Like a replay buffer, in a plain class."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+class Forgetful(Memory):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Broken(Memory):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["before"]
+
+
+class Holder:
+    """Hides its memory from a look at the trainer's attributes."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+
+
+class Replaying(Trainer):
+    """Its loss depends on what it has seen so far."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, kind: str) -> None:
+        super().__init__(experiment, settings)
+        self.kind = kind
+        self.holder = Holder({"forgetful": Forgetful, "broken": Broken}.get(kind, Memory)())
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = self.criterion(outputs, targets)
+        self.backward(loss * (1 + 0.1 * len(self.holder.memory.seen)))
+        self.holder.memory.seen.append(1.0)
+        return StepResult(loss, outputs, targets)
+
+    def stateful(self) -> dict[str, Any]:
+        kept = {} if self.kind == "left out" else {"memory": self.holder.memory}
+        return {**super().stateful(), **kept}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("sound", ""),
+        ("left out", "3 steps, repeated from the restored state, end with another model"),
+        ("forgetful", "3 steps, repeated from the restored state, end with another model, memory"),
+        ("broken", "the state cannot be loaded again: the memory in the state before does not match"),
+    ],
+)
+def test_state_that_attributes_do_not_show_is_found_by_repeating_steps(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: str, says: str
+) -> None:
+    config = write_config(trainer={"type": "Replaying", "args": {"kind": kind}})
+    with temporarily(TRAINERS, Replaying):
+        status = preflight(load_config(config))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert says in printed
+    assert ("exactness" in printed) is bool(says)
+    assert status == (1 if kind == "broken" else 0)
