@@ -1,6 +1,7 @@
 """Nested structures of tensors: batches, outputs of a model, states of a checkpoint.
 
-A nest is a tensor, or a tuple, named tuple, list or dict of nests. Anything else is a leaf and stays unchanged.
+A nest is a tensor, or a tuple, named tuple, list, dict or dataclass of nests. Anything else is a leaf, which stays as
+it is.
 """
 
 import copy
@@ -32,19 +33,13 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
 def to_device(nest: Any, device: torch.device) -> Any:
     """The same nest on a device. The host does not wait for a copy to an accelerator from pinned memory.
 
-    An object with a method ``to``, such as a graph or a PackedSequence, is moved by it; a dataclass field by field.
+    An object with a method ``to``, such as a graph or a PackedSequence, is moved by it.
     """
     if isinstance(nest, Tensor):
         return nest.to(device, non_blocking=device.type != "cpu")  # to the CPU, it could be read too early
     if callable(getattr(type(nest), "to", None)):
         return nest.to(device)
-    if not dataclasses.is_dataclass(nest) or isinstance(nest, (type, dict, list, tuple)):
-        return _map_items(lambda _, item: to_device(item, device), nest)
-    moved = copy.copy(nest)
-    for field in dataclasses.fields(nest):
-        # a frozen one refuses setattr
-        object.__setattr__(moved, field.name, to_device(getattr(nest, field.name), device))
-    return moved
+    return _map_items(lambda _, item: to_device(item, device), nest)
 
 
 def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
@@ -58,7 +53,19 @@ def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
         items = [function(index, item) for index, item in enumerate(nest)]
         # a named tuple takes its fields separately; every other sequence takes an iterable
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    if fields := _fields(nest):
+        mapped = copy.copy(nest)
+        for name, value in fields.items():
+            object.__setattr__(mapped, name, function(name, value))  # a frozen one refuses setattr
+        return mapped
     return nest
+
+
+def _fields(nest: Any) -> dict[str, Any]:
+    """The fields of a dataclass that is not also a dict, list or tuple; empty for anything else."""
+    if not dataclasses.is_dataclass(nest) or isinstance(nest, (type, dict, list, tuple)):
+        return {}
+    return {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest) if hasattr(nest, field.name)}
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:
@@ -71,6 +78,8 @@ def tensors(nest: Any) -> Iterator[Tensor]:
     elif isinstance(nest, (list, tuple)):
         for item in nest:
             yield from tensors(item)
+    else:
+        yield from tensors(list(_fields(nest).values()))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -110,3 +119,5 @@ def _parts(nest: Any, name: str) -> Iterator[tuple[str, str]]:
         else:
             for item in nest:
                 yield from _parts(item, name)
+    elif fields := _fields(nest):
+        yield from _parts(fields, name)

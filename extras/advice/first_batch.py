@@ -19,7 +19,9 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
         cause = "call self.backward(loss)"
         if trainer.calls_backward:
             cause = "the loss is cut off from the weights, as by detach(), argmax() or item() before requires_grad_()"
-        yield f"{type(trainer).__name__}.train_step computes no gradients, so nothing is trained; {cause}"
+        name = type(trainer).__name__
+        step = f"{name}.train_step computes no gradients in its first step"
+        yield f"{step}; unless later ones do, nothing is trained: {cause}"
     if names := _untrained_parameters(trainer):
         yield (
             f"no optimizer has {listed(names)}, so they never change. Create them in the model's "

@@ -1,7 +1,7 @@
 """The report of test.py, in one folder: report.md, report.html, their figures and predictions.csv."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ class EvaluationReport(EvaluationStats):
         self.sum_loss = experiment.sum_loss
         self.files: Sequence[str] | None = None
         """The names of the test samples, if they have any."""
+        self.by_sample = True
+        """Whether the outputs have a row for each sample, rather than for each node, say."""
         self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     def __enter__(self) -> "EvaluationReport":
@@ -59,14 +61,22 @@ class EvaluationReport(EvaluationStats):
             name = type(self.data).__name__
             raise DataError(f"{name}.test_names gives {len(files):,} names for {samples:,} test samples")
         self.predictions.files = files
+        self.by_sample = True
 
     def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         super().add_probabilities(batch_range, probabilities, targets, show)
-        self.predictions.add_classes(batch_range.start, probabilities, targets, self.class_names())
+        if self._is_by_sample(batch_range, targets):
+            self.predictions.add_classes(batch_range.start, probabilities, targets, self.class_names())
 
     def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         super().add_numbers(batch_range, outputs, targets)
-        self.predictions.add_numbers(batch_range.start, outputs, targets)
+        if self._is_by_sample(batch_range, targets):
+            self.predictions.add_numbers(batch_range.start, outputs, targets)
+
+    def _is_by_sample(self, batch_range: BatchRange, targets: Tensor) -> bool:
+        if len(targets) != batch_range.size:
+            self.by_sample, self.files = False, None
+        return self.by_sample
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""
@@ -89,7 +99,7 @@ class EvaluationReport(EvaluationStats):
         for file in FILES:
             if file not in pictures:
                 (self.folder / file).unlink(missing_ok=True)
-        if not self.predictions.begun:
+        if not self.predictions.begun or not self.by_sample:
             self.predictions.path.unlink(missing_ok=True)
         blocks = list(self._blocks(tested, values, pictures))
         replace_file(self.folder / "report.md", as_markdown(blocks))
@@ -120,20 +130,28 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if self.classification is not None:
-            yield from _classes(self.classification, self.class_names(), pictures, self.files)
+            sample_name = _sample_name(self.files) if self.by_sample else None
+            yield from _classes(self.classification, self.class_names(), pictures, sample_name)
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
             yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
-        if self.predictions.begun:
+        if not self.by_sample:
+            yield Paragraph("The outputs have other rows than samples, such as nodes, so there is no table of samples.")
+        elif self.predictions.begun:
             yield Paragraph("Every sample:", link="predictions.csv")
 
 
+def _sample_name(files: Sequence[str] | None) -> Callable[[int], str]:
+    """Gives the name of a sample, by its index."""
+    return str if files is None else files.__getitem__
+
+
 def _classes(
-    found: Classification, names: list[str], pictures: Collection[str], files: Sequence[str] | None
+    found: Classification, names: list[str], pictures: Collection[str], sample_name: Callable[[int], str] | None
 ) -> Iterator[Block]:
-    """files: the names of the samples."""
+    """sample_name: None if the rows are not samples."""
     scores = found.scores()
     present = scores.support > 0
     columns = [scores.precision, scores.recall, scores.f1]
@@ -148,18 +166,16 @@ def _classes(
     yield Picture("confusion matrix", "confusion_matrix.png")
     yield from _confusions(found, names)
     yield Heading("Most confident mistakes")
-
-    def sample_name(sample: int) -> str:
-        return str(sample) if files is None else files[sample]
-
     if "mistakes.png" in pictures:
         yield Picture("mistakes", "mistakes.png")
     elif found.mistakes:
         mistakes = [
-            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}", sample_name(mistake.sample)]
+            [names[mistake.predicted], names[mistake.true], f"{mistake.probability:.3f}"]
+            + ([sample_name(mistake.sample)] if sample_name else [])
             for mistake in found.mistakes
         ]
-        yield Table(["predicted", "true", "probability", "sample"], mistakes, texts=(0, 1))
+        header = ["predicted", "true", "probability", *(["sample"] if sample_name else [])]
+        yield Table(header, mistakes, texts=(0, 1))
     else:
         yield Paragraph("None.")
     yield Heading("Calibration")

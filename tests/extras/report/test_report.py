@@ -17,13 +17,16 @@ import train
 from base import load_run
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
+from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import escaped, markdown_table
 from tests.conftest import load_script
-from tests.helpers import curves, lines
+from tests.helpers import curves, lines, temporarily
+from trainer.trainer import Trainer
 from utils import cli
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
+from utils.registry import DATA_LOADERS, TRAINERS
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -431,3 +434,29 @@ def test_texts_are_no_markup_at_the_start_of_a_line() -> None:
     assert escaped("- one") == r"\- one"
     assert escaped("1. one & <b>") == r"1\. one \& \<b\>"
     assert escaped("R² is -0.5 (no _ or 1.5)") == r"R² is -0.5 (no \_ or 1.5)"
+
+
+class PerNode(Trainer):
+    """Evaluates two nodes of each sample."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return StepResult(result.loss, result.outputs.repeat(2, 1), result.targets.repeat(2))
+
+
+class NamedLoader(RandomTensorLoader):
+    def test_names(self) -> list[str]:
+        return [f"molecule-{number}" for number in range(20)]
+
+
+def test_rows_that_are_no_samples_get_no_name_of_one(fit: Fit) -> None:
+    keys = {"data_loader": {"type": "NamedLoader", "args": {**LINEAR, "num_classes": 3}}, "model": net(6, 3)}
+    with temporarily(TRAINERS, PerNode), temporarily(DATA_LOADERS, NamedLoader):
+        run = fit("trainer.type=PerNode", "trainer.epochs=1", loss="cross_entropy", metrics=[], **keys).run_dir
+        test.main(["-r", str(run)])
+    text = (run / "test/report.md").read_text()
+    assert "molecule" not in text
+    assert "| predicted | true | probability |\n" in text
+    assert "other rows than samples" in text
+    assert re.search(r"mean over classes .* 40 \|", text)
+    assert not (run / "test/predictions.csv").exists()
