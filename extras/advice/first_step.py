@@ -146,7 +146,8 @@ def differing_part_warnings(trainer: BaseTrainer) -> Iterator[str]:
     for name in parts_that_differ(trainer):
         yield (
             f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
-            "samples of all, as with self.runtime.process_group.all_reduce_sum, or a resume will not be exact"
+            "samples of all, as with self.runtime.process_group.all_reduce_sum, or save each process's "
+            "(docs/distributed.md)"
         )
 
 
