@@ -94,7 +94,9 @@ def call(
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return format_error_with_source(error).removeprefix("ValueError: ")
+        missing = isinstance(error, AttributeError) and "object has no attribute" in str(error)
+        hint = "\nDoes its __init__ call super().__init__ before it uses self?" if missing else ""
+        return format_error_with_source(error).removeprefix("ValueError: ") + hint
     found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
     return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
 

@@ -653,3 +653,15 @@ def test_a_mistake_in_the_validation_costs_no_epoch(
     assert same(state(run)["model"], state(whole.run_dir)["model"])
     assert lines(run) == lines(whole.run_dir)
     assert trained.steps == whole.steps
+
+
+class UsesSelfFirst(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        self.teacher = self.model
+        super().__init__(experiment, settings)
+
+
+def test_a_constructor_that_uses_self_before_its_base_class_is_asked_about_it(fit: Fit) -> None:
+    says = r"(?s)no attribute 'model'.*self.teacher = self.model.*call super\(\).__init__ before it uses self"
+    with temporarily(TRAINERS, UsesSelfFirst), pytest.raises(ConfigError, match=says):
+        fit("trainer.type=UsesSelfFirst")
