@@ -142,7 +142,7 @@ class _Check:
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
-        yield self._lenient(model_checks.check_independence(self.model, trace))
+        yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
         try:
             self._gradients()
         except Exception as error:

@@ -27,9 +27,20 @@ def test_why_samples_cannot_be_compared_is_named(model: nn.Module, sizes: list[i
     with traced(model, trace):
         for size in sizes:
             model(torch.ones(size, 3))
-    result = check_independence(model, trace)
+    result = check_independence(model, trace, sizes[-1] if sizes else 4)
     assert (result.verdict, result.text) == (
         ("note", f"cannot be tested: {reason}")
         if reason
         else ("ok", "each output of the model depends only on its own sample")
     )
+
+
+def test_rows_that_are_no_samples_are_not_compared() -> None:
+    """As the nodes of graphs are."""
+    trace, model = Trace(), nn.Linear(3, 2)
+    with traced(model, trace):
+        model(torch.ones(187, 3))
+    result = check_independence(model, trace, 16)
+    assert (result.verdict, result.text) == (
+        "ok", "cannot be tested: the model's inputs have 187 rows for 16 samples",
+    )  # fmt: skip
