@@ -5,7 +5,7 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,12 @@ class BaseTrainer(EvaluationLoop):
         try:
             yield
         except Exception as error:
-            if not isinstance(error, Stopped) and self.runtime.process_group.world_size == 1:
+            if isinstance(error, Stopped) or self.runtime.process_group.world_size > 1:
+                raise
+            with suppress(Exception):  # the device itself may have failed; the first error counts
                 self.save()
-                self.console.warn(
-                    f"the training of epoch {self.progress.epochs + 1} is saved; -r starts with its validation"
-                )
+                if self.outputs.checkpointer.wait():
+                    self.console.warn(f"step {self.progress.steps:,} is saved; -r starts with the validation after it")
             raise
 
     def finished(self) -> bool:
@@ -163,9 +164,10 @@ class BaseTrainer(EvaluationLoop):
                 self.validate_within_epoch()
             for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
                 self.experiment.signals.check()
+                before = self.progress.steps
                 loss = self.optimizer_step(step)
                 if not self.has_started:
-                    check_step_was_taken(self, loss)
+                    check_step_was_taken(self, loss, before)
                     self.start()
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:
@@ -188,6 +190,8 @@ class BaseTrainer(EvaluationLoop):
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now
             self.begin_epoch(epochs + 1)
+            if changes and data.device_cache:
+                data.device_cache.refresh()
         self.saved_data.check_lengths()
         if not self.experiment.model.training:  # the whole model, as to show samples
             self.model.train()
@@ -287,7 +291,9 @@ class BaseTrainer(EvaluationLoop):
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.progress.validating = True
-            self.log.validation(self.progress, self.validate())
+            with self.saved_if_it_fails():
+                values = self.validate()
+            self.log.validation(self.progress, values)
             self.progress.validating = False
 
     def end_epoch(self, validation: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra, missing_extra
 from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
+from utils.user_code import user_line
 
 # options that abbreviate a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
@@ -208,7 +209,7 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130
     except Exception as error:
-        if failure := device_failure(error):
+        if failure := device_failure(error, user_line(error)):
             return _fail(TrainingError(failure), 1)
         if not current().launched:
             raise

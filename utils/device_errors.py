@@ -11,16 +11,21 @@ ADVICE = {  # by patterns of messages
     "the number of the model's outputs, or a token that is not below the size of an embedding. Classes count from 0. "
     "A GPU reports this late; the same command with runtime.device=cpu names the line.",
     "re-initialize CUDA in forked": f"A data set uses the GPU in a worker process: {_ON_THE_CPU}.",
-    "cannot pin '|pin memory thread": f"A data set returns tensors that are on the GPU already: {_ON_THE_CPU}.",
+    "cannot pin '": f"A data set returns tensors that are on the GPU already: {_ON_THE_CPU}.",
     "no kernel image is available": "This build of torch does not support this GPU: install one that does, or set "
     "runtime.device=cpu.",
 }
+_CAUGHT = re.compile(r"Caught \w+ in .*\n")
 # what torch adds to the message, about its allocator and its own debugging
 _HINTS = re.compile(r"\n| Including non-PyTorch memory| If reserved but unallocated")
 
 
 def device_failure(error: BaseException, line: str = "") -> str:
     """The message for an error of a device or of memory; "" for other errors. line: of the user's code."""
-    text = str(error)
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return ""
+    text = str(error) if isinstance(error, RuntimeError) else f"out of memory: {error}".rstrip(": ")
+    if _CAUGHT.match(text):  # from a worker or from torch's thread, with its traceback
+        text = text.splitlines()[-1]
     advice = next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")
     return "\n".join(filter(None, [_HINTS.split(text)[0], line, advice])) if advice else ""

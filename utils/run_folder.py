@@ -271,8 +271,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
     before, now: from ``environment``; what one of them lacks is not compared.
     """
-    one, other = ({**each, "torch": dict(each.get("packages") or {}).get("torch")} for each in (before, now))
-    kinds = ("torch", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
+    one, other = (
+        {
+            **each,
+            "torch": dict(each.get("packages") or {}).get("torch"),
+            "device": str(each.get("device") or "").partition(":")[0] or None,
+        }
+        for each in (before, now)
+    )
+    kinds = ("torch", "device", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
     differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
     return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
 

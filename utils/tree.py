@@ -53,15 +53,15 @@ def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
         items = [function(index, item) for index, item in enumerate(nest)]
         # a named tuple takes its fields separately; every other sequence takes an iterable
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
-    if fields := _fields(nest):
+    if values := fields(nest):
         mapped = copy.copy(nest)
-        for name, value in fields.items():
+        for name, value in values.items():
             object.__setattr__(mapped, name, function(name, value))  # a frozen one refuses setattr
         return mapped
     return nest
 
 
-def _fields(nest: Any) -> dict[str, Any]:
+def fields(nest: Any) -> dict[str, Any]:
     """The fields of a dataclass that is not also a dict, list or tuple; empty for anything else."""
     if not dataclasses.is_dataclass(nest) or isinstance(nest, (type, dict, list, tuple)):
         return {}
@@ -79,7 +79,7 @@ def tensors(nest: Any) -> Iterator[Tensor]:
         for item in nest:
             yield from tensors(item)
     else:
-        yield from tensors(list(_fields(nest).values()))
+        yield from tensors(list(fields(nest).values()))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -92,6 +92,8 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
+    if type(one) is type(other) and (values := fields(one)):
+        return same(values, fields(other))
     return type(one) is type(other) and bool(one == other or one != one)
 
 
@@ -119,5 +121,5 @@ def _parts(nest: Any, name: str) -> Iterator[tuple[str, str]]:
         else:
             for item in nest:
                 yield from _parts(item, name)
-    elif fields := _fields(nest):
-        yield from _parts(fields, name)
+    elif values := fields(nest):
+        yield from _parts(values, name)

@@ -1,6 +1,7 @@
 """Samples into batches, and batches from worker processes to this one: torch's ways, but faster for small tensors."""
 
-import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -17,7 +18,7 @@ SMALL = 2**18
 def collate_samples(samples: list[Any]) -> Any:
     """The batch that torch's ``default_collate`` makes; for small tensors in 0.7 to 0.9 of the time."""
     first, in_worker = samples[0], get_worker_info() is not None
-    with contextlib.suppress(Exception):  # default_collate says what is wrong
+    with suppress(Exception):  # default_collate says what is wrong
         if type(first) in (tuple, list):
             return [_collate_column(column, in_worker) for column in zip(*samples, strict=True)]
         if type(first) is dict:
@@ -40,7 +41,18 @@ def send_small_tensors_by_value() -> None:
 
 
 def _reduce(tensor: Tensor) -> Any:
-    with contextlib.suppress(RuntimeError, TypeError):  # sparse, requires a gradient, or NumPy lacks its dtype
+    with suppress(RuntimeError, TypeError):  # sparse, requires a gradient, or NumPy lacks its dtype
         if tensor.is_contiguous() and tensor.nbytes <= SMALL:
             return torch.from_numpy, (tensor.numpy(),)
     return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as torch does in a worker process: with several, a large sum has other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -34,6 +34,11 @@ class DeviceCache:
         source.inputs, source.targets = self._move(source.inputs, device), self._move(source.targets, device)
         return source
 
+    def refresh(self) -> None:
+        """Copy the data again, which has changed in memory, as by ``begin_epoch``."""
+        for original, moved in self._moved.values():
+            moved.copy_(original)
+
     def _move(self, tensor: object, device: torch.device) -> Tensor:
         assert isinstance(tensor, Tensor)
         key = device, id(tensor)
@@ -43,7 +48,7 @@ class DeviceCache:
 
 
 def _is_suitable(source: Source) -> bool:
-    if not isinstance(source, TensorSource) or not (source.is_plain() or source.any_device):
+    if type(source) is not TensorSource or not (source.is_plain() or source.any_device):
         return False
     tensors = (source.inputs, source.targets)
     return source.in_memory and sum(each.nbytes for each in tensors if isinstance(each, Tensor)) <= SMALL

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.collate import collate_samples
+from base.data.collate import collate_samples, one_thread
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
@@ -46,6 +46,10 @@ class SampleSource:
 
         Restores the generators' state afterwards: without workers, the model's dropout draws from the same generators.
         """
+        with one_thread():
+            return self._batch(indices, random)
+
+    def _batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
         numbers = as_tensor(indices).tolist()
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         generators = global_generators()

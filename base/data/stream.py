@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import collate_samples
+from base.data.collate import collate_samples, one_thread
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
@@ -66,6 +66,10 @@ class StreamSource:
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
+        with one_thread():
+            return self._batch(indices, random)
+
+    def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         numbers = as_tensor(indices).tolist()
         name = type(self.samples).__name__
         with kept_generators():  # without workers, the model's dropout draws from the same generators

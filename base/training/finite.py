@@ -20,16 +20,16 @@ class FiniteLosses:
 
     def begin(self, progress: Progress) -> None:
         """Start from the current step."""
-        self.losses: list[Tensor | float] = []  # this process's parts
+        self._losses: list[Tensor | float] = []  # this process's parts
         self._before = replace(progress)
 
     def add(self, loss: Tensor | float) -> None:
         """Add the loss of a step, by ``to_scalar``."""
-        self.losses.append(loss)
+        self._losses.append(loss)
 
     def check(self, trainer: Any) -> None:
         """Raise TrainingError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
-        losses, before = self.losses, self._before
+        losses, before = self._losses, self._before
         self.begin(trainer.progress)
         if trainer.train_metrics.is_finite():
             return

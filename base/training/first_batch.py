@@ -74,7 +74,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
         return UserError(
             f"{operation} has no deterministic kernel in torch, but runtime.deterministic=true (or your own "
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
-            "With runtime.deterministic=warn it is used, and a resumed run is exact only up to rounding."
+            "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
     if trainer.first_batch_passed:
         return error
@@ -142,12 +142,12 @@ def check_first_batch(trainer: Any, result: StepResult) -> None:
     trainer.observer.first_batch(trainer, result)
 
 
-def check_step_was_taken(trainer: Any, loss: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's own first optimizer_step has not called that of the base class.
+def check_step_was_taken(trainer: Any, loss: Any, before: int) -> None:
+    """Raise ConfigError if a BaseTrainer's own first optimizer_step neither calls that of the base class nor counts.
 
-    loss: what it returned.
+    loss: what it returned. before: the number of steps until then.
     """
-    if loss is None or not trainer.finite.losses:
+    if loss is None or trainer.progress.steps == before:
         name = type(trainer).__name__
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 

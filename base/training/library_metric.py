@@ -13,7 +13,7 @@ from utils.determinism import fastest_kernels
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
-from utils.tree import to_device
+from utils.tree import same, to_device
 from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class LibraryMetric:
         self.name = name
         self.metric = metric
         self.parts = _parts(metric)
+        self.own = not type(metric).__module__.startswith("torchmetrics.")
+        # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
+        # the same in any order: for a confusion matrix of images, gigabytes
+        self.kernels = fastest_kernels if _is_of_library(metric) else nullcontext
         if not any(part.metric_state for part in self.parts.values()):
             raise ConfigError(
                 f'metrics: "{name}" has no state, so it would be neither reset nor saved; create in __init__ what '
@@ -37,13 +41,11 @@ class LibraryMetric:
             )
 
     def update(self, outputs: Any, targets: Any) -> None:
-        # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count
-        # is the same in any order: for a confusion matrix of images, gigabytes
-        with self._naming_errors("does not accept these outputs and targets"), fastest_kernels():
+        with self._naming_errors("does not accept these outputs and targets"), self.kernels():
             self.metric.update(outputs, targets)
 
     def compute(self) -> float:
-        with self._naming_errors("cannot be computed"), fastest_kernels():
+        with self._naming_errors("cannot be computed"), self.kernels():
             value = self.metric.compute()
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
@@ -67,23 +69,40 @@ class LibraryMetric:
         elementwise = type(copy).__module__.startswith("torchmetrics.regression")
         if elementwise and isinstance(outputs, Tensor) and isinstance(targets, Tensor):
             check_same_shape(what, phase, outputs.shape, targets.shape)
-        own = not type(copy).__module__.startswith("torchmetrics.")
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
-            before = _plain_attributes(copy)
-            with NoBroadcast(what, phase, outputs, targets) if own else nullcontext():
+            with NoBroadcast(what, phase, outputs, targets) if self.own else nullcontext():
                 trial.update(outputs, targets)
-            if own and (
-                changed := [name for name, value in _plain_attributes(copy).items() if value != before.get(name)]
-            ):
-                raise ConfigError(
-                    f'metrics: "{self.name}": update() changes self.{changed[0]}, which is neither reset nor saved; '
-                    f'create it with self.add_state("{changed[0]}", default=torch.tensor(0.0), dist_reduce_fx="sum")'
-                )
             try:
                 trial.compute()
             except ConfigError:
                 trial.update(outputs, targets)  # some need two samples, but the batch may have one
                 trial.compute()
+            if self.own:
+                self._check_reset(trial, outputs, targets)
+
+    def _check_reset(self, trial: "LibraryMetric", outputs: Any, targets: Any) -> None:
+        """Raise ConfigError if the result depends on an attribute that grows with each update but is no state.
+
+        trial: a copy that has been updated once.
+        """
+        metric, once = trial.metric, _plain_attributes(trial.metric)
+        trial.reset()
+        trial.update(outputs, targets)
+        grown = [name for name, value in _plain_attributes(metric).items() if not same(value, once.get(name))]
+        if not grown:
+            return
+        without = deepcopy(metric)
+        for name in grown:
+            setattr(without, name, deepcopy(getattr(self.metric, name, None)))
+        try:
+            if same(metric.compute(), without.compute()):
+                return  # compute does not use it, as a counter to print
+        except Exception:
+            pass  # it needs them
+        raise ConfigError(
+            f'metrics: "{self.name}": update() changes self.{grown[0]}, which is neither reset nor saved; create it '
+            f'with self.add_state("{grown[0]}", default=..., dist_reduce_fx="sum")'
+        )
 
     @contextmanager
     def _naming_errors(self, what: str) -> Iterator[None]:
@@ -142,19 +161,23 @@ class LibraryMetric:
                 ) from error
 
 
+def _is_of_library(metric: "Metric") -> bool:
+    """Whether torchmetrics computes it: one of its classes, or derived from one."""
+    from torchmetrics import Metric
+
+    kinds = type(metric).__mro__
+    return any(kind.__module__.startswith("torchmetrics.") for kind in kinds if kind is not Metric)
+
+
 def _plain_attributes(metric: "Metric") -> dict[str, Any]:
-    """A metric's numbers, lists of them and single-element tensors, other than its states and torchmetrics' own."""
-    found = {name: value for name, value in vars(metric).items() if not name.startswith("_")}
-    numbers = {
-        name: value.tolist() if isinstance(value, Tensor) else deepcopy(value)
-        for name, value in found.items()
-        if name not in metric.metric_state and isinstance(value, (int, float, Tensor, list))
+    """Copies of a metric's numbers, tensors, lists and dicts, other than its states and torchmetrics' own."""
+    kinds = (int, float, Tensor, list, dict)
+    own = {name: value for name, value in vars(metric).items() if not name.startswith("_")}
+    return {
+        name: deepcopy(each)
+        for name, each in own.items()
+        if isinstance(each, kinds) and name not in metric.metric_state
     }
-    return {name: value for name, value in numbers.items() if _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, (int, float))
 
 
 def _states(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,10 @@ def _replace(arguments: Any, replaced: dict[int, Tensor]) -> Any:
     return map_tensors(lambda tensor: replaced.get(id(tensor), tensor), arguments)
 
 
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
 def check_gradients(model: nn.Module) -> CheckResult:
     """Whether every parameter got a gradient in the last step."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -112,10 +116,11 @@ def check_gradients(model: nn.Module) -> CheckResult:
     if without:
         cause = "a layer unused by forward, or a detach(), item() or no_grad() on the way to the loss"
         return CheckResult("gradients", "FAIL", f"none for {listed(without)}", cause)
-    not_finite = [name for name, p in trained if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    gradients = {name: _values(parameter.grad) for name, parameter in trained if parameter.grad is not None}
+    not_finite = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     if not_finite:
         return CheckResult("gradients", "FAIL", f"not finite for {listed(not_finite)}", "a sqrt, log or division at 0")
-    zero = [name for name, p in trained if p.grad is not None and not bool(p.grad.any())]
+    zero = [name for name, gradient in gradients.items() if not bool(gradient.any())]
     if zero:
         cause = "ReLUs that are inactive for all samples, or outputs multiplied by 0"
         return CheckResult("gradients", "note", f"zero for {listed(zero)}", cause)

@@ -36,7 +36,8 @@ MOST_STARVED = 2
 """The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
 MOST_REFUSED = 3
 """Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
-NOT_FINITE = "the loss is "
+MAY_PASS = ("the loss is ", "out of memory", "can't allocate memory")
+"""In the reasons of trials whose values, rather than the config, may be the cause."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
@@ -196,8 +197,8 @@ class Coordinator:
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
             self._finish(one, Outcome("failed", *ended, reason))
-            # another configuration may not diverge
-            return None if values or reason.startswith(NOT_FINITE) else self._check_refusals(reason)
+            may_pass = any(text in reason for text in MAY_PASS)
+            return None if values or may_pass else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
         one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
         if one.starved >= MOST_STARVED:

@@ -109,7 +109,7 @@ def test_it_ends_a_run_that_is_to_be_exact_and_says_which_operation(
     message = str(error.value)
     assert message.startswith("max_unpooling2d_forward_out has no deterministic kernel in torch")
     assert "test_determinism.py:" in message
-    assert "With runtime.deterministic=warn it is used" in message
+    assert "With runtime.deterministic=warn, unless your code sets it" in message
 
 
 def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:

@@ -135,6 +135,19 @@ def test_each_kind_has_its_advice(text: str, advice: str) -> None:
     assert advice in last
 
 
+def test_memory_of_python_and_numpy_counts_too() -> None:
+    for error in (MemoryError(), MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)")):
+        assert device_failure(error).startswith("out of memory")
+
+
+def test_an_error_of_a_worker_is_told_by_its_last_line() -> None:
+    caught = "Caught OutOfMemoryError in pin memory thread for device 0.\nOriginal Traceback ...\n"
+    assert device_failure(RuntimeError(f"{caught}RuntimeError: CUDA out of memory")).startswith(
+        "RuntimeError: CUDA out of memory\nTry a smaller"
+    )
+
+
 def test_other_errors_are_not_of_the_device() -> None:
     for text in ("mat1 and mat2 shapes cannot be multiplied", "I cannot pinpoint it", "Expected all tensors to be ..."):
         assert device_failure(RuntimeError(text)) == ""
+    assert device_failure(ValueError("row 70 is out of memory bank bounds")) == ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.tree import describe_batch, map_tensors, map_with_keys, tensors, to_device
+from utils.tree import describe_batch, map_tensors, map_with_keys, same, tensors, to_device
 
 
 @dataclass
@@ -52,6 +52,11 @@ def test_fields_are_keys() -> None:
     keys: list[Any] = []
     map_with_keys(lambda path, tensor: keys.append(path), [Graph(X, EDGES)])
     assert keys == [(0, "x"), (0, "edges")]
+
+
+def test_dataclasses_are_compared_by_their_fields() -> None:
+    assert same(Frozen(X, EDGES), Frozen(X.clone(), EDGES.clone()))
+    assert not same(Frozen(X, EDGES), Frozen(X + 1, EDGES))
 
 
 def test_anything_else_is_a_leaf() -> None:

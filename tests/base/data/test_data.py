@@ -6,7 +6,7 @@ import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -404,3 +404,15 @@ def test_a_batch_of_arrays_is_the_same_with_workers() -> None:
         assert isinstance(one, np.ndarray)
         assert isinstance(other, np.ndarray)
         assert (one == other).all()
+
+
+def test_batches_of_data_in_memory_are_views_only_where_they_are_aligned() -> None:
+    """The last bits of a matrix product depend on the address, and a worker process sends an aligned copy."""
+    for width, viewed in ((16, True), (37, False)):
+        source = TensorSource(torch.randn(12, width), torch.zeros(12, dtype=torch.int64))
+        for start in (4, 8):
+            inputs, _ = source.batch(slice(start, start + 4), SampleRandom(torch.arange(4), (0, "sample", 0)))
+            assert inputs.data_ptr() % 64 == 0
+            assert inputs.equal(cast("Tensor", source.inputs)[start : start + 4])
+            shared = inputs.data_ptr() == cast("Tensor", source.inputs)[start:].data_ptr()
+            assert shared is viewed

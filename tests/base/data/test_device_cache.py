@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
-from tests.helpers import lines, same, state
+from data_loader.random_tensor import RandomTensorLoader
+from tests.helpers import lines, same, state, temporarily
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
+from utils.registry import DATA_LOADERS
 
 Fit = Callable[..., train.Result]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -144,6 +146,57 @@ def test_functions_of_ones_own_keep_it_on_the_cpu_unless_they_run_anywhere() -> 
         source = TensorSource(torch.zeros(4, 2), torch.zeros(4), transform=halve, any_device=any_device)
         kept: Any = DeviceCache(if_suitable=True).keep(source, META)
         assert kept.inputs.is_meta is any_device
+
+
+class OwnSource(TensorSource):
+    def batch(self, indices: Any, random: SampleRandom) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+def test_a_source_of_ones_own_stays_on_the_cpu_unless_asked() -> None:
+    source: Any = DeviceCache(if_suitable=True).keep(OwnSource(torch.zeros(4, 2), torch.zeros(4)), META)
+    assert source.inputs.is_cpu
+
+
+class Relabelled(RandomTensorLoader):
+    """Changes its targets between epochs, in memory."""
+
+    made: TensorSource | None = None
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.made = self.made or super().training_data(augment=augment)
+        return TensorSource(self.made.inputs, self.made.targets)
+
+    def begin_epoch(self, epoch: int) -> None:
+        assert self.made is not None
+        cast("torch.Tensor", self.made.targets).fill_(100.0 * (epoch - 1))
+
+
+def test_what_begin_epoch_changes_is_copied_again(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"num_samples": 16, "input_shape": [6], "target_shape": [2], "batch_size": 8}
+    keys: dict[str, Any] = {
+        "data_loader": {"type": "Relabelled", "args": arguments},
+        "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 2}},
+        "loss": "mse_loss",
+        "metrics": [],
+    }
+    # a device whose tensors are copies, without being another one
+    monkeypatch.setattr(DeviceCache, "_move", lambda self, tensor, device: copied(self, tensor))
+    with temporarily(DATA_LOADERS, Relabelled):
+        plain, kept = (
+            fit("trainer.monitor=null", f"data_loader.args.device_cache={cached}", **keys).run_dir
+            for cached in ("false", "true")
+        )
+    losses = [line["loss"] for line in lines(kept)]
+    assert losses == [line["loss"] for line in lines(plain)]
+    assert losses[1] > 1000
+
+
+def copied(cache: DeviceCache, tensor: torch.Tensor) -> torch.Tensor:
+    key = CPU, id(tensor)
+    if key not in cache._moved:
+        cache._moved[key] = tensor, tensor.clone()
+    return cache._moved[key][1]
 
 
 def test_what_is_not_in_memory_is_refused() -> None:

@@ -260,3 +260,28 @@ def test_a_source_can_be_sent_to_another_process() -> None:
 
 def test_seeds_of_several_samples_are_those_of_each() -> None:
     assert mix_each((3, "sample", 2), range(50)) == [mix(3, "sample", 2, number) for number in range(50)]
+
+
+class Threads(Dataset[Tensor]):
+    """Samples that are sums large enough for several threads, and the number of threads."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.stack([torch.rand(300_000).sum(), torch.tensor(float(torch.get_num_threads()))])
+
+
+def test_a_sample_is_computed_with_one_thread_as_in_a_worker_process() -> None:
+    """Several add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [
+            torch.cat([each.data for each in made(SampleSource(Threads()), workers).one_pass()]) for workers in (0, 1)
+        ]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].equal(found[1])
+    assert set(found[0][:, 1].tolist()) == {1.0}

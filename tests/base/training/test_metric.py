@@ -158,26 +158,58 @@ class Errors(Metric):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.add_state("wrong", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.letters: Any = {"number": 0, "tensor": torch.tensor(0), "list": [], "constant": 3}[kind]
+        starts = {"number": 0, "tensor": torch.tensor(0), "tensors": [], "dict": {"letters": 0}, "shown only": 0}
+        self.letters: Any = starts.get(kind, float("nan"))
+        self.width: int | None = None
         self.kind = kind
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         self.wrong = self.wrong + 1.0
-        if self.kind == "list":
-            self.letters.append(len(targets))
+        self.width = outputs.shape[1]
+        if self.kind == "tensors":
+            self.letters.append(targets)
+        elif self.kind == "dict":
+            self.letters["letters"] += len(targets)
         elif self.kind != "constant":
             self.letters = self.letters + len(targets)
 
     def compute(self) -> Tensor:
-        return self.wrong
+        if self.kind in ("constant", "shown only"):
+            return self.wrong
+        if self.kind == "tensors":
+            return self.wrong / len(torch.cat(self.letters))
+        return torch.as_tensor(self.wrong / (self.letters["letters"] if self.kind == "dict" else self.letters))
 
 
-@pytest.mark.parametrize("kind", ["number", "tensor", "list", "constant"])
+@pytest.mark.parametrize("kind", ["number", "tensor", "tensors", "dict", "constant", "shown only"])
 def test_a_torchmetrics_class_that_keeps_a_number_outside_its_states_is_refused(kind: str) -> None:
     metric = LibraryMetric("cer", Errors(kind))
     refused = pytest.raises(ConfigError, match=r'update\(\) changes self.letters, .* self.add_state\("letters"')
-    with refused if kind != "constant" else nullcontext():
+    with nullcontext() if kind in ("constant", "shown only") else refused:
         metric.dry_run(OUTPUTS, TARGETS, "training")
+
+
+def test_a_metric_of_ones_own_runs_with_the_runs_kernels() -> None:
+    modes: list[int] = []
+
+    class Watched(Errors):
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            modes.append(torch.get_deterministic_debug_mode())
+            super().update(outputs, targets)
+
+    class WatchedF1(MulticlassF1Score):
+        def update(self, preds: Tensor, target: Tensor) -> None:
+            modes.append(torch.get_deterministic_debug_mode())
+            super().update(preds, target)
+
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        LibraryMetric("own", Watched("constant")).update(OUTPUTS, TARGETS)
+        LibraryMetric("f1", WatchedF1(num_classes=5)).update(OUTPUTS, TARGETS)
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert modes == [1, 0]
 
 
 def test_a_later_batch_that_a_library_metric_refuses_names_the_metric() -> None:

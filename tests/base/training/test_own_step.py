@@ -614,6 +614,22 @@ class StepsAlone(Trainer):
         return 0.0
 
 
+class CountsItself(Trainer):
+    """Counts its first steps itself, in which it only looks at the data."""
+
+    def optimizer_step(self, step: Any) -> Any:
+        if self.progress.steps >= 2:
+            return super().optimizer_step(step)
+        list(step.micro_batches)
+        self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
+        return 0.0
+
+
+def test_a_step_that_counts_itself_needs_no_optimizer(fit: Fit) -> None:
+    with temporarily(TRAINERS, CountsItself):
+        assert fit("trainer.type=CountsItself", "trainer.epochs=1").steps == 5
+
+
 class ReturnsNoLoss(Trainer):
     def optimizer_step(self, step: Any) -> Any:
         super().optimizer_step(step)
@@ -637,14 +653,30 @@ class BrokenValidation(Trainer):
         return result
 
 
+def test_of_two_errors_in_a_row_the_first_is_shown(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving may fail too, as after an error of the device."""
+
+    def broken(self: Trainer) -> None:
+        raise RuntimeError("the second")
+
+    monkeypatch.setattr(BrokenValidation, "save", broken, raising=False)
+    with temporarily(TRAINERS, BrokenValidation), pytest.raises(UserError, match="a mistake of mine"):
+        fit("trainer.type=BrokenValidation")
+
+
+@pytest.mark.parametrize("often", [(), ("trainer.validate_every_steps=5", "trainer.steps_per_epoch=10")])
 def test_a_mistake_in_the_validation_costs_no_epoch(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    often: tuple[str, ...],
 ) -> None:
-    broken = ("trainer.type=BrokenValidation", "trainer.epochs=2")
+    broken = ("trainer.type=BrokenValidation", "trainer.epochs=2", *often)
     with temporarily(TRAINERS, BrokenValidation):
         with pytest.raises(UserError, match="a mistake of mine"):
             fit(*broken)
-        assert "the training of epoch 1 is saved; -r starts with its validation" in capsys.readouterr().err
+        assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
         (run,) = (tmp_path / "saved/small").iterdir()
         assert not (run / "metrics.jsonl").exists()
         monkeypatch.setattr(BrokenValidation, "broken", False)

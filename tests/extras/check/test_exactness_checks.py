@@ -143,6 +143,8 @@ class Replaying(Trainer):
         inputs, targets = batch
         outputs = self.model(inputs)
         loss = self.criterion(outputs, targets)
+        if self.kind == "short":
+            loss = loss * torch.ones(12)[self.progress.steps]  # for the steps of the run, which --check exceeds
         self.backward(loss * (1 + 0.1 * len(self.holder.memory.seen)))
         self.holder.memory.seen.append(1.0)
         return StepResult(loss, outputs, targets)
@@ -156,6 +158,7 @@ class Replaying(Trainer):
     ("kind", "says"),
     [
         ("sound", ""),
+        ("short", ""),
         ("left out", "3 steps, repeated from the restored state, end with another model"),
         ("forgetful", "3 steps, repeated from the restored state, end with another model, memory"),
         ("broken", "the state cannot be loaded again: the memory in the state before does not match"),
