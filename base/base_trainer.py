@@ -5,7 +5,7 @@ The mathematics is in trainer/, the validation in training/evaluation.py.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
-from base.training.evaluation import EvaluationLoop
+from base.training.evaluation import EvaluationLoop, saved_if_it_fails
 from base.training.finite import FiniteLosses
 from base.training.first_batch import (
     FORWARD_ERRORS,
@@ -105,7 +105,7 @@ class BaseTrainer(EvaluationLoop):
             while not self.finished():
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
-                    with self.saved_if_it_fails():
+                    with saved_if_it_fails(self):
                         validation = self.validate()
                 self.end_epoch(validation)
             self.observer.end(self)
@@ -131,20 +131,6 @@ class BaseTrainer(EvaluationLoop):
         self.observer.first_step(self)
         self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         self.outputs.on_first_step()
-
-    @contextmanager
-    def saved_if_it_fails(self) -> Iterator[None]:
-        """A mistake in the validation costs no epoch: a resumed run starts with the validation."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, Stopped) or self.runtime.process_group.world_size > 1:
-                raise
-            with suppress(Exception):  # the device itself may have failed; the first error counts
-                self.save()
-                if self.outputs.checkpointer.wait():
-                    self.console.warn(f"step {self.progress.steps:,} is saved; -r starts with the validation after it")
-            raise
 
     def finished(self) -> bool:
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
@@ -291,7 +277,7 @@ class BaseTrainer(EvaluationLoop):
         """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.progress.validating = True
-            with self.saved_if_it_fails():
+            with saved_if_it_fails(self):
                 values = self.validate()
             self.log.validation(self.progress, values)
             self.progress.validating = False
