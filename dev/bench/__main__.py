@@ -208,20 +208,20 @@ def parts_table(rows: Sequence[Row], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def peers(row: Row) -> list[tuple[str, ...]]:
-    """The other frameworks that are installed and have this job."""
-    has_job = row.figure == "loop" and row.ours != CROP_FLIP and row.by_hand in PEERS_JOBS
+def peers(row: Row, device: str) -> list[tuple[str, ...]]:
+    """The other frameworks that are installed and have this job, on the CPU."""
+    has_job = device == "cpu" and row.figure == "loop" and row.ours != CROP_FLIP and row.by_hand in PEERS_JOBS
     return [(name, row.by_hand) for name in PEERS if has_job and find_spec(name)]
 
 
-def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, float]]]) -> str:
+def peers_table(rows: Sequence[Row], figures: dict[tuple[str, ...], list[dict[str, float]]], device: str) -> str:
     """The other frameworks beside the loops by hand, in Markdown; empty if none is installed."""
     lines = ["\n", "| job | framework | s | ratio to by hand |", "|---|---|---|---|"]
     for row in rows:
-        if not peers(row):
+        if not peers(row, device):
             continue
         by_hand = median(run["loop"] for run in figures[row.other])
-        for peer in peers(row):
+        for peer in peers(row, device):
             taken = [run["loop"] for run in figures[peer]]
             lines.append(f"| {row.title} | {peer[0]} | {cell(taken)} | {median(taken) / by_hand:.2f} |")
     return "\n".join(lines) if len(lines) > 3 else ""
@@ -231,7 +231,7 @@ def measure(rows: Sequence[Row], options: argparse.Namespace) -> dict[tuple[str,
     """Every command that the rows need, in turns, as often as asked."""
     figures: dict[tuple[str, ...], list[dict[str, float]]] = {}
     launcher = tuple(shlex.split(options.launcher))
-    commands = dict.fromkeys(command for row in rows for command in (row.ours, row.other, *peers(row)))
+    commands = dict.fromkeys(command for row in rows for command in (row.ours, row.other, *peers(row, options.device)))
     for repeat in range(options.repeats):
         for number, command in enumerate(commands, start=1):
             print(f"round {repeat + 1}/{options.repeats}, run {number}/{len(commands)}", file=sys.stderr)
@@ -309,7 +309,7 @@ def main() -> None:
     rows = [row for row in ROWS if options.rows in row.title and (options.data_dir or not row.needs_cifar10)]
     print(machine() + f", {options.clock} clock, {options.repeats} runs of each side in turns\n")
     figures = measure(rows, options)
-    print(table(rows, figures) + peers_table(rows, figures), flush=True)
+    print(table(rows, figures) + peers_table(rows, figures, options.device), flush=True)
     print("\n" + parts_table(rows, options), flush=True)
     if not options.rows and options.device == "cpu":
         print("\nA sample of a user's data set, CPU time:\n", flush=True)
