@@ -81,10 +81,9 @@ def test_what_evaluation_changes_is_the_same_in_a_resumed_run(fit: Fit) -> None:
     keys: dict[str, Any] = {
         "data_loader": {"type": "RandomTensorLoader", "args": IMAGES},
         "model": "Normed",
-        "trainer": {"type": "Keeping"},
     }
-    whole = fit("trainer.epochs=4", **keys).run_dir
-    resumed = fit("trainer.epochs=1", **keys).run_dir
+    whole = fit("trainer.type=Keeping", "trainer.epochs=4", **keys).run_dir
+    resumed = fit("trainer.type=Keeping", "trainer.epochs=1", **keys).run_dir
     for epochs in (2, 4):
         train.main(["-r", resumed, f"trainer.epochs={epochs}"])
     for part in ("model", "momentum", "queue", "counter"):
@@ -102,7 +101,7 @@ def test_modules_that_a_trainer_adds_are_in_evaluation_mode_in_a_validation(fit:
             self.seen.clear()
 
     with temporarily(TRAINERS, Watched):
-        fit(data_loader={"type": "RandomTensorLoader", "args": IMAGES}, model="Normed", trainer={"type": "Watched"})
+        fit("trainer.type=Watched", data_loader={"type": "RandomTensorLoader", "args": IMAGES}, model="Normed")
     assert made[-1].seen == [False]
     assert made[-1].momentum.training
 
