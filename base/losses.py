@@ -101,7 +101,7 @@ def _with_reduction(loss: nn.CrossEntropyLoss | nn.NLLLoss, reduction: str) -> n
 def _total(with_reduction: Callable[[str], Loss]) -> Loss:
     """The sum of a loss over all targets.
 
-    torch's own sum over pixels or tokens, outputs of shape (B, C, ...), adds in the order of chance on a GPU.
+    torch's own sum over pixels or tokens, outputs of shape (B, C, ...), adds in no fixed order on a GPU.
     """
     total, each = with_reduction("sum"), with_reduction("none")
 

@@ -3,8 +3,9 @@
 import re
 
 _ON_THE_CPU = "let it return tensors on the CPU; each batch is moved to runtime.device"
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED"
 ADVICE = {  # by patterns of messages
-    r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED": "Try a smaller data_loader.args.batch_size (with "
+    OUT_OF_MEMORY: "Try a smaller data_loader.args.batch_size (with "
     "trainer.accumulate_steps=2, an optimizer step still has twice as many samples), runtime.precision=bf16, or in "
     "evaluation a smaller data_loader.args.eval_batch_size. Other processes may use the memory too.",
     "device-side assert|illegal memory access": "An index is out of range: most often a class label that is not below "

@@ -81,7 +81,7 @@ class LibraryMetric:
                 self._check_reset(trial, outputs, targets)
 
     def _check_reset(self, trial: "LibraryMetric", outputs: Any, targets: Any) -> None:
-        """Raise ConfigError if the result depends on an attribute that grows with each update but is no state.
+        """Raise ConfigError if the result depends on an attribute that grows with each update but is not a state.
 
         trial: a copy that has been updated once.
         """

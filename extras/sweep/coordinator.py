@@ -20,6 +20,7 @@ from extras.sweep.display import Display, Row
 from extras.sweep.search import Search, write_journal
 from extras.sweep.sweep_folder import TRIAL, Outcome, Spec, SweepFolder, Trial, is_running
 from extras.sweep.trial_process import ERRORS, TrialProcesses
+from utils.device_errors import OUT_OF_MEMORY
 from utils.errors import Stopped, UserError
 from utils.files import read_text, size
 from utils.signals import SignalWatch
@@ -36,7 +37,7 @@ MOST_STARVED = 2
 """The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
 MOST_REFUSED = 3
 """Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
-MAY_PASS = ("the loss is ", "out of memory", "can't allocate memory")
+MAY_PASS = re.compile(f"the loss is |{OUT_OF_MEMORY}")
 """In the reasons of trials whose values, rather than the config, may be the cause."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
@@ -197,8 +198,7 @@ class Coordinator:
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
             self._finish(one, Outcome("failed", *ended, reason))
-            may_pass = any(text in reason for text in MAY_PASS)
-            return None if values or may_pass else self._check_refusals(reason)
+            return None if values or MAY_PASS.search(reason) else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
         one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
         if one.starved >= MOST_STARVED:

@@ -1,4 +1,4 @@
-"""``runtime.deterministic``: the same bits in each run, also where torch's usual kernels add in the order of chance."""
+"""``runtime.deterministic``: the same bits in each run, also where torch's usual kernels add in no fixed order."""
 
 import itertools
 import os

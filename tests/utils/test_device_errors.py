@@ -140,7 +140,7 @@ def test_memory_of_python_and_numpy_counts_too() -> None:
         assert device_failure(error).startswith("out of memory")
 
 
-def test_an_error_of_a_worker_is_told_by_its_last_line() -> None:
+def test_the_last_line_of_a_workers_error_is_shown() -> None:
     caught = "Caught OutOfMemoryError in pin memory thread for device 0.\nOriginal Traceback ...\n"
     assert device_failure(RuntimeError(f"{caught}RuntimeError: CUDA out of memory")).startswith(
         "RuntimeError: CUDA out of memory\nTry a smaller"

@@ -252,7 +252,7 @@ def test_a_micro_batch_without_targets_does_not_count_on_the_device(monkeypatch:
 def test_a_sum_over_pixels_adds_each_in_one_order(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], by_class: bool
 ) -> None:
-    """torch's own sum over more than one dimension adds in the order of chance on a GPU."""
+    """torch's own sum over more than one dimension adds in no fixed order on a GPU."""
     reductions: list[str] = []
     function = F.cross_entropy
 

@@ -76,9 +76,12 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
     assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
 
 
-def test_trials_that_all_diverge_do_not_end_the_sweep(make: Callable[[str, Spec], SweepFolder]) -> None:
+@pytest.mark.parametrize("reason", ["the loss is nan at step 1", "CUDA out of memory. Tried to allocate 2.00 GiB."])
+def test_trials_that_diverge_or_run_out_of_memory_do_not_end_the_sweep(
+    make: Callable[[str, Spec], SweepFolder], reason: str
+) -> None:
     """Other values of what is searched may not."""
-    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (1, "error: the loss is nan at step 1"))
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (1, f"error: {reason}"))
     coordinator(make("diverging", spec(*SPACES)), processes).run()
     assert len(processes.started) == 6
 
