@@ -15,15 +15,19 @@ import torch
 import torch.utils.deterministic
 
 DEBUG_MODES = {False: 0, "warn": 1, True: 2}
+CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
+_CUBLAS = re.compile(r"Deterministic behavior was enabled .* because it uses CuBLAS", re.DOTALL)
 _ATTENTION = re.compile(r"(.+?) defaults to a non-deterministic algorithm")
 _set_here = 0
 
 
-def use_deterministic_kernels(setting: bool | Literal["warn"], warn: Callable[[str], None]) -> None:
+def use_deterministic_kernels(
+    setting: bool | Literal["warn"], device: torch.device, warn: Callable[[str], None]
+) -> None:
     """Apply ``runtime.deterministic`` to this process. A mode that the user's code has chosen is kept.
 
-    warn: gets one message for each operation that is not deterministic.
+    device: of the run. warn: gets one message for each operation that is not deterministic.
     """
     global _set_here
     if torch.get_deterministic_debug_mode() != _set_here:
@@ -35,8 +39,33 @@ def use_deterministic_kernels(setting: bool | Literal["warn"], warn: Callable[[s
         return
     # takes time, and serves to find other mistakes
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
+    if device.type == "cuda":
+        accept_cublas(device)
     _translate_warnings(warn)
+
+
+def accept_cublas(device: torch.device) -> None:
+    """Let torch take cuBLAS's matrix products as deterministic. They are, since torch gives each stream its workspace:
+    https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+
+    At the first product of a process torch looks for a variable that users are to set. While it is set, torch 2.11
+    parses it in each product, which takes ten times as long as to launch a kernel.
+    """
+    if CUBLAS_VARIABLE in os.environ:
+        return
+    matrix = torch.ones(2, 2, device=device)
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(DEBUG_MODES[True])
+    os.environ[CUBLAS_VARIABLE] = ":4096:8"
+    try:
+        matrix @ matrix
+        if torch.version.hip is None:  # its workspace may be larger than that of the variable
+            del os.environ[CUBLAS_VARIABLE]
+            matrix @ matrix
+    except RuntimeError:  # this torch looks for it at each product
+        os.environ[CUBLAS_VARIABLE] = ":4096:8"
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 @contextmanager
@@ -70,6 +99,8 @@ def _translate_warnings(warn: Callable[[str], None]) -> None:
             advice = "torch has no deterministic kernel for it"
         elif found := _ATTENTION.match(text):
             advice = "set runtime.deterministic=true for a slower kernel that is"
+        elif _CUBLAS.match(text):
+            return  # after a matrix product that preceded the run: see accept_cublas
         else:
             show(message, *rest, **more)
             return

@@ -4,6 +4,7 @@ Device-neutral: everything goes through torch.accelerator. ``ACCELERATOR_TESTS=c
 """
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,19 @@ def test_it_trains_compiled(fit_there: Fit, mode: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
+    assert_resume_is_exact(fit_there, f"runtime.precision={precision}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_there")
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
+def test_a_resume_is_exact_when_compiled(fit_there: Fit, mode: str) -> None:
+    assert_resume_is_exact(fit_there, f"runtime.compile={mode}")
+
+
+def assert_resume_is_exact(fit_there: Fit, *overrides: str) -> None:
     saving = ("trainer.save_every_steps=3", "trainer.keep_last=null")
-    whole = fit_there("trainer.epochs=3", *saving, f"runtime.precision={precision}")
+    whole = fit_there("trainer.epochs=3", *saving, *overrides)
     half = whole.run_dir.with_name("20000101-000000")
     shutil.copytree(whole.run_dir, half)
     for path in (half / "checkpoints").iterdir():
@@ -87,6 +99,14 @@ def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
     for name in one.keys() - {"writers", "config"}:
         assert same(one[name], other[name]), name
     assert lines(whole.run_dir) == lines(half)
+
+
+@pytest.mark.usefixtures("only_accelerator")
+def test_matrix_products_pass_for_deterministic(fit_there: Fit) -> None:
+    """In torch's eyes, and without its variable, which slows each of them."""
+    losses = lines(fit_there("trainer.epochs=1", "runtime.deterministic=true").run_dir)
+    assert losses == lines(fit_there("trainer.epochs=1", "runtime.deterministic=true").run_dir)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_batches_of_workers_come_from_pinned_memory(

@@ -17,11 +17,12 @@ import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
 from tests.helpers import lines, needs_extra, same, state, temporarily
-from utils.determinism import fastest_kernels, use_deterministic_kernels
+from utils.determinism import CUBLAS_VARIABLE, accept_cublas, fastest_kernels, use_deterministic_kernels
 from utils.errors import UserError
 from utils.registry import MODELS
 
 Fit = Callable[..., train.Result]
+CPU = torch.device("cpu")
 
 
 class Neighbours(BaseModel):
@@ -81,7 +82,6 @@ def test_the_setting_is_torchs_mode_for_the_run(fit: Fit, setting: str, mode: in
     fit("trainer.epochs=1", f"runtime.deterministic={setting}")
     assert torch.get_deterministic_debug_mode() == mode
     if mode:
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
@@ -118,7 +118,7 @@ def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:
     found: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        use_deterministic_kernels("warn", found.append)
+        use_deterministic_kernels("warn", CPU, found.append)
         warnings.warn(text, stacklevel=1)
     [message] = found
     assert message.startswith("Memory Efficient attention is not deterministic")
@@ -128,17 +128,17 @@ def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:
 def test_other_warnings_are_shown_as_before() -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        use_deterministic_kernels("warn", lambda _: None)
-        use_deterministic_kernels("warn", lambda _: None)  # of a second run
+        use_deterministic_kernels("warn", CPU, lambda _: None)
+        use_deterministic_kernels("warn", CPU, lambda _: None)  # of a second run
         warnings.warn("something else", stacklevel=1)
     assert [str(each.message) for each in shown] == ["something else"]
 
 
 def test_a_mode_that_the_users_code_chose_is_kept() -> None:
-    use_deterministic_kernels("warn", lambda _: None)
+    use_deterministic_kernels("warn", CPU, lambda _: None)
     try:
         torch.set_deterministic_debug_mode("error")
-        use_deterministic_kernels("warn", lambda _: None)
+        use_deterministic_kernels("warn", CPU, lambda _: None)
         assert torch.get_deterministic_debug_mode() == 2
     finally:
         torch.set_deterministic_debug_mode("warn")
@@ -160,8 +160,42 @@ def test_torchmetrics_counts_without_a_table_of_samples_by_classes(fit: Fit, mon
     assert torch.get_deterministic_debug_mode() == 1
 
 
+@pytest.mark.parametrize("looks", ["once", "at each product"])
+def test_torch_takes_matrix_products_as_deterministic_without_reading_a_variable_each_time(
+    monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    """With what torch does for CUDA, here on the CPU."""
+    found: list[str | None] = []
+    product = torch.Tensor.__matmul__
+
+    def checked(one: Tensor, other: Tensor) -> Tensor:
+        found.append(os.environ.get(CUBLAS_VARIABLE))
+        if torch.get_deterministic_debug_mode() == 2 and found[0 if looks == "once" else -1] != ":4096:8":
+            raise RuntimeError("it uses CuBLAS")
+        return product(one, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", checked)
+    monkeypatch.setenv(CUBLAS_VARIABLE, "")  # so that it is restored after the test
+    monkeypatch.delenv(CUBLAS_VARIABLE)
+    before = torch.get_deterministic_debug_mode()
+    accept_cublas(CPU)
+    assert os.environ.get(CUBLAS_VARIABLE) == (None if looks == "once" else ":4096:8")
+    assert torch.get_deterministic_debug_mode() == before
+    torch.set_deterministic_debug_mode(2)
+    try:
+        torch.ones(2, 2) @ torch.ones(2, 2)
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def test_a_variable_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CUBLAS_VARIABLE, ":16:8")
+    accept_cublas(CPU)
+    assert os.environ[CUBLAS_VARIABLE] == ":16:8"
+
+
 def test_the_mode_comes_back_after_an_error() -> None:
-    use_deterministic_kernels("warn", lambda _: None)
+    use_deterministic_kernels("warn", CPU, lambda _: None)
     with pytest.raises(ValueError, match="broken"), fastest_kernels():
         raise ValueError("broken")
     assert torch.get_deterministic_debug_mode() == 1
