@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.utils.deterministic
 
+from utils.attention import use_deterministic_attention
+
 DEBUG_MODES = {False: 0, "warn": 1, True: 2}
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
@@ -41,6 +43,8 @@ def use_deterministic_kernels(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     if device.type == "cuda":
         accept_cublas(device)
+        if torch.version.hip is None:
+            use_deterministic_attention()
     _translate_warnings(warn)
 
 
@@ -98,7 +102,7 @@ def _translate_warnings(warn: Callable[[str], None]) -> None:
         if found := _NO_KERNEL.match(text):
             advice = "torch has no deterministic kernel for it"
         elif found := _ATTENTION.match(text):
-            advice = "set runtime.deterministic=true for a slower kernel that is"
+            advice = "set runtime.deterministic=true for a kernel that is"
         elif _CUBLAS.match(text):
             return  # after a matrix product that preceded the run: see accept_cublas
         else:

@@ -3,6 +3,7 @@
 Device-neutral: everything goes through torch.accelerator. ``ACCELERATOR_TESTS=cpu`` tries the tests themselves.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -15,11 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 import train
+from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
-from tests.helpers import ROOT, lines, same, state
+from tests.helpers import ROOT, lines, same, state, temporarily
+from utils.registry import MODELS
 
 Fit = Callable[..., train.Result]
 
@@ -77,6 +82,30 @@ def test_it_trains_compiled(fit_there: Fit, mode: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resume_is_exact(fit_there: Fit, precision: str) -> None:
     assert_resume_is_exact(fit_there, f"runtime.precision={precision}")
+
+
+class Attention(BaseModel):
+    """As in language models: queries, keys and values of 4 heads of 16 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self.qkv(x).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=0.1, is_causal=True)
+        outputs: Tensor = self.out(mixed.transpose(1, 2).flatten(2).mean(1))
+        return outputs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resume_with_attention_is_exact(fit_there: Fit, precision: str) -> None:
+    loader = {"num_samples": 96, "input_shape": [256, 64], "num_classes": 10, "batch_size": 16, "validation_split": 32}
+    with temporarily(MODELS, Attention):
+        assert_resume_is_exact(
+            functools.partial(fit_there, data_loader={"type": "RandomTensorLoader", "args": loader}, model="Attention"),
+            f"runtime.precision={precision}",
+        )
 
 
 @pytest.mark.slow
