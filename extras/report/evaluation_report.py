@@ -138,7 +138,7 @@ class EvaluationReport(EvaluationStats):
             yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if not self.by_sample:
-            yield Paragraph("The outputs have other rows than samples, such as nodes, so there is no table of samples.")
+            yield Paragraph("The rows of the outputs are not samples but, for example, nodes, so the samples are not listed.")
         elif self.predictions.begun:
             yield Paragraph("Every sample:", link="predictions.csv")
 

@@ -31,7 +31,7 @@ def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:
 
 
 class Scaled(nn.Module):
-    """An expanded buffer, and a state that is no tensor."""
+    """An expanded buffer, and a state that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__()

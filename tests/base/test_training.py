@@ -346,7 +346,7 @@ class Failing(Dataset[Any]):
         return 8
 
     def __getitem__(self, index: int) -> Any:
-        raise RuntimeError("a mistake of one's own")
+        raise RuntimeError("a mistake in the user's code")
 
 
 class FailingLoader(RandomTensorLoader):
@@ -359,6 +359,6 @@ def test_a_mistake_in_a_data_set_is_no_worker_that_died(fit: Fit) -> None:
     data = ("data_loader.type=FailingLoader", "data_loader.args.num_workers=1", "data_loader.args.validation_split=0")
     with (
         temporarily(DATA_LOADERS, FailingLoader),
-        pytest.raises(DataError, match=r"sample 7 cannot be read: .* a mistake of one's own"),
+        pytest.raises(DataError, match=r"sample 7 cannot be read: .* a mistake in the user's code"),
     ):
         fit(*data)

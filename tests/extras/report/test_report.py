@@ -457,6 +457,6 @@ def test_rows_that_are_no_samples_get_no_name_of_one(fit: Fit) -> None:
     text = (run / "test/report.md").read_text()
     assert "molecule" not in text
     assert "| predicted | true | probability |\n" in text
-    assert "other rows than samples" in text
+    assert "The rows of the outputs are not samples" in text
     assert re.search(r"mean over classes .* 40 \|", text)
     assert not (run / "test/predictions.csv").exists()
