@@ -71,6 +71,12 @@ PRIVATE = [
         "reading a batch fails: a data set that is changed in place can no longer be noticed",
     ),
     Private(
+        "_version",
+        "base/data/device_cache.py",
+        lambda: isinstance(torch.zeros(1)._version, int),
+        "keeping data on the device fails: changes by begin_epoch to the copy there can no longer be noticed",
+    ),
+    Private(
         "_orig_mod",
         "base/initial_weights.py",
         lambda: hasattr(torch.compile(torch.nn.Linear(1, 1)), "_orig_mod"),

@@ -7,7 +7,21 @@ from base.data.sources import Source, TensorSource
 from utils.errors import DataError
 
 SMALL = 2**29
-"""Bytes up to which data is kept on an accelerator unasked: a fixed number, so that a resumed run does the same."""
+"""Bytes up to which data is kept on an accelerator by default: a fixed number, so that a resumed run does the same."""
+
+
+class Copy:
+    """A tensor and its copy on a device."""
+
+    def __init__(self, original: Tensor, moved: Tensor) -> None:
+        self.original, self.moved = original, moved  # the original is kept alive: it is found by its id
+        self.version = moved._version
+
+    def refresh(self) -> None:
+        """Copy again, unless the copy itself was changed."""
+        if self.moved._version == self.version:
+            self.moved.data.copy_(self.original)  # by ``data``, so that it does not count as a change
+        self.version = self.moved._version
 
 
 class DeviceCache:
@@ -19,8 +33,7 @@ class DeviceCache:
 
     def __init__(self, *, if_suitable: bool = False) -> None:
         self.if_suitable = if_suitable
-        # by device and id of the original, which must therefore be kept alive
-        self._moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+        self._copies: dict[tuple[torch.device, int], Copy] = {}  # by device and id of the original
 
     def keep(self, source: Source, device: torch.device) -> Source:
         """The source with its tensors on a device. Raises DataError if they are not in memory."""
@@ -35,16 +48,16 @@ class DeviceCache:
         return source
 
     def refresh(self) -> None:
-        """Copy the data again, which has changed in memory, as by ``begin_epoch``."""
-        for original, moved in self._moved.values():
-            moved.copy_(original)
+        """Take over what ``begin_epoch`` has changed in memory."""
+        for copy in self._copies.values():
+            copy.refresh()
 
     def _move(self, tensor: object, device: torch.device) -> Tensor:
         assert isinstance(tensor, Tensor)
         key = device, id(tensor)
-        if key not in self._moved:
-            self._moved[key] = tensor, tensor.to(device)
-        return self._moved[key][1]
+        if key not in self._copies:
+            self._copies[key] = Copy(tensor, tensor.to(device))
+        return self._copies[key].moved
 
 
 def _is_suitable(source: Source) -> bool:

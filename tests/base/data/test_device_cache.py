@@ -11,16 +11,17 @@ from torch.overrides import TorchFunctionMode
 import train
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
-from base.data.device_cache import DeviceCache
+from base.data.device_cache import Copy, DeviceCache
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -159,7 +160,7 @@ def test_a_source_of_ones_own_stays_on_the_cpu_unless_asked() -> None:
 
 
 class Relabelled(RandomTensorLoader):
-    """Changes its targets between epochs, in memory."""
+    """Changes its targets between epochs, in memory: those it made, or those of the source that it returned."""
 
     made: TensorSource | None = None
 
@@ -172,17 +173,38 @@ class Relabelled(RandomTensorLoader):
         cast("torch.Tensor", self.made.targets).fill_(100.0 * (epoch - 1))
 
 
-def test_what_begin_epoch_changes_is_copied_again(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"num_samples": 16, "input_shape": [6], "target_shape": [2], "batch_size": 8}
-    keys: dict[str, Any] = {
-        "data_loader": {"type": "Relabelled", "args": arguments},
-        "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 2}},
-        "loss": "mse_loss",
-        "metrics": [],
-    }
-    # a device whose tensors are copies, without being another one
+class RelabelledSource(Relabelled):
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.made = self.made or super().training_data(augment=augment)
+        return self.made
+
+
+class ByNumPy(Relabelled):
+    def begin_epoch(self, epoch: int) -> None:
+        assert self.made is not None
+        cast("torch.Tensor", self.made.targets).numpy()[:] = 100.0 * (epoch - 1)
+
+
+ARGUMENTS = {"num_samples": 16, "input_shape": [6], "target_shape": [2], "batch_size": 8}
+KEYS: dict[str, Any] = {
+    "data_loader": {"type": "RandomTensorLoader", "args": ARGUMENTS},
+    "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 2}},
+    "loss": "mse_loss",
+    "metrics": [],
+}
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose tensors are copies, without being another one."""
     monkeypatch.setattr(DeviceCache, "_move", lambda self, tensor, device: copied(self, tensor))
-    with temporarily(DATA_LOADERS, Relabelled):
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, ByNumPy])
+def test_what_begin_epoch_changes_counts(fit: Fit, loader: type[Relabelled]) -> None:
+    keys = {**KEYS, "data_loader": {"type": loader.__name__, "args": ARGUMENTS}}
+    with temporarily(DATA_LOADERS, loader):
         plain, kept = (
             fit("trainer.monitor=null", f"data_loader.args.device_cache={cached}", **keys).run_dir
             for cached in ("false", "true")
@@ -192,11 +214,30 @@ def test_what_begin_epoch_changes_is_copied_again(fit: Fit, monkeypatch: pytest.
     assert losses[1] > 1000
 
 
+class Warming(Trainer):
+    """Changes something else between epochs."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight = 1 / epoch
+
+
+@pytest.mark.usefixtures("copies")
+def test_data_that_stays_is_not_taken_for_changed(fit: Fit) -> None:
+    """Views of the data count its changes."""
+    with temporarily(TRAINERS, Warming):
+        result = fit(
+            *("data_loader.args.device_cache=true", "data_loader.args.shuffle=false", "trainer.epochs=3"),
+            *("trainer.type=Warming", "trainer.monitor=null"),
+            **KEYS,
+        )
+    assert result.steps == 6
+
+
 def copied(cache: DeviceCache, tensor: torch.Tensor) -> torch.Tensor:
     key = CPU, id(tensor)
-    if key not in cache._moved:
-        cache._moved[key] = tensor, tensor.clone()
-    return cache._moved[key][1]
+    if key not in cache._copies:
+        cache._copies[key] = Copy(tensor, tensor.clone())
+    return cache._copies[key].moved
 
 
 def test_what_is_not_in_memory_is_refused() -> None:
