@@ -130,7 +130,10 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.info(line)
     gc.freeze()  # exclude the imports from garbage collection: scanning them takes 0.1 s each time
     with outcome_recorded(trainer, folder):
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            gc.unfreeze()  # the run itself is no import
     console.clear()
     for line in end_summary(loaded, trainer, folder):
         console.info(line)

@@ -262,8 +262,8 @@ class BaseTrainer(EvaluationLoop):
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)
         except FORWARD_ERRORS as error:
-            raise forward_error(self, error, micro_batch.data) from error
-        if not self.first_batch_passed:
+            raise forward_error(self, error, micro_batch.data, "training") from error
+        if "training" in self.unchecked:
             check_first_batch(self, result)
 
     def log_interval(self, loss: Tensor | float) -> None:

@@ -14,8 +14,6 @@ from typing import Any, Literal
 import torch
 import torch.utils.deterministic
 
-from utils.attention import use_deterministic_attention
-
 DEBUG_MODES = {False: 0, "warn": 1, True: 2}
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
@@ -32,6 +30,8 @@ def use_deterministic_kernels(
     device: of the run. warn: gets one message for each operation that is not deterministic.
     """
     global _set_here
+    if device.type == "cuda":
+        accept_cublas(device)
     if torch.get_deterministic_debug_mode() != _set_here:
         return
     _set_here = DEBUG_MODES[setting]
@@ -41,10 +41,6 @@ def use_deterministic_kernels(
         return
     # takes time, and serves to find other mistakes
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
-    if device.type == "cuda":
-        accept_cublas(device)
-        if torch.version.hip is None:
-            use_deterministic_attention()
     _translate_warnings(warn)
 
 
@@ -52,8 +48,8 @@ def accept_cublas(device: torch.device) -> None:
     """Let torch take cuBLAS's matrix products as deterministic. They are, since torch gives each stream its workspace:
     https://docs.nvidia.com/cuda/cublas/#results-reproducibility
 
-    At the first product of a process torch looks for a variable that users are to set. While it is set, torch 2.11
-    parses it in each product, which takes ten times as long as to launch a kernel.
+    At the first product of a process, in any mode, torch looks for a variable that users are expected to set. While it
+    is set, torch 2.11 parses it in each product, which takes ten times as long as launching a kernel.
     """
     if CUBLAS_VARIABLE in os.environ:
         return
@@ -92,7 +88,7 @@ def without_kernel(message: str) -> str:
 def _translate_warnings(warn: Callable[[str], None]) -> None:
     """Report torch's warnings about operations that are not deterministic as messages about ``runtime.deterministic``.
 
-    torch's name a function that the user did not call.
+    torch's own name a function that the user did not call.
     """
     show = getattr(warnings.showwarning, "shows_others", warnings.showwarning)
     reported: set[str] = set()
@@ -102,7 +98,7 @@ def _translate_warnings(warn: Callable[[str], None]) -> None:
         if found := _NO_KERNEL.match(text):
             advice = "torch has no deterministic kernel for it"
         elif found := _ATTENTION.match(text):
-            advice = "set runtime.deterministic=true for a kernel that is"
+            advice = "set runtime.deterministic=true to use a deterministic kernel"
         elif _CUBLAS.match(text):
             return  # after a matrix product that preceded the run: see accept_cublas
         else:

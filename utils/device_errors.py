@@ -8,9 +8,9 @@ ADVICE = {  # by patterns of messages
     OUT_OF_MEMORY: "Try a smaller data_loader.args.batch_size (with "
     "trainer.accumulate_steps=2, an optimizer step still has twice as many samples), runtime.precision=bf16, or in "
     "evaluation a smaller data_loader.args.eval_batch_size. Other processes may use the memory too.",
-    "device-side assert|illegal memory access": "An index is out of range: most often a class label that is not below "
-    "the number of the model's outputs, or a token that is not below the size of an embedding. Classes count from 0. "
-    "A GPU reports this late; the same command with runtime.device=cpu names the line.",
+    "device-side assert triggered|illegal memory access": "An index is out of range: most often a class label that is "
+    "not below the number of the model's outputs, or a token that is not below the size of an embedding. Classes count "
+    "from 0. A GPU reports this late; the same command with runtime.device=cpu names the line.",
     "re-initialize CUDA in forked": f"A data set uses the GPU in a worker process: {_ON_THE_CPU}.",
     "cannot pin '": f"A data set returns tensors that are on the GPU already: {_ON_THE_CPU}.",
     "no kernel image is available": "This build of torch does not support this GPU: install one that does, or set "
@@ -26,7 +26,11 @@ def device_failure(error: BaseException, line: str = "") -> str:
     if not isinstance(error, (RuntimeError, MemoryError)):
         return ""
     text = str(error) if isinstance(error, RuntimeError) else f"out of memory: {error}".rstrip(": ")
-    if _CAUGHT.match(text):  # from a worker or from torch's thread, with its traceback
-        text = text.splitlines()[-1]
-    advice = next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")
+    if _CAUGHT.match(text):  # from a worker or from torch's thread, with its traceback, and torch's hints after it
+        text = next((each for each in reversed(text.splitlines()) if _advice(each)), "")
+    advice = _advice(text)
     return "\n".join(filter(None, [_HINTS.split(text)[0], line, advice])) if advice else ""
+
+
+def _advice(text: str) -> str:
+    return next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")

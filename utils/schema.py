@@ -276,7 +276,7 @@ class RuntimeConfig(Section):
     "reduce-overhead" runs a step's kernels as a CUDA graph, for models limited by kernel launches on an NVIDIA GPU."""
     deterministic: Changeable[bool | Literal["warn"]] = "warn"
     """Kernels whose results are the same in each run, for an exact resume: "warn" uses them where torch has them, and
-    warns about other operations; true fails instead; false: the fastest kernels."""
+    warns about other operations; true fails instead, and includes attention; false: the fastest kernels."""
     strategy: Changeable[Literal["ddp", "fsdp"]] = "ddp"
     """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a shard of it."""
     unused_parameters: Changeable[bool] = False

@@ -12,7 +12,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
-    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied.
+    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied, as are
+    buffers that the model has replaced by others of another shape or dtype.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +30,9 @@ class AveragedWeights:
         """Call after each optimizer step."""
         averages, weights = list[Tensor](), list[Tensor]()
         for name, tensor in self._current().items():
-            if tensor.is_floating_point() or tensor.is_complex():
+            if not self._has(name, tensor):
+                self.averages[name] = tensor.detach().clone()
+            elif tensor.is_floating_point() or tensor.is_complex():
                 averages.append(self.averages[name])
                 weights.append(tensor)
             else:
@@ -48,9 +51,15 @@ class AveragedWeights:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, tensor in self._current().items():
-            weights = tensor.clone()
-            tensor.copy_(self.averages[name])
-            self.averages[name].copy_(weights)
+            if self._has(name, tensor):
+                weights = tensor.clone()
+                tensor.copy_(self.averages[name])
+                self.averages[name].copy_(weights)
+
+    def _has(self, name: str, tensor: Tensor) -> bool:
+        """Whether there is an average of a tensor, which the model may have replaced since the last step."""
+        average = self.averages.get(name)
+        return average is not None and (average.shape, average.dtype) == (tensor.shape, tensor.dtype)
 
     def _current(self) -> dict[str, Tensor]:
         """The tensors to average: each tensor of the model's state once, even if modules share it."""
@@ -68,8 +77,9 @@ class AveragedWeights:
         return {name: self.averages[names[id(tensor)]] for name, tensor in every if id(tensor) in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if the state is from another model."""
-        for name, average in self.averages.items():
-            if name not in state or state[name].shape != average.shape:
-                raise ValueError(f"no average of {name} with shape {tuple(average.shape)}")
-            average.copy_(state[name])
+        """Load after the model, which may have replaced its buffers. Raises ValueError if it is from another model."""
+        current = self._current()
+        for name, tensor in current.items():
+            if name not in state or state[name].shape != tensor.shape:
+                raise ValueError(f"no average of {name} with shape {tuple(tensor.shape)}")
+        self.averages = {name: torch.empty_like(tensor).copy_(state[name]) for name, tensor in current.items()}

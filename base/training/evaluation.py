@@ -31,7 +31,8 @@ class EvaluationLoop(TrainerInterface):
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.observer = Observer()  # that of the outputs, once training begins
-        self.first_batch_passed = False
+        self.unchecked: set[str] = set()
+        """The phases whose first batch is next: "training", "evaluation"."""
         self.watched: list[Batches] = []  # batches whose first batch was checked, or is next
 
     def validate(self) -> dict[str, float]:
@@ -67,8 +68,8 @@ class EvaluationLoop(TrainerInterface):
                     if also:
                         also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
-                    raise forward_error(self, error, data) from error
-                self.first_batch_passed = True
+                    raise forward_error(self, error, data, "evaluation") from error
+                self.unchecked.discard("evaluation")
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()
         return metrics.compute()

@@ -58,13 +58,16 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, p
     if batches in trainer.watched:
         return
     trainer.watched.append(batches)
-    trainer.first_batch_passed = False
+    trainer.unchecked.add(phase)
     metrics.phase_to_check = phase
     check_next_step(trainer, step, phase)
 
 
-def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
-    """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match."""
+def forward_error(trainer: Any, error: Exception, batch: Any, phase: str) -> Exception:
+    """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match.
+
+    phase: "training" or "evaluation".
+    """
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
     line = user_line(error)
@@ -76,7 +79,7 @@ def forward_error(trainer: Any, error: Exception, batch: Any) -> Exception:
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
-    if trainer.first_batch_passed:
+    if phase not in trainer.unchecked:
         return error
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
@@ -134,7 +137,7 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
 
 def check_first_batch(trainer: Any, result: StepResult) -> None:
     """Check a BaseTrainer's first training batch, which ran without an error. Raises ConfigError."""
-    trainer.first_batch_passed = True
+    trainer.unchecked.discard("training")
     if trainer.several_optimizers:
         trainer.several_optimizers.check_use()
     check_loss_was_called(trainer)

@@ -9,6 +9,7 @@ from torch import Tensor
 from base.training.broadcast import outputs_and_targets
 from base.training.metrics import divisor, to_scalar, with_count
 from utils.errors import ConfigError
+from utils.tree import tensors
 
 Count = Callable[[Tensor, Tensor], Tensor | float]
 """(outputs, targets) -> what the loss is averaged over, shape ()."""
@@ -18,7 +19,7 @@ class CountedLoss:
     """A loss that is not averaged over samples, with what its last value was averaged over.
 
     loss: the mean. count: what a batch is averaged over. total: the same loss as a sum, which divided by the count is 0
-    instead of NaN if nothing counts; None: uses ``loss`` as it is.
+    instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing counts.
     """
 
     def __init__(self, loss: Callable[..., Tensor], count: Count, total: Callable[..., Tensor] | None = None) -> None:
@@ -31,9 +32,13 @@ class CountedLoss:
         outputs, targets = outputs_and_targets(args, kwargs)
         count = self._count(outputs, targets)
         self.last_count = count = to_scalar(count)
-        if self.total is None or (not isinstance(count, Tensor) and count > 0):
-            return with_count(self.loss(*args, **kwargs), count)
-        return with_count(self.total(*args, **kwargs) / divisor(count), count)
+        empty = not isinstance(count, Tensor) and count == 0
+        if self.total is not None and (empty or isinstance(count, Tensor)):
+            return with_count(self.total(*args, **kwargs) / divisor(count), count)
+        if empty:  # the loss, and its gradients, may be 0 / 0
+            zero: Any = sum(each.sum() for each in tensors(outputs)) * 0.0
+            return with_count(zero, count)
+        return with_count(self.loss(*args, **kwargs), count)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loss"], name)

@@ -26,13 +26,24 @@ class ScheduledOptimizer:
     clip_norm: float | None = None
     clip_value: float | None = None
 
+    @property
+    def clips(self) -> bool:
+        return self.clip_norm is not None or self.clip_value is not None
+
     def clip_gradients(self) -> Tensor | None:
-        """Clip the gradients as configured. Returns their norm before clipping, shape (); None without a norm limit."""
+        """Clip the gradients as configured. Returns their norm before that, shape (); None if nothing is clipped."""
+        norm: Tensor | None = None
         if self.clip_value is not None:
+            norm = self.gradient_norm()
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        if self.clip_norm is None:
-            return None
-        return nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if self.clip_norm is not None:
+            clipped = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            norm = clipped if norm is None else norm
+        return norm
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of all gradients, shape ()."""
+        return nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
 
     def used_rates(self) -> dict[str, float]:
         """The learning rate of each parameter group in the last step, by group name."""

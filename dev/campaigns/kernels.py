@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from utils.attention import use_deterministic_attention
 from utils.determinism import DEBUG_MODES, accept_cublas
 
 REPEATS = 12
@@ -183,7 +182,6 @@ def main() -> int:
     options = made.parse_args()
     if options.device == "cuda":
         accept_cublas(torch.device("cuda"))
-        use_deterministic_attention()
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {len(CASES)} operations\n")
     print("| operation | false | warn | true |\n|---|---|---|---|")
     silent = 0

@@ -111,7 +111,7 @@ class _Check:
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs
         )
-        trainer.first_batch_passed = True  # its problems are reported here
+        trainer.unchecked.clear()  # its problems are reported here
         self.kept = exactness_checks.Kept(trainer)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:

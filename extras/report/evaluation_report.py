@@ -52,6 +52,8 @@ class EvaluationReport(EvaluationStats):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictions.__exit__(kind, error, trace)
+        if not self.by_sample and error is None:  # found out after the first rows were written
+            self.predictions.path.unlink(missing_ok=True)
 
     def begin_evaluation(self, samples: int) -> None:
         super().begin_evaluation(samples)
@@ -138,7 +140,9 @@ class EvaluationReport(EvaluationStats):
             yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if not self.by_sample:
-            yield Paragraph("The rows of the outputs are not samples but, for example, nodes, so the samples are not listed.")
+            yield Paragraph(
+                "The rows of the outputs are not samples but, for example, nodes, so the samples are not listed."
+            )
         elif self.predictions.begun:
             yield Paragraph("Every sample:", link="predictions.csv")
 

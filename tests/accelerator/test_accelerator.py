@@ -105,6 +105,7 @@ def test_a_resume_with_attention_is_exact(fit_there: Fit, precision: str) -> Non
         assert_resume_is_exact(
             functools.partial(fit_there, data_loader={"type": "RandomTensorLoader", "args": loader}, model="Attention"),
             f"runtime.precision={precision}",
+            "runtime.deterministic=true",
         )
 
 

@@ -1,5 +1,6 @@
 """What the training loop promises: steps, accumulation, clipping, judging, stopping, keeping, arithmetic."""
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -33,6 +34,13 @@ def names(result: train.Result) -> list[str]:
 def test_an_epoch_is_one_pass_or_a_number_of_steps(fit: Fit) -> None:
     assert [record["step"] for record in lines(fit().run_dir)] == [5, 10]
     assert [record["step"] for record in lines(fit("trainer.steps_per_epoch=7").run_dir)] == [7, 14]
+
+
+def test_a_run_leaves_nothing_out_of_garbage_collection(fit: Fit) -> None:
+    """Else the models of several runs in one process would stay."""
+    before = gc.get_freeze_count()
+    fit()
+    assert gc.get_freeze_count() == before
 
 
 def test_accumulated_batches_are_one_large_batch(fit: Fit) -> None:

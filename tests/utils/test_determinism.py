@@ -188,6 +188,18 @@ def test_torch_takes_matrix_products_as_deterministic_without_reading_a_variable
         torch.set_deterministic_debug_mode(before)
 
 
+@pytest.mark.parametrize("setting", [False, True])
+def test_torch_is_asked_in_every_mode(monkeypatch: pytest.MonkeyPatch, setting: bool) -> None:
+    """It looks once in a process, of which another run may want deterministic products."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr("utils.determinism.accept_cublas", asked.append)
+    before = torch.get_deterministic_debug_mode()
+    use_deterministic_kernels(setting, torch.device("cuda"), lambda _: None)
+    use_deterministic_kernels("warn", CPU, lambda _: None)
+    torch.set_deterministic_debug_mode(before)
+    assert asked == [torch.device("cuda")]
+
+
 def test_a_variable_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CUBLAS_VARIABLE, ":16:8")
     accept_cublas(CPU)

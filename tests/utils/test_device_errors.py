@@ -23,8 +23,11 @@ CUDA_MEMORY = (
 )
 CUDA_ASSERT = (
     "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the documentation.\n"
-    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace might be incorrect."
+    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace might be "
+    "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+    "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
 )
+HINTS = CUDA_ASSERT.partition("\n")[2]
 Fit = Callable[..., train.Result]
 
 
@@ -126,7 +129,7 @@ def test_a_check_explains_them(
         ("CUDA error: an illegal memory access was encountered\nCUDA kernel errors", "out of range"),
         ("Cannot re-initialize CUDA in forked subprocess. To use CUDA with ...", "tensors on the CPU"),
         ("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned", "tensors on the CPU"),
-        ("CUDA error: no kernel image is available for execution on the device", "does not support this GPU"),
+        (f"CUDA error: no kernel image is available for execution on the device\n{HINTS}", "does not support this GPU"),
     ],
 )
 def test_each_kind_has_its_advice(text: str, advice: str) -> None:
@@ -142,9 +145,18 @@ def test_memory_of_python_and_numpy_counts_too() -> None:
 
 def test_the_last_line_of_a_workers_error_is_shown() -> None:
     caught = "Caught OutOfMemoryError in pin memory thread for device 0.\nOriginal Traceback ...\n"
-    assert device_failure(RuntimeError(f"{caught}RuntimeError: CUDA out of memory")).startswith(
-        "RuntimeError: CUDA out of memory\nTry a smaller"
-    )
+    for hints in ("", f"\n{HINTS}"):
+        assert device_failure(RuntimeError(f"{caught}RuntimeError: CUDA out of memory{hints}")).startswith(
+            "RuntimeError: CUDA out of memory\nTry a smaller"
+        )
+
+
+def test_other_errors_of_cuda_are_left_as_they_are() -> None:
+    for text in (
+        "CUDA error: unspecified launch failure",
+        "Caught RuntimeError in pin memory thread.\nCUDA error: busy",
+    ):
+        assert device_failure(RuntimeError(f"{text}\n{HINTS}")) == ""
 
 
 def test_other_errors_are_not_of_the_device() -> None:

@@ -73,6 +73,14 @@ class Masked(nn.Module):
         return ((targets == 0) | (targets == 1)).sum()
 
 
+class Undefined(Masked):
+    """0 / 0 where nothing counts, and so are its gradients."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        kept = (targets == 0) | (targets == 1)
+        return (F.cross_entropy(outputs, targets.clamp(min=0), reduction="none") * kept).sum() / kept.sum()
+
+
 class Focal(nn.CrossEntropyLoss):
     """The mean over all targets: an ignored one adds 0."""
 
@@ -116,7 +124,7 @@ def _registered() -> Iterator[None]:
     with (
         temporarily(DATA_LOADERS, Tokens),
         temporarily(MODELS, TokenNet),
-        temporarily(LOSSES, Weighted, Masked, Focal, Scaled, OfTokens),
+        temporarily(LOSSES, Weighted, Masked, Undefined, Focal, Scaled, OfTokens),
         temporarily(TRAINERS, CountingTrainer),
     ):
         yield
@@ -188,10 +196,11 @@ def test_a_trainer_says_what_its_loss_is_a_mean_over(fit: Fit) -> None:
 
 def test_a_batch_in_which_nothing_counts_is_no_nan(fit: Fit) -> None:
     """Samples 8 to 15 have no token that counts: a whole batch of 8."""
-    for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted"):
+    for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted", "Undefined"):
         result = tokens(fit, 8, loss=loss)
         assert result.steps == 10
         assert result.last["loss"] > 0
+        assert all(bool(parameter.isfinite().all()) for parameter in result.model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])

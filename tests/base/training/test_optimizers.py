@@ -495,6 +495,29 @@ def test_each_optimizer_trains_as_by_hand(fit: Fit) -> None:
         assert torch.allclose(value, model.state_dict()[name], atol=1e-6), name
 
 
+def test_the_gradient_norm_of_several_optimizers_is_that_before_clipping(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[Tensor | None] = []
+    log_interval = BaseTrainer.log_interval
+
+    def watched(self: BaseTrainer, *args: Any) -> None:
+        norms.append(self.gradient_norm)
+        log_interval(self, *args)
+
+    monkeypatch.setattr(BaseTrainer, "log_interval", watched)
+    first = ("trainer.type=Adversarial", "trainer.epochs=1", "trainer.steps_per_epoch=1", "trainer.log_every_steps=1")
+    for limit in (1e3, 1e-3):
+        fit(*first, f"optimizer.discriminator.clip_grad_norm={limit}", **GAN)
+    fit(*first, "optimizer.discriminator.clip_grad_norm=null", **GAN)
+    high, low, none = norms
+    assert none is None
+    assert high is not None
+    assert low is not None
+    assert float(low) == pytest.approx(float(high), rel=0.05)  # the generator's follows from another discriminator
+    assert float(low) > 0.1
+
+
 def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
     args = ("trainer.type=Steady", "trainer.epochs=1", "lr_scheduler=null")
     config = {**GAN, "model": "PlainPair"}

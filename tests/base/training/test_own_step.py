@@ -689,6 +689,24 @@ def test_a_mistake_in_the_validation_costs_no_epoch(
     assert trained.steps == whole.steps
 
 
+def test_a_first_training_batch_after_a_validation_is_checked_as_one(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a run is resumed with its validation."""
+
+    def mistaken(self: Trainer, batch: Any) -> StepResult:
+        raise ValueError("another mistake of mine")
+
+    with temporarily(TRAINERS, BrokenValidation):
+        with pytest.raises(UserError, match="a mistake of mine"):
+            fit("trainer.type=BrokenValidation", "trainer.epochs=2")
+        (run,) = (tmp_path / "saved/small").iterdir()
+        monkeypatch.setattr(BrokenValidation, "broken", False)
+        monkeypatch.setattr(BrokenValidation, "train_step", mistaken)
+        with pytest.raises(UserError, match=r"the first batch .* failed in the model, the loss or a metric: another"):
+            train.main(["-r", str(run)])
+
+
 class UsesSelfFirst(Trainer):
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         self.teacher = self.model

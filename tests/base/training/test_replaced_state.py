@@ -148,9 +148,10 @@ def _registered() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("more", [[], ['trainer.ema={"decay": 0.8}']], ids=["plain", "ema"])
 @pytest.mark.parametrize("kind", ["dtype", "shared", "none", "grown"])
-def test_a_buffer_that_a_model_replaces(fit: Fit, kind: str) -> None:
-    whole = fit(*OFTEN, model={"type": "Net", "args": {"kind": kind}}).run_dir
+def test_a_buffer_that_a_model_replaces(fit: Fit, kind: str, more: list[str]) -> None:
+    whole = fit(*OFTEN, *more, model={"type": "Net", "args": {"kind": kind}}).run_dir
     half = fork(whole, 7)
     train.main(["-r", half])
     equal(whole, half)

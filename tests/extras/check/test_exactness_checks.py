@@ -129,6 +129,7 @@ class Holder:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
+        self.steps = 0
 
 
 class Replaying(Trainer):
@@ -145,12 +146,15 @@ class Replaying(Trainer):
         loss = self.criterion(outputs, targets)
         if self.kind == "short":
             loss = loss * torch.ones(12)[self.progress.steps]  # for the steps of the run, which --check exceeds
+        if self.kind == "used up" and self.progress.steps < self.holder.steps:
+            raise IndexError("no more rows")
+        self.holder.steps = self.progress.steps
         self.backward(loss * (1 + 0.1 * len(self.holder.memory.seen)))
         self.holder.memory.seen.append(1.0)
         return StepResult(loss, outputs, targets)
 
     def stateful(self) -> dict[str, Any]:
-        kept = {} if self.kind == "left out" else {"memory": self.holder.memory}
+        kept = {} if self.kind in ("left out", "used up") else {"memory": self.holder.memory}
         return {**super().stateful(), **kept}
 
 
@@ -159,8 +163,9 @@ class Replaying(Trainer):
     [
         ("sound", ""),
         ("short", ""),
-        ("left out", "3 steps, repeated from the restored state, end with another model"),
-        ("forgetful", "3 steps, repeated from the restored state, end with another model, memory"),
+        ("left out", "3 steps, repeated from the restored state, end with a different model"),
+        ("used up", "3 steps, repeated from the restored state, fail: IndexError: no more rows"),
+        ("forgetful", "3 steps, repeated from the restored state, end with a different model, memory"),
         ("broken", "the state cannot be loaded again: the memory in the state before does not match"),
     ],
 )

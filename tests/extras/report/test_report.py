@@ -437,10 +437,15 @@ def test_texts_are_no_markup_at_the_start_of_a_line() -> None:
 
 
 class PerNode(Trainer):
-    """Evaluates two nodes of each sample."""
+    """Evaluates two nodes of each sample, from some batch on."""
+
+    first = 0
 
     def eval_step(self, batch: Any) -> StepResult:
         result = super().eval_step(batch)
+        self.first -= 1
+        if self.first >= 0:
+            return result
         return StepResult(result.loss, result.outputs.repeat(2, 1), result.targets.repeat(2))
 
 
@@ -449,7 +454,11 @@ class NamedLoader(RandomTensorLoader):
         return [f"molecule-{number}" for number in range(20)]
 
 
-def test_rows_that_are_no_samples_get_no_name_of_one(fit: Fit) -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_that_are_not_samples_get_no_names_of_samples(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    monkeypatch.setattr(PerNode, "first", first)
     keys = {"data_loader": {"type": "NamedLoader", "args": {**LINEAR, "num_classes": 3}}, "model": net(6, 3)}
     with temporarily(TRAINERS, PerNode), temporarily(DATA_LOADERS, NamedLoader):
         run = fit("trainer.type=PerNode", "trainer.epochs=1", loss="cross_entropy", metrics=[], **keys).run_dir
@@ -458,5 +467,5 @@ def test_rows_that_are_no_samples_get_no_name_of_one(fit: Fit) -> None:
     assert "molecule" not in text
     assert "| predicted | true | probability |\n" in text
     assert "The rows of the outputs are not samples" in text
-    assert re.search(r"mean over classes .* 40 \|", text)
+    assert re.search(rf"mean over classes .* {40 - 8 * first} \|", text)
     assert not (run / "test/predictions.csv").exists()

@@ -250,9 +250,11 @@ def test_hyperparameters_have_the_columns_of_all_runs_of_the_name(fit: Fit) -> N
     assert columns(first) == found
 
 
-def test_the_gradient_norm_is_that_before_clipping(fit: Fit) -> None:
+@pytest.mark.parametrize("clip", [{"norm": 0.001}, {"value": 0.0001}, {"norm": 0.001, "value": 0.0001}])
+def test_the_gradient_norm_is_that_before_clipping(fit: Fit, clip: dict[str, float]) -> None:
     often = ("trainer.log_every_steps=1", "trainer.epochs=1")
-    free, clipped = (curves(fit(*often, f"trainer.clip_grad_norm={norm}").run_dir) for norm in ("null", "0.001"))
+    clips = [f"trainer.clip_grad_{kind}={limit}" for kind, limit in clip.items()]
+    free, clipped = (curves(fit(*often, *options).run_dir) for options in ([], clips))
     assert free["gradient_norm"][0][1] == pytest.approx(clipped["gradient_norm"][0][1], rel=1e-5)
     assert clipped["gradient_norm"][-1][1] > 0.01
 
