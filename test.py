@@ -1,6 +1,6 @@
 """Test the model of a run: its best checkpoint, or the one given. Or compare runs.
 
-python test.py                                           # the run that was started last
+python test.py                                           # the most recent run
 python test.py -r saved/two_layer_net/20260101-120000
 python test.py -r saved/two_layer_net/20260101-120000/checkpoints/last.pth
 python test.py --compare saved/two_layer_net

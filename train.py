@@ -3,7 +3,7 @@
 python train.py -c configs/linear_regression.json trainer.epochs=5
 python train.py --lr 1e-7                                # config.json with another learning rate
 python train.py --check -c configs/cifar10_lenet.json    # check everything, train nothing
-python train.py -r                                       # resume the run that was started last
+python train.py -r                                       # resume the most recent run
 """
 
 import gc

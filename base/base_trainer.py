@@ -98,7 +98,7 @@ class BaseTrainer(EvaluationLoop):
         checkpointer = self.outputs.checkpointer
         try:
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
-            self.prepare_epoch(self.progress.epochs)  # for the checks before the first step, which try one
+            self.prepare_epoch(self.progress.epochs)  # the checks below try a step
             check_smallest_batch(self)
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
@@ -126,7 +126,7 @@ class BaseTrainer(EvaluationLoop):
             raise TrainingError(f"the run ended, but {checkpointer.failure}")
 
     def start(self) -> None:
-        """Called after the first step of this process: what it was started with now counts."""
+        """Called after the first step of this process, or before it saves: its config is now that of the run."""
         self.has_started = True
         self.observer.first_step(self)
         self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded

@@ -4,12 +4,15 @@ import json
 import re
 import shlex
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from base.base_trainer import BaseTrainer
 from tests import forked
 from tests.helpers import PATIENCE, ROOT, same, state
 from utils.config.located_json import parse
@@ -97,6 +100,39 @@ def test_messages_in_the_readme_are_what_is_printed(project: Path) -> None:
         assert run(project, *command.split()).stderr.strip() == message
 
 
+@pytest.mark.parametrize("model", ["TwoLayerNet", "LeNet"])
+def test_a_step_enters_the_files_that_are_named_and_no_others(
+    fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    section = README.split("## Read the code")[1].split("\n## ")[0]
+    path, rest = section.split("A training step passes through")[1].split("Then\n`utils/config")
+    singly = rest.split("On its way")[1].split("A map-style")[0]
+    named = {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", path + singly)}
+    entered = set[str]()
+    step = BaseTrainer.optimizer_step
+
+    def follow(frame: Any, event: str, _: Any) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(ROOT) and ".venv" not in file.parts:
+            entered.add(file.relative_to(ROOT).as_posix())
+
+    def watched(self: BaseTrainer, *args: Any) -> Any:
+        # from the sixth step on to the ninth, and the loop between them
+        sys.setprofile(follow if 5 <= self.progress.steps < 8 else None)
+        return step(self, *args)
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", watched)
+    image = {"input_shape": [3, 32, 32]} if model == "LeNet" else {"input_shape": [6], "validation_split": 0}
+    args = {"num_samples": 160, "num_classes": 10, "batch_size": 8, "validation_split": 8, **image}
+    net = "LeNet" if model == "LeNet" else {"type": model, "args": {"in_features": 6, "hidden_features": 5, "out_features": 10}}
+    keys = {"model": net, "data_loader": {"type": "RandomTensorLoader", "args": args}}
+    fit("trainer.epochs=1", "trainer.log_every_steps=100", "trainer.monitor=null", **keys)
+    own = {"model", "tests"}
+    found = {file for file in entered if file.split("/")[0] not in own and Path(file).name not in named}
+    assert found <= {"utils/tree.py", "utils/distributed/process_group.py"}
+    assert len(entered) > 12
+
+
 def test_files_that_the_readme_names_exist() -> None:
     for name in re.findall(r"`((?:base|utils|trainer|model|logger|configs|docs)/[\w./]+)`", README):
         if name not in ("model/my_net.py", "trainer/mixup.py"):
@@ -108,7 +144,7 @@ def test_the_path_of_a_step_has_the_length_that_is_stated() -> None:
     path, rest = section.split("A training step passes through")[1].split("Then `utils/config")
     stated = [int(number.replace(",", "")) for number in re.findall(r"about ([\d,]+) lines", section)]
     files = re.findall(r"`([\w/]+\.py)`", path)
-    more = re.findall(r"`([\w/]+\.py)`", "`utils/config" + rest)
+    more = re.findall(r"`([\w/]+\.py)`", "`utils/config" + rest.split("On its way")[0])
     assert (len(files), len(more)) == (10, 3)
     for names, lines in zip((files, files + more), stated, strict=True):
         # a project's own trainer may be longer than ours

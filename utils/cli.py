@@ -61,7 +61,7 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     made = parser(about or "")
     add = made.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
-    run = "a run folder or checkpoint; default: the run started last"
+    run = "a run folder or checkpoint; default: the most recent run"
     add("-r", "--resume", nargs="?", const="", metavar="RUN", help=run)
     add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
     add("--note", metavar="TEXT", help="a label for this run, shown in environment.json, --compare and TensorBoard")
@@ -90,7 +90,7 @@ def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argpar
     """The options of test.py."""
     made = parser(about or "")
     which = made.add_mutually_exclusive_group()
-    run = "a run folder, or a checkpoint file in one (default: the run started last)"
+    run = "a run folder, or a checkpoint file in one (default: the most recent run)"
     which.add_argument("-r", "--resume", nargs="?", const="", default="", metavar="RUN", help=run)
     which.add_argument(
         "--compare", nargs="+", metavar="RUN", help=f"run folders, or folders of runs{missing_extra('compare')}"

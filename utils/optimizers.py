@@ -42,7 +42,7 @@ def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
 def forgets(optimizer: Optimizer, inner: Optimizer) -> bool:
     """Whether the state of an optimizer that this one contains is lost in a checkpoint.
 
-    Methods of its own are trusted. torch's save no other state than the optimizer's own, and replace it on loading.
+    Methods of its own are trusted. Those of torch save only the outer optimizer's state, and replace it on loading.
     """
     saves = type(optimizer).state_dict is not Optimizer.state_dict or inner.state is optimizer.state
     loads = type(optimizer).load_state_dict is not Optimizer.load_state_dict
@@ -156,7 +156,7 @@ def adapt_state(
 
 
 def _is_index(key: Any) -> bool:
-    """Whether a key of a saved state is a parameter's index. Others are the optimizer's own, as for what all share."""
+    """Whether a key of a saved state is a parameter's index, not one of the optimizer's own as for shared state."""
     return type(key) is int
 
 

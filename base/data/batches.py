@@ -150,6 +150,8 @@ class Batches:
 
     def part(self, batch_range: BatchRange) -> BatchRange:
         """This process's part of a batch; empty for some if the batch has fewer samples than there are processes."""
+        if self.world_size == 1:
+            return batch_range
         passes, start, _ = batch_range
         first = batch_range.size * self.rank // self.world_size
         end = batch_range.size * (self.rank + 1) // self.world_size
@@ -157,7 +159,9 @@ class Batches:
 
     def sample_indices(self, batch_range: BatchRange) -> Tensor | slice:
         """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive, which is copied faster."""
-        draws = self._draws(*batch_range)
+        return self._indices(self._draws(*batch_range))
+
+    def _indices(self, draws: Tensor | slice) -> Tensor | slice:
         return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
 
     def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
@@ -198,13 +202,11 @@ class Batches:
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
             passes, start, stop = loaded_range
-            key = self._random_key(passes)
-            indices = self.sample_indices(loaded_range)
-            numbered = self._draws(*loaded_range) if self.repeats else indices
+            key, draws = self._random_key(passes), self._draws(*loaded_range)
             draws_of_pass = functools.partial(self._draws, passes)
             uniform = functools.partial(self._random_blocks.uniform, draws_of_pass, key, start, stop)
-            random = SampleRandom(numbered, key, uniform)
-            yield MicroBatch(batch_range, size, self.source.batch(indices, random))
+            random = SampleRandom(draws, key, uniform)
+            yield MicroBatch(batch_range, size, self.source.batch(self._indices(draws), random))
 
     def one_pass(self) -> Iterator[MicroBatch]:
         """Load every sample once."""

@@ -1,4 +1,4 @@
-"""Samples into batches, and batches from worker processes to this one: torch's ways, but faster for small tensors."""
+"""Samples into batches, and batches from worker processes to this one: like torch, but faster for small tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +36,7 @@ def _collate_column(column: Any, in_worker: bool) -> Any:
 
 
 def send_small_tensors_by_value() -> None:
-    """Call it in a worker process; holds for every batch that it sends, whoever made it."""
+    """Call it in a worker process; it applies to every batch that the process sends."""
     ForkingPickler.register(Tensor, _reduce)
 
 
@@ -49,7 +49,7 @@ def _reduce(tensor: Tensor) -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, as torch does in a worker process: with several, a large sum has other last bits."""
+    """Compute with one thread, as torch does in a worker process: with several, sums differ in their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -18,6 +18,6 @@ summary         console output at the start and the end
 run             a run in its folder: what it writes and logs, and what remains if it fails
 resume          which run and checkpoint to resume, and which config changes to accept
 state           restoring a trainer's state, and checking that a saved state matches; buffers loads those that change
-untouched       trying a step without a trace
+untouched       trial steps whose effects are undone
 saved_data      what a checkpoint records about the data set
 """

@@ -1,4 +1,4 @@
-"""Buffers that a module replaces as it trains: by others of another shape or dtype, or two by one each."""
+"""Buffers that a module replaces as it trains: by ones of another shape or dtype, or two that shared memory by two."""
 
 from collections.abc import Mapping
 from typing import Any

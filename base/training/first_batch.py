@@ -36,16 +36,16 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "count from 0",
     r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not": "a model that returns something other than a "
     "tensor: return the tensor alone, or take it from the outputs in train_step",
-    "has no attribute 'optimizer'": "a loop by hand in train_step: self.backward(loss) is enough, since the base class "
-    "clears the gradients and steps the optimizer",
+    "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
+    "class clears the gradients and steps the optimizer",
     # torch's message for view()
     "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
     "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
     'missing the required "forward"': "a model without a method forward, or with another name for it",
 }
 OTHER_PARTS = (
-    "a batch of other parts than the step unpacks: let the data set return (input, target), or let the step unpack "
-    "what it returns"
+    "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
+    "step unpack what it returns"
 )
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

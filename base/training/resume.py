@@ -35,7 +35,7 @@ from utils.streams import say
 from utils.text import dotted
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
-"""Overrides that determine which run was started last."""
+"""Overrides that determine which run is the most recent."""
 
 
 def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
@@ -56,7 +56,7 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
 def run_started_last(
     config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str
 ) -> RunFolder:
-    """The run of the launcher's job or, without one, the run that was started last: of all, or with the config's name.
+    """The run of the launcher's job or, without one, the most recent run: of all, or with the config's name.
 
     doing: what is done with it, for the line that names the run.
     """
@@ -73,7 +73,7 @@ def _started_last(config: Config, name: str | None, doing: str) -> RunFolder:
     if job and (own := RunFolder.of_job(config.trainer.save_dir, config.name, job)):
         return own
     last = RunFolder.newest(config.trainer.save_dir, name)
-    say(f"{doing} the run that was started last {f'of {name}' if name else 'of all'}: {display_path(last.path)}")
+    say(f"{doing} the most recent run{f' of {name}' if name else ''}: {display_path(last.path)}")
     return last
 
 

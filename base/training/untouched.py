@@ -1,4 +1,4 @@
-"""Trying a step of a trainer without a trace."""
+"""Trial steps of a trainer, whose effects are undone."""
 
 import copy
 from collections.abc import Iterator

@@ -24,8 +24,8 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
         yield f"{step}; unless later ones do, nothing is trained: {cause}"
     if names := _untrained_parameters(trainer):
         yield (
-            f"no optimizer has {listed(names)}, so they never change. Create them in the model's "
-            "constructor, or set requires_grad to False"
+            f"not in any optimizer, so never changed: {listed(names)}. Create them in the model's constructor, or set "
+            "requires_grad to False"
         )
     if getattr(trainer.criterion, "counts_differ", False):
         losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]

@@ -112,7 +112,7 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll:
         return CheckResult("first loss", "FAIL" if certain else "note", text, cause)
     if loss < expected / 2 and certain:
         if nll or loss < 0:
-            return CheckResult("first loss", "FAIL", text, "a loss that wants log_softmax but gets logits (nll_loss)")
+            return CheckResult("first loss", "FAIL", text, "a loss that expects log_softmax but gets logits (nll_loss)")
         return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
     return CheckResult("first loss", "ok", text)
 

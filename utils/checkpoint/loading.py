@@ -35,7 +35,7 @@ def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
         raise CheckpointError(f"{path} has no valid progress; this project did not write it")
     if STEP_FILE.fullmatch(path.name) and step_of(path) != counts[1]:
-        raise CheckpointError(f"{path} contains another step than its name says: step {counts[1]}")
+        raise CheckpointError(f"{path} contains step {counts[1]}, which does not match its name")
     return dict(progress or {})
 
 

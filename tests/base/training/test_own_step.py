@@ -523,7 +523,7 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("step", "cause"),
     [
-        (loop, r"a loop by hand in train_step: self.backward\(loss\) is enough"),
+        (loop, r"a hand-written loop in train_step: self.backward\(loss\) is enough"),
         (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
         (a_tuple, "a model that returns something other than a tensor"),
         (one_too_high, "a class index that is not below the number of the model's outputs"),
@@ -536,7 +536,7 @@ def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause:
 
 
 def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
-    with pytest.raises(UserError, match="The usual cause is a batch of other parts than the step unpacks"):
+    with pytest.raises(UserError, match="The usual cause is a batch whose parts are not those that the step unpacks"):
         fit("trainer.type=Unpacks")
 
 

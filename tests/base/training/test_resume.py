@@ -251,7 +251,7 @@ def test_the_run_that_was_started_last_counts_whatever_the_clock_said(
     config = ["-c", str(write_config())]
     capsys.readouterr()
     assert train.main([*config, "-r"]).run_dir == new_york
-    assert f"started last of small: {new_york}\n" in capsys.readouterr().out
+    assert f"the most recent run of small: {new_york}\n" in capsys.readouterr().out
     (new_york / ".started").unlink()  # as a run from before this file was written
     (seoul / ".started").unlink()
     environment = json.loads((seoul / "environment.json").read_text())
@@ -263,7 +263,7 @@ def test_the_run_that_was_started_last_counts_whatever_the_clock_said(
     assert train.main(["-r", here, "model.args.hidden_features=5"]).run_dir == other, (
         "a key of the run, not of config.json"
     )
-    assert f"started last of all: {other}\n" in capsys.readouterr().out
+    assert f"the most recent run: {other}\n" in capsys.readouterr().out
     assert train.main(["-r", here, "name=small"]).run_dir == new_york
 
 
@@ -277,7 +277,7 @@ def test_test_py_takes_the_run_that_was_started_last(
     test = load_script("test")
     capsys.readouterr()
     values = test.main([*words, f"trainer.save_dir={tmp_path / 'saved'}"])
-    assert f"testing the run that was started last of all: {last}\n" in capsys.readouterr().out
+    assert f"testing the most recent run: {last}\n" in capsys.readouterr().out
     assert values == test.main(["-r", str(last)])
     with pytest.raises(UserError, match="no run"):
         test.main([*words, f"trainer.save_dir={tmp_path / 'empty'}"])
