@@ -256,6 +256,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
         functions,
         library,
         device=runtime.device,
+        loss=losses[""].type if (losses := loaded.config.losses).keys() == {""} else "",
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,

@@ -124,7 +124,11 @@ def test_a_step_enters_the_files_that_are_named_and_no_others(
     monkeypatch.setattr(BaseTrainer, "optimizer_step", watched)
     image = {"input_shape": [3, 32, 32]} if model == "LeNet" else {"input_shape": [6], "validation_split": 0}
     args = {"num_samples": 160, "num_classes": 10, "batch_size": 8, "validation_split": 8, **image}
-    net = "LeNet" if model == "LeNet" else {"type": model, "args": {"in_features": 6, "hidden_features": 5, "out_features": 10}}
+    net = (
+        "LeNet"
+        if model == "LeNet"
+        else {"type": model, "args": {"in_features": 6, "hidden_features": 5, "out_features": 10}}
+    )
     keys = {"model": net, "data_loader": {"type": "RandomTensorLoader", "args": args}}
     fit("trainer.epochs=1", "trainer.log_every_steps=100", "trainer.monitor=null", **keys)
     own = {"model", "tests"}

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from base.training.broadcast import NoBroadcast, check_same_shape
@@ -20,16 +21,33 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
+LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
+"""Losses whose outputs are logits of independent probabilities."""
+CLASS_LOGITS = {"cross_entropy", "CrossEntropyLoss"}
+"""Losses whose outputs are logits of classes, (B, C, ...)."""
+
+
 class LibraryMetric:
     """A torchmetrics metric, which need not be a mean over samples.
 
     It may be made of other metrics, which are its submodules; each keeps a state of its own.
+
+    loss: the name of the loss. Of some, the outputs are logits, of which torchmetrics' metrics get the probabilities:
+        they take a batch for logits only if a value is below 0 or above 1, which may be another in each batch.
     """
 
-    def __init__(self, name: str, metric: "Metric") -> None:
+    def __init__(self, name: str, metric: "Metric", loss: str = "") -> None:
         self.name = name
         self.metric = metric
+        self.loss = loss
         self.parts = _parts(metric)
+        self._independent = loss in LOGITS and any(
+            _is_kind(part, "Binary", "Multilabel") for part in self.parts.values()
+        )
+        self._classes = loss in CLASS_LOGITS and any(
+            _is_kind(part, "Multiclass") and (hasattr(part, "thresholds") or hasattr(part, "n_bins"))
+            for part in self.parts.values()
+        )
         self.own = not type(metric).__module__.startswith("torchmetrics.")
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
         # the same in any order: for a confusion matrix of images, gigabytes
@@ -41,6 +59,11 @@ class LibraryMetric:
             )
 
     def update(self, outputs: Any, targets: Any) -> None:
+        if isinstance(outputs, Tensor) and outputs.is_floating_point():
+            outputs = outputs.sigmoid() if self._independent else outputs.softmax(1) if self._classes else outputs
+        if self._independent and isinstance(targets, Tensor) and targets.is_floating_point():
+            # some take only integers; 2 is no class, and refused
+            targets = torch.where(targets == targets.round(), targets, 2).long()
         with self._naming_errors("does not accept these outputs and targets"), self.kernels():
             self.metric.update(outputs, targets)
 
@@ -61,7 +84,7 @@ class LibraryMetric:
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
-        trial = LibraryMetric(self.name, copy)
+        trial = LibraryMetric(self.name, copy, self.loss)
         trial.reset()
         for part in trial.parts.values():
             part.distributed_available_fn = lambda: False  # other processes may have no samples in this batch
@@ -159,6 +182,14 @@ class LibraryMetric:
                     f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
                     "resume with the same number of processes, or with metrics=[]"
                 ) from error
+
+
+def _is_kind(metric: "Metric", *kinds: str) -> bool:
+    """Whether a metric is derived from one of torchmetrics' for classification, of some kinds, as in "Binary"."""
+    return any(
+        each.__module__.startswith("torchmetrics.classification") and each.__name__.startswith(kinds)
+        for each in type(metric).__mro__
+    )
 
 
 def _is_of_library(metric: "Metric") -> bool:

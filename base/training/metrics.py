@@ -14,8 +14,9 @@ from base.metric import MetricFunction, StepResult, check_values, logged_number
 from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
+from utils.errors import ConfigError
 from utils.random import isolated
-from utils.tree import map_tensors
+from utils.tree import map_tensors, same
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -116,7 +117,7 @@ class Metrics:
     """The loss and metrics of one phase (training, validation or test).
 
     functions: per-sample metrics by name, (outputs, targets) -> float of shape (B,).
-    library: torchmetrics metrics by name.
+    library: torchmetrics metrics by name. loss: the name of the config's loss, as they need it.
     sum_loss: the loss is a sum over samples, not a mean. It is logged as the sum over an optimizer step's samples in
         training, and over the data set in evaluation.
     process_group: each process adds its own samples; sums are reduced when they are read.
@@ -130,6 +131,7 @@ class Metrics:
         library: Mapping[str, "Metric"],
         *,
         device: torch.device,
+        loss: str = "",
         sum_loss: bool = False,
         process_group: ProcessGroup | None = None,
         definitions: Mapping[str, Any] | None = None,
@@ -137,7 +139,7 @@ class Metrics:
     ) -> None:
         self.logs = tuple(logs)
         self.functions = dict(functions)
-        self.library = {name: LibraryMetric(name, metric.to(device)) for name, metric in library.items()}
+        self.library = {name: LibraryMetric(name, metric.to(device), loss) for name, metric in library.items()}
         self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
@@ -182,12 +184,23 @@ class Metrics:
     def _check(self, outputs: Any, targets: Any) -> None:
         """Raise ConfigError if a metric broadcasts or returns no number. Does not add anything."""
         phase, self.phase_to_check = self.phase_to_check, ""
+        before = map_tensors(torch.clone, [outputs, targets])
         with isolated("metrics"):
             for name, function in self.functions.items():
                 with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
                     function(outputs, targets)
-            for metric in self.library.values():
+                self._check_unchanged(name, before, [outputs, targets])
+            for name, metric in self.library.items():
                 metric.dry_run(outputs, targets, phase)
+                self._check_unchanged(name, before, [outputs, targets])
+
+    @staticmethod
+    def _check_unchanged(name: str, before: Any, after: Any) -> None:
+        if not same(before, after):
+            raise ConfigError(
+                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
+                "change a copy, as in outputs = outputs.clone()"
+            )
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""

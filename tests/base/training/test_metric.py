@@ -1,6 +1,7 @@
 """A metric over batches is the metric over all samples at once, and its sums can be saved in the middle."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassF1Score
+from torchmetrics.classification import BinaryAccuracy, MulticlassAUROC, MulticlassF1Score
 
+import train
+from base.base_data_loader import BaseDataLoader
+from base.data.sources import TensorSource
 from base.metric import StepResult
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
-from tests.helpers import temporarily
+from tests.helpers import Json, temporarily
 from utils.errors import ConfigError
-from utils.registry import METRICS
+from utils.registry import DATA_LOADERS, METRICS
+
+Fit = Callable[..., train.Result]
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(103, 5, generator=GENERATOR)
@@ -275,3 +281,90 @@ def test_a_metric_derived_from_one_of_torchmetrics_needs_its_arguments_alone() -
     with temporarily(METRICS, OfClasses):
         assert "beta" not in METRICS.parameters("OfClasses")
         assert METRICS.parameters("OfClasses")["num_classes"].default is inspect.Parameter.empty
+
+
+# ------------------------------------------------------------------ outputs that are logits
+
+
+class Unlikely(BaseDataLoader):
+    """Two classes as floats of shape (B, 1), with inputs so small that some batches of logits lie within 0 and 1."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        generator = torch.Generator().manual_seed(0)
+        inputs = 0.7 * torch.randn(64, 6, generator=generator)
+        return TensorSource(inputs, (inputs[:, :1] > 0.3).float())
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+BINARY: Json = {
+    "data_loader": {"type": "Unlikely", "args": {"batch_size": 16, "validation_split": 32}},
+    "model": {"type": "LinearRegression", "args": {"in_features": 6}},
+    "loss": "BCEWithLogitsLoss",
+    "metrics": [
+        {"type": kind, "name": kind, "args": {"task": "binary"}}
+        for kind in ("Accuracy", "AUROC", "AveragePrecision", "CalibrationError")
+    ],
+}
+
+
+def test_metrics_of_logits_are_the_same_in_batches_of_any_size(fit: Fit) -> None:
+    """torchmetrics itself takes a batch for probabilities if all values are within 0 and 1."""
+    with temporarily(DATA_LOADERS, Unlikely):
+        found = [
+            fit("trainer.epochs=1", f"data_loader.args.eval_batch_size={size}", **BINARY).last for size in (32, 3, 1)
+        ]
+    for other in found[1:]:
+        for name in ("Accuracy", "AUROC", "AveragePrecision", "CalibrationError"):
+            assert other[f"val_{name}"] == pytest.approx(found[0][f"val_{name}"])
+
+
+def test_they_are_those_of_the_probabilities() -> None:
+    outputs, targets = torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0.0, 1.0, 1.0])
+    logits_of_one = LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")
+    logits_of_one.update(outputs, targets)
+    assert logits_of_one.compute() == pytest.approx(2 / 3)  # all three are positive
+    given = LibraryMetric("accuracy", BinaryAccuracy(), "BCELoss")
+    given.update(outputs, targets)
+    assert given.compute() == pytest.approx(2 / 3)  # the last is
+    classes = LibraryMetric("auroc", MulticlassAUROC(2), "cross_entropy")
+    logits, labels = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.2, 0.3], [-9.0, 0.2]]), torch.tensor([1, 0, 0, 1])
+    for row in range(4):
+        classes.update(logits[row : row + 1], labels[row : row + 1])
+    whole = MulticlassAUROC(2)
+    whole.update(logits.softmax(1), labels)
+    assert classes.compute() == pytest.approx(float(whole.compute()))
+
+
+def test_targets_between_two_classes_are_refused() -> None:
+    made = LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")
+    with pytest.raises(ConfigError, match=r"only the following values \[0, 1\]"):
+        made.update(torch.tensor([0.2, 0.4]), torch.tensor([0.0, 0.7]))
+
+
+def squashed(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.sigmoid_().argmax(1) == targets).float()
+
+
+class Squashed(Metric):
+    hits: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.hits += (outputs.sigmoid_().argmax(1) == targets).sum()
+
+    def compute(self) -> Any:
+        return self.hits
+
+
+@pytest.mark.parametrize("kind", [squashed, Squashed])
+def test_a_metric_that_changes_what_the_others_get_is_refused(fit: Fit, kind: Any) -> None:
+    with (
+        temporarily(METRICS, kind),
+        pytest.raises(ConfigError, match=f'"{kind.__name__}" changes outputs or targets in place'),
+    ):
+        fit(metrics=["accuracy", kind.__name__])
