@@ -66,7 +66,7 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
     if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
         return None
     sums = outputs.detach().float().sum(1)  # (B, C, ...) -> (B, ...)
-    if outputs.shape[1] == 1 or bool((outputs < 0).any() | ((sums - 1).abs() > SUM_TOLERANCE).any()):
+    if outputs.shape[1] == 1 or not bool((outputs >= 0).all() & ((sums - 1).abs() <= SUM_TOLERANCE).all()):
         return None
     return (
         f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "

@@ -15,7 +15,8 @@ from utils.text import listed
 
 def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
     """Likely mistakes in the first training batch. result: what ``train_step`` returned."""
-    if all(parameter.grad is None for parameter in trainer.training.parameters):
+    # with FSDP, gradients appear in the last micro-batch
+    if not trainer.runtime.sharded and all(each.grad is None for each in trainer.training.parameters):
         cause = "call self.backward(loss)"
         if trainer.calls_backward:
             cause = "the loss is cut off from the weights, as by detach(), argmax() or item() before requires_grad_()"

@@ -67,6 +67,13 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
             ):
                 where = ".".join(filter(None, [name, inner]))
                 problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
+        if type(part).state_dict is not nn.Module.state_dict and isinstance(part, nn.Module) and not problems:
+            try:
+                part.load_state_dict(part.state_dict())
+            except Exception as error:  # of the user's code, or torch's about missing keys
+                problems.append(
+                    f"{type(part).__name__}.load_state_dict() does not take what its state_dict() returns: {error}"
+                )
     if problems:
         raise UserError(f"a checkpoint of this run could not be loaded:\n  {_listed(problems)}\nDefine the method.")
 

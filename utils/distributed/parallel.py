@@ -224,7 +224,8 @@ def _gather_state(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
 
 
 def _shard_state(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    own = dict[str, Tensor](tensors)
     for name in state:
         if name in own:
             state[name] = _shard_like(state[name], own[name])

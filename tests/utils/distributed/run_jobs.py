@@ -69,6 +69,20 @@ class Restless(BaseModel):
         return self.out(self.layers(x))  # type: ignore[no-any-return]
 
 
+class TiedLayers(BaseModel):
+    """Two layers that share a weight, as the embedding and the output of a language model do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3 * 32 * 32, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.third.weight = self.second.weight
+        self.out = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x.flatten(1)).tanh()
+        return self.out(self.third(self.second(features).tanh()))  # type: ignore[no-any-return]
+
+
 class Idle(BaseModel):
     """A layer that takes no part."""
 
@@ -148,7 +162,7 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    for model in (Restless, Idle, PlainPair, Coder):
+    for model in (Restless, TiedLayers, Idle, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)

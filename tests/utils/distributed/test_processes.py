@@ -61,6 +61,7 @@ RESTLESS: Json = {
     "data_loader": {"type": "SmallSamples", "args": {"batch_size": 14, "validation_split": 24}},
     "model": {"type": "Restless"},
 }
+TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 LBFGS: Json = {
     **SUMS,
@@ -195,6 +196,8 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "images 2 tested": tested(one["images 1"], "images 2 tested"),
             "weights 2": new(WEIGHTS),
             "weights 2 fsdp": new(WEIGHTS, *fsdp),
+            "tied 2 fsdp": new(TIED, *fsdp),
+            "tied 2 to 2 fsdp": on("tied 2 fsdp"),
         },
     )
     three = run_jobs(
@@ -308,6 +311,15 @@ def test_a_resume_under_the_same_number_is_exact_bit_for_bit(runs: dict[str, Any
     random = state(whole)["random"]
     assert len(random) == count
     assert not any(same(random[0], other) for other in random[1:])
+
+
+def test_a_weight_that_two_layers_share_is_sharded_and_resumed_as_one(runs: dict[str, Any]) -> None:
+    whole, resumed = runs["tied 2 fsdp"], runs["tied 2 to 2 fsdp"]
+    assert isinstance(resumed, Path), resumed
+    assert lines(whole) == lines(resumed)
+    model = state(resumed)["model"]
+    assert same(state(whole)["model"], model)
+    assert same(model["second.weight"], model["third.weight"])
 
 
 @pytest.mark.parametrize("other", ["images 2 fp16", "images 2 fp16 fsdp", "images 1 to 2 fp16 fsdp"])
