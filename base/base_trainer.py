@@ -262,7 +262,7 @@ class BaseTrainer(EvaluationLoop):
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)
         except FORWARD_ERRORS as error:
-            raise forward_error(self, error, micro_batch.data, "training") from error
+            raise forward_error(self, error, self.training.batches, micro_batch, "training") from error
         if "training" in self.unchecked:
             check_first_batch(self, result)
 

@@ -67,6 +67,9 @@ class Training:
         self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Parameters of the loss, whose gradients DDP and FSDP do not reduce."""
 
+    def __bool__(self) -> bool:
+        raise TypeError("self.training is the data and the optimizers of the run; ask self.model.training instead")
+
     def stateful(self) -> dict[str, Any]:
         """Optimizers and schedules for a checkpoint, as "optimizer" or, of several, "optimizer.NAME"."""
         parts = dict[str, Any]()

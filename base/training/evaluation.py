@@ -68,7 +68,7 @@ class EvaluationLoop(TrainerInterface):
                     if also:
                         also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
-                    raise forward_error(self, error, data, "evaluation") from error
+                    raise forward_error(self, error, batches, micro_batch, "evaluation") from error
                 self.unchecked.discard("evaluation")
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()

@@ -4,10 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from base.data.sample_random import as_tensor
+from base.data.batches import samples_of
 from base.training.progress import Progress
 from utils.errors import TrainingError
 
@@ -41,10 +40,8 @@ class FiniteLosses:
         if found is None:
             return
         step, loss, ranges = found
-        indices = torch.cat([as_tensor(batches.sample_indices(batch_range)) for batch_range in ranges])
-        samples = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
         message = (
-            f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, samples {samples}).\n"
+            f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}).\n"
             "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these "
             "samples for values that are not finite and for targets that the loss does not accept."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from base.data.batches import Batches, BatchRange
+from base.data.batches import Batches, BatchRange, MicroBatch, samples_of
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.loss import no_loss
@@ -34,8 +34,16 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
     r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
     "count from 0",
-    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not": "a model that returns something other than a "
-    "tensor: return the tensor alone, or take it from the outputs in train_step",
+    "index out of range in self": "an index that is not below the size of an embedding, such as a token that is not in "
+    "the vocabulary",
+    "Expected target size": "classes that are not on axis 1: outputs have the shape (B, C, ...), so that a language "
+    "model with logits of (B, T, C) returns logits.transpose(1, 2)",
+    r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
+    "takes floats: convert them in the data loader, as by targets.float()",
+    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|has no attribute '(size|dim|is_floating_point)'|"
+    r"'int' object is not callable": "outputs or targets that are not tensors: a model returns the tensor alone, or "
+    "train_step takes it from the outputs; targets are numbers or tensors",
+    "has no attribute 'training'": "self.training, which a trainer does not have: ask self.model.training",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",
     # torch's message for view()
@@ -63,10 +71,10 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, p
     check_next_step(trainer, step, phase)
 
 
-def forward_error(trainer: Any, error: Exception, batch: Any, phase: str) -> Exception:
+def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch: MicroBatch, phase: str) -> Exception:
     """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match.
 
-    phase: "training" or "evaluation".
+    batches: those with the micro-batch. phase: "training" or "evaluation".
     """
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
@@ -79,8 +87,15 @@ def forward_error(trainer: Any, error: Exception, batch: Any, phase: str) -> Exc
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
+    batch = micro_batch.data
     if phase not in trainer.unchecked:
-        return error
+        if not isinstance(error, IndexError):
+            return error
+        samples = samples_of(batches, [micro_batch.range])
+        return TrainingError(
+            f"{phase} failed after step {trainer.progress.steps:,}, with {samples}: {error}\n{line}\n"
+            f"The usual cause is {usual_cause(error) or 'an index that is too large'}."
+        )
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     class_names = trainer.experiment.data.class_names

@@ -67,7 +67,7 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
             ):
                 where = ".".join(filter(None, [name, inner]))
                 problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
-        if type(part).state_dict is not nn.Module.state_dict and isinstance(part, nn.Module) and not problems:
+        if isinstance(part, nn.Module) and type(part).state_dict is not nn.Module.state_dict and not problems:
             try:
                 part.load_state_dict(part.state_dict())
             except Exception as error:  # of the user's code, or torch's about missing keys

@@ -116,12 +116,21 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     located = [(document.locate(p.path, of_key=p.at_key), p) for p in dict.fromkeys(problems)]
     located.sort(key=lambda item: (item[0].line == 0, item[0].source.name, item[0].line, item[0].column))
     shown = [
-        location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message) for location, p in located[:MOST_SHOWN]
+        location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message)
+        + (_overrides_below(document, p.path) if location.line else "")
+        for location, p in located[:MOST_SHOWN]
     ]
     if len(located) > MOST_SHOWN:
         shown.append(f"... and {len(located) - MOST_SHOWN:,} more")
     count = f"{len(located):,} mistakes in the config:\n\n" if len(located) > 1 else ""
     return ConfigError(count + "\n\n".join(shown))
+
+
+def _overrides_below(document: Document, path: KeyPath) -> str:
+    """The overrides of what is below a path, which the lines of the file do not show."""
+    sources = document.sources.items()
+    below = {source.name: "" for at, source in sources if path and at[: len(path)] == path and not source.text}
+    return "".join(f"\n    with {name}" for name in below)
 
 
 def parse(text: str, name: str) -> Document:

@@ -14,7 +14,7 @@ from base.experiment import Experiment
 from base.metric import StepResult
 from tests.helpers import keep_on_device, lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 from utils.schema import TrainerConfig
 from utils.tree import describe_batch
@@ -516,6 +516,32 @@ class Unpacks(Trainer):
         return StepResult(lengths, inputs, targets)
 
 
+def numpy_outputs(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
+    return trainer.criterion(inputs.numpy(), targets)
+
+
+def text_targets(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
+    return trainer.criterion(trainer.model(inputs), ("a",) * len(inputs))
+
+
+def classes_last(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+    logits = trainer.model(inputs)[:, None].repeat(1, 4, 1)  # (B, T, C)
+    return trainer.criterion(logits, targets[:, None].repeat(1, 4))
+
+
+def beyond_the_vocabulary(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+    return nn.functional.embedding(targets + 100, torch.ones(5, 2)).sum()
+
+
+def integers(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+    outputs = trainer.model(inputs)
+    return nn.functional.binary_cross_entropy_with_logits(outputs, torch.ones_like(outputs).long())
+
+
+def by_its_training(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+    return trainer.model(inputs) if trainer.training else None
+
+
 def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     raise RuntimeError("Found no NVIDIA driver on your system.")
 
@@ -525,13 +551,35 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     [
         (loop, r"a hand-written loop in train_step: self.backward\(loss\) is enough"),
         (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
-        (a_tuple, "a model that returns something other than a tensor"),
+        (a_tuple, "outputs or targets that are not tensors"),
+        (numpy_outputs, "outputs or targets that are not tensors"),
+        (text_targets, "outputs or targets that are not tensors"),
+        (classes_last, r"classes that are not on axis 1: .* returns logits.transpose\(1, 2\)"),
+        (beyond_the_vocabulary, "an index that is not below the size of an embedding"),
+        (integers, r"integers as targets of a loss that takes floats: .* targets.float\(\)"),
         (one_too_high, "a class index that is not below the number of the model's outputs"),
         (on_a_gpu, r"a .cuda\(\) in the code"),
     ],
 )
 def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause: str) -> None:
     with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match=f"The usual cause is {cause}"):
+        fit("trainer.type=Own")
+
+
+def test_a_trainer_is_not_in_a_mode(fit: Fit) -> None:
+    """As a LightningModule is."""
+    with temporarily(TRAINERS, step_of(by_its_training)), pytest.raises(UserError, match=r"ask self.model.training"):
+        fit("trainer.type=Own")
+
+
+def test_an_index_that_is_too_large_in_a_later_batch_names_its_samples(fit: Fit) -> None:
+    def late(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+        return trainer.criterion(trainer.model(inputs), targets + 100 * (trainer.progress.steps == 3))
+
+    with (
+        temporarily(TRAINERS, step_of(late)),
+        pytest.raises(TrainingError, match=r"(?s)training failed after step 3, with samples \d+, .*a class index that"),
+    ):
         fit("trainer.type=Own")
 
 
