@@ -89,12 +89,13 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
         )
     batch = micro_batch.data
     if phase not in trainer.unchecked:
-        if not isinstance(error, IndexError):
+        cause = usual_cause(error)
+        if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
             return error
         samples = samples_of(batches, [micro_batch.range])
         return TrainingError(
             f"{phase} failed after step {trainer.progress.steps:,}, with {samples}: {error}\n{line}\n"
-            f"The usual cause is {usual_cause(error) or 'an index that is too large'}."
+            f"The usual cause is {cause}."
         )
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code

@@ -1,9 +1,11 @@
 """What a checkpoint records about the data set: a run must not resume with a different one."""
 
+import math
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
@@ -11,6 +13,7 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
+from utils import checkpoint
 from utils.errors import ConfigError, DataError
 from utils.text import count, listed
 
@@ -93,6 +96,40 @@ class SavedData:
 
     def _changed(self, before: str, now: str) -> str:
         return f"data_loader: the data set of {self.name} has changed: this run had {before}, and now there are {now}"
+
+
+def changed_facts(saved: Any, data: BaseDataLoader) -> str:
+    """A warning if what the data loader knows about its data, by ``input_facts``, is not what a run was trained with.
+
+    saved: the part "data" of its checkpoint.
+    """
+    before = saved.get("input_facts") if isinstance(saved, Mapping) else None
+    if not isinstance(before, Mapping):
+        return ""
+    try:
+        now = checkpoint.plain(dict(data.input_facts()))
+    except Exception:  # they may need the training data, which a test need not read
+        return ""
+    names = [name for name in before if name not in now or not _alike(before[name], now[name])]
+    if not names:
+        return ""
+    return (
+        f"{type(data).__name__}.input_facts gives another {listed(names)} than in this run so far: the data has "
+        "changed, and inputs are now prepared differently"
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal up to rounding, which depends on the number of threads."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-5, equal_nan=True)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-5)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _sample(value: Any) -> dict[str, Any] | None:

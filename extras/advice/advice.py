@@ -17,6 +17,7 @@ class Advice(Observer):
         self._own_optimizers = OwnOptimizers([])
         self._idle_optimizers: IdleOptimizers | None = None
         self._warned_of_non_finite = False
+        self._warned_of_no_targets = False
 
     def begin(self, trainer: BaseTrainer) -> None:
         self._own_optimizers = OwnOptimizers(trainer.training.optimizers.values())
@@ -35,6 +36,9 @@ class Advice(Observer):
         if monitored is not None and not math.isfinite(monitored) and not self._warned_of_non_finite:
             self._warned_of_non_finite = True
             _warn(trainer, [_non_finite_warning(trainer, monitored)])
+        if math.isnan(values.get("loss", 0.0)) and not self._warned_of_no_targets:
+            self._warned_of_no_targets = True
+            _warn(trainer, [_no_targets_warning(trainer)])
         if self._idle_optimizers:
             _warn(trainer, self._idle_optimizers.warnings())
             self._idle_optimizers = None
@@ -52,4 +56,11 @@ def _non_finite_warning(trainer: BaseTrainer, value: float) -> str:
     return (
         f"{name}, the value of trainer.monitor, is {shown} in epoch {trainer.progress.epochs}: such an epoch is never "
         "the best, so best.pth is not written for it. Find the cause, or set trainer.monitor to another value"
+    )
+
+
+def _no_targets_warning(trainer: BaseTrainer) -> str:
+    return (
+        f"the loss of epoch {trainer.progress.epochs} is the mean over nothing, so nothing was learnt: no target "
+        "counted. Are all of them the loss's ignore_index (-100 unless it is set), or masked?"
     )

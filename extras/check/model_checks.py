@@ -156,6 +156,12 @@ def check_memorising(
     text = f"one batch is not memorised {progress} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
         return CheckResult("learning", "note", text, "a model with fewer parameters than the batch has targets")
+    if len(trained) < len(list(model.parameters())):
+        return CheckResult("learning", "note", text, "frozen parameters, without which one batch may not be memorised")
+    if start == 0:
+        return CheckResult(
+            "learning", "FAIL", text, "targets that the loss ignores (ignore_index), or masks, altogether"
+        )
     cause = "a softmax before a loss that applies its own, detached outputs, or a loss that ignores the outputs"
     return CheckResult("learning", "FAIL", text, cause)
 

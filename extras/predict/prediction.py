@@ -68,7 +68,7 @@ def predict(options: argparse.Namespace) -> None:
     files = find_files(options.inputs, predictor.data.input_suffixes or SUFFIXES)
     _check_destinations(files, out, options.show)
     run = Run(predictor, _columns(options.columns), options.show is not None)
-    kinds = {kind_of(name) for name in files.files}
+    kinds = {kind_of(name, predictor.data.input_suffixes) for name in files.files}
     if options.columns is not None and "table" not in kinds:
         raise UserError("--columns names columns of a table, but no input is a table; leave it out")
     start = time.perf_counter()
@@ -148,8 +148,9 @@ class Run:
         predictor = self.predictor
         prepare = functools.partial(predictor.data.prepare_input, facts=predictor.facts)
         needed = predictor.facts.get("columns") or ()
-        items = self._readable(read_items(files.files, prepare, self.columns, needed))
-        with predictor.trainer.evaluating(), _progress(_total(files.files), bar=bar) as advance:
+        whole = predictor.data.input_suffixes
+        items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
+        with predictor.trainer.evaluating(), _progress(_total(files.files, whole), bar=bar) as advance:
             for batch in self._batches(items):
                 predictor.trainer.experiment.signals.check()
                 inputs, fields = self._predicted(batch)
@@ -222,6 +223,8 @@ class Run:
         if inputs.dim() - 1 != len(shape):
             rows = " An array has one row per input; use array[None] for a single input."
             raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
+        if inputs.dim() == 2 and not inputs.is_floating_point():
+            return  # tokens, of which there may be any number
         if not self._other_shapes and not self.tolerant:
             self._other_shapes = True
             tqdm.write(_safe(f"warning: {got}. {self._takes().strip()}"), file=sys.stderr)
@@ -250,14 +253,15 @@ def _draw(run: Run, path: Path) -> None:
     replace_file(path, png(grid(run.shown, run.done)))
 
 
-def _total(files: Sequence[str]) -> int | None:
-    """The number of inputs; None if it is known only at the end, as for a table."""
+def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
+    """The number of inputs; None if it is known only at the end, as for a table. whole: see ``kind_of``."""
     total = 0
     for name in files:
-        if kind_of(name) == "table":
+        kind = kind_of(name, whole)
+        if kind == "table":
             return None
         try:
-            total += 1 if kind_of(name) == "file" else len(rows_of(name))  # type: ignore[arg-type]
+            total += 1 if kind == "file" else len(rows_of(name))  # type: ignore[arg-type]
         except Unreadable:
             total += 1
     return total

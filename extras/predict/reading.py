@@ -39,13 +39,18 @@ class Item(NamedTuple):
 
 
 def read_items(
-    files: Sequence[str], prepare: Prepare, columns: Sequence[str] | None, needed: Sequence[str] = ()
+    files: Sequence[str],
+    prepare: Prepare,
+    columns: Sequence[str] | None,
+    needed: Sequence[str] = (),
+    whole: Sequence[str] | None = None,
 ) -> Iterator[Item]:
     """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
     columns: of tables, those to read. needed: those that the data loader's ``input_facts`` names.
+    whole: see ``kind_of``.
     """
-    for kind, names in itertools.groupby(files, kind_of):
+    for kind, names in itertools.groupby(files, lambda name: kind_of(name, whole)):
         if kind == "file":
             yield from _read_files(list(names), prepare)
             continue
@@ -53,9 +58,11 @@ def read_items(
             yield from _read_rows(name, kind, prepare, columns, needed)
 
 
-def kind_of(name: str) -> str:
-    """ "array", "table" or "file"."""
+def kind_of(name: str, whole: Sequence[str] | None = None) -> str:
+    """ "array", "table" or "file". whole: suffixes of files that are an input each, from the data loader."""
     path = name.lower()
+    if path.endswith(tuple(whole or ())):
+        return "file"
     if path.endswith(ARRAYS) or ".npz:" in path:
         return "array"
     return "table" if path.endswith(TABLES) else "file"

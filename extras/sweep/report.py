@@ -128,6 +128,7 @@ def _importances(spec: Spec, complete: Sequence[Trial], pictures: dict[str, byte
         return
     from extras.sweep.search import direction, frozen
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=direction(spec))
     study.add_trials([frozen(spec, trial) for trial in complete])
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # before Optuna 5

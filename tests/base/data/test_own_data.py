@@ -226,3 +226,33 @@ def test_the_parts_of_a_batch_that_is_a_dict_are_named(fit: Fit) -> None:
         UserError, match=r"\(values: \(8, 6\) float32, label: \(8,\) int64\) failed [^$]* is a dict: train"
     ):
         fit(data_loader={"type": "OwnData", "args": {"fault": "dict"}})
+
+
+class Standardized(BaseDataLoader):
+    """Inputs over a scale that is measured on the training data."""
+
+    scale = 2.0
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(INPUTS / self.scale, TARGETS)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+    def input_facts(self) -> dict[str, Any]:
+        return {"scale": self.scale, "names": ["a"], "all": torch.full((2,), self.scale)}
+
+
+def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_tests(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "Standardized.input_facts gives another scale, all than in this run so far: the data has changed"
+    with temporarily(DATA_LOADERS, Standardized):
+        run = fit("trainer.monitor=null", data_loader={"type": "Standardized", "args": {"batch_size": 8}}).run_dir
+        for scale, changed in ((2.0 * (1 + 1e-7), False), (3.0, True)):
+            monkeypatch.setattr(Standardized, "scale", scale)
+            capsys.readouterr()
+            load_script("test").main(["-r", str(run)])
+            assert (warning in capsys.readouterr().err) is changed
+            train.main(["-r", str(run), f"trainer.epochs={3 + changed}"])
+            assert (warning in capsys.readouterr().err) is changed

@@ -7,6 +7,7 @@ import pytest
 import train
 from tests.base.training.test_first_batch import never
 from tests.helpers import lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.registry import METRICS
 
 Fit = Callable[..., train.Result]
@@ -18,6 +19,17 @@ def test_a_monitored_value_that_is_nan_is_warned_about_once(fit: Fit, capsys: py
     shown = capsys.readouterr().err
     assert shown.count("val_never, the value of trainer.monitor, is NaN in epoch 1") == 1
     assert "best.pth is not written" in shown
+
+
+def test_an_epoch_in_which_no_target_counts_is_warned_about_once(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: step(self, (batch[0], batch[1] * 0 - 100)))
+    fit("trainer.epochs=3", "trainer.monitor=null", metrics=[])
+    shown = capsys.readouterr().err
+    assert shown.count("the loss of epoch 1 is the mean over nothing") == 1
+    assert "ignore_index" in shown
 
 
 def test_a_run_without_the_folder_is_the_same_and_says_nothing(

@@ -187,7 +187,7 @@ def made(kind: str) -> dict[str, Any]:
         (made("unscaled"), "batch         note  inputs", "unscaled inputs"),
         (made("sorted"), "batch         note  targets", "sorted by class"),
         (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
-        ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "wants log_softmax"),
+        ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "expects log_softmax"),
         (planted("in place"), "batch         note  the model, the loss or eval_step changes", "x = x.clone()"),
         (planted("mixed"), "independence  FAIL", "the output of sample 4 depends on other samples"),
         ({**made("words"), "model": {"type": "Words", "args": {"mixed": True}}}, "independence  FAIL", "dimension 0"),

@@ -220,6 +220,58 @@ def test_what_is_known_of_the_training_data_is_kept_in_the_run(fit: Fit, ask: As
         assert ask(run, "bad.csv")[2] == "error: bad.csv: the table has no column 'c'; the model takes a, b, c\n"
 
 
+class Series(Scaled):
+    """Each file is one input, although it is a table."""
+
+    input_suffixes = (".csv",)
+
+    def prepare_input(self, raw: Path | Tensor | Mapping[str, str], facts: Mapping[str, Any]) -> Any:
+        if isinstance(raw, Path):
+            return torch.from_numpy(np.loadtxt(raw, dtype=np.float32, delimiter=",", skiprows=1)).mean(0)
+        return super().prepare_input(raw, facts)
+
+
+def test_a_table_may_be_one_input(fit: Fit, ask: Ask, tmp_path: Path) -> None:
+    Scaled.path = tmp_path / "train.csv"
+    np.savetxt(Scaled.path, np.ones((16, 4)), delimiter=",", header="a,b,c,y", comments="")
+    with temporarily(DATA_LOADERS, Series):
+        loader = {"type": "Series", "args": {"batch_size": 8}}
+        run = fit("trainer.monitor=null", data_loader=loader, model=net(1), loss="mse_loss", metrics=[]).run_dir
+        Path("one.csv").write_text("a,b,c\n1,2,3\n3,4,5\n")
+        status, written, _ = ask(run, "one.csv")
+    assert status == 0
+    assert len(written.splitlines()) == 2, "a heading and a prediction"
+    assert "row" not in written.splitlines()[0]
+
+
+class Tokens(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(torch.arange(80).view(16, 5) % 7, torch.arange(16) % 3)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+class BagOfTokens(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.EmbeddingBag(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.scores(x)
+        return outputs
+
+
+def test_texts_of_any_length_are_no_surprise(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, Tokens), temporarily(MODELS, BagOfTokens):
+        loader = {"type": "Tokens", "args": {"batch_size": 8}}
+        run = fit("trainer.monitor=null", data_loader=loader, model="BagOfTokens").run_dir
+        np.save("short.npy", np.ones((2, 3), np.int64))
+        status, _, told = ask(run, "short.npy")
+    assert status == 0
+    assert "warning" not in told
+
+
 def test_facts_of_before_a_resume_stay(fit: Fit) -> None:
     run = fit("trainer.epochs=1").run_dir
     before = torch.load(run / "checkpoints" / "last.pth", weights_only=True)["data"]["first_batch"]
