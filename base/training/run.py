@@ -12,6 +12,7 @@ from utils.config import LoadedConfig, to_json
 from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, changes, environment
+from utils.text import dotted
 
 
 def new_folder(loaded: LoadedConfig, weights: InitialWeights | None) -> RunFolder:
@@ -36,6 +37,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
     if not process_group.is_main_process:
         return
     now = environment(trainer.runtime.device, process_group.world_size, loaded.config.seed)
+    now["from_data"] = list(map(dotted, loaded.from_data))
     if changed := changes(folder.last_start(), now):
         trainer.console.warn(f"resumed with {changed}: from here on, results are exact only up to rounding")
     folder.write_environment(now, note)

@@ -78,7 +78,7 @@ class TrainerInterface(ABC):
         """
 
     def picture(self, tag: str, images: Tensor) -> None:
-        """Show images, such as samples of a generator, in TensorBoard: in the model's form, (B, C, H, W).
+        """Show images, such as samples of a generator, in TensorBoard in training: in the model's form, (B, C, H, W).
 
         Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
         """

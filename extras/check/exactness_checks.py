@@ -95,7 +95,12 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
         return
     if not repeatable:
         text = "the same samples, loaded twice with the same seed, differ"
-        yield CheckResult("exactness", "note", text, f"a data set with its own random generator; {ADVICE}")
+        yield CheckResult(
+            "exactness",
+            "note",
+            text,
+            f"a data set with its own random generator, or that changes its stored data in place; {ADVICE}",
+        )
 
 
 def check_repetition(trainer: BaseTrainer, take_step: Callable[[], None]) -> Iterator[CheckResult]:

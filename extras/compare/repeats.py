@@ -40,7 +40,9 @@ def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
     """In the order of the runs."""
     alike: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        rest = {key: value for key, value in run.config.items() if key not in NOT_COMPARED and key not in REPEATS}
+        # what follows from the data, such as the weights of the classes, differs between folds
+        left_out = {*NOT_COMPARED, *REPEATS, *run.from_data}
+        rest = {key: value for key, value in run.config.items() if key not in left_out}
         alike.setdefault(tuple(sorted((key, shown_value(value)) for key, value in rest.items())), []).append(run)
     found = []
     for members in alike.values():

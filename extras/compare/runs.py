@@ -90,6 +90,12 @@ class Run:
         return asked if isinstance(asked, str) and re.fullmatch(r"(min|max) \S+", asked) else None
 
     @property
+    def from_data(self) -> list[str]:
+        """The keys whose values follow from the data."""
+        found = self.environment.get("from_data")
+        return list(map(str, found)) if isinstance(found, list) else []
+
+    @property
     def note(self) -> str:
         return one_line(str(self.environment.get("note") or ""))
 
@@ -169,8 +175,9 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The config keys in which some runs differ, those with the most values first."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
+    """The config keys in which some runs differ, those with the most values first; without what follows from data."""
+    left_out = NOT_COMPARED.union(*(run.from_data for run in runs))
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in left_out)
     values = {key: len({shown_value(run.config.get(key)) for run in runs}) for key in keys}
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 

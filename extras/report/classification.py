@@ -167,11 +167,20 @@ def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
     """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they already are probabilities.
 
     Both logits and log-probabilities (for NLLLoss) go through softmax, which is exp for the latter. So do scores of a
-    margin
-    loss: their order is then right, but they are not calibrated. NaN becomes 0.
+    margin loss: their order is then right, but they are not calibrated. NaN becomes 0.
     """
     outputs = outputs.detach().float()
     return torch.nan_to_num(outputs if given else outputs.softmax(1), nan=0.0).clamp(0, 1).cpu()
+
+
+def of_two_classes(outputs: Tensor, *, given: bool) -> Tensor:
+    """Outputs for the second of two classes, (B,) or (B, 1), as probabilities of both, float32 (B, 2) on the CPU.
+
+    given: they already are probabilities, else logits. NaN becomes 0.
+    """
+    outputs = outputs.detach().float().reshape(-1)
+    second = torch.nan_to_num(outputs if given else outputs.sigmoid(), nan=0.0).clamp(0, 1)
+    return torch.stack([1 - second, second], 1).cpu()
 
 
 def are_probabilities(outputs: Tensor) -> bool:

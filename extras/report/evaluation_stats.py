@@ -11,13 +11,24 @@ from base.data.batches import BatchRange
 from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
+from base.training.library_metric import LOGITS
 from base.training.observer import Observer
-from extras.report.classification import Classification, Counts, Show, are_probabilities, as_probabilities
+from extras.report.classification import (
+    Classification,
+    Counts,
+    Show,
+    are_probabilities,
+    as_probabilities,
+    of_two_classes,
+)
 from extras.report.regression import Regression
 from utils.errors import DataError
 
 MOST_CLASSES = 1000
 """With more classes, there is no confusion matrix: its size is quadratic."""
+
+PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
+"""Losses whose outputs are probabilities."""
 
 # losses whose float targets are classes or class probabilities: the task is not a regression
 NO_REGRESSION = {
@@ -29,9 +40,10 @@ NO_REGRESSION = {
 class EvaluationStats(Observer):
     """Recognises the task and accumulates its statistics; at most one of the two attributes is not None.
 
-    Integer targets (B,) with outputs (B, C) are a classification; float targets in the outputs' shape are a regression,
-    unless the loss treats them as probabilities. Anything else, and any trainer that is not supervised, has no
-    statistics. Waits for the device once per batch.
+    Integer targets (B,) with outputs (B, C) are a classification, as are targets of 0 and 1 with one output for each
+    sample and a loss of their probability. Float targets in the outputs' shape are a regression, unless the loss treats
+    them as probabilities. Anything else, and any trainer that is not supervised, has no statistics. Waits for the
+    device once per batch.
 
     With several processes, each accumulates its own samples; at the end of an evaluation the main process has all.
     """
@@ -49,6 +61,8 @@ class EvaluationStats(Observer):
         self._expected = 0
         self._names: list[str] = []
         self._given = False
+        self._of_two = False
+        """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
@@ -62,9 +76,13 @@ class EvaluationStats(Observer):
         if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         if self.classification is not None:
-            probabilities = as_probabilities(result.outputs, given=self._given)
+            as_classes = of_two_classes if self._of_two else as_probabilities
+            probabilities = as_classes(result.outputs, given=self._given)
+            targets = result.targets.cpu()
+            if self._of_two:  # a target between the classes is neither
+                targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
             show = self._shows(batch, len(result.targets))
-            self.add_probabilities(batch_range, probabilities, result.targets.cpu().long(), show)
+            self.add_probabilities(batch_range, probabilities, targets.long(), show)
         elif self.regression is not None:
             self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
 
@@ -122,6 +140,9 @@ class EvaluationStats(Observer):
                 self.classification = Classification(outputs.shape[1])
                 own = are_probabilities(outputs)  # must be the same in all processes
                 self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
+        elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss in LOGITS | PROBABILITIES:
+            if outputs.dim() and len(outputs) == outputs.numel():
+                self.classification, self._of_two, self._given = Classification(2), True, self.loss in PROBABILITIES
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 

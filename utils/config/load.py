@@ -34,9 +34,16 @@ class LoadedConfig:
     document: Document
     unresolved: Document
     """As written, with its references."""
-    waits_for_data: bool = False
-    """Whether an argument refers to a fact of the data; ``with_facts`` then gives the config to run."""
     dry_run: bool = True
+    from_data: Sequence[KeyPath] = ()
+    """The arguments that refer to a fact of the data."""
+    has_facts: bool = False
+    """Whether these have their values, as ``with_facts`` gives them."""
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether a fact of the data is still missing; ``with_facts`` gives the config to run."""
+        return bool(self.from_data) and not self.has_facts
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error found only when the part at this path is built."""
@@ -48,7 +55,8 @@ class LoadedConfig:
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
-        return _checked(self.unresolved, facts, dry_run=self.dry_run)
+        filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
+        return replace(filled, from_data=self.from_data, has_facts=True)
 
     def warnings(self) -> list[str]:
         """Settings without effect that are too common in config files to be errors."""
@@ -96,7 +104,7 @@ def _checked(
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
         raise config_error(document, list(_with_former_type(document, problems)))
-    return LoadedConfig(config, document, unresolved, bool(references.pending), dry_run)
+    return LoadedConfig(config, document, unresolved, dry_run, references.pending)
 
 
 def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:

@@ -119,6 +119,17 @@ def test_facts_of_classes() -> None:
     assert facts["class_weights"][3:] == [0.0]
 
 
+def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:
+    """For comparisons: it differs between folds."""
+    loss = {"type": "cross_entropy", "args": {"weight": "${data.class_weights}"}}
+    run = fit("trainer.epochs=1", loss=loss).run_dir
+    assert json.loads((run / "environment.json").read_text())["from_data"] == ["loss.args.weight"]
+    train.main(["-r", str(run), "trainer.epochs=2"])
+    about = json.loads((run / "environment.json").read_text())
+    assert about["from_data"] == ["loss.args.weight"]
+    assert about["resumed"][0]["from_data"] == []
+
+
 def test_facts_of_numbers_and_of_a_subclass() -> None:
     class Words(RandomTensorLoader):
         def facts(self) -> dict[str, Any]:

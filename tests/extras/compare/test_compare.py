@@ -380,6 +380,20 @@ def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
     assert not (single.parent / "comparison_means.csv").exists()
 
 
+def test_what_follows_from_the_data_of_a_fold_does_not_separate_folds(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fold in range(3):
+        run = make(
+            f"20260101-00000{fold}",
+            [0.3 + fold / 10] * 3,
+            data_loader=photos(folds=3, fold=fold),
+            loss={"type": "cross_entropy", "args": {"weight": [1.0, fold]}},
+            about={"from_data": ["loss.args.weight"]},
+        )
+    assert any(line.split()[:5] == ["all", "3", "0.4000", "±", "0.1"] for line in compared(capsys, run.parent))
+
+
 def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make("20260101-000001", [0.5] * 3, seed=0)
     make("20260101-000002", [0.1] * 3, seed=0)

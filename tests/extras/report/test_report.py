@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,9 +13,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import train
 from base import load_run
+from base.base_data_loader import BaseDataLoader
+from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.metric import StepResult
@@ -26,7 +30,7 @@ from trainer.trainer import Trainer
 from utils import cli
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
-from utils.registry import DATA_LOADERS, TRAINERS
+from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -469,3 +473,41 @@ def test_rows_that_are_not_samples_get_no_names_of_samples(
     assert "The rows of the outputs are not samples" in text
     assert re.search(rf"mean over classes .* {40 - 8 * first} \|", text)
     assert not (run / "test/predictions.csv").exists()
+
+
+class TwoClasses(BaseDataLoader):
+    """Targets of 0 and 1 as floats of shape (B, 1), which the sign of the first input decides."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+        return TensorSource(inputs, (inputs[:, :1] > 0).float())
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+@pytest.mark.parametrize("loss", ["BCEWithLogitsLoss", "BCELoss"])
+def test_one_output_for_two_classes_is_a_classification(fit: Fit, loss: str) -> None:
+    class Certain(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = self.scale * x[:, :1]
+            return outputs.sigmoid() if loss == "BCELoss" else outputs
+
+    with temporarily(DATA_LOADERS, TwoClasses), temporarily(MODELS, Certain):
+        keys = {"data_loader": {"type": "TwoClasses", "args": {"batch_size": 16}}, "model": "Certain", "loss": loss}
+        run = fit("--lr=1e-9", "trainer.epochs=1", "trainer.monitor=null", metrics=[], **keys).run_dir
+        test.main(["-r", str(run)])
+    text = sound(run / "test")
+    assert "confusion" in text
+    rows = list(csv.DictReader((run / "test/predictions.csv").read_text().splitlines()))
+    assert len(rows) == 40
+    inputs = TwoClasses(batch_size=16).test_data().inputs
+    assert isinstance(inputs, Tensor)
+    for row, first in zip(rows, inputs[:, 0].tolist(), strict=True):
+        assert row["true"] == row["predicted"] == str(int(first > 0))
+        assert float(row["p_1"]) == pytest.approx(1 / (1 + math.exp(-2 * first)), abs=1e-5)
+        assert float(row["p_0"]) + float(row["p_1"]) == pytest.approx(1, abs=1e-5)
