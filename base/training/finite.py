@@ -1,14 +1,20 @@
 """Ends the training at a loss that is not finite, and names its step."""
 
+import copy
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from base.data.batches import samples_of
+from base.data.batches import Batches, BatchRange, samples_of
+from base.data.sample_random import as_tensor
+from base.data.stream import StreamBatches
 from base.training.progress import Progress
 from utils.errors import TrainingError
+from utils.text import count, listed
+from utils.tree import tensors
 
 
 class FiniteLosses:
@@ -40,11 +46,31 @@ class FiniteLosses:
         if found is None:
             return
         step, loss, ranges = found
-        message = (
-            f"the loss is {loss} at step {step} (epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}).\n"
+        where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"
+        advice = (
             "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these "
-            "samples for values that are not finite and for targets that the loss does not accept."
+            "samples for targets that the loss does not accept."
         )
+        if broken := _broken_samples(batches, ranges):
+            advice = f"Values of {count(len(broken), 'sample')} among these are not finite: {listed(broken)}."
+        message = f"the loss is {loss} at step {step} ({where}).\n{advice}"
         if any(checkpoints.glob("step-*")):
             message += f"\nThe checkpoints in {checkpoints} are from before that step."
         raise TrainingError(message)
+
+
+def _broken_samples(batches: Batches, ranges: Iterable[BatchRange]) -> list[str]:
+    """The samples in some batches with values that are not finite; none for a stream, which cannot go back."""
+    if isinstance(batches, StreamBatches):
+        return []
+    alone, broken = copy.copy(batches), set[int]()
+    alone.divide(0, 1)
+    alone.num_workers = 0
+    for batch_range in ranges:
+        [micro_batch] = alone.load([batch_range])
+        indices = as_tensor(batches.sample_indices(batch_range))
+        for tensor in tensors(micro_batch.data):
+            if tensor.is_floating_point() and tensor.dim() and len(tensor) == len(indices):
+                finite = tensor.reshape(len(tensor), -1).isfinite().all(1).cpu()
+                broken.update(indices[~finite].tolist())
+    return list(map(str, sorted(broken)))

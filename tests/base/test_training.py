@@ -234,6 +234,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(fit: Fit) -> None:
     assert "lower learning rate" in message
 
 
+class OneBroken(RandomTensorLoader):
+    """Sample 17 has a value that is missing."""
+
+    def training_data(self, *, augment: bool) -> Any:
+        source = super().training_data(augment=augment)
+        assert isinstance(source.inputs, torch.Tensor)
+        source.inputs[17, 2] = float("nan")
+        return source
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_with_values_that_are_not_finite_are_named(fit: Fit, workers: int) -> None:
+    args = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8, "num_workers": workers}
+    with (
+        temporarily(DATA_LOADERS, OneBroken),
+        pytest.raises(TrainingError, match="Values of 1 sample among these are not finite: 17"),
+    ):
+        fit("trainer.monitor=null", data_loader={"type": "OneBroken", "args": args})
+
+
 def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         fit("--lr=1e30", "trainer.epochs=9", "trainer.save_every_steps=1", loss="mse_loss", **REGRESSION)
