@@ -14,12 +14,15 @@ from utils.determinism import fastest_kernels
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, UserError
+from utils.streams import say_error
 from utils.tree import same, to_device
 from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+
+_warned = set[str]()
 
 LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
 """Losses whose outputs are logits of independent probabilities."""
@@ -68,7 +71,7 @@ class LibraryMetric:
             self.metric.update(outputs, targets)
 
     def compute(self) -> float:
-        with self._naming_errors("cannot be computed"), self.kernels():
+        with self._naming_errors("cannot be computed"), self.kernels(), self._naming_warnings():
             value = self.metric.compute()
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
@@ -140,6 +143,17 @@ class LibraryMetric:
                 "Change its arguments, or remove it from the config."
             ) from error
 
+    @contextmanager
+    def _naming_warnings(self) -> Iterator[None]:
+        """Show a warning with the name of the metric: a class may be missing, so that its value means nothing."""
+        show = warnings.showwarning
+        # not catch_warnings, after which Python would show all earlier warnings again
+        warnings.showwarning = lambda message, *_, **__: _warn_once(f'metrics: "{self.name}": {message}')
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
+
     def reset(self) -> None:
         for part in self.parts.values():
             part.reset()
@@ -182,6 +196,12 @@ class LibraryMetric:
                     f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
                     "resume with the same number of processes, or with metrics=[]"
                 ) from error
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned and current().is_main_process:
+        _warned.add(message)
+        say_error(f"warning: {message}")
 
 
 def _is_kind(metric: "Metric", *kinds: str) -> bool:

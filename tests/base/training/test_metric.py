@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassAUROC, MulticlassF1Score
 
 import train
 from base.base_data_loader import BaseDataLoader
@@ -368,3 +368,15 @@ def test_a_metric_that_changes_what_the_others_get_is_refused(fit: Fit, kind: An
         pytest.raises(ConfigError, match=f'"{kind.__name__}" changes outputs or targets in place'),
     ):
         fit(metrics=["accuracy", kind.__name__])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_value_that_means_nothing_is_warned_about_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """torchmetrics gives 0 for classes that are missing, and a warning with a line of its own."""
+    for _ in range(2):
+        made = LibraryMetric("auroc of few", BinaryAUROC(), "BCEWithLogitsLoss")
+        made.update(torch.tensor([0.2, 0.4]), torch.tensor([0.0, 0.0]))
+        assert made.compute() == 0
+    shown = capsys.readouterr().err
+    assert shown.count('warning: metrics: "auroc of few": No positive samples in targets') == 1
+    assert "site-packages" not in shown
