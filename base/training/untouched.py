@@ -12,8 +12,10 @@ from base.training.buffers import load_part
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from utils import checkpoint
+from utils.errors import Stopped, UserError
 from utils.random import isolated
 from utils.tree import same
+from utils.user_code import format_error, user_line
 
 
 @contextmanager
@@ -57,7 +59,13 @@ def begun_once(trainer: Any) -> Iterator[None]:
             stack.enter_context(trainer.shown.to(None))
             model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
             stack.enter_context(kept({**model, **own_parts(trainer)}))
-        yield
+        try:
+            yield
+        except Exception as error:  # of the user's code, such as one that samples from the model
+            line = user_line(error)
+            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line:
+                raise
+            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
 
 
 @contextmanager

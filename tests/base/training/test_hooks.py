@@ -17,7 +17,7 @@ from base.metric import StepResult
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
 
@@ -235,3 +235,25 @@ def test_what_follows_an_optimizer_step_is_done_once_for_all_its_micro_batches_a
         own = fit("trainer.type=Following", *once)
     for name, follower in state(own.run_dir)["follower"].items():
         assert torch.allclose(follower, (state(initial)["model"][name] + state(one)["model"][name]) / 2)
+
+
+class Sampling(Trainer):
+    """Calls the model before the first step, where its mistake shows first. after: epochs."""
+
+    after = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch > self.after:
+            self.experiment.model(torch.zeros(2, 77))
+
+
+@pytest.mark.parametrize(("after", "kind"), [(0, UserError), (1, RuntimeError)])
+def test_a_mistake_in_begin_epoch_is_one_message_before_the_first_step(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, after: int, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(Sampling, "after", after)
+    with temporarily(TRAINERS, Sampling), pytest.raises(kind, match="mat1 and mat2 shapes") as error:
+        fit("trainer.type=Sampling")
+    if kind is UserError:
+        assert str(error.value).startswith("begin_epoch failed before the first step: RuntimeError")
+        assert "two_layer_net.py:" in str(error.value)
