@@ -31,7 +31,6 @@ from base.data.batches import Batches
 from base.load_run import load_trainer
 from base.training.observer import Observer
 from base.training.resume import run_started_last
-from base.training.saved_data import changed_facts
 from logger.writers import EventWriter
 from utils import cli
 from utils.distributed import ProcessGroup, get_process_group
@@ -76,8 +75,6 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         test = call(
             run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
         )
-    if warning := changed_facts(run.state.get("data"), experiment.data):
-        experiment.console.warn(warning)
     test.divide(process_group.rank, process_group.world_size)
     about = {**run.about, "samples": test.num_samples}
     out = options.out or run.folder.path / "test"

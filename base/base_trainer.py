@@ -241,8 +241,12 @@ class BaseTrainer(EvaluationLoop):
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = total.finish(scheduled.parameters, runtime.process_group)
-        self.gradient_norm = scheduled.clip_gradients()
+        self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
         return loss
+
+    def logs_this_step(self) -> bool:
+        """Whether a point of the curves follows the optimizer step that is being taken."""
+        return (self.progress.steps + 1) % self.settings.log_every_steps == 0
 
     def begin_step(self, step: StepBatches) -> StepLoss:
         """The loss accumulator of an optimizer step, before its first micro-batch."""

@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct, moved
 from base.metric import check_loss
-from base.training.broadcast import outputs_and_targets
+from base.training.broadcast import name_of, outputs_and_targets
+from base.training.library_metric import LOGITS
 from base.training.loss import CountedLoss, count_targets, no_loss
 from base.training.metrics import Loss, last_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
@@ -75,6 +76,8 @@ def counted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
     can define a method ``count(outputs, targets)``; a subclass of torch's without it may average in a way of its own.
     """
+    if name_of(loss) in LOGITS:
+        return CountedLoss(loss, lambda *_: None)
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":

@@ -18,10 +18,9 @@ class Copy:
         self.version = moved._version
 
     def refresh(self) -> None:
-        """Copy again, unless the copy itself was changed."""
+        """Copy again, unless the copy itself was ever changed."""
         if self.moved._version == self.version:
             self.moved.data.copy_(self.original)  # by ``data``, so that it does not count as a change
-        self.version = self.moved._version
 
 
 class DeviceCache:

@@ -78,8 +78,13 @@ class AveragedWeights:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which may have replaced its buffers. Raises ValueError if it is from another model."""
-        current = self._current()
-        for name, tensor in current.items():
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in parameters.items():
             if name not in state or state[name].shape != tensor.shape:
                 raise ValueError(f"no average of {name} with shape {tuple(tensor.shape)}")
-        self.averages = {name: torch.empty_like(tensor).copy_(state[name]) for name, tensor in current.items()}
+        self.restart()
+        for name, average in self.averages.items():
+            if name in state and (state[name].shape, state[name].dtype) == (average.shape, average.dtype):
+                average.copy_(state[name])
+            elif name in state:  # a buffer that has been replaced since
+                self.averages[name] = state[name].to(average.device, copy=True)

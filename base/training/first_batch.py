@@ -40,9 +40,10 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "model with logits of (B, T, C) returns logits.transpose(1, 2)",
     r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
     "takes floats: convert them in the data loader, as by targets.float()",
-    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|has no attribute '(size|dim|is_floating_point)'|"
-    r"'int' object is not callable": "outputs or targets that are not tensors: a model returns the tensor alone, or "
-    "train_step takes it from the outputs; targets are numbers or tensors",
+    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|"
+    r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
+    "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
+    "targets are numbers or tensors",
     "has no attribute 'training'": "self.training, which a trainer does not have: ask self.model.training",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",

@@ -35,8 +35,8 @@ class LibraryMetric:
 
     It may be made of other metrics, which are its submodules; each keeps a state of its own.
 
-    loss: the name of the loss. Of some, the outputs are logits, of which torchmetrics' metrics get the probabilities:
-        they take a batch for logits only if a value is below 0 or above 1, which may be another in each batch.
+    loss: the name of the loss. If it takes logits, and the outputs are those that it got, torchmetrics' own metrics get
+        the probabilities: they take a batch for logits only if a value is below 0 or above 1, which differs by batch.
     """
 
     def __init__(self, name: str, metric: "Metric", loss: str = "") -> None:
@@ -44,14 +44,15 @@ class LibraryMetric:
         self.metric = metric
         self.loss = loss
         self.parts = _parts(metric)
-        self._independent = loss in LOGITS and any(
-            _is_kind(part, "Binary", "Multilabel") for part in self.parts.values()
-        )
-        self._classes = loss in CLASS_LOGITS and any(
-            _is_kind(part, "Multiclass") and (hasattr(part, "thresholds") or hasattr(part, "n_bins"))
-            for part in self.parts.values()
-        )
         self.own = not type(metric).__module__.startswith("torchmetrics.")
+        kinds = [] if self.own else [part for part in self.parts.values() if _is_kind(part)]
+        self._independent = loss in LOGITS and any(_name(part).startswith(("Binary", "Multilabel")) for part in kinds)
+        # of those of classes, only some need probabilities
+        self._classes = loss in CLASS_LOGITS and any(
+            _name(part).startswith("Multiclass")
+            and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in _name(part))
+            for part in kinds
+        )
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
         # the same in any order: for a confusion matrix of images, gigabytes
         self.kernels = fastest_kernels if _is_of_library(metric) else nullcontext
@@ -61,12 +62,14 @@ class LibraryMetric:
                 'update() adds to: self.add_state("hits", default=torch.tensor(0.0), dist_reduce_fx="sum")'
             )
 
-    def update(self, outputs: Any, targets: Any) -> None:
-        if isinstance(outputs, Tensor) and outputs.is_floating_point():
-            outputs = outputs.sigmoid() if self._independent else outputs.softmax(1) if self._classes else outputs
-        if self._independent and isinstance(targets, Tensor) and targets.is_floating_point():
-            # some take only integers; 2 is no class, and refused
-            targets = torch.where(targets == targets.round(), targets, 2).long()
+    def update(self, outputs: Any, targets: Any, *, logits: bool = False) -> None:
+        """logits: whether the outputs are what the loss got."""
+        if logits and self._independent:
+            outputs = outputs.sigmoid()
+            if targets.is_floating_point():  # some take only integers; 2 is no class, and refused
+                targets = torch.where(targets == targets.round(), targets, 2).long()
+        elif logits and self._classes:
+            outputs = outputs.softmax(1)
         with self._naming_errors("does not accept these outputs and targets"), self.kernels():
             self.metric.update(outputs, targets)
 
@@ -84,7 +87,7 @@ class LibraryMetric:
             "reduces it to one number"
         )
 
-    def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
+    def dry_run(self, outputs: Any, targets: Any, phase: str, *, logits: bool = False) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
         trial = LibraryMetric(self.name, copy, self.loss)
@@ -97,11 +100,11 @@ class LibraryMetric:
             check_same_shape(what, phase, outputs.shape, targets.shape)
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
             with NoBroadcast(what, phase, outputs, targets) if self.own else nullcontext():
-                trial.update(outputs, targets)
+                trial.update(outputs, targets, logits=logits)
             try:
                 trial.compute()
             except ConfigError:
-                trial.update(outputs, targets)  # some need two samples, but the batch may have one
+                trial.update(outputs, targets, logits=logits)  # some need two samples, but the batch may have one
                 trial.compute()
             if self.own:
                 self._check_reset(trial, outputs, targets)
@@ -204,12 +207,13 @@ def _warn_once(message: str) -> None:
         say_error(f"warning: {message}")
 
 
-def _is_kind(metric: "Metric", *kinds: str) -> bool:
-    """Whether a metric is derived from one of torchmetrics' for classification, of some kinds, as in "Binary"."""
-    return any(
-        each.__module__.startswith("torchmetrics.classification") and each.__name__.startswith(kinds)
-        for each in type(metric).__mro__
-    )
+def _is_kind(metric: "Metric") -> bool:
+    """Whether a metric is one of torchmetrics' for classification."""
+    return type(metric).__module__.startswith("torchmetrics.classification")
+
+
+def _name(metric: "Metric") -> str:
+    return type(metric).__name__
 
 
 def _is_of_library(metric: "Metric") -> bool:

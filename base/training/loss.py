@@ -11,12 +11,12 @@ from base.training.metrics import divisor, to_scalar, with_count
 from utils.errors import ConfigError
 from utils.tree import tensors
 
-Count = Callable[[Tensor, Tensor], Tensor | float]
-"""(outputs, targets) -> what the loss is averaged over, shape ()."""
+Count = Callable[[Tensor, Tensor], Tensor | float | None]
+"""(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
 
 
 class CountedLoss:
-    """A loss that is not averaged over samples, with what its last value was averaged over.
+    """A loss with what its last value was averaged over, which marks its outputs as those it got.
 
     loss: the mean. count: what a batch is averaged over. total: the same loss as a sum, which divided by the count is 0
     instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing counts.
@@ -30,7 +30,11 @@ class CountedLoss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         outputs, targets = outputs_and_targets(args, kwargs)
+        if isinstance(outputs, Tensor):
+            outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
         count = self._count(outputs, targets)
+        if count is None:
+            return with_count(self.loss(*args, **kwargs), None)
         self.last_count = count = to_scalar(count)
         empty = not isinstance(count, Tensor) and count == 0
         if self.total is not None and (empty or isinstance(count, Tensor)):

@@ -16,7 +16,7 @@ from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.random import isolated
-from utils.tree import map_tensors, same
+from utils.tree import map_tensors, same, tensors
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -170,29 +170,30 @@ class Metrics:
             self.means[name].add(number, factor=weight, weight=weight)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
+        logits = getattr(outputs, "given_to_loss", False)
         # squares and sums overflow in half precision, long before the result is out of range
         outputs = map_tensors(_in_float32, outputs)
         targets = map_tensors(_in_float32, targets)
         if self.phase_to_check:
-            self._check(outputs, targets)
+            self._check(outputs, targets, logits=logits)
         for name, function in self.functions.items():
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():
-            metric.update(outputs, targets)
+            metric.update(outputs, targets, logits=logits)
 
-    def _check(self, outputs: Any, targets: Any) -> None:
+    def _check(self, outputs: Any, targets: Any, *, logits: bool) -> None:
         """Raise ConfigError if a metric broadcasts or returns no number. Does not add anything."""
         phase, self.phase_to_check = self.phase_to_check, ""
-        before = map_tensors(torch.clone, [outputs, targets])
+        before = _values([outputs, targets])
         with isolated("metrics"):
             for name, function in self.functions.items():
                 with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
                     function(outputs, targets)
-                self._check_unchanged(name, before, [outputs, targets])
+                self._check_unchanged(name, before, _values([outputs, targets]))
             for name, metric in self.library.items():
-                metric.dry_run(outputs, targets, phase)
-                self._check_unchanged(name, before, [outputs, targets])
+                metric.dry_run(outputs, targets, phase, logits=logits)
+                self._check_unchanged(name, before, _values([outputs, targets]))
 
     @staticmethod
     def _check_unchanged(name: str, before: Any, after: Any) -> None:
@@ -254,6 +255,11 @@ class Metrics:
 
     def _all(self) -> dict[str, Mean | LibraryMetric]:
         return {**self.means, **self.library}
+
+
+def _values(nest: Any) -> list[Tensor]:
+    """Copies of the tensors in a nest, without sparse ones."""
+    return [tensor.detach().clone() for tensor in tensors(nest) if tensor.layout == torch.strided]
 
 
 def _in_float32(tensor: Tensor) -> Tensor:

@@ -55,13 +55,13 @@ class SeveralOptimizers:
         self._losses = dict[str, StepLoss]()
         self._seen = set[str]()
         self._skipped = set[str]()
-        self._norms = list[Tensor]()  # before clipping, if anything is clipped
+        self._norms = dict[str, Tensor]()  # before clipping, if anything is clipped
 
     def take_step(self, step: StepBatches) -> Tensor | float:
         """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
         trainer, self.step = self.trainer, step
         total: StepLoss = trainer.begin_step(step)
-        self._losses, self._skipped, self._norms = {}, set(), []
+        self._losses, self._skipped, self._norms = {}, set(), {}
         for optimizer in trainer.training.optimizers.values():  # one may not step this time
             trainer.runtime.zero_grad(optimizer.optimizer)
         try:
@@ -80,7 +80,8 @@ class SeveralOptimizers:
             from utils.distributed.parallel import broadcast_buffers
 
             broadcast_buffers(trainer.experiment.model)
-        trainer.gradient_norm = nn.utils.get_total_norm(self._norms) if self._norms else None
+        norms = list(self._norms.values())
+        trainer.gradient_norm = nn.utils.get_total_norm(norms) if norms else None
         return total.finish([], trainer.runtime.process_group)
 
     @contextmanager
@@ -154,9 +155,10 @@ class SeveralOptimizers:
         runtime.average_gradients(optimizer.parameters)
         runtime.unscale(optimizer.optimizer)
         self._losses[optimizer.name].finish(optimizer.parameters, runtime.process_group)
-        norm = optimizer.clip_gradients()
-        if any(each.clips for each in self.trainer.training.optimizers.values()):
-            self._norms.append(optimizer.gradient_norm() if norm is None else norm)
+        logged = self.trainer.logs_this_step()
+        norm = optimizer.clip_gradients(measure=logged)
+        if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
+            self._norms[optimizer.name] = optimizer.gradient_norm() if norm is None else norm
         if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
             self._skipped.add(optimizer.name)
 

@@ -87,6 +87,23 @@ class SavedData:
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 
+    def changed_facts(self, saved: Any) -> str:
+        """A warning if ``input_facts`` of the data loader are not those that a run was trained with.
+
+        saved: the part "data" of its checkpoint.
+        """
+        before = saved.get("input_facts") if isinstance(saved, Mapping) else None
+        if not isinstance(before, Mapping):
+            return ""
+        now = checkpoint.plain(dict(self._input_facts))
+        names = [name for name in before if name not in now or not _alike(before[name], now[name])]
+        if not names:
+            return ""
+        return (
+            f"{self.name}.input_facts gives another {listed(names)} than in this run so far: the data has changed, and "
+            "inputs are now prepared differently"
+        )
+
     def check_position(self, samples: int) -> None:
         """Raise DataError if a pass over the data cannot have used this many samples."""
         if samples >= self.num_samples:
@@ -98,37 +115,18 @@ class SavedData:
         return f"data_loader: the data set of {self.name} has changed: this run had {before}, and now there are {now}"
 
 
-def changed_facts(saved: Any, data: BaseDataLoader) -> str:
-    """A warning if what the data loader knows about its data, by ``input_facts``, is not what a run was trained with.
-
-    saved: the part "data" of its checkpoint.
-    """
-    before = saved.get("input_facts") if isinstance(saved, Mapping) else None
-    if not isinstance(before, Mapping):
-        return ""
-    try:
-        now = checkpoint.plain(dict(data.input_facts()))
-    except Exception:  # they may need the training data, which a test need not read
-        return ""
-    names = [name for name in before if name not in now or not _alike(before[name], now[name])]
-    if not names:
-        return ""
-    return (
-        f"{type(data).__name__}.input_facts gives another {listed(names)} than in this run so far: the data has "
-        "changed, and inputs are now prepared differently"
-    )
-
-
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal up to rounding, which depends on the number of threads."""
+    """Whether two plain values are equal: floats up to rounding, which depends on the number of threads."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if not (one.is_floating_point() and other.is_floating_point()):
+            return one.shape == other.shape and bool((one == other).all())
         return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-5, equal_nan=True)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-        return math.isclose(one, other, rel_tol=1e-5)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
     return type(one) is type(other) and bool(one == other)
 
 

@@ -30,11 +30,14 @@ class ScheduledOptimizer:
     def clips(self) -> bool:
         return self.clip_norm is not None or self.clip_value is not None
 
-    def clip_gradients(self) -> Tensor | None:
-        """Clip the gradients as configured. Returns their norm before that, shape (); None if nothing is clipped."""
+    def clip_gradients(self, *, measure: bool) -> Tensor | None:
+        """Clip the gradients as configured. Returns their norm before that, shape (); None if nothing is clipped.
+
+        measure: whether the norm is needed. Clipping by norm computes it anyway.
+        """
         norm: Tensor | None = None
         if self.clip_value is not None:
-            norm = self.gradient_norm()
+            norm = self.gradient_norm() if measure else None
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         if self.clip_norm is not None:
             clipped = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from base.training.buffers import load_part
-from base.training.saved_data import changed_facts
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
@@ -60,7 +59,7 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
 
     loads = {name: partial(load_part, part) for name, part in parts.items() if name in state}
     _load({**loads, "random": restore_random}, state, source)
-    if warning := changed_facts(state.get("data"), trainer.experiment.data):
+    if warning := trainer.saved_data.changed_facts(state.get("data")):
         trainer.console.warn(warning)
 
 

@@ -12,6 +12,7 @@ from base.training.buffers import load_part
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from utils import checkpoint
+from utils.device_errors import device_failure
 from utils.errors import Stopped, UserError
 from utils.random import isolated
 from utils.tree import same
@@ -63,7 +64,7 @@ def begun_once(trainer: Any) -> Iterator[None]:
             yield
         except Exception as error:  # of the user's code, such as one that samples from the model
             line = user_line(error)
-            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line:
+            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
                 raise
             raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
 

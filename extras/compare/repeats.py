@@ -40,10 +40,8 @@ def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
     """In the order of the runs."""
     alike: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        # what follows from the data, such as the weights of the classes, differs between folds
-        left_out = {*NOT_COMPARED, *REPEATS, *run.from_data}
-        rest = {key: value for key, value in run.config.items() if key not in left_out}
-        alike.setdefault(tuple(sorted((key, shown_value(value)) for key, value in rest.items())), []).append(run)
+        rest = [key for key in run.config if key not in NOT_COMPARED and key not in REPEATS]
+        alike.setdefault(tuple(sorted((key, run.compared(key)) for key in rest)), []).append(run)
     found = []
     for members in alike.values():
         newest = sorted((run for run in members if run.state() == "finished"), key=lambda run: run.path.name)

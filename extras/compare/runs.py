@@ -89,11 +89,13 @@ class Run:
         asked = self.config.get("trainer.monitor")
         return asked if isinstance(asked, str) and re.fullmatch(r"(min|max) \S+", asked) else None
 
-    @property
-    def from_data(self) -> list[str]:
-        """The keys whose values follow from the data."""
+    def compared(self, key: str) -> str:
+        """A value of the config for comparisons, in which those that follow from the data are all the same."""
         found = self.environment.get("from_data")
-        return list(map(str, found)) if isinstance(found, list) else []
+        facts = list(map(str, found)) if isinstance(found, list) else []
+        if any(f"{fact}.".startswith(f"{key}.") for fact in facts):  # perhaps an item of a list
+            return "from the data"
+        return shown_value(self.config.get(key))
 
     @property
     def note(self) -> str:
@@ -175,10 +177,9 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The config keys in which some runs differ, those with the most values first; without what follows from data."""
-    left_out = NOT_COMPARED.union(*(run.from_data for run in runs))
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in left_out)
-    values = {key: len({shown_value(run.config.get(key)) for run in runs}) for key in keys}
+    """The config keys in which some runs differ, those with the most values first."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
+    values = {key: len({run.compared(key) for run in runs}) for key in keys}
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 

@@ -1,6 +1,5 @@
 """Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from base.data.batches import BatchRange
 from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
+from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS
 from base.training.observer import Observer
 from extras.report.classification import (
@@ -55,7 +55,7 @@ class EvaluationStats(Observer):
         """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError."""
         self.warn, self._has_pictures = warn, True
         self.data, self.processes = experiment.data, experiment.runtime.process_group
-        self.loss = _name(experiment.criterion)
+        self.loss = name_of(experiment.criterion)
         self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
         self._expected = 0
@@ -142,13 +142,15 @@ class EvaluationStats(Observer):
                 self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss in LOGITS | PROBABILITIES:
             if outputs.dim() and len(outputs) == outputs.numel():
-                self.classification, self._of_two, self._given = Classification(2), True, self.loss in PROBABILITIES
+                self._recognise_two_classes(outputs, targets)
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
 
-
-def _name(criterion: Any) -> str:
-    """The name of a loss: a function, a partial function or a module."""
-    if isinstance(criterion, functools.partial):
-        criterion = criterion.func
-    return str(getattr(criterion, "__name__", type(criterion).__name__))
+    def _recognise_two_classes(self, outputs: Tensor, targets: Tensor) -> None:
+        """One output and one target for each sample. All processes must come to the same result."""
+        certain = bool(((targets == 0) | (targets == 1)).all())
+        logits = getattr(outputs, "given_to_loss", False) or bool(((outputs < 0) | (outputs > 1)).any())
+        uncertain, logits_there = self.processes.all_reduce_sum([not certain, logits])
+        if not uncertain:
+            self.classification, self._of_two = Classification(2), True
+            self._given = self.loss in PROBABILITIES or not logits_there

@@ -67,7 +67,7 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
             ):
                 where = ".".join(filter(None, [name, inner]))
                 problems.append(f"{where}: {kind.__name__} has get_extra_state() but no set_extra_state()")
-        if isinstance(part, nn.Module) and type(part).state_dict is not nn.Module.state_dict and not problems:
+        if isinstance(part, nn.Module) and _has_own_state(part) and not problems:
             try:
                 part.load_state_dict(part.state_dict())
             except Exception as error:  # of the user's code, or torch's about missing keys
@@ -76,6 +76,12 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
                 )
     if problems:
         raise UserError(f"a checkpoint of this run could not be loaded:\n  {_listed(problems)}\nDefine the method.")
+
+
+def _has_own_state(module: nn.Module) -> bool:
+    """Whether a module has a ``state_dict`` of its own, and is not sharded: other processes then get no values."""
+    sharded = any(hasattr(parameter, "device_mesh") for parameter in module.parameters())
+    return type(module).state_dict is not nn.Module.state_dict and not sharded
 
 
 class _Plain:

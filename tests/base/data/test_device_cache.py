@@ -179,6 +179,14 @@ class RelabelledSource(Relabelled):
         return self.made
 
 
+class Once(RelabelledSource):
+    """In the second epoch alone."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch == 2:
+            super().begin_epoch(epoch)
+
+
 class ByNumPy(Relabelled):
     def begin_epoch(self, epoch: int) -> None:
         assert self.made is not None
@@ -201,12 +209,12 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, ByNumPy])
+@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, Once, ByNumPy])
 def test_what_begin_epoch_changes_counts(fit: Fit, loader: type[Relabelled]) -> None:
     keys = {**KEYS, "data_loader": {"type": loader.__name__, "args": ARGUMENTS}}
     with temporarily(DATA_LOADERS, loader):
         plain, kept = (
-            fit("trainer.monitor=null", f"data_loader.args.device_cache={cached}", **keys).run_dir
+            fit("trainer.monitor=null", "trainer.epochs=3", f"data_loader.args.device_cache={cached}", **keys).run_dir
             for cached in ("false", "true")
         )
     losses = [line["loss"] for line in lines(kept)]

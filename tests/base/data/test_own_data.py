@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.base_model import BaseModel
 from base.data import TensorSource
+from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import needs_extra, temporarily
 from utils.errors import DataError, UserError
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, MODELS
 
 Fit = Callable[..., train.Result]
 INPUTS, TARGETS = torch.arange(240.0).view(40, 6) / 240, torch.arange(40) % 3
@@ -240,10 +242,11 @@ class Standardized(BaseDataLoader):
         return self.training_data(augment=False)
 
     def input_facts(self) -> dict[str, Any]:
-        return {"scale": self.scale, "names": ["a"], "all": torch.full((2,), self.scale)}
+        torch.rand(3)  # as a DataLoader draws, over which a mean is computed
+        return {"scale": self.scale, "names": ["a"], "all": torch.full((2,), self.scale), "size": 200_000}
 
 
-def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_tests(
+def test_data_that_is_now_prepared_differently_is_noticed_on_resume(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warning = "Standardized.input_facts gives another scale, all than in this run so far: the data has changed"
@@ -252,7 +255,25 @@ def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_tests
         for scale, changed in ((2.0 * (1 + 1e-7), False), (3.0, True)):
             monkeypatch.setattr(Standardized, "scale", scale)
             capsys.readouterr()
-            load_script("test").main(["-r", str(run)])
-            assert (warning in capsys.readouterr().err) is changed
             train.main(["-r", str(run), f"trainer.epochs={3 + changed}"])
             assert (warning in capsys.readouterr().err) is changed
+
+
+class Noisy(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.out(x + torch.randn_like(x))
+        return outputs
+
+
+def test_facts_that_draw_random_numbers_leave_a_resume_exact(fit: Fit, tmp_path: Path) -> None:
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.monitor=null")
+    with temporarily(DATA_LOADERS, Standardized), temporarily(MODELS, Noisy):
+        loader = {"type": "Standardized", "args": {"batch_size": 8}}
+        whole = fit(*often, data_loader=loader, model="Noisy").run_dir
+        half = fork(whole, 3)
+        train.main(["-r", half])
+    equal(whole, half)

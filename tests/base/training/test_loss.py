@@ -279,8 +279,12 @@ def test_a_sum_over_pixels_adds_each_in_one_order(
 
 
 def test_losses_over_samples_are_left_as_they_are() -> None:
-    for loss in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCEWithLogitsLoss(), nn.MultiMarginLoss()):
+    for loss in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCELoss(), nn.MultiMarginLoss()):
         assert counted(loss) is loss
+    outputs = torch.randn(4, 3)
+    assert float(counted(nn.BCEWithLogitsLoss())(outputs, torch.ones(4, 3))) > 0
+    assert counted(nn.BCEWithLogitsLoss()).last_count is None  # type: ignore[attr-defined]
+    assert outputs.given_to_loss  # type: ignore[attr-defined]
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
     assert isinstance(counted(functools.partial(cross_entropy)), CountedLoss)
 

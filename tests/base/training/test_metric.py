@@ -7,21 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassAUROC, MulticlassF1Score
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.base_model import BaseModel
 from base.data.sources import TensorSource
 from base.metric import StepResult
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
 from tests.helpers import Json, temporarily
+from trainer.trainer import Trainer
 from utils.errors import ConfigError
-from utils.registry import DATA_LOADERS, METRICS
+from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -323,7 +325,7 @@ def test_metrics_of_logits_are_the_same_in_batches_of_any_size(fit: Fit) -> None
 def test_they_are_those_of_the_probabilities() -> None:
     outputs, targets = torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0.0, 1.0, 1.0])
     logits_of_one = LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")
-    logits_of_one.update(outputs, targets)
+    logits_of_one.update(outputs, targets, logits=True)
     assert logits_of_one.compute() == pytest.approx(2 / 3)  # all three are positive
     given = LibraryMetric("accuracy", BinaryAccuracy(), "BCELoss")
     given.update(outputs, targets)
@@ -331,16 +333,52 @@ def test_they_are_those_of_the_probabilities() -> None:
     classes = LibraryMetric("auroc", MulticlassAUROC(2), "cross_entropy")
     logits, labels = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.2, 0.3], [-9.0, 0.2]]), torch.tensor([1, 0, 0, 1])
     for row in range(4):
-        classes.update(logits[row : row + 1], labels[row : row + 1])
+        classes.update(logits[row : row + 1], labels[row : row + 1], logits=True)
     whole = MulticlassAUROC(2)
     whole.update(logits.softmax(1), labels)
     assert classes.compute() == pytest.approx(float(whole.compute()))
 
 
+class OwnThreshold(BinaryAccuracy):
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        super().update((outputs > 0).float(), targets)
+
+
+class ReturnsProbabilities(Trainer):
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return StepResult(result.loss, result.outputs.sigmoid(), result.targets)
+
+
+@pytest.mark.parametrize("how", ["logits", "own metric", "own step"])
+def test_outputs_that_are_probabilities_already_stay(fit: Fit, how: str) -> None:
+    """A perfect model is perfect, whoever applies the sigmoid."""
+
+    class Perfect(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.scale * (x[:, :1] - 0.3)
+            return outputs
+
+    metric = {"type": "OwnThreshold"} if how == "own metric" else {"type": "Accuracy", "args": {"task": "binary"}}
+    with (
+        temporarily(DATA_LOADERS, Unlikely),
+        temporarily(MODELS, Perfect),
+        temporarily(METRICS, OwnThreshold),
+        temporarily(TRAINERS, ReturnsProbabilities),
+    ):
+        trainer = f"trainer.type={'ReturnsProbabilities' if how == 'own step' else 'Trainer'}"
+        keys = {**BINARY, "model": "Perfect", "metrics": [{**metric, "name": "right"}]}
+        assert fit("--lr=1e-9", "trainer.epochs=1", trainer, **keys).last["val_right"] == 1
+
+
 def test_targets_between_two_classes_are_refused() -> None:
     made = LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")
     with pytest.raises(ConfigError, match=r"only the following values \[0, 1\]"):
-        made.update(torch.tensor([0.2, 0.4]), torch.tensor([0.0, 0.7]))
+        made.update(torch.tensor([0.2, 0.4]), torch.tensor([0.0, 0.7]), logits=True)
 
 
 def squashed(outputs: Tensor, targets: Tensor) -> Tensor:

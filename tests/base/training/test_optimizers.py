@@ -518,6 +518,32 @@ def test_the_gradient_norm_of_several_optimizers_is_that_before_clipping(
     assert float(low) > 0.1
 
 
+class Critic(Adversarial):
+    """Steps the discriminator several times."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        for _ in range(4):
+            super().train_step(batch)
+        return super().train_step(batch)
+
+
+def test_an_optimizer_that_steps_several_times_counts_once(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[list[float]] = []
+    log_interval = BaseTrainer.log_interval
+
+    def watched(self: BaseTrainer, *args: Any) -> None:
+        gradients = [each.grad for each in self.training.parameters if each.grad is not None]
+        norms.append([float(torch.nn.utils.get_total_norm(gradients)), float(self.gradient_norm or 0.0)])
+        log_interval(self, *args)
+
+    monkeypatch.setattr(BaseTrainer, "log_interval", watched)
+    first = ("trainer.type=Critic", "trainer.epochs=1", "trainer.steps_per_epoch=1", "trainer.log_every_steps=1")
+    with temporarily(TRAINERS, Critic):
+        fit(*first, "optimizer.discriminator.clip_grad_norm=1000", **GAN)
+    [[total, logged]] = norms
+    assert logged == pytest.approx(total, rel=1e-5)
+
+
 def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
     args = ("trainer.type=Steady", "trainer.epochs=1", "lr_scheduler=null")
     config = {**GAN, "model": "PlainPair"}

@@ -159,6 +159,32 @@ def test_a_buffer_that_a_model_replaces(fit: Fit, kind: str, more: list[str]) ->
     assert kind != "grown" or len(loaded.queue) == 20  # type: ignore[arg-type]
 
 
+class Table(nn.Module):
+    """A buffer that grows with the largest batch, as a table of positions does; that of validation is the largest."""
+
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("rows", torch.ones(1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > len(self.rows):
+            self.rows = torch.ones(len(x), 6)
+        outputs: Tensor = self.linear(x * self.rows[: len(x)])
+        return outputs
+
+
+def test_averages_of_a_buffer_that_an_evaluation_has_replaced(fit: Fit) -> None:
+    with temporarily(MODELS, Table):
+        keys = ("data_loader.args.eval_batch_size=16", "data_loader.args.validation_split=16")
+        whole = fit(*OFTEN, *keys, 'trainer.ema={"decay": 0.8}', model="Table").run_dir
+        half = fork(whole, state(whole)["progress"]["steps"] // 3)
+        train.main(["-r", half])
+        equal(whole, half)
+
+
 @pytest.mark.parametrize("override", ["loss=LateLoss", "trainer.type=Anchored", "trainer.type=Critical"])
 def test_what_a_loss_or_trainer_keeps(fit: Fit, override: str) -> None:
     whole = fit(*OFTEN, override, model="Net").run_dir

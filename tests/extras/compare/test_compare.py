@@ -383,15 +383,28 @@ def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
 def test_what_follows_from_the_data_of_a_fold_does_not_separate_folds(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    about = {"from_data": ["loss.args.weight", "model.args.sizes.1"]}
     for fold in range(3):
         run = make(
             f"20260101-00000{fold}",
             [0.3 + fold / 10] * 3,
             data_loader=photos(folds=3, fold=fold),
             loss={"type": "cross_entropy", "args": {"weight": [1.0, fold]}},
-            about={"from_data": ["loss.args.weight"]},
+            model={"type": "Net", "args": {"sizes": [7, fold]}},
+            about=about,
         )
     assert any(line.split()[:5] == ["all", "3", "0.4000", "±", "0.1"] for line in compared(capsys, run.parent))
+
+
+def test_a_run_with_a_value_from_the_data_is_not_one_without(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"type": "cross_entropy", "args": {"weight": [1.0, 2.0]}}
+    run = make("20260101-000001", [0.3] * 3, seed=0, loss=weights, about={"from_data": ["loss.args.weight"]})
+    make("20260101-000002", [0.9] * 3, seed=1)
+    assert not any("±" in line for line in compared(capsys, run.parent))
+    make("20260101-000003", [0.9] * 3, seed=1, loss={"type": "cross_entropy", "args": {"weight": [1.0, 50.0]}})
+    printed = compared(capsys, run.parent)
+    assert not any("±" in line for line in printed)
+    assert any("weight" in line for line in printed)
 
 
 def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
