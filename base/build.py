@@ -12,7 +12,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.construct import arguments_of, call, check_attributes, check_overrides, check_super, construct, moved
+from base.construct import (
+    arguments_of,
+    call,
+    check_attributes,
+    check_hooks,
+    check_overrides,
+    check_super,
+    construct,
+    moved,
+)
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
@@ -163,6 +172,7 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
     check_overrides(loaded, ("trainer",), trainer, BaseTrainer)
+    check_hooks(loaded, ("trainer",), type(trainer))
     check_attributes(loaded, ("trainer",), trainer, BaseTrainer.SET_BY_BEGIN)
     return trainer
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
+from utils.former_names import FORMER_HOOKS
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
@@ -128,6 +129,14 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
             inspect.signature(getattr(component, name)).bind(*given, **named)
         except TypeError as error:
             raise loaded.error(path, f"{should}: {error}; a method for something else needs another name") from error
+
+
+def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: type) -> None:
+    """Raise ConfigError if a trainer defines a method that only other frameworks call, and not the one of ours."""
+    for name, instead in FORMER_HOOKS.items():
+        owner = next((kind for kind in trainer.__mro__ if name in vars(kind)), None)
+        if owner is not None and instead.partition("(")[0] not in vars(owner):
+            raise loaded.error(path, f"{trainer.__name__}.{name} is never called here; instead: {instead}")
 
 
 def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: Collection[str]) -> None:

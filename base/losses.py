@@ -175,6 +175,7 @@ class LossSum(nn.Module):
             for (name, value), (count, _) in zip(values.items(), counts, strict=True)
         }
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
+        total.parts_differ = differ  # type: ignore[attr-defined]  # for the mean over several batches
         return with_count(total, self.last_count)
 
     def train(self, mode: bool = True) -> Self:

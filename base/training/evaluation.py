@@ -44,7 +44,7 @@ class EvaluationLoop(TrainerInterface):
         sets, observer = self.training.validation, self.observer
         if "" in sets or not sets:
             return self.evaluate(sets[""], observer) if sets else {}
-        values, over_all = dict[str, float](), self.experiment.make_metrics()
+        values, over_all = dict[str, float](), self._new_metrics()
         for name, batches in sets.items():
             found = self.evaluate(batches, Observer() if values else observer, also=over_all)
             values |= {f"{name}_{key}": value for key, value in found.items()}
@@ -55,7 +55,7 @@ class EvaluationLoop(TrainerInterface):
 
         also: metrics to which the same batches are added, as a part of all validation data.
         """
-        metrics = self.experiment.make_metrics()
+        metrics = self._new_metrics()
         watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
         observer.begin_evaluation(batches.num_samples)
         with self.evaluating():
@@ -73,6 +73,14 @@ class EvaluationLoop(TrainerInterface):
                 observer.evaluated(batches.part(batch_range), data, result)
         observer.end_evaluation()
         return metrics.compute()
+
+    def _new_metrics(self) -> Metrics:
+        """Metrics of one evaluation."""
+        metrics = self.experiment.make_metrics()
+        criterion: Any = self.criterion
+        if hasattr(criterion, "take_parts"):  # losses by name
+            metrics.loss_weights = criterion.weights
+        return metrics
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

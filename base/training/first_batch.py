@@ -15,6 +15,7 @@ from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
+from utils.former_names import FORMER_ATTRIBUTES
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -44,7 +45,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
     "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
     "targets are numbers or tensors",
-    "has no attribute 'training'": "self.training, which a trainer does not have: ask self.model.training",
+    "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "
+    "log={name: value}), and list the names in the class attribute logs",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",
     # torch's message for view()
@@ -116,8 +118,12 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
 def usual_cause(error: Exception) -> str:
     """The usual cause of an error in a step, and what to do; "" if there are many."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
-    if "values to unpack" in str(error) and innermost.name in ("train_step", "eval_step"):
+    in_step = innermost.name in ("train_step", "eval_step")
+    if "values to unpack" in str(error) and in_step:
         return OTHER_PARTS
+    found = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
+    if found and in_step and found[1] in FORMER_ATTRIBUTES:
+        return f"self.{found[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[found[1]]}"
     return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "")
 
 

@@ -1,5 +1,6 @@
 """Likely mistakes in the first training batch, which ran without an error."""
 
+import sys
 from collections.abc import Iterator
 
 from torch import nn
@@ -28,14 +29,30 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
             f"not in any optimizer, so never changed: {listed(names)}. Create them in the model's constructor, or set "
             "requires_grad to False"
         )
+    yield from _own_metrics(trainer)
     if getattr(trainer.criterion, "counts_differ", False):
         losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]
         yield (
             f"the losses {losses} are means over different numbers of targets, so over several batches, micro-batches "
-            "or processes their sum is weighted by samples"
+            "or processes their sum is weighted by samples (in validation and tests, each by its own number)"
         )
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
+
+
+def _own_metrics(trainer: BaseTrainer) -> Iterator[str]:
+    """Metrics of torchmetrics among the trainer's attributes, as a LightningModule has them."""
+    if "torchmetrics" not in sys.modules:
+        return
+    from torchmetrics import Metric
+
+    parts = trainer.stateful().values()
+    for name, value in vars(trainer).items():
+        if any(instances(value, Metric)) and not any(value is part for part in parts):
+            yield (
+                f"self.{name} of the trainer is a metric of torchmetrics, which is neither reset after an epoch nor "
+                'saved; name it under "metrics" in the config instead'
+            )
 
 
 def _untrained_parameters(trainer: BaseTrainer) -> list[str]:

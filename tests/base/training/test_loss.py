@@ -442,6 +442,16 @@ def test_a_weighted_sum_of_losses_by_name(fit: Fit) -> None:
     assert float(state(result.run_dir)["loss"]["size.scale"]) != 0
 
 
+def test_a_sum_of_losses_with_their_own_counts_is_validated_in_batches_of_any_size(fit: Fit) -> None:
+    found = [
+        on_two_targets(fit, "--lr=1e-9", "trainer.epochs=1", loss=UNEQUAL, eval_batch_size=size).last
+        for size in (1, 3, 8)
+    ]
+    for last in found:
+        assert last["val_loss"] == pytest.approx(last["val_kind"] + last["val_size"], rel=1e-6)
+        assert last["val_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-6)
+
+
 def test_a_loss_by_a_name_that_no_entry_has(fit: Fit) -> None:
     misspelt = {"kind": "cross_entropy", "sizes": {"type": "MSELoss"}}
     with pytest.raises(

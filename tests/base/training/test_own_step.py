@@ -1,6 +1,7 @@
 """Common mistakes in your own step, loss, metric or model: each ends with one message that names it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -569,6 +570,63 @@ def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause:
 def test_a_trainer_is_not_in_a_mode(fit: Fit) -> None:
     """As a LightningModule is."""
     with temporarily(TRAINERS, step_of(by_its_training)), pytest.raises(UserError, match=r"ask self.model.training"):
+        fit("trainer.type=Own")
+
+
+class OfLightning(Trainer):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        raise NotImplementedError
+
+
+class Helping(Trainer):
+    """Has a method of that name for itself."""
+
+    def training_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)
+
+    def train_step(self, batch: Any) -> StepResult:
+        return self.training_step(batch)
+
+
+class EndsEpochs(Trainer):
+    def on_train_epoch_end(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        (OfLightning, r"OfLightning.training_step is never called here; instead: train_step\(batch\)"),
+        (EndsEpochs, r"EndsEpochs.on_train_epoch_end is never called here; instead: a metric class"),
+        (Helping, ""),
+    ],
+)
+def test_methods_that_other_frameworks_call_are_refused(fit: Fit, trainer: type[Trainer], says: str) -> None:
+    with temporarily(TRAINERS, trainer), pytest.raises(ConfigError, match=says) if says else nullcontext():
+        fit(f"trainer.type={trainer.__name__}", "trainer.epochs=1")
+
+
+def logged_elsewhere(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
+    trainer.log("loss", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("current_epoch", "use self.progress.epochs"), ("manual_backward", r"use self.backward\(loss\)")],
+)
+def test_attributes_of_other_frameworks_have_an_equivalent(fit: Fit, name: str, says: str) -> None:
+    class Own(Trainer):
+        def train_step(self, batch: Any) -> StepResult:
+            if name == "current_epoch":
+                self.current_epoch  # type: ignore[attr-defined]  # noqa: B018
+            return self.manual_backward(batch)  # type: ignore[attr-defined,no-any-return]
+
+    with temporarily(TRAINERS, Own), pytest.raises(UserError, match=f"self.{name}, which a trainer .*; {says}"):
+        fit("trainer.type=Own")
+
+
+def test_a_value_logged_as_elsewhere_has_an_equivalent(fit: Fit) -> None:
+    with temporarily(TRAINERS, step_of(logged_elsewhere)), pytest.raises(UserError, match="return StepResult"):
         fit("trainer.type=Own")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassF1Score
 
 import train
 from base.experiment import Experiment
@@ -132,3 +133,16 @@ def test_means_over_different_numbers_are_warned_about(
     assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
     on_two_targets(fit, loss=SUM)  # every target counts
     assert "different numbers" not in capsys.readouterr().err
+
+
+class OwnMetric(Trainer):
+    def __init__(self, experiment: Any, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.f1 = {"valid": MulticlassF1Score(num_classes=3)}
+
+
+def test_a_metric_kept_in_the_trainer_is_warned_about(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(TRAINERS, OwnMetric):
+        fit("trainer.type=OwnMetric", "trainer.epochs=1")
+    shown = capsys.readouterr().err
+    assert shown.count("self.f1 of the trainer is a metric of torchmetrics, which is neither reset") == 1
