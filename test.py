@@ -76,7 +76,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
             run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
         )
     test.divide(process_group.rank, process_group.world_size)
-    about = {**run.about, "samples": test.num_samples}
+    about = {**run.about, "samples": test.num_samples, "overrides": list(options.overrides)}
     out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
     report = extra.EvaluationReport(out, experiment) if extra else None

@@ -38,11 +38,17 @@ FOLD = "fold"
 REPEATS = ("seed", f"{ARGUMENT}{FOLD}")
 
 # what test/metrics.json contains besides the values
-ABOUT_TEST = {"checkpoint", "epoch", "step", "samples"}
+ABOUT_TEST = {"checkpoint", "epoch", "step", "samples", "overrides"}
 # words in a metric's name that mean smaller is better
 LOWER_IS_BETTER = re.compile(
     r"loss|error|perplexity|distance|divergence|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
 )
+
+
+def _changes_data(override: str) -> bool:
+    """Whether an override of a test may give it other data."""
+    key = override.partition("=")[0]
+    return key.startswith("data_loader") and key.removeprefix(ARGUMENT) not in HOW_FED
 
 
 class Task(NamedTuple):
@@ -218,6 +224,8 @@ def _read(path: Path) -> Run:
     run.environment = _object(path / "environment.json") or {}
     test = _object(path / "test" / "metrics.json") or {}
     run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
+    if any(map(_changes_data, test.get("overrides") or [])):
+        run.test = {}  # of other data than the run's own
     try:
         text = read_text(path / "metrics.jsonl")
     except FileNotFoundError:

@@ -173,7 +173,8 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
 
 def are_probabilities(outputs: Tensor) -> bool:
     """Whether every row of (B, C) is a distribution: the model then ends in a softmax."""
-    return bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())
+    outputs = outputs[outputs.isfinite().all(1)]  # a broken input says nothing about the others
+    return bool(len(outputs)) and bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

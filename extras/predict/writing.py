@@ -173,8 +173,9 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
         with _reported(where):
             writer.close()
     except BaseException:
-        if not stack.__exit__(*sys.exc_info()):
-            raise
+        with contextlib.suppress(OSError):  # the disk may be full again, as what remains is written
+            stack.__exit__(*sys.exc_info())
+        raise
     with _reported(where):
         stack.close()
 

@@ -59,6 +59,8 @@ class Classification:
     def __init__(self, classes: int, *, keep: int = 24) -> None:
         self.classes, self.keep = classes, keep
         self.samples = 0
+        self.not_finite = 0
+        """Samples whose probabilities are NaN."""
         self.confusion: Counts = np.zeros((classes, classes), np.int64)
         """Counts by true class (row) and predicted class (column)."""
         self.mistakes: list[Mistake] = []
@@ -73,10 +75,12 @@ class Classification:
         """Add a batch. start: index of its first sample.
 
         probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); targets that are not a class,
-        such as a loss's ``ignore_index``, are skipped.
+        such as a loss's ``ignore_index``, are skipped, and so are probabilities that are NaN, which are counted.
         """
         chances, true = probabilities.numpy(), targets.numpy()
-        rows = np.flatnonzero((true >= 0) & (true < self.classes))
+        finite = np.isfinite(chances).all(1)
+        self.not_finite += int((~finite).sum())
+        rows = np.flatnonzero((true >= 0) & (true < self.classes) & finite)
         chances, true = chances[rows], true[rows]
         predicted = chances.argmax(1)  # (B,)
         confidence = chances[np.arange(len(rows)), predicted]  # (B,)
@@ -91,9 +95,10 @@ class Classification:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
-        own_sums = (self.confusion, self.bins, self.scored)
-        for number, (confusion, bins, scored) in enumerate(processes.one_by_one(own_sums)):
+        own_sums = (self.confusion, self.bins, self.scored, self.not_finite)
+        for number, (confusion, bins, scored, not_finite) in enumerate(processes.one_by_one(own_sums)):
             if number:
+                self.not_finite += not_finite
                 self.confusion += confusion
                 self.bins += bins
                 self.scored += scored
@@ -167,23 +172,25 @@ def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
     """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they already are probabilities.
 
     Both logits and log-probabilities (for NLLLoss) go through softmax, which is exp for the latter. So do scores of a
-    margin loss: their order is then right, but they are not calibrated. NaN becomes 0.
+    margin loss: their order is then right, but they are not calibrated. A row with NaN is NaN throughout.
     """
     outputs = outputs.detach().float()
-    return torch.nan_to_num(outputs if given else outputs.softmax(1), nan=0.0).clamp(0, 1).cpu()
+    probabilities = outputs if given else outputs.softmax(1)
+    return torch.where(probabilities.isnan().any(1, keepdim=True), torch.nan, probabilities.clamp(0, 1)).cpu()
 
 
 def of_two_classes(outputs: Tensor, *, given: bool) -> Tensor:
     """Outputs for the second of two classes, (B,) or (B, 1), as probabilities of both, float32 (B, 2) on the CPU.
 
-    given: they already are probabilities, else logits. NaN becomes 0.
+    given: they already are probabilities, else logits. NaN stays.
     """
     outputs = outputs.detach().float().reshape(-1)
-    second = torch.nan_to_num(outputs if given else outputs.sigmoid(), nan=0.0).clamp(0, 1)
+    second = (outputs if given else outputs.sigmoid()).clamp(0, 1)
     return torch.stack([1 - second, second], 1).cpu()
 
 
 def are_probabilities(outputs: Tensor) -> bool:
     """Whether every row of (B, C) is a distribution, to bfloat16 precision. The model then ends in a softmax."""
     outputs = outputs.detach().float()
-    return bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())
+    outputs = outputs[outputs.isfinite().all(1)]  # a broken sample says nothing about the others
+    return bool(len(outputs)) and bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())

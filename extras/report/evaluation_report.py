@@ -131,6 +131,9 @@ class EvaluationReport(EvaluationStats):
         yield from head(tested, self.folder)
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
+        if found is not None and found.not_finite:
+            of = "samples" if self.classification is not None else "numbers"
+            yield Paragraph(f"{found.not_finite:,} {of} are not finite in the outputs, and left out of what follows.")
         if self.classification is not None:
             sample_name = _sample_name(self.files) if self.by_sample else None
             yield from _classes(self.classification, self.class_names(), pictures, sample_name)

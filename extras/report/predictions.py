@@ -53,7 +53,7 @@ class Predictions:
         chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
         self._begin(["true", "predicted", *chosen])
         safe = [csv_field(name) for name in names]
-        predicted = probabilities.argmax(1)
+        predicted, broken = probabilities.argmax(1), probabilities.isnan().any(1).tolist()
         if not few:
             likely = probabilities.amax(1)
             of_true = probabilities.gather(1, targets.clamp(0, len(names) - 1)[:, None])
@@ -64,7 +64,7 @@ class Predictions:
             zip(
                 self._samples(start, len(true)),
                 true,
-                (safe[label] for label in predicted.tolist()),
+                ("" if missing else safe[label] for label, missing in zip(predicted.tolist(), broken, strict=True)),
                 *probabilities.T.tolist(),
                 strict=True,
             ),

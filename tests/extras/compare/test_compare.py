@@ -407,6 +407,15 @@ def test_a_run_with_a_value_from_the_data_is_not_one_without(make: Make, capsys:
     assert any("weight" in line for line in printed)
 
 
+def test_a_test_on_other_data_does_not_count(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"accuracy": 0.75, "overrides": ["data_loader.args.eval_batch_size=7", "runtime.device=cpu"]}
+    run = make("20260101-000001", [0.5] * 3, tested=own)
+    make("20260101-000002", [0.4] * 3, tested={"accuracy": 0.25, "overrides": ["data_loader.args.noise=8"]})
+    printed = "\n".join(compared(capsys, run.parent))
+    assert "0.7500" in printed
+    assert "0.2500" not in printed
+
+
 def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make("20260101-000001", [0.5] * 3, seed=0)
     make("20260101-000002", [0.1] * 3, seed=0)

@@ -137,7 +137,10 @@ def test_what_counts_as_a_probability() -> None:
     assert not are_probabilities(logits.log_softmax(1))
     assert are_probabilities(chances.to(torch.bfloat16))
     assert torch.equal(as_probabilities(chances, given=True), chances)
-    assert as_probabilities(torch.tensor([[float("nan"), 1.0]]), given=False).tolist() == [[0, 0]]
+    broken = torch.tensor([[float("nan"), 1.0], [0.2, 0.8]])
+    assert as_probabilities(broken, given=True)[0].isnan().all()
+    assert are_probabilities(broken)
+    assert not are_probabilities(broken[:1])
 
 
 @pytest.mark.parametrize("width", [1, 3, 10])
@@ -156,7 +159,7 @@ def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
     assert values.rmse == pytest.approx(np.sqrt((residual**2).mean()))
     assert values.mae == pytest.approx(np.abs(residual).mean())
     assert values.largest == pytest.approx(np.abs(residual).max())
-    assert values.r2 == pytest.approx(1 - (residual**2).sum() / true.double().numpy().var() / true.numel())
+    assert values.r2 == pytest.approx((1 - (residual**2).mean(0) / true.double().numpy().var(0)).mean())
     kept = found.pairs.shape[1]
     assert min(1600, Regression.KEPT // 2) <= kept <= Regression.KEPT
     every = -(-2000 * width // kept)
@@ -257,3 +260,21 @@ def test_a_process_without_samples_takes_any_outputs(supervised: bool) -> None:
         stats.evaluated(BatchRange(0, 0, 0), None, StepResult(torch.tensor(0.0), outputs, targets))  # type: ignore[arg-type]
         stats.end_evaluation()
         assert (stats.classification is not None) == (supervised and isinstance(outputs, Tensor))
+
+
+def test_r2_of_several_outputs_is_the_mean_of_theirs() -> None:
+    """Not that of all numbers, to which differences between the outputs' means would add."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(40, 3, generator=generator) * torch.tensor([1.0, 10, 100]) + torch.tensor([-50.0, 0, 50])
+    predicted = true + torch.randn(40, 3, generator=generator) * torch.tensor([0.5, 9, 20])
+    predicted[7, 1] = torch.nan
+    found = Regression(40, 3)
+    for start in range(0, 40, 8):
+        found.add(start, predicted[start : start + 8], true[start : start + 8])
+    kept = [torch.arange(40) != (7 if column == 1 else -1) for column in range(3)]
+    each = [
+        1 - (predicted[rows, i] - true[rows, i]).square().sum() / (true[rows, i] - true[rows, i].mean()).square().sum()
+        for i, rows in enumerate(kept)
+    ]
+    assert found.residuals().r2 == pytest.approx(float(sum(each) / 3), rel=1e-5)
+    assert (found.numbers, found.not_finite) == (119, 1)

@@ -511,3 +511,48 @@ def test_one_output_for_two_classes_is_a_classification(fit: Fit, loss: str) -> 
         assert row["true"] == row["predicted"] == str(int(first > 0))
         assert float(row["p_1"]) == pytest.approx(1 / (1 + math.exp(-2 * first)), abs=1e-5)
         assert float(row["p_0"]) + float(row["p_1"]) == pytest.approx(1, abs=1e-5)
+
+
+class Broken(TwoClasses):
+    """The first test input is missing."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        source = super().training_data(augment=augment)
+        assert isinstance(source.targets, Tensor)
+        return TensorSource(source.inputs, source.targets[:, 0].long())
+
+    def test_data(self) -> TensorSource:
+        source = self.training_data(augment=False)
+        assert isinstance(source.inputs, Tensor)
+        source.inputs[0] = math.nan
+        return source
+
+
+class Softmax(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = torch.stack([-self.scale * x[:, 0], self.scale * x[:, 0]], 1).softmax(1)
+        return outputs
+
+
+def test_a_sample_that_is_not_finite_changes_no_other(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, Broken), temporarily(MODELS, Softmax):
+        keys = {"data_loader": {"type": "Broken", "args": {"batch_size": 16}}, "model": "Softmax"}
+        run = fit("--lr=1e-9", "trainer.epochs=1", "trainer.monitor=null", loss="cross_entropy", metrics=[], **keys)
+        test.main(["-r", str(run.run_dir)])
+    text = sound(run.run_dir / "test")
+    assert "1 samples are not finite in the outputs, and left out of what follows." in text
+    first, second, *_ = csv.DictReader((run.run_dir / "test/predictions.csv").read_text().splitlines())
+    assert (first["predicted"], first["p_0"]) == ("", "nan")
+    inputs = Broken(batch_size=16).test_data().inputs
+    assert isinstance(inputs, Tensor)
+    assert float(second["p_1"]) == pytest.approx(1 / (1 + math.exp(-4 * float(inputs[1, 0]))), abs=1e-5)
+
+
+def test_overrides_of_a_test_are_recorded(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    test.main(["-r", str(run), "data_loader.args.eval_batch_size=3"])
+    assert json.loads((run / "test/metrics.json").read_text())["overrides"] == ["data_loader.args.eval_batch_size=3"]
