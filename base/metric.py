@@ -26,7 +26,7 @@ class StepResult(NamedTuple):
     """Additional values to log, of shape (), each a mean over the samples; named in the trainer's ``logs``."""
     count: Tensor | float | None = None  # type: ignore[assignment]  # tuple.count gives way
     """What the loss is averaged over, shape (), such as the tokens that are not padding; None: samples. Counted
-    automatically for torch's losses of class indices (cross entropy)."""
+    automatically for torch's losses of class indices (cross entropy) that are called as ``self.criterion``."""
 
 
 def check_result(result: Any, step: str) -> None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
@@ -36,6 +36,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
             f"the losses {losses} are means over different numbers of targets, so over several batches, micro-batches "
             "or processes their sum is weighted by samples (in validation and tests, each by its own number)"
         )
+    yield from _ignored_targets(trainer, result)
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
 
@@ -53,6 +54,17 @@ def _own_metrics(trainer: BaseTrainer) -> Iterator[str]:
                 f"self.{name} of the trainer is a metric of torchmetrics, which is neither reset after an epoch nor "
                 'saved; name it under "metrics" in the config instead'
             )
+
+
+def _ignored_targets(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
+    """Metrics of model/metric.py that count a target which the loss ignores as a mistake."""
+    counting = {"accuracy", "top_k_accuracy"} & trainer.train_metrics.functions.keys()
+    targets = result.targets
+    if counting and isinstance(targets, Tensor) and not targets.is_floating_point() and bool((targets < 0).any()):
+        yield (
+            f"{' and '.join(sorted(counting))} counts ignored targets (below 0) as mistakes; use torchmetrics' "
+            "Accuracy with ignore_index instead"
+        )
 
 
 def _untrained_parameters(trainer: BaseTrainer) -> list[str]:

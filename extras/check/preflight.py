@@ -155,8 +155,10 @@ class _Check:
         if self.trainer.supervised:
             numbers = sum(tensor.numel() for tensor in tensors(result.targets))
             memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
-            # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start
-            lenient = self.training.frozen.config or not self.config.losses
+            # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
+            # as one with smoothed labels
+            smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
+            lenient = self.training.frozen.config or not self.config.losses or smooth
             yield replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
         yield from self._costs()
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))

@@ -25,6 +25,11 @@ LIMIT = 10_000
 """Maximum number of references, including those inside the values they refer to."""
 
 
+def _why(name: str) -> str:
+    """The reason why a fact of a data loader is missing, if there is a usual one."""
+    return ", for which the data set needs integer targets of shape (N,)" if name.startswith("class_") else ""
+
+
 class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
     pass
 
@@ -157,7 +162,7 @@ class References:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            raise _Wrong(f'the data loader does not provide "{name}"; {hint(name, self.facts)}')
+            raise _Wrong(f'the data loader does not provide "{name}"{_why(name)}; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:

@@ -146,3 +146,18 @@ def test_a_metric_kept_in_the_trainer_is_warned_about(fit: Fit, capsys: pytest.C
         fit("trainer.type=OwnMetric", "trainer.epochs=1")
     shown = capsys.readouterr().err
     assert shown.count("self.f1 of the trainer is a metric of torchmetrics, which is neither reset") == 1
+
+
+def test_an_accuracy_of_ignored_targets_is_warned_about(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Trainer.train_step
+
+    def ignoring(self: Trainer, batch: Any) -> StepResult:
+        targets = batch[1].clone()
+        targets[0] = -100
+        return step(self, (batch[0], targets))
+
+    monkeypatch.setattr(Trainer, "train_step", ignoring)
+    fit("trainer.epochs=1", "trainer.monitor=null", metrics=["accuracy"])
+    assert "accuracy counts ignored targets (below 0) as mistakes" in capsys.readouterr().err
