@@ -27,7 +27,7 @@ from torch import nn
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
-from base.initial_weights import load_initial_weights
+from base.initial_weights import load_initial_weights, load_initial_weights_again
 from base.outputs import build_outputs
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_job, run_started_last
 from base.training.run import logged, new_folder, outcome_recorded, removed_if_empty, write_description
@@ -111,6 +111,7 @@ def resume(
     loaded, data = with_facts(load_config(folder.config, overrides))
     changed = check_folder(loaded, folder)
     experiment = build_experiment(loaded, data)
+    load_initial_weights_again(folder, experiment)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(experiment.runtime.process_group), logged(trainer, folder):

@@ -98,7 +98,7 @@ class BaseTrainer(EvaluationLoop):
         checkpointer = self.outputs.checkpointer
         try:
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
-            self.prepare_epoch(self.progress.epochs)  # the checks below try a step
+            self.prepare_epoch(self.progress.epochs, again=True)  # the checks below try a step
             check_smallest_batch(self)
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
@@ -142,7 +142,7 @@ class BaseTrainer(EvaluationLoop):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings = self.settings
-        self.prepare_epoch(self.progress.epochs)
+        self.prepare_epoch(self.progress.epochs, again=self.progress.epoch_steps > 0)
         self.finite.begin(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
@@ -165,13 +165,16 @@ class BaseTrainer(EvaluationLoop):
         finally:
             self.log.end_training()
 
-    def prepare_epoch(self, epochs: int) -> None:
-        """Apply what changes from epoch to epoch. epochs: number of finished epochs."""
+    def prepare_epoch(self, epochs: int, *, again: bool) -> None:
+        """Apply what changes from epoch to epoch. epochs: number of finished epochs. again: see ``begun_once``."""
         data = self.experiment.data
         self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
         data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
         changes = data_changes or type(self).begin_epoch is not TrainerInterface.begin_epoch
-        with isolated(self.experiment.seed, "epoch", epochs), begun_once(self) if changes else nullcontext():
+        with (
+            isolated(self.experiment.seed, "epoch", epochs),
+            begun_once(self, again=again) if changes else nullcontext(),
+        ):
             if data_changes:
                 data.begin_epoch(epochs + 1)
                 self.close_workers()  # new worker processes get the data set as it is now

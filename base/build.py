@@ -322,6 +322,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
         fused = False  # see start_momentum
     if fused and not all(parameter.is_floating_point() for group in groups for parameter in group.parameters):
         fused = False  # complex numbers have no fused kernel
+    if fused and any(getattr(module, "sparse", False) for module in experiment.model.modules()):
+        fused = False  # nor have sparse gradients, as of Embedding
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from base.experiment import Experiment
 from base.training.buffers import fit_buffers
 from base.training.parameters import matches, no_match
 from utils import checkpoint
@@ -18,6 +19,7 @@ from utils.config.located_json import Problem, config_error
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
+from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig
 from utils.text import closest, count, listed
 from utils.user_code import format_error_with_source
@@ -177,3 +179,10 @@ def _advice(misfits: list[str], names: Mapping[str, Any]) -> str:
         patterns[f"{glob.escape(whole)}*" if whole else glob.escape(name)] = None
     quoted = ", ".join(f'"{pattern}"' for pattern in patterns)
     return f'To leave out these weights: "skip": [{quoted}]; "rename" changes prefixes of its names'
+
+
+def load_initial_weights_again(folder: RunFolder, experiment: Experiment) -> None:
+    """Load the weights that a run began with, if from a file, as the trainer's constructor may copy the model."""
+    if folder.initial.exists():
+        state = checkpoint.read_together(experiment.runtime.process_group, lambda: checkpoint.read(folder.initial))
+        load_weights(experiment.model, state["model"], folder.initial, partial=True)

@@ -13,7 +13,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.build import build_data_loader, build_experiment, build_model, build_trainer, with_facts
 from base.experiment import Experiment
-from base.initial_weights import load_weights
+from base.initial_weights import load_initial_weights_again, load_weights
 from base.training.state import load_for_evaluation
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
@@ -131,8 +131,9 @@ def load_trainer(
     refuse_unread(overrides, (*TRAINING_READS, *unread))
     experiment = build_experiment(loaded, data)
     state = _read(file, folder, experiment.runtime.process_group)
-    load_weights(experiment.model, state["model"], file)
+    load_initial_weights_again(folder, experiment)
     trainer = build_trainer(loaded, experiment)
+    load_weights(experiment.model, state["model"], file)
     load_for_evaluation(trainer, state, file)
     return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))
 

@@ -63,6 +63,8 @@ def copy_run(run: Path, folder: Path) -> Path:
 
 def same(left: Any, right: Any) -> bool:
     """Whether two states are equal to the bit."""
+    if isinstance(left, torch.Tensor) and left.is_sparse:
+        return isinstance(right, torch.Tensor) and right.is_sparse and same(left.to_dense(), right.to_dense())
     if isinstance(left, torch.Tensor):
         return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, dict):

@@ -121,7 +121,9 @@ def laid_out_like(value: Any, parameter: Tensor) -> Any:
 
     A fused kernel walks through memory as laid out: a momentum in another format would be applied to other weights.
     """
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.layout != parameter.layout:
+        return value
+    if value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 

@@ -29,7 +29,10 @@ class AveragedWeights:
     def update(self) -> None:
         """Call after each optimizer step."""
         averages, weights = list[Tensor](), list[Tensor]()
-        for name, tensor in self._current().items():
+        current = self._current()
+        for name in self.averages.keys() - current.keys():  # a buffer that is None now
+            del self.averages[name]
+        for name, tensor in current.items():
             if not self._has(name, tensor):
                 self.averages[name] = tensor.detach().clone()
             elif tensor.is_floating_point() or tensor.is_complex():
@@ -74,7 +77,8 @@ class AveragedWeights:
             *self.model.named_parameters(remove_duplicate=False),
             *self.model.named_buffers(remove_duplicate=False),
         )
-        return {name: self.averages[names[id(tensor)]] for name, tensor in every if id(tensor) in names}
+        # an evaluation may have created a buffer, which has no average yet
+        return {name: self.averages.get(names[id(tensor)], tensor) for name, tensor in every if id(tensor) in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which may have replaced its buffers. Raises ValueError if it is from another model."""

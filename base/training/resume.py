@@ -15,7 +15,6 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.base_trainer import BaseTrainer
-from base.initial_weights import load_weights
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
@@ -291,12 +290,6 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
         )
     if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")
-    if folder.initial.exists():
-        # not trainer.model, which DDP wraps: its names have a prefix
-        state = checkpoint.read_together(trainer.runtime.process_group, lambda: checkpoint.read(folder.initial))
-        load_weights(trainer.experiment.model, state["model"], folder.initial, partial=True)
-        if trainer.averaged_weights:
-            trainer.averaged_weights.restart()
     if folder.environment.exists():  # otherwise it was only prepared, as the trials of a sweep are
         trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")
     trainer.outputs.writers.resume({}, step=0)

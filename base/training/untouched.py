@@ -50,13 +50,13 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
 
 
 @contextmanager
-def begun_once(trainer: Any) -> Iterator[None]:
-    """For ``begin_epoch`` of a BaseTrainer, which a run that is resumed within an epoch calls once more.
+def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
+    """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
 
-    It then shows nothing, and the weights and other parts of the checkpoint stay as they were loaded.
+    It then shows nothing, and the weights and other parts of the checkpoint stay as they were.
     """
     with ExitStack() as stack:
-        if trainer.progress.epoch_steps:
+        if again:
             stack.enter_context(trainer.shown.to(None))
             model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
             stack.enter_context(kept({**model, **own_parts(trainer)}))

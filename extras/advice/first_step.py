@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
+from base.training.parameters import stateful_loss
 from base.training.schedule import ScheduledOptimizer
 from base.training.state import own_parts
 from utils import checkpoint
@@ -142,7 +143,7 @@ def _has_gradients(scheduled: ScheduledOptimizer) -> bool:
 
 
 def differing_part_warnings(trainer: BaseTrainer) -> Iterator[str]:
-    """Warnings about parts added by a subclass whose state differs between processes. A collective operation."""
+    """Warnings about the loss or parts added by a subclass that differ between processes. A collective operation."""
     for name in parts_that_differ(trainer):
         yield (
             f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
@@ -152,10 +153,11 @@ def differing_part_warnings(trainer: BaseTrainer) -> Iterator[str]:
 
 
 def parts_that_differ(trainer: BaseTrainer) -> list[str]:
-    """The parts added by a subclass whose state differs between processes."""
+    """The parts added by a subclass, and the loss, whose state differs between processes."""
     if trainer.runtime.process_group.world_size == 1:
         return []
-    parts = own_parts(trainer).items()
+    loss = stateful_loss(trainer.experiment.criterion)
+    parts = {**own_parts(trainer), **({"loss": loss} if loss else {})}.items()
     digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in parts}
     everyone = trainer.runtime.process_group.all_gather(digests)
     return [name for name in digests if any(other[name] != digests[name] for other in everyone)]

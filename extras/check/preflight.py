@@ -106,7 +106,7 @@ class _Check:
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
-        trainer.prepare_epoch(0)
+        trainer.prepare_epoch(0, again=False)
         # metrics are checked separately
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs

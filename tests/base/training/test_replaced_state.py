@@ -1,5 +1,7 @@
 """State that users' code replaces as it trains, or reads in begin_epoch, is the same in a run resumed in mid-epoch."""
 
+import copy
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -181,6 +183,106 @@ def test_averages_of_a_buffer_that_an_evaluation_has_replaced(fit: Fit) -> None:
         keys = ("data_loader.args.eval_batch_size=16", "data_loader.args.validation_split=16")
         whole = fit(*OFTEN, *keys, 'trainer.ema={"decay": 0.8}', model="Table").run_dir
         half = fork(whole, state(whole)["progress"]["steps"] // 3)
+        train.main(["-r", half])
+        equal(whole, half)
+
+
+class Mask(nn.Module):
+    """A buffer that comes and goes: created by an evaluation, or None in every other step."""
+
+    mask: Tensor | None
+    steps: Tensor
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear, self.calls = kind, nn.Linear(6, 3), 0
+        self.register_buffer("mask", None)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "evaluation" and not self.training:
+            self.mask = torch.full((6,), 0.5)
+        if self.kind == "every other step" and self.training:
+            self.steps += 1
+            self.mask = x.detach().mean(0) if int(self.steps) % 2 else None
+        outputs: Tensor = self.linear(x if self.mask is None else x * self.mask)
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "every other step"])
+def test_averages_of_a_buffer_that_comes_and_goes(fit: Fit, kind: str) -> None:
+    with temporarily(MODELS, Mask):
+        model = {"type": "Mask", "args": {"kind": kind}}
+        whole = fit(*OFTEN, 'trainer.ema={"decay": 0.8}', model=model).run_dir
+        for step in (6, 7):
+            half = fork(whole, step)
+            train.main(["-r", half])
+            equal(whole, half)
+            shutil.rmtree(half)
+
+
+class Anchoring(Trainer):
+    """Stays near the weights it began with, of which it has a copy that is in no checkpoint."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.first = copy.deepcopy(self.model)
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        pairs = zip(self.model.parameters(), self.first.parameters(), strict=True)
+        loss = self.criterion(outputs, targets) + sum((one - other.detach()).square().sum() for one, other in pairs)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+def test_a_trainer_that_copies_the_model_copies_the_weights_that_the_run_began_with(fit: Fit) -> None:
+    with temporarily(TRAINERS, Anchoring):
+        pretrained = fit("trainer.epochs=1", "seed=7").run_dir
+        whole = fit(*OFTEN, "trainer.type=Anchoring", f"model.weights={pretrained}").run_dir
+        half = fork(whole, 7)
+        train.main(["-r", half])
+        equal(whole, half)
+
+
+class Shrinking(Trainer):
+    """Shrinks and perturbs its weights before each epoch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        with torch.no_grad():
+            for parameter in self.experiment.model.parameters():
+                parameter.mul_(0.8).add_(torch.randn_like(parameter) * 0.05)
+
+
+@pytest.mark.parametrize("step", [5, 7])
+def test_weights_that_begin_epoch_changes_are_changed_once(fit: Fit, step: int) -> None:
+    with temporarily(TRAINERS, Shrinking):
+        whole = fit(*OFTEN, "trainer.type=Shrinking").run_dir
+        half = fork(whole, step)
+        train.main(["-r", half])
+        equal(whole, half)
+
+
+class Words(nn.Module):
+    """With sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.out(self.table((x.abs() * 3).long().clamp(max=8)).mean(1))
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize("args", [{}, {"momentum": 0.9}])
+def test_sparse_gradients_train_and_resume(fit: Fit, args: Any) -> None:
+    with temporarily(MODELS, Words):
+        optimizer = {"type": "SGD", "args": {"lr": 0.05, **args}}
+        whole = fit(*OFTEN, model="Words", optimizer=optimizer).run_dir
+        half = fork(whole, 7)
         train.main(["-r", half])
         equal(whole, half)
 

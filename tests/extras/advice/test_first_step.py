@@ -11,6 +11,7 @@ from torch import nn
 import train
 from base.metric import StepResult
 from extras.advice.first_step import parts_that_differ
+from model.loss import cross_entropy
 from tests.base.training.test_optimizer_state import Own, Precise, SavedSAM, Shared
 from tests.base.training.test_optimizers import GAN, Adversarial, Careful, Pair
 from tests.helpers import temporarily
@@ -176,7 +177,10 @@ class TwoProcesses:
 
 
 def trainer(process_group: Any, parts: dict[str, Any]) -> Any:
-    return SimpleNamespace(runtime=SimpleNamespace(process_group=process_group), stateful=lambda: parts)
+    experiment = SimpleNamespace(criterion=cross_entropy)
+    return SimpleNamespace(
+        runtime=SimpleNamespace(process_group=process_group), stateful=lambda: parts, experiment=experiment
+    )
 
 
 @pytest.mark.parametrize(("value", "differing"), [(1.0, []), (1.5, ["scale"])])
