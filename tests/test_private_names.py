@@ -29,8 +29,18 @@ SCRIPTS = [
 SOURCES = sorted([*SCRIPTS, *(path for folder in OURS for path in ROOT.glob(f"{folder}/**/*.py"))])
 
 # documented in spite of the underscore: named tuples, a module's extra state, the end of a process without Python's
-# own, the module of a device that is not torch's own
-DOCUMENTED = {"_asdict", "_exit", "_extra_state", "_fields", "_make", "_register_device_module", "_replace"}
+# own, the module of a device that is not torch's own; and methods of other projects' trainers, which a message names
+DOCUMENTED = {
+    "_train_epoch",
+    "_valid_epoch",
+    "_asdict",
+    "_exit",
+    "_extra_state",
+    "_fields",
+    "_make",
+    "_register_device_module",
+    "_replace",
+}
 
 
 class Private(NamedTuple):
