@@ -112,7 +112,7 @@ def test_a_step_enters_the_files_that_are_named_and_no_others(
 
     def follow(frame: Any, event: str, _: Any) -> None:
         file = Path(frame.f_code.co_filename)
-        if event == "call" and file.is_relative_to(ROOT) and ".venv" not in file.parts:
+        if event == "call" and file.is_relative_to(ROOT) and "site-packages" not in file.parts:
             entered.add(file.relative_to(ROOT).as_posix())
 
     def watched(self: BaseTrainer, *args: Any) -> Any:
