@@ -26,6 +26,8 @@ _warned = set[str]()
 
 LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
 """Losses whose outputs are logits of independent probabilities."""
+PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
+"""Losses whose outputs are independent probabilities."""
 CLASS_LOGITS = {"cross_entropy", "CrossEntropyLoss"}
 """Losses whose outputs are logits of classes, (B, C, ...)."""
 
@@ -66,7 +68,7 @@ class LibraryMetric:
         """logits: whether the outputs are what the loss got."""
         if logits and self._independent:
             outputs = outputs.sigmoid()
-            if targets.is_floating_point():  # some take only integers; 2 is no class, and refused
+            if targets.is_floating_point():  # some take only integers; 2 is not a class, and is refused
                 targets = torch.where(targets == targets.round(), targets, 2).long()
         elif logits and self._classes:
             outputs = outputs.softmax(1)

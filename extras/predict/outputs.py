@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from base.training.library_metric import LOGITS, PROBABILITIES
 from utils.errors import DataError
 from utils.tree import describe_batch, map_tensors
 
 CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"}
-LOGITS = {"binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"}
-"""Losses whose outputs become probabilities through a sigmoid."""
-PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
-"""Losses whose outputs are probabilities."""
 ADVICE = "define predict_step in the trainer to return the predictions (docs/predict.md)"
 
 

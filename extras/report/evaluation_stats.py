@@ -11,7 +11,7 @@ from base.data.pictures import pictures_of
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.broadcast import name_of
-from base.training.library_metric import LOGITS
+from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
 from extras.report.classification import (
     Classification,
@@ -26,9 +26,6 @@ from utils.errors import DataError
 
 MOST_CLASSES = 1000
 """With more classes, there is no confusion matrix: its size is quadratic."""
-
-PROBABILITIES = {"binary_cross_entropy", "BCELoss"}
-"""Losses whose outputs are probabilities."""
 
 # losses whose float targets are classes or class probabilities: the task is not a regression
 NO_REGRESSION = {
