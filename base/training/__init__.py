@@ -6,7 +6,7 @@ metrics         what is averaged, and over what; library_metric wraps the metric
 finite          ends the training at a loss that is not finite
 loss            a loss that is averaged over something other than samples
 parameters      which optimizer and parameter group trains each parameter, and what is frozen
-schedule        an optimizer with its learning rate schedule
+schedule        an optimizer with its learning rate schedule; schedule_state what a checkpoint keeps of it
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
 averaging       averaged weights, evaluated in place of the weights

@@ -6,16 +6,14 @@ import json
 import math
 import shlex
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.base_trainer import BaseTrainer
-from base.training.schedule import Schedule, ScheduledOptimizer
+from base.training.schedule import ScheduledOptimizer
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
@@ -108,7 +106,8 @@ def load_state(
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             suffix = f".{name}" if name else ""
-            if state[f"schedule{suffix}"]["made_from"]["initial"] != optimizer.schedule.made_from()["initial"]:
+            made_from = trainer.training.schedule_states[name].made_from()
+            if state[f"schedule{suffix}"]["made_from"]["initial"] != made_from["initial"]:
                 _refuse_optimizer(loaded, optimizer, changed, state[f"optimizer{suffix}"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
@@ -221,8 +220,8 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor
-    every = [each.schedule for each in trainer.training.optimizers.values()]
-    schedules = [each for each in every if each.changed or (judges and monitor and each.follows_monitor)]
+    every = trainer.training.schedule_states.values()
+    schedules = [each for each in every if each.changed or (judges and monitor and each.schedule.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
@@ -238,41 +237,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
         for value, epoch, step in judged:
             progress.judge(value, lower_is_better=mode == "min", epoch=epoch, step=step)
     for schedule in schedules:
-        lay_out(schedule, progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
-
-
-def lay_out(schedule: Schedule, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
-    """Recompute the learning rates and other optimizer settings as if they had applied from the first step.
-
-    epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
-    """
-    for group, initial in zip(schedule.optimizer.param_groups, schedule.initial, strict=True):
-        group.pop("initial_lr", None)
-        group.update(initial)
-    if schedule.make is None:
-        return
-    schedule.scheduler = schedule.make(schedule.optimizer)
-    schedule.moves = 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
-        if isinstance(schedule.scheduler, ReduceLROnPlateau):
-            for value in monitored:
-                schedule.move(value)
-        else:
-            for _ in range(min(_moves(schedule, epochs, epoch_steps), schedule.length)):
-                schedule.move(None)
-    schedule.last_used = schedule.saved["used"]
-
-
-def _moves(schedule: Schedule, epochs: int, epoch_steps: int) -> int:
-    """How often the schedule would have stepped."""
-    before, now = schedule.saved["made_from"], schedule.made_from()
-    if not schedule.per_step:
-        return epochs
-    if before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
-        moves: int = schedule.saved["moves"]  # fewer than steps if fp16 skipped some
-        return moves
-    return epochs * schedule.steps_per_epoch + epoch_steps
+        schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:

@@ -57,8 +57,8 @@ class Schedule:
     """A torch scheduler that steps after each optimizer step or after each epoch.
 
     make: builds the scheduler; None: constant learning rate.
-    settings: the scheduler's config, from which a resumed run sees whether it has changed.
     steps_per_epoch, epochs: length of the run.
+    settings: the scheduler's config, for ``ScheduleState``.
     """
 
     def __init__(
@@ -82,7 +82,6 @@ class Schedule:
         ]
         self.scheduler = make(optimizer) if make else None
         self.last_used: list[float] | None = None
-        self.saved: dict[str, Any] = {}
 
     def after_step(self, *, moved: bool) -> None:
         """moved: whether the optimizer stepped, rather than fp16 skipping the step."""
@@ -107,41 +106,9 @@ class Schedule:
         """The learning rate of each parameter group in the next optimizer step."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "moves": self.moves,
-            "used": self.used(),
-            "made_from": self.made_from(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. Call ``resume.lay_out`` next if ``changed``."""
-        self.last_used = state["used"]
-        self.saved = state
-        self.moves = state["moves"]
-        if not self.changed and self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
-
-    @property
-    def changed(self) -> bool:
-        """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
-        return bool(self.saved) and self.saved["made_from"] != self.made_from()
-
     @property
     def follows_monitor(self) -> bool:
         return isinstance(self.scheduler, ReduceLROnPlateau)
-
-    def made_from(self) -> dict[str, Any]:
-        """Everything the learning rates depend on."""
-        kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
-        return {
-            "settings": self.settings,
-            "per_step": self.per_step,
-            "steps_per_epoch": self.steps_per_epoch if self.per_step else None,
-            "length": self.length if self.scheduler and not self.follows_monitor else None,
-            "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
-        }
 
     def move(self, monitored: float | None) -> None:
         assert self.scheduler is not None
