@@ -1,22 +1,17 @@
 """The training loop: epochs, optimizer steps, the best epoch, saving.
 
-The mathematics is in trainer/, the validation in training/evaluation.py.
+The mathematics is in trainer/; training/ has the validation (evaluation.py) and what a checkpoint holds (saving.py).
 """
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from base.base_data_loader import BaseDataLoader
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.experiment import Experiment, Outputs, Training
-from base.training.evaluation import EvaluationLoop, saved_if_it_fails
-from base.training.finite import FiniteLosses
+from base.training.epoch_start import prepare_epoch
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_first_batch,
@@ -25,25 +20,22 @@ from base.training.first_batch import (
     forward_error,
     watch_first_batch,
 )
-from base.training.metrics import StepLoss, completed
+from base.training.loss import completed
+from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
-from base.training.parameters import stateful_loss
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.state import load_state, own_parts
-from base.training.trainer_interface import TrainerInterface
+from base.training.saving import Checkpointed, saved_if_it_fails
+from base.training.state import own_parts
 from base.training.training_log import TrainingLog
-from base.training.untouched import begun_once
 from utils import checkpoint
-from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import ConfigError, Stopped, TrainingError
-from utils.optimizers import load_exactly, start_momentum
+from utils.optimizers import load_exactly
 from utils.prepare import wrap_model
-from utils.random import generator_states, isolated
 from utils.schema import TrainerConfig
 
 
-class BaseTrainer(EvaluationLoop):
+class BaseTrainer(Checkpointed):
     """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``."""
 
     log: TrainingLog
@@ -51,13 +43,8 @@ class BaseTrainer(EvaluationLoop):
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
-        self.train_metrics = experiment.make_metrics()
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
-        self.finite = FiniteLosses()
-        self._saved: dict[str, Any] = {}
-        self.has_started = False
-        """Whether this process has taken a step, or saved."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
         """The types of the attributes so far, which a subclass must not use for anything else."""
 
@@ -98,7 +85,7 @@ class BaseTrainer(EvaluationLoop):
         checkpointer = self.outputs.checkpointer
         try:
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
-            self.prepare_epoch(self.progress.epochs, again=True)  # the checks below try a step
+            prepare_epoch(self, self.progress.epochs, again=True)  # the checks below try a step
             check_smallest_batch(self)
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
@@ -114,23 +101,12 @@ class BaseTrainer(EvaluationLoop):
             if not checkpointer.wait():
                 raise TrainingError(f"{stopped}, but {checkpointer.failure}") from stopped
             raise
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # torch's own, not one that was raised in a worker
-                raise
-            raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
         finally:
             self.close_workers()
             self.outputs.writers.close(finished=self.finished())
             saved = checkpointer.wait()
         if not saved:
             raise TrainingError(f"the run ended, but {checkpointer.failure}")
-
-    def start(self) -> None:
-        """Called after the first step of this process, or before it saves: its config is now that of the run."""
-        self.has_started = True
-        self.observer.first_step(self)
-        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
-        self.outputs.on_first_step()
 
     def finished(self) -> bool:
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
@@ -142,7 +118,7 @@ class BaseTrainer(EvaluationLoop):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings = self.settings
-        self.prepare_epoch(self.progress.epochs, again=self.progress.epoch_steps > 0)
+        prepare_epoch(self, self.progress.epochs, again=self.progress.epoch_steps > 0)
         self.finite.begin(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
@@ -164,30 +140,6 @@ class BaseTrainer(EvaluationLoop):
                     self.save()
         finally:
             self.log.end_training()
-
-    def prepare_epoch(self, epochs: int, *, again: bool) -> None:
-        """Apply what changes from epoch to epoch. epochs: number of finished epochs. again: see ``begun_once``."""
-        data = self.experiment.data
-        self.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-        data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
-        changes = data_changes or type(self).begin_epoch is not TrainerInterface.begin_epoch
-        with (
-            isolated(self.experiment.seed, "epoch", epochs),
-            begun_once(self, again=again) if changes else nullcontext(),
-        ):
-            if data_changes:
-                data.begin_epoch(epochs + 1)
-                self.close_workers()  # new worker processes get the data set as it is now
-            self.begin_epoch(epochs + 1)
-            if changes and data.device_cache:
-                data.device_cache.refresh()
-        self.saved_data.check_lengths()
-        if not self.experiment.model.training:  # the whole model, as to show samples
-            self.model.train()
-        if self.training.frozen.apply(epochs):
-            self.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
-        for each in self.training.optimizers.values():
-            start_momentum(each.optimizer)
 
     def close_workers(self) -> None:
         """End the worker processes; the next batches start new ones."""
@@ -314,48 +266,3 @@ class BaseTrainer(EvaluationLoop):
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
         return values[name]
-
-    # ------------------------------------------------------------------ state
-
-    def save(self) -> None:
-        """Write a checkpoint, unless the newest one already has this state and was written."""
-        moment = self.progress.state_dict()
-        checkpointer = self.outputs.checkpointer
-        if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
-            return
-        self.finite.check(self)
-        if not self.has_started:
-            self.start()
-        checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
-        self._saved = moment
-
-    def stateful(self) -> dict[str, Any]:
-        """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
-
-        Parts created in the constructor are restored for tests too, as averaged weights must be.
-        """
-        loss = stateful_loss(self.experiment.criterion)
-        parts: dict[str, Any] = {"model": self.experiment.model}
-        parts |= {name: part for name, part in (("loss", loss), (AVERAGED, self.averaged_weights)) if part}
-        if not hasattr(self, "training"):
-            return parts
-        return {
-            "data": self.saved_data,
-            **parts,
-            **self.training.stateful(),
-            "runtime": self.runtime,
-            "metrics": self.train_metrics,
-            "progress": self.progress,
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint: tensors and plain values. Raises UserError if there is anything else."""
-        state = {name: part.state_dict() for name, part in self.stateful().items()}
-        state["random"] = self.runtime.process_group.gather(generator_states())
-        state["writers"] = self.outputs.writers.state_dict()
-        return checkpoint.plain({**state, "config": self.experiment.saved_config})
-
-    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
-        load_state(self, state, source)
-        self._saved = self.progress.state_dict()

@@ -15,8 +15,7 @@ from base.construct import arguments_of, construct, moved
 from base.metric import check_loss
 from base.training.broadcast import name_of, outputs_and_targets
 from base.training.library_metric import LOGITS
-from base.training.loss import CountedLoss, count_targets, no_loss
-from base.training.metrics import Loss, last_count, with_count
+from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.errors import ConfigError

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import PicklingError
 from typing import Any
 
@@ -14,7 +15,7 @@ from base.data.collate import send_small_tensors_by_value
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
 from utils.device import pins_memory
-from utils.errors import DataError, UserError
+from utils.errors import DataError, TrainingError, UserError
 from utils.random import mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
@@ -49,11 +50,11 @@ class Workers:
     def load(self, requests: Iterator[Request]) -> Iterator[Any]:
         """The batches for some requests, in order; requests are consumed ahead.
 
-        Raises DataError if the data set cannot be sent to another process.
+        Raises DataError if the data set cannot be sent to another process, and TrainingError if a worker died.
         """
         self._sampler.requests = requests
         try:
-            return iter(self._loader)
+            batches = iter(self._loader)
         except (AttributeError, TypeError, PicklingError) as error:
             if not re.search("pickle|local object", str(error)):
                 raise
@@ -63,6 +64,19 @@ class Workers:
                 f'They are started with the method "{method}", which cannot send a lambda, or a function or class '
                 "inside another: define it at the top level of its file, or set data_loader.args.num_workers to 0."
             ) from error
+        with naming_dead_worker():
+            yield from batches
+
+
+@contextmanager
+def naming_dead_worker() -> Iterator[None]:
+    """Raise TrainingError for torch's error about a ``DataLoader`` worker that died, but not for one raised in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
 
 
 def start_method(workers: int) -> str | None:

@@ -2,13 +2,15 @@
 
 trainer_interface  what a trainer defines and calls
 progress        counters: steps, epochs, the position in the data, the best value
-metrics         what is averaged, and over what; library_metric wraps the metrics of torchmetrics
+metrics         sums and means of the loss and the metrics; library_metric wraps the metrics of torchmetrics
 finite          ends the training at a loss that is not finite
-loss            a loss that is averaged over something other than samples
+loss            what a loss is averaged over: samples, class weights, tokens, pixels
 parameters      which optimizer and parameter group trains each parameter, and what is frozen
 schedule        an optimizer with its learning rate schedule; schedule_state what a checkpoint keeps of it
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
+epoch_start     what changes from epoch to epoch, before the first step of each
+saving          what a checkpoint holds, and when one is written
 averaging       averaged weights, evaluated in place of the weights
 first_batch     checks of a first batch, and messages for one that fails
 broadcast       checks that a loss or metric compares each output with its own target

@@ -5,19 +5,20 @@ Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Size, Tensor, broadcast_shapes, dist
+from torch import Size, Tensor, broadcast_shapes, dist, strided
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from base.metric import check_result
+from base.metric import MetricFunction, check_result
 from utils.errors import ConfigError
 from utils.optimizers import parameters_in
-from utils.tree import tensors
+from utils.random import isolated
+from utils.tree import same, tensors
 
 # losses that compare each input element with the same element of the target
 ELEMENTWISE = {
@@ -87,6 +88,43 @@ class NoBroadcast(TorchFunctionMode):
                     and result.shape == _broadcast(outputs.shape, targets.shape)
                 ):
                     raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
+
+
+def check_metrics(
+    functions: Mapping[str, MetricFunction],
+    library: Iterable[Any],
+    phase: str,
+    outputs: Any,
+    targets: Any,
+    *,
+    logits: bool,
+) -> None:
+    """Raise ConfigError if a metric broadcasts, returns no number, or changes what it gets. Does not add anything.
+
+    functions: by name. library: each a LibraryMetric. phase: whose first batch this is.
+    """
+
+    def check_unchanged(name: str) -> None:
+        if not same(before, _values([outputs, targets])):
+            raise ConfigError(
+                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
+                "change a copy, as in outputs = outputs.clone()"
+            )
+
+    before = _values([outputs, targets])
+    with isolated("metrics"):
+        for name, function in functions.items():
+            with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+                function(outputs, targets)
+            check_unchanged(name)
+        for metric in library:
+            metric.dry_run(outputs, targets, phase, logits=logits)
+            check_unchanged(metric.name)
+
+
+def _values(nest: Any) -> list[Tensor]:
+    """Copies of the tensors in a nest, without sparse ones."""
+    return [tensor.detach().clone() for tensor in tensors(nest) if tensor.layout == strided]
 
 
 def check_same_shape(what: str, phase: str, outputs: Size, targets: Size) -> None:

@@ -1,7 +1,7 @@
 """The loop of validation and test."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from base.data.batches import Batches
 from base.experiment import Experiment, Training
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
-from base.training.metrics import Metrics, completed
+from base.training.loss import completed
+from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
-from utils.errors import Stopped
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
@@ -106,18 +106,3 @@ class EvaluationLoop(TrainerInterface):
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
-
-
-@contextmanager
-def saved_if_it_fails(trainer: Any) -> Iterator[None]:
-    """A mistake in a BaseTrainer's validation costs no steps: a resumed run starts with the validation."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, Stopped) and trainer.runtime.process_group.world_size == 1:
-            with suppress(Exception):  # the device itself may have failed; the first error counts
-                trainer.save()
-                if trainer.outputs.checkpointer.wait():
-                    steps = trainer.progress.steps
-                    trainer.console.warn(f"step {steps:,} is saved; -r starts with the validation after it")
-        raise

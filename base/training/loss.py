@@ -1,18 +1,61 @@
-"""A loss that is averaged over something other than samples: class weights, tokens, pixels."""
+"""What a loss is averaged over: samples, or something else, such as class weights, tokens or pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from base.metric import StepResult
 from base.training.broadcast import outputs_and_targets
-from base.training.metrics import divisor, to_scalar, with_count
+from base.training.metrics import divisor, to_scalar
 from utils.errors import ConfigError
 from utils.tree import tensors
 
+Loss = Callable[..., Tensor]
+"""(outputs, targets) -> shape ()."""
+
 Count = Callable[[Tensor, Tensor], Tensor | float | None]
 """(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
+
+
+def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
+    """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
+
+    loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
+    """
+    count: Any = count_of([result.loss], loss)
+    count = taken if count is None else count
+    count = count if result.count is None else result.count
+    count = to_scalar(count)
+    if take_parts := getattr(loss, "take_parts", None):
+        return result._replace(count=count, log={**take_parts(), **result.log})
+    return result if count is result.count else result._replace(count=count)
+
+
+def count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
+    """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
+
+    Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
+    """
+    last = last_count(loss)
+    own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
+    return own[-1] if own else last
+
+
+def last_count(loss: Loss) -> Tensor | float | None:
+    """What a loss's last value was averaged over, returned once; None: samples."""
+    count: Tensor | float | None = getattr(loss, "last_count", None)
+    if count is not None:
+        loss.last_count = None  # type: ignore[attr-defined]
+    return count
+
+
+def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
+    """The loss, with what it was averaged over as an attribute; None: samples."""
+    if isinstance(loss, Tensor):  # train_step may still turn anything else into one
+        loss.averaged_over = count  # type: ignore[attr-defined]
+    return loss
 
 
 class CountedLoss:

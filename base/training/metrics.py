@@ -4,27 +4,22 @@ Values stay on the device and are read only when logged.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from base.metric import MetricFunction, StepResult, check_values, logged_number
-from base.training.broadcast import NoBroadcast
+from base.training.broadcast import check_metrics
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import ConfigError
-from utils.random import isolated
-from utils.tree import map_tensors, same, tensors
+from utils.tree import map_tensors
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 HALF = (torch.float16, torch.bfloat16)
-
-Loss = Callable[..., Tensor]
-"""(outputs, targets) -> shape ()."""
 
 
 def to_scalar(value: Tensor | float) -> Tensor | float:
@@ -183,33 +178,13 @@ class Metrics:
         outputs = map_tensors(_in_float32, outputs)
         targets = map_tensors(_in_float32, targets)
         if self.phase_to_check:
-            self._check(outputs, targets, logits=logits)
+            phase, self.phase_to_check = self.phase_to_check, ""
+            check_metrics(self.functions, self.library.values(), phase, outputs, targets, logits=logits)
         for name, function in self.functions.items():
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric in self.library.values():
             metric.update(outputs, targets, logits=logits)
-
-    def _check(self, outputs: Any, targets: Any, *, logits: bool) -> None:
-        """Raise ConfigError if a metric broadcasts or returns no number. Does not add anything."""
-        phase, self.phase_to_check = self.phase_to_check, ""
-        before = _values([outputs, targets])
-        with isolated("metrics"):
-            for name, function in self.functions.items():
-                with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
-                    function(outputs, targets)
-                self._check_unchanged(name, before, _values([outputs, targets]))
-            for name, metric in self.library.items():
-                metric.dry_run(outputs, targets, phase, logits=logits)
-                self._check_unchanged(name, before, _values([outputs, targets]))
-
-    @staticmethod
-    def _check_unchanged(name: str, before: Any, after: Any) -> None:
-        if not same(before, after):
-            raise ConfigError(
-                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
-                "change a copy, as in outputs = outputs.clone()"
-            )
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
@@ -275,11 +250,6 @@ class Metrics:
         return {**self.means, **self.library}
 
 
-def _values(nest: Any) -> list[Tensor]:
-    """Copies of the tensors in a nest, without sparse ones."""
-    return [tensor.detach().clone() for tensor in tensors(nest) if tensor.layout == torch.strided]
-
-
 def _in_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
@@ -329,45 +299,6 @@ class StepLoss:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         return scale * self.loss
-
-
-def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
-    """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
-
-    loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
-    """
-    count: Any = count_of([result.loss], loss)
-    count = taken if count is None else count
-    count = count if result.count is None else result.count
-    count = to_scalar(count)
-    if take_parts := getattr(loss, "take_parts", None):
-        return result._replace(count=count, log={**take_parts(), **result.log})
-    return result if count is result.count else result._replace(count=count)
-
-
-def count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
-    """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
-
-    Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
-    """
-    last = last_count(loss)
-    own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
-    return own[-1] if own else last
-
-
-def last_count(loss: Loss) -> Tensor | float | None:
-    """What a loss's last value was averaged over, returned once; None: samples."""
-    count: Tensor | float | None = getattr(loss, "last_count", None)
-    if count is not None:
-        loss.last_count = None  # type: ignore[attr-defined]
-    return count
-
-
-def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
-    """The loss, with what it was averaged over as an attribute; None: samples."""
-    if isinstance(loss, Tensor):  # train_step may still turn anything else into one
-        loss.averaged_over = count  # type: ignore[attr-defined]
-    return loss
 
 
 def divisor(count: Tensor | float) -> Any:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from base.data.batches import StepBatches
-from base.training.metrics import StepLoss, count_of
+from base.training.loss import count_of
+from base.training.metrics import StepLoss
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
 from utils.random import generator_states, restore_generators

@@ -12,11 +12,8 @@ from base.training.buffers import load_part
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from utils import checkpoint
-from utils.device_errors import device_failure
-from utils.errors import Stopped, UserError
 from utils.random import isolated
 from utils.tree import same
-from utils.user_code import format_error, user_line
 
 
 @contextmanager
@@ -47,26 +44,6 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
                     setattr(module, name, None)
                 for name, (buffer, values) in before.items():
                     setattr(module, name, buffer.copy_(values))  # the module may have replaced it
-
-
-@contextmanager
-def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
-    """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
-
-    It then shows nothing, and the weights and other parts of the checkpoint stay as they were.
-    """
-    with ExitStack() as stack:
-        if again:
-            stack.enter_context(trainer.shown.to(None))
-            model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
-            stack.enter_context(kept({**model, **own_parts(trainer)}))
-        try:
-            yield
-        except Exception as error:  # of the user's code, such as one that samples from the model
-            line = user_line(error)
-            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
-                raise
-            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
 
 
 @contextmanager

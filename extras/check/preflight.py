@@ -23,6 +23,7 @@ from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.broadcast import check_next_step
+from base.training.epoch_start import prepare_epoch
 from base.training.first_batch import check_backward_was_called, check_loss_was_called, check_step_was_taken
 from base.training.metrics import Metrics
 from base.training.observer import Observer
@@ -106,7 +107,7 @@ class _Check:
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
-        trainer.prepare_epoch(0, again=False)
+        prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
         trainer.train_metrics = Metrics(
             {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from base.data.workers import start_method
+from base.data.workers import naming_dead_worker, start_method
 from extras.predict.arrays import NpyRows, NpzRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
-from utils.errors import DataError, TrainingError, UserError
+from utils.errors import DataError, UserError
 from utils.signals import end_workers_at_exit, ignore_in_worker
 from utils.tree import map_tensors
 
@@ -118,17 +118,13 @@ def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
         generator=torch.Generator(),  # by default the loader would draw from the model's
     )
     start = 0
-    try:
+    with naming_dead_worker():
         for values in loader:
             for name, value in zip(names[start : start + CHUNK], values, strict=True):
                 if isinstance(value, UserError):
                     raise type(value)(f"{name}: {value}")
                 yield Item(name, None, None, value) if isinstance(value, str) else Item(name, None, _unpacked(value))
             start += len(values)
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise TrainingError(f"a worker process died (out of memory?): {error}") from error
 
 
 class _Files(Dataset[Any]):

@@ -316,7 +316,7 @@ class Plain(nn.Module):
 def test_a_checkpoint_from_before_losses_without_a_state_were_saved(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     with temporarily(LOSSES, Plain):
         with monkeypatch.context() as before:
-            before.setattr("base.base_trainer.stateful_loss", lambda loss: None)
+            before.setattr("base.training.saving.stateful_loss", lambda loss: None)
             run = fit("trainer.epochs=1", loss="Plain").run_dir
         assert "loss" not in state(run)
         train.main(["-r", run, "trainer.epochs=2"])

@@ -1,0 +1,63 @@
+"""What changes from epoch to epoch, before the first step of each."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from base.base_data_loader import BaseDataLoader
+from base.training.state import own_parts
+from base.training.trainer_interface import TrainerInterface
+from base.training.untouched import kept
+from utils.device_errors import device_failure
+from utils.errors import Stopped, UserError
+from utils.optimizers import start_momentum
+from utils.random import isolated
+from utils.user_code import format_error, user_line
+
+
+def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
+    """Apply what changes from epoch to epoch to a BaseTrainer.
+
+    epochs: number of finished epochs. again: see ``begun_once``.
+    """
+    data = trainer.experiment.data
+    trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
+    data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+    changes = data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch
+    with (
+        isolated(trainer.experiment.seed, "epoch", epochs),
+        begun_once(trainer, again=again) if changes else nullcontext(),
+    ):
+        if data_changes:
+            data.begin_epoch(epochs + 1)
+            trainer.close_workers()  # new worker processes get the data set as it is now
+        trainer.begin_epoch(epochs + 1)
+        if changes and data.device_cache:
+            data.device_cache.refresh()
+    trainer.saved_data.check_lengths()
+    if not trainer.experiment.model.training:  # the whole model, as to show samples
+        trainer.model.train()
+    if trainer.training.frozen.apply(epochs):
+        trainer.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
+    for each in trainer.training.optimizers.values():
+        start_momentum(each.optimizer)
+
+
+@contextmanager
+def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
+    """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
+
+    It then shows nothing, and the weights and other parts of the checkpoint stay as they were.
+    """
+    with ExitStack() as stack:
+        if again:
+            stack.enter_context(trainer.shown.to(None))
+            model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
+            stack.enter_context(kept({**model, **own_parts(trainer)}))
+        try:
+            yield
+        except Exception as error:  # of the user's code, such as one that samples from the model
+            line = user_line(error)
+            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
+                raise
+            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error

@@ -1,0 +1,99 @@
+"""What a checkpoint holds, and when one is written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from base.experiment import Experiment, Outputs, Training
+from base.training.evaluation import EvaluationLoop
+from base.training.finite import FiniteLosses
+from base.training.parameters import stateful_loss
+from base.training.saved_data import SavedData
+from base.training.state import load_state
+from utils import checkpoint
+from utils.checkpoint.weights_file import AVERAGED
+from utils.errors import Stopped
+from utils.random import generator_states
+from utils.schema import TrainerConfig
+
+
+class Checkpointed(EvaluationLoop):
+    """The part of ``BaseTrainer`` that is saved and restored."""
+
+    training: Training
+    outputs: Outputs
+    saved_data: SavedData
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.train_metrics = experiment.make_metrics()
+        self.finite = FiniteLosses()
+        self.has_started = False
+        """Whether this process has taken a step, or saved."""
+        self._saved: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Called after the first step of this process, or before it saves: its config is now that of the run."""
+        self.has_started = True
+        self.observer.first_step(self)
+        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
+        self.outputs.on_first_step()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the newest one already has this state and was written."""
+        moment = self.progress.state_dict()
+        checkpointer = self.outputs.checkpointer
+        if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
+            return
+        self.finite.check(self)
+        if not self.has_started:
+            self.start()
+        checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
+        self._saved = moment
+
+    def stateful(self) -> dict[str, Any]:
+        """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
+
+        Parts created in the constructor are restored for tests too, as averaged weights must be.
+        """
+        loss = stateful_loss(self.experiment.criterion)
+        parts: dict[str, Any] = {"model": self.experiment.model}
+        parts |= {name: part for name, part in (("loss", loss), (AVERAGED, self.averaged_weights)) if part}
+        if not hasattr(self, "training"):
+            return parts
+        return {
+            "data": self.saved_data,
+            **parts,
+            **self.training.stateful(),
+            "runtime": self.runtime,
+            "metrics": self.train_metrics,
+            "progress": self.progress,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint: tensors and plain values. Raises UserError if there is anything else."""
+        state = {name: part.state_dict() for name, part in self.stateful().items()}
+        state["random"] = self.runtime.process_group.gather(generator_states())
+        state["writers"] = self.outputs.writers.state_dict()
+        return checkpoint.plain({**state, "config": self.experiment.saved_config})
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
+        load_state(self, state, source)
+        self._saved = self.progress.state_dict()
+
+
+@contextmanager
+def saved_if_it_fails(trainer: Any) -> Iterator[None]:
+    """A mistake in a BaseTrainer's validation costs no steps: a resumed run starts with the validation."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Stopped) and trainer.runtime.process_group.world_size == 1:
+            with suppress(Exception):  # the device itself may have failed; the first error counts
+                trainer.save()
+                if trainer.outputs.checkpointer.wait():
+                    steps = trainer.progress.steps
+                    trainer.console.warn(f"step {steps:,} is saved; -r starts with the validation after it")
+        raise
