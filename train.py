@@ -18,11 +18,8 @@ if __name__ == "__main__":
     cli.answer_early(__doc__)
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
@@ -30,6 +27,7 @@ from base.build import build_experiment, build_trainer, build_training, with_fac
 from base.initial_weights import load_initial_weights, load_initial_weights_again
 from base.outputs import build_outputs
 from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_job, run_started_last
+from base.training.run import Result as Result
 from base.training.run import logged, new_folder, outcome_recorded, removed_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import cli
@@ -39,27 +37,6 @@ from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 from utils.streams import clear_loading
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a run."""
-
-    run_dir: Path
-    epochs: int
-    steps: int
-    best: float | None
-    """The best monitored value; None if nothing is monitored."""
-    model: nn.Module = field(repr=False)
-    """As the last step left it, in evaluation mode. ``load_run(run_dir)`` has the weights of the best epoch, or the
-    averaged ones."""
-    history: list[dict[str, Any]] = field(repr=False)
-    """The values of each epoch, as in metrics.jsonl."""
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The values of the last epoch."""
-        return self.history[-1]
 
 
 def main(argv: Sequence[str | Path] | None = None) -> Result | Any:

@@ -240,9 +240,3 @@ class Batches:
     def close(self) -> None:
         """End the worker processes."""
         self._workers = None
-
-
-def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:
-    """The samples in some batches for a message: "samples 3, 14, ..."."""
-    indices = [int(index) for each in ranges for index in as_tensor(batches.sample_indices(each))]
-    return f"samples {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''}"

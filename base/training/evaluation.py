@@ -11,7 +11,7 @@ from base.data.batches import Batches
 from base.experiment import Experiment, Training
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
-from base.training.loss import completed
+from base.training.loss import LossParts, completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import loss_module
@@ -79,7 +79,7 @@ class EvaluationLoop(TrainerInterface):
         metrics = self.experiment.make_metrics()
         criterion: Any = self.criterion
         if hasattr(criterion, "take_parts"):  # losses by name
-            metrics.loss_weights = criterion.weights
+            metrics.loss_parts = LossParts(criterion.weights)
         return metrics
 
     @contextmanager

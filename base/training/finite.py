@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from base.data.batches import Batches, BatchRange, samples_of
+from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
 from base.data.stream import StreamBatches
 from base.training.progress import Progress
@@ -57,6 +57,12 @@ class FiniteLosses:
         if any(checkpoints.glob("step-*")):
             message += f"\nThe checkpoints in {checkpoints} are from before that step."
         raise TrainingError(message)
+
+
+def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:
+    """The samples in some batches for a message: "samples 3, 14, ..."."""
+    indices = [int(index) for each in ranges for index in as_tensor(batches.sample_indices(each))]
+    return f"samples {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''}"
 
 
 def _broken_samples(batches: Batches, ranges: Iterable[BatchRange]) -> list[str]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from base.data.batches import Batches, BatchRange, MicroBatch, samples_of
+from base.data.batches import Batches, BatchRange, MicroBatch
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
+from base.training.finite import samples_of
 from base.training.loss import no_loss
 from base.training.untouched import untouched
 from utils.determinism import without_kernel

@@ -1,6 +1,7 @@
 """What a loss is averaged over: samples, or something else, such as class weights, tokens or pixels."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from base.metric import StepResult
 from base.training.broadcast import outputs_and_targets
 from base.training.metrics import divisor, to_scalar
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.tree import tensors
 
@@ -56,6 +58,31 @@ def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
     if isinstance(loss, Tensor):  # train_step may still turn anything else into one
         loss.averaged_over = count  # type: ignore[attr-defined]
     return loss
+
+
+class LossParts:
+    """Losses by name in one evaluation. If each is averaged over something else, so is the loss over all samples.
+
+    It is then the weighted sum of their means over all samples, rather than the mean of their weighted sums.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = weights
+        self._differ: Tensor | bool = False
+        self._is_sum = True  # of these losses alone
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a batch, whose attribute ``parts_differ`` tells whether it is averaged so."""
+        self._is_sum &= hasattr(loss, "parts_differ")
+        self._differ = self._differ | getattr(loss, "parts_differ", False)
+
+    def corrected(self, values: dict[str, float], process_group: ProcessGroup) -> dict[str, float]:
+        """The values of the evaluation with this loss, if the losses of a batch differ so in any process."""
+        other_loss, differ = process_group.all_reduce_sum([float(not self._is_sum), float(self._differ)])
+        if other_loss or not differ:
+            return values
+        means = {name: values.get(name, math.nan) for name in self.weights}
+        return values | {"loss": sum(self.weights[name] * mean for name, mean in means.items() if not math.isnan(mean))}
 
 
 class CountedLoss:

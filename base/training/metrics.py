@@ -139,11 +139,8 @@ class Metrics:
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
-        self.loss_weights: Mapping[str, float] = {}
-        """Of losses by name, whose weighted sum of means over all samples is then the loss, if each of them is averaged
-        over something else."""
-        self._parts_differ: Tensor | bool = False
-        self._is_sum = True
+        self.loss_parts: Any = None
+        """A LossParts if there are losses by name."""
         self.phase_to_check = ""
         """The phase whose first batch is next; its shapes and values are then checked."""
 
@@ -155,9 +152,8 @@ class Metrics:
         """
         if not samples:
             return
-        if self.loss_weights:
-            self._is_sum &= hasattr(result.loss, "parts_differ")
-            self._parts_differ = self._parts_differ | getattr(result.loss, "parts_differ", False)
+        if self.loss_parts:
+            self.loss_parts.add(result.loss)
         if self.sum_loss:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
         elif isinstance(count := result.count, Tensor) or count != 0:
@@ -201,16 +197,7 @@ class Metrics:
             name: metric for name, metric in self._all().items() if name not in self.logs or self.means[name].weight
         }
         values = {name: metric.compute() for name, metric in measured.items()}
-        if self.loss_weights and self._needs_parts():
-            means = {name: values.get(name, math.nan) for name in self.loss_weights}
-            values["loss"] = sum(self.loss_weights[name] * mean for name, mean in means.items() if not math.isnan(mean))
-        return values
-
-    def _needs_parts(self) -> bool:
-        """Whether, in some process, the losses of a batch were averaged over different numbers."""
-        own = [not self._is_sum, bool(self._parts_differ)]
-        other_loss, differ = self.process_group.all_reduce_sum(list(map(float, own)))
-        return bool(differ) and not other_loss
+        return self.loss_parts.corrected(values, self.process_group) if self.loss_parts else values
 
     def reset(self) -> None:
         for metric in self._all().values():

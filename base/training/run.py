@@ -3,6 +3,11 @@
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from base.base_trainer import BaseTrainer
 from base.initial_weights import InitialWeights
@@ -13,6 +18,27 @@ from utils.errors import Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, changes, environment
 from utils.text import dotted
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run."""
+
+    run_dir: Path
+    epochs: int
+    steps: int
+    best: float | None
+    """The best monitored value; None if nothing is monitored."""
+    model: nn.Module = field(repr=False)
+    """As the last step left it, in evaluation mode. ``load_run(run_dir)`` has the weights of the best epoch, or the
+    averaged ones."""
+    history: list[dict[str, Any]] = field(repr=False)
+    """The values of each epoch, as in metrics.jsonl."""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The values of the last epoch."""
+        return self.history[-1]
 
 
 def new_folder(loaded: LoadedConfig, weights: InitialWeights | None) -> RunFolder:
