@@ -33,6 +33,7 @@ from base.training.observer import Observer
 from base.training.resume import run_started_last
 from logger.writers import EventWriter
 from utils import cli
+from utils.determinism import kernels_of_the_caller
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
@@ -43,6 +44,7 @@ from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
 
+@kernels_of_the_caller()
 def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
     """The command line as a function. Returns the loss and metrics on the test data; empty for --compare."""
     get_process_group()  # with several processes, the first to fail reports its error

@@ -32,6 +32,7 @@ from base.training.run import logged, new_folder, outcome_recorded, removed_if_e
 from base.training.summary import end_summary, start_summary
 from utils import cli
 from utils.config import LoadedConfig, load_config
+from utils.determinism import kernels_of_the_caller
 from utils.distributed import get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
@@ -39,6 +40,7 @@ from utils.run_folder import RunFolder
 from utils.streams import clear_loading
 
 
+@kernels_of_the_caller()
 def main(argv: Sequence[str | Path] | None = None) -> Result | Any:
     """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting.
 

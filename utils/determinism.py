@@ -44,6 +44,21 @@ def use_deterministic_kernels(
     _translate_warnings(warn)
 
 
+@contextmanager
+def kernels_of_the_caller() -> Iterator[None]:
+    """Inside the block, a run may choose its kernels; afterwards they are the caller's again, as in a notebook."""
+    global _set_here
+    before, mode, show = _set_here, torch.get_deterministic_debug_mode(), warnings.showwarning
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _set_here = before
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        warnings.showwarning = show
+
+
 def accept_cublas(device: torch.device) -> None:
     """Let torch take cuBLAS's matrix products as deterministic. They are, since torch gives each stream its workspace:
     https://docs.nvidia.com/cuda/cublas/#results-reproducibility

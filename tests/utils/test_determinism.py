@@ -17,9 +17,10 @@ import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
 from tests.helpers import lines, needs_extra, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.determinism import CUBLAS_VARIABLE, accept_cublas, fastest_kernels, use_deterministic_kernels
 from utils.errors import UserError
-from utils.registry import MODELS
+from utils.registry import MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
 CPU = torch.device("cpu")
@@ -79,10 +80,20 @@ def test_runs_that_gather_rows_end_with_the_same_bits(fit: Fit) -> None:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("setting", "mode"), [("false", 0), ("warn", 1), ("true", 2)])
 def test_the_setting_is_torchs_mode_for_the_run(fit: Fit, setting: str, mode: int) -> None:
-    fit("trainer.epochs=1", f"runtime.deterministic={setting}")
-    assert torch.get_deterministic_debug_mode() == mode
-    if mode:
-        assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    modes, filled = [], []
+
+    class Watching(Trainer):
+        def begin_epoch(self, epoch: int) -> None:
+            modes.append(torch.get_deterministic_debug_mode())
+            filled.append(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
+
+    before = torch.get_deterministic_debug_mode(), warnings.showwarning
+    with temporarily(TRAINERS, Watching):
+        fit("trainer.epochs=1", "trainer.type=Watching", f"runtime.deterministic={setting}")
+    assert set(modes) == {mode}
+    assert set(filled) == {mode == 0}
+    assert (torch.get_deterministic_debug_mode(), warnings.showwarning) == before
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
 def test_an_operation_without_a_deterministic_kernel_is_reported_once(
@@ -157,7 +168,6 @@ def test_torchmetrics_counts_without_a_table_of_samples_by_classes(fit: Fit, mon
     metric = {"type": "JaccardIndex", "args": {"task": "multiclass", "num_classes": 3}}
     fit("trainer.epochs=1", metrics=[metric])
     assert modes == {0}
-    assert torch.get_deterministic_debug_mode() == 1
 
 
 @pytest.mark.parametrize("looks", ["once", "at each product"])
