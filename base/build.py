@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Experiment, Training
 from base.losses import build_loss
+from base.metric import of_entry
+from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.parameters import (
     Frozen,
@@ -243,21 +245,24 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
 
 
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
-    functions, library, definitions = {}, dict[str, Any](), {}
+    functions, library, definitions = {}, dict[str, LibraryMetric](), {}
+    losses = loaded.config.losses
     for index, metric in enumerate(loaded.config.metrics):
-        name, component = metric.name or metric.type, METRICS[metric.type]
+        name, component = metric.logged_name, METRICS[metric.type]
         args = arguments_of(loaded, METRICS, metric.type, metric.args, ("metrics", index, "args"))
         make = functools.partial(component, **args)
-        definitions[name] = metric.model_dump()
+        definitions[name] = metric.model_dump(exclude=None if metric.entry else {"entry"})
         if inspect.isclass(component):
-            library[name] = made = call(loaded, ("metrics", index), metric.type, make, object)
+            made = call(loaded, ("metrics", index), metric.type, make, object)
             if not isinstance(made, nn.Module):
                 message = (
                     f"{metric.type} is a class; a metric is a function, or a class derived from torchmetrics.Metric"
                 )
                 raise loaded.error(("metrics", index), message)
+            loss = losses[key].type if (key := metric.entry or "") in losses else ""
+            library[name] = LibraryMetric(name, cast("Any", made.to(runtime.device)), loss, entry=metric.entry)
         else:
-            functions[name] = make
+            functions[name] = functools.partial(of_entry, make, name, metric.entry) if metric.entry else make
     logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())
     if isinstance(logs, str):
         message = f'{loaded.config.trainer.type}.logs is a string; expected a tuple of names: logs = ("{logs}",)'
@@ -265,12 +270,10 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
     return Metrics(
         functions,
         library,
-        device=runtime.device,
-        loss=losses[""].type if (losses := loaded.config.losses).keys() == {""} else "",
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,
-        logs=[*logs, *filter(None, loaded.config.losses)],
+        logs=[*logs, *filter(None, losses)],
     )
 
 

@@ -13,6 +13,29 @@ MetricFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> float of shape (B,)."""
 
 
+def entries(name: str, entry: str | None, outputs: Any, targets: Any) -> tuple[Any, Any]:
+    """The entry of outputs and targets that a metric gets, of those that are dicts; None: all of both.
+
+    name: of the metric. Raises ConfigError if there is no such entry.
+    """
+    if entry is None:
+        return outputs, targets
+    parts = []
+    for what, nest in (("outputs", outputs), ("targets", targets)):
+        if isinstance(nest, Mapping) and entry not in nest:
+            there = ", ".join(map(str, nest))
+            raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", but the {what} have only: {there}')
+        parts.append(nest[entry] if isinstance(nest, Mapping) else nest)
+    if not (isinstance(outputs, Mapping) or isinstance(targets, Mapping)):
+        raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", but neither outputs nor targets are dicts')
+    return parts[0], parts[1]
+
+
+def of_entry(function: MetricFunction, name: str, entry: str, outputs: Any, targets: Any) -> Tensor:
+    """A metric function of one entry."""
+    return function(*entries(name, entry, outputs, targets))
+
+
 class StepResult(NamedTuple):
     """The result of a training or evaluation step."""
 

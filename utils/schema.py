@@ -178,7 +178,13 @@ class MetricConfig(Component):
     """A metric, by name."""
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
-    """The name under which it is logged; null: its type."""
+    """The name under which it is logged; null: its type, after its entry if it has one, as in "day_accuracy"."""
+    entry: str | None = None
+    """The entry of the outputs and targets that it gets, if they are dicts; null: all of them."""
+
+    @property
+    def logged_name(self) -> str:
+        return self.name or (f"{self.entry}_{self.type}" if self.entry else self.type)
 
 
 class SchedulerConfig(Component):

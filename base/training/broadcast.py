@@ -92,16 +92,15 @@ class NoBroadcast(TorchFunctionMode):
 
 def check_metrics(
     functions: Mapping[str, MetricFunction],
-    library: Iterable[Any],
+    library: Iterable[tuple[Any, bool]],
     phase: str,
     outputs: Any,
     targets: Any,
-    *,
-    logits: bool,
 ) -> None:
     """Raise ConfigError if a metric broadcasts, returns no number, or changes what it gets. Does not add anything.
 
-    functions: by name. library: each a LibraryMetric. phase: whose first batch this is.
+    functions: by name. library: each a LibraryMetric, and whether its outputs are what the loss got. phase: whose first
+    batch this is.
     """
 
     def check_unchanged(name: str) -> None:
@@ -117,7 +116,7 @@ def check_metrics(
             with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
                 function(outputs, targets)
             check_unchanged(name)
-        for metric in library:
+        for metric, logits in library:
             metric.dry_run(outputs, targets, phase, logits=logits)
             check_unchanged(metric.name)
 

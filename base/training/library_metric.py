@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from base.metric import entries
 from base.training.broadcast import NoBroadcast, check_same_shape
 from utils.determinism import fastest_kernels
 from utils.device_errors import device_failure
@@ -39,12 +40,14 @@ class LibraryMetric:
 
     loss: the name of the loss. If it takes logits, and the outputs are those that it got, torchmetrics' own metrics get
         the probabilities: they take a batch for logits only if a value is below 0 or above 1, which differs by batch.
+    entry: of outputs and targets that are dicts, which alone the metric gets.
     """
 
-    def __init__(self, name: str, metric: "Metric", loss: str = "") -> None:
+    def __init__(self, name: str, metric: "Metric", loss: str = "", *, entry: str | None = None) -> None:
         self.name = name
         self.metric = metric
         self.loss = loss
+        self.entry = entry
         self.parts = _parts(metric)
         self.own = not type(metric).__module__.startswith("torchmetrics.")
         kinds = [] if self.own else [part for part in self.parts.values() if _is_kind(part)]
@@ -65,7 +68,8 @@ class LibraryMetric:
             )
 
     def update(self, outputs: Any, targets: Any, *, logits: bool = False) -> None:
-        """logits: whether the outputs are what the loss got."""
+        """logits: from ``gets_from_loss``."""
+        outputs, targets = entries(self.name, self.entry, outputs, targets)
         if logits and self._independent:
             outputs = outputs.sigmoid()
             if targets.is_floating_point():  # some take only integers; 2 is not a class, and is refused
@@ -74,6 +78,10 @@ class LibraryMetric:
             outputs = outputs.softmax(1)
         with self._naming_errors("does not accept these outputs and targets"), self.kernels():
             self.metric.update(outputs, targets)
+
+    def gets_from_loss(self, outputs: Any, targets: Any) -> bool:
+        """Whether it gets what the loss got."""
+        return getattr(entries(self.name, self.entry, outputs, targets)[0], "given_to_loss", False)
 
     def compute(self) -> float:
         with self._naming_errors("cannot be computed"), self.kernels(), self._naming_warnings():
@@ -92,6 +100,7 @@ class LibraryMetric:
     def dry_run(self, outputs: Any, targets: Any, phase: str, *, logits: bool = False) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
+        outputs, targets = entries(self.name, self.entry, outputs, targets)
         trial = LibraryMetric(self.name, copy, self.loss)
         trial.reset()
         for part in trial.parts.values():

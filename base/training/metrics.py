@@ -5,7 +5,7 @@ Values stay on the device and are read only when logged.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from base.training.broadcast import check_metrics
 from base.training.library_metric import LibraryMetric
 from utils.distributed.process_group import ProcessGroup
 from utils.tree import map_tensors
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -112,7 +109,7 @@ class Metrics:
     """The loss and metrics of one phase (training, validation or test).
 
     functions: per-sample metrics by name, (outputs, targets) -> float of shape (B,).
-    library: torchmetrics metrics by name. loss: the name of the config's loss, as they need it.
+    library: torchmetrics metrics by name.
     sum_loss: the loss is a sum over samples, not a mean. It is logged as the sum over an optimizer step's samples in
         training, and over the data set in evaluation.
     process_group: each process adds its own samples; sums are reduced when they are read.
@@ -123,10 +120,8 @@ class Metrics:
     def __init__(
         self,
         functions: Mapping[str, MetricFunction],
-        library: Mapping[str, "Metric"],
+        library: Mapping[str, LibraryMetric],
         *,
-        device: torch.device,
-        loss: str = "",
         sum_loss: bool = False,
         process_group: ProcessGroup | None = None,
         definitions: Mapping[str, Any] | None = None,
@@ -134,7 +129,7 @@ class Metrics:
     ) -> None:
         self.logs = tuple(logs)
         self.functions = dict(functions)
-        self.library = {name: LibraryMetric(name, metric.to(device), loss) for name, metric in library.items()}
+        self.library = dict(library)
         self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
@@ -169,17 +164,17 @@ class Metrics:
             self.means[name].add(number, factor=weight, weight=weight)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
-        logits = getattr(outputs, "given_to_loss", False)
+        from_loss = [metric.gets_from_loss(outputs, targets) for metric in self.library.values()]
         # squares and sums overflow in half precision, long before the result is out of range
         outputs = map_tensors(_in_float32, outputs)
         targets = map_tensors(_in_float32, targets)
         if self.phase_to_check:
             phase, self.phase_to_check = self.phase_to_check, ""
-            check_metrics(self.functions, self.library.values(), phase, outputs, targets, logits=logits)
+            check_metrics(self.functions, zip(self.library.values(), from_loss, strict=True), phase, outputs, targets)
         for name, function in self.functions.items():
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
-        for metric in self.library.values():
+        for metric, logits in zip(self.library.values(), from_loss, strict=True):
             metric.update(outputs, targets, logits=logits)
 
     def close_interval(self) -> dict[str, float]:

@@ -109,9 +109,7 @@ class _Check:
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
         prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
-        trainer.train_metrics = Metrics(
-            {}, {}, device=self.runtime.device, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs
-        )
+        trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
         trainer.unchecked.clear()  # its problems are reported here
         self.kept = exactness_checks.Kept(trainer)
 

@@ -80,7 +80,7 @@ def layout(config: Config, training: Training) -> Summary:
     rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
     charts: dict[str, dict[str, str]] = {
         name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
-        for name in ["loss", *(metric.name or metric.type for metric in config.metrics)]
+        for name in ["loss", *(metric.logged_name for metric in config.metrics)]
     }
     charts |= {
         "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},

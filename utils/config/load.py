@@ -193,7 +193,7 @@ def _reduction_problems(loss: Component, path: KeyPath) -> Iterator[Problem]:
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
-    names = [metric.name or metric.type for metric in config.metrics]
+    names = [metric.logged_name for metric in config.metrics]
     logs = list(getattr(TRAINERS.get(config.trainer.type), "logs", ()))
     losses = list(filter(None, config.losses))
     for name in losses:

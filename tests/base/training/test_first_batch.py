@@ -18,6 +18,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data import TensorSource
 from base.metric import StepResult
 from base.training.broadcast import NoBroadcast
+from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
 from tests.helpers import lines, same, state, temporarily
@@ -180,7 +181,7 @@ def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
             continue
         needed = {"MinkowskiDistance": {"p": 2.0}, "CriticalSuccessIndex": {"threshold": 0.5}}
         args = needed.get(name, {})
-        made = Metrics({}, {name: component(**args)}, device=torch.device("cpu"))
+        made = Metrics({}, {name: LibraryMetric(name, component(**args))})
         made.phase_to_check = "training"
         with pytest.raises(ConfigError, match=r"outputs of shape \(6,\) with targets of shape \(6, 1\)"):
             made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=6, share=1.0)

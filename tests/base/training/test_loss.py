@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchmetrics.classification import MulticlassAUROC
 
 import train
 from base.base_data_loader import BaseDataLoader
@@ -420,14 +421,14 @@ UNEQUAL = {"kind": {"type": "cross_entropy", "args": {"ignore_index": 2}}, "size
 """Means over different numbers of targets."""
 
 
-def on_two_targets(fit: Fit, *overrides: str, loss: Any = SUM, **data: Any) -> train.Result:
+def on_two_targets(fit: Fit, *overrides: str, loss: Any = SUM, metrics: Any = (), **data: Any) -> train.Result:
     with temporarily(MODELS, TwoHeads), temporarily(DATA_LOADERS, TwoTargets), temporarily(LOSSES, Learnt):
         return fit(
             *overrides,
             data_loader={"type": "TwoTargets", "args": {"batch_size": 8, "validation_split": 8, **data}},
             model="TwoHeads",
             loss=loss,
-            metrics=[],
+            metrics=list(metrics),
         )
 
 
@@ -458,6 +459,49 @@ def test_a_loss_by_a_name_that_no_entry_has(fit: Fit) -> None:
         ConfigError, match=r'the loss "sizes" gets the whole dict of outputs, .*, only kind, size: Attrib'
     ):
         on_two_targets(fit, loss=misspelt)
+
+
+AUROC = {"type": "AUROC", "args": {"task": "multiclass", "num_classes": 3}, "entry": "kind"}
+OF_ENTRIES: list[Any] = [
+    {"type": "accuracy", "entry": "kind"},
+    {"type": "MeanSquaredError", "entry": "size", "name": "mse"},
+    AUROC,
+]
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_metrics_of_one_entry_of_outputs_and_targets(fit: Fit) -> None:
+    losses = {"kind": "cross_entropy", "size": {"type": "MSELoss"}}
+    found = [
+        on_two_targets(fit, "trainer.monitor=max val_kind_accuracy", loss=losses, metrics=OF_ENTRIES, eval_batch_size=n)
+        for n in (8, 3)
+    ]
+    one, other = (result.last for result in found)
+    assert one["val_mse"] == pytest.approx(one["val_size"], rel=1e-6)  # the loss itself
+    assert other["val_kind_AUROC"] == pytest.approx(one["val_kind_AUROC"], rel=1e-6)  # of probabilities in every batch
+    assert found[0].best == max(line["val_kind_accuracy"] for line in lines(found[0].run_dir))
+    assert {"kind_accuracy/train", "mse/valid"} <= curves(found[0].run_dir).keys()
+
+    data = TwoTargets(batch_size=8, validation_split=8).validation()
+    assert data is not None
+    [batch] = data.one_pass()
+    inputs, targets = batch.data
+    weights = state(found[0].run_dir)["model"]
+    scores = inputs @ weights["kind.weight"].T + weights["kind.bias"]
+    assert one["val_kind_accuracy"] == pytest.approx(float((scores.argmax(1) == targets["kind"]).float().mean()))
+    expected = MulticlassAUROC(3)(scores.softmax(1), targets["kind"])
+    assert one["val_kind_AUROC"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["accuracy", {"type": "AUROC", "args": AUROC["args"]}])
+def test_a_metric_of_an_entry_that_is_not_there(fit: Fit, kind: Any) -> None:
+    metric = {"name": "it", "entry": "kinds", **(kind if isinstance(kind, dict) else {"type": kind})}
+    with pytest.raises(
+        ConfigError, match='metrics: "it" takes the entry "kinds", but the outputs have only: kind, size'
+    ):
+        on_two_targets(fit, metrics=[metric])
+    with pytest.raises(ConfigError, match='"it" takes the entry "kinds", but neither outputs nor targets are dicts'):
+        fit(metrics=[metric])
 
 
 @pytest.mark.slow

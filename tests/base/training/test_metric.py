@@ -34,7 +34,9 @@ TARGETS = torch.randint(5, (103,), generator=GENERATOR)
 
 def metrics(*, sum_loss: bool = False, library: dict[str, Any] | None = None) -> Metrics:
     functions = {"accuracy": metric.accuracy, "top": lambda o, t: metric.top_k_accuracy(o, t, k=2)}
-    return Metrics(functions, library or {}, device=torch.device("cpu"), sum_loss=sum_loss)
+    return Metrics(
+        functions, {name: LibraryMetric(name, each) for name, each in (library or {}).items()}, sum_loss=sum_loss
+    )
 
 
 def feed(made: Metrics, start: int = 0, stop: int = 103, size: int = 10, reduction: str = "mean") -> None:
@@ -227,7 +229,7 @@ def test_a_later_batch_that_a_library_metric_refuses_names_the_metric() -> None:
 
 
 def test_a_metric_function_gives_one_number_a_sample() -> None:
-    made = Metrics({"wrong": lambda o, t: o.mean()}, {}, device=torch.device("cpu"))
+    made = Metrics({"wrong": lambda o, t: o.mean()}, {})
     with pytest.raises(ConfigError, match=r'"wrong" returned shape \(\) for 2 samples'):
         made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
 
@@ -267,7 +269,7 @@ def test_metrics_of_half_precision_outputs_do_not_overflow(dtype: torch.dtype) -
     outputs = torch.full((100, 4), 300.0, dtype=dtype)
     targets = torch.zeros(100, 4, dtype=dtype)
     functions = {"square": metric.mean_squared_error, "raw": lambda o, t: torch.full((100,), 1000.0, dtype=dtype)}
-    made = Metrics(functions, {"mse": MeanSquaredError()}, device=torch.device("cpu"))
+    made = Metrics(functions, {"mse": LibraryMetric("mse", MeanSquaredError())})
     made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=100, share=1.0)
     values = made.compute()
     assert values["square"] == pytest.approx(300.0**2, rel=1e-2)  # bfloat16 has no 300, but 300.0 rounded
