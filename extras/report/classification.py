@@ -187,10 +187,3 @@ def of_two_classes(outputs: Tensor, *, given: bool) -> Tensor:
     outputs = outputs.detach().float().reshape(-1)
     second = (outputs if given else outputs.sigmoid()).clamp(0, 1)
     return torch.stack([1 - second, second], 1).cpu()
-
-
-def are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row of (B, C) is a distribution, to bfloat16 precision. The model then ends in a softmax."""
-    outputs = outputs.detach().float()
-    outputs = outputs[outputs.isfinite().all(1)]  # a broken sample says nothing about the others
-    return bool(len(outputs)) and bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())

@@ -20,7 +20,7 @@ from extras.report.regression import Regression
 from utils.errors import DataError
 from utils.extras import find_extra
 from utils.run_folder import replace_file
-from utils.text import number
+from utils.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,8 +132,9 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
-            of = "samples" if self.classification is not None else "numbers"
-            yield Paragraph(f"{found.not_finite:,} {of} are not finite in the outputs, and left out of what follows.")
+            what = count(found.not_finite, "sample" if self.classification is not None else "number")
+            are = "is" if found.not_finite == 1 else "are"
+            yield Paragraph(f"{what} {are} not finite in the outputs, and left out of what follows.")
         if self.classification is not None:
             sample_name = _sample_name(self.files) if self.by_sample else None
             yield from _classes(self.classification, self.class_names(), pictures, sample_name)

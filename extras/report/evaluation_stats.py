@@ -13,14 +13,8 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
-from extras.report.classification import (
-    Classification,
-    Counts,
-    Show,
-    are_probabilities,
-    as_probabilities,
-    of_two_classes,
-)
+from extras.classification import are_probabilities
+from extras.report.classification import Classification, Counts, Show, as_probabilities, of_two_classes
 from extras.report.regression import Regression
 from utils.errors import DataError
 
