@@ -1,7 +1,6 @@
 """From the options of predict.py to the predictions."""
 
 import argparse
-import contextlib
 import functools
 import itertools
 import sys
@@ -27,6 +26,7 @@ from extras.predict.inputs import Found, check_words, find_files, summary
 from extras.predict.outputs import Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items, rows_of
 from extras.predict.writing import Writer, opened
+from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file
@@ -43,7 +43,6 @@ UNREAD = (
 """Keys that a prediction does not use."""
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
-EVERY = 5000  # inputs between progress lines if a bar cannot be shown
 
 
 @dataclass
@@ -150,7 +149,8 @@ class Run:
         needed = predictor.facts.get("columns") or ()
         whole = predictor.data.input_suffixes
         items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
-        with predictor.trainer.evaluating(), _progress(_total(files.files, whole), bar=bar) as advance:
+        total = _total(files.files, whole)
+        with predictor.trainer.evaluating(), counting("predicting", "inputs", total, shown=bar) as advance:
             for batch in self._batches(items):
                 predictor.trainer.experiment.signals.check()
                 inputs, fields = self._predicted(batch)
@@ -265,32 +265,6 @@ def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
         except Unreadable:
             total += 1
     return total
-
-
-@contextlib.contextmanager
-def _progress(total: int | None, *, bar: bool) -> Iterator[Any]:
-    """Receives the number of finished inputs: a bar in a terminal, otherwise an occasional line."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    of = f" of {total:,}" if total is not None else ""
-    drawn = tqdm(
-        total=total,
-        desc="predicting",
-        unit=" inputs",
-        leave=False,
-        disable=not (terminal and bar),
-        dynamic_ncols=True,
-    )
-    with drawn:
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            drawn.update(more)
-            if bar and not terminal and (done + more) // EVERY > done // EVERY:
-                say_error(f"predicting: {done + more:,}{of}")
-            done += more
-
-        yield advance
 
 
 def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
