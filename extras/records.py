@@ -1,5 +1,6 @@
 """The values in metrics.jsonl: which of them share a chart, and which are not metrics."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 Record = Mapping[str, float | None]
@@ -43,9 +44,10 @@ def _place(name: str, trained: Iterable[str]) -> tuple[str, str]:
     return metric, f"{VALID} {rest.removesuffix(f'_{metric}')}"
 
 
-def needs_log_scale(values: Sequence[float]) -> bool:
-    """Whether values differ by a factor of a thousand: on a linear scale, most of such a curve looks flat."""
-    return bool(values) and min(values) > 0 and max(values) / 1000 > min(values)
+def needs_log_scale(values: Iterable[float], factor: float = 1000) -> bool:
+    """Whether finite values differ by more than this factor: on a linear scale, most of such a curve looks flat."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) / factor > min(finite)
 
 
 def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] | None:

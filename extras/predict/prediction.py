@@ -239,7 +239,7 @@ class Run:
         if pictures is None:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
-        self.shown += shown(pictures, names, fields)
+        self.shown += shown(pictures, names, fields, len(self.shown))
 
 
 def _shapes(value: Any) -> list[tuple[Any, ...]]:

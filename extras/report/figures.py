@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, MAP, drawable, drawn, labels, new_figure, plain
+from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, new_figure, picture_grid, plain
 from extras.report.classification import Classification, Counts, Mistake
 from extras.report.regression import Doubles, Regression
 from utils.text import number
@@ -103,50 +103,21 @@ def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
     return figure
 
 
-@drawn
 def mistakes_grid(
     mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int = 6
 ) -> Figure | None:
     """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
-    shown, names = [mistake for mistake in mistakes if mistake.picture is not None], labels(names, longest=16)
-    if not shown:
+    names = labels(names, longest=16)
+    cells = []
+    for sample, true, predicted, probability, picture in mistakes:
+        if picture is not None:
+            number = f"sample {sample}"
+            file = number if files is None else file_label(files[sample], number)
+            cells.append(Cell(picture, [f"{names[predicted]} {probability:.0%}"], [f"true: {names[true]}", file]))
+    if not cells:
         return None
-    columns = max(4, min(columns, len(shown)))
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(columns * 1.5, rows * 2.0 + 0.45)
-    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
-    for place, mistake in enumerate(shown):
-        left, top = place % columns * 1.5, place // columns * 2.0
-        _paste(axes, mistake, left + 0.15, top + 0.36, side=1.2)
-        says = f"{names[mistake.predicted]} {mistake.probability:.0%}"
-        axes.text(left + 0.75, top + 0.3, says, ha="center", fontsize=9, color=COLOURS[1])
-        axes.text(left + 0.75, top + 1.74, f"true: {names[mistake.true]}", ha="center", fontsize=9)
-        axes.text(left + 0.75, top + 1.91, _sample(mistake.sample, files), ha="center", fontsize=7, color=GREY)
-    axes.set(xlim=(0, columns * 1.5), ylim=(rows * 2.0, 0), aspect="equal")
-    axes.set_axis_off()
-    axes.set_title("Most confident mistakes: predicted class above, true class below", fontsize=10)
-    return figure
-
-
-def _sample(sample: int, files: Sequence[str] | None) -> str:
-    """The end of a file name, which distinguishes it from others, if its characters can be drawn."""
-    if files is None or not drawable(files[sample]):
-        return f"sample {sample}"
-    name = " ".join(files[sample].split())
-    return name if len(name) <= 26 else f"…{name[-25:]}"
-
-
-def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float) -> None:
-    """Draw a picture as large as fits in a square."""
-    assert mistake.picture is not None
-    height, width, channels = mistake.picture.shape
-    scale = side / max(height, width)
-    x, y = left + (side - width * scale) / 2, top + (side - height * scale) / 2
-    axes.imshow(
-        mistake.picture[:, :, 0] if channels == 1 else mistake.picture,
-        cmap="gray", vmin=0, vmax=255, interpolation="nearest",
-        extent=(x, x + width * scale, y + height * scale, y),
-    )  # fmt: skip
+    title = "Most confident mistakes: predicted class above, true class below"
+    return picture_grid(cells, columns=max(4, min(columns, len(cells))), colour=COLOURS[1], title=title)
 
 
 @drawn

@@ -5,39 +5,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure
+from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, scale_values
+from extras.records import needs_log_scale
 from extras.sweep.display import short_key
 from extras.sweep.spaces import Space
 from extras.sweep.sweep_folder import Spec, Trial
 
 MOST_LABELS = 12
+WIDE = 30  # values that differ by this factor are shown on a logarithmic scale
 
 
 def _value(trial: Trial) -> float:
     value = trial.outcome.value if trial.outcome else None
     return math.nan if value is None else value
-
-
-def _wide(values: Sequence[float]) -> bool:
-    """Whether values are so far apart that a linear axis would show only the largest."""
-    finite = [value for value in values if math.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    if _wide(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-    else:
-        axes.ticklabel_format(axis="y", useOffset=False)
-    axes.grid(True)
 
 
 @drawn
@@ -61,7 +46,7 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
             axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
     axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes, [_value(trial) for trial in trials])
+    scale_values(axes, [_value(trial) for trial in trials], factor=WIDE)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
 
@@ -85,7 +70,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
         )  # fmt: skip
     axes.set(xlabel="epoch", ylabel=spec.value_name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes, everything)
+    scale_values(axes, everything, factor=WIDE)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
@@ -108,13 +93,14 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     """A line for each trial through its values and its result, coloured by the result, the best on top."""
     trials = [trial for trial in ranked if math.isfinite(_value(trial))]
     results = [_value(trial) for trial in trials]
-    norm = (LogNorm if _wide(results) else Normalize)(min(results), max(results))
+    wide = needs_log_scale(results, WIDE)
+    norm = (LogNorm if wide else Normalize)(min(results), max(results))
     figure = new_figure(8.5, 4.2)
     axes = figure.add_subplot()
     map_ = colormaps[MAP]
     colours = ScalarMappable(norm, map_.reversed() if spec.minimise else map_)
     columns = [_places(space, [trial.values[space.key] for trial in trials]) for space in spec.spaces]
-    result_scale = np.log(results) if _wide(results) else np.asarray(results)
+    result_scale = np.log(results) if wide else np.asarray(results)
     columns.append(_normalised(result_scale, float(result_scale.min()), float(result_scale.max())))
     for index in reversed(range(len(trials))):
         line = [column[index] for column in columns]
@@ -166,7 +152,7 @@ def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
         axes.set(xlabel=labels([short_key(space.key, spec)], longest=28)[0])
         if place % columns == 0:
             axes.set(ylabel=f"best {spec.value_name}")
-        _scale(axes, results)
+        scale_values(axes, results, factor=WIDE)
     return figure
 
 
