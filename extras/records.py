@@ -1,7 +1,8 @@
-"""The values in metrics.jsonl: which of them share a chart, and which are not metrics."""
+"""What run folders contain: the values in metrics.jsonl and which of them share a chart, and the keys of a config."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 Record = Mapping[str, float | None]
 """A line of metrics.jsonl; None for values that were not finite."""
@@ -58,3 +59,12 @@ def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] |
         return None
     _, place, value = min(finite)
     return place, value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested objects, by dotted key. An empty object is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -36,6 +36,10 @@ def styled(text: str, style: str) -> str:
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
+def unstyled(text: str) -> str:
+    return _STYLED.sub("", text)
+
+
 def in_notebook(stream: TextIO | None) -> bool:
     """Whether a stream is the output of a notebook cell: not a terminal, but lines can be redrawn there too."""
     return type(stream).__module__ == "ipykernel.iostream"
@@ -152,7 +156,7 @@ class Console:
     def _say(self, message: str, stream: TextIO | None) -> None:
         """Print above the progress bar, if any, and log. A closed pipe or a full disk does not stop a run."""
         text = printable(message)
-        plain = _STYLED.sub("", text)
+        plain = unstyled(text)
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 # from the first column, where a ^C may be

@@ -1,7 +1,5 @@
 """``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV next to the curves."""
 
-import csv
-import io
 import os
 import shutil
 import sys
@@ -32,8 +30,9 @@ from extras.compare.runs import (
     shown_value,
 )
 from extras.drawing import png
+from extras.letters import short_key
 from extras.records import RATES, TRAIN, VALID, charts
-from extras.spreadsheets import spreadsheet_safe
+from extras.spreadsheets import csv_table
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file
@@ -260,7 +259,6 @@ def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _key_column(key: str, group: RunGroup) -> list[str]:
-    """A column headed by the last word of a key, or by as many as distinguish it from others."""
     return [_header(key, group), *(_short(_brief(run.config.get(key)), 16) for run in group.runs)]
 
 
@@ -270,12 +268,7 @@ def _brief(value: Any) -> str:
 
 
 def _header(key: str, group: RunGroup) -> str:
-    words = key.split(".")
-    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
-    alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in group.keys) == 1)
-    return next(
-        (end for end in alone if end not in ("type", "epochs")), key
-    )  # "epochs" is the number that a run has done
+    return short_key(key, group.keys, taken=("type", "epochs"))  # "epochs" is the number that a run has done
 
 
 def _last(run: Run, name: str) -> str:
@@ -321,7 +314,7 @@ def _csv(groups: Sequence[RunGroup]) -> str:
             cells += [(run.best(f"{direction(name, group.runs)} {name}") or [""])[0] for name in bests]
             cells += [last.get(name, "") for name in logged]
             rows.append([*cells, *(shown_value(run.config.get(key)) for key in keys)])
-    return _as_csv(rows)
+    return csv_table(rows)
 
 
 def _means_csv(groups: Sequence[RunGroup]) -> str:
@@ -335,19 +328,11 @@ def _means_csv(groups: Sequence[RunGroup]) -> str:
         members = " ".join(run.name for run in repeats.runs)
         cells = [item for name in names for item in values.get(name, ("", ""))]
         rows.append([*about, len(repeats.runs), repeats.left_out, members, *cells])
-    return _as_csv(rows)
+    return csv_table(rows)
 
 
 def _data(group: RunGroup) -> str:
     return f"{group.task.data} ({group.which})" if group.which else group.task.data
-
-
-def _as_csv(rows: Iterable[Iterable[object]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in row])
-    return file.getvalue()
 
 
 def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:

@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extras.records import RATES, charts
+from extras.records import RATES, charts, flat
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
@@ -220,7 +220,8 @@ def _read(path: Path) -> Run:
     config = _object(path / "config.json")
     if config is None:
         problems.append("config.json cannot be read")
-    run.config = dict(_flat(config or {}))
+    # a component without arguments is one value, its type
+    run.config = {key: value for key, value in flat(config or {}) if value not in ({}, [])}
     run.environment = _object(path / "environment.json") or {}
     test = _object(path / "test" / "metrics.json") or {}
     run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
@@ -263,12 +264,3 @@ def _record(line: str) -> dict[str, float] | None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten to dotted keys. A component without arguments is one value, its type."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _flat(item, f"{prefix}{key}.")
-        elif item not in ({}, []):
-            yield prefix + key, item

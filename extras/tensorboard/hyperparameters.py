@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch.utils import tensorboard
 
 from base.experiment import Training
+from extras.records import flat
 from logger.writers import WHOLE, EventWriter
 from utils.schema import Config
 
@@ -36,7 +37,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in OF_TRAINER}
     return {
         key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for key, value in _flat(kept)
+        for key, value in flat(kept)
+        if value is not None and value not in ([], {})  # no groups, nothing frozen
     }
 
 
@@ -119,12 +121,3 @@ def _config(folder: Path) -> Any:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested objects, by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None and value != []:  # no groups, nothing frozen
-            yield f"{prefix}{key}", value
