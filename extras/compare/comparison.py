@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from extras.compare.curves import Curve, curves
-from extras.compare.repeats import Repeats, find_repeats
 from extras.compare.runs import (
     ARGUMENT,
     FOLD,
@@ -20,10 +19,12 @@ from extras.compare.runs import (
     REPEATS,
     UNKNOWN,
     WHICH_DATA,
+    Repeats,
     Run,
     Task,
     differing,
     direction,
+    find_repeats,
     find_runs,
     held_out_metrics,
     metrics,

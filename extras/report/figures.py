@@ -10,8 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, new_figure, picture_grid, plain
-from extras.report.classification import Classification, Counts, Mistake
-from extras.report.regression import Doubles, Regression
+from extras.report.statistics import Classification, Counts, Doubles, Mistake, Regression
 from utils.text import number
 
 MOST_WRITTEN = 30

@@ -2,11 +2,11 @@
 
 make_observer returns the observer that train.py attaches to a run. In the process that writes event files, it is a
 Board:
-  model_summary  the table of layers and, by graph, the graph
+  model_summary  the table of layers, and the graph
   histograms     weights, gradients and memory
   pictures       training images; confusion matrix, mistakes and precision-recall curves, from extras/report
+  hyperparameters  the page of runs, and the overview of curves
   profile        a trace of some optimizer steps
-and summaries converts all of it to TensorBoard's format.
 """
 
 from base.experiment import Experiment

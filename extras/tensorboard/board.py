@@ -11,7 +11,7 @@ from base.data.batches import BatchRange
 from base.data.stream import StreamBatches
 from base.metric import StepResult
 from base.training.observer import Observer
-from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
+from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
 from logger.writers import EventWriter, text
 from utils.errors import DataError
 from utils.run_folder import RunFolder
@@ -43,7 +43,7 @@ class Board(Observer):
             *([{"summary": text("note", f"    {note}")}] if note else []),  # indented: not parsed as Markdown
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
-            {"summary": summaries.layout(self.config, trainer.training)},
+            {"summary": hyperparameters.layout(self.config, trainer.training)},
             {"summary": hyperparameters.started(json.loads(self.text), start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),
         ]

@@ -1,7 +1,8 @@
-"""The hyperparameter page: those of a run, and the columns for all runs with one name."""
+"""The pages that TensorBoard arranges from a description: hyperparameters, and custom scalars."""
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from extras.records import flat
 from logger.writers import WHOLE, EventWriter
 from utils.schema import Config
 
+summary: Any = tensorboard.summary  # its functions are not typed
 Value = bool | int | float | str
 
 COLUMNS = "experiment"
@@ -27,6 +29,8 @@ OF_TRAINER = (
     "save_dir", "save_period", "save_every_steps", "keep_last", "checkpoint", "log_every_steps", "tensorboard",
     "writers", "verbosity", "pictures_every", "profile_steps",
 )  # fmt: skip
+
+PHASES = {"train": "training", "valid": "validation", "step": "training, every few steps"}
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
@@ -51,7 +55,6 @@ def started(config: Mapping[str, Any], *, start: float) -> Summary:
 
 def finished() -> Summary:
     """Marks the run as finished."""
-    summary: Any = tensorboard.summary  # its functions are not typed
     *_, end = summary.hparams({}, {})
     made: Summary = end
     # torch's has no value, and is not read without one
@@ -121,3 +124,28 @@ def _config(folder: Path) -> Any:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return None
+
+
+def layout(config: Config, training: Training) -> Summary:
+    """The custom scalars page: a row for the loss and each metric, then the optimizer, then the machine.
+
+    Training and validation have separate charts: TensorBoard gives all curves of a run the same colour, so they would
+    be indistinguishable in one chart.
+    """
+    phases = ("train", "valid", "step") if training.validation else ("train", "step")
+    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
+    charts: dict[str, dict[str, str]] = {
+        name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
+        for name in ["loss", *(metric.name or metric.type for metric in config.metrics)]
+    }
+    charts |= {
+        "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},
+        "machine": {"samples per second": "^samples_per_second$", "memory (MB)": "^memory/.*$"},
+    }
+    made: Summary = summary.custom_scalars(
+        {
+            category: {title: ["Multiline", [pattern]] for title, pattern in inside.items()}
+            for category, inside in charts.items()
+        }
+    )
+    return made

@@ -20,7 +20,7 @@ import predict
 import train
 from extras.predict import reading
 from extras.report import figures
-from extras.report.classification import Mistake
+from extras.report.statistics import Mistake
 from tests.conftest import load_script, small_config
 from tests.helpers import Json
 from utils import cli

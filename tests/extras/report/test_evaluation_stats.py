@@ -15,9 +15,8 @@ from base.data.sources import Source, TensorSource
 from base.metric import StepResult
 from data_loader.cifar10 import CIFAR10Loader
 from extras.classification import are_probabilities
-from extras.report.classification import Classification, as_probabilities
 from extras.report.evaluation_stats import EvaluationStats
-from extras.report.regression import Regression
+from extras.report.statistics import Classification, Regression, as_probabilities
 from model.loss import cross_entropy, mse_loss
 from utils.distributed.process_group import ProcessGroup
 

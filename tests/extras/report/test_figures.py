@@ -12,8 +12,7 @@ from PIL import Image
 from extras import drawing
 from extras.compare.curves import Curve, curves
 from extras.report import figures
-from extras.report.classification import Classification, Mistake
-from extras.report.regression import Doubles, Regression
+from extras.report.statistics import Classification, Doubles, Mistake, Regression
 
 pytestmark = pytest.mark.slow
 
