@@ -54,11 +54,8 @@ def needs_log_scale(values: Iterable[float], factor: float = 1000) -> bool:
 def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] | None:
     """Index and value of the best, the first of equals. monitor: "min NAME" or "max NAME"."""
     sign = 1 if monitor.startswith("min") else -1
-    finite = [(sign * value, place, value) for place, value in enumerate(values) if value is not None]
-    if not finite:
-        return None
-    _, place, value = min(finite)
-    return place, value
+    finite = [(place, value) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
+    return min(finite, key=lambda pair: sign * pair[1], default=None)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extras.records import RATES, charts, flat
+from extras.records import RATES, best_of, charts, flat
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
@@ -135,10 +135,8 @@ class Run:
 
     def best(self, monitor: str) -> tuple[float, int] | None:
         """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
-        direction, name = monitor.split()
-        values = [(record[name], int(record.get("epoch", 0))) for record in self.records if name in record]
-        sign = 1 if direction == "min" else -1
-        return min(values, key=lambda pair: sign * pair[0]) if values else None
+        found = best_of(self.values(monitor.split()[1]), monitor)
+        return None if found is None else (found[1], int(self.records[found[0]].get("epoch", 0)))
 
     def state(self) -> str:
         """How it ended: "finished", "stopped" or "failed: REASON"; if not recorded, "unfinished" (running or killed) or

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -151,8 +151,10 @@ class SweepFolder:
         self._trials: dict[int, Trial] = {}
 
     @classmethod
-    def create(cls, save_dir: str, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
+    def create(cls, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
         """Create a folder save_dir/name/sweep-TIME. job: a launcher's, whose processes then all get the same folder."""
+        trainer = base.get("trainer")
+        save_dir = str(trainer.get("save_dir", "saved")) if isinstance(trainer, dict) else "saved"
         parent = project_path(save_dir) / spec.name
         stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
@@ -175,7 +177,7 @@ class SweepFolder:
         finally:
             shutil.rmtree(unnamed, ignore_errors=True)
         folder = cls(path)
-        folder.check_same(spec, base)
+        folder.check_same(spec.spaces, base)
         return folder
 
     @classmethod
@@ -204,10 +206,10 @@ class SweepFolder:
     def write_spec(self, spec: Spec) -> None:
         _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
 
-    def check_same(self, spec: Spec, base: dict[str, Any]) -> None:
+    def check_same(self, spaces: Sequence[Space], base: dict[str, Any]) -> None:
         """Raise UserError if a sweep given on the command line is not the one in this folder."""
         own = self.read_spec()
-        theirs = {space.key: space.text for space in spec.spaces}
+        theirs = {space.key: space.text for space in spaces}
         ours = {space.key: space.text for space in own.spaces}
         for key in {**ours, **theirs}:
             if ours.get(key) != theirs.get(key):

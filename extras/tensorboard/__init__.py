@@ -10,7 +10,7 @@ Board:
 """
 
 from base.experiment import Experiment
-from base.training.observer import Observer
+from base.training.observer import Observer, Observers
 from extras.tensorboard.board import Board
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
@@ -30,4 +30,4 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
         return stats or Observer()
     if stats is None and config.trainer.pictures_every != 0:
         experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
-    return Board(config, events, text, stats)
+    return Observers([*filter(None, [stats]), Board(config, events, text, stats)])

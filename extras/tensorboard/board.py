@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
-from base.data.batches import BatchRange
 from base.data.stream import StreamBatches
-from base.metric import StepResult
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
 from logger.writers import EventWriter, text
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Board(Observer):
-    """text: the config as in the run's folder. stats: of the evaluations; None without extras/report."""
+    """text: the config as in the run's folder. stats: observes the evaluations; None without extras/report."""
 
     def __init__(self, config: Config, events: EventWriter, text: str, stats: "EvaluationStats | None") -> None:
         self.config = config
@@ -65,18 +63,6 @@ class Board(Observer):
         self.events.scalars(progress.steps, histograms.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
             self._write(progress.steps, histograms.gradients(trainer.experiment.model))
-
-    def begin_evaluation(self, samples: int) -> None:
-        if self.stats is not None:
-            self.stats.begin_evaluation(samples)
-
-    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
-        if self.stats is not None:
-            self.stats.evaluated(batch_range, batch, result)
-
-    def end_evaluation(self) -> None:
-        if self.stats is not None:
-            self.stats.end_evaluation()
 
     def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
         progress = trainer.progress
