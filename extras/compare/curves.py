@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, drawn, labels, new_figure, scale_values
+from extras.drawing import COLOURS, drawn, labels, scale_values
 
 MARKERS = ("o", "^", "s", "x")
 """Each is used with all colours."""
@@ -33,7 +33,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
 
     Charts with a title have a legend.
     """
-    figure = new_figure(11, 0.5 + 3.2 * len(charts))
+    figure = Figure(figsize=(11, 0.5 + 3.2 * len(charts)))
     for row, (name, lines) in enumerate(charts, start=1):
         axes = figure.add_subplot(len(charts), 1, row)
         for line in sorted(lines, key=lambda line: not line.training):

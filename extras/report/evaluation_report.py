@@ -142,7 +142,7 @@ class EvaluationReport(EvaluationStats):
             are = "is" if found.not_finite == 1 else "are"
             yield Paragraph(f"{what} {are} not finite in the outputs, and left out of what follows.")
         if self.classification is not None:
-            sample_name = _sample_name(self.files) if self.by_sample else None
+            sample_name = (self.files.__getitem__ if self.files else str) if self.by_sample else None
             yield from _classes(self.classification, self.class_names(), pictures, sample_name)
         elif self.regression is not None:
             yield from _residuals(self.regression)
@@ -174,12 +174,8 @@ class Predictions:
 
     def close(self, *error: Any) -> None:
         """error: as in ``__exit__``; all None: the file is complete."""
-        try:
+        with self._writing():
             self._stack.__exit__(*error)
-        except OSError as failure:
-            if failure is error[1]:
-                raise
-            raise self._failed(failure) from failure
 
     def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Add classified samples, (B, C) and (B,), from index ``start`` on."""
@@ -226,10 +222,8 @@ class Predictions:
             return
         self.begun = True
         if self.processes.is_main_process:
-            try:
+            with self._writing():
                 self._file = self._stack.enter_context(atomic_write(self.path))
-            except OSError as failure:
-                raise self._failed(failure) from failure
             which = ["index"] if self.files is None else ["index", "file"]
             self._write(",".join(map(csv_field, [*which, *header])) + "\n")
 
@@ -238,18 +232,15 @@ class Predictions:
             self._write(part)
 
     def _write(self, text: str) -> None:
-        try:
+        with self._writing():
             self._file.write(text.encode(errors="backslashreplace"))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as failure:
-            raise self._failed(failure) from failure
-
-    def _failed(self, failure: OSError) -> TrainingError:
-        return TrainingError(f"{self.path} cannot be written: {failure.strerror}")
-
-
-def _sample_name(files: Sequence[str] | None) -> Callable[[int], str]:
-    """Gives the name of a sample, by its index."""
-    return str if files is None else files.__getitem__
+            raise TrainingError(f"{self.path} cannot be written: {failure.strerror}") from failure
 
 
 def _classes(

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, new_figure, picture_grid, plain
+from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, picture_grid, plain
 from extras.report.statistics import Classification, Counts, Doubles, Mistake, Regression
 from utils.text import number
 
@@ -29,7 +29,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     shown = labels(names)
     text = 9 if classes <= 14 else 7 if classes <= 30 else 5
     margin = 0.9 + max(map(len, shown)) * text / 72 * 0.62
-    figure = new_figure(max(side + margin + 0.6, 4), max(side + margin, 3.2))
+    figure = Figure(figsize=(max(side + margin + 0.6, 4), max(side + margin, 3.2)))
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # square root, so that a confusion of 5 % is visible
@@ -82,7 +82,7 @@ def _short_count(count: int) -> str:
 def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
     """A confusion matrix in per cent of a true class, legible at a width of 350 pixels, as shown by TensorBoard."""
     classes = len(counts)
-    figure = new_figure(3.3, 3.3)
+    figure = Figure(figsize=(3.3, 3.3))
     figure.set_dpi(2 * figure.dpi)  # twice as many pixels, so that it stays sharp when enlarged
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -122,7 +122,7 @@ def mistakes_grid(
 @drawn
 def reliability(found: Classification) -> Figure:
     """Accuracy by confidence, and a histogram of the confidence."""
-    figure = new_figure(5, 5.4)
+    figure = Figure(figsize=(5, 5.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     count, confidence, right = found.bins
     there = count > 0
@@ -145,7 +145,7 @@ def reliability(found: Classification) -> Figure:
 @drawn
 def scatter(found: Regression) -> Figure:
     """Predicted over true values, with the identity line."""
-    figure = new_figure(5.2, 5)
+    figure = Figure(figsize=(5.2, 5))
     axes = figure.add_subplot()
     predicted, true = found.pairs
     if len(true):
@@ -167,7 +167,7 @@ def scatter(found: Regression) -> Figure:
 @drawn
 def residuals(found: Regression) -> Figure:
     """Residuals by predicted value, and their histogram."""
-    figure = new_figure(7, 4.2)
+    figure = Figure(figsize=(7, 4.2))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     predicted, true = found.pairs
     values = found.residuals()

@@ -44,7 +44,7 @@ class Display:
         self.clear()
         values = ", ".join(f"{self.spec.short(key)}={short_value(text)}" for key, text in trial.values.items())
         if outcome.state == "failed":
-            result = f"{styled('failed', 'warning')}: {first_line(outcome.reason)}"
+            result = f"{styled('failed', 'warning')}: {outcome.headline}"
         else:
             shown = "none" if outcome.value is None else number(outcome.value)
             result = f"{self.spec.value_name} {shown} in epoch {outcome.epoch}"
@@ -110,10 +110,6 @@ class Display:
 
     def _say(self, text: str) -> None:
         say(text if not is_plain(sys.stdout) else unstyled(text))
-
-
-def first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
 
 
 def short_value(text: str) -> str:

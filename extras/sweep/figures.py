@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure, scale_values
+from extras.drawing import COLOURS, GREY, MAP, drawn, labels, scale_values
 from extras.records import needs_log_scale
 from extras.sweep.spaces import Space
 from extras.sweep.sweep_folder import Spec, Trial
@@ -22,7 +22,7 @@ WIDE = 30  # values that differ by this factor are shown on a logarithmic scale
 @drawn
 def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
     """The value of each trial in order of start, and the best so far."""
-    figure = new_figure(8.5, 3.6)
+    figure = Figure(figsize=(8.5, 3.6))
     axes = figure.add_subplot()
     for state, face, text in (("complete", COLOURS[0], "complete"), ("pruned", "none", "pruned")):
         chosen = [trial for trial in trials if trial.state == state]
@@ -45,7 +45,7 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
 @drawn
 def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     """The monitored value of every trial by epoch, the best ones in colour."""
-    figure = new_figure(8.5, 3.6)
+    figure = Figure(figsize=(8.5, 3.6))
     axes = figure.add_subplot()
     everything: list[float] = []
     for place, trial in reversed(list(enumerate(ranked))):
@@ -70,7 +70,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
 @drawn
 def importances(shares: Mapping[str, float], spec: Spec) -> Figure:
     """A bar for each key, the most important on top. shares: sum to 1."""
-    figure = new_figure(8.5, 0.8 + 0.4 * len(shares))
+    figure = Figure(figsize=(8.5, 0.8 + 0.4 * len(shares)))
     axes = figure.add_subplot()
     ordered = sorted(shares.items(), key=lambda pair: pair[1])
     bars = axes.barh([spec.short(key) for key, _ in ordered], [share for _, share in ordered], color=COLOURS[0])
@@ -86,7 +86,7 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     results = [trial.value for trial in trials]
     wide = needs_log_scale(results, WIDE)
     norm = (LogNorm if wide else Normalize)(min(results), max(results))
-    figure = new_figure(8.5, 4.2)
+    figure = Figure(figsize=(8.5, 4.2))
     axes = figure.add_subplot()
     map_ = colormaps[MAP]
     colours = ScalarMappable(norm, map_.reversed() if spec.minimise else map_)
@@ -121,7 +121,7 @@ def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
     results = [trial.value for trial in trials]
     columns = min(3, len(spec.spaces))
     rows = math.ceil(len(spec.spaces) / columns)
-    figure = new_figure(8.5, 0.5 + 2.8 * rows)
+    figure = Figure(figsize=(8.5, 0.5 + 2.8 * rows))
     for place, space in enumerate(spec.spaces):
         axes = figure.add_subplot(rows, columns, place + 1)
         texts = [trial.values[space.key] for trial in trials]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from extras.document import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.spreadsheets import csv_table
-from extras.sweep.display import first_line
 from extras.sweep.ranking import repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL, direction, frozen
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
@@ -102,7 +101,7 @@ def _lines(path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, 
     failed = [trial for trial in ranked if trial.state == "failed"]
     parts = [f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states]
     lines += ["", f"done: {', '.join([count(len(ranked), 'trial'), *parts])}, in {duration(seconds, fine=True)}"]
-    lines += [f"  {trial.name} failed: {first_line(trial.outcome.reason)}" for trial in failed[:5] if trial.outcome]
+    lines += [f"  {trial.name} failed: {trial.outcome.headline}" for trial in failed[:5] if trial.outcome]
     if best is not None:
         lines.append(f"  best      {best.name}; to train it again: {train_command(path)}")
     lines.append(f"  report    {display_path(path / 'report.html')}, report.md, sweep.csv")
@@ -163,10 +162,10 @@ class _Report:
         yield Heading("Trials")
         header, rows = result_rows(self.ranked, spec)
         yield Table(header, rows, texts=(0, len(header) - 1))
-        failed = [(trial.name, trial.outcome.reason) for trial in trials if trial.outcome and trial.state == "failed"]
+        failed = [each for each in trials if each.state == "failed"]
         if failed:
             yield Heading("Failed")
-            reasons = [[name, first_line(reason)] for name, reason in failed]
+            reasons = [[each.name, each.outcome.headline] for each in failed if each.outcome]
             yield Table(["trial", "reason"], reasons, texts=(0, 1))
 
     def _figures(self) -> Iterator[Block]:

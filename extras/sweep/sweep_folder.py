@@ -90,6 +90,10 @@ class Outcome:
     reason: str = ""
     """Reason for a failure."""
 
+    @property
+    def headline(self) -> str:
+        return self.reason.partition("\n")[0]
+
 
 @dataclass
 class Trial:
