@@ -224,7 +224,8 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     name = group.monitor.split()[1]
     best = [run.best(group.monitor) for run in runs]
     yield ["best", *(number(pair[0]) if pair else "-" for pair in best)]
-    yield ["last", *(_last(run, name) for run in runs)]
+    lasts = [run.records[-1].get(name) if run.records else None for run in runs]
+    yield ["last", *("-" if last is None else number(last) for last in lasts)]
     states = [run.state() for run in runs]
     if set(states) != {"finished"}:
         yield ["state", *(shortened(state, 32) for state in states)]
@@ -270,11 +271,6 @@ def _brief(value: Any) -> str:
 
 def _header(key: str, group: RunGroup) -> str:
     return short_key(key, group.keys, taken=("type", "epochs"))  # "epochs" is the number that a run has done
-
-
-def _last(run: Run, name: str) -> str:
-    value = run.records[-1].get(name) if run.records else None
-    return "-" if value is None else number(value)
 
 
 def _csv(groups: Sequence[RunGroup]) -> str:

@@ -63,7 +63,10 @@ def predict(options: argparse.Namespace) -> None:
         say_error("stopped; nothing was written" if out else "stopped")
         raise
     if options.show is not None:
-        _draw(run, options.show)
+        from extras.drawing import png
+        from extras.predict.grid import grid
+
+        replace_file(options.show, png(grid(run.shown, run.done)))
     what = f"{count(run.done, 'prediction')} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']})"
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
     skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""
@@ -152,7 +155,11 @@ class Predictor:
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""
-        for _, group in itertools.groupby(items, lambda item: _shapes(item.value)):
+
+        def shapes(item: Item) -> list[tuple[Any, ...]]:
+            return [(*tensor.shape, tensor.dtype) for tensor in tensors(item.value)]
+
+        for _, group in itertools.groupby(items, shapes):
             while batch := list(itertools.islice(group, self.batch_size)):
                 yield batch
 
@@ -164,10 +171,9 @@ class Predictor:
         try:
             outputs = trainer.predict_step(trainer.runtime.to_device(inputs))
         except FORWARD_ERRORS as error:
-            raise DataError(
-                f"{first.file}: the model cannot take this input ({describe_batch(inputs)}): "
-                f"{format_error_with_source(error)}{self._takes()}{_choose_columns(first.file)}"
-            ) from error
+            what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
+            csv = "\n--columns chooses the columns of a table that are inputs." if first.file.endswith(".csv") else ""
+            raise DataError(f"{first.file}: {what}{self._takes()}{csv}") from error
         return inputs, self.interpreter.fields(outputs, len(batch))
 
     def _takes(self) -> str:
@@ -217,17 +223,6 @@ class Predictor:
         self.shown += shown(pictures, names, fields, len(self.shown))
 
 
-def _shapes(value: Any) -> list[tuple[Any, ...]]:
-    return [(*tensor.shape, tensor.dtype) for tensor in tensors(value)]
-
-
-def _draw(run: Predictor, path: Path) -> None:
-    from extras.drawing import png
-    from extras.predict.grid import grid
-
-    replace_file(path, png(grid(run.shown, run.done)))
-
-
 def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
     """The number of inputs; None if it is known only at the end, as for a table. whole: see ``kind_of``."""
     total = 0
@@ -267,10 +262,6 @@ def _check_destinations(files: Found, *paths: Path | None) -> None:
         for name in files.files:
             if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
                 raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
-
-
-def _choose_columns(file: str) -> str:
-    return "\n--columns chooses the columns of a table that are inputs." if file.endswith(".csv") else ""
 
 
 def _columns(text: str | None) -> list[str] | None:

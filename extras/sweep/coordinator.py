@@ -98,7 +98,9 @@ class Coordinator:
                 self.signals.check()
                 for one in list(self.running):
                     self._look(one)
-                self.display.update(self.folder.trials(), self._rows(), self.total())
+                now = time.monotonic()
+                rows = [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
+                self.display.update(self.folder.trials(), rows, self.total())
 
     # ------------------------------------------------------------------ starting
 
@@ -225,10 +227,6 @@ class Coordinator:
         if self.spec.sampler or self.spec.pruner:
             write_journal(self.folder.path / "journal.log", self.spec, trials)
         self.display.finished(trial, trials)
-
-    def _rows(self) -> list[Row]:
-        now = time.monotonic()
-        return [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
 
     # ------------------------------------------------------------------ stopping
 
