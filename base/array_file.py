@@ -42,7 +42,7 @@ class ArrayFile:
         """row_shape: required shape of a row; None: any. Raises DataError if the file has no such array."""
         try:
             with path.open("rb") as file:
-                shape, fortran, dtype = _header(file)
+                shape, fortran, dtype = read_header(file)
                 offset = file.tell()
                 signature = file_signature(os.fstat(file.fileno()))
             torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
@@ -129,7 +129,7 @@ class ArrayFile:
         return handle
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether the array is in Fortran order, and dtype, from the file's header. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

@@ -20,7 +20,6 @@ from base.construct import (
     check_overrides,
     check_super,
     construct,
-    moved,
 )
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
@@ -56,6 +55,7 @@ from utils.runtime import Runtime
 from utils.schema import Component, KeyPath
 from utils.signals import SignalWatch
 from utils.text import listed
+from utils.tree import to_device
 
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
@@ -168,7 +168,7 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
     with isolated(loaded.config.seed, "trainer"):  # modules among its arguments are the same in training and testing
         args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
-    args = {name: moved(value, experiment.runtime.device) for name, value in args.items()}
+    args = to_device(args, experiment.runtime.device)
     kind = TRAINERS[settings.type]
     make = functools.partial(kind, experiment, settings, **args)
     trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)

@@ -64,15 +64,6 @@ class FunctionModule(nn.Module):
         return self.function(*args)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """A tensor or module on the device, also inside lists and dicts; anything else unchanged."""
-    if isinstance(value, (Tensor, nn.Module)):
-        return value.to(device)
-    if isinstance(value, list):
-        return [moved(item, device) for item in value]
-    return {key: moved(item, device) for key, item in value.items()} if type(value) is dict else value
-
-
 def call(
     loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
 ) -> T:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from base.construct import arguments_of, construct, moved
+from base.construct import arguments_of, construct
 from base.metric import check_loss
 from base.training.broadcast import name_of, outputs_and_targets
 from base.training.library_metric import LOGITS
@@ -22,7 +22,7 @@ from utils.errors import ConfigError
 from utils.random import isolated, seed_generators
 from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
-from utils.tree import tensors
+from utils.tree import tensors, to_device
 from utils.user_code import format_error_with_source
 
 
@@ -60,7 +60,7 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
         modules = [value for value in args.values() if isinstance(value, nn.Module)]
         if any(next(module.parameters(), None) is not None for module in modules):
             raise loaded.error(at, f"{component.type} has parameters, which no optimizer would train")
-        on_device = {name: moved(value, device) for name, value in args.items()}
+        on_device = to_device(args, device)
         loss, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
     if reduction not in ("mean", "batchmean", "sum"):
         message = f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'

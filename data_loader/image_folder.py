@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from base.data.batches import Batches
 from base.data.images.cache import ImageCache, Images, fingerprint, look
 from base.data.images.folder import check_classes, decode, file_names, is_image, training_classes
 from base.data.images.image_loader import ImageLoader
@@ -62,10 +61,8 @@ class ImageFolderLoader(ImageLoader):
     def training_data(self, *, augment: bool) -> TensorSource:
         return self.source(self.read("train"), augment=augment)
 
-    def validation(self) -> Batches | None:
-        if not self.has_val_folder:
-            return super().validation()
-        return self._evaluation(self.source(self.read("val"), augment=False), None)
+    def validation_data(self) -> TensorSource | None:
+        return self.source(self.read("val"), augment=False) if self.has_val_folder else None
 
     def test_data(self) -> TensorSource:
         return self.source(self.read("test"), augment=False)

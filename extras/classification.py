@@ -1,4 +1,4 @@
-"""Likely mistakes in a classifier's first batch. Shared by advice/ and check/."""
+"""What a batch shows of a classifier: whether its outputs are probabilities, and likely mistakes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +9,14 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 
 SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether the outputs of every sample, (B, C, ...), are a distribution. The model then ends in a softmax."""
+    outputs = outputs.detach().float()
+    distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= SUM_TOLERANCE)
+    finite = outputs.isfinite().all(1)  # a broken sample says nothing about the others
+    return bool(finite.any() & (distributions | ~finite).all())
 
 
 def classification_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
@@ -65,8 +73,7 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
     outputs, name = result.outputs, name_of(criterion)
     if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
         return None
-    sums = outputs.detach().float().sum(1)  # (B, C, ...) -> (B, ...)
-    if outputs.shape[1] == 1 or not bool((outputs >= 0).all() & ((sums - 1).abs() <= SUM_TOLERANCE).all()):
+    if outputs.shape[1] == 1 or not are_probabilities(outputs):
         return None
     return (
         f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "

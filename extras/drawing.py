@@ -2,19 +2,20 @@
 
 import functools
 import io
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 from extras.letters import readable, shortened
+from extras.records import needs_log_scale
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +31,7 @@ FONTS = (
     "Nanum Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Microsoft YaHei", "WenQuanYi Zen Hei",
     "Droid Sans Fallback", "Unifont",
 )  # fmt: skip
+WIDTH, SIDE = 1.6, 1.3  # of a cell of a grid, and of the picture in it, in inches
 STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
@@ -45,6 +47,18 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Cell(NamedTuple):
+    """A picture with texts, in ``picture_grid``."""
+
+    picture: npt.NDArray[np.uint8]
+    """Of shape (H, W, 1 or 3)."""
+    above: Sequence[str]
+    below: Sequence[str]
+    """The last one is small."""
+    overlay: npt.NDArray[np.uint8] | None = None
+    """RGBA of shape (H, W, 4), drawn on top of the picture."""
+
+
 def drawn(make: Callable[P, R]) -> Callable[P, R]:
     """Run a function with our matplotlib style, whatever the user's settings."""
 
@@ -58,13 +72,6 @@ def drawn(make: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, without a window and not in the list of open figures."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
 @drawn
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
@@ -74,20 +81,66 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-@drawn
-def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """A figure as uint8 of shape (H, W, 3)."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
-
-
 def labels(names: Sequence[str], longest: int = 18) -> list[str]:
     """Class names in drawable form: short, in one line, and in characters that a font has."""
     return [
         shortened(readable(name, lambda letter: ord(letter) in _letters(), f"class {number}"), longest)
         for number, name in enumerate(names)
     ]
+
+
+def file_label(name: str, otherwise: str) -> str:
+    """The end of a file name, which distinguishes it from others; ``otherwise`` if its characters cannot be drawn."""
+    name = " ".join(name.split())
+    if not drawable(name):
+        return otherwise
+    return name if len(name) <= 26 else f"…{name[-25:]}"
+
+
+@drawn
+def picture_grid(cells: Sequence[Cell], *, columns: int, colour: str, title: str) -> Figure:
+    """Pictures in rows, at least one. colour: of the texts above them."""
+    rows = math.ceil(len(cells) / columns)
+    above = max(len(cell.above) for cell in cells)
+    below = max(len(cell.below) for cell in cells)
+    height = 0.18 * (above + below) + SIDE + 0.26
+    figure = Figure(figsize=(columns * WIDTH, rows * height + 0.45))
+    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
+    for place, cell in enumerate(cells):
+        middle, top = (place % columns + 0.5) * WIDTH, place // columns * height
+        for line, text in enumerate(cell.above):
+            axes.text(middle, top + 0.18 * (line + 1), text, ha="center", fontsize=9, color=colour)
+        _paste(axes, cell, middle, top + 0.18 * above + 0.1)
+        for line, text in enumerate(cell.below):
+            style = {"fontsize": 9} if line + 1 < len(cell.below) else {"fontsize": 7, "color": GREY}
+            axes.text(middle, top + 0.18 * (above + line + 1) + SIDE + 0.09, text, ha="center", **style)
+    axes.set(xlim=(0, columns * WIDTH), ylim=(rows * height, 0), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _paste(axes: Axes, cell: Cell, middle: float, top: float) -> None:
+    """Draw a picture as large as fits in a square."""
+    height, width, channels = cell.picture.shape
+    scale = SIDE / max(height, width)
+    x, y = middle - width * scale / 2, top + (SIDE - height * scale) / 2
+    where = (x, x + width * scale, y + height * scale, y)
+    picture = cell.picture[:, :, 0] if channels == 1 else cell.picture
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=where)
+    if cell.overlay is not None:
+        axes.imshow(cell.overlay, interpolation="nearest", extent=where)
+
+
+def scale_values(axes: Axes, values: Sequence[float], *, factor: float = 1000) -> None:
+    """Show values on the y axis plainly, on a logarithmic scale if they differ by more than this factor."""
+    axes.grid(True)
+    if needs_log_scale(values, factor):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def plain(axes: Axes) -> None:

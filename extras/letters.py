@@ -1,8 +1,8 @@
-"""Names in pictures, whatever characters the fonts have."""
+"""Names in tables and pictures: short, and in whatever characters the fonts have."""
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from utils.text import one_line
 
@@ -29,3 +29,13 @@ def readable(text: str, has: Callable[[str], bool], otherwise: str) -> str:
 def shortened(text: str, longest: int) -> str:
     """A name of at most ``longest`` characters; keeps its end, which often distinguishes it."""
     return text if len(text) <= longest else f"{text[: longest - 6]}…{text[-5:]}"
+
+
+def short_key(key: str, keys: Collection[str], *, taken: Collection[str] = ()) -> str:
+    """The last words of a config key, as few as distinguish it from the other keys and from names that are taken."""
+    words = key.split(".")
+    for count in range(1, len(words)):
+        end = ".".join(words[-count:])
+        if end not in taken and sum(f".{other}".endswith(f".{end}") for other in keys) == 1:
+            return end
+    return key

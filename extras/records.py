@@ -1,6 +1,8 @@
-"""The values in metrics.jsonl: which of them share a chart, and which are not metrics."""
+"""What run folders contain: the values in metrics.jsonl and which of them share a chart, and the keys of a config."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 Record = Mapping[str, float | None]
 """A line of metrics.jsonl; None for values that were not finite."""
@@ -43,16 +45,23 @@ def _place(name: str, trained: Iterable[str]) -> tuple[str, str]:
     return metric, f"{VALID} {rest.removesuffix(f'_{metric}')}"
 
 
-def needs_log_scale(values: Sequence[float]) -> bool:
-    """Whether values differ by a factor of a thousand: on a linear scale, most of such a curve looks flat."""
-    return bool(values) and min(values) > 0 and max(values) / 1000 > min(values)
+def needs_log_scale(values: Iterable[float], factor: float = 1000) -> bool:
+    """Whether finite values differ by more than this factor: on a linear scale, most of such a curve looks flat."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) / factor > min(finite)
 
 
 def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] | None:
     """Index and value of the best, the first of equals. monitor: "min NAME" or "max NAME"."""
     sign = 1 if monitor.startswith("min") else -1
-    finite = [(sign * value, place, value) for place, value in enumerate(values) if value is not None]
-    if not finite:
-        return None
-    _, place, value = min(finite)
-    return place, value
+    finite = [(place, value) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
+    return min(finite, key=lambda pair: sign * pair[1], default=None)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested objects, by dotted key. An empty object is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,5 +1,9 @@
 """Text in CSV files, which are opened in spreadsheets and shown in terminals."""
 
+import csv
+import io
+from collections.abc import Iterable
+
 from utils.text import escape_controls
 
 
@@ -9,6 +13,15 @@ def spreadsheet_safe(text: str) -> str:
     if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
         return f"'{text}"
     return text
+
+
+def csv_table(rows: Iterable[Iterable[object]]) -> str:
+    """A whole table as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in row])
+    return file.getvalue()
 
 
 def csv_field(text: str) -> str:

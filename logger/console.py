@@ -5,7 +5,7 @@ import io
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from utils.files import LogFile, ends_with_newline
-from utils.streams import is_plain, terminal_width
+from utils.streams import is_plain, say_error, terminal_width
 from utils.text import printable
 
 Item = TypeVar("Item")
@@ -24,6 +24,7 @@ INTERVAL = 0.2  # seconds between redraws: each reads the loss, and so waits for
 DELAY = 0.3  # seconds that an evaluation may take without a bar
 MARGIN = 3  # columns left free, so that a ^C echoed by the terminal does not start a second line
 MIN_BAR = 6  # columns of the bar itself
+EVERY = 5000  # items between lines of ``counting`` where a bar cannot be shown
 STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
 # tqdm's own lock is also for several processes; Python 3.14 starts a process more for such a lock
 tqdm.set_lock(threading.RLock())
@@ -35,9 +36,35 @@ def styled(text: str, style: str) -> str:
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
+def unstyled(text: str) -> str:
+    return _STYLED.sub("", text)
+
+
 def in_notebook(stream: TextIO | None) -> bool:
     """Whether a stream is the output of a notebook cell: not a terminal, but lines can be redrawn there too."""
     return type(stream).__module__ == "ipykernel.iostream"
+
+
+@contextlib.contextmanager
+def counting(title: str, unit: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Receives numbers of finished items and shows them on stderr: a bar in a terminal, otherwise an occasional line.
+
+    total: None if it is known only at the end.
+    """
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    of = "" if total is None else f" of {total:,}"
+    done = 0
+    hidden = not (terminal and shown)
+    with tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=hidden, dynamic_ncols=True) as bar:
+
+        def advance(more: int) -> None:
+            nonlocal done
+            bar.update(more)
+            if shown and not terminal and (done + more) // EVERY > done // EVERY:
+                say_error(f"{title}: {done + more:,}{of}")
+            done += more
+
+        yield advance
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -129,7 +156,7 @@ class Console:
     def _say(self, message: str, stream: TextIO | None) -> None:
         """Print above the progress bar, if any, and log. A closed pipe or a full disk does not stop a run."""
         text = printable(message)
-        plain = _STYLED.sub("", text)
+        plain = unstyled(text)
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 # from the first column, where a ^C may be

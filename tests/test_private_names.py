@@ -100,7 +100,7 @@ PRIVATE = [
     ),
     Private(
         "_output_shapes",
-        "extras/tensorboard/graph.py",
+        "extras/tensorboard/model_summary.py",
         lambda: True,  # TensorFlow's name in a file; tests/extras/tensorboard/test_browser.py sees whether it is read
         "TensorBoard's graph shows no shapes",
     ),

@@ -10,19 +10,6 @@ SMALL = 2**29
 """Bytes up to which data is kept on an accelerator by default: a fixed number, so that a resumed run does the same."""
 
 
-class Copy:
-    """A tensor and its copy on a device."""
-
-    def __init__(self, original: Tensor, moved: Tensor) -> None:
-        self.original, self.moved = original, moved  # the original is kept alive: it is found by its id
-        self.version = moved._version
-
-    def refresh(self) -> None:
-        """Copy again, unless the copy itself was ever changed."""
-        if self.moved._version == self.version:
-            self.moved.data.copy_(self.original)  # by ``data``, so that it does not count as a change
-
-
 class DeviceCache:
     """The tensors of a data set on a device, each stored once, even if training and validation share them.
 
@@ -32,7 +19,8 @@ class DeviceCache:
 
     def __init__(self, *, if_suitable: bool = False) -> None:
         self.if_suitable = if_suitable
-        self._copies: dict[tuple[torch.device, int], Copy] = {}  # by device and id of the original
+        # by device and id of the original, which is kept alive: the original, its copy, and the copy's version
+        self._copies: dict[tuple[torch.device, int], tuple[Tensor, Tensor, int]] = {}
 
     def keep(self, source: Source, device: torch.device) -> Source:
         """The source with its tensors on a device. Raises DataError if they are not in memory."""
@@ -47,16 +35,18 @@ class DeviceCache:
         return source
 
     def refresh(self) -> None:
-        """Take over what ``begin_epoch`` has changed in memory."""
-        for copy in self._copies.values():
-            copy.refresh()
+        """Take over what ``begin_epoch`` has changed in memory, unless the copy itself was ever changed."""
+        for original, copy, version in self._copies.values():
+            if copy._version == version:
+                copy.data.copy_(original)  # by ``data``, so that it does not count as a change
 
     def _move(self, tensor: object, device: torch.device) -> Tensor:
         assert isinstance(tensor, Tensor)
         key = device, id(tensor)
         if key not in self._copies:
-            self._copies[key] = Copy(tensor, tensor.to(device))
-        return self._copies[key].moved
+            copy = tensor.to(device)
+            self._copies[key] = tensor, copy, copy._version
+        return self._copies[key][1]
 
 
 def _is_suitable(source: Source) -> bool:

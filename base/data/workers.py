@@ -1,6 +1,7 @@
 """Processes that load batches in the background."""
 
 import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,31 @@ def start_method(workers: int) -> str | None:
     by_default = (None, multiprocessing.get_all_start_methods()[0])
     forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in by_default
     return "fork" if workers and forks else None
+
+
+def worker_count(chunks: int) -> int:
+    """Processes to read these chunks once: one per CPU; 0 if this process would finish before they start."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, chunks) if processors > 1 and chunks > 1 else 0
+
+
+def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[Any]]:
+    """The items of a data set in order, in lists. Raises TrainingError if a worker process dies.
+
+    Items that are not tensors need no shared memory, which is scarce in containers.
+    """
+    if workers:
+        end_workers_at_exit()
+    with naming_dead_worker():
+        yield from DataLoader(
+            dataset,
+            batch_size=chunk,
+            num_workers=workers,
+            multiprocessing_context=start_method(workers),
+            collate_fn=list,
+            worker_init_fn=ignore_in_worker,
+            generator=torch.Generator(),  # by default the loader would draw from the model's
+        )
 
 
 def _begin_worker(_: int) -> None:

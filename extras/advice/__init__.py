@@ -1,8 +1,8 @@
 """Warnings about likely mistakes while a run trains. Without this folder, a run trains the same and says less.
 
 Advice is the observer that base/outputs.py attaches to every run:
-  first_batch  after the first training batch: what is not trained, and outputs and targets that do not fit the loss
-  first_step   after the first optimizer step: your own optimizers and parts, and which of several optimizers are idle
+  advice      after the first training batch: what is not trained, and outputs and targets that do not fit the loss
+  first_step  after the first optimizer step: your own optimizers and parts, and which of several optimizers are idle
 Mistakes that end a run with an error are found by the training loop itself, in base/training/first_batch.py.
 """
 

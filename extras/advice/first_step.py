@@ -15,7 +15,7 @@ from base.training.schedule import ScheduledOptimizer
 from base.training.state import own_parts
 from utils import checkpoint
 from utils.optimizers import is_own, parameters_in
-from utils.tree import map_tensors, tensors
+from utils.tree import map_tensors, same, tensors
 
 SAMPLE = 1000
 """How many numbers of a tensor are compared: copies of whole weights may not fit into memory."""
@@ -42,7 +42,7 @@ class OwnOptimizers:
                     "place, as by parameter.sub_(...), not by parameter = parameter - ..."
                 )
             for attribute, values in _kept(scheduled.optimizer).items():
-                if not _same(values, kept.get(attribute, [])):
+                if not same(values, kept.get(attribute, [])):
                     yield (
                         f"{name}.{attribute} changes in a step but is in no checkpoint, so a resume is only exact if "
                         "each step computes it from scratch; keep it in self.state[parameter]"
@@ -98,10 +98,6 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _sample(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(-1)[:SAMPLE].clone()
-
-
-def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 # ------------------------------------------------------------------ several optimizers

@@ -49,17 +49,17 @@ class Kept:
             "training", "outputs", "log", "train_step", "eval_step",
         }  # fmt: skip
         self.attributes = {name: _content(value) for name, value in self._attributes().items()}
-        self.buffers = _content(self._buffers())
-        self.loss_buffers = _content(self._loss_buffers())
+        self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
+        self.buffers = {what: _content(_unsaved_buffers(module)) for what, module in self.modules.items()}
 
     def results(self) -> Iterator[CheckResult]:
         """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
-        if names := _changed(self.buffers, self._buffers()):
-            text = f"buffers of the model that change but are not persistent, so they are in no checkpoint: {names}"
-            yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
-        if names := _changed(self.loss_buffers, self._loss_buffers()):
-            text = f"buffers of the loss that change but are in no checkpoint: {names}"
-            yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
+        for what, module in self.modules.items():
+            if names := _changed(self.buffers[what], _unsaved_buffers(module)):
+                text = (
+                    f"buffers of the {what} that change but are not persistent, so they are in no checkpoint: {names}"
+                )
+                yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
         saved = _Saved(self.trainer)
         names = ", ".join(
             name
@@ -72,18 +72,6 @@ class Kept:
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
-
-    def _buffers(self) -> dict[str, Tensor]:
-        """The model's buffers that are not in its state."""
-        model = self.trainer.experiment.model
-        saved = model.state_dict(keep_vars=True)
-        return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
-
-    def _loss_buffers(self) -> dict[str, Tensor]:
-        """The loss's buffers that are not in its state."""
-        loss = loss_module(self.trainer.experiment.criterion)
-        saved = loss.state_dict(keep_vars=True) if loss else {}
-        return {name: buffer for name, buffer in loss.named_buffers() if name not in saved} if loss else {}
 
 
 def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
@@ -232,6 +220,14 @@ def _leaves(content: Any) -> Iterator[Any]:
             yield from _leaves(item)
     elif content is not None:
         yield content
+
+
+def _unsaved_buffers(module: nn.Module | None) -> dict[str, Tensor]:
+    """The buffers of a module that are not in its state; none for a loss that is a function."""
+    if module is None:
+        return {}
+    saved = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
 
 
 def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:

@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -77,14 +77,10 @@ def preflight(loaded: LoadedConfig) -> int:
 
     total = sum(parameter.numel() for parameter in experiment.model.parameters())
     say("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")
-    failed = sum(result.verdict == "FAIL" for result in results)
-    say(f"{failed} of {count(len(results), 'check')} failed" if failed else _all_passed(results))
+    failed, notes = (sum(result.verdict == verdict for result in results) for verdict in ("FAIL", "note"))
+    worth = f"; worth a look: {count(notes, 'note')} above" if notes else ""
+    say(f"{failed} of {count(len(results), 'check')} failed" if failed else f"all checks passed{worth}")
     return 1 if failed else 0
-
-
-def _all_passed(results: Sequence[CheckResult]) -> str:
-    notes = sum(result.verdict == "note" for result in results)
-    return "all checks passed" + (f"; worth a look: {count(notes, 'note')} above" if notes else "")
 
 
 def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:

@@ -1,7 +1,5 @@
 """``python test.py --compare RUN [RUN ...]``: ranks runs, prints a table, and writes it as CSV next to the curves."""
 
-import csv
-import io
 import os
 import shutil
 import sys
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from extras.compare.curves import Curve, curves
-from extras.compare.repeats import Repeats, find_repeats
 from extras.compare.runs import (
     ARGUMENT,
     FOLD,
@@ -22,23 +19,26 @@ from extras.compare.runs import (
     REPEATS,
     UNKNOWN,
     WHICH_DATA,
+    Repeats,
     Run,
     Task,
     differing,
     direction,
+    find_repeats,
     find_runs,
     held_out_metrics,
     metrics,
     shown_value,
 )
 from extras.drawing import png
+from extras.letters import short_key, shortened
 from extras.records import RATES, TRAIN, VALID, charts
-from extras.spreadsheets import spreadsheet_safe
+from extras.spreadsheets import csv_table
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file
 from utils.streams import say
-from utils.text import count, duration, number, one_line, table
+from utils.text import count, duration, number, table
 
 TABLE = "comparison.csv"
 MEANS = "comparison_means.csv"
@@ -143,7 +143,7 @@ def _groups(runs: Sequence[Run]) -> list[RunGroup]:
 def _which(task: Task, tasks: Iterable[Task]) -> str:
     others = [set(other.which) for other in tasks if other[:2] == task[:2]]
     distinct = [pair for pair in task.which if any(pair not in other for other in others)]
-    return ", ".join(f"{name}={_short(value, 40)}" for name, value in distinct)
+    return ", ".join(f"{name}={shortened(value, 40)}" for name, value in distinct)
 
 
 def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
@@ -193,7 +193,7 @@ def _means_table(group: RunGroup, width: int) -> list[str]:
     shown = {f"{direction(name, group.runs)} {name}" for name in held_out_metrics(group.runs)}
     tested = [name for name in names if name.startswith("test ")]
     first = [group.monitor, *tested, *(name for name in names if name in shown)]
-    columns = [["experiment", *(_short(_experiment(repeats, group), 34) for repeats in group.repeats)]]
+    columns = [["experiment", *(shortened(_experiment(repeats, group), 34) for repeats in group.repeats)]]
     columns.append(["runs", *(str(len(repeats.runs)) for repeats in group.repeats)])
     for name in dict.fromkeys(name for name in first if name in names):
         pairs = (each.get(name) for each in values)
@@ -220,14 +220,15 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     """Each column with its header, the most important first."""
     runs = group.runs
     keys = group.keys
-    yield ["run", *(_short(group.short_name(run), 34) for run in runs)]
+    yield ["run", *(shortened(group.short_name(run), 34) for run in runs)]
     name = group.monitor.split()[1]
     best = [run.best(group.monitor) for run in runs]
     yield ["best", *(number(pair[0]) if pair else "-" for pair in best)]
-    yield ["last", *(_last(run, name) for run in runs)]
+    lasts = [run.records[-1].get(name) if run.records else None for run in runs]
+    yield ["last", *("-" if last is None else number(last) for last in lasts)]
     states = [run.state() for run in runs]
     if set(states) != {"finished"}:
-        yield ["state", *(_short_end(state, 32) for state in states)]
+        yield ["state", *(shortened(state, 32) for state in states)]
     yield ["epochs", *(f"{run.epochs}/{run.config.get('trainer.epochs', '?')}" for run in runs)]
     for key in keys[:1]:
         yield _key_column(key, group)
@@ -236,7 +237,7 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     for value in tested[:1]:
         yield _test_column(value, runs)
     if any(run.note for run in runs):
-        yield ["note", *(_short_end(run.note, 24) or "-" for run in runs)]
+        yield ["note", *(shortened(run.note, 24) or "-" for run in runs)]
     for value in tested[1:]:
         yield _test_column(value, runs)
     yield ["time", *(duration(run.seconds) for run in runs)]
@@ -260,8 +261,7 @@ def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _key_column(key: str, group: RunGroup) -> list[str]:
-    """A column headed by the last word of a key, or by as many as distinguish it from others."""
-    return [_header(key, group), *(_short(_brief(run.config.get(key)), 16) for run in group.runs)]
+    return [_header(key, group), *(shortened(_brief(run.config.get(key)), 16) for run in group.runs)]
 
 
 def _brief(value: Any) -> str:
@@ -270,26 +270,7 @@ def _brief(value: Any) -> str:
 
 
 def _header(key: str, group: RunGroup) -> str:
-    words = key.split(".")
-    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
-    alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in group.keys) == 1)
-    return next(
-        (end for end in alone if end not in ("type", "epochs")), key
-    )  # "epochs" is the number that a run has done
-
-
-def _last(run: Run, name: str) -> str:
-    value = run.records[-1].get(name) if run.records else None
-    return "-" if value is None else number(value)
-
-
-def _short(text: str, longest: int) -> str:
-    text = one_line(text)
-    return text if len(text) <= longest else f"…{text[1 - longest :]}"
-
-
-def _short_end(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return short_key(key, group.keys, taken=("type", "epochs"))  # "epochs" is the number that a run has done
 
 
 def _csv(groups: Sequence[RunGroup]) -> str:
@@ -321,7 +302,7 @@ def _csv(groups: Sequence[RunGroup]) -> str:
             cells += [(run.best(f"{direction(name, group.runs)} {name}") or [""])[0] for name in bests]
             cells += [last.get(name, "") for name in logged]
             rows.append([*cells, *(shown_value(run.config.get(key)) for key in keys)])
-    return _as_csv(rows)
+    return csv_table(rows)
 
 
 def _means_csv(groups: Sequence[RunGroup]) -> str:
@@ -335,19 +316,11 @@ def _means_csv(groups: Sequence[RunGroup]) -> str:
         members = " ".join(run.name for run in repeats.runs)
         cells = [item for name in names for item in values.get(name, ("", ""))]
         rows.append([*about, len(repeats.runs), repeats.left_out, members, *cells])
-    return _as_csv(rows)
+    return csv_table(rows)
 
 
 def _data(group: RunGroup) -> str:
     return f"{group.task.data} ({group.which})" if group.which else group.task.data
-
-
-def _as_csv(rows: Iterable[Iterable[object]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in row])
-    return file.getvalue()
 
 
 def _charts(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Curve]]]:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, drawn, labels, new_figure, plain
-from extras.records import needs_log_scale
+from extras.drawing import COLOURS, drawn, labels, scale_values
 
 MARKERS = ("o", "^", "s", "x")
 """Each is used with all colours."""
@@ -34,7 +33,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
 
     Charts with a title have a legend.
     """
-    figure = new_figure(11, 0.5 + 3.2 * len(charts))
+    figure = Figure(figsize=(11, 0.5 + 3.2 * len(charts)))
     for row, (name, lines) in enumerate(charts, start=1):
         axes = figure.add_subplot(len(charts), 1, row)
         for line in sorted(lines, key=lambda line: not line.training):
@@ -43,7 +42,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
         axes.set(xlabel=x, ylabel=labels([label], longest=40)[0])
         axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _scale(axes, [value for line in lines for value in line.values if value is not None])
+        scale_values(axes, [value for line in lines for value in line.values if value is not None])
         if above and any(not line.training for line in lines):
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
@@ -59,14 +58,3 @@ def _draw(axes: Axes, line: Curve) -> None:
         linewidth=0.9 if line.training else 1.4 + 0.8 * max(0, 3 - line.run),
         label=None if line.training else "  ".join(labels([part], longest=24)[0] for part in line.name.split("\n")),
     )  # fmt: skip
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Use a logarithmic scale if values differ by a factor of a thousand."""
-    if needs_log_scale(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.grid(True)
-    else:
-        plain(axes)

@@ -3,13 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extras.records import RATES, charts
+from extras.records import RATES, best_of, charts, flat
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
@@ -134,10 +135,8 @@ class Run:
 
     def best(self, monitor: str) -> tuple[float, int] | None:
         """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
-        direction, name = monitor.split()
-        values = [(record[name], int(record.get("epoch", 0))) for record in self.records if name in record]
-        sign = 1 if direction == "min" else -1
-        return min(values, key=lambda pair: sign * pair[0]) if values else None
+        found = best_of(self.values(monitor.split()[1]), monitor)
+        return None if found is None else (found[1], int(self.records[found[0]].get("epoch", 0)))
 
     def state(self) -> str:
         """How it ended: "finished", "stopped" or "failed: REASON"; if not recorded, "unfinished" (running or killed) or
@@ -214,13 +213,66 @@ def shown_value(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
+@dataclass
+class Repeats:
+    """Runs of one config, except for seed and fold, at least two of them finished."""
+
+    runs: list[Run]
+    """Finished runs, one for each seed and fold."""
+    left_out: int
+    """Others: unfinished, or with a seed and fold that a later run has too."""
+    over: list[str]
+    """What differs between them, as in ["seed"]."""
+
+    def values(self) -> Mapping[str, tuple[float, float]]:
+        """Mean and standard deviation (n - 1) of each metric's best value, as "min val_loss", and of each value on the
+        test data, as "test loss". Values missing in some of the runs are left out."""
+        found = {}
+        for name in metrics(self.runs):
+            best = f"{direction(name, self.runs)} {name}"
+            found[best] = [None if pair is None else pair[0] for pair in (run.best(best) for run in self.runs)]
+        for name in dict.fromkeys(name for run in self.runs for name in run.test):
+            found[f"test {name}"] = [run.test.get(name) for run in self.runs]
+        whole = {name: [value for value in values if value is not None] for name, values in found.items()}
+        return {
+            name: (statistics.fmean(values), _deviation(values))
+            for name, values in whole.items()
+            if len(values) == len(self.runs)
+        }
+
+
+def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
+    """In the order of the runs."""
+    alike: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        rest = [key for key in run.config if key not in NOT_COMPARED and key not in REPEATS]
+        alike.setdefault(tuple(sorted((key, run.compared(key)) for key in rest)), []).append(run)
+    found = []
+    for members in alike.values():
+        newest = sorted((run for run in members if run.state() == "finished"), key=lambda run: run.path.name)
+        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in newest}.values())
+        if len(kept) > 1:
+            differ = [key for key in REPEATS if len({shown_value(run.config.get(key)) for run in kept}) > 1]
+            over = [key.rpartition(".")[2] for key in differ]
+            found.append(Repeats(kept, len(members) - len(kept), over))
+    return found
+
+
+def _deviation(values: Sequence[float]) -> float:
+    try:
+        return statistics.stdev(values)
+    except OverflowError:
+        return math.inf
+
+
 def _read(path: Path) -> Run:
     run = Run(path)
     problems = list[str]()
     config = _object(path / "config.json")
     if config is None:
         problems.append("config.json cannot be read")
-    run.config = dict(_flat(config or {}))
+    # a component without arguments is one value, its type
+    run.config = {key: value for key, value in flat(config or {}) if value not in ({}, [])}
     run.environment = _object(path / "environment.json") or {}
     test = _object(path / "test" / "metrics.json") or {}
     run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
@@ -263,12 +315,3 @@ def _record(line: str) -> dict[str, float] | None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten to dotted keys. A component without arguments is one value, its type."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _flat(item, f"{prefix}{key}.")
-        elif item not in ({}, []):
-            yield prefix + key, item

@@ -38,9 +38,6 @@ class CurvesWriter(Writer):
         if self._stale:
             self._draw()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         self._stale = True  # metrics.jsonl may have been truncated
         return ""

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,7 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
     monitor: "min NAME" or "max NAME", whose best epoch is marked.
     """
     panels = {name: lines for name, lines in charts(records).items() if name != RATES or _varies(records, lines)}
+    epochs = [float(record.get("epoch") or 0) for record in records]
     columns = min(len(panels), 2) or 1
     rows = math.ceil(len(panels) / columns)
     image = Image.new("RGB", (columns * PANEL[0], HEADER + max(rows, 1) * PANEL[1]), "white")
@@ -78,7 +79,7 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
         values = {label: [_finite(record.get(key)) for record in records] for label, key in lines.items()}
         marked = next((label for label, key in lines.items() if monitor and key == monitor.split()[1]), None)
         best = best_of(values[marked], monitor) if marked and monitor else None
-        _panel(image, corner, Chart(name, [_epoch(record) for record in records], values, best))
+        _panel(image, corner, Chart(name, epochs, values, best))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -93,10 +94,6 @@ def _finite(value: object) -> float | None:
     if not isinstance(value, (int, float)) or not abs(value) < 1e200:
         return None
     return float(value) if abs(value) > 1e-200 else 0.0
-
-
-def _epoch(record: Record) -> float:
-    return float(record.get("epoch") or 0)
 
 
 def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
@@ -158,13 +155,11 @@ def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up
 
     for line, colour in zip(chart.lines.values(), itertools.cycle(COLOURS)):
         for part in _parts(chart.epochs, line):
-            points = _thinned([place(*point) for point in part])
-            pen.line(points, fill=colour, width=5)
-            radius = (
-                8 if len(chart.epochs) <= MOST_DOTS or len(points) == 1 else 2.4
-            )  # the small ones round the corners
-            for x, y in points:
-                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+            points = [place(*point) for point in part]
+            pen.line(points, fill=colour, width=5, joint="curve")
+            if len(chart.epochs) <= MOST_DOTS or len(points) == 1:
+                for x, y in points:
+                    pen.ellipse((x - 8, y - 8, x + 8, y + 8), fill=colour)
     if chart.best is not None:
         x, y = place(chart.epochs[chart.best[0]], chart.best[1])
         pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=BLACK, width=4)
@@ -177,19 +172,6 @@ def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[li
     for there, part in itertools.groupby(pairs, lambda pair: pair[1] is not None):
         if there:
             yield [(epoch, value) for epoch, value in part if value is not None]
-
-
-def _thinned(points: list[Point]) -> list[Point]:
-    """At most four points per column of pixels: first, lowest, highest and last."""
-    if len(points) <= 2 * PANEL[0]:
-        return points
-    kept: list[Point] = []
-    for _, column in itertools.groupby(points, lambda point: int(point[0] / SCALE)):
-        inside = list(enumerate(column))
-        by_height = sorted(inside, key=lambda pair: pair[1][1])
-        chosen = dict([inside[0], by_height[0], by_height[-1], inside[-1]])
-        kept += [chosen[index] for index in sorted(chosen)]
-    return kept
 
 
 def _axis(values: Sequence[float]) -> Axis:
@@ -229,12 +211,11 @@ def _text(
     longest: int = 60,
 ) -> float:
     """Write text with any characters. Returns where it ends."""
-    font = _font(size)
-    if not all(_has(size, letter) for letter in text) and (eastern := _eastern_font(size)):
-        font = eastern
-        text = shortened(readable(text, lambda letter: letter >= " ", ""), longest)
-    else:
-        text = shortened(readable(text, functools.partial(_has, size), "(letters of no font here)"), longest)
+    font: Font = _font(size)
+    has: Callable[[str], bool] = functools.partial(_has, size)
+    if not all(map(has, text)) and (eastern := _eastern_font(size)):
+        font, has = eastern, str.isprintable
+    text = shortened(readable(text, has, "(letters of no font here)"), longest)
     pen.text(at, text, fill=colour, font=font, anchor="la" if anchor == "lt" else anchor)
     return at[0] + font.getlength(text)
 

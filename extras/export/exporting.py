@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from base.initial_weights import load_weights
-from base.load_run import class_names_of, load_trainer
+from base.load_run import TrainedRun, class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
 from extras.export.formats import FORMATS, Exportable, Format, check_installed, copied, flat_names
 from utils.checkpoint.weights_file import evaluated_weights
-from utils.config import LoadedConfig, to_json
+from utils.config import to_json
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.paths import display_path
@@ -32,21 +31,6 @@ UNREAD = ("runtime", "metrics", "trainer.writers", "trainer.tensorboard", "train
 """Keys that an export does not use."""
 
 
-@dataclass
-class Source:
-    """The model of a run with its evaluated weights, and facts about it."""
-
-    checkpoint: Path
-    loaded: LoadedConfig
-    model: nn.Module
-    calls: list[Call]
-    """Empty if the data cannot be read."""
-    problem: str
-    """Why the calls do not use test data."""
-    about: dict[str, Any]
-    """For the file's metadata: plain values."""
-
-
 def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> Path:
     """Export the model of a run, or of a checkpoint in one, in a format of FORMATS. Returns the file.
 
@@ -56,18 +40,17 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
     folder, _ = RunFolder.of(run)
     path = _target(out or folder.path / f"model{kind.suffix}", kind)
     check_installed(kind)
-    source = _read(run, overrides, kind)
-    exportable, note = _exportable(source, kind)
+    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
+    exportable, about = _read(trained, kind)
     expected = [exportable.run(call) for call in exportable.calls]
-    label = f"{source.loaded.config.model.type} cannot be exported"
     try:
-        described = _described(exportable) if kind.traced else {}
-        about = source.about | described | {"preprocessing": note}
+        if kind.traced:
+            about |= _described(exportable)
         content = kind.content(exportable, about)
     except UserError as error:
-        raise UserError(f"{label} to {name}: {error}") from error
-    compared = _write(path, content, kind, exportable, expected, source)
-    say(f"{display_path(source.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({_size(len(content))})")
+        raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
+    compared = _write(path, content, kind, exportable, expected)
+    say(f"{display_path(trained.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({_size(len(content))})")
     say(*table([*_lines(about), ("", "compared", compared)]), sep="\n")
     return path
 
@@ -85,8 +68,8 @@ def _target(path: Path, kind: Format) -> Path:
     return path
 
 
-def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
-    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
+def _read(trained: TrainedRun, kind: Format) -> tuple[Exportable, dict[str, Any]]:
+    """The model with the weights that are evaluated, and plain values about it for the file's metadata."""
     loaded, model = trained.loaded, trained.experiment.model
     load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
     about = {
@@ -104,7 +87,11 @@ def _read(run: Path, overrides: Sequence[str], kind: Format) -> Source:
         if kind.traced:
             raise UserError(f"{error}\n--format safetensors exports just the weights, without it") from error
         calls, problem = [], str(error)
-    return Source(trained.checkpoint, loaded, model.eval(), calls, problem, about)
+    exportable = Exportable(model.eval(), calls, problem)
+    if not kind.traced:
+        return exportable, about | {"preprocessing": "none: the file contains only weights"}
+    exportable, note = _with_preprocessing(exportable, loaded.config.data_loader.type)
+    return exportable, about | {"preprocessing": note}
 
 
 class Prepared(nn.Module):
@@ -119,17 +106,14 @@ class Prepared(nn.Module):
         return self.model(self.transform(inputs))
 
 
-def _exportable(source: Source, kind: Format) -> tuple[Exportable, str]:
-    """The model, with its preprocessing if that can be traced; and a description of the preprocessing."""
-    plain = Exportable(source.model, source.calls)
-    if not kind.traced:
-        return plain, "none: the file contains only weights"
-    data, call = source.loaded.config.data_loader.type, source.calls[0]
+def _with_preprocessing(plain: Exportable, data: str) -> tuple[Exportable, str]:
+    """The model, with its preprocessing if that can be traced; and a description of it. data: the loader's type."""
+    call = plain.calls[0]
     if call.stored is None or call.transform is None:
         return plain, f"none: the model takes what {data} returns"
     name = getattr(call.transform, "__qualname__", type(call.transform).__qualname__)
-    calls = [Call(each.samples, {"inputs": each.stored}, None, None) for each in source.calls]
-    prepared = Exportable(Prepared(call.transform, source.model).eval(), calls)
+    calls = [Call(each.samples, {"inputs": each.stored}, None, None) for each in plain.calls]
+    prepared = Exportable(Prepared(call.transform, plain.model).eval(), calls, plain.problem)
     with contextlib.suppress(UserError):
         prepared.program  # noqa: B018
         return prepared, f"{name}, in the graph: takes inputs as stored"
@@ -165,23 +149,21 @@ def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[
     return found
 
 
-def _write(
-    path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]], source: Source
-) -> str:
+def _write(path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]]) -> str:
     """Write a file, read it back and compare it before it replaces this path; return the result of the comparison."""
     try:
         with atomic_write(path) as file:
             file.write(content)
             file.flush()
-            return _compared(kind, Path(file.name), exportable, expected, source)
+            return _compared(kind, Path(file.name), exportable, expected)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]], source: Source) -> str:
+def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]]) -> str:
     """The largest difference between model and file. Raises UserError if it is too large."""
     if not exportable.calls:
-        return f"no: {source.problem}"
+        return f"no: {exportable.problem}"
     again = [exportable.run(call) for call in exportable.calls]
     if any(_difference(*pair) for pair in zip(expected, again, strict=True)):
         return "no: the model draws random numbers in evaluation"
@@ -193,11 +175,11 @@ def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[l
     difference = max(_difference(*pair) for pair in zip(expected, found, strict=True))
     finite = torch.cat([each.double()[each.isfinite()] for outputs in expected for each in outputs])
     allowed = TOLERANCE * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
-    what = "random images" if source.problem else "test samples"
+    what = "random images" if exportable.problem else "test samples"
     shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over one alone"
     if not difference <= allowed:
         raise UserError(f"the exported file's outputs differ from the model's: {shown}")
-    return f"{shown}. {source.problem}" if source.problem else shown
+    return f"{shown}. {exportable.problem}" if exportable.problem else shown
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -34,6 +34,9 @@ class Exportable:
 
     model: nn.Module
     calls: Sequence[Call]
+    """Empty if the data cannot be read."""
+    problem: str = ""
+    """Why the calls do not use test data."""
 
     def names(self) -> list[str]:
         """Names of the tensor arguments: "inputs", or "inputs.points" in a dict."""

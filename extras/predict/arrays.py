@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.array_file import ArrayFile
+from base.array_file import read_header
 from utils.errors import DataError
 from utils.files import open_regular
 
@@ -25,74 +26,55 @@ class Unreadable(Exception):  # noqa: N818  (not an error of the program: the fi
     """A file, or the rest of one, cannot be read."""
 
 
-class NpyRows:
-    """The rows of an array saved by np.save. Raises Unreadable."""
+class ArrayRows:
+    """The rows of an array in a file saved by np.save or np.savez, read sequentially. Raises Unreadable, DataError.
 
-    def __init__(self, path: str) -> None:
-        try:
-            with open_regular(Path(path)):
-                self._array = ArrayFile.open(Path(path))
-        except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from error
-        except DataError as error:
-            raise Unreadable(str(error).removeprefix(f"{path} ")) from error
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        step = _rows_at_once(self._array.row_bytes)
-        for start in range(0, len(self), step):
-            try:
-                yield from self._array.rows(slice(start, start + step))
-            except DataError as error:
-                raise Unreadable(str(error)) from error
-
-
-class NpzRows:
-    """The rows of an array in a file saved by np.savez, read sequentially. Raises Unreadable, DataError.
-
-    name: of the array; empty: the only one, or the first of ``NAMES``.
+    name: of the array in a .npz file; empty: the only one, or the first of ``NAMES``.
     """
 
-    def __init__(self, path: str, name: str) -> None:
+    def __init__(self, path: str, name: str = "") -> None:
         self._path = path
-        with self._opened() as archive:
-            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-            chosen = [name] if name else names if len(names) == 1 else [each for each in NAMES if each in names]
-            if not chosen or chosen[0] not in names:
-                listed = ", ".join(names[:10]) or "nothing"
-                raise DataError(f"{path} contains {listed}; name the array, as in {path}:{names[0] if names else 'x'}")
-            self._member = f"{chosen[0]}.npy"
-            with archive.open(self._member) as file:
-                self._shape, self._dtype = _header(file)
+        self._name = name
+        with self._opened() as (_, shape, _):
+            self._length = shape[0]
 
     def __len__(self) -> int:
-        return self._shape[0]
+        return self._length
 
     def __iter__(self) -> Iterator[Tensor]:
-        shape = self._shape[1:]
-        row_bytes = int(np.prod(shape, dtype=object)) * self._dtype.itemsize
-        step = _rows_at_once(row_bytes)
-        with self._opened() as archive, archive.open(self._member) as file:
-            _header(file)
-            for start in range(0, len(self), step):
-                count = min(step, len(self) - start)
+        with self._opened() as (file, (length, *shape), dtype):
+            row_bytes = math.prod(shape) * dtype.itemsize
+            step = max(1, min(1024, CHUNK // max(1, row_bytes)))
+            for start in range(0, length, step):
+                count = min(step, length - start)
                 data = bytearray(file.read(count * row_bytes))
                 if len(data) < count * row_bytes:
                     raise Unreadable("truncated")
-                rows = np.frombuffer(data, self._dtype) if data else np.empty(0, self._dtype)
+                rows = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
                 yield from torch.from_numpy(rows.reshape(count, *shape))
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[zipfile.ZipFile]:
+    def _opened(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+        """The file at the first row, the array's shape and its dtype."""
         try:
-            with open_regular(Path(self._path)) as file, zipfile.ZipFile(file) as archive:
-                yield archive
+            with contextlib.ExitStack() as stack:
+                file: IO[bytes] = stack.enter_context(open_regular(Path(self._path)))
+                if not self._path.lower().endswith(".npy"):
+                    archive = stack.enter_context(zipfile.ZipFile(file))
+                    file = stack.enter_context(archive.open(self._member(archive)))
+                yield file, *_header(file)
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
         except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
             raise Unreadable(f"not an array file, or damaged: {error}") from error
+
+    def _member(self, archive: zipfile.ZipFile) -> str:
+        names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+        chosen = [self._name] if self._name else names if len(names) == 1 else [each for each in NAMES if each in names]
+        if not chosen or chosen[0] not in names:
+            listed, example = ", ".join(names[:10]) or "nothing", names[0] if names else "x"
+            raise DataError(f"{self._path} contains {listed}; name the array, as in {self._path}:{example}")
+        return f"{chosen[0]}.npy"
 
 
 class TableRows:
@@ -164,15 +146,9 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _rows_at_once(row_bytes: int) -> int:
-    return max(1, min(1024, CHUNK // max(1, row_bytes)))
-
-
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of the array that follows. Raises Unreadable, ValueError."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    shape, fortran, dtype = read_header(file)
     if not shape or (fortran and len(shape) > 1):
         raise Unreadable("the array does not have contiguous rows; save np.ascontiguousarray(array)")
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from base.training.library_metric import LOGITS, PROBABILITIES
+from extras.classification import are_probabilities
 from utils.errors import DataError
 from utils.tree import describe_batch, map_tensors
 
@@ -102,7 +103,7 @@ class Interpreter:
     def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
         kind = kind_of(outputs, task)
         if kind == "classes":
-            given = self._given.setdefault(name, bool(are_probabilities(outputs)))
+            given = self._given.setdefault(name, are_probabilities(outputs))
             yield from classes(outputs if given else outputs.softmax(1), task.class_names, name)
         elif kind == "labels":
             chances = outputs if task.losses.get("") in PROBABILITIES else outputs.sigmoid()
@@ -166,12 +167,6 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
         Field(_joined(name, "classes"), several),
         Field(_joined(name, "probabilities"), chances.numpy(), names, digits=6, prefix=_joined(name, "p_")),
     ]
-
-
-def are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row of (B, C) is a distribution: the model then ends in a softmax."""
-    outputs = outputs[outputs.isfinite().all(1)]  # a broken input says nothing about the others
-    return bool(len(outputs)) and bool(((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < 0.01).all()).item())
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

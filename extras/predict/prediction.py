@@ -1,13 +1,11 @@
 """From the options of predict.py to the predictions."""
 
 import argparse
-import contextlib
 import functools
 import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,14 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.images.folder import SUFFIXES
 from base.data.pictures import pictures_of
-from base.load_run import load_trainer
+from base.load_run import TrainedRun, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.predict.arrays import Unreadable
 from extras.predict.inputs import Found, check_words, find_files, summary
 from extras.predict.outputs import Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items, rows_of
-from extras.predict.writing import Writer, opened
+from extras.predict.writing import Add, opened
+from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file
@@ -43,44 +42,32 @@ UNREAD = (
 """Keys that a prediction does not use."""
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
-EVERY = 5000  # inputs between progress lines if a bar cannot be shown
-
-
-@dataclass
-class Predictor:
-    """A trained model and everything needed for predicting."""
-
-    trainer: BaseTrainer
-    data: BaseDataLoader
-    facts: Mapping[str, Any]
-    """What the data loader needs to know about the training data to prepare an input."""
-    task: Task
-    source: Path
-    """The checkpoint."""
-    progress: Mapping[str, Any]
 
 
 def predict(options: argparse.Namespace) -> None:
     """Write a prediction for each input. Raises UserError, Stopped, or TrainingError if an input cannot be read."""
     out, as_json = _destination(options)
     check_words(options.inputs)  # before the model is built, which takes seconds
-    predictor = load_predictor(Path(options.resume), options.overrides)
-    files = find_files(options.inputs, predictor.data.input_suffixes or SUFFIXES)
+    trained = load_trainer(Path(options.resume), options.overrides, settings=SETTINGS, unread=UNREAD)
+    run = Predictor(trained, _columns(options.columns), show=options.show is not None)
+    files = find_files(options.inputs, run.data.input_suffixes or SUFFIXES)
     _check_destinations(files, out, options.show)
-    run = Run(predictor, _columns(options.columns), options.show is not None)
-    kinds = {kind_of(name, predictor.data.input_suffixes) for name in files.files}
+    kinds = {kind_of(name, run.data.input_suffixes) for name in files.files}
     if options.columns is not None and "table" not in kinds:
         raise UserError("--columns names columns of a table, but no input is a table; leave it out")
     start = time.perf_counter()
     try:
-        with predictor.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as writer:
-            run.write(files, writer, bar=out is not None or not sys.stdout.isatty())
+        with run.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as add:
+            run.write(files, add, bar=out is not None or not sys.stdout.isatty())
     except Stopped:
         say_error("stopped; nothing was written" if out else "stopped")
         raise
     if options.show is not None:
-        _draw(run, options.show)
-    what = f"{count(run.done, 'prediction')} by {display_path(predictor.source)} (epoch {predictor.progress['epochs']})"
+        from extras.drawing import png
+        from extras.predict.grid import grid
+
+        replace_file(options.show, png(grid(run.shown, run.done)))
+    what = f"{count(run.done, 'prediction')} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']})"
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
     skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""
     say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
@@ -90,71 +77,62 @@ def predict(options: argparse.Namespace) -> None:
         )
 
 
-def load_predictor(run: Path, overrides: Sequence[str] = ()) -> Predictor:
-    """The model of a run, with the weights that test.py evaluates. Does not need its data set."""
-    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
-    loaded, experiment = trained.loaded, trained.experiment
-    trainer, model = trained.trainer, experiment.model
-    if type(model).forward is nn.Module.forward and type(trainer).predict_step is BaseTrainer.predict_step:
-        raise UserError(
-            f"{type(model).__name__} has no forward, only parts that {type(trainer).__name__} calls; define "
-            "predict_step in the trainer (docs/predict.md)"
+class Predictor:
+    """A trained model with what predicting needs, and what it has predicted. Does not need the run's data set.
+
+    columns: of tables. show: whether to keep pictures of the first inputs.
+    """
+
+    def __init__(self, trained: TrainedRun, columns: Sequence[str] | None, *, show: bool) -> None:
+        self.trainer, self.data = trained.trainer, trained.experiment.data
+        self.columns, self.show = columns, show
+        model, trainer = type(trained.experiment.model), type(self.trainer)
+        if model.forward is nn.Module.forward and trainer.predict_step is BaseTrainer.predict_step:
+            raise UserError(
+                f"{model.__name__} has no forward, only parts that {trainer.__name__} calls; define predict_step in "
+                "the trainer (docs/predict.md)"
+            )
+
+        kept = trained.state.get("data")
+        kept = kept if isinstance(kept, Mapping) else {}
+        first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
+        own_facts = type(self.data).input_facts is not BaseDataLoader.input_facts
+        if facts is None and own_facts and not first_batch:  # a run from before they were saved: the data set is needed
+            facts = self.data.input_facts()
+        self.facts: Mapping[str, Any] = facts or {}
+        """What the data loader needs to know about the training data to prepare an input."""
+        # get() would ask the loader too, which may need its data for them
+        names = kept["classes"] if "classes" in kept else self.data.class_names  # noqa: SIM401
+        self.task = Task(
+            {name: loss.type for name, loss in trained.loaded.config.losses.items()},
+            first_batch if isinstance(first_batch, Mapping) else {},
+            None if names is None else [str(name) for name in names],
+            trained.experiment.supervised,
         )
-
-    kept = trained.state.get("data")
-    kept = kept if isinstance(kept, Mapping) else {}
-    first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
-    own_facts = type(experiment.data).input_facts is not BaseDataLoader.input_facts
-    if facts is None and own_facts and not first_batch:  # a run from before they were saved: the data set is needed
-        facts = experiment.data.input_facts()
-    task = Task(
-        {name: loss.type for name, loss in loaded.config.losses.items()},
-        first_batch if isinstance(first_batch, Mapping) else {},
-        kept["classes"] if "classes" in kept else _class_names(experiment.data),
-        experiment.supervised,
-    )
-    return Predictor(trained.trainer, experiment.data, facts or {}, task, trained.checkpoint, trained.progress)
-
-
-def _class_names(data: BaseDataLoader) -> list[str] | None:
-    names = data.class_names
-    return None if names is None else [str(name) for name in names]
-
-
-@dataclass
-class Run:
-    """The predictions for a number of files."""
-
-    predictor: Predictor
-    columns: Sequence[str] | None
-    show: bool
-    done: int = 0
-    problems: int = 0
-    shown: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.interpreter = Interpreter(self.predictor.task)
-        self.batch_size = self.predictor.data.eval_batch_size
-        self.tolerant = type(self.predictor.data).collate is not BaseDataLoader.collate
+        self.interpreter = Interpreter(self.task)
+        self.batch_size = self.data.eval_batch_size
+        self.tolerant = type(self.data).collate is not BaseDataLoader.collate
+        self.done = self.problems = 0
+        self.shown: list[Any] = []
         self._other_shapes = False
 
-    def write(self, files: Found, writer: Writer, *, bar: bool) -> None:
+    def write(self, files: Found, add: Add, *, bar: bool) -> None:
         """Predict all inputs, batch by batch. Raises TrainingError if none can be read.
 
         bar: whether to show progress; a table in a terminal shows it anyway.
         """
         for problem in files.problems:
             self._name(problem)
-        predictor = self.predictor
-        prepare = functools.partial(predictor.data.prepare_input, facts=predictor.facts)
-        needed = predictor.facts.get("columns") or ()
-        whole = predictor.data.input_suffixes
+        prepare = functools.partial(self.data.prepare_input, facts=self.facts)
+        needed = self.facts.get("columns") or ()
+        whole = self.data.input_suffixes
         items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
-        with predictor.trainer.evaluating(), _progress(_total(files.files, whole), bar=bar) as advance:
+        total = _total(files.files, whole)
+        with self.trainer.evaluating(), counting("predicting", "inputs", total, shown=bar) as advance:
             for batch in self._batches(items):
-                predictor.trainer.experiment.signals.check()
+                self.trainer.experiment.signals.check()
                 inputs, fields = self._predicted(batch)
-                writer.add([(item.file, item.row) for item in batch], fields)
+                add([(item.file, item.row) for item in batch], fields)
                 if self.show:
                     self._show(batch, inputs, fields)
                 self.done += len(batch)
@@ -177,26 +155,29 @@ class Run:
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""
-        for _, group in itertools.groupby(items, lambda item: _shapes(item.value)):
+
+        def shapes(item: Item) -> list[tuple[Any, ...]]:
+            return [(*tensor.shape, tensor.dtype) for tensor in tensors(item.value)]
+
+        for _, group in itertools.groupby(items, shapes):
             while batch := list(itertools.islice(group, self.batch_size)):
                 yield batch
 
     def _predicted(self, batch: Sequence[Item]) -> tuple[Any, list[Field]]:
         """The inputs on the CPU, and the predictions for them."""
-        trainer, first = self.predictor.trainer, batch[0]
+        trainer, first = self.trainer, batch[0]
         inputs = default_collate([item.value for item in batch])
         self._check_shape(inputs, first.file)
         try:
             outputs = trainer.predict_step(trainer.runtime.to_device(inputs))
         except FORWARD_ERRORS as error:
-            raise DataError(
-                f"{first.file}: the model cannot take this input ({describe_batch(inputs)}): "
-                f"{format_error_with_source(error)}{self._takes()}{_choose_columns(first.file)}"
-            ) from error
+            what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
+            csv = "\n--columns chooses the columns of a table that are inputs." if first.file.endswith(".csv") else ""
+            raise DataError(f"{first.file}: {what}{self._takes()}{csv}") from error
         return inputs, self.interpreter.fields(outputs, len(batch))
 
     def _takes(self) -> str:
-        task = self.predictor.task
+        task = self.task
         shape = task.shape("inputs")
         if shape is None:
             return ""
@@ -204,7 +185,7 @@ class Run:
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert a number to the dtype that the model takes, if that is lossless. Raises DataError."""
-        wanted = getattr(torch, self.predictor.task.dtype("inputs") or "none", None)
+        wanted = getattr(torch, self.task.dtype("inputs") or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
         name = str(tensor.dtype).removeprefix("torch.")
@@ -216,7 +197,7 @@ class Run:
 
     def _check_shape(self, inputs: Any, file: str) -> None:
         """Raise DataError for inputs with other dimensions than in training, and warn once about another size."""
-        shape = self.predictor.task.shape("inputs")
+        shape = self.task.shape("inputs")
         if not isinstance(inputs, Tensor) or shape is None or list(inputs.shape[1:]) == shape:
             return
         got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
@@ -235,22 +216,11 @@ class Run:
         left = MOST - len(self.shown)
         if left <= 0:
             return
-        pictures = pictures_of(self.predictor.data, inputs[:left]) if isinstance(inputs, Tensor) else None
+        pictures = pictures_of(self.data, inputs[:left]) if isinstance(inputs, Tensor) else None
         if pictures is None:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
-        self.shown += shown(pictures, names, fields)
-
-
-def _shapes(value: Any) -> list[tuple[Any, ...]]:
-    return [(*tensor.shape, tensor.dtype) for tensor in tensors(value)]
-
-
-def _draw(run: Run, path: Path) -> None:
-    from extras.drawing import png
-    from extras.predict.grid import grid
-
-    replace_file(path, png(grid(run.shown, run.done)))
+        self.shown += shown(pictures, names, fields, len(self.shown))
 
 
 def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
@@ -265,32 +235,6 @@ def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
         except Unreadable:
             total += 1
     return total
-
-
-@contextlib.contextmanager
-def _progress(total: int | None, *, bar: bool) -> Iterator[Any]:
-    """Receives the number of finished inputs: a bar in a terminal, otherwise an occasional line."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    of = f" of {total:,}" if total is not None else ""
-    drawn = tqdm(
-        total=total,
-        desc="predicting",
-        unit=" inputs",
-        leave=False,
-        disable=not (terminal and bar),
-        dynamic_ncols=True,
-    )
-    with drawn:
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            drawn.update(more)
-            if bar and not terminal and (done + more) // EVERY > done // EVERY:
-                say_error(f"predicting: {done + more:,}{of}")
-            done += more
-
-        yield advance
 
 
 def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
@@ -318,10 +262,6 @@ def _check_destinations(files: Found, *paths: Path | None) -> None:
         for name in files.files:
             if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
                 raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
-
-
-def _choose_columns(file: str) -> str:
-    return "\n--columns chooses the columns of a table that are inputs." if file.endswith(".csv") else ""
 
 
 def _columns(text: str | None) -> list[str] | None:

@@ -1,24 +1,20 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
 import itertools
-import multiprocessing
-import os
+import pickle
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from base.data.workers import naming_dead_worker, start_method
-from extras.predict.arrays import NpyRows, NpzRows, TableRows, Unreadable
+from base.data.workers import read_once, worker_count
+from extras.predict.arrays import ArrayRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
 from utils.errors import DataError, UserError
-from utils.signals import end_workers_at_exit, ignore_in_worker
 from utils.tree import map_tensors
 
 CHUNK = 16  # files per request to a worker
@@ -68,14 +64,12 @@ def kind_of(name: str, whole: Sequence[str] | None = None) -> str:
     return "table" if path.endswith(TABLES) else "file"
 
 
-def rows_of(name: str, columns: Sequence[str] | None = None) -> NpyRows | NpzRows | TableRows:
+def rows_of(name: str, columns: Sequence[str] | None = None) -> ArrayRows | TableRows:
     """The rows of an array or table. Raises Unreadable; DataError if there is no such array or column."""
     if kind_of(name) == "table":
         return TableRows(name, columns)
-    if name.lower().endswith(".npy"):
-        return NpyRows(name)
     path, _, member = name.rpartition(":") if not Path(name).is_file() else (name, "", "")
-    return NpzRows(path, member)
+    return ArrayRows(path, member)
 
 
 def _read_rows(
@@ -104,27 +98,15 @@ def _read_rows(
 
 
 def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
-    workers = min(_processors(), len(names) // CHUNK) if len(names) > FEW else 0
-    workers = workers if workers > 1 else 0
-    if workers:
-        end_workers_at_exit()
-    loader: DataLoader[Any] = DataLoader(
-        _Files(names, prepare),
-        batch_size=CHUNK,
-        num_workers=workers,
-        multiprocessing_context=start_method(workers),
-        collate_fn=list,
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # by default the loader would draw from the model's
-    )
-    start = 0
-    with naming_dead_worker():
-        for values in loader:
-            for name, value in zip(names[start : start + CHUNK], values, strict=True):
-                if isinstance(value, UserError):
-                    raise type(value)(f"{name}: {value}")
-                yield Item(name, None, None, value) if isinstance(value, str) else Item(name, None, _unpacked(value))
-            start += len(values)
+    workers = worker_count(len(names) // CHUNK) if len(names) > FEW else 0
+    values = itertools.chain.from_iterable(read_once(_Files(names, prepare), CHUNK, workers))
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, UserError):
+            raise type(value)(f"{name}: {value}")
+        if isinstance(value, str):
+            yield Item(name, None, None, value)
+        else:
+            yield Item(name, None, pickle.loads(value) if workers else value)
 
 
 class _Files(Dataset[Any]):
@@ -143,30 +125,10 @@ class _Files(Dataset[Any]):
         except OSError as error:
             return error.strerror or str(error)
         value = _prepared(self.prepare, path)
+        if get_worker_info() is None or isinstance(value, (str, UserError)):
+            return value
         # sent as bytes: tensors would need shared memory, which is scarce in containers
-        return map_tensors(_packed, value) if get_worker_info() is not None else value
-
-
-def _packed(tensor: Tensor) -> Any:
-    return _Leaf(tensor.detach().contiguous().numpy())
-
-
-class _Leaf:
-    """A tensor sent from a worker. Not a tuple, which would be a nest."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, _Leaf):
-        return torch.from_numpy(value.array)
-    if isinstance(value, dict):
-        return {key: _unpacked(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_unpacked(each) for each in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+        return pickle.dumps(map_tensors(Tensor.detach, value))
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
@@ -186,7 +148,3 @@ def _prepared(prepare: Prepare, raw: Any) -> Any:
     if value is None:
         return "prepare_input returned nothing"
     return f"prepare_input returned the string {value!r:.40}" if isinstance(value, str) else value
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,20 +24,12 @@ MOST_COLUMNS = 100
 """Maximum number of class probabilities in a table or JSON; with more, only the predicted class's is written."""
 MOST_VALUES = 1000
 """Maximum number of other outputs in a table row."""
-STRING_CHUNK = 4096
 
 Write = Callable[[str], None]
 Source = tuple[str, int | None]
 """A file, and the row in it."""
-
-
-class Writer(Protocol):
-    """Receives the predictions batch by batch."""
-
-    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None: ...
-
-    def close(self) -> None:
-        """Call when all predictions have been added."""
+Add = Callable[[Sequence[Source], Sequence[Field]], None]
+"""Receives the predictions of a batch."""
 
 
 class CsvWriter:
@@ -131,32 +123,28 @@ class NpzWriter:
         file.write(np.ascontiguousarray(values).data)
 
     def close(self) -> None:
+        lists: dict[str, list[Any]] = {"file": [file for file, _ in self._sources]}
+        if any(row is not None for _, row in self._sources):
+            lists["row"] = [-1 if row is None else row for _, row in self._sources]
         with zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED) as archive:
-            self._write_texts(archive, "file", [file for file, _ in self._sources])
-            if any(row is not None for _, row in self._sources):
-                rows = np.array([-1 if row is None else row for _, row in self._sources], np.int64)
-                with _member(archive, "row", rows.shape, rows.dtype) as member:
-                    member.write(rows.data)
-            for name, texts in self._texts.items():
-                self._write_texts(archive, name, texts)
+            for name, values in (lists | self._texts).items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.array(values, None if values else str))
             for name, (file, shape, dtype) in self._parts.items():
-                file.seek(0)
-                with _member(archive, name, (len(self._sources), *shape), dtype) as member:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    whole = (len(self._sources), *shape)
+                    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
+                    np.lib.format.write_array_header_2_0(member, header)
+                    file.seek(0)
                     shutil.copyfileobj(file, member)
-
-    def _write_texts(self, archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
-        dtype = np.dtype(f"<U{max(1, *map(len, texts)) if texts else 1}")
-        with _member(archive, name, (len(texts),), dtype) as member:
-            for start in range(0, len(texts), STRING_CHUNK):
-                member.write(np.array(texts[start : start + STRING_CHUNK], dtype).tobytes())
 
 
 @contextlib.contextmanager
-def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Writer]:
-    """A writer to a file or standard output. Raises UserError if it cannot be written."""
+def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Add]:
+    """A function that adds predictions to a file or standard output. Raises UserError if that cannot be written."""
     where = "standard output" if path is None else str(path)
     stack = ExitStack()
-    writer: Writer
+    writer: CsvWriter | JsonWriter | NpzWriter
     if path is None:
         writer = JsonWriter(_print, lines=False) if as_json else CsvWriter(_print, with_rows=with_rows)
     else:
@@ -168,8 +156,13 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
             writer = JsonWriter(_to(file), lines=path.suffix == ".jsonl")
         else:
             writer = CsvWriter(_to(file), with_rows=with_rows)
+
+    def add(sources: Sequence[Source], fields: Sequence[Field]) -> None:
+        with _reported(where):
+            writer.add(sources, fields)
+
     try:
-        yield _Checked(writer, where)
+        yield add
         with _reported(where):
             writer.close()
     except BaseException:
@@ -178,21 +171,6 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Wri
         raise
     with _reported(where):
         stack.close()
-
-
-class _Checked:
-    """A writer whose disk may fill up."""
-
-    def __init__(self, writer: Writer, where: str) -> None:
-        self._writer, self._where = writer, where
-
-    def add(self, sources: Sequence[Source], fields: Sequence[Field]) -> None:
-        with _reported(self._where):
-            self._writer.add(sources, fields)
-
-    def close(self) -> None:
-        with _reported(self._where):
-            self._writer.close()
 
 
 @contextlib.contextmanager
@@ -220,15 +198,6 @@ def _print(text: str) -> None:
         text = printable(text.replace("\x1b", "\\x1b"))
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
-    """Add an array to an archive; its content is written inside the block."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_2_0(file, header)
-        yield file
 
 
 def _is_wide(field: Field) -> bool:

@@ -10,8 +10,7 @@ from typing import Any
 
 from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
-from extras.report.classification import Classification
-from extras.report.regression import Regression
+from extras.report.statistics import Classification, Regression
 from utils.run_folder import RunFolder, git_state
 from utils.schema import Component, Config
 from utils.text import count, number

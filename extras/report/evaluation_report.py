@@ -1,31 +1,38 @@
 """The report of test.py, in one folder: report.md, report.html, their figures and predictions.csv."""
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from base.data.batches import BatchRange
 from base.experiment import Experiment
 from extras.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from extras.report.classification import Classification, Show
 from extras.report.description import CURVES, Tested, head, in_training, memorised
 from extras.report.evaluation_stats import EvaluationStats
-from extras.report.predictions import Predictions
-from extras.report.regression import Regression
-from utils.errors import DataError
+from extras.report.statistics import Classification, Regression, Show
+from extras.spreadsheets import csv_field
+from utils.distributed.process_group import ProcessGroup
+from utils.errors import DataError, TrainingError
 from utils.extras import find_extra
+from utils.files import atomic_write
 from utils.run_folder import replace_file
-from utils.text import number
+from utils.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png", "residuals.png", CURVES)
+
+
+MOST_COLUMNS = 100
+"""With more classes, only the probabilities of the true and the predicted class are written, to limit the file size."""
 
 
 class EvaluationReport(EvaluationStats):
@@ -45,13 +52,12 @@ class EvaluationReport(EvaluationStats):
         self.predictions = Predictions(folder / "predictions.csv", self.processes)
 
     def __enter__(self) -> "EvaluationReport":
-        self.predictions.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.predictions.__exit__(kind, error, trace)
+        self.predictions.close(kind, error, trace)
         if not self.by_sample and error is None:  # found out after the first rows were written
             self.predictions.path.unlink(missing_ok=True)
 
@@ -132,10 +138,11 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
-            of = "samples" if self.classification is not None else "numbers"
-            yield Paragraph(f"{found.not_finite:,} {of} are not finite in the outputs, and left out of what follows.")
+            what = count(found.not_finite, "sample" if self.classification is not None else "number")
+            are = "is" if found.not_finite == 1 else "are"
+            yield Paragraph(f"{what} {are} not finite in the outputs, and left out of what follows.")
         if self.classification is not None:
-            sample_name = _sample_name(self.files) if self.by_sample else None
+            sample_name = (self.files.__getitem__ if self.files else str) if self.by_sample else None
             yield from _classes(self.classification, self.class_names(), pictures, sample_name)
         elif self.regression is not None:
             yield from _residuals(self.regression)
@@ -150,9 +157,90 @@ class EvaluationReport(EvaluationStats):
             yield Paragraph("Every sample:", link="predictions.csv")
 
 
-def _sample_name(files: Sequence[str] | None) -> Callable[[int], str]:
-    """Gives the name of a sample, by its index."""
-    return str if files is None else files.__getitem__
+class Predictions:
+    """A table with one line per sample. The file appears with the first sample, and only if the evaluation succeeds.
+
+    files: the names of the samples, if any.
+    processes: each adds its part of the same batch, which may be empty; the main process writes them all.
+    """
+
+    def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
+        self.path = path
+        self.processes = processes or ProcessGroup()
+        self.files: Sequence[str] | None = None
+        self.begun = False
+        self._stack = contextlib.ExitStack()
+        self._file: BinaryIO
+
+    def close(self, *error: Any) -> None:
+        """error: as in ``__exit__``; all None: the file is complete."""
+        with self._writing():
+            self._stack.__exit__(*error)
+
+    def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Add classified samples, (B, C) and (B,), from index ``start`` on."""
+        few = len(names) <= MOST_COLUMNS
+        chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
+        self._begin(["true", "predicted", *chosen])
+        safe = [csv_field(name) for name in names]
+        predicted, broken = probabilities.argmax(1), probabilities.isnan().any(1).tolist()
+        if not few:
+            likely = probabilities.amax(1)
+            of_true = probabilities.gather(1, targets.clamp(0, len(names) - 1)[:, None])
+            probabilities = torch.cat([of_true, likely[:, None]], 1)
+        true = [safe[label] if 0 <= label < len(safe) else str(label) for label in targets.tolist()]
+        self._rows(
+            f"%s,%s,%s{',%.6g' * len(chosen)}\n",
+            zip(
+                self._samples(start, len(true)),
+                true,
+                ("" if missing else safe[label] for label, missing in zip(predicted.tolist(), broken, strict=True)),
+                *probabilities.T.tolist(),
+                strict=True,
+            ),
+        )
+
+    def add_numbers(self, start: int, outputs: Tensor, targets: Tensor) -> None:
+        """Add predicted and true numbers, both (B, ...), from index ``start`` on; skipped if too many per sample."""
+        width = math.prod(outputs.shape[1:])
+        if width > MOST_COLUMNS:
+            return
+        outputs, targets = outputs.reshape(-1, width), targets.reshape(-1, width)
+        ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
+        self._begin([*(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
+        columns = [*targets.T.tolist(), *outputs.T.tolist()]
+        self._rows(f"%s{',%.9g' * len(columns)}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
+
+    def _samples(self, start: int, count: int) -> list[str]:
+        """The cells that identify a sample: its index and, if it has one, its name."""
+        indices = range(start, start + count)
+        files = self.files
+        return [str(index) if files is None else f"{index},{csv_field(files[index])}" for index in indices]
+
+    def _begin(self, header: Sequence[str]) -> None:
+        if self.begun:
+            return
+        self.begun = True
+        if self.processes.is_main_process:
+            with self._writing():
+                self._file = self._stack.enter_context(atomic_write(self.path))
+            which = ["index"] if self.files is None else ["index", "file"]
+            self._write(",".join(map(csv_field, [*which, *header])) + "\n")
+
+    def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
+        for part in self.processes.gather("".join([form % row for row in rows])):
+            self._write(part)
+
+    def _write(self, text: str) -> None:
+        with self._writing():
+            self._file.write(text.encode(errors="backslashreplace"))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as failure:
+            raise TrainingError(f"{self.path} cannot be written: {failure.strerror}") from failure
 
 
 def _classes(

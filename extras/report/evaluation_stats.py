@@ -13,15 +13,8 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
-from extras.report.classification import (
-    Classification,
-    Counts,
-    Show,
-    are_probabilities,
-    as_probabilities,
-    of_two_classes,
-)
-from extras.report.regression import Regression
+from extras.classification import are_probabilities
+from extras.report.statistics import Classification, Counts, Regression, Show, as_probabilities, of_two_classes
 from utils.errors import DataError
 
 MOST_CLASSES = 1000

@@ -9,9 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, MAP, drawable, drawn, labels, new_figure, plain
-from extras.report.classification import Classification, Counts, Mistake
-from extras.report.regression import Doubles, Regression
+from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, picture_grid, plain
+from extras.report.statistics import Classification, Counts, Doubles, Mistake, Regression
 from utils.text import number
 
 MOST_WRITTEN = 30
@@ -30,7 +29,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     shown = labels(names)
     text = 9 if classes <= 14 else 7 if classes <= 30 else 5
     margin = 0.9 + max(map(len, shown)) * text / 72 * 0.62
-    figure = new_figure(max(side + margin + 0.6, 4), max(side + margin, 3.2))
+    figure = Figure(figsize=(max(side + margin + 0.6, 4), max(side + margin, 3.2)))
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # square root, so that a confusion of 5 % is visible
@@ -83,7 +82,7 @@ def _short_count(count: int) -> str:
 def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
     """A confusion matrix in per cent of a true class, legible at a width of 350 pixels, as shown by TensorBoard."""
     classes = len(counts)
-    figure = new_figure(3.3, 3.3)
+    figure = Figure(figsize=(3.3, 3.3))
     figure.set_dpi(2 * figure.dpi)  # twice as many pixels, so that it stays sharp when enlarged
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -103,56 +102,27 @@ def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
     return figure
 
 
-@drawn
 def mistakes_grid(
     mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int = 6
 ) -> Figure | None:
     """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
-    shown, names = [mistake for mistake in mistakes if mistake.picture is not None], labels(names, longest=16)
-    if not shown:
+    names = labels(names, longest=16)
+    cells = []
+    for sample, true, predicted, probability, picture in mistakes:
+        if picture is not None:
+            number = f"sample {sample}"
+            file = number if files is None else file_label(files[sample], number)
+            cells.append(Cell(picture, [f"{names[predicted]} {probability:.0%}"], [f"true: {names[true]}", file]))
+    if not cells:
         return None
-    columns = max(4, min(columns, len(shown)))
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(columns * 1.5, rows * 2.0 + 0.45)
-    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
-    for place, mistake in enumerate(shown):
-        left, top = place % columns * 1.5, place // columns * 2.0
-        _paste(axes, mistake, left + 0.15, top + 0.36, side=1.2)
-        says = f"{names[mistake.predicted]} {mistake.probability:.0%}"
-        axes.text(left + 0.75, top + 0.3, says, ha="center", fontsize=9, color=COLOURS[1])
-        axes.text(left + 0.75, top + 1.74, f"true: {names[mistake.true]}", ha="center", fontsize=9)
-        axes.text(left + 0.75, top + 1.91, _sample(mistake.sample, files), ha="center", fontsize=7, color=GREY)
-    axes.set(xlim=(0, columns * 1.5), ylim=(rows * 2.0, 0), aspect="equal")
-    axes.set_axis_off()
-    axes.set_title("Most confident mistakes: predicted class above, true class below", fontsize=10)
-    return figure
-
-
-def _sample(sample: int, files: Sequence[str] | None) -> str:
-    """The end of a file name, which distinguishes it from others, if its characters can be drawn."""
-    if files is None or not drawable(files[sample]):
-        return f"sample {sample}"
-    name = " ".join(files[sample].split())
-    return name if len(name) <= 26 else f"…{name[-25:]}"
-
-
-def _paste(axes: Axes, mistake: Mistake, left: float, top: float, *, side: float) -> None:
-    """Draw a picture as large as fits in a square."""
-    assert mistake.picture is not None
-    height, width, channels = mistake.picture.shape
-    scale = side / max(height, width)
-    x, y = left + (side - width * scale) / 2, top + (side - height * scale) / 2
-    axes.imshow(
-        mistake.picture[:, :, 0] if channels == 1 else mistake.picture,
-        cmap="gray", vmin=0, vmax=255, interpolation="nearest",
-        extent=(x, x + width * scale, y + height * scale, y),
-    )  # fmt: skip
+    title = "Most confident mistakes: predicted class above, true class below"
+    return picture_grid(cells, columns=max(4, min(columns, len(cells))), colour=COLOURS[1], title=title)
 
 
 @drawn
 def reliability(found: Classification) -> Figure:
     """Accuracy by confidence, and a histogram of the confidence."""
-    figure = new_figure(5, 5.4)
+    figure = Figure(figsize=(5, 5.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     count, confidence, right = found.bins
     there = count > 0
@@ -175,7 +145,7 @@ def reliability(found: Classification) -> Figure:
 @drawn
 def scatter(found: Regression) -> Figure:
     """Predicted over true values, with the identity line."""
-    figure = new_figure(5.2, 5)
+    figure = Figure(figsize=(5.2, 5))
     axes = figure.add_subplot()
     predicted, true = found.pairs
     if len(true):
@@ -197,7 +167,7 @@ def scatter(found: Regression) -> Figure:
 @drawn
 def residuals(found: Regression) -> Figure:
     """Residuals by predicted value, and their histogram."""
-    figure = new_figure(7, 4.2)
+    figure = Figure(figsize=(7, 4.2))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     predicted, true = found.pairs
     values = found.residuals()

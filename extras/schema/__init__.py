@@ -2,7 +2,7 @@
 
 catalogue    train.py --list
 json_schema  config.schema.json, with which editors complete and check configs
-config_table docs/config.md, and the table of keys in the README
+__main__     docs/config.md, and the table of keys in the README
 docstrings   the texts shown by all of these
 ``make schema`` runs this package, which writes the files.
 """

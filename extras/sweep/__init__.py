@@ -7,9 +7,9 @@ search         the next trial's values, and pruning: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
 trial_process  the process of a trial, which runs ``train.py -r`` on its run
 display        the live table
-ranking        trials ranked, grouped over seeds and folds, and as table rows
-results        the final table, sweep.csv and best.json
-report         report.md and report.html, with figures
+ranking        trials as table rows, and grouped over seeds and folds
+results        the final table, sweep.csv, best.json, report.md and report.html
+figures        the figures of the report
 """
 
 import argparse

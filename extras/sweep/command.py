@@ -4,7 +4,6 @@ import argparse
 import os
 import shlex
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from extras.sweep.coordinator import Coordinator
 from extras.sweep.display import Display
 from extras.sweep.results import Result, conclude
 from extras.sweep.search import need_optuna
-from extras.sweep.spaces import Space, check_spaces, check_trials, grid_size, parse_spaces
+from extras.sweep.spaces import check_spaces, check_trials, grid_size, parse_spaces
 from extras.sweep.sweep_folder import Spec, SweepFolder
 from extras.sweep.trial_process import TrialProcesses
 from utils.config.sources import read_config
@@ -38,7 +37,7 @@ def sweep(options: argparse.Namespace) -> Result:
     processes = TrialProcesses(None, 0)
     processes.prepare()
     import_components()
-    folder = _continued(options) if options.resume else _new(options, job)
+    folder = _continued(options) if options.resume else SweepFolder.create(*_asked(options), job=job)
     spec = folder.read_spec()
     processes.threads = spec.threads or None
     processes.note = spec.note
@@ -63,16 +62,6 @@ def _job() -> str | None:
     if name is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         name = f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_STEP_ID', '0')}"
     return name
-
-
-def _new(options: argparse.Namespace, job: str | None) -> SweepFolder:
-    spec, base = _asked(options)
-    return SweepFolder.create(_save_dir(base), spec, base, job=job)
-
-
-def _save_dir(base: dict[str, Any]) -> str:
-    trainer = base.get("trainer")
-    return str(trainer.get("save_dir", "saved")) if isinstance(trainer, dict) else "saved"
 
 
 def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
@@ -103,17 +92,12 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
         )
     base = read_config(config, fixed).value
     seed = base.get("seed", 0)
-    threads = _threads(options.jobs)
+    threads = max(1, torch.get_num_threads() // options.jobs)  # per trial: those of a single run, divided
     spec = Spec(
         loaded.config.name, spaces, monitor, loaded.config.trainer.epochs, options.trials, sampler, pruner,
         seed if isinstance(seed, int) else 0, threads, options.note,
     )  # fmt: skip
     return spec, base
-
-
-def _threads(jobs: int) -> int:
-    """Threads per trial: those of a single run, divided."""
-    return max(1, torch.get_num_threads() // jobs)
 
 
 def _continued(options: argparse.Namespace) -> SweepFolder:
@@ -131,7 +115,8 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
             "sweep with -c instead of -r"
         )
     if options.config is not None:
-        folder.check_same(*_asked_again(options))
+        fixed, spaces = parse_spaces(options.overrides)
+        folder.check_same(spaces, read_config(options.config, fixed).value)
     if own.sampler or own.pruner:
         need_optuna(f"the sweep {folder.path}")
     if options.note is not None and options.note != own.note:
@@ -154,12 +139,6 @@ def _continued(options: argparse.Namespace) -> SweepFolder:
     return folder
 
 
-def _asked_again(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
-    config, (fixed, spaces) = options.config, parse_spaces(options.overrides)
-    base = read_config(config, fixed).value
-    return Spec(str(base.get("name")), spaces, "", 0, None, None, None, 0, 0), base
-
-
 def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: int) -> None:
     done = sum(trial.outcome is not None for trial in folder.trials())
     total = count(coordinator.total(), "trial")
@@ -170,18 +149,11 @@ def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: 
     if spec.note:
         say(f"  note: {one_line(spec.note)}")
     for space in spec.spaces:
-        say(f"  {space.key} = {_described(space)}")
+        say(f"  {space.key} = {space.text}{' (integers)' if space.integer else ''}")
     threads = count(spec.threads, "thread")
     say(f"  {display_path(folder.path)}{f', {done} done' if done else ''}; {threads} a trial")
-
-
-def _described(space: Space) -> str:
-    return space.text + (" (integers)" if space.integer else "")
 
 
 def command_to_continue(folder: SweepFolder) -> str:
     script = shlex.quote(display_path(PROJECT / "sweep.py"))
     return f"python {script} -r {shlex.quote(display_path(folder.path))}"
-
-
-__all__: Sequence[str] = ["sweep"]

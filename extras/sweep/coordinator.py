@@ -16,9 +16,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from extras.records import best_of
 from extras.sweep.display import Display, Row
 from extras.sweep.search import Search, write_journal
-from extras.sweep.sweep_folder import TRIAL, Outcome, Spec, SweepFolder, Trial, is_running
+from extras.sweep.sweep_folder import TRIAL, Outcome, SweepFolder, Trial, is_running
 from extras.sweep.trial_process import ERRORS, TrialProcesses
 from utils.device_errors import OUT_OF_MEMORY
 from utils.errors import Stopped, UserError
@@ -97,7 +98,9 @@ class Coordinator:
                 self.signals.check()
                 for one in list(self.running):
                     self._look(one)
-                self.display.update(self.folder.trials(), self._rows(), self.total())
+                now = time.monotonic()
+                rows = [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
+                self.display.update(self.folder.trials(), rows, self.total())
 
     # ------------------------------------------------------------------ starting
 
@@ -150,11 +153,13 @@ class Coordinator:
 
     def _look(self, one: Running) -> None:
         """Read what a trial has done since the last check."""
-        status = self._status(one)
+        status = one.process.exitcode if one.process else None  # negative for a signal; None while it runs
         length = size(one.trial.run.path / "metrics.jsonl")
         if length != one.read:
             one.read = length
-            self._read(one)
+            values = one.trial.measured(self.spec.value_name)
+            one.epochs, best = len(values), best_of(values, self.spec.monitor)
+            one.value = best[1] if best else None
             pruned = self.search.pruned_at(one.trial)
             if pruned is not None and one.process and one.stopping is None:
                 one.process.terminate()
@@ -167,22 +172,11 @@ class Coordinator:
             self.signals.check()  # a Ctrl-C in a terminal reaches the trials too
             self._ended(one, status)
 
-    def _status(self, one: Running) -> int | None:
-        """The exit status of a trial's process that has ended, negative for a signal."""
-        if one.process is None or one.process.exitcode is None:
-            return None
-        return int(one.process.exitcode)
-
-    def _read(self, one: Running) -> None:
-        values = one.trial.measured(self.spec.value_name)
-        one.epochs = len(values)
-        best = _best(values, self.spec)
-        one.value = best[0] if best else None
-
     def _ended(self, one: Running, status: int) -> None:
         pruned = self.search.pruned_at(one.trial)
         values = one.trial.measured(self.spec.value_name)[:pruned]
-        value, epoch = _best(values, self.spec) or (None, 0)
+        best = best_of(values, self.spec.monitor)
+        value, epoch = (best[1], best[0] + 1) if best else (None, 0)
         ended = (value, epoch, len(values), one.trial.seconds())
         if pruned is not None:
             return self._finish(one, Outcome("pruned", *ended))
@@ -234,10 +228,6 @@ class Coordinator:
             write_journal(self.folder.path / "journal.log", self.spec, trials)
         self.display.finished(trial, trials)
 
-    def _rows(self) -> list[Row]:
-        now = time.monotonic()
-        return [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
-
     # ------------------------------------------------------------------ stopping
 
     @contextlib.contextmanager
@@ -266,14 +256,6 @@ def stop(processes: Sequence[Any]) -> None:
         if process.exitcode is None:
             process.kill()
             process.join()
-
-
-def _best(values: Sequence[float], spec: Spec) -> tuple[float, int] | None:
-    """The best value, and its epoch."""
-    found = [(value, epoch) for epoch, value in enumerate(values, start=1) if math.isfinite(value)]
-    if not found:
-        return None
-    return min(found, key=lambda pair: pair[0] if spec.minimise else -pair[0])
 
 
 def _mark(trial: Trial) -> tuple[Any, ...]:

@@ -1,14 +1,13 @@
 """The live display of a sweep: a line for each finished trial, and the running ones below."""
 
 import contextlib
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from extras.sweep.sweep_folder import Spec, Trial
-from logger.console import styled
+from extras.sweep.sweep_folder import Spec, Trial, best_trial
+from logger.console import styled, unstyled
 from utils.streams import is_plain, say
 from utils.text import duration, number, printable, table
 
@@ -43,9 +42,9 @@ class Display:
         if self.quiet or outcome is None:
             return
         self.clear()
-        values = ", ".join(f"{short_key(key, self.spec)}={short_value(text)}" for key, text in trial.values.items())
+        values = ", ".join(f"{self.spec.short(key)}={short_value(text)}" for key, text in trial.values.items())
         if outcome.state == "failed":
-            result = f"{styled('failed', 'warning')}: {first_line(outcome.reason)}"
+            result = f"{styled('failed', 'warning')}: {outcome.headline}"
         else:
             shown = "none" if outcome.value is None else number(outcome.value)
             result = f"{self.spec.value_name} {shown} in epoch {outcome.epoch}"
@@ -85,25 +84,16 @@ class Display:
 
     def _lines(self, trials: Sequence[Trial], rows: Sequence[Row], total: int) -> list[str]:
         name = self.spec.value_name
-        keys = [space.key for space in self.spec.spaces]
-        cells = [["running", "epoch", name, "time", *(short_key(key, self.spec) for key in keys)]]
+        cells = [["running", "epoch", name, "time", *map(self.spec.short, self.spec.keys)]]
         for row in sorted(rows, key=lambda row: row.trial.number)[:MOST_ROWS]:
             value = "-" if row.value is None else number(row.value)
             epochs = f"{row.epochs}/{row.trial.values.get('trainer.epochs', self.spec.epochs)}"
-            cells.append(
-                [
-                    row.trial.name,
-                    epochs,
-                    value,
-                    duration(row.seconds),
-                    *(short_value(row.trial.values[key]) for key in keys),
-                ]
-            )
+            values = [short_value(row.trial.values[key]) for key in self.spec.keys]
+            cells.append([row.trial.name, epochs, value, duration(row.seconds), *values])
         done = sum(trial.outcome is not None for trial in trials)
         summary = f"{done} of {total} trials"
         if best := best_trial(trials, self.spec):
-            assert best.outcome is not None
-            summary += f", best {name} {number(best.outcome.value or 0.0)} ({best.name})"
+            summary += f", best {name} {number(best.value)} ({best.name})"
         if (left := self._seconds_left(trials, rows, total)) is not None:
             summary += f", {duration(left)} left"
         return [*table(cells, right=range(1, len(cells[0]))), summary]
@@ -119,26 +109,7 @@ class Display:
         return max(0.0, open_trials * mean - spent) / max(1, min(self.jobs, open_trials))
 
     def _say(self, text: str) -> None:
-        say(text if not is_plain(sys.stdout) else _plain(text))
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
-
-
-def short_key(key: str, spec: Spec) -> str:
-    """The last word of a key, or as many as distinguish it from the others."""
-    words = key.split(".")
-    others = [space.key for space in spec.spaces if space.key != key]
-    for count in range(1, len(words)):
-        end = ".".join(words[-count:])
-        if not any(f".{other}".endswith(f".{end}") for other in others):
-            return end
-    return key
+        say(text if not is_plain(sys.stdout) else unstyled(text))
 
 
 def short_value(text: str) -> str:
@@ -147,16 +118,3 @@ def short_value(text: str) -> str:
         return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
     except ValueError:
         return text if len(text) <= 24 else f"{text[:23]}…"
-
-
-def best_trial(trials: Sequence[Trial], spec: Spec) -> Trial | None:
-    """The complete trial with the best value, the first of equal ones."""
-    best: Trial | None = None
-    value = 0.0
-    for trial in trials:
-        outcome = trial.outcome
-        if outcome is None or outcome.state != "complete" or outcome.value is None:
-            continue
-        if best is None or spec.better(outcome.value, value):
-            best, value = trial, outcome.value
-    return best

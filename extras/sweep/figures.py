@@ -5,63 +5,39 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, GREY, MAP, drawn, labels, new_figure
-from extras.sweep.display import short_key
+from extras.drawing import COLOURS, GREY, MAP, drawn, labels, scale_values
+from extras.records import needs_log_scale
 from extras.sweep.spaces import Space
 from extras.sweep.sweep_folder import Spec, Trial
 
 MOST_LABELS = 12
-
-
-def _value(trial: Trial) -> float:
-    value = trial.outcome.value if trial.outcome else None
-    return math.nan if value is None else value
-
-
-def _wide(values: Sequence[float]) -> bool:
-    """Whether values are so far apart that a linear axis would show only the largest."""
-    finite = [value for value in values if math.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    if _wide(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-    else:
-        axes.ticklabel_format(axis="y", useOffset=False)
-    axes.grid(True)
+WIDE = 30  # values that differ by this factor are shown on a logarithmic scale
 
 
 @drawn
 def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
     """The value of each trial in order of start, and the best so far."""
-    figure = new_figure(8.5, 3.6)
+    figure = Figure(figsize=(8.5, 3.6))
     axes = figure.add_subplot()
     for state, face, text in (("complete", COLOURS[0], "complete"), ("pruned", "none", "pruned")):
-        chosen = [trial for trial in trials if trial.outcome and trial.outcome.state == state]
+        chosen = [trial for trial in trials if trial.state == state]
         if chosen:
-            numbers, values = [trial.number for trial in chosen], [_value(trial) for trial in chosen]
-            axes.scatter(numbers, values, s=28, facecolors=face, edgecolors=COLOURS[0], label=text, zorder=3)
-    best: list[float] = []
-    for trial in trials:
-        value = _value(trial) if trial.outcome and trial.outcome.state == "complete" else math.nan
-        last = best[-1] if best else math.nan
-        best.append(value if math.isnan(last) or (not math.isnan(value) and spec.better(value, last)) else last)
+            points = [trial.number for trial in chosen], [trial.value for trial in chosen]
+            axes.scatter(*points, s=28, facecolors=face, edgecolors=COLOURS[0], label=text, zorder=3)
+    values = [trial.value if trial.state == "complete" else math.nan for trial in trials]
+    best = (np.fmin if spec.minimise else np.fmax).accumulate(values)  # NaN only before the first value
     axes.step([trial.number for trial in trials], best, where="post", color=COLOURS[1], label="best so far")
     for trial in trials:
-        if trial.outcome and trial.outcome.state == "failed":
+        if trial.state == "failed":
             axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
     axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes, [_value(trial) for trial in trials])
+    scale_values(axes, [trial.value for trial in trials], factor=WIDE)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
 
@@ -69,7 +45,7 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
 @drawn
 def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     """The monitored value of every trial by epoch, the best ones in colour."""
-    figure = new_figure(8.5, 3.6)
+    figure = Figure(figsize=(8.5, 3.6))
     axes = figure.add_subplot()
     everything: list[float] = []
     for place, trial in reversed(list(enumerate(ranked))):
@@ -85,7 +61,7 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
         )  # fmt: skip
     axes.set(xlabel="epoch", ylabel=spec.value_name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes, everything)
+    scale_values(axes, everything, factor=WIDE)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     return figure
@@ -94,10 +70,10 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
 @drawn
 def importances(shares: Mapping[str, float], spec: Spec) -> Figure:
     """A bar for each key, the most important on top. shares: sum to 1."""
-    figure = new_figure(8.5, 0.8 + 0.4 * len(shares))
+    figure = Figure(figsize=(8.5, 0.8 + 0.4 * len(shares)))
     axes = figure.add_subplot()
     ordered = sorted(shares.items(), key=lambda pair: pair[1])
-    bars = axes.barh([short_key(key, spec) for key, _ in ordered], [share for _, share in ordered], color=COLOURS[0])
+    bars = axes.barh([spec.short(key) for key, _ in ordered], [share for _, share in ordered], color=COLOURS[0])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set(xlabel="share of the importance", xlim=(0, 1.08 * max(shares.values())))
     return figure
@@ -106,15 +82,16 @@ def importances(shares: Mapping[str, float], spec: Spec) -> Figure:
 @drawn
 def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     """A line for each trial through its values and its result, coloured by the result, the best on top."""
-    trials = [trial for trial in ranked if math.isfinite(_value(trial))]
-    results = [_value(trial) for trial in trials]
-    norm = (LogNorm if _wide(results) else Normalize)(min(results), max(results))
-    figure = new_figure(8.5, 4.2)
+    trials = [trial for trial in ranked if math.isfinite(trial.value)]
+    results = [trial.value for trial in trials]
+    wide = needs_log_scale(results, WIDE)
+    norm = (LogNorm if wide else Normalize)(min(results), max(results))
+    figure = Figure(figsize=(8.5, 4.2))
     axes = figure.add_subplot()
     map_ = colormaps[MAP]
     colours = ScalarMappable(norm, map_.reversed() if spec.minimise else map_)
     columns = [_places(space, [trial.values[space.key] for trial in trials]) for space in spec.spaces]
-    result_scale = np.log(results) if _wide(results) else np.asarray(results)
+    result_scale = np.log(results) if wide else np.asarray(results)
     columns.append(_normalised(result_scale, float(result_scale.min()), float(result_scale.max())))
     for index in reversed(range(len(trials))):
         line = [column[index] for column in columns]
@@ -129,7 +106,7 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
         for at, text in _ticks(space):
             behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}  # of it are lines
             axes.text(place + 0.02, at, labels([text], longest=12)[0], fontsize=8, va="center", bbox=behind, zorder=4)
-    names = [*(short_key(space.key, spec) for space in spec.spaces), f"best {spec.value_name}"]
+    names = [*map(spec.short, spec.keys), f"best {spec.value_name}"]
     axes.axvline(len(names) - 1, color=GREY, linewidth=0.8)
     axes.set(xticks=range(len(names)), xticklabels=labels(names, longest=22), yticks=[], ylim=(-0.05, 1.05))
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -140,11 +117,11 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
 @drawn
 def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
     """The result over each key separately; later trials are darker."""
-    trials = [trial for trial in trials if math.isfinite(_value(trial))]
-    results = [_value(trial) for trial in trials]
+    trials = [trial for trial in trials if math.isfinite(trial.value)]
+    results = [trial.value for trial in trials]
     columns = min(3, len(spec.spaces))
     rows = math.ceil(len(spec.spaces) / columns)
-    figure = new_figure(8.5, 0.5 + 2.8 * rows)
+    figure = Figure(figsize=(8.5, 0.5 + 2.8 * rows))
     for place, space in enumerate(spec.spaces):
         axes = figure.add_subplot(rows, columns, place + 1)
         texts = [trial.values[space.key] for trial in trials]
@@ -163,10 +140,10 @@ def slices(spec: Spec, trials: Sequence[Trial]) -> Figure:
             positions, results, c=[trial.number for trial in trials], cmap="Blues", vmin=-len(trials) / 2, s=26,
             edgecolors=COLOURS[0], linewidths=0.5,
         )  # fmt: skip
-        axes.set(xlabel=labels([short_key(space.key, spec)], longest=28)[0])
+        axes.set(xlabel=labels([spec.short(space.key)], longest=28)[0])
         if place % columns == 0:
             axes.set(ylabel=f"best {spec.value_name}")
-        _scale(axes, results)
+        scale_values(axes, results, factor=WIDE)
     return figure
 
 

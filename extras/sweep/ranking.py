@@ -1,4 +1,4 @@
-"""The trials of a sweep ranked, grouped over seeds and folds, and as table rows."""
+"""The trials of a sweep as table rows, and grouped over seeds and folds."""
 
 import math
 import shlex
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extras.sweep.display import short_key, short_value
+from extras.sweep.display import short_value
 from extras.sweep.sweep_folder import Spec, Trial
 from utils.paths import PROJECT, display_path
 from utils.text import duration, number
@@ -44,7 +44,7 @@ class Repeated:
         half = t_quantile(len(self.results) - 1) * self.deviation / math.sqrt(len(self.results))
         return self.mean - half, self.mean + half
 
-    def row(self, spec: Spec) -> list[str]:
+    def row(self) -> list[str]:
         low, high = self.interval
         several = len(self.results) > 1
         cells = [str(len(self.results)), number(self.mean), number(self.deviation) if several else "-"]
@@ -65,30 +65,16 @@ def t_quantile(freedom: int) -> float:
     )
 
 
-def rank(trials: Sequence[Trial], spec: Spec) -> list[Trial]:
-    """The best first; pruned trials come after complete ones, failed ones last."""
-    states = ("complete", "pruned", "failed")
-
-    def key(trial: Trial) -> tuple[int, float, int]:
-        outcome = trial.outcome
-        assert outcome is not None
-        value = math.inf if outcome.value is None else outcome.value if spec.minimise else -outcome.value
-        return states.index(outcome.state), value, trial.number
-
-    return sorted(trials, key=key)
-
-
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
     """The complete trials grouped by everything but seed and fold, best mean first; empty if neither is searched."""
-    keys = [space.key for space in spec.spaces if space.key.rpartition(".")[2] in REPLICATES]
+    keys = [key for key in spec.keys if key.rpartition(".")[2] in REPLICATES]
     if not keys:
         return []
     groups: dict[tuple[str, ...], Repeated] = {}
     for trial in trials:
-        if trial.outcome is None or trial.outcome.state != "complete" or trial.outcome.value is None:
-            continue
-        common = {key: value for key, value in trial.values.items() if key not in keys}
-        groups.setdefault(tuple(common.values()), Repeated(common, [])).results.append(trial.outcome.value)
+        if trial.state == "complete":
+            common = {key: value for key, value in trial.values.items() if key not in keys}
+            groups.setdefault(tuple(common.values()), Repeated(common, [])).results.append(trial.value)
     return sorted(groups.values(), key=lambda group: group.mean if spec.minimise else -group.mean)
 
 
@@ -99,34 +85,20 @@ def train_command(folder: Path) -> str:
 
 def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the final table."""
-    keys = [space.key for space in spec.spaces]
-    header = [
-        "trial",
-        f"best {spec.value_name}",
-        "epoch",
-        "epochs",
-        "time",
-        *(short_key(key, spec) for key in keys),
-        "state",
-    ]
+    header = ["trial", f"best {spec.value_name}", "epoch", "epochs", "time", *map(spec.short, spec.keys), "state"]
     rows = []
     for trial in ranked:
         outcome = trial.outcome
         assert outcome is not None
         value = "-" if outcome.value is None else number(outcome.value)
-        cells = [
-            trial.name,
-            value,
-            str(outcome.epoch or "-"),
-            str(outcome.epochs),
-            duration(outcome.seconds, fine=True),
-        ]
-        rows.append([*cells, *(short_value(trial.values[key]) for key in keys), outcome.state])
+        epochs = [str(outcome.epoch or "-"), str(outcome.epochs)]
+        values = [short_value(trial.values[key]) for key in spec.keys]
+        rows.append([trial.name, value, *epochs, duration(outcome.seconds, fine=True), *values, outcome.state])
     return header, rows
 
 
 def repeated_rows(groups: Sequence[Repeated], spec: Spec) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table over seeds and folds."""
-    keys = list(groups[0].values)
-    header = [*(short_key(key, spec) for key in keys), "n", f"mean {spec.value_name}", "deviation", "95 % interval"]
-    return header, [group.row(spec) for group in groups]
+    keys = map(spec.short, groups[0].values)
+    header = [*keys, "n", f"mean {spec.value_name}", "deviation", "95 % interval"]
+    return header, [group.row() for group in groups]

@@ -12,15 +12,18 @@ journal.log, sweep.csv, best.json, report.md, report.html    derived from these 
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from extras.letters import short_key
+from extras.records import flat
 from extras.sweep.spaces import Space
 from utils.config import load_config, to_json
 from utils.errors import ConfigError, TrainingError, UserError
@@ -61,8 +64,13 @@ class Spec:
     def value_name(self) -> str:
         return self.monitor.partition(" ")[2]
 
-    def better(self, left: float, right: float) -> bool:
-        return left < right if self.minimise else left > right
+    @property
+    def keys(self) -> list[str]:
+        return [space.key for space in self.spaces]
+
+    def short(self, key: str) -> str:
+        """A searched key for a table."""
+        return short_key(key, self.keys)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class Outcome:
     reason: str = ""
     """Reason for a failure."""
 
+    @property
+    def headline(self) -> str:
+        return self.reason.partition("\n")[0]
+
 
 @dataclass
 class Trial:
@@ -98,16 +110,40 @@ class Trial:
     def name(self) -> str:
         return self.run.path.name
 
+    @property
+    def state(self) -> str:
+        return self.outcome.state if self.outcome else "running"
+
+    @property
+    def value(self) -> float:
+        """The best monitored value; NaN if there is none, or not yet."""
+        return math.nan if self.outcome is None or self.outcome.value is None else self.outcome.value
+
     def measured(self, name: str) -> list[float]:
         """The values of this name, one per epoch; NaN if it was not finite."""
         found = []
         for record in self.run.epochs():
             value = record.get(name)
-            found.append(float(value) if isinstance(value, (int, float)) else float("nan"))
+            found.append(float(value) if isinstance(value, (int, float)) else math.nan)
         return found
 
     def seconds(self) -> float:
         return sum(float(record.get("seconds") or 0.0) for record in self.run.epochs())
+
+
+def rank(trials: Iterable[Trial], spec: Spec) -> list[Trial]:
+    """The trials that have ended, the best first; pruned trials come after complete ones, failed ones last."""
+
+    def key(trial: Trial) -> tuple[int, float, int]:
+        value = math.inf if math.isnan(trial.value) else trial.value if spec.minimise else -trial.value
+        return ("complete", "pruned", "failed").index(trial.state), value, trial.number
+
+    return sorted((trial for trial in trials if trial.outcome), key=key)
+
+
+def best_trial(trials: Iterable[Trial], spec: Spec) -> Trial | None:
+    """The complete trial with the best value, the first of equal ones."""
+    return next((trial for trial in rank(trials, spec) if trial.state == "complete"), None)
 
 
 class SweepFolder:
@@ -119,8 +155,10 @@ class SweepFolder:
         self._trials: dict[int, Trial] = {}
 
     @classmethod
-    def create(cls, save_dir: str, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
+    def create(cls, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
         """Create a folder save_dir/name/sweep-TIME. job: a launcher's, whose processes then all get the same folder."""
+        trainer = base.get("trainer")
+        save_dir = str(trainer.get("save_dir", "saved")) if isinstance(trainer, dict) else "saved"
         parent = project_path(save_dir) / spec.name
         stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
@@ -143,7 +181,7 @@ class SweepFolder:
         finally:
             shutil.rmtree(unnamed, ignore_errors=True)
         folder = cls(path)
-        folder.check_same(spec, base)
+        folder.check_same(spec.spaces, base)
         return folder
 
     @classmethod
@@ -172,16 +210,16 @@ class SweepFolder:
     def write_spec(self, spec: Spec) -> None:
         _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
 
-    def check_same(self, spec: Spec, base: dict[str, Any]) -> None:
+    def check_same(self, spaces: Sequence[Space], base: dict[str, Any]) -> None:
         """Raise UserError if a sweep given on the command line is not the one in this folder."""
         own = self.read_spec()
-        theirs = {space.key: space.text for space in spec.spaces}
+        theirs = {space.key: space.text for space in spaces}
         ours = {space.key: space.text for space in own.spaces}
         for key in {**ours, **theirs}:
             if ours.get(key) != theirs.get(key):
                 asked, kept = theirs.get(key, "not searched"), ours.get(key, "not searched")
                 raise UserError(f"{self.path} is a different sweep: {key} is {kept} there, but {asked} here; {ADVICE}")
-        before, after = _flat(json.loads(read_text(self.base))), _flat(json.loads(_base_text(base, self.path)))
+        before, after = (dict(flat(json.loads(text))) for text in (read_text(self.base), _base_text(base, self.path)))
         for key in {**before, **after}:
             if before.get(key) != after.get(key) and key != "$schema":
                 kept, asked = json.dumps(before.get(key)), json.dumps(after.get(key))
@@ -289,12 +327,6 @@ def is_running(run: RunFolder) -> bool:
 def _base_text(base: dict[str, Any], folder: Path) -> str:
     schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
     return json.dumps({**base, **(schema if "$schema" in base else {})}, indent=2) + "\n"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix.removesuffix("."): value}
-    return {name: item for key, inner in value.items() for name, item in _flat(inner, f"{prefix}{key}.").items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 make_observer returns the observer that train.py attaches to a run. In the process that writes event files, it is a
 Board:
-  model_summary  the table of layers and, by graph, the graph
+  model_summary  the table of layers, and the graph
   histograms     weights, gradients and memory
   pictures       training images; confusion matrix, mistakes and precision-recall curves, from extras/report
+  hyperparameters  the page of runs, and the overview of curves
   profile        a trace of some optimizer steps
-and summaries converts all of it to TensorBoard's format.
 """
 
 from base.experiment import Experiment
-from base.training.observer import Observer
+from base.training.observer import Observer, Observers
 from extras.tensorboard.board import Board
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
@@ -30,4 +30,4 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
         return stats or Observer()
     if stats is None and config.trainer.pictures_every != 0:
         experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
-    return Board(config, events, text, stats)
+    return Observers([*filter(None, [stats]), Board(config, events, text, stats)])

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from base.base_trainer import BaseTrainer
-from base.data.batches import BatchRange
 from base.data.stream import StreamBatches
-from base.metric import StepResult
 from base.training.observer import Observer
-from extras.tensorboard import histograms, hyperparameters, model_summary, pictures, summaries
+from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
 from logger.writers import EventWriter, text
 from utils.errors import DataError
 from utils.run_folder import RunFolder
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Board(Observer):
-    """text: the config as in the run's folder. stats: of the evaluations; None without extras/report."""
+    """text: the config as in the run's folder. stats: observes the evaluations; None without extras/report."""
 
     def __init__(self, config: Config, events: EventWriter, text: str, stats: "EvaluationStats | None") -> None:
         self.config = config
@@ -43,7 +41,7 @@ class Board(Observer):
             *([{"summary": text("note", f"    {note}")}] if note else []),  # indented: not parsed as Markdown
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
-            {"summary": summaries.layout(self.config, trainer.training)},
+            {"summary": hyperparameters.layout(self.config, trainer.training)},
             {"summary": hyperparameters.started(json.loads(self.text), start=time.time())},
             *([] if graph is None else [{"graph_def": graph}]),
         ]
@@ -65,18 +63,6 @@ class Board(Observer):
         self.events.scalars(progress.steps, histograms.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
             self._write(progress.steps, histograms.gradients(trainer.experiment.model))
-
-    def begin_evaluation(self, samples: int) -> None:
-        if self.stats is not None:
-            self.stats.begin_evaluation(samples)
-
-    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
-        if self.stats is not None:
-            self.stats.evaluated(batch_range, batch, result)
-
-    def end_evaluation(self) -> None:
-        if self.stats is not None:
-            self.stats.end_evaluation()
 
     def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
         progress = trainer.progress

@@ -1,17 +1,23 @@
 """Histograms of weights and gradients, the gradient norm, and memory use."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
+from torch.utils import tensorboard
 
 from base.base_trainer import BaseTrainer
-from extras.tensorboard.summaries import histogram
+from utils.determinism import fastest_kernels
 
+summary: Any = tensorboard.summary  # its functions are not typed
 MEGABYTE = 2**20
+BUCKETS = 30
 FEWEST = 32
 """Minimum number of values for a useful histogram: about as many as it has bars."""
 
@@ -43,6 +49,34 @@ def gradients(model: nn.Module) -> Iterator[Summary]:
 def _histograms(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Summary]:
     made = (histogram(f"{kind}/{name}", values) for name, values in tensors if values.numel() >= FEWEST)
     yield from filter(None, made)
+
+
+def histogram(tag: str, values: Tensor) -> Summary | None:
+    """A histogram of any floats, on any device; counts only finite values. None if there are none.
+
+    For a tensor sharded over several processes, the histogram covers this process's shard.
+    """
+    values = getattr(values, "to_local", lambda: values)().detach()
+    values = (torch.view_as_real(values) if values.is_complex() else values.float()).flatten()
+    if not values.numel():
+        return None
+    low, high, *sums = _range_and_sums(values)
+    if not math.isfinite(sums[0]):  # testing each value takes longer than everything else
+        values = values[values.isfinite()]
+        if not values.numel():
+            return None
+        low, high, *sums = _range_and_sums(values)
+    with fastest_kernels():  # torch takes counts by threads for inexact; its histogram() needs all values on the host
+        counts = torch.histc(values, BUCKETS, low, high).tolist() if low < high else [values.numel()]
+    limits = np.linspace(low, high, len(counts) + 1)[1:].tolist()
+    made: Summary = summary.histogram_raw(tag, low, high, values.numel(), *sums, limits, counts)
+    return made
+
+
+def _range_and_sums(values: Tensor) -> list[float]:
+    """Minimum, maximum, sum and sum of squares. The host waits once for the device."""
+    found: list[float] = torch.stack([*values.aminmax(), values.sum(), values.square().sum()]).tolist()
+    return found
 
 
 def memory(device: torch.device) -> dict[str, float]:

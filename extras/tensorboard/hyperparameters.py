@@ -1,8 +1,9 @@
-"""The hyperparameter page: those of a run, and the columns for all runs with one name."""
+"""The pages that TensorBoard arranges from a description: hyperparameters, and custom scalars."""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch.utils import tensorboard
 
 from base.experiment import Training
+from extras.records import flat
 from logger.writers import WHOLE, EventWriter
 from utils.schema import Config
 
+summary: Any = tensorboard.summary  # its functions are not typed
 Value = bool | int | float | str
 
 COLUMNS = "experiment"
@@ -27,6 +30,8 @@ OF_TRAINER = (
     "writers", "verbosity", "pictures_every", "profile_steps",
 )  # fmt: skip
 
+PHASES = {"train": "training", "valid": "validation", "step": "training, every few steps"}
+
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
     """The hyperparameters in a run's config, by key: ``optimizer.lr`` for optimizer.args.lr."""
@@ -36,7 +41,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in OF_TRAINER}
     return {
         key.replace(".args.", "."): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for key, value in _flat(kept)
+        for key, value in flat(kept)
+        if value is not None and value not in ([], {})  # no groups, nothing frozen
     }
 
 
@@ -49,7 +55,6 @@ def started(config: Mapping[str, Any], *, start: float) -> Summary:
 
 def finished() -> Summary:
     """Marks the run as finished."""
-    summary: Any = tensorboard.summary  # its functions are not typed
     *_, end = summary.hparams({}, {})
     made: Summary = end
     # torch's has no value, and is not read without one
@@ -121,10 +126,26 @@ def _config(folder: Path) -> Any:
     return None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested objects, by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None and value != []:  # no groups, nothing frozen
-            yield f"{prefix}{key}", value
+def layout(config: Config, training: Training) -> Summary:
+    """The custom scalars page: a row for the loss and each metric, then the optimizer, then the machine.
+
+    Training and validation have separate charts: TensorBoard gives all curves of a run the same colour, so they would
+    be indistinguishable in one chart.
+    """
+    phases = ("train", "valid", "step") if training.validation else ("train", "step")
+    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
+    charts: dict[str, dict[str, str]] = {
+        name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
+        for name in ["loss", *(metric.logged_name for metric in config.metrics)]
+    }
+    charts |= {
+        "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},
+        "machine": {"samples per second": "^samples_per_second$", "memory (MB)": "^memory/.*$"},
+    }
+    made: Summary = summary.custom_scalars(
+        {
+            category: {title: ["Multiline", [pattern]] for title, pattern in inside.items()}
+            for category, inside in charts.items()
+        }
+    )
+    return made

@@ -1,19 +1,31 @@
-"""The layers of a model, and its results on training samples, computed without side effects."""
+"""The layers of a model, its graph, and its results on training samples, computed without side effects."""
 
 import itertools
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.versions_pb2 import VersionDef
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from base.training.untouched import untouched
 from extras.document import markdown_table
 from extras.layers import HEADER, Trace, traced
-from extras.tensorboard.graph import Recorder, recording
+from utils.tree import tensors
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
 
+MOST = 5000
+"""Maximum number of nodes; with more, as for a loop over a long sequence, browsers cannot draw the graph."""
 SAMPLES = 1000
 """Number of training samples to evaluate if there is no validation data."""
 
@@ -72,3 +84,85 @@ def _size(trainer: BaseTrainer) -> str:
     model, trainable = trainer.experiment.model, trainer.training.frozen.trainable
     parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name in trainable)
     return f"{type(model).__name__}: {parameters:,} trainable parameters"
+
+
+class Recorder(TorchFunctionMode):
+    """Inside ``recording``, each torch function that the model calls becomes a node of the graph."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[NodeDef] = []
+        self._scopes: list[str] = []
+        self._weights = {id(tensor): (name, "Parameter") for name, tensor in model.named_parameters()}
+        self._weights |= {id(tensor): (name, "Buffer") for name, tensor in model.named_buffers()}
+        self._sources: dict[int, str] = {}
+        self._alive: list[Tensor] = []  # otherwise a later tensor might get the id of a freed one
+        self._taken: dict[str, int] = {}
+
+    def graph(self) -> GraphDef:
+        return GraphDef(node=self.nodes, versions=VersionDef(producer=22))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs = list(tensors(result))
+        if self._scopes and outputs:
+            # for attributes such as x.T, func is the getter
+            name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
+            self.add(self._scopes[-1] + name, name, self.sources([args, kwargs]), outputs)
+        return result
+
+    def add(self, name: str, kind: str, inputs: Sequence[str], outputs: Sequence[Tensor]) -> None:
+        """Add a node with these outputs. Equal names are numbered."""
+        if len(self.nodes) == MOST:
+            return
+        count = self._taken[name] = self._taken.get(name, 0) + 1
+        name = name if count == 1 else f"{name}_{count}"
+        shapes = [
+            TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in tensor.shape]) for tensor in outputs
+        ]
+        attributes = {"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))}
+        self.nodes.append(NodeDef(name=name, op=kind, input=inputs, attr=attributes))
+        self._sources |= {id(tensor): name for tensor in outputs}
+        self._alive += outputs
+
+    def sources(self, value: Any) -> list[str]:
+        """The nodes that produced the tensors in a nest of arguments."""
+        found = []
+        for tensor in tensors(value):
+            if id(tensor) not in self._sources and id(tensor) in self._weights:
+                name, kind = self._weights[id(tensor)]
+                self.add(name.replace(".", "/"), kind, [], [tensor])
+            if id(tensor) in self._sources:
+                found.append(self._sources[id(tensor)])
+        return list(dict.fromkeys(found))
+
+    def enter(self, name: str, arguments: Any) -> None:
+        """Enter a layer; the model itself has no name."""
+        if not name:
+            for index, tensor in enumerate(tensors(arguments)):
+                self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
+        self._scopes.append(f"{name.replace('.', '/')}/" if name else "")
+
+    def exit(self, name: str, outputs: Any) -> None:
+        self._scopes.pop()
+        if not name:
+            self.add("outputs", "Output", self.sources(outputs), [])
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Inside the block, record what the model computes."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: recorder.enter(name, [args, kwargs]), with_kwargs=True
+            )
+        )
+        handles.append(module.register_forward_hook(lambda _, __, outputs, name=name: recorder.exit(name, outputs)))
+    try:
+        with recorder:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

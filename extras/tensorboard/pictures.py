@@ -1,20 +1,23 @@
 """Pictures: the model's inputs, and the findings of an evaluation. matplotlib is imported only for drawing."""
 
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
+from torch.utils import tensorboard
 
 from base.base_data_loader import BaseDataLoader
 from base.data.pictures import pictures_of
-from extras.tensorboard.summaries import image, pr_curve
 from logger.writers import image_grid
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
 
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+summary: Any = tensorboard.summary  # its functions are not typed
 GRID = 32
 """Number of training images to show."""
 MISTAKES = 12
@@ -57,3 +60,23 @@ def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[
             yield image(f"{phase}/mistakes", png(mistakes))
     if stats.regression is not None and stats.regression.numbers:
         yield image(f"{phase}/predicted_over_true", png(figures.scatter(stats.regression)))
+
+
+def image(tag: str, png: bytes) -> Summary:
+    """A picture from the bytes of a PNG file, whose first chunk has the size."""
+    width, height = struct.unpack(">II", png[16:24])
+    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])
+
+
+def pr_curve(tag: str, true: Counts, false: Counts) -> Summary:
+    """Precision and recall at thresholds i / (T - 1). true, false: positives at each threshold, (T,).
+
+    At threshold 0 everything is positive, so the first numbers are the totals of the class and of the others.
+    """
+    precision = true / np.maximum(true + false, 1)
+    recall = true / np.maximum(true[0], 1)
+    negatives = (false[0] - false, true[0] - true)  # true and false ones
+    made: Summary = summary.pr_curve_raw(tag, true, false, *negatives, precision, recall, num_thresholds=len(true))
+    made.value[0].metadata.display_name = tag.partition("/")[2] or tag
+    return made

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from logger.console import Console
 from utils.paths import display_path
@@ -23,9 +23,8 @@ class StepProfile:
         self.folder = folder
         self.console = console
         self._profile: profile | None = None
-        self._activities = {ProfilerActivity.CPU}
-        self._recorded: list[int] = []
-        self._step: Any = None
+        self._begun = 0
+        """The first step that is recorded; 0: none yet."""
         self._handle: Any = None
 
     def begin(self, trainer: "BaseTrainer") -> None:
@@ -36,8 +35,14 @@ class StepProfile:
             return
         if trainer.progress.steps >= self.last:  # already past them
             return
-        self._activities = _activities(trainer.runtime.device)
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on machines without a GPU look like failures
+        # with a schedule, torch marks each step; without acc_events some releases of it warn about a second cycle
+        self._profile = profile(
+            activities=_activities(trainer.runtime.device),
+            schedule=lambda _: ProfilerAction.RECORD,
+            record_shapes=True,
+            acc_events=True,
+        )
         self._handle = next(reversed(trainer.training.optimizers.values())).optimizer.register_step_post_hook(
             lambda *_: self._between(trainer.progress.steps + 2)
         )
@@ -45,40 +50,29 @@ class StepProfile:
 
     def _between(self, following: int) -> None:
         """Called between two steps. following: the number of the next step."""
-        if self._recorded[-1:] == [following]:  # one of several optimizers that steps more than once per step
-            return
-        self._end_step()
+        assert self._profile is not None
         if following > self.last:
             self.end()
-        elif following >= self.first:
-            if self._profile is None:
-                # there is only one cycle of events to keep; without acc_events some releases of torch warn about it
-                self._profile = profile(activities=self._activities, record_shapes=True, acc_events=True)
-                self._profile.start()
-            self._recorded.append(following)
-            self._step = record_function(f"ProfilerStep#{following}")
-            self._step.__enter__()
-
-    def _end_step(self) -> None:
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
-            self._step = None
+        elif not self._begun and following >= self.first:
+            self._begun = self._profile.step_num = following
+            self._profile.start()
+        elif self._begun and following > self._profile.step_num:  # not for an optimizer that steps more than once
+            self._profile.step_num = following - 1
+            self._profile.step()
 
     def end(self, taken: int | None = None) -> None:
         """Write what was recorded. taken: the run's number of steps, if it has ended."""
-        if self._handle is None:
+        if self._profile is None:
             return
         self._handle.remove()
-        self._handle = None
-        self._end_step()
-        steps = [step for step in self._recorded if taken is None or step <= taken]
-        if self._profile is not None:
-            self._profile.stop()
-        if steps and self._profile is not None:
-            self._write(self._profile, steps[0], steps[-1])
+        recorded, self._profile = self._profile, None
+        last = recorded.step_num if taken is None else min(recorded.step_num, taken)
+        if self._begun:
+            recorded.stop()
+        if 0 < self._begun <= last:
+            self._write(recorded, self._begun, last)
         else:
             self.console.warn(f"trainer.profile_steps: the run ended before step {self.first:,}")
-        self._profile = None
 
     def _write(self, recorded: profile, first: int, last: int) -> None:
         path = self.folder / f"steps-{first}-{last}.pt.trace.json.gz"

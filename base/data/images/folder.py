@@ -4,23 +4,20 @@ torchvision and Pillow are imported only when images are decoded.
 """
 
 import os
-import sys
 import time
 import unicodedata
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from base.data.images.cache import Decoded, Pixels
-from base.data.workers import start_method
+from base.data.workers import read_once, worker_count
+from logger.console import counting
 from utils.errors import DataError
 from utils.paths import display_path
-from utils.signals import ignore_in_worker
 from utils.streams import say_error
 
 if TYPE_CHECKING:
@@ -228,28 +225,20 @@ class _Files(Dataset[Pixels | str]):
 def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
     """The pixels of several images at a time, in order."""
     chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
-    workers = _processes(len(files) // chunk)
-    loader: DataLoader[Any] = DataLoader(
-        files,
-        batch_size=chunk,
-        num_workers=workers,
-        multiprocessing_context=start_method(workers),
-        collate_fn=list,  # NumPy arrays need no shared memory, which is scarce in containers
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # by default the loader would draw from the model's
-    )
     broken: list[str] = []
     flat: list[str] = []
     seen = 0
     start = time.perf_counter()
-    for items in _counted(loader, len(files), title):
-        broken += [item for item in items if isinstance(item, str)]
-        for (path, _), item in zip(files.samples[seen:], items, strict=False):
-            if not isinstance(item, str) and np.ptp(item) <= FLAT:
-                flat.append(f"{display_path(Path(path))} (all about {int(item.max())} of 255)")
-        seen += len(items)
-        if not broken:
-            yield np.stack(items)
+    with counting(title, "images", len(files)) as advance:
+        for items in read_once(files, chunk, worker_count(len(files) // chunk)):
+            broken += [item for item in items if isinstance(item, str)]
+            for (path, _), item in zip(files.samples[seen:], items, strict=False):
+                if not isinstance(item, str) and np.ptp(item) <= FLAT:
+                    flat.append(f"{display_path(Path(path))} (all about {int(item.max())} of 255)")
+            seen += len(items)
+            if not broken:
+                yield np.stack(items)
+            advance(len(items))
     if broken:
         more = f"\n... and {len(broken) - MOST_NAMED:,} more" if broken[MOST_NAMED:] else ""
         raise DataError(
@@ -266,22 +255,3 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
             "range? data_loader.args.white sets the value of white in grey images of more than 8 bits",
         )
     say_error(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}")
-
-
-def _counted(chunks: Iterable[list[Pixels | str]], count: int, title: str) -> Iterator[list[Pixels | str]]:
-    """Show progress: a bar in a terminal, otherwise a line every 5,000 images."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    done = 0
-    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=not terminal, dynamic_ncols=True) as bar:
-        for items in chunks:
-            yield items
-            bar.update(len(items))
-            if not terminal and (done + len(items)) // 5000 > done // 5000:
-                say_error(f"{title}: {done + len(items):,} of {count:,}")
-            done += len(items)
-
-
-def _processes(chunks: int) -> int:
-    """Worker processes: one per CPU; 0 if this process would finish before they start."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(processors, chunks) if processors > 1 and chunks > 1 else 0

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 import train
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
-from base.data.device_cache import Copy, DeviceCache
+from base.data.device_cache import DeviceCache
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
@@ -244,8 +244,9 @@ def test_data_that_stays_is_not_taken_for_changed(fit: Fit) -> None:
 def copied(cache: DeviceCache, tensor: torch.Tensor) -> torch.Tensor:
     key = CPU, id(tensor)
     if key not in cache._copies:
-        cache._copies[key] = Copy(tensor, tensor.clone())
-    return cache._copies[key].moved
+        copy = tensor.clone()
+        cache._copies[key] = tensor, copy, copy._version
+    return cache._copies[key][1]
 
 
 def test_what_is_not_in_memory_is_refused() -> None:

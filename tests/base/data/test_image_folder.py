@@ -206,7 +206,7 @@ def test_where_nothing_can_be_written_the_message_names_the_way_out(photos: Path
 
 def test_processes_decode_the_same_as_one(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     alone = pixels(loader(photos))
-    monkeypatch.setattr("base.data.images.folder._processes", lambda chunks: 2)
+    monkeypatch.setattr("base.data.images.folder.worker_count", lambda chunks: 2)
     assert torch.equal(alone, pixels(loader(photos, cache_dir=str(tmp_path))))
 
 
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_ends_the_processes_too(photos: Path, monkeypatch: p
                 raise OSError(28, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr("base.data.images.folder._processes", lambda chunks: 2)
+    monkeypatch.setattr("base.data.images.folder.worker_count", lambda chunks: 2)
     monkeypatch.setattr("base.data.images.cache.atomic_write", lambda path: contextlib.nullcontext(Full()))
     before = set(multiprocessing.active_children())  # of other tests
     with pytest.raises(DataError, match="No space left") as error:

@@ -263,7 +263,7 @@ def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     assert "not persistent, so they are in no checkpoint: calls\n" in report
     assert "exactness" not in check(**nested())[1]
     _, report = check(**plain() | {"loss": "MovingLoss"})
-    assert "buffers of the loss that change but are in no checkpoint: count\n" in report
+    assert "buffers of the loss that change but are not persistent, so they are in no checkpoint: count\n" in report
 
 
 @pytest.mark.parametrize("own_random", [True, False])

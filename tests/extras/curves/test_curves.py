@@ -111,14 +111,6 @@ def test_any_numbers_can_be_drawn(values: Numbers) -> None:
     pixels(picture.draw(records(loss=values, val_loss=values), title="a", monitor="min val_loss"))
 
 
-def test_a_line_of_many_points_keeps_its_extremes() -> None:
-    points = [(place * 0.01, float(place == 7777)) for place in range(20_000)]
-    kept = picture._thinned(points)
-    assert len(kept) < 1000
-    assert points[7777] in kept
-    assert (kept[0], kept[-1]) == (points[0], points[-1])
-
-
 def test_letters_that_the_font_lacks_are_spelt_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture, "_eastern_font", lambda size: None)
     name = "고양이\x1b[31m<b>"

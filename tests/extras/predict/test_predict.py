@@ -20,7 +20,7 @@ import predict
 import train
 from extras.predict import reading
 from extras.report import figures
-from extras.report.classification import Mistake
+from extras.report.statistics import Mistake
 from tests.conftest import load_script, small_config
 from tests.helpers import Json
 from utils import cli
@@ -367,7 +367,7 @@ def test_processes_read_the_same(ask: Ask, two: Path, monkeypatch: pytest.Monkey
     for number in range(8):
         save(two / f"more{number}.png", random.integers(0, 256, (33, 35, 3), dtype=np.uint8))
     (two / "broken.png").touch()
-    monkeypatch.setattr(reading, "_processors", lambda: 2)
+    monkeypatch.setattr(reading, "worker_count", lambda chunks: 2)
     alone = ask(two)
     monkeypatch.setattr(reading, "FEW", 2)
     monkeypatch.setattr(reading, "CHUNK", 3)

@@ -21,7 +21,7 @@ from base.base_data_loader import BaseDataLoader, row_of_numbers
 from base.base_model import BaseModel
 from base.data.sources import TensorSource
 from base.training.saved_data import SavedData
-from extras.predict.arrays import NpzRows
+from extras.predict.arrays import ArrayRows
 from extras.predict.outputs import Interpreter, Task
 from tests.helpers import ROOT, temporarily
 from trainer.trainer import Trainer
@@ -505,7 +505,7 @@ def test_an_archive_is_read_a_part_at_a_time(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "x.npz", np.zeros((20_000, 400), np.float32))  # 32 MB
     tracemalloc.start()
     try:
-        assert sum(1 for _ in NpzRows(str(tmp_path / "x.npz"), "")) == 20_000
+        assert sum(1 for _ in ArrayRows(str(tmp_path / "x.npz"))) == 20_000
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()

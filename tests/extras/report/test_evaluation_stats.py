@@ -14,9 +14,9 @@ from base.data.batches import BatchRange
 from base.data.sources import Source, TensorSource
 from base.metric import StepResult
 from data_loader.cifar10 import CIFAR10Loader
-from extras.report.classification import Classification, are_probabilities, as_probabilities
+from extras.classification import are_probabilities
 from extras.report.evaluation_stats import EvaluationStats
-from extras.report.regression import Regression
+from extras.report.statistics import Classification, Regression, as_probabilities
 from model.loss import cross_entropy, mse_loss
 from utils.distributed.process_group import ProcessGroup
 

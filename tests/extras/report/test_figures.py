@@ -1,17 +1,18 @@
 """Pictures of anything that may come: names of every kind, from one class to a thousand, nothing at all."""
 
+import io
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from extras import drawing
 from extras.compare.curves import Curve, curves
 from extras.report import figures
-from extras.report.classification import Classification, Mistake
-from extras.report.regression import Doubles, Regression
+from extras.report.statistics import Classification, Doubles, Mistake, Regression
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +21,8 @@ NAMES = ["plain", "a/b/c", "$x_1$", "two\nlines", "long " * 20, "$\\frac$", "100
 
 def size(figure: Figure) -> tuple[int, int]:
     """Height and width of a figure in pixels. Drawing it raises if anything warns."""
-    pixels = drawing.pixels(figure)
-    assert pixels.dtype == np.uint8
-    return pixels.shape[:2]
+    width, height = Image.open(io.BytesIO(drawing.png(figure))).size
+    return height, width
 
 
 def ticks(figure: Figure) -> list[str]:

@@ -544,7 +544,7 @@ def test_a_sample_that_is_not_finite_changes_no_other(fit: Fit) -> None:
         run = fit("--lr=1e-9", "trainer.epochs=1", "trainer.monitor=null", loss="cross_entropy", metrics=[], **keys)
         test.main(["-r", str(run.run_dir)])
     text = sound(run.run_dir / "test")
-    assert "1 samples are not finite in the outputs, and left out of what follows." in text
+    assert "1 sample is not finite in the outputs, and left out of what follows." in text
     first, second, *_ = csv.DictReader((run.run_dir / "test/predictions.csv").read_text().splitlines())
     assert (first["predicted"], first["p_0"]) == ("", "nan")
     inputs = Broken(batch_size=16).test_data().inputs

@@ -14,8 +14,7 @@ import pytest
 import torch
 from pydantic import PositiveInt, ValidationError
 
-from extras.schema.__main__ import texts
-from extras.schema.config_table import MOST_USED, config_table
+from extras.schema.__main__ import MOST_USED, config_table, texts
 from extras.schema.snippets import WITH_LIBRARY
 from tests.configs import BUNDLED, SOUND, TEMPLATES, message, sound
 from tests.utils.config.mutations import VALUES, renamed_keys

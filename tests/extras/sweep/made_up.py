@@ -111,7 +111,9 @@ class Killed(BaseException):
 
 
 def sweep_folder(folder: Path, config: Path, spec: Spec) -> SweepFolder:
-    return SweepFolder.create(str(folder / "saved"), spec, json.loads(config.read_text()), job=None)
+    base = json.loads(config.read_text())
+    base["trainer"]["save_dir"] = str(folder / "saved")
+    return SweepFolder.create(spec, base, job=None)
 
 
 def coordinator(folder: SweepFolder, processes: Any, *, jobs: int = 1) -> Coordinator:

@@ -24,9 +24,8 @@ from base.base_trainer import BaseTrainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.tensorboard.board import Board
-from extras.tensorboard.graph import MOST, Recorder, recording
-from extras.tensorboard.histograms import FEWEST
-from extras.tensorboard.summaries import histogram
+from extras.tensorboard.histograms import FEWEST, histogram
+from extras.tensorboard.model_summary import MOST, Recorder, recording
 from model.lenet import LeNet
 from model.two_layer_net import TwoLayerNet
 from tests.helpers import Json, curves, same, state, temporarily
