@@ -123,10 +123,3 @@ def hint(word: str, known: Iterable[str]) -> str:
     if close := closest(word, names):
         return f'did you mean "{close}"?'
     return f"expected one of: {', '.join(names)}" if names else "none is defined"
-
-
-def name_of_folder(name: str) -> str:
-    """The name, if it fits into that of a folder, 255 bytes, to which a sweep adds. Raises ValueError if not."""
-    if (size := len(name.encode())) > 200:
-        raise ValueError(f"should have at most 200 bytes in UTF-8, and has {size}")
-    return name

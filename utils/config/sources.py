@@ -80,15 +80,6 @@ def read_object(path: Path, name: str) -> Document:
 
 
 def _decode(data: bytes, name: str) -> str:
-    """Decode a file. Other kinds of files are recognised by their first bytes."""
-    kinds = {
-        b"PK\x03\x04": "this is a zip archive, such as a checkpoint; use -r to resume a run",
-        b"\xff\xfe": "this is UTF-16; save it as UTF-8",
-        b"\xfe\xff": "this is UTF-16; save it as UTF-8",
-    }
-    for start, message in kinds.items():
-        if data.startswith(start):
-            raise ConfigError(f"{name}:1:1: {message}")
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}:1:1: a config has at most {MAX_BYTES:,} bytes; is this the wrong file?")
     try:
