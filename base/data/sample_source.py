@@ -13,8 +13,7 @@ from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from utils.errors import DataError
-from utils.global_generators import global_generators
-from utils.random import mix, mix_each
+from utils.random import global_generators, mix, mix_each
 from utils.tree import map_tensors, tensors
 
 FAR = 2**61 - 1

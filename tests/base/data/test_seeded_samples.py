@@ -16,8 +16,7 @@ from torchvision.transforms import v2
 from base.data.batches import START, Batches, Position
 from base.data.sample_source import SampleSource
 from tests.helpers import same
-from utils.global_generators import global_generators
-from utils.random import generator_states, mix, mix_each
+from utils.random import generator_states, global_generators, mix, mix_each
 
 SAMPLES = 23
 
