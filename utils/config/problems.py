@@ -11,7 +11,6 @@ from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.former_names import FORMER_NAMES
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
@@ -31,6 +30,24 @@ from utils.text import closest, dotted
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
+# names in victoresque/pytorch-template, Lightning and torch.nn.functional, and their equivalents here
+FORMER_NAMES = {
+    "arch": '"model"',
+    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
+    "save_freq": '"save_period"',
+    "len_epoch": '"steps_per_epoch", under "trainer"',
+    "data_loader_args": '"data_loader": {"args": ...}',
+    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
+    "tensorboardX": '"tensorboard"',
+    "visualization": '"tensorboard", under "trainer"',
+    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
+    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
+    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
+    "top_acc": '"accuracy"',
+    "MnistModel": '"LeNet"',
+    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
+}
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
