@@ -80,7 +80,7 @@ class Regression:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes in the main process."""
-        for number, other in enumerate(processes.one_by_one(self)):
+        for number, other in enumerate(processes.gather(self)):
             if number:
                 self._keep(other.pairs, other._places)
                 self._sum += other._sum
