@@ -100,12 +100,9 @@ def closest(word: str, *known: Iterable[str]) -> str | None:
     known: words, the likelier ones first. One that differs only by case and underscores is meant, in whichever it is.
     """
     lists = [list(words) for words in known]
-    same = [name for words in lists for name in words if _letters(name) == _letters(word)]
-    return next(iter(same), None) or next(filter(None, (_similar(word, words) for words in lists)), None)
-
-
-def _letters(word: str) -> str:
-    return word.lower().replace("_", "")
+    letters = word.lower().replace("_", "")
+    same = [name for words in lists for name in words if name.lower().replace("_", "") == letters]
+    return next(filter(None, [*same, *(_similar(word, words) for words in lists)]), None)
 
 
 def _similar(word: str, known: list[str]) -> str | None:
