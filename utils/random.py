@@ -8,7 +8,7 @@ import ctypes
 import functools
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -26,13 +26,6 @@ WORDS = 624  # of 32 bits: the state of a Mersenne twister, without its position
 def mix(*parts: int | str) -> int:
     """A 63-bit hash of integers and strings."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
-def mix_each(key: tuple[int | str, ...], numbers: Iterable[int]) -> list[int]:
-    """``mix(*key, number)`` for each number, in half the time. key: at least two parts."""
-    start = repr(key)[:-1] + ", "
-    hashes = [blake2b(f"{start}{number})".encode(), digest_size=8) for number in numbers]
-    return [int.from_bytes(found.digest()) >> 1 for found in hashes]
 
 
 def permutation(count: int, *key: int | str) -> torch.Tensor:
