@@ -221,9 +221,12 @@ def json_type(annotation: Any) -> Any:
         kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
-    if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
-        return _container(origin, inner)
-    return NotJson
+    if origin not in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
+        return NotJson
+    kinds = [item if item is Ellipsis else json_type(item) for item in inner]
+    if NotJson in kinds:
+        return NotJson
+    return origin[tuple(kinds)] if origin in (list, tuple, dict) else list[kinds[0]]  # type: ignore[valid-type]
 
 
 def is_tensor(annotation: Any) -> bool:
@@ -254,15 +257,6 @@ def _literal(annotation: Any) -> Any:
         return value
 
     return Annotated[annotation, BeforeValidator(same_type)]
-
-
-def _container(origin: Any, inner: tuple[Any, ...]) -> Any:
-    kinds = tuple(item if item is Ellipsis else json_type(item) for item in inner)
-    if NotJson in kinds:
-        return NotJson
-    if origin in (collections.abc.Sequence, collections.abc.Iterable):
-        return list[kinds[0]]  # type: ignore[valid-type]
-    return origin[kinds]
 
 
 def describe(annotation: Any) -> str:

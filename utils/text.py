@@ -47,14 +47,12 @@ def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[st
     """The rows, with every cell padded to the width of its column."""
     rows = list(rows)
     widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            blank = " " * (width - _columns(cell))
-            cells.append(blank + cell if index in right else cell + blank)
-        lines.append(cells)
-    return lines
+
+    def padded(cell: str, column: int) -> str:
+        blank = " " * (widths[column] - _columns(cell))
+        return blank + cell if column in right else cell + blank
+
+    return [[padded(cell, column) for column, cell in enumerate(row)] for row in rows]
 
 
 def _columns(text: str) -> int:

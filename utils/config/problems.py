@@ -206,14 +206,13 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if named is None:
         return
     name, args = named
-    component = registry.get(name)
-    if component is None:
+    at = (*path, "type") if isinstance(entry, dict) else path
+    if registry.get(name) is None:
         hint = f"use {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
-        at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
     if wrong := registry.wrong_signature(name):
-        yield Problem((*path, "type") if isinstance(entry, dict) else path, wrong)
+        yield Problem(at, wrong)
         return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
@@ -233,12 +232,10 @@ def _nested_problems(
     registry: Registry, known: Mapping[str, Parameter], args: Mapping[str, Any], path: KeyPath
 ) -> Iterator[Problem]:
     """Problems with the settings and components inside the arguments at a path."""
-    objects = [
-        ((*path, name, *below), kind, value)
-        for name in args.keys() & known.keys()
-        for below, kind, value in nested(known[name].annotation, args[name])
-    ]
-    for at, kind, value in objects:
+    names = args.keys() & known.keys()
+    objects = [(name, *each) for name in names for each in nested(known[name].annotation, args[name])]
+    for name, below, kind, value in objects:
+        at = (*path, name, *below)
         if arguments.is_module(kind):
             yield from _inner_component_problems(registry_inside(registry), value, at)
             continue

@@ -153,13 +153,11 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the defaults of omitted component arguments filled in."""
     filled = {key: value for key, value in config.items() if key != "$schema"}
     filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
-    config = filled
-    for kind, path, entry in components(dict(config)):
-        if kind == "metrics":
-            continue
-        known = REGISTRIES[kind].parameters(entry["type"])
-        whole = {**entry, "args": with_defaults(known, entry["args"])}
-        filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
+    for kind, path, entry in list(components(filled)):
+        if kind != "metrics":
+            args = with_defaults(REGISTRIES[kind].parameters(entry["type"]), entry["args"])
+            whole = {**entry, "args": args}
+            filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
     return filled
 
 

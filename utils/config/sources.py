@@ -23,10 +23,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
     """A config file with everything it inherits, and KEY=VALUE overrides applied. Raises ConfigError."""
     document = _read_extended(path, ())
     kinds = [kind for kind in REGISTRIES if kind != "metrics"]
-    if not document.value.keys() & {
-        *kinds,
-        "arch",
-    }:  # another file, such as environment.json: one message, not one per key
+    if not document.value.keys() & {*kinds, "arch"}:
+        # another file, such as environment.json: one message, not one per key
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         raise document.error((), f"a config has {wanted}; this object has none of them. Is this the wrong file?")
     for override in overrides:

@@ -228,10 +228,9 @@ def _gather(tensor: Tensor) -> Tensor:
 
 def _shard_like(value: Any, sharded: Any) -> Any:
     """This process's shard of a whole tensor, if it belongs to a sharded parameter of the same shape."""
-    if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not is_whole or not isinstance(sharded, DTensor) or value.shape != sharded.shape:
         return value
-    if value.shape != sharded.shape:
-        return value
-    moved = value.to(sharded.device)
     # each process has read the whole tensor: nothing is sent
-    return distribute_tensor(moved, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    mesh, placements = sharded.device_mesh, sharded.placements
+    return distribute_tensor(value.to(sharded.device), mesh, placements, src_data_rank=None)

@@ -98,10 +98,7 @@ class TorchProcessGroup(ProcessGroup):
         gathered = [torch.empty_like(own) for _ in range(self.world_size)]
         with self._communication():
             dist.all_gather(gathered, own, group=self.control)
-        total = gathered[0]
-        for other in gathered[1:]:
-            total = total + other
-        return list(total.tolist())
+        return list(sum(gathered[1:], gathered[0]).tolist())
 
     def signal(self, received: int | None) -> int | None:
         self._left -= 1
