@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from base.former_names import FORMER_HOOKS
 from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
-from utils.former_names import FORMER_HOOKS
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside

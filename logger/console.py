@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from utils.files import LogFile, ends_with_newline
+from utils.files import LogFile
 from utils.streams import is_plain, say_error, terminal_width
 from utils.text import printable
 
@@ -138,7 +138,7 @@ class Console:
         """Start printing, and logging the output to a file."""
         if not self.silent:
             self._log = LogFile(path)
-            if not ends_with_newline(path):  # after a truncated copy or a power cut
+            if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # after a truncated copy or a power cut
                 self._log.append(b"\n")
 
     def close(self) -> None:

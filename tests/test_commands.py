@@ -18,7 +18,6 @@ from tests.helpers import PATIENCE, ROOT, lines
 from utils import cli
 from utils.distributed import ProcessGroup
 from utils.errors import TrainingError, UserError
-from utils.extras import missing_extra
 
 Fit = Callable[..., train.Result]
 Write = Callable[..., Path]
@@ -268,8 +267,3 @@ def test_only_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -
         results_folder(tmp_path, ProcessGroup(), chosen=False),
     ):
         raise TrainingError("no room") from OSError()
-
-
-def test_the_help_says_which_part_of_the_project_is_missing() -> None:
-    assert missing_extra("nothing") == "; needs extras/nothing, which is not in this project"
-    assert bool(missing_extra("check")) != (ROOT / "extras" / "check").is_dir()

@@ -61,7 +61,8 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     If a constructor takes **kwargs, the named parameters of its base classes are included.
     """
     if inspect.isclass(component) and issubclass(component, BaseModel):
-        return dict(map(_of_field, component.model_fields.items()))
+        fields = [of_field(name, field) for name, field in component.model_fields.items()]
+        return {field.name: field for field in fields}
     found: dict[str, inspect.Parameter] = {}
     for signature in _signatures(component):
         for name, parameter in signature.parameters.items():
@@ -75,13 +76,14 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _of_field(item: tuple[str, FieldInfo]) -> tuple[str, inspect.Parameter]:
+def of_field(name: str, field: FieldInfo) -> inspect.Parameter:
     """A field of a pydantic model as a parameter of its constructor."""
-    name, field = item[1].alias or item[0], item[1]
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     default = field.get_default(call_default_factory=True, validated_data={})
     default = inspect.Parameter.empty if field.is_required() else default
-    return name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(
+        field.alias or name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 @functools.cache  # called for every argument of the config at each save
@@ -219,9 +221,12 @@ def json_type(annotation: Any) -> Any:
         kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
-    if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
-        return _container(origin, inner)
-    return NotJson
+    if origin not in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
+        return NotJson
+    kinds = [item if item is Ellipsis else json_type(item) for item in inner]
+    if NotJson in kinds:
+        return NotJson
+    return origin[tuple(kinds)] if origin in (list, tuple, dict) else list[kinds[0]]  # type: ignore[valid-type]
 
 
 def is_tensor(annotation: Any) -> bool:
@@ -252,15 +257,6 @@ def _literal(annotation: Any) -> Any:
         return value
 
     return Annotated[annotation, BeforeValidator(same_type)]
-
-
-def _container(origin: Any, inner: tuple[Any, ...]) -> Any:
-    kinds = tuple(item if item is Ellipsis else json_type(item) for item in inner)
-    if NotJson in kinds:
-        return NotJson
-    if origin in (collections.abc.Sequence, collections.abc.Iterable):
-        return list[kinds[0]]  # type: ignore[valid-type]
-    return origin[kinds]
 
 
 def describe(annotation: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from utils.device_errors import device_failure
 from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
-from utils.extras import find_extra, load_extra, missing_extra
+from utils.extras import find_extra, load_extra
 from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 from utils.user_code import user_line
@@ -68,12 +68,8 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     add("--note", metavar="TEXT", help="a label for this run, shown in environment.json, --compare and TensorBoard")
     add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     add("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
-    add(
-        "--check",
-        action="store_true",
-        help=f"check everything that a run needs, without training{missing_extra('check')}",
-    )
-    listed = f"list the components a config can use, or describe one{missing_extra('schema')}"
+    add("--check", action="store_true", help="check everything that a run needs, without training")
+    listed = "list the components a config can use, or describe one"
     add("--list", nargs="?", const="", metavar="NAME", help=listed)
     options = parse(made, argv)
     if options.resume is not None and options.init_from:
@@ -93,9 +89,7 @@ def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argpar
     which = made.add_mutually_exclusive_group()
     run = "a run folder, or a checkpoint file in one (default: the most recent run)"
     which.add_argument("-r", "--resume", nargs="?", const="", default="", metavar="RUN", help=run)
-    which.add_argument(
-        "--compare", nargs="+", metavar="RUN", help=f"run folders, or folders of runs{missing_extra('compare')}"
-    )
+    which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
     out = "for the report (default: RUN/test) or the comparison (the runs' own)"
     made.add_argument("--out", type=Path, metavar="FOLDER", help=out)
     return parse(made, argv)

@@ -1,7 +1,6 @@
 """The folders of extras/, any of which may be deleted."""
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 from utils.errors import UserError
@@ -18,12 +17,6 @@ def find_extra(folder: str) -> ModuleType | None:
         return None
     # without a file, it is a leftover __pycache__
     return package if package.__file__ else None
-
-
-def missing_extra(folder: str) -> str:
-    """The end of an option's help: "" if ``extras.FOLDER`` is there. Imports nothing."""
-    there = (Path(__file__).parent.parent / "extras" / folder / "__init__.py").exists()
-    return "" if there else f"; needs extras/{folder}, which is not in this project"
 
 
 def load_extra(folder: str, asked_for: str) -> ModuleType:

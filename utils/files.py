@@ -73,15 +73,6 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def ends_with_newline(path: Path) -> bool:
-    """Whether a line can be appended to a file as it is; also true if it is empty or missing."""
-    if not size(path):
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
-
-
 def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and need not."""
     if os.name == "nt":

@@ -3,6 +3,7 @@
 Also lets them work without torch's compiler, which torch imports for each optimizer.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -143,7 +144,9 @@ def adapt_state(
 ) -> dict[str, Any]:
     """A saved state in the form this optimizer loads: with its own kernels, and values as parameters need them."""
     parameters = parameters_in(optimizer)
-    if sum(map(_is_index, state["state"])) > len(parameters):
+    # other keys are the optimizer's own, as for state that parameters share
+    indices = [key for key in state["state"] if type(key) is int]
+    if len(indices) > len(parameters):
         return state  # torch reports what is wrong with it
 
     groups = [
@@ -151,15 +154,10 @@ def adapt_state(
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     states = dict(state["state"])
-    for key, values in states.items():
-        if _is_index(key) and isinstance(values, dict):
-            states[key] = {name: adapt(value, parameters[key]) for name, value in values.items()}
+    for key in indices:
+        if isinstance(states[key], dict):
+            states[key] = {name: adapt(value, parameters[key]) for name, value in states[key].items()}
     return {"state": states, "param_groups": groups}
-
-
-def _is_index(key: Any) -> bool:
-    """Whether a key of a saved state is a parameter's index, not one of the optimizer's own as for shared state."""
-    return type(key) is int
 
 
 def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = laid_out_like) -> None:
@@ -178,7 +176,7 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
     def after(optimizer: Optimizer) -> None:
         parameters = parameters_in(optimizer)
         for index, values in adapted.items():
-            if _is_index(index):
+            if type(index) is int:
                 optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
         adapted.clear()
 
@@ -208,24 +206,19 @@ def missing_state(
     make: creates the optimizer for some parameters. saved: the "state" of its state_dict, by parameter index.
     Parameters without any state yet are ignored: the next step creates it.
     """
-    made = dict[int, set[str]]()  # by number of dimensions, on which Adafactor's state depends
-    missing = set[str]()
-    for index, parameter in enumerate(parameters):
-        if saved.get(index):
-            if parameter.dim() not in made:
-                made[parameter.dim()] = _state_after_a_step(make, parameter.dim())
-            missing |= made[parameter.dim()] - set(saved[index])
-    return missing
 
+    @functools.cache
+    def after_a_step(dimensions: int) -> set[str]:  # on which Adafactor's state depends
+        parameter = torch.nn.Parameter(torch.ones((2,) * dimensions))
+        optimizer = make([parameter])
 
-def _state_after_a_step(make: Callable[[list[Tensor]], Optimizer], dimensions: int) -> set[str]:
-    parameter = torch.nn.Parameter(torch.ones((2,) * dimensions))
-    optimizer = make([parameter])
+        def closure() -> Tensor:
+            parameter.grad = torch.ones_like(parameter)
+            return torch.zeros(())
 
-    def closure() -> Tensor:
-        parameter.grad = torch.ones_like(parameter)
-        return torch.zeros(())
+        closure()
+        optimizer.step(closure)  # type: ignore[arg-type]
+        return set(optimizer.state[parameter])
 
-    closure()
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return set(optimizer.state[parameter])
+    states = ((parameter.dim(), saved.get(index)) for index, parameter in enumerate(parameters))
+    return set().union(*(after_a_step(dimensions) - state.keys() for dimensions, state in states if state))

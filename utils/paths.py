@@ -21,9 +21,8 @@ def code_version() -> str:
     """SHA-256 of the code that a run executes: all processes of a run must agree on it."""
     hashed = hashlib.sha256()
     folders = ("base", "data_loader", "logger", "model", "trainer", "utils")
-    for path in sorted(
-        [*PROJECT.glob("*.py"), *(file for name in folders for file in (PROJECT / name).rglob("[!.]*.py"))]
-    ):
+    files = [file for name in folders for file in (PROJECT / name).rglob("[!.]*.py")]
+    for path in sorted([*PROJECT.glob("*.py"), *files]):
         hashed.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
     return hashed.hexdigest()
 

@@ -16,11 +16,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
-from utils.arguments import parameters, takes_any_keyword
+from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.paths import PROJECT
-from utils.schema import TrainerConfig
+from utils.schema import KeyPath, TrainerConfig, field_at
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
@@ -269,6 +269,13 @@ REGISTRIES: dict[str, Registry] = {
     "lr_scheduler": SCHEDULERS,
     "trainer": TRAINERS,
 }
+
+
+def setting_at(path: KeyPath, component: str | None) -> inspect.Parameter | None:
+    """The key of the schema at a path, or the argument of the named component, with its type and default."""
+    if field := field_at(path):
+        return of_field(str(path[-1]), field)
+    return REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
 
 
 def registry_inside(registry: Registry) -> Registry:

@@ -151,7 +151,10 @@ class RunFolder:
         _owned.add(own)
         with file:
             try:
-                self._clear_up()
+                # what a killed process left incomplete; suppressed: a folder with such a name, not left by us
+                for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
                 yield
             finally:
                 _owned.discard(own)
@@ -192,13 +195,6 @@ class RunFolder:
             return read_text(self.job)
         except (OSError, ValueError):
             return ""
-
-    def _clear_up(self) -> None:
-        """Remove files that a killed process left incomplete."""
-        for folder in (self.path, self.checkpoints):
-            for path in folder.glob(".*.tmp"):
-                with contextlib.suppress(OSError):  # a folder with such a name, not left by us
-                    path.unlink()
 
     def write_config(self, text: str) -> None:
         """Replace config.json atomically."""

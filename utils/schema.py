@@ -6,7 +6,6 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -19,7 +18,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from utils.text import closest, name_of_folder
+from utils.text import closest
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root of a config to a value."""
@@ -298,7 +297,7 @@ class Config(Section):
     """JSON schema with which an editor completes and checks this file."""
     variables: Changeable[dict[str, Any] | None] = None
     """Values by name: "${NAME}" anywhere in the config is replaced by one. The config.json of a run has the values."""
-    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100), AfterValidator(name_of_folder)]]
+    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100)]]
     """Name of the experiment and of its folder under trainer.save_dir."""
     seed: Fixed[Annotated[NonNegativeInt, Field(lt=2**31)]] = 0
     """All randomness follows from this number: initial weights, order, augmentation, dropout."""

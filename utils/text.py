@@ -47,14 +47,12 @@ def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[st
     """The rows, with every cell padded to the width of its column."""
     rows = list(rows)
     widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            blank = " " * (width - _columns(cell))
-            cells.append(blank + cell if index in right else cell + blank)
-        lines.append(cells)
-    return lines
+
+    def padded(cell: str, column: int) -> str:
+        blank = " " * (widths[column] - _columns(cell))
+        return blank + cell if column in right else cell + blank
+
+    return [[padded(cell, column) for column, cell in enumerate(row)] for row in rows]
 
 
 def _columns(text: str) -> int:
@@ -100,12 +98,9 @@ def closest(word: str, *known: Iterable[str]) -> str | None:
     known: words, the likelier ones first. One that differs only by case and underscores is meant, in whichever it is.
     """
     lists = [list(words) for words in known]
-    same = [name for words in lists for name in words if _letters(name) == _letters(word)]
-    return next(iter(same), None) or next(filter(None, (_similar(word, words) for words in lists)), None)
-
-
-def _letters(word: str) -> str:
-    return word.lower().replace("_", "")
+    letters = word.lower().replace("_", "")
+    same = [name for words in lists for name in words if name.lower().replace("_", "") == letters]
+    return next(filter(None, [*same, *(_similar(word, words) for words in lists)]), None)
 
 
 def _similar(word: str, known: list[str]) -> str | None:
@@ -123,10 +118,3 @@ def hint(word: str, known: Iterable[str]) -> str:
     if close := closest(word, names):
         return f'did you mean "{close}"?'
     return f"expected one of: {', '.join(names)}" if names else "none is defined"
-
-
-def name_of_folder(name: str) -> str:
-    """The name, if it fits into that of a folder, 255 bytes, to which a sweep adds. Raises ValueError if not."""
-    if (size := len(name.encode())) > 200:
-        raise ValueError(f"should have at most 200 bytes in UTF-8, and has {size}")
-    return name

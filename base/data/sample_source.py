@@ -13,8 +13,7 @@ from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from utils.errors import DataError
-from utils.global_generators import global_generators
-from utils.random import mix, mix_each
+from utils.random import global_generators, mix
 from utils.tree import map_tensors, tensors
 
 FAR = 2**61 - 1
@@ -81,7 +80,8 @@ class SampleSource:
             return self.collate(samples)
         generators = [global_generators()[name] for name in self.drawn_from]
         samples = []
-        for index, seed in zip(indices, mix_each(key, draws), strict=True):
+        for index, draw in zip(indices, draws, strict=True):
+            seed = mix(*key, draw)
             for generator in generators:
                 generator.seed(seed)
             samples.append(dataset[index])

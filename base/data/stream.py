@@ -12,8 +12,7 @@ from base.data.collate import collate_samples, one_thread
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
-from utils.global_generators import kept_generators
-from utils.random import seed_sample
+from utils.random import kept_generators, seed_sample
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""

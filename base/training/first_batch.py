@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from base.data.batches import Batches, BatchRange, MicroBatch
+from base.former_names import FORMER_ATTRIBUTES
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.finite import samples_of
@@ -16,7 +17,6 @@ from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
-from utils.former_names import FORMER_ATTRIBUTES
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 

@@ -13,11 +13,10 @@ from pydantic import ValidationError
 
 from extras.early.names import OwnNames, is_known, own_names, variable_of
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
+from utils.config.problems import FORMER_NAMES, components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
-from utils.former_names import FORMER_NAMES
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
 from utils.schema import Config, KeyPath, name_and_args

@@ -96,7 +96,7 @@ class Classification:
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
         own_sums = (self.confusion, self.bins, self.scored, self.not_finite)
-        for number, (confusion, bins, scored, not_finite) in enumerate(processes.one_by_one(own_sums)):
+        for number, (confusion, bins, scored, not_finite) in enumerate(processes.gather(own_sums)):
             if number:
                 self.not_finite += not_finite
                 self.confusion += confusion
@@ -106,7 +106,7 @@ class Classification:
         everyone = processes.all_gather([_badness(mistake) for mistake in self.mistakes])
         worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
         own = [mistake for mistake in self.mistakes if _badness(mistake) in worst]
-        self.mistakes = sorted((mistake for part in processes.one_by_one(own) for mistake in part), key=_badness)
+        self.mistakes = sorted((mistake for part in processes.gather(own) for mistake in part), key=_badness)
 
     def accuracy(self) -> float:
         return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
@@ -259,7 +259,7 @@ class Regression:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes in the main process."""
-        for number, other in enumerate(processes.one_by_one(self)):
+        for number, other in enumerate(processes.gather(self)):
             if number:
                 self._keep(other.pairs, other._places)
                 self._sum += other._sum

@@ -8,9 +8,9 @@ from typing import Any
 
 from extras.schema import docstrings
 from utils.arguments import NotJson, describe, json_type
+from utils.config.problems import FORMER_NAMES
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.former_names import FORMER_NAMES
 from utils.registry import METRICS, REGISTRIES, WRITERS, Registry
 from utils.text import closest
 from utils.user_code import where

@@ -19,7 +19,7 @@ class Checkpointer:
     """Writes the checkpoints of a run in a background thread; keeps the newest and the best.
 
     keep_last: how many of the newest to keep; None: all. The best and the newest are never removed.
-    main: whether this process writes; if not, nothing happens.
+    main: whether this is the process that writes; in others nothing happens, unless a subclass sets ``writes``.
     warn: called with a message if a save fails; training continues, and the next save tries again.
     before_commit: called in the thread before a checkpoint becomes valid, to flush files that it refers to.
     """
@@ -36,17 +36,15 @@ class Checkpointer:
         self.folder = folder
         self.keep_last = keep_last
         self.warn = warn
-        self.main = main
+        self.main = self.writes = main
         self.before_commit = before_commit
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         """Copy the state and return; a thread writes it while training continues. Waits for the previous save first."""
-        if self.main:
-            self._start_thread(step, state, best_step)
-
-    def _start_thread(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
+        if not self.writes:
+            return
         self.wait()
         copy = self._copy(state)
         self.failure = None

@@ -43,17 +43,15 @@ class ShardedCheckpointer(Checkpointer):
 
     def __init__(self, folder: Path, *, processes: ProcessGroup, shared: Collection[str], **options: Any) -> None:
         super().__init__(folder, main=processes.is_main_process, **options)
+        self.writes = True
         self.process_group = processes
         self.shared = shared
         self.thread_group: Any = None
         if processes.launched:  # separate from the training's: both communicate at the same time
             self.thread_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
 
-    def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
-        quiet_dcp()
-        self._start_thread(step, state, best_step)
-
     def _copy(self, state: dict[str, Any]) -> Staged:
+        quiet_dcp()
         large: dict[str, Tensor] = {}
 
         def take(keys: Keys, tensor: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Reads weights from a file of any origin: a run, a checkpoint, a state dict saved by torch.save, or safetensors."""
 
-import contextlib
 import os
 import warnings
 import zipfile
@@ -105,9 +104,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _state_dict(found: Any, path: Path) -> dict[str, Any]:
     """The state dict in a loaded file: the object itself, or one wrapped in it."""
-    with contextlib.suppress(StopIteration):
-        if isinstance(found, Mapping):
-            found = next(found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping))
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
         kind = "empty" if found == {} else f"of type {type(found).__name__}"
         raise CheckpointError(f"{path} contains no weights: a state dict maps names to tensors, but this is {kind}")

@@ -33,12 +33,12 @@ class _Refused(Exception):  # noqa: N818  (carries a Problem)
 
 
 def dry_run_problems(
-    config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int], pending: Sequence[KeyPath] = ()
+    config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int | None], pending: Sequence[KeyPath] = ()
 ) -> Iterator[Problem]:
     """What torch finds wrong with the device and its components.
 
     flawed: paths with known mistakes, or with values that are not known yet. pending: the latter.
-    lengths: known lengths of schedulers by path, each in its "interval".
+    lengths: of schedulers by path, each in its "interval"; None: only the data determines it.
     """
     runtime = config.get("runtime")
     if isinstance(runtime, dict) and isinstance(runtime.get("device"), str) and ("runtime", "device") not in flawed:
@@ -65,7 +65,7 @@ def dry_run_problems(
                     optimizer = optimizers.get(path) or next(iter(optimizers.values()), None)
                     optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
                     if not groups:  # a list of rates has one per group, and only the model determines the groups
-                        _step_scheduler(path, name, args, optimizer, lengths.get(path, ASSUMED_LENGTH))
+                        _step_scheduler(path, name, args, optimizer, lengths.get(path) or ASSUMED_LENGTH)
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
         except _Refused as refused:

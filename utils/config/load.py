@@ -60,7 +60,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Settings without effect that are too common in config files to be errors."""
-        return [str(config_error(self.document, [each])) for each in ineffective_rates(self.document.value)]
+        return [str(config_error(self.document, [each])) for each in ineffective_rates(self.config)]
 
 
 def load_config(
@@ -94,13 +94,12 @@ def _checked(
     if dry_run:
         from utils.config.dry_run import dry_run_problems  # imports torch
 
-        lengths = _schedule_lengths(config) if config else {}
+        lengths = {path: _length(config, each) for path, each in config.schedulers().items()} if config else {}
         problems += dry_run_problems(document.value, flawed, lengths, references.pending)
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
-    if not problems:  # an override is expected to have an effect
-        ineffective = ineffective_rates(document.value)
-        problems += [problem for problem in ineffective if document.locate(problem.path).line == 0]
+    if config and not problems:  # an override is expected to have an effect
+        problems += [each for each in ineffective_rates(config) if document.locate(each.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
         raise config_error(document, list(_with_former_type(document, problems)))
@@ -148,22 +147,17 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
             yield Problem((*path, "weight"), "a single loss cannot have a weight; only several losses by name can")
     if config.trainer.ema and config.runtime.strategy == "fsdp":
         yield Problem(("trainer", "ema"), 'weights sharded by "fsdp" cannot be averaged yet; use runtime.strategy=ddp')
-    if isinstance(config.optimizer, dict):
-        yield from _several_conflicts(config)
-    if not flawed_keys & {"lr_scheduler", "optimizer"}:
-        yield from _scheduler_conflicts(config)
-
-
-def _several_conflicts(config: Config) -> Iterator[Problem]:
-    """Settings that several optimizers rule out."""
-    if config.runtime.strategy == "fsdp":
+    several = isinstance(config.optimizer, dict)
+    if several and config.runtime.strategy == "fsdp":
         message = 'several optimizers need "ddp", since each reduces its gradients separately'
         yield Problem(("runtime", "strategy"), message)
-    if config.runtime.precision == "fp16" and config.trainer.accumulate_steps > 1:
+    if several and config.runtime.precision == "fp16" and config.trainer.accumulate_steps > 1:
         message = (
             "with several optimizers and accumulate_steps > 1, the loss scale would change within a step; use bf16"
         )
         yield Problem(("runtime", "precision"), message)
+    if not flawed_keys & {"lr_scheduler", "optimizer"}:
+        yield from _scheduler_conflicts(config)
 
 
 def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
@@ -175,7 +169,7 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             )
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
-        length = _schedule_length(config, scheduler)
+        length = _length(config, scheduler)
         if length and (problem := contradiction(scheduler.model_dump(), length, path)):
             yield problem
         if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
@@ -224,13 +218,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
         yield Problem(("trainer", "early_stop"), 'early_stop needs a monitored value, as in "monitor": "min val_loss"')
 
 
-def _schedule_lengths(config: Config) -> dict[KeyPath, int]:
-    """Schedule lengths known from the config, by the scheduler's path."""
-    lengths = {path: _schedule_length(config, scheduler) for path, scheduler in config.schedulers().items()}
-    return {path: length for path, length in lengths.items() if length}
-
-
-def _schedule_length(config: Config, scheduler: SchedulerConfig) -> int | None:
+def _length(config: Config, scheduler: SchedulerConfig) -> int | None:
     """The length of the run in the scheduler's interval; None if the number of steps depends on the data."""
     if scheduler.interval == "epoch":
         return config.trainer.epochs

@@ -169,40 +169,35 @@ class _Parser:
         start = self.text[at : at + 1]
         if start in _CLOSING and len(path) > MAX_DEPTH:
             raise self.source.error(at, f"nested deeper than {MAX_DEPTH} levels")
-        if start == "{":
-            return self._object(path, at)
-        if start == "[":
-            return self._list(path, at)
+        if start in _CLOSING:
+            return self._members(path, at)
         if start == '"':
             return self._string(at)
         return self._number_or_constant(at)
 
-    def _object(self, path: KeyPath, opened: int) -> tuple[dict[str, Any], int]:
-        members: dict[str, Any] = {}
+    def _members(self, path: KeyPath, opened: int) -> tuple[dict[str, Any] | list[Any], int]:
+        members: dict[Any, Any] = {}
+        is_object = self.text[opened] == "{"
         at = self._in_brackets(opened + 1, opened)
-        while self.text[at] != "}":
+        while self.text[at] != _CLOSING[self.text[opened]]:
             key_at = at
-            if self.text[at] != '"':
-                raise self.source.error(at, 'expected a key in double quotes here, as in "name": ...')
-            key, at = self._string(at)
-            if key in members:
-                first = self.source.locate((*path, key), of_key=True).line
-                raise self.source.error(key_at, f'duplicate key "{key}"; already given in line {first}')
-            at = self._skip_space(at)
-            if not self.text.startswith(":", at):
-                raise self.source.error(at, f'expected a colon here after the key "{key}"')
-            members[key], at = self._value((*path, key), key_at, self._skip_space(at + 1))
+            key, at = self._key(path, at) if is_object else (len(members), at)
+            members[key], at = self._value((*path, key), key_at, at)
             at = self._next_member(at, opened)
-        return members, at + 1
+        return members if is_object else list(members.values()), at + 1
 
-    def _list(self, path: KeyPath, opened: int) -> tuple[list[Any], int]:
-        items: list[Any] = []
-        at = self._in_brackets(opened + 1, opened)
-        while self.text[at] != "]":
-            item, at = self._value((*path, len(items)), at, at)
-            items.append(item)
-            at = self._next_member(at, opened)
-        return items, at + 1
+    def _key(self, path: KeyPath, key_at: int) -> tuple[str, int]:
+        """A key, and the offset of its value."""
+        if self.text[key_at] != '"':
+            raise self.source.error(key_at, 'expected a key in double quotes here, as in "name": ...')
+        key, at = self._string(key_at)
+        if (*path, key) in self.source.offsets:
+            first = self.source.locate((*path, key), of_key=True).line
+            raise self.source.error(key_at, f'duplicate key "{key}"; already given in line {first}')
+        at = self._skip_space(at)
+        if not self.text.startswith(":", at):
+            raise self.source.error(at, f'expected a colon here after the key "{key}"')
+        return key, self._skip_space(at + 1)
 
     def _next_member(self, at: int, opened: int) -> int:
         """The offset of the next key or element, or of the closing bracket."""

@@ -11,7 +11,6 @@ from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.former_names import FORMER_NAMES
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
@@ -31,6 +30,24 @@ from utils.text import closest, dotted
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
+# names in victoresque/pytorch-template, Lightning and torch.nn.functional, and their equivalents here
+FORMER_NAMES = {
+    "arch": '"model"',
+    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
+    "save_freq": '"save_period"',
+    "len_epoch": '"steps_per_epoch", under "trainer"',
+    "data_loader_args": '"data_loader": {"args": ...}',
+    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
+    "tensorboardX": '"tensorboard"',
+    "visualization": '"tensorboard", under "trainer"',
+    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
+    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
+    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
+    "top_acc": '"accuracy"',
+    "MnistModel": '"LeNet"',
+    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
+}
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
@@ -189,14 +206,13 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if named is None:
         return
     name, args = named
-    component = registry.get(name)
-    if component is None:
+    at = (*path, "type") if isinstance(entry, dict) else path
+    if registry.get(name) is None:
         hint = f"use {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
-        at = (*path, "type") if isinstance(entry, dict) else path
         yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
         return
     if wrong := registry.wrong_signature(name):
-        yield Problem((*path, "type") if isinstance(entry, dict) else path, wrong)
+        yield Problem(at, wrong)
         return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
@@ -216,12 +232,10 @@ def _nested_problems(
     registry: Registry, known: Mapping[str, Parameter], args: Mapping[str, Any], path: KeyPath
 ) -> Iterator[Problem]:
     """Problems with the settings and components inside the arguments at a path."""
-    objects = [
-        ((*path, name, *below), kind, value)
-        for name in args.keys() & known.keys()
-        for below, kind, value in nested(known[name].annotation, args[name])
-    ]
-    for at, kind, value in objects:
+    names = args.keys() & known.keys()
+    objects = [(name, *each) for name in names for each in nested(known[name].annotation, args[name])]
+    for name, below, kind, value in objects:
+        at = (*path, name, *below)
         if arguments.is_module(kind):
             yield from _inner_component_problems(registry_inside(registry), value, at)
             continue

@@ -21,13 +21,6 @@ _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
-LIMIT = 10_000
-"""Maximum number of references, including those inside the values they refer to."""
-
-
-def _why(name: str) -> str:
-    """The reason why a fact of a data loader is missing, if there is a usual one."""
-    return ", for which the data set needs integer targets of shape (N,)" if name.startswith("class_") else ""
 
 
 class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
@@ -65,7 +58,6 @@ class References:
         self.pending: list[KeyPath] = []
         self.problems: list[Problem] = []
         self._used: set[str] = set()
-        self._count = 0
         found = document.value.get("variables")
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -86,6 +78,8 @@ class References:
             return {key: self._walk(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [self._walk(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
         try:
             return self._replaced(value, path, ())
         except _Wrong as error:
@@ -96,16 +90,12 @@ class References:
             self.pending.append(path)
         return value
 
-    def _replaced(self, value: Any, path: KeyPath, inside: tuple[str, ...]) -> Any:
-        """A value with its references replaced. inside: the variables being expanded."""
-
-        def replace(text: str) -> Any:
-            whole = _REFERENCE.fullmatch(text)
-            if whole and whole[0] != "$${":
-                return self._value(whole, path, inside)
-            return _REFERENCE.sub(lambda found: self._text(found, path, inside), text)
-
-        return _map_strings(replace, value)
+    def _replaced(self, text: str, path: KeyPath, inside: tuple[str, ...]) -> Any:
+        """A string with its references replaced. inside: the variables being expanded."""
+        whole = _REFERENCE.fullmatch(text)
+        if whole and whole[0] != "$${":
+            return self._value(whole, path, inside)
+        return _REFERENCE.sub(lambda found: self._text(found, path, inside), text)
 
     def _text(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> str:
         """The text that replaces a reference inside a longer string."""
@@ -121,9 +111,6 @@ class References:
         return json.dumps(value)
 
     def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
-        self._count += 1
-        if self._count > LIMIT:
-            raise _Wrong(f"the config has more than {LIMIT:,} references")
         name = found[1]
         if not found[2]:
             raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; possible forms: {FORMS}')
@@ -144,7 +131,7 @@ class References:
             raise _Wrong(f'unknown variable "{name}"; {known}')
         if name in inside:
             raise _Wrong(f"circular variables: {' -> '.join([*inside, name])}")
-        return self._replaced(self.variables[name], path, (*inside, name))
+        return _map_strings(lambda text: self._replaced(text, path, (*inside, name)), self.variables[name])
 
     def _environment(self, found: re.Match[str], written: str) -> str:
         """The value of an environment variable, or the default given in the reference."""
@@ -162,7 +149,8 @@ class References:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            raise _Wrong(f'the data loader does not provide "{name}"{_why(name)}; {hint(name, self.facts)}')
+            needs = ", for which the data set needs integer targets of shape (N,)" if name.startswith("class_") else ""
+            raise _Wrong(f'the data loader does not provide "{name}"{needs}; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:

@@ -16,7 +16,7 @@ from utils.config.problems import components
 from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
-from utils.registry import REGISTRIES
+from utils.registry import REGISTRIES, setting_at
 from utils.schema import KeyPath, OnResume, field_at, section_at
 from utils.text import dotted
 
@@ -101,11 +101,8 @@ def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
 
 
 def _default(path: KeyPath, component: str | None) -> Any:
-    """The default of a schema key, or of an argument of the named component."""
-    if field := field_at(path):
-        return _MISSING if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
-    parameter = REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
-    return _MISSING if parameter is None or parameter.default is parameter.empty else plain_default(parameter.default)
+    setting = setting_at(path, component)
+    return _MISSING if setting is None or setting.default is setting.empty else plain_default(setting.default)
 
 
 def _marker(metadata: Any) -> OnResume | None:
@@ -156,13 +153,11 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the defaults of omitted component arguments filled in."""
     filled = {key: value for key, value in config.items() if key != "$schema"}
     filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
-    config = filled
-    for kind, path, entry in components(dict(config)):
-        if kind == "metrics":
-            continue
-        known = REGISTRIES[kind].parameters(entry["type"])
-        whole = {**entry, "args": with_defaults(known, entry["args"])}
-        filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
+    for kind, path, entry in list(components(filled)):
+        if kind != "metrics":
+            args = with_defaults(REGISTRIES[kind].parameters(entry["type"]), entry["args"])
+            whole = {**entry, "args": args}
+            filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
     return filled
 
 

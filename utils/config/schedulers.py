@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config.located_json import Problem
 from utils.registry import SCHEDULERS
-from utils.schema import KeyPath, SchedulerConfig, are_several, name_and_args
+from utils.schema import Config, KeyPath, SchedulerConfig, name_and_args
 from utils.text import dotted
 
 # the argument that defaults to the length of the run
@@ -92,23 +92,18 @@ def contradiction(entry: Any, length: int, path: KeyPath) -> Problem | None:
     return Problem((*path, "args", key), message)
 
 
-def ineffective_rates(config: dict[str, Any]) -> Iterator[Problem]:
+def ineffective_rates(config: Config) -> Iterator[Problem]:
     """Learning rates given to an optimizer or a parameter group that its scheduler ignores."""
-    optimizers, schedulers = config.get("optimizer"), config.get("lr_scheduler")
-    for name, optimizer in optimizers.items() if are_several(optimizers) else [("", optimizers)]:
-        at: KeyPath = ("lr_scheduler", name) if are_several(schedulers) else ("lr_scheduler",)
-        scheduler = schedulers.get(name) if are_several(schedulers) else schedulers
-        kind, scheduler_args = name_and_args(scheduler) or ("", {})
-        _, args = name_and_args(optimizer) or ("", {})
-        sets = SETS_RATE.get(kind)
-        if sets is None or not isinstance(optimizer, dict):
+    for name, optimizer in config.optimizers.items():
+        scheduler = config.scheduler_of(name)
+        if scheduler is None or scheduler.type not in SETS_RATE:
             continue
-        places: list[KeyPath] = [("args",)] if "lr" in args else []
-        groups = optimizer.get("groups")
-        if isinstance(groups, list) and not isinstance(scheduler_args.get(sets), list):  # one per group
-            with_args = (name_and_args({"type": "", **group}) for group in groups if isinstance(group, dict))
-            places += [("groups", i, "args") for i, each in enumerate(with_args) if each and "lr" in each[1]]
-        for place in places:
-            path = ("optimizer", *filter(None, (name,)), *place, "lr")
-            message = f"has no effect: {kind} sets the learning rate itself, from {dotted((*at, 'args', sets))}"
-            yield Problem(path, message)
+        sets = SETS_RATE[scheduler.type]
+        given: dict[KeyPath, dict[str, Any]] = {("args",): optimizer.args}
+        if not isinstance(scheduler.args.get(sets), list):  # one per group
+            given |= {("groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+        at = ("lr_scheduler", *([name] if isinstance(config.lr_scheduler, dict) else []), "args", sets)
+        for place, args in given.items():
+            if "lr" in args:
+                path = ("optimizer", *filter(None, [name]), *place, "lr")
+                yield Problem(path, f"has no effect: {scheduler.type} sets the learning rate itself, from {dotted(at)}")

@@ -1,9 +1,9 @@
 """The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
-import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,8 +11,8 @@ from utils.arguments import inside, json_type
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
-from utils.registry import REGISTRIES
-from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, field_at, section_at
+from utils.registry import REGISTRIES, setting_at
+from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -23,10 +23,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
     """A config file with everything it inherits, and KEY=VALUE overrides applied. Raises ConfigError."""
     document = _read_extended(path, ())
     kinds = [kind for kind in REGISTRIES if kind != "metrics"]
-    if not document.value.keys() & {
-        *kinds,
-        "arch",
-    }:  # another file, such as environment.json: one message, not one per key
+    if not document.value.keys() & {*kinds, "arch"}:
+        # another file, such as environment.json: one message, not one per key
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         raise document.error((), f"a config has {wanted}; this object has none of them. Is this the wrong file?")
     for override in overrides:
@@ -80,15 +78,6 @@ def read_object(path: Path, name: str) -> Document:
 
 
 def _decode(data: bytes, name: str) -> str:
-    """Decode a file. Other kinds of files are recognised by their first bytes."""
-    kinds = {
-        b"PK\x03\x04": "this is a zip archive, such as a checkpoint; use -r to resume a run",
-        b"\xff\xfe": "this is UTF-16; save it as UTF-8",
-        b"\xfe\xff": "this is UTF-16; save it as UTF-8",
-    }
-    for start, message in kinds.items():
-        if data.startswith(start):
-            raise ConfigError(f"{name}:1:1: {message}")
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}:1:1: a config has at most {MAX_BYTES:,} bytes; is this the wrong file?")
     try:
@@ -146,15 +135,15 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
     expected = _expected(config, path)
     if expected is None:
         return _is_argument(path)
-    annotation, default = expected
-    takes_null = default is None or not {None, type(None), Any}.isdisjoint(alternatives(annotation))
-    return default is not inspect.Parameter.empty and not takes_null
+    kinds = set(alternatives(expected.annotation))
+    takes_null = expected.default is None or not kinds.isdisjoint({None, type(None), Any})
+    return expected.default is not expected.empty and not takes_null
 
 
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a string, which cannot be a number, true or false."""
     expected = _expected(config, path)
-    kinds = set(_classes_in(expected[0])) if expected else set()
+    kinds = set(_classes_in(expected.annotation)) if expected else set()
     return str in kinds and not kinds & {int, float, bool}
 
 
@@ -165,20 +154,13 @@ def _classes_in(annotation: Any) -> Iterator[type]:
         yield from _classes_in(inner)
 
 
-def _expected(config: dict[str, Any], path: KeyPath) -> tuple[Any, Any] | None:
-    """Type and default (Parameter.empty if none) of a key or an argument; None if it is unknown."""
+def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:
+    """A key or an argument, with its type and default; None if it is unknown."""
     if not _is_argument(path):
-        field = field_at(path)
-        if field is None:
-            return None
-        if field.is_required():
-            return field.annotation, inspect.Parameter.empty
-        return field.annotation, field.get_default(call_default_factory=True, validated_data={})
-    registry = REGISTRIES[str(path[0])]
+        return setting_at(path, None)
     _, component = inside(config, path[:-2])
-    name = component.get("type", registry.default)
-    parameter = registry.parameters(str(name)).get(str(path[-1]))
-    return (json_type(parameter.annotation), parameter.default) if parameter else None
+    argument = setting_at(path, str(component.get("type", REGISTRIES[str(path[0])].default)))
+    return argument.replace(annotation=json_type(argument.annotation)) if argument else None
 
 
 def _is_argument(path: KeyPath) -> bool:

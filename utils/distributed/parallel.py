@@ -1,7 +1,5 @@
 """How a model is spread over processes: torch's DistributedDataParallel or fully_shard (FSDP2)."""
 
-import contextlib
-import ctypes
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
-from utils.freed_memory import MMAP_THRESHOLD
 from utils.optimizers import load_exactly, parameters_in
 from utils.tree import Keys, map_tensors
 
@@ -124,8 +121,6 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
 
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
-    if device.type == "cpu":
-        _return_freed_memory()
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -140,15 +135,6 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
     return model.set_requires_gradient_sync
-
-
-def _return_freed_memory() -> None:
-    """Return the memory of gathered and freed weights to the system at once.
-
-    Otherwise glibc learns to keep blocks as large as the largest freed, and a process would need more than with DDP.
-    """
-    with contextlib.suppress(AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:
@@ -242,10 +228,9 @@ def _gather(tensor: Tensor) -> Tensor:
 
 def _shard_like(value: Any, sharded: Any) -> Any:
     """This process's shard of a whole tensor, if it belongs to a sharded parameter of the same shape."""
-    if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not is_whole or not isinstance(sharded, DTensor) or value.shape != sharded.shape:
         return value
-    if value.shape != sharded.shape:
-        return value
-    moved = value.to(sharded.device)
     # each process has read the whole tensor: nothing is sent
-    return distribute_tensor(moved, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    mesh, placements = sharded.device_mesh, sharded.placements
+    return distribute_tensor(value.to(sharded.device), mesh, placements, src_data_rank=None)

@@ -51,15 +51,11 @@ class ProcessGroup:
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes by rank in the main process; empty elsewhere."""
-        return list(self.one_by_one(value))
+        return [value]
 
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes by rank, in every process."""
         return [value]
-
-    def one_by_one(self, value: T) -> Iterator[T]:
-        """Like ``gather``, but the main process has only one value in memory at a time."""
-        yield value
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         """Each number summed over all processes, in float64 and in order of rank."""

@@ -87,27 +87,18 @@ class TorchProcessGroup(ProcessGroup):
             dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def one_by_one(self, value: T) -> Iterator[T]:
-        if not self.is_main_process:
-            with self._communication():
-                dist.send_object_list([value], dst=0, group=self.control)
-            return
-        yield value
-        for rank in range(1, self.world_size):
-            received: list[Any] = [None]
-            with self._communication():
-                dist.recv_object_list(received, src=rank, group=self.control)
-            yield received[0]
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.world_size if self.is_main_process else []
+        with self._communication():
+            dist.gather_object(value, values or None, dst=0, group=self.control)
+        return values
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         own = torch.tensor(values, dtype=torch.float64)
         gathered = [torch.empty_like(own) for _ in range(self.world_size)]
         with self._communication():
             dist.all_gather(gathered, own, group=self.control)
-        total = gathered[0]
-        for other in gathered[1:]:
-            total = total + other
-        return list(total.tolist())
+        return list(sum(gathered[1:], gathered[0]).tolist())
 
     def signal(self, received: int | None) -> int | None:
         self._left -= 1

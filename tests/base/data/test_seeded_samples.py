@@ -16,8 +16,7 @@ from torchvision.transforms import v2
 from base.data.batches import START, Batches, Position
 from base.data.sample_source import SampleSource
 from tests.helpers import same
-from utils.global_generators import global_generators
-from utils.random import generator_states, mix, mix_each
+from utils.random import generator_states, global_generators, mix
 
 SAMPLES = 23
 
@@ -256,10 +255,6 @@ def test_a_source_can_be_sent_to_another_process() -> None:
     source = SampleSource(Drawing("all"))
     passes(made(source), 1)
     assert pickle.loads(pickle.dumps(source)).drawn_from == source.drawn_from
-
-
-def test_seeds_of_several_samples_are_those_of_each() -> None:
-    assert mix_each((3, "sample", 2), range(50)) == [mix(3, "sample", 2, number) for number in range(50)]
 
 
 class Threads(Dataset[Tensor]):

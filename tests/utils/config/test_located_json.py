@@ -49,8 +49,8 @@ def test_the_place_and_the_reason(text: str, place: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"PK\x03\x04....", "zip archive"),
-        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04....", "wrong file"),
+        ('{"a": 1}'.encode("utf-16"), "1:1: not valid UTF-8"),
         (b'{"a": "\xff"}', "1:8: not valid UTF-8"),
         (b"\x00\x01\x02", "wrong file"),
         (b"name: x\n", "wrong file"),

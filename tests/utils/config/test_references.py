@@ -157,12 +157,6 @@ def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dic
     assert " | " in str(caught.value)
 
 
-def test_many_references_end(load: Load) -> None:
-    levels = {f"V{index}": [f"${{V{index + 1}}}"] * 10 for index in range(12)}
-    with pytest.raises(ConfigError, match="more than 10,000 references"):
-        load(seed="${V0}", variables={**levels, "V12": 1})
-
-
 # ------------------------------------------------------------------ facts of the data
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.global_generators import GlobalGenerator, NumpyGenerator, PythonGenerator, global_generators, kept_generators
+from utils.random import GlobalGenerator, NumpyGenerator, PythonGenerator, global_generators, kept_generators
 
 DRAWS: list[tuple[str, Callable[[], Any]]] = [
     ("python", random.random),
