@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
+from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.training.epoch_start import prepare_epoch
 from base.training.first_batch import (
@@ -76,6 +77,7 @@ class BaseTrainer(Checkpointed):
             self.experiment.model if self.several_optimizers else wrap_model(self.runtime, self.experiment.model)
         )
 
+    @naming_dead_worker()
     def train(self) -> None:
         """Train to the end, from wherever the run is.
 

@@ -51,11 +51,11 @@ class Workers:
     def load(self, requests: Iterator[Request]) -> Iterator[Any]:
         """The batches for some requests, in order; requests are consumed ahead.
 
-        Raises DataError if the data set cannot be sent to another process, and TrainingError if a worker died.
+        Raises DataError if the data set cannot be sent to another process.
         """
         self._sampler.requests = requests
         try:
-            batches = iter(self._loader)
+            return iter(self._loader)
         except (AttributeError, TypeError, PicklingError) as error:
             if not re.search("pickle|local object", str(error)):
                 raise
@@ -65,13 +65,14 @@ class Workers:
                 f'They are started with the method "{method}", which cannot send a lambda, or a function or class '
                 "inside another: define it at the top level of its file, or set data_loader.args.num_workers to 0."
             ) from error
-        with naming_dead_worker():
-            yield from batches
 
 
 @contextmanager
 def naming_dead_worker() -> Iterator[None]:
-    """Raise TrainingError for torch's error about a ``DataLoader`` worker that died, but not for one raised in it."""
+    """Raise TrainingError for torch's error about a ``DataLoader`` worker that died, but not for one raised in it.
+
+    torch's signal handler raises it wherever the main thread is.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from base.data.batches import Batches
+from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Training
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
@@ -50,6 +51,7 @@ class EvaluationLoop(TrainerInterface):
             values |= {f"{name}_{key}": value for key, value in found.items()}
         return over_all.compute() | values
 
+    @naming_dead_worker()
     def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
         """The loss and metrics over all samples of some batches, each counted once.
 

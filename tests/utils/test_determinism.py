@@ -79,7 +79,9 @@ def test_runs_that_gather_rows_end_with_the_same_bits(fit: Fit) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("setting", "mode"), [("false", 0), ("warn", 1), ("true", 2)])
-def test_the_setting_is_torchs_mode_for_the_run(fit: Fit, setting: str, mode: int) -> None:
+def test_the_setting_is_torchs_mode_for_the_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, setting: str, mode: int
+) -> None:
     modes, filled = [], []
 
     class Watching(Trainer):
@@ -87,6 +89,7 @@ def test_the_setting_is_torchs_mode_for_the_run(fit: Fit, setting: str, mode: in
             modes.append(torch.get_deterministic_debug_mode())
             filled.append(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
 
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.get_deterministic_debug_mode(), warnings.showwarning
     with temporarily(TRAINERS, Watching):
         fit("trainer.epochs=1", "trainer.type=Watching", f"runtime.deterministic={setting}")
