@@ -13,8 +13,10 @@ from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.training.epoch_start import prepare_epoch
+from base.training.evaluation import returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
+    check_epoch_was_counted,
     check_first_batch,
     check_smallest_batch,
     check_step_was_taken,
@@ -95,8 +97,10 @@ class BaseTrainer(Checkpointed):
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
                     with saved_if_it_fails(self):
-                        validation = self.validate()
+                        validation = returned(self, "validate", self.validate())
+                epochs = self.progress.epochs
                 self.end_epoch(validation)
+                check_epoch_was_counted(self, epochs)
             self.observer.end(self)
         except Stopped as stopped:
             self.save()
@@ -239,7 +243,7 @@ class BaseTrainer(Checkpointed):
         if not self.progress.trained:
             self.progress.validating = True
             with saved_if_it_fails(self):
-                values = self.validate()
+                values = returned(self, "validate", self.validate())
             self.log.validation(self.progress, values)
             self.progress.validating = False
 

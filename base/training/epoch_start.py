@@ -5,9 +5,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
-from base.training.state import own_parts
+from base.training.state import kind, own_parts
 from base.training.trainer_interface import TrainerInterface
 from base.training.untouched import kept
+from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
 from utils.errors import Stopped, UserError
 from utils.optimizers import start_momentum
@@ -47,13 +48,12 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
 def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
     """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
 
-    It then shows nothing, and the weights and other parts of the checkpoint stay as they were.
+    It then shows nothing, and weights, optimizers and other parts of the checkpoint stay as they were.
     """
     with ExitStack() as stack:
         if again:
             stack.enter_context(trainer.shown.to(None))
-            model = {} if trainer.runtime.sharded else {"model": trainer.experiment.model}
-            stack.enter_context(kept({**model, **own_parts(trainer)}))
+            stack.enter_context(kept({**_changeable(trainer), **own_parts(trainer)}))
         try:
             yield
         except Exception as error:  # of the user's code, such as one that samples from the model
@@ -61,3 +61,9 @@ def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
             if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
                 raise
             raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
+
+
+def _changeable(trainer: Any) -> dict[str, Any]:
+    """The parts of the base class that ``begin_epoch`` may change; none with FSDP (a state needs all processes)."""
+    kinds = () if trainer.runtime.sharded else ("model", "loss", AVERAGED, "optimizer", "schedule")
+    return {name: part for name, part in trainer.stateful().items() if kind(name) in kinds}

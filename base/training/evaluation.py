@@ -18,6 +18,7 @@ from base.training.observer import Observer
 from base.training.parameters import loss_module
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
+from utils.errors import ConfigError
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
@@ -44,10 +45,11 @@ class EvaluationLoop(TrainerInterface):
         """
         sets, observer = self.training.validation, self.observer
         if "" in sets or not sets:
-            return self.evaluate(sets[""], observer) if sets else {}
+            return returned(self, "evaluate", self.evaluate(sets[""], observer)) if sets else {}
         values, over_all = dict[str, float](), self._new_metrics()
         for name, batches in sets.items():
-            found = self.evaluate(batches, Observer() if values else observer, also=over_all)
+            one = self.evaluate(batches, Observer() if values else observer, also=over_all)
+            found = returned(self, "evaluate", one)
             values |= {f"{name}_{key}": value for key, value in found.items()}
         return over_all.compute() | values
 
@@ -108,3 +110,14 @@ class EvaluationLoop(TrainerInterface):
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
+
+
+def returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
+    """What ``validate`` or ``evaluate`` of a BaseTrainer returned. Raises ConfigError if it is not a dict."""
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(
+            f"{type(trainer).__name__}.{method} returned {found}; expected a dict of numbers by name, as from "
+            f"super().{method}"
+        )
+    return values

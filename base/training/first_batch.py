@@ -179,6 +179,15 @@ def check_step_was_taken(trainer: Any, loss: Any, before: int) -> None:
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 
 
+def check_epoch_was_counted(trainer: Any, before: int) -> None:
+    """Raise ConfigError if a BaseTrainer's own ``end_epoch`` does not call that of the base class, which counts.
+
+    before: the number of epochs until then.
+    """
+    if trainer.progress.epochs == before:
+        raise ConfigError(f"{type(trainer).__name__}.end_epoch must call super().end_epoch(validation)")
+
+
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
     if trainer.calls_loss or trainer.criterion is no_loss:

@@ -751,6 +751,47 @@ def test_an_optimizer_step_of_ones_own_must_call_the_base_class(fit: Fit, kind: 
         fit(f"trainer.type={name}", "trainer.epochs=1")
 
 
+class EndsWithoutCounting(Trainer):
+    def end_epoch(self, validation: dict[str, float]) -> None:
+        pass
+
+
+def test_an_end_of_an_epoch_of_ones_own_must_call_the_base_class(fit: Fit) -> None:
+    says = r"EndsWithoutCounting.end_epoch must call super\(\).end_epoch\(validation\)"
+    with temporarily(TRAINERS, EndsWithoutCounting), pytest.raises(ConfigError, match=says):
+        fit("trainer.type=EndsWithoutCounting")
+
+
+class ValidatesForNothing(Trainer):
+    def validate(self) -> Any:
+        super().validate()
+
+
+class EvaluatesToANumber(Trainer):
+    def evaluate(self, *args: Any, **more: Any) -> Any:
+        return super().evaluate(*args, **more)["loss"]
+
+
+@pytest.mark.parametrize("sets", ["one", "two", "within"])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            ValidatesForNothing,
+            r"ValidatesForNothing.validate returned nothing; expected a dict of numbers by name, as from super",
+        ),
+        (EvaluatesToANumber, "EvaluatesToANumber.evaluate returned a float; expected a dict of numbers by name"),
+    ],
+)
+def test_a_validation_of_ones_own_returns_the_values(fit: Fit, kind: type[Trainer], says: str, sets: str) -> None:
+    args = {"num_samples": 8, "input_shape": [6], "num_classes": 3, "batch_size": 4}
+    data = {"type": "RandomTensorLoader", "args": args}
+    several: Any = {"validation": {"day": data, "night": data}, "data_loader": data} if sets == "two" else {}
+    within = ["trainer.validate_every_steps=2"] if sets == "within" else []
+    with temporarily(TRAINERS, kind), pytest.raises(ConfigError, match=says):
+        fit(f"trainer.type={kind.__name__}", *within, **several)
+
+
 class BrokenValidation(Trainer):
     broken = True
 

@@ -17,7 +17,7 @@ from base.load_run import load_run
 from base.metric import StepResult
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import curves, needs_extra, state, temporarily
+from tests.helpers import curves, lines, needs_extra, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import LOSSES, MODELS, TRAINERS
 from utils.schema import TrainerConfig
@@ -262,6 +262,27 @@ def test_weights_that_begin_epoch_changes_are_changed_once(fit: Fit, step: int) 
         half = fork(whole, step)
         train.main(["-r", half])
         equal(whole, half)
+
+
+class Decaying(Trainer):
+    """Sets learning rates by hand, and forgets what the optimizer has kept."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        for optimizer in self.training.optimizers.values():
+            for group in optimizer.optimizer.param_groups:
+                group["lr"] *= 0.7
+            optimizer.optimizer.state.clear()
+
+
+@pytest.mark.parametrize("step", [5, 7, 10])
+def test_an_optimizer_that_begin_epoch_changes_is_changed_once(fit: Fit, step: int) -> None:
+    optimizer = {"type": "Adam", "args": {"lr": 0.01}}
+    with temporarily(TRAINERS, Decaying):
+        whole = fit(*OFTEN, "trainer.epochs=3", "trainer.type=Decaying", optimizer=optimizer).run_dir
+        half = fork(whole, step)
+        train.main(["-r", half])
+        equal(whole, half)
+    assert [line["lr"] for line in lines(whole)] == pytest.approx([0.007, 0.0049, 0.00343])
 
 
 class Words(nn.Module):
