@@ -7,8 +7,11 @@ from torch import Tensor
 
 from base.metric import StepResult
 from base.training.broadcast import name_of
+from base.training.library_metric import LOGITS
 
 SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
+CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss", "MultiMarginLoss"}
+"""Losses whose outputs, (B, C, ...), are scores of classes."""
 
 
 def are_probabilities(outputs: Tensor) -> bool:
@@ -19,12 +22,26 @@ def are_probabilities(outputs: Tensor) -> bool:
     return bool(finite.any() & (distributions | ~finite).all())
 
 
+def may_be_classes(loss: str, outputs: int, names: Sequence[str] | None, highest: int | None) -> bool:
+    """Whether outputs of shape (B, C) with integer targets of shape (B,) may be scores of classes.
+
+    With a loss of your own they may also be embeddings, or parameters of a distribution of counts. C then has to be the
+    number of class names, and above all targets.
+
+    outputs: C. highest: the highest target so far; None: unknown.
+    """
+    if loss in CLASS_LOSSES:
+        return True
+    return (names is None or len(names) == outputs) and (highest is None or highest < outputs)
+
+
 def classification_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
     """Warnings about a first batch that ran without an error."""
     warnings = (
         surplus_outputs(result, class_names),
         not_probabilities(result, criterion),
         softmax_before_cross_entropy(result, criterion),
+        sigmoid_before_logits(result, criterion),
     )
     yield from filter(None, warnings)
 
@@ -78,4 +95,20 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
     return (
         f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
         "leave out its softmax"
+    )
+
+
+def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
+    """A warning if all outputs are within 0 and 1, but the loss applies a sigmoid to them.
+
+    Only for 16 numbers or more: logits of an untrained model are as often negative.
+    """
+    outputs, name = result.outputs, name_of(criterion)
+    if name not in LOGITS or not isinstance(outputs, Tensor) or outputs.numel() < 16:
+        return None
+    if not bool(((outputs >= 0) & (outputs <= 1)).all()) or bool((outputs == outputs.flatten()[0]).all()):
+        return None
+    return (
+        f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would learn "
+        "slowly, and metrics would be of the wrong probabilities; leave out its sigmoid"
     )

@@ -51,7 +51,11 @@ class LibraryMetric:
         self.parts = _parts(metric)
         self.own = not type(metric).__module__.startswith("torchmetrics.")
         kinds = [] if self.own else [part for part in self.parts.values() if _is_kind(part)]
-        self._independent = loss in LOGITS and any(_name(part).startswith(("Binary", "Multilabel")) for part in kinds)
+        independent = any(_name(part).startswith(("Binary", "Multilabel")) for part in kinds)
+        self._independent = loss in LOGITS and independent
+        self._guesses = loss not in LOGITS | PROBABILITIES and independent
+        """Whether torchmetrics alone decides whether a batch has logits."""
+        self._guessed = dict[str, Tensor]()
         # of those of classes, only some need probabilities
         self._classes = loss in CLASS_LOGITS and any(
             _name(part).startswith("Multiclass")
@@ -76,14 +80,27 @@ class LibraryMetric:
                 targets = torch.where(targets == targets.round(), targets, 2).long()
         elif logits and self._classes:
             outputs = outputs.softmax(1)
+        elif self._guesses and isinstance(outputs, Tensor) and outputs.is_floating_point():
+            self._note_guess(outputs)
         with self._naming_errors("does not accept these outputs and targets"), self.kernels():
             self.metric.update(outputs, targets)
+
+    def _note_guess(self, outputs: Tensor) -> None:
+        logits = ((outputs < 0) | (outputs > 1)).any()
+        for guess, made in (("logits", logits), ("probabilities", ~logits)):
+            self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
 
     def gets_from_loss(self, outputs: Any, targets: Any) -> bool:
         """Whether it gets what the loss got."""
         return getattr(entries(self.name, self.entry, outputs, targets)[0], "given_to_loss", False)
 
     def compute(self) -> float:
+        if self._guessed and all(map(bool, self._guessed.values())):
+            _warn_once(
+                f'metrics: "{self.name}" depends on the batch size: torchmetrics took some batches for logits and '
+                "others, in which all outputs happen to be between 0 and 1, for probabilities; return probabilities in "
+                "StepResult (outputs.sigmoid()), or use BCEWithLogitsLoss as the config's loss"
+            )
         with self._naming_errors("cannot be computed"), self.kernels(), self._naming_warnings():
             value = self.metric.compute()
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -169,6 +186,7 @@ class LibraryMetric:
             warnings.showwarning = show
 
     def reset(self) -> None:
+        self._guessed = {}
         for part in self.parts.values():
             part.reset()
 

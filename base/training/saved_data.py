@@ -136,7 +136,10 @@ def _sample(value: Any) -> dict[str, Any] | None:
         return {"parts": {str(name): _sample(part) for name, part in value.items()}}
     if not isinstance(value, Tensor) or not value.dim():
         return None
-    return {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
+    spec: dict[str, Any] = {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
+    if spec["shape"] == [] and spec["dtype"].startswith(("int", "uint")) and len(value):
+        spec["highest"] = int(value.max())  # whether they may be class indices
+    return spec
 
 
 def _hash(batches: Batches) -> str | None:

@@ -31,7 +31,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult
-from extras.classification import classification_warnings
+from extras.classification import classification_warnings, may_be_classes
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint import check_parts
@@ -222,7 +222,8 @@ class _Check:
         outputs, targets = _only(result.outputs), _only(result.targets)
         if component is None or outputs is None or targets is None or not self.trainer.supervised:
             return data_checks.check_first_loss(loss)
-        if classes := data_checks.count_classes(outputs, targets):
+        classes, names = data_checks.count_classes(outputs, targets), self.experiment.data.class_names
+        if classes and may_be_classes(component.type, classes, names, int(targets.max()) if len(targets) else None):
             count = targets.numel() if self.experiment.sum_loss else 1
             certain = component.type in CLASSIFIES
             nll = component.type == "NLLLoss"

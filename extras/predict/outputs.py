@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from base.training.library_metric import LOGITS, PROBABILITIES
-from extras.classification import are_probabilities
+from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
 from utils.errors import DataError
 from utils.tree import describe_batch, map_tensors
 
-CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"}
 ADVICE = "define predict_step in the trainer to return the predictions (docs/predict.md)"
 
 
@@ -59,6 +58,12 @@ class Task:
         spec = self.first_batch.get(what)
         shape = spec.get("shape") if isinstance(spec, Mapping) else None
         return list(shape) if isinstance(shape, (list, tuple)) else None
+
+    def highest_target(self) -> int | None:
+        """The highest target in the run's first batch; None: unknown, or not integers."""
+        spec = self.first_batch.get("targets")
+        highest = spec.get("highest") if isinstance(spec, Mapping) else None
+        return highest if isinstance(highest, int) else None
 
     def dtype(self, what: str) -> str:
         """Dtype of the inputs, outputs or targets; empty: unknown, or not a tensor."""
@@ -127,7 +132,8 @@ def kind_of(outputs: Tensor, task: Task) -> str:
     if outputs.dim() == 2 and outputs.shape[1] > 1:
         known = bool(task.first_batch)
         by_names = not known and task.class_names is not None and len(task.class_names) == outputs.shape[1]
-        if loss in CLASS_LOSSES or (indices and shape == []) or by_names:
+        may_be = may_be_classes(loss or "", outputs.shape[1], task.class_names, task.highest_target())
+        if (may_be and (loss in CLASS_LOSSES or (indices and shape == []))) or by_names:
             return "classes"
     trained = task.shape("outputs")
     if outputs.dim() > 2 and indices and trained and shape == trained[1:]:

@@ -58,7 +58,7 @@ class EvaluationReport(EvaluationStats):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictions.close(kind, error, trace)
-        if not self.by_sample and error is None:  # found out after the first rows were written
+        if not self._lists_samples() and error is None:  # found out after the first rows were written
             self.predictions.path.unlink(missing_ok=True)
 
     def begin_evaluation(self, samples: int) -> None:
@@ -86,6 +86,10 @@ class EvaluationReport(EvaluationStats):
             self.by_sample, self.files = False, None
         return self.by_sample
 
+    def _lists_samples(self) -> bool:
+        """Whether there is a table of the samples."""
+        return self.predictions.begun and self.by_sample and not self.are_no_classes
+
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""
         if self.classification is not None:
@@ -107,7 +111,7 @@ class EvaluationReport(EvaluationStats):
         for file in FILES:
             if file not in pictures:
                 (self.folder / file).unlink(missing_ok=True)
-        if not self.predictions.begun or not self.by_sample:
+        if not self._lists_samples():
             self.predictions.path.unlink(missing_ok=True)
         blocks = list(self._blocks(tested, values, pictures))
         replace_file(self.folder / "report.md", as_markdown(blocks))
@@ -153,7 +157,7 @@ class EvaluationReport(EvaluationStats):
             yield Paragraph(
                 "The rows of the outputs are not samples but, for example, nodes, so the samples are not listed."
             )
-        elif self.predictions.begun:
+        elif self._lists_samples():
             yield Paragraph("Every sample:", link="predictions.csv")
 
 

@@ -13,7 +13,7 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
-from extras.classification import are_probabilities
+from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
 from extras.report.statistics import Classification, Counts, Regression, Show, as_probabilities, of_two_classes
 from utils.errors import DataError
 
@@ -30,10 +30,10 @@ NO_REGRESSION = {
 class EvaluationStats(Observer):
     """Recognises the task and accumulates its statistics; at most one of the two attributes is not None.
 
-    Integer targets (B,) with outputs (B, C) are a classification, as are targets of 0 and 1 with one output for each
-    sample and a loss of their probability. Float targets in the outputs' shape are a regression, unless the loss treats
-    them as probabilities. Anything else, and any trainer that is not supervised, has no statistics. Waits for the
-    device once per batch.
+    Integer targets (B,) with outputs (B, C) are a classification, if ``may_be_classes``, as are targets of 0 and 1 with
+    one output for each sample and a loss of their probability. Float targets in the outputs' shape are a regression,
+    unless the loss treats them as probabilities. Anything else, and any trainer that is not supervised, has no
+    statistics. Waits for the device once per batch.
 
     With several processes, each accumulates its own samples; at the end of an evaluation the main process has all.
     """
@@ -51,12 +51,14 @@ class EvaluationStats(Observer):
         self._expected = 0
         self._names: list[str] = []
         self._given = False
+        self.are_no_classes = False
+        """Whether a target showed at last that what looked like a classification is none."""
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
-        self._begun, self._expected = False, samples
+        self._begun, self._expected, self.are_no_classes = False, samples, False
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._begun:
@@ -100,6 +102,8 @@ class EvaluationStats(Observer):
     def end_evaluation(self) -> None:
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
+        if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:
+            self.classification, self.are_no_classes = None, True
 
     def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
         """Add a batch of a classification, (B, C) and (B,), on the CPU."""
@@ -127,6 +131,8 @@ class EvaluationStats(Observer):
             return
         if not targets.is_floating_point() and not targets.is_complex():
             if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
+                if not may_be_classes(self.loss, outputs.shape[1], self.data.class_names, None):
+                    return
                 self.classification = Classification(outputs.shape[1])
                 own = are_probabilities(outputs)  # must be the same in all processes
                 self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size

@@ -61,6 +61,8 @@ class Classification:
         self.samples = 0
         self.not_finite = 0
         """Samples whose probabilities are NaN."""
+        self.beyond = 0
+        """Samples whose target is C or more."""
         self.confusion: Counts = np.zeros((classes, classes), np.int64)
         """Counts by true class (row) and predicted class (column)."""
         self.mistakes: list[Mistake] = []
@@ -80,6 +82,7 @@ class Classification:
         chances, true = probabilities.numpy(), targets.numpy()
         finite = np.isfinite(chances).all(1)
         self.not_finite += int((~finite).sum())
+        self.beyond += int((true >= self.classes).sum())
         rows = np.flatnonzero((true >= 0) & (true < self.classes) & finite)
         chances, true = chances[rows], true[rows]
         predicted = chances.argmax(1)  # (B,)
@@ -96,6 +99,7 @@ class Classification:
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
         own_sums = (self.confusion, self.bins, self.scored, self.not_finite)
+        self.beyond = int(processes.all_reduce_sum([self.beyond])[0])
         for number, (confusion, bins, scored, not_finite) in enumerate(processes.gather(own_sums)):
             if number:
                 self.not_finite += not_finite

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from base.metric import StepResult
-from extras.classification import not_probabilities, surplus_outputs
+from extras.classification import may_be_classes, not_probabilities, sigmoid_before_logits, surplus_outputs
 from utils.registry import LOSSES
 
 
@@ -43,3 +43,30 @@ def test_probabilities_are_no_mistake(criterion: Any) -> None:
         assert not_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
     indices = StepResult(torch.zeros(()), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
     assert not_probabilities(indices, criterion) is None
+
+
+def test_a_sigmoid_before_a_loss_of_logits_is_reported() -> None:
+    logits = torch.linspace(-2, 2, 16)[:, None]
+    targets = torch.ones(16, 1)
+    twice = StepResult(torch.zeros(()), logits.sigmoid(), targets)
+    assert "leave out its sigmoid" in str(sigmoid_before_logits(twice, nn.BCEWithLogitsLoss()))
+    assert sigmoid_before_logits(twice, nn.BCELoss()) is None
+    for outputs in (logits, logits.sigmoid()[:15], torch.zeros(16, 1)):  # logits, too few, and a head that begins at 0
+        assert sigmoid_before_logits(twice._replace(outputs=outputs), nn.BCEWithLogitsLoss()) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "names", "highest", "expected"),
+    [
+        ("cross_entropy", 10, ("cat", "dog"), 1, True),  # too many outputs are another warning
+        ("NLLLoss", 3, None, None, True),
+        ("focal", 3, None, 2, True),
+        ("focal", 3, ("a", "b", "c"), None, True),
+        ("arc_face", 8, ("a", "b", "c"), 2, False),  # embeddings
+        ("counts", 2, None, 7, False),  # mean and variance
+    ],
+)
+def test_outputs_of_a_loss_of_ones_own_may_be_no_classes(
+    loss: str, outputs: int, names: tuple[str, ...] | None, highest: int | None, expected: bool
+) -> None:
+    assert may_be_classes(loss, outputs, names, highest) is expected

@@ -341,6 +341,20 @@ def test_they_are_those_of_the_probabilities() -> None:
     assert classes.compute() == pytest.approx(float(whole.compute()))
 
 
+@pytest.mark.parametrize("loss", ["own", "BCEWithLogitsLoss", "BCELoss"])
+def test_batches_that_torchmetrics_takes_for_different_things_are_a_warning(
+    capsys: pytest.CaptureFixture[str], loss: str
+) -> None:
+    """It takes a batch for probabilities if all values are within 0 and 1, whatever the others are."""
+    made = LibraryMetric(f"right of {loss}", BinaryAccuracy(), loss)
+    for outputs in (torch.tensor([0.2, 0.4]), torch.tensor([0.2, -0.4])):
+        made.update(outputs, torch.tensor([1.0, 0.0]), logits=loss == "BCEWithLogitsLoss")
+        made.compute()
+    shown = capsys.readouterr().err
+    says = f'metrics: "right of {loss}" depends on the batch size: torchmetrics took some batches for logits'
+    assert (says in shown) is (loss == "own")
+
+
 class OwnThreshold(BinaryAccuracy):
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         super().update((outputs > 0).float(), targets)

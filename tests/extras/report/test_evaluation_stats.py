@@ -252,7 +252,9 @@ def test_photographs_come_back_to_the_byte() -> None:
 def test_a_process_without_samples_takes_any_outputs(supervised: bool) -> None:
     """A batch may have fewer samples than there are processes, and a model return a dict."""
     runtime = SimpleNamespace(process_group=ProcessGroup())
-    experiment: Any = SimpleNamespace(data=None, criterion=cross_entropy, runtime=runtime, supervised=supervised)
+    experiment: Any = SimpleNamespace(
+        data=SimpleNamespace(class_names=None), criterion=cross_entropy, runtime=runtime, supervised=supervised
+    )
     for outputs in ({"logits": SCORES[:1]}, (SCORES[:1], [SCORES[:1]]), SCORES[:1]):
         stats = EvaluationStats(experiment)
         stats.begin_evaluation(1)

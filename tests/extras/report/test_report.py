@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,12 @@ from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import escaped, markdown_table
 from tests.conftest import load_script
-from tests.helpers import curves, lines, temporarily
+from tests.helpers import curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils import cli
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
-from utils.registry import DATA_LOADERS, MODELS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -511,6 +512,39 @@ def test_one_output_for_two_classes_is_a_classification(fit: Fit, loss: str) -> 
         assert row["true"] == row["predicted"] == str(int(first > 0))
         assert float(row["p_1"]) == pytest.approx(1 / (1 + math.exp(-2 * first)), abs=1e-5)
         assert float(row["p_0"]) + float(row["p_1"]) == pytest.approx(1, abs=1e-5)
+
+
+class Counts(BaseDataLoader):
+    """Targets are counts, of which those of the first batches are 0 and 1."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+        return TensorSource(inputs, torch.arange(40) // 4 % 8)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+def of_counts(outputs: Tensor, targets: Tensor) -> Tensor:
+    mean, log_variance = outputs.unbind(1)  # (B, 2)
+    return ((targets - mean).square() * (-log_variance).exp() + log_variance).mean()
+
+
+@needs_extra("predict")
+def test_two_numbers_for_a_count_are_not_two_classes(fit: Fit, tmp_path: Path) -> None:
+    with temporarily(DATA_LOADERS, Counts), temporarily(LOSSES, of_counts):
+        data = {"type": "Counts", "args": {"batch_size": 20, "eval_batch_size": 4}}
+        model = {"args": {"in_features": 6, "hidden_features": 5, "out_features": 2}}
+        keys = {"data_loader": data, "model": model, "loss": "of_counts", "metrics": []}
+        run = fit("trainer.epochs=1", "trainer.monitor=null", **keys).run_dir
+        values = test.main(["-r", str(run)])
+        np.save(tmp_path / "inputs.npy", np.zeros((3, 6), np.float32))
+        load_script("predict").main(["-r", str(run), str(tmp_path / "inputs.npy"), "--out", str(tmp_path / "out.csv")])
+    assert values.keys() == {"loss"}
+    assert "neither classification nor regression" in sound(run / "test")
+    assert not (run / "test/predictions.csv").exists()
+    assert not (run / "test/confusion_matrix.png").exists()
+    assert "class" not in (tmp_path / "out.csv").read_text()
 
 
 class Broken(TwoClasses):
