@@ -66,10 +66,10 @@ class CIFAR10Loader(ImageLoader):
         try:
             data: Any = CIFAR10(str(self.data_dir), train=train, download=self.download)
         except (RuntimeError, OSError) as error:
-            raise DataError(
-                f"CIFAR10 cannot be read from {self.data_dir}: {error}\n"
-                'Set data_loader.args.data_dir to the folder that has "cifar-10-batches-py", or allow the download.'
-            ) from error
+            advice = 'Set data_loader.args.data_dir to the folder with "cifar-10-batches-py", or allow the download.'
+            if (self.data_dir / "cifar-10-batches-py").is_dir():
+                advice = "Its files are not the official ones, by their md5 sums: remove them, and allow the download."
+            raise DataError(f"CIFAR10 cannot be read from {self.data_dir}: {error}\n{advice}") from error
         pixels = np.ascontiguousarray(data.data)  # torchvision returns a transposed view
         labels = np.array(data.targets)
         cache = self._cache(train=train)  # for the files as they are after a download

@@ -113,11 +113,25 @@ class Registry:
             return suggestion
         if self.library and self._import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
+        if self._left_out(name):
+            return (
+                f"{self.library} has it, but it does not take just two tensors, (outputs, targets), as a {self.kind} "
+                f"does here; call it in a {self.kind} of your own, in model/{self.kind}.py, or in train_step"
+            )
         close = closest(name, sorted(self._own), self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
         return f"expected one of: {', '.join(self._own or self.names())}{rest}"
+
+    def _left_out(self, name: str) -> bool:
+        """Whether the library has a loss or metric of this name that a config cannot use."""
+        found = getattr(self._import_library(), name, None) if self.library else None
+        if not self.called_with or not inspect.isclass(found) or not self.base:
+            return False
+        return issubclass(found, getattr(self._import_library(), self.base)) and (
+            self.kind != "loss" or name.endswith("Loss")
+        )
 
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
         """How to write a metric for a single task, such as MulticlassAccuracy, in a config; empty for any other name.

@@ -22,6 +22,8 @@ _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
 
+CLASSES = "integer targets of shape (N,), as its attribute targets, or the data loader class_names"
+
 
 class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
     pass
@@ -149,7 +151,8 @@ class References:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            needs = ", for which the data set needs integer targets of shape (N,)" if name.startswith("class_") else ""
+            of_classes = name == "num_classes" or name.startswith("class_")
+            needs = f", for which the data set needs {CLASSES}" if of_classes else ""
             raise _Wrong(f'the data loader does not provide "{name}"{needs}; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value

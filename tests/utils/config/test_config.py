@@ -11,6 +11,7 @@ import pytest
 
 from tests.configs import BUNDLED, SOUND, message, sound
 from utils.config import load_config, to_json
+from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
@@ -278,3 +279,25 @@ def test_a_metric_of_one_task_is_shown_as_a_config_gives_it(tmp_path: Path, metr
     file = tmp_path / "config.json"
     file.write_text(SOUND)
     assert says in message(file, f"metrics={json.dumps([metric])}")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "library"),
+    [
+        ("loss", "GaussianNLLLoss", "torch.nn"),
+        ("loss", "CTCLoss", "torch.nn"),
+        ("metrics", "BLEUScore", "torchmetrics"),
+    ],
+)
+def test_a_name_that_the_library_has_for_other_inputs_says_so(
+    write_config: Callable[..., Path], key: str, name: str, library: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(write_config(**{key: [name] if key == "metrics" else name}))
+    assert f'"{name}"; {library} has it, but it does not take just two tensors' in str(error.value)
+    assert "did you mean" not in str(error.value)
+
+
+def test_another_module_of_torch_is_no_loss(write_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match='unknown loss "Linear"; did you mean'):
+        load_config(write_config(loss="Linear"))
