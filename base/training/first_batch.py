@@ -1,13 +1,10 @@
 """Checks of a first batch, and messages for one that fails."""
 
-import re
-import traceback
 from typing import Any
 
 from torch import nn
 
 from base.data.batches import Batches, BatchRange, MicroBatch
-from base.former_names import FORMER_ATTRIBUTES
 from base.metric import StepResult
 from base.training.broadcast import check_next_step
 from base.training.finite import samples_of
@@ -17,48 +14,12 @@ from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
+from utils.extras import find_extra
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
-OTHER_DEVICE = (
-    "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
-    "if a module keeps it, register it with register_buffer"
-)
-OWN_CUDA = "a .cuda() in the code: leave it out, since model and batch are moved to runtime.device"
-CAUSES = {  # by patterns of torch's and Python's messages
-    "on the same device": OTHER_DEVICE,
-    "on the expected device": OTHER_DEVICE,
-    "and weight type": OTHER_DEVICE,
-    "NVIDIA driver": OWN_CUDA,
-    "not compiled with CUDA": OWN_CUDA,
-    "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
-    r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
-    "count from 0",
-    "index out of range in self": "an index that is not below the size of an embedding, such as a token that is not in "
-    "the vocabulary",
-    "Expected target size": "classes that are not on axis 1: outputs have the shape (B, C, ...), so that a language "
-    "model with logits of (B, T, C) returns logits.transpose(1, 2)",
-    r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
-    "takes floats: convert them in the data loader, as by targets.float()",
-    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|"
-    r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
-    "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
-    "targets are numbers or tensors",
-    "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "
-    "log={name: value}), and list the names in the class attribute logs",
-    "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
-    "class clears the gradients and steps the optimizer",
-    # torch's message for view()
-    "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
-    "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
-    'missing the required "forward"': "a model without a method forward, or with another name for it",
-}
-OTHER_PARTS = (
-    "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
-    "step unpack what it returns"
-)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -117,15 +78,9 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
 
 
 def usual_cause(error: Exception) -> str:
-    """The usual cause of an error in a step, and what to do; "" if there are many."""
-    *_, innermost = traceback.extract_tb(error.__traceback__)
-    in_step = innermost.name in ("train_step", "eval_step")
-    if "values to unpack" in str(error) and in_step:
-        return OTHER_PARTS
-    found = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
-    if found and in_step and found[1] in FORMER_ATTRIBUTES:
-        return f"self.{found[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[found[1]]}"
-    return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "")
+    """The usual cause of an error in a step, and what to do; "" if there are many, or without extras/advice."""
+    advice = find_extra("advice")
+    return advice.usual_cause(error) if advice else ""
 
 
 def check_smallest_batch(trainer: Any) -> None:

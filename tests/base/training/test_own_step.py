@@ -460,6 +460,7 @@ def test_an_error_in_a_model_is_shown_with_its_line(fit: Fit, model: str, reason
         fit(model=model)
 
 
+@needs_extra("advice")
 def test_a_tensor_on_another_device_is_explained(fit: Fit) -> None:
     with pytest.raises(
         UserError, match=r"The usual cause is a tensor on another device than the batch: .* torch\.ones"
@@ -547,6 +548,7 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     raise RuntimeError("Found no NVIDIA driver on your system.")
 
 
+@needs_extra("advice")
 @pytest.mark.parametrize(
     ("step", "cause"),
     [
@@ -610,6 +612,7 @@ def logged_elsewhere(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
     trainer.log("loss", 1.0)
 
 
+@needs_extra("advice")
 @pytest.mark.parametrize(
     ("name", "says"),
     [("current_epoch", "use self.progress.epochs"), ("manual_backward", r"use self.backward\(loss\)")],
@@ -625,11 +628,13 @@ def test_attributes_of_other_frameworks_have_an_equivalent(fit: Fit, name: str, 
         fit("trainer.type=Own")
 
 
+@needs_extra("advice")
 def test_a_value_logged_as_elsewhere_has_an_equivalent(fit: Fit) -> None:
     with temporarily(TRAINERS, step_of(logged_elsewhere)), pytest.raises(UserError, match="return StepResult"):
         fit("trainer.type=Own")
 
 
+@needs_extra("advice")
 def test_an_index_that_is_too_large_in_a_later_batch_names_its_samples(fit: Fit) -> None:
     def late(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
         return trainer.criterion(trainer.model(inputs), targets + 100 * (trainer.progress.steps == 3))
@@ -641,6 +646,7 @@ def test_an_index_that_is_too_large_in_a_later_batch_names_its_samples(fit: Fit)
         fit("trainer.type=Own")
 
 
+@needs_extra("advice")
 def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
     with pytest.raises(UserError, match="The usual cause is a batch whose parts are not those that the step unpacks"):
         fit("trainer.type=Unpacks")

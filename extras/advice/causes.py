@@ -1,0 +1,79 @@
+"""The usual causes of errors in a step, which torch's messages do not name."""
+
+import re
+import traceback
+
+from base.former_names import FORMER_ATTRIBUTES
+
+OTHER_DEVICE = (
+    "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
+    "if a module keeps it, register it with register_buffer"
+)
+OWN_CUDA = "a .cuda() in the code: leave it out, since model and batch are moved to runtime.device"
+CAUSES = {  # by patterns of torch's and Python's messages
+    "on the same device": OTHER_DEVICE,
+    "on the expected device": OTHER_DEVICE,
+    "and weight type": OTHER_DEVICE,
+    "NVIDIA driver": OWN_CUDA,
+    "not compiled with CUDA": OWN_CUDA,
+    "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
+    r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
+    "count from 0",
+    "index out of range in self": "an index that is not below the size of an embedding, such as a token that is not in "
+    "the vocabulary",
+    "Expected target size": "classes that are not on axis 1: outputs have the shape (B, C, ...), so that a language "
+    "model with logits of (B, T, C) returns logits.transpose(1, 2)",
+    r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
+    "takes floats: convert them in the data loader, as by targets.float()",
+    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|"
+    r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
+    "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
+    "targets are numbers or tensors",
+    "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "
+    "log={name: value}), and list the names in the class attribute logs",
+    "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
+    "class clears the gradients and steps the optimizer",
+    "(must|to) have the same dtype|should be the same|does not match weight dtype": "inputs of another dtype than the "
+    "weights, such as NumPy's float64, or integers: convert them in the data loader, as by inputs.float()",
+    "expected (target dtype to be|scalar type) Long": "targets of cross_entropy that are not class indices of "
+    "int64: targets.long(); for numbers, use mse_loss",
+    "multi-target not supported": "targets of shape (B, 1), where cross_entropy takes class indices of shape (B,): "
+    "targets.squeeze(1)",
+    "floating point type for target with class probabilities": "integers in the outputs' shape, such as one-hot "
+    "vectors: cross_entropy takes class indices of shape (B,), or probabilities as floats",
+    "all elements of input should be between 0 and 1": "logits as outputs, where BCELoss takes probabilities: use "
+    "BCEWithLogitsLoss, which applies the sigmoid itself",
+    "weight tensor should be defined either for all": "class weights that are not one for each of the model's outputs",
+    "Class values must be smaller than num_classes": "a class index that is not below num_classes: classes count "
+    "from 0",
+    "backward through the graph a second time": "a tensor that is kept from an earlier step with its graph, such as a "
+    "hidden state or a memory: keep tensor.detach()",
+    "modified by an inplace operation": "an operation in place, such as x += 1 or relu_(), on a value that a gradient "
+    "needs: x = x + 1",
+    "mat1 and mat2 shapes cannot be multiplied": "inputs with another number of features than the layer has: in the "
+    "second pair of numbers, the first is the layer's in_features",
+    r"expected input\[.*\] to have \d+ channels": "pictures with another number of channels than the first "
+    "convolution has: 1 for grey, 3 for colour",
+    "one of the following scalar types: Long, Int": "floats where an embedding takes indices: the data set returns "
+    "them as int64",
+    # torch's message for view()
+    "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
+    "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
+    'missing the required "forward"': "a model without a method forward, or with another name for it",
+}
+OTHER_PARTS = (
+    "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
+    "step unpack what it returns"
+)
+
+
+def usual_cause(error: Exception) -> str:
+    """The usual cause of an error in a step, and what to do; "" if there are many."""
+    *_, innermost = traceback.extract_tb(error.__traceback__)
+    in_step = innermost.name in ("train_step", "eval_step")
+    if "values to unpack" in str(error) and in_step:
+        return OTHER_PARTS
+    found = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
+    if found and in_step and found[1] in FORMER_ATTRIBUTES:
+        return f"self.{found[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[found[1]]}"
+    return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "")

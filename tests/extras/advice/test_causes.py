@@ -1,0 +1,67 @@
+"""The usual causes of torch's errors, for its messages as they are today."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from extras.advice import usual_cause
+
+X, LOGITS = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+LABELS = torch.zeros(4, dtype=torch.int64)
+
+
+def twice() -> None:
+    squares = LOGITS.square().sum()
+    squares.backward()  # type: ignore[no-untyped-call]
+    squares.backward()  # type: ignore[no-untyped-call]
+
+
+def in_place() -> None:
+    powers = LOGITS.exp()
+    powers += 1
+    powers.sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        (lambda: nn.Linear(3, 2)(X.double()), "inputs of another dtype than the weights"),
+        (lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 5, 5, dtype=torch.uint8)), "inputs of another dtype"),
+        (lambda: nn.LSTM(3, 4)(X.double()), "inputs of another dtype than the weights"),
+        (
+            lambda: F.cross_entropy(LOGITS, LABELS.float()),
+            "targets of cross_entropy that are not class indices",
+        ),
+        (lambda: F.cross_entropy(LOGITS, LABELS.int()), "targets of cross_entropy that are not class indices"),
+        (lambda: F.cross_entropy(LOGITS, LABELS[:, None]), "targets of shape (B, 1)"),
+        (
+            lambda: F.cross_entropy(LOGITS, F.one_hot(LABELS, 3)),
+            "integers in the outputs' shape, such as one-hot",
+        ),
+        (
+            lambda: F.binary_cross_entropy(LOGITS * 9, X.sigmoid()),
+            "logits as outputs, where BCELoss takes",
+        ),
+        (lambda: F.cross_entropy(LOGITS, LABELS, weight=torch.ones(5)), "class weights that are not one for each"),
+        (lambda: F.one_hot(LABELS + 3, 2), "a class index that is not below num_classes"),
+        (twice, "a tensor that is kept from an earlier step with its graph"),
+        (in_place, "an operation in place, such as x += 1"),
+        (lambda: nn.Linear(5, 2)(X), "inputs with another number of features than the layer has"),
+        (lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 1, 5, 5)), "pictures with another number of channels"),
+        (lambda: nn.Embedding(3, 2)(X), "floats where an embedding takes indices"),
+    ],
+)
+def test_an_error_of_torch_has_a_usual_cause(step: Callable[[], Any], cause: str) -> None:
+    with pytest.raises((RuntimeError, ValueError, LookupError)) as error:
+        step()
+    assert usual_cause(error.value).startswith(cause), error.value
+
+
+def test_other_errors_have_none() -> None:
+    with pytest.raises(RuntimeError) as error:
+        X.reshape(5, 5)
+    assert usual_cause(error.value) == ""
