@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
 from base.metric import StepResult
+from base.training.loss import no_loss
 from base.training.observer import Observer
 from base.training.parameters import instances, modules_and_tensors
 from extras.advice.first_step import IdleOptimizers, OwnOptimizers, differing_part_warnings
@@ -99,6 +100,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
             "or processes their sum is weighted by samples (in validation and tests, each by its own number)"
         )
     yield from _ignored_targets(trainer, result)
+    yield from _broadcasting(trainer, result)
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
 
@@ -116,6 +118,25 @@ def _own_metrics(trainer: BaseTrainer) -> Iterator[str]:
                 f"self.{name} of the trainer is a metric of torchmetrics, which is neither reset after an epoch nor "
                 'saved; name it under "metrics" in the config instead'
             )
+
+
+def _broadcasting(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
+    """Outputs (B, 1) with targets (B,), or the other way round, and a loss that train_step computes itself.
+
+    Those of the config are checked as they compute (base/training/broadcast.py).
+    """
+    outputs, targets = result.outputs, result.targets
+    if not trainer.supervised or trainer.criterion is not no_loss:
+        return
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return
+    shapes = [tuple(outputs.shape), tuple(targets.shape)]
+    short, long = sorted(shapes, key=len)
+    if len(short) == 1 < short[0] and long == (*short, 1):
+        yield (
+            f"outputs have shape {shapes[0]} and targets {shapes[1]}: a loss that subtracts them compares each with "
+            f"every other, ({short[0]}, {short[0]}). If train_step does not do that, return both in one shape"
+        )
 
 
 def _ignored_targets(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:

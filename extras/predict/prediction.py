@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -22,7 +23,7 @@ from base.load_run import TrainedRun, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.predict.arrays import Unreadable
 from extras.predict.inputs import Found, check_words, find_files, summary
-from extras.predict.outputs import Field, Interpreter, Task
+from extras.predict.outputs import ADVICE, Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items, rows_of
 from extras.predict.writing import Add, opened
 from logger.console import counting
@@ -70,6 +71,8 @@ def predict(options: argparse.Namespace) -> None:
     what = f"{count(run.done, 'prediction')} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']})"
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
     skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""
+    if run.not_finite:
+        say_error(f"warning: {count(run.not_finite, 'prediction')} with values that are not finite")
     say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
     if run.problems:
         raise TrainingError(
@@ -112,7 +115,7 @@ class Predictor:
         self.interpreter = Interpreter(self.task)
         self.batch_size = self.data.eval_batch_size
         self.tolerant = type(self.data).collate is not BaseDataLoader.collate
-        self.done = self.problems = 0
+        self.done = self.problems = self.not_finite = 0
         self.shown: list[Any] = []
         self._other_shapes = False
 
@@ -136,6 +139,7 @@ class Predictor:
                 if self.show:
                     self._show(batch, inputs, fields)
                 self.done += len(batch)
+                self.not_finite += _not_finite(fields, len(batch))
                 advance(len(batch))
         if not self.done:
             which = f"none of {self.problems:,} inputs could" if self.problems > 1 else "the input could not"
@@ -173,7 +177,10 @@ class Predictor:
         except FORWARD_ERRORS as error:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
             csv = "\n--columns chooses the columns of a table that are inputs." if first.file.endswith(".csv") else ""
-            raise DataError(f"{first.file}: {what}{self._takes()}{csv}") from error
+            several = ""
+            if "missing" in str(error) and "required positional argument" in str(error):
+                several = f"\nOf a model with several inputs, {ADVICE}."
+            raise DataError(f"{first.file}: {what}{self._takes()}{csv}{several}") from error
         return inputs, self.interpreter.fields(outputs, len(batch))
 
     def _takes(self) -> str:
@@ -221,6 +228,15 @@ class Predictor:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
         self.shown += shown(pictures, names, fields, len(self.shown))
+
+
+def _not_finite(fields: Sequence[Field], count: int) -> int:
+    """Number of inputs of which a predicted value is not finite."""
+    broken = np.zeros(count, bool)
+    for field in fields:
+        if isinstance(field.values, np.ndarray) and field.values.dtype.kind == "f":
+            broken |= ~np.isfinite(field.values.reshape(count, -1)).all(1)
+    return int(broken.sum())
 
 
 def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:

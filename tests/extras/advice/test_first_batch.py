@@ -22,6 +22,17 @@ from utils.schema import TrainerConfig
 Fit = Callable[..., train.Result]
 
 
+BROADCAST: dict[str, Any] = {
+    "data_loader": {
+        "type": "RandomTensorLoader",
+        "args": {"num_samples": 16, "input_shape": [6], "target_shape": [1], "batch_size": 8},
+    },
+    "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 1}},
+    "loss": None,
+    "metrics": [],
+}
+
+
 class Forgetful(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         return self.eval_step(batch)
@@ -161,3 +172,35 @@ def test_an_accuracy_of_ignored_targets_is_warned_about(
     monkeypatch.setattr(Trainer, "train_step", ignoring)
     fit("trainer.epochs=1", "trainer.monitor=null", metrics=["accuracy"])
     assert "accuracy counts ignored targets (below 0) as mistakes" in capsys.readouterr().err
+
+
+class Flat(Trainer):
+    """Computes its own loss, of targets of shape (B,)."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = (outputs - targets[:, 0]).square().mean()
+        self.backward(loss)
+        return StepResult(loss, outputs, targets[:, 0])
+
+    eval_step = train_step
+
+
+class Matching(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = (outputs - targets).square().mean()
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+@pytest.mark.parametrize("kind", [Flat, Matching])
+def test_outputs_and_targets_that_a_loss_of_ones_own_would_broadcast(
+    fit: Fit, capsys: pytest.CaptureFixture[str], kind: type[Trainer]
+) -> None:
+    with temporarily(TRAINERS, kind):
+        fit("trainer.epochs=1", "trainer.monitor=null", f"trainer.type={kind.__name__}", **BROADCAST)
+    says = "outputs have shape (8, 1) and targets (8,): a loss that subtracts them compares each with every other"
+    assert (says in capsys.readouterr().err) is (kind is Flat)

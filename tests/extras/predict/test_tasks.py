@@ -102,6 +102,16 @@ def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) ->
     assert errors.endswith("error: 3 inputs could not be read, as listed above; the others were predicted\n")
 
 
+def test_predictions_that_are_not_finite_are_counted(regression: Path, ask: Ask) -> None:
+    np.save("a.npy", np.array([[1.0, 2, 3], [np.nan, 2, 3], [1, 2, np.inf]], np.float32))
+    status, output, errors = ask(regression, "a.npy")
+    assert status == 0
+    assert len(table(output)) == 3
+    assert "warning: 2 predictions with values that are not finite\n" in errors
+    np.save("a.npy", np.zeros((2, 3), np.float32))
+    assert "not finite" not in ask(regression, "a.npy")[2]
+
+
 @pytest.mark.parametrize(
     "name", ["empty.csv", "latin.csv", "empty.npy", "text.npy", "cut.npy", "cut.npz", "objects.npz"]
 )
