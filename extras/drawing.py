@@ -21,8 +21,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DPI = 110
-# eight colours that all kinds of colour vision tell apart (Okabe and Ito 2008); black comes last, yellow not at all
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY = "#7f7f7f"
 MAP = "viridis"  # its middle has hues of its own, unlike that of cividis
 # the first has Latin, Greek and Cyrillic; the others, where they are installed, Chinese, Japanese, Korean ...

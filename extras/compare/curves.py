@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, drawn, labels, scale_values
+from extras.drawing import drawn, labels, scale_values
+from extras.pen import COLOURS
 
 MARKERS = ("o", "^", "s", "x")
 """Each is used with all colours."""

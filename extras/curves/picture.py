@@ -1,21 +1,16 @@
 """Draws the curves of a run with Pillow: a panel per metric, as a PNG file."""
 
-import functools
-import importlib.util
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from extras.letters import readable, shortened
+from extras.pen import BLACK, COLOURS, GREY, Point, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number
-
-Point = tuple[float, float]
 
 # in pixels
 PANEL = (500, 300)
@@ -23,17 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 18, 46, 34  # around the axes
 HEADER = 34
 SCALE = 3  # curves are drawn at this scale and reduced, since Pillow's lines are not antialiased
 MOST_DOTS = 25  # maximum number of marked points on a curve
-# the same as in drawing.py, which imports matplotlib
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-BLACK, GREY, GRID = "#262626", "#707070", "#e4e4e4"
-
-# file names under which Pillow finds fonts with Chinese, Japanese and Korean characters
-EASTERN = (
-    "NotoSansCJK-Regular.ttc", "NotoSansKR-Regular.otf", "NanumGothic.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc",
-    "msyh.ttc", "wqy-zenhei.ttc",
-)  # fmt: skip
-
-Font = ImageFont.FreeTypeFont
+GRID = "#e4e4e4"
 
 
 class Axis(NamedTuple):
@@ -73,7 +58,7 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
     rows = math.ceil(len(panels) / columns)
     image = Image.new("RGB", (columns * PANEL[0], HEADER + max(rows, 1) * PANEL[1]), "white")
     pen = ImageDraw.Draw(image)
-    _text(pen, (14, 10), title, size=15, longest=52 * columns)
+    write(pen, (14, 10), title, size=15, longest=52 * columns)
     for place, (name, lines) in enumerate(panels.items()):
         corner = place % columns * PANEL[0], HEADER + place // columns * PANEL[1]
         values = {label: [_finite(record.get(key)) for record in records] for label, key in lines.items()}
@@ -108,35 +93,35 @@ def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
     for tick in _ticks(up):
         y = top + height * (1 - up.share(tick))
         pen.line([(left, y), (left + width, y)], fill=GRID)
-        _text(pen, (left - 6, y), f"{tick:.5g}", size=11, colour=GREY, anchor="rm")
+        write(pen, (left - 6, y), f"{tick:.5g}", size=11, colour=GREY, anchor="rm")
     for tick in _ticks(across, whole=True):
         x = left + width * across.share(tick)
         pen.line([(x, top + height), (x, top + height + 3)], fill=GREY)
-        _text(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
-    _text(pen, (left + width, top + height + 20), "epoch", size=11, colour=GREY, anchor="rt")
+        write(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
+    write(pen, (left + width, top + height + 20), "epoch", size=11, colour=GREY, anchor="rt")
 
     _curves(image, (left, top, width, height), across, up, chart)
     pen.line([(left, top), (left, top + height), (left + width, top + height)], fill=GREY)
     _captions(pen, (left, top), chart)
     if not present:
-        _text(pen, (left + width / 2, top + height / 2), "no finite value", size=12, colour=GREY, anchor="mm")
+        write(pen, (left + width / 2, top + height / 2), "no finite value", size=12, colour=GREY, anchor="mm")
 
 
 def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -> None:
     """Above the axes, the name and, below it, each line's label in its colour with its last value."""
     left, top = map(float, corner)
-    end = _text(pen, (left, top - 41), chart.name, size=13, longest=30)
+    end = write(pen, (left, top - 41), chart.name, size=13, longest=30)
     if chart.best is not None:
         place, value = chart.best
         about = f"best {number(value)} in epoch {chart.epochs[place]:.0f}"
-        _text(pen, (end + 12, top - 39), about, size=11, colour=GREY)
+        write(pen, (end + 12, top - 39), about, size=11, colour=GREY)
     x = left
     for place, (label, line) in enumerate(chart.lines.items()):
         text = f"{label} {'-' if line[-1] is None else number(line[-1])}"
         if x + 7 * len(text) > left + PANEL[0] - LEFT - RIGHT:
-            _text(pen, (x, top - 22), "…", size=11, colour=GREY)
+            write(pen, (x, top - 22), "…", size=11, colour=GREY)
             break
-        x = _text(pen, (x, top - 22), text, size=11, colour=COLOURS[place % len(COLOURS)]) + 14
+        x = write(pen, (x, top - 22), text, size=11, colour=COLOURS[place % len(COLOURS)]) + 14
 
 
 def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up: Axis, chart: Chart) -> None:
@@ -198,55 +183,3 @@ def _ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
     step = max(step, 1.0) if whole else step
     count = math.floor(axis.high / step) - math.ceil(axis.low / step) + 1
     return [(math.ceil(axis.low / step) + place) * step for place in range(count)]
-
-
-def _text(
-    pen: ImageDraw.ImageDraw,
-    at: Point,
-    text: str,
-    *,
-    size: int,
-    colour: str = BLACK,
-    anchor: str = "lt",
-    longest: int = 60,
-) -> float:
-    """Write text with any characters. Returns where it ends."""
-    font: Font = _font(size)
-    has: Callable[[str], bool] = functools.partial(_has, size)
-    if not all(map(has, text)) and (eastern := _eastern_font(size)):
-        font, has = eastern, str.isprintable
-    text = shortened(readable(text, has, "(letters of no font here)"), longest)
-    pen.text(at, text, fill=colour, font=font, anchor="la" if anchor == "lt" else anchor)
-    return at[0] + font.getlength(text)
-
-
-@functools.cache
-def _font(size: int) -> Font:
-    """DejaVu Sans, which comes with matplotlib, or Pillow's own font."""
-    found = importlib.util.find_spec("matplotlib")  # without importing it
-    if found is not None and found.origin is not None:
-        file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if file.is_file():
-            return ImageFont.truetype(file, size)
-    font = ImageFont.load_default(size)
-    assert isinstance(font, Font)
-    return font
-
-
-@functools.cache
-def _eastern_font(size: int) -> Font | None:
-    for name in EASTERN:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return None
-
-
-@functools.cache
-def _has(size: int, letter: str) -> bool:
-    """Whether the font has a character: for missing ones, it draws the same box as for a noncharacter."""
-    if " " <= letter <= "~":
-        return True
-    font = _font(size)
-    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, Cell, drawable, file_label, labels, picture_grid
+from extras.drawing import Cell, drawable, file_label, labels, picture_grid
+from extras.pen import COLOURS
 from extras.predict.outputs import Field
 
 MOST = 24

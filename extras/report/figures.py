@@ -9,7 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import COLOURS, GREY, MAP, Cell, drawn, file_label, labels, picture_grid, plain
+from extras.drawing import GREY, MAP, Cell, drawn, file_label, labels, picture_grid, plain
+from extras.pen import COLOURS
 from extras.report.statistics import Classification, Counts, Doubles, Mistake, Regression
 from utils.text import number
 
@@ -78,32 +79,8 @@ def _short_count(count: int) -> str:
     return str(count) if count < 10_000 else f"{count / 1e3:.0f}k" if count < 1e6 - 500 else f"{count / 1e6:.3g}M"
 
 
-@drawn
-def confusion_thumbnail(counts: Counts, names: Sequence[str]) -> Figure:
-    """A confusion matrix in per cent of a true class, legible at a width of 350 pixels, as shown by TensorBoard."""
-    classes = len(counts)
-    figure = Figure(figsize=(3.3, 3.3))
-    figure.set_dpi(2 * figure.dpi)  # twice as many pixels, so that it stays sharp when enlarged
-    axes = figure.add_subplot()
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap=MAP, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    places = range(0, classes, math.ceil(classes / 20))
-    shown = labels(names, longest=10)
-    text = 7.5 if classes <= 12 else 6
-    axes.set_xticks(places, [shown[place] for place in places], rotation=90, fontsize=text)
-    axes.set_yticks(places, [shown[place] for place in places], fontsize=text)
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-    axes.set_title("% of a true class (row) predicted as (column)", fontsize=8, loc="right")
-    for row, column in np.argwhere(counts) if classes <= 12 else ():
-        per_cent = round(100 * share[row, column])
-        colour = "black" if share[row, column] > 0.3 else "white"
-        axes.text(column, row, str(per_cent), ha="center", va="center", fontsize=text, color=colour)
-    return figure
-
-
 def mistakes_grid(
-    mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int = 6
+    mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None
 ) -> Figure | None:
     """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
     names = labels(names, longest=16)
@@ -116,7 +93,7 @@ def mistakes_grid(
     if not cells:
         return None
     title = "Most confident mistakes: predicted class above, true class below"
-    return picture_grid(cells, columns=max(4, min(columns, len(cells))), colour=COLOURS[1], title=title)
+    return picture_grid(cells, columns=max(4, min(6, len(cells))), colour=COLOURS[1], title=title)
 
 
 @drawn

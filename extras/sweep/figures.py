@@ -10,7 +10,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import COLOURS, GREY, MAP, drawn, labels, scale_values
+from extras.drawing import GREY, MAP, drawn, labels, scale_values
+from extras.pen import COLOURS
 from extras.records import needs_log_scale
 from extras.sweep.spaces import Space
 from extras.sweep.sweep_folder import Spec, Trial

@@ -11,6 +11,7 @@ from torch.utils import tensorboard
 
 from base.base_data_loader import BaseDataLoader
 from base.data.pictures import pictures_of
+from extras.tensorboard import thumbnails
 from logger.writers import image_grid
 
 if TYPE_CHECKING:
@@ -50,15 +51,15 @@ def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[
     """The model's errors: confusion matrix and worst mistakes, or predicted over true values."""
     if stats.classification is None and stats.regression is None:
         return
-    from extras.drawing import png
-    from extras.report import figures
-
     if (found := stats.classification) is not None and found.samples:
         names = stats.class_names()
-        yield image(f"{phase}/confusion_matrix", png(figures.confusion_thumbnail(found.confusion, names)))
-        if (mistakes := figures.mistakes_grid(found.mistakes[:MISTAKES], names, columns=4)) is not None:
-            yield image(f"{phase}/mistakes", png(mistakes))
+        yield image(f"{phase}/confusion_matrix", thumbnails.confusion_matrix(found.confusion, names))
+        if (mistakes := thumbnails.mistakes(found.mistakes[:MISTAKES], names)) is not None:
+            yield image(f"{phase}/mistakes", mistakes)
     if stats.regression is not None and stats.regression.numbers:
+        from extras.drawing import png
+        from extras.report import figures
+
         yield image(f"{phase}/predicted_over_true", png(figures.scatter(stats.regression)))
 
 

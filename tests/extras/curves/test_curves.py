@@ -112,7 +112,7 @@ def test_any_numbers_can_be_drawn(values: Numbers) -> None:
 
 
 def test_letters_that_the_font_lacks_are_spelt_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "_eastern_font", lambda size: None)
+    monkeypatch.setattr("extras.pen._eastern_font", lambda size: None)
     name = "고양이\x1b[31m<b>"
     data: list[dict[str, float | None]] = [{"epoch": 1, name: 1.0, "val_漢字": 2.0}]
     texts = written(monkeypatch, data, title=f"{name}/run")

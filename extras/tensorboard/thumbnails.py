@@ -1,0 +1,93 @@
+"""Pictures of an evaluation at TensorBoard's size, drawn with Pillow: importing matplotlib takes 0.3 s."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from extras.pen import BLACK, COLOURS, GREY, legible, write
+
+if TYPE_CHECKING:
+    from extras.report.statistics import Counts, Mistake
+
+# in pixels
+MATRIX = 520
+SIDE = 120  # of a mistake
+COLUMN, ROW = 168, 196
+MARGIN = 8
+# viridis at 0, 1/4 ... 1, as in the report
+SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
+
+
+def confusion_matrix(counts: "Counts", names: Sequence[str]) -> bytes:
+    """Per cent of each true class (row) by predicted class. counts: int64 (C, C). Above 12 classes, without numbers."""
+    classes = len(counts)
+    names = _legible(names, longest=10)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(1, MATRIX // classes)
+    side, size, every = cell * classes, 17 if classes <= 12 else 14, math.ceil(classes / 20)
+    left, top = 8 * size, 34  # names are shortened to ten letters
+    picture = Image.new("RGB", (left + side + MARGIN, top + side + left), "white")
+    pen = ImageDraw.Draw(picture)
+    write(pen, (left + side, 8), "% of a true class (row) predicted as (column)", size=17, anchor="ra")
+    picture.paste(Image.fromarray(_coloured(share)).resize((side, side), Image.Resampling.NEAREST), (left, top))
+    beside = Image.new("RGB", (left, side), "white")
+    labels = ImageDraw.Draw(beside)
+    for place in range(0, classes, every):
+        write(labels, (left - MARGIN, (place + 0.5) * cell), names[place], size=size, anchor="rm")
+    picture.paste(beside, (0, top))
+    picture.paste(beside.transpose(Image.Transpose.ROTATE_90), (left, top + side))  # the same below, read upwards
+    for row, column in np.argwhere(counts) if classes <= 12 else ():
+        at = left + (column + 0.5) * cell, top + (row + 0.5) * cell
+        colour = BLACK if share[row, column] > 0.3 else "white"
+        write(pen, at, str(round(100 * share[row, column])), size=size, colour=colour, anchor="mm")
+    return _png(picture)
+
+
+def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int = 4) -> bytes | None:
+    """The mistakes that have pictures, worst first; None if none has."""
+    shown = [mistake for mistake in found if mistake.picture is not None]
+    if not shown:
+        return None
+    names = _legible(names, longest=15)
+    picture = Image.new("RGB", (columns * COLUMN, 34 + math.ceil(len(shown) / columns) * ROW), "white")
+    pen = ImageDraw.Draw(picture)
+    title = "Most confident mistakes: predicted class above, true class below"
+    write(pen, (picture.width / 2, 8), title, size=17, anchor="ma", longest=80)
+    for place, (sample, true, predicted, probability, pixels) in enumerate(shown):
+        middle, top = (place % columns + 0.5) * COLUMN, 34 + place // columns * ROW
+        name = f"{names[predicted]} {probability:.0%}"
+        write(pen, (middle, top + 4), name, size=15, colour=COLOURS[1], anchor="ma")
+        assert pixels is not None
+        scale = SIDE / max(pixels.shape[:2])
+        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+        small = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        corner = round(middle - size[0] / 2), round(top + 24 + (SIDE - size[1]) / 2)
+        picture.paste(small.resize(size, Image.Resampling.NEAREST), corner)
+        write(pen, (middle, top + SIDE + 28), f"true: {names[true]}", size=15, anchor="ma")
+        write(pen, (middle, top + SIDE + 48), f"sample {sample}", size=12, colour=GREY, anchor="ma")
+    return _png(picture)
+
+
+def _legible(names: Sequence[str], *, longest: int) -> list[str]:
+    """Names of classes in letters that a font has, or else their numbers."""
+    return [legible(name, size=15, longest=longest, otherwise=f"class {place}") for place, name in enumerate(names)]
+
+
+def _coloured(share: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Colours of fractions, uint8 (C, C, 3). Their square roots, so that a confusion of 5 % is visible."""
+    place = np.sqrt(share) * (len(SCALE) - 1)
+    low = np.minimum(place.astype(int), len(SCALE) - 2)
+    part = (place - low)[..., None]
+    colours: npt.NDArray[np.uint8] = (SCALE[low] * (1 - part) + SCALE[low + 1] * part).round().astype(np.uint8)
+    return colours
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
