@@ -5,7 +5,7 @@ random generator. docs/exactness.md gives the remedies.
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
+from base.training.epoch_start import prepare_epoch
 from base.training.parameters import loss_module
 from extras.check.check_result import CheckResult
+from utils.errors import UserError
 from utils.text import listed
 from utils.tree import fields, same, tensors
 from utils.user_code import format_error_with_source
@@ -41,14 +43,18 @@ class _Plain(BaseTrainer):
 
 
 class Kept:
-    """Copies of a trainer's state outside its checkpoints, to compare after some steps."""
+    """Copies of a trainer's state outside its checkpoints, to compare after some steps.
 
-    def __init__(self, trainer: BaseTrainer) -> None:
-        self.trainer = trainer
+    unbegun: its attributes before the first ``begin_epoch``.
+    """
+
+    def __init__(self, trainer: BaseTrainer, unbegun: Mapping[str, Any]) -> None:
+        self.trainer, self.unbegun = trainer, unbegun
         self.own = vars(_Plain(trainer.experiment, trainer.settings)).keys() | {
             "training", "outputs", "log", "train_step", "eval_step",
         }  # fmt: skip
         self.attributes = {name: _content(value) for name, value in self._attributes().items()}
+        self.begun = [name for name, value in self._attributes().items() if value is not unbegun.get(name, unbegun)]
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self.buffers = {what: _content(_unsaved_buffers(module)) for what, module in self.modules.items()}
 
@@ -70,6 +76,35 @@ class Kept:
             text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
             yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
 
+    def of_begin_epoch(self) -> Iterator[CheckResult]:
+        """A note if what ``begin_epoch`` sets follows from earlier calls, which a resumed run does not repeat."""
+        trainer, saved = self.trainer, _Saved(self.trainer)
+        attributes = vars(trainer)
+        names = [name for name in self.begun if name in attributes and not saved.has(attributes[name])]
+        if not names:
+            return
+        before, differ = {name: attributes[name] for name in names}, names
+
+        def second_epoch() -> dict[str, Any]:
+            prepare_epoch(trainer, 1, again=True)
+            return {name: _content(attributes.get(name)) for name in names}
+
+        try:
+            following = second_epoch()
+            for name in names:
+                attributes.pop(name)
+            attributes.update({name: self.unbegun[name] for name in names if name in self.unbegun})
+            resumed = second_epoch()
+            differ = [name for name in names if not same(following[name], resumed[name])]
+        except UserError:  # it needs what an earlier call has set
+            pass
+        finally:
+            attributes.update(before)
+        if differ:
+            text = f"attributes that begin_epoch sets from those of earlier epochs: {', '.join(differ)}"
+            cause = f"a run that resumes later does not have these; let them follow from the epoch alone; {ADVICE}"
+            yield CheckResult("exactness", "note", text, cause)
+
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
 
@@ -77,6 +112,7 @@ class Kept:
 def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
     """Notes on what a resumed run would do differently from an uninterrupted one."""
     yield from kept.results()
+    yield from kept.of_begin_epoch()
     try:
         repeatable = same(*(_first_samples(batches) for _ in range(2)))
     except Exception:  # a data set that can only be read in worker processes

@@ -103,11 +103,12 @@ class _Check:
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
+        unbegun = dict(vars(trainer))
         prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
         trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
         trainer.unchecked.clear()  # its problems are reported here
-        self.kept = exactness_checks.Kept(trainer)
+        self.kept = exactness_checks.Kept(trainer, unbegun)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
         """Run the checks in order; stops after a forward pass that fails."""

@@ -179,3 +179,56 @@ def test_state_that_attributes_do_not_show_is_found_by_repeating_steps(
     assert says in printed
     assert ("exactness" in printed) is bool(says)
     assert status == (1 if kind == "broken" else 0)
+
+
+class Caching(Trainer):
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch == 1:
+            self.cache = torch.ones(3)
+
+
+class Needing(Caching):
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.cache.add_(0)
+
+
+class Chaining(Trainer):
+    weight = 1.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight *= 0.9
+
+
+class Following(Trainer):
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight = 0.9**epoch
+        self.noise = torch.rand(3)
+
+
+class ReturningIt(Caching):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.kept = nn.Module()
+        self.kept.register_buffer("cache", torch.zeros(3))
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch == 1:
+            self.cache = self.kept.cache = torch.ones(3)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "kept": self.kept}
+
+
+@pytest.mark.parametrize(
+    ("kind", "noted"),
+    [(Caching, "cache"), (Needing, "cache"), (Chaining, "weight"), (Following, ""), (ReturningIt, "")],
+)
+def test_what_begin_epoch_sets_in_earlier_epochs_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: type[Trainer], noted: str
+) -> None:
+    with temporarily(TRAINERS, kind):
+        preflight(load_config(write_config(trainer={"type": kind.__name__})))
+    shown = capsys.readouterr().out
+    says = f"attributes that begin_epoch sets from those of earlier epochs: {noted}"
+    assert (says in " ".join(shown.split())) is bool(noted)
