@@ -25,7 +25,11 @@ class Repeated:
 
     values: dict[str, str]
     """The searched values they have in common."""
-    results: list[float]
+    trials: list[Trial]
+
+    @property
+    def results(self) -> list[float]:
+        return [trial.value for trial in self.trials]
 
     @property
     def mean(self) -> float:
@@ -74,8 +78,18 @@ def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
     for trial in trials:
         if trial.state == "complete":
             common = {key: value for key, value in trial.values.items() if key not in keys}
-            groups.setdefault(tuple(common.values()), Repeated(common, [])).results.append(trial.value)
+            groups.setdefault(tuple(common.values()), Repeated(common, [])).trials.append(trial)
     return sorted(groups.values(), key=lambda group: group.mean if spec.minimise else -group.mean)
+
+
+def best_setting(trials: Sequence[Trial], spec: Spec) -> Repeated | None:
+    """Of a grid over seeds or folds: the trials of the setting with the best mean, of those with the most results.
+
+    None if no setting has several: a single seed or fold may be lucky.
+    """
+    groups = [] if spec.sampler else repeated(trials, spec)
+    most = max((len(group.trials) for group in groups), default=0)
+    return next((group for group in groups if len(group.trials) == most), None) if most > 1 else None
 
 
 def train_command(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from extras.document import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.spreadsheets import csv_table
-from extras.sweep.ranking import repeated, repeated_rows, result_rows, train_command
+from extras.sweep.ranking import best_setting, repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL, direction, frozen
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
 from utils.errors import TrainingError, UserError
@@ -20,7 +20,7 @@ from utils.files import read_text
 from utils.paths import PROJECT, display_path
 from utils.run_folder import replace_file
 from utils.streams import say
-from utils.text import count, duration, table
+from utils.text import count, duration, number, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +37,15 @@ class Result:
     folder: Path
     trials: list[Trial]
     best: Trial | None
+    """The complete trial with the best value; of a grid over seeds or folds, the first of the setting with the best
+    mean."""
 
 
 def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet: bool, seconds: float) -> Result:
     """Write and print the results of the sweep. Raises TrainingError if no trial has any."""
     ranked = rank(trials, spec)
-    best = best_trial(trials, spec)
+    setting = best_setting(trials, spec)
+    best = setting.trials[0] if setting else best_trial(trials, spec)
     try:
         with folder.locked():
             replace_file(folder.path / "sweep.csv", _csv(ranked, spec))
@@ -103,7 +106,9 @@ def _lines(path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, 
     lines += ["", f"done: {', '.join([count(len(ranked), 'trial'), *parts])}, in {duration(seconds, fine=True)}"]
     lines += [f"  {trial.name} failed: {trial.outcome.headline}" for trial in failed[:5] if trial.outcome]
     if best is not None:
-        lines.append(f"  best      {best.name}; to train it again: {train_command(path)}")
+        setting = best_setting(ranked, spec)
+        what = f"mean {number(setting.mean)} over {len(setting.trials)}, as {best.name}" if setting else best.name
+        lines.append(f"  best      {what}; to train it again: {train_command(path)}")
     lines.append(f"  report    {display_path(path / 'report.html')}, report.md, sweep.csv")
     compare = shlex.quote(display_path(PROJECT / "test.py"))
     lines.append(f"  compare   python {compare} --compare {shlex.quote(display_path(path))}")
@@ -148,7 +153,11 @@ class _Report:
             yield Heading("Best")
             values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
             epoch = best.outcome.epoch if best.outcome else 0
-            yield Paragraph(f"{best.name}: {spec.value_name} {best.value:.6g} in epoch {epoch}; {values}.")
+            if setting := best_setting(trials, spec):
+                over = f"The best mean, {setting.mean:.6g} over {len(setting.trials)} seeds or folds, is that of"
+                yield Paragraph(f"{over} {best.name} and those like it; {values}.")
+            else:
+                yield Paragraph(f"{best.name}: {spec.value_name} {best.value:.6g} in epoch {epoch}; {values}.")
             yield Command(train_command(self.folder))
         if groups := repeated(trials, spec):
             yield Heading("Over seeds and folds")

@@ -300,6 +300,23 @@ def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
     assert t_quantile(11) == pytest.approx(2.2010, abs=1e-3)
 
 
+def test_a_lucky_seed_is_not_the_best_setting(
+    make: Callable[[str, Spec], SweepFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The smallest loss is one of a rate whose mean is worse."""
+    searched = spec("optimizer.args.lr=0.1,0.2", "seed=0..2")
+    values = {"0.1": (0.1, 9.0, 9.0), "0.2": (2.0, 1.0, 3.0)}
+    folder = make("lucky", searched)
+    train = lambda given: [values[given["optimizer.args.lr"]][int(given["seed"])]]  # noqa: E731
+    coordinator(folder, MadeUpProcesses(train=train)).run()
+    best = finish(folder, quiet=False).best
+    assert best is not None
+    assert best.values == {"optimizer.args.lr": "0.2", "seed": "0"}
+    assert json.loads((folder.path / "best.json").read_text()) == json.loads(best.run.config.read_text())
+    assert f"best      mean 2.000 over 3, as {best.name}; to train it again" in capsys.readouterr().out
+    assert f"The best mean, 2 over 3 seeds or folds, is that of {best.name}" in (folder.path / "report.md").read_text()
+
+
 @pytest.mark.slow
 def test_what_is_written_at_the_end(
     make: Callable[[str, Spec], SweepFolder], capsys: pytest.CaptureFixture[str]
