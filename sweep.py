@@ -8,10 +8,10 @@ python sweep.py -r saved/two_layer_net/sweep-20260101-120000 --trials 60
 
 import sys
 
-from utils.signals import end_at_once
+from utils.signals import exit_on_signal
 
 if __name__ == "__main__":
-    end_at_once()  # before the imports below, which take seconds
+    exit_on_signal()  # before the imports below, which take seconds
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,10 +13,10 @@ import math
 import shlex
 import sys
 
-from utils.signals import end_at_once
+from utils.signals import exit_on_signal
 
 if __name__ == "__main__":
-    end_at_once()  # before the imports below, which take seconds
+    exit_on_signal()  # before the imports below, which take seconds
     from utils import cli
 
     cli.answer_early(__doc__, cli.test_options)
@@ -31,10 +31,10 @@ from base.data.batches import Batches
 from base.load_run import load_trainer
 from base.training.evaluation import returned
 from base.training.observer import Observer
-from base.training.resume import run_started_last
+from base.training.resume import latest_run
 from logger.writers import EventWriter
 from utils import cli
-from utils.determinism import kernels_of_the_caller
+from utils.determinism import restore_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
@@ -45,7 +45,7 @@ from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
 
-@kernels_of_the_caller()
+@restore_kernels()
 def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
     """The command line as a function. Returns the loss and metrics on the test data; empty for --compare."""
     get_process_group()  # with several processes, the first to fail reports its error
@@ -71,7 +71,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     if options.resume:
         which = Path(options.resume)
     else:
-        which = run_started_last(None, options.overrides, get_process_group(), doing="testing").path
+        which = latest_run(None, options.overrides, get_process_group(), doing="testing").path
     run = load_trainer(which, options.overrides)
     experiment, process_group = run.experiment, run.experiment.runtime.process_group
     with process_group.main_process_first():

@@ -9,10 +9,10 @@ python train.py -r                                       # resume the most recen
 import gc
 import sys
 
-from utils.signals import end_at_once
+from utils.signals import exit_on_signal
 
 if __name__ == "__main__":
-    end_at_once()  # before the imports below, which take seconds
+    exit_on_signal()  # before the imports below, which take seconds
     from utils import cli
 
     cli.answer_early(__doc__)
@@ -26,13 +26,13 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.initial_weights import load_initial_weights, load_initial_weights_again
 from base.outputs import build_outputs
-from base.training.resume import check_folder, first_step_checks_state, load_state, run_of_job, run_started_last
+from base.training.resume import blame_saved_state, check_folder, latest_run, load_state, run_of_job
 from base.training.run import Result as Result
-from base.training.run import logged, new_folder, outcome_recorded, removed_if_empty, write_description
+from base.training.run import log_to_file, new_folder, record_outcome, remove_if_empty, write_description
 from base.training.summary import end_summary, start_summary
 from utils import cli
 from utils.config import LoadedConfig, load_config
-from utils.determinism import kernels_of_the_caller
+from utils.determinism import restore_kernels
 from utils.distributed import get_process_group
 from utils.paths import PROJECT
 from utils.registry import import_components
@@ -40,7 +40,7 @@ from utils.run_folder import RunFolder
 from utils.streams import clear_loading
 
 
-@kernels_of_the_caller()
+@restore_kernels()
 def main(argv: Sequence[str | Path] | None = None) -> Result | Any:
     """The command line as a function. Raises UserError, Stopped or TrainingError instead of exiting.
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str | Path] | None = None) -> Result | Any:
         folder, file = RunFolder.of(Path(options.resume))
         return resume(folder, options.overrides, file=file, note=options.note)
     if options.resume is not None:  # -r alone
-        last = run_started_last(options.config, options.overrides, process_group, doing="resuming")
+        last = latest_run(options.config, options.overrides, process_group, doing="resuming")
         return resume(last, options.overrides, note=options.note)
 
     loaded = load_config(options.config or PROJECT / "config.json", options.overrides)
@@ -76,7 +76,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
     trainer = build_trainer(loaded, experiment)
     with experiment.signals:
         folder = process_group.broadcast_object(lambda: new_folder(loaded, weights))
-        with folder.owned(process_group), removed_if_empty(trainer, folder), logged(trainer, folder):
+        with folder.owned(process_group), remove_if_empty(trainer, folder), log_to_file(trainer, folder):
             trainer.begin(training, build_outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights}")
@@ -93,10 +93,10 @@ def resume(
     load_initial_weights_again(folder, experiment)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
-    with experiment.signals, folder.owned(experiment.runtime.process_group), logged(trainer, folder):
+    with experiment.signals, folder.owned(experiment.runtime.process_group), log_to_file(trainer, folder):
         trainer.begin(training, build_outputs(loaded, folder, experiment))
         load_state(loaded, trainer, folder, file, changed)
-        with first_step_checks_state(trainer, folder):
+        with blame_saved_state(trainer, folder):
             return run(loaded, trainer, folder, note)
 
 
@@ -109,11 +109,11 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
     gc.freeze()  # exclude the imports from garbage collection: scanning them takes 0.1 s each time
-    with outcome_recorded(trainer, folder):
+    with record_outcome(trainer, folder):
         try:
             trainer.train()
         finally:
-            gc.unfreeze()  # the run itself is no import
+            gc.unfreeze()  # objects of the run itself must be collected
     console.clear()
     for line in end_summary(loaded, trainer, folder):
         console.info(line)

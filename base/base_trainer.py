@@ -28,7 +28,7 @@ from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.saving import Checkpointed, saved_if_it_fails
+from base.training.saving import Checkpointed, save_on_failure
 from base.training.state import own_parts
 from base.training.training_log import TrainingLog
 from utils import checkpoint
@@ -39,7 +39,10 @@ from utils.schema import TrainerConfig
 
 
 class BaseTrainer(Checkpointed):
-    """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``."""
+    """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``.
+
+    It extends Checkpointed (training/saving.py), EvaluationLoop (evaluation.py) and TrainerInterface.
+    """
 
     log: TrainingLog
     SET_BY_BEGIN = ("training", "outputs", "saved_data", "log")
@@ -74,10 +77,9 @@ class BaseTrainer(Checkpointed):
         )
 
     def wrap_model(self) -> None:
-        """Wrap the model as ``train_step`` calls it. With several optimizers, gradients are reduced as each steps."""
-        self.model = (
-            self.experiment.model if self.several_optimizers else wrap_model(self.runtime, self.experiment.model)
-        )
+        """Wrap the model in DDP or FSDP, unless there are several optimizers, which reduce gradients as each steps."""
+        model = self.experiment.model
+        self.model = model if self.several_optimizers else wrap_model(self.runtime, model)
 
     @naming_dead_worker()
     def train(self) -> None:
@@ -96,7 +98,7 @@ class BaseTrainer(Checkpointed):
             while not self.finished():
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
-                    with saved_if_it_fails(self):
+                    with save_on_failure(self):
                         validation = returned(self, "validate", self.validate())
                 epochs = self.progress.epochs
                 self.end_epoch(validation)
@@ -179,8 +181,8 @@ class BaseTrainer(Checkpointed):
         else:
             loss = self.compute_gradients(step)
             schedule = self.training.scheduled.schedule
-            moved = self.runtime.step(self.training.optimizer, wait=schedule.follows_steps)
-            schedule.after_step(moved=moved)
+            stepped = self.runtime.step(self.training.optimizer, wait=schedule.follows_steps)
+            schedule.after_step(stepped=stepped)
 
         if self.averaged_weights:
             self.averaged_weights.update()
@@ -206,7 +208,7 @@ class BaseTrainer(Checkpointed):
         return loss
 
     def logs_this_step(self) -> bool:
-        """Whether a point of the curves follows the optimizer step that is being taken."""
+        """Whether the current step ends a log interval."""
         return (self.progress.steps + 1) % self.settings.log_every_steps == 0
 
     def begin_step(self, step: StepBatches) -> StepLoss:
@@ -239,10 +241,10 @@ class BaseTrainer(Checkpointed):
         self.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:
-        """Log a point of the validation curves to TensorBoard. After the last step, the epoch's own follows instead."""
+        """Log a point of the validation curves to the writers. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.progress.validating = True
-            with saved_if_it_fails(self):
+            with save_on_failure(self):
                 values = returned(self, "validate", self.validate())
             self.log.validation(self.progress, values)
             self.progress.validating = False
@@ -254,10 +256,9 @@ class BaseTrainer(Checkpointed):
         progress.epochs += 1
         values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
         monitored = self.monitored(values)
-        lower_is_better = (settings.monitor or "").startswith("min")
-        best = monitored is not None and progress.judge(monitored, lower_is_better=lower_is_better)
+        best = monitored is not None and progress.update_best(monitored, lower_is_better=settings.lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
-        self.training.move_schedules(monitored)
+        self.training.step_schedules(monitored)
         self.observer.end_epoch(self, values)
         self.train_metrics.reset()
         progress.epoch_steps, progress.trained = 0, False
@@ -266,9 +267,8 @@ class BaseTrainer(Checkpointed):
 
     def monitored(self, values: dict[str, float]) -> float | None:
         """The value named by ``trainer.monitor``; None if nothing is monitored."""
-        if self.settings.monitor is None:
+        if not (name := self.settings.monitored_name):
             return None
-        name = self.settings.monitor.split()[1]
         if name not in values:
             raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
         return values[name]

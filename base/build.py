@@ -111,7 +111,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     loaded, data: from ``with_facts``.
     """
     config = loaded.config
-    runtime = Runtime(config.runtime, whole_states=config.trainer.checkpoint == "full")
+    runtime = Runtime(config.runtime, full_states=config.trainer.checkpoint == "full")
 
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
@@ -191,7 +191,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
-    if settings.monitor and settings.monitor.split()[1].startswith("val_") and not validation:
+    if settings.monitored_name.startswith("val_") and not validation:
         raise loaded.error(
             ("trainer", "monitor"),
             f'"{settings.monitor}" needs validation data, but there is none: data_loader.args.validation_split is 0; '

@@ -88,7 +88,7 @@ class Training:
         """The learning rates in the last step, by parameter group."""
         return {name: rate for each in self.optimizers.values() for name, rate in each.used_rates().items()}
 
-    def move_schedules(self, monitored: float | None) -> None:
+    def step_schedules(self, monitored: float | None) -> None:
         """Call after an epoch. monitored: the value for ReduceLROnPlateau."""
         for optimizer in self.optimizers.values():
             optimizer.schedule.after_epoch(monitored)

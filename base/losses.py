@@ -15,7 +15,7 @@ from base.construct import arguments_of, construct
 from base.metric import check_loss
 from base.training.broadcast import name_of, outputs_and_targets
 from base.training.library_metric import LOGITS
-from base.training.loss import CountedLoss, Loss, count_targets, last_count, no_loss, with_count
+from base.training.loss import CountedLoss, Loss, count_targets, no_loss, take_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
@@ -166,7 +166,7 @@ class LossSum(nn.Module):
                     f"{', '.join(map(str, outputs))}: {format_error_with_source(error)}"
                 ) from error
             check_loss(values[name], f'the loss "{name}" returned a value')
-            counts.append((last_count(loss), part.numel() if isinstance(part, Tensor) else 0))
+            counts.append((take_count(loss), part.numel() if isinstance(part, Tensor) else 0))
         self.last_count, differ = _common(counts, targets)
         self.counts_differ = self.counts_differ | differ
         self._parts = {

@@ -11,10 +11,10 @@ LEAVE_OUT=PART: forget this part of each checkpoint that is loaded, as a careles
 import os
 import sys
 
-from utils.signals import end_at_once
+from utils.signals import exit_on_signal
 
 if __name__ == "__main__":
-    end_at_once()
+    exit_on_signal()
 
     def signal_at(module: str, number: int) -> None:
         """Send this process a signal when a module begins to be imported."""

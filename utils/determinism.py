@@ -45,7 +45,7 @@ def use_deterministic_kernels(
 
 
 @contextmanager
-def kernels_of_the_caller() -> Iterator[None]:
+def restore_kernels() -> Iterator[None]:
     """Inside the block, a run may choose its kernels; afterwards they are the caller's again, as in a notebook."""
     global _set_here
     before, mode, show = _set_here, torch.get_deterministic_debug_mode(), warnings.showwarning

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from utils.arguments import is_module, is_settings, is_tensor, parameters
-from utils.schema import KeyPath, alternatives
+from utils.schema import KeyPath
+from utils.schema_fields import alternatives
 
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 DICTS = (dict, collections.abc.Mapping)

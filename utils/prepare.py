@@ -22,7 +22,7 @@ def prepare_model(runtime: Runtime, model: nn.Module) -> None:
     if runtime.sharded:
         from utils.distributed.parallel import shard
 
-        runtime.set_gradient_sync = shard(model, runtime.device, whole_state=runtime.whole_states)
+        runtime.set_gradient_sync = shard(model, runtime.device, whole_state=runtime.full_states)
     elif any(parameter.dim() == 4 for parameter in model.parameters()):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
@@ -84,7 +84,7 @@ def prepare_optimizer(runtime: Runtime, model: nn.Module, optimizer: Optimizer) 
         if runtime.sharded:
             from utils.distributed.parallel import portable_state
 
-            portable_state(each, whole=runtime.whole_states)
+            portable_state(each, whole=runtime.full_states)
         else:
             load_exactly(each)
 

@@ -20,7 +20,8 @@ from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.paths import PROJECT
-from utils.schema import KeyPath, TrainerConfig, field_at
+from utils.schema import KeyPath, TrainerConfig
+from utils.schema_fields import field_at
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 

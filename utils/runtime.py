@@ -22,11 +22,11 @@ NO_AUTOCAST = nullcontext()
 class Runtime:
     """Device, precision and processes of a run. Its state is the fp16 loss scale, summed over the processes."""
 
-    def __init__(self, settings: RuntimeConfig, *, whole_states: bool = True) -> None:
-        """whole_states: with "fsdp", whether a state has the whole model or only this process's shard."""
+    def __init__(self, settings: RuntimeConfig, *, full_states: bool = True) -> None:
+        """full_states: with "fsdp", whether a state has the whole model or only this process's shard."""
         keep_freed_memory()
         self.settings = settings
-        self.whole_states = whole_states
+        self.full_states = full_states
         self.process_group = get_process_group()
         self.process_group.connect(settings.timeout)
         self.device = self.process_group.device(pick_device(settings.device))
@@ -42,7 +42,7 @@ class Runtime:
         self._gradient_sync: bool | None = None  # the last value that was set
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
-        # ``backward`` also multiplies by the number of processes, so an overflow in one must be an overflow in several
+        # ``backward`` also multiplies by the number of processes: the product starts as 2**16 for any number of them
         scale = 2.0**16 / self.process_group.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
 

@@ -1,9 +1,7 @@
 """The keys of a config, with types, ranges and defaults. Editors and the README show these docstrings."""
 
 import enum
-from collections.abc import Iterator
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,7 +14,6 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from utils.text import closest
 
@@ -263,6 +260,15 @@ class TrainerConfig(Section):
     """Console output: 0 warnings only, 1 a line per epoch, 2 also a progress bar (lines in a file) within it."""
 
     @property
+    def monitored_name(self) -> str:
+        """The name of the monitored value; "" if nothing is monitored."""
+        return (self.monitor or "").partition(" ")[2]
+
+    @property
+    def lower_is_better(self) -> bool:
+        return (self.monitor or "min").startswith("min")
+
+    @property
     def writes_tensorboard(self) -> bool:
         if self.tensorboard is not None:
             return self.tensorboard
@@ -350,50 +356,3 @@ class Config(Section):
         if isinstance(self.lr_scheduler, dict):
             return {("lr_scheduler", name): scheduler for name, scheduler in self.lr_scheduler.items()}
         return {("lr_scheduler",): self.lr_scheduler} if self.lr_scheduler else {}
-
-
-def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a section, by the keys used in a config."""
-    return {field.alias or name: field for name, field in section.model_fields.items()}
-
-
-def section_at(path: KeyPath) -> type[BaseModel] | None:
-    """The section class for the object at a config path; None inside component arguments."""
-    return next(_sections(_annotation_at(path)), None)
-
-
-def field_at(path: KeyPath) -> FieldInfo | None:
-    """The schema field at a config path; None for an argument, a list element or a name."""
-    return _field(_annotation_at(path[:-1]), path[-1])
-
-
-def _field(annotation: Any, key: str | int) -> FieldInfo | None:
-    known = map(keys_of, _sections(annotation))
-    return next((keys[key] for keys in known if key in keys), None)
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    return (kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
-
-
-def _annotation_at(path: KeyPath) -> Any:
-    annotation: Any = Config
-    for key in path:
-        if field := _field(annotation, key):
-            annotation = field.annotation
-            continue
-        elements = list if isinstance(key, int) else dict
-        inside = [get_args(kind)[-1] for kind in alternatives(annotation) if get_origin(kind) is elements]
-        annotation = inside[0] if inside else None
-    return annotation
-
-
-def alternatives(annotation: Any) -> Iterator[Any]:
-    """The members of a union with ``Annotated`` stripped; for any other annotation, itself."""
-    if get_origin(annotation) is Annotated:
-        yield from alternatives(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for member in get_args(annotation):
-            yield from alternatives(member)
-    else:
-        yield annotation

@@ -26,7 +26,7 @@ TOGETHER = 0.5
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
-def end_at_once() -> None:
+def exit_on_signal() -> None:
     """From now on, a signal ends the process with status 128 + signal and prints the command to run again.
 
     For the top of a script: imports take seconds, and there is nothing to save yet.

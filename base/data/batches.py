@@ -104,7 +104,7 @@ class Batches:
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
-        self._kept_order: tuple[int, Tensor] | None = None
+        self._cached_order: tuple[int, Tensor] | None = None
         self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
@@ -112,7 +112,7 @@ class Batches:
         """Batches per pass, including an incomplete last one."""
         return -(-self.samples_per_pass // self.batch_size)
 
-    def smallest_batch(self) -> int:
+    def last_batch_size(self) -> int:
         """Samples in the last batch of a pass."""
         return self.samples_per_pass % self.batch_size or self.batch_size
 
@@ -168,17 +168,17 @@ class Batches:
         """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
         positions = slice(start, stop)
         if self.order is not None:
-            return self._kept(self.order, passes)[positions].long()
+            return self._order_of_pass(self.order, passes)[positions].long()
         return positions if self.indices is None else self.indices[positions].long()
 
-    def _kept(self, order: Order, passes: int) -> Tensor:
+    def _order_of_pass(self, order: Order, passes: int) -> Tensor:
         """All draws of a pass in order, integers of shape (N,); cached until another pass is requested."""
-        if self._kept_order is None or self._kept_order[0] != passes:
+        if self._cached_order is None or self._cached_order[0] != passes:
             samples = order(passes)
             if self.indices is not None:
                 samples = self.indices.index_select(0, samples)
-            self._kept_order = passes, number_repeats(samples, len(self.source)) if self.repeats else samples
-        return self._kept_order[1]
+            self._cached_order = passes, number_repeats(samples, len(self.source)) if self.repeats else samples
+        return self._cached_order[1]
 
     def _random_key(self, passes: int) -> RandomKey:
         return self.seed, "sample", passes
@@ -230,7 +230,7 @@ class Batches:
                     raise data
                 yield MicroBatch(batch_range, self.part(batch_range).size, data)
         except Exception:
-            self.close()  # else the workers, which refer to this object, wait for requests until it is collected
+            self.close()  # otherwise the workers would wait until this object is garbage-collected
             raise
 
     def _request(self, batch_range: BatchRange) -> Request:

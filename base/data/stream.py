@@ -149,8 +149,8 @@ class StreamBatches(Batches):
         self._latest: Snapshot | None = None
         self._trained: Snapshot | None = None
 
-    def smallest_batch(self) -> int:
-        return self.batch_size if self.source.length is None else super().smallest_batch()
+    def last_batch_size(self) -> int:
+        return self.batch_size if self.source.length is None else super().last_batch_size()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for micro_batch in super().load(ranges):

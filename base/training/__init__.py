@@ -10,7 +10,7 @@ schedule        an optimizer with its learning rate schedule; schedule_state wha
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
 epoch_start     what changes from epoch to epoch, before the first step of each
-saving          what a checkpoint holds, and when one is written
+saving          what a checkpoint holds, and how one is written
 averaging       averaged weights, evaluated in place of the weights
 first_batch     checks of a first batch, and messages for one that fails
 broadcast       checks that a loss or metric compares each output with its own target

@@ -26,7 +26,7 @@ ELEMENTWISE = {
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
-OUTPUTS, TARGETS = 1, 2  # origin of a tensor
+OUTPUTS, TARGETS = 1, 2  # bit flags: what a tensor was computed from
 _TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
 
 

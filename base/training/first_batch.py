@@ -89,7 +89,7 @@ def check_smallest_batch(trainer: Any) -> None:
     Skipped with several processes, where no process can run a forward pass alone; the step itself then fails.
     """
     batches, model = trainer.training.batches, trainer.experiment.model
-    size = batches.smallest_batch()
+    size = batches.last_batch_size()
     norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
         return

@@ -26,26 +26,24 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    count: Any = count_of([result.loss], loss)
-    count = taken if count is None else count
-    count = count if result.count is None else result.count
-    count = to_scalar(count)
+    counts = (result.count, take_count_of([result.loss], loss), taken)  # the second clears what the loss stored
+    count: Any = next((to_scalar(each) for each in counts if each is not None), None)
     if take_parts := getattr(loss, "take_parts", None):
         return result._replace(count=count, log={**take_parts(), **result.log})
     return result if count is result.count else result._replace(count=count)
 
 
-def count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
+def take_count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
     """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
 
     Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
     """
-    last = last_count(loss)
+    last = take_count(loss)
     own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
     return own[-1] if own else last
 
 
-def last_count(loss: Loss) -> Tensor | float | None:
+def take_count(loss: Loss) -> Tensor | float | None:
     """What a loss's last value was averaged over, returned once; None: samples."""
     count: Tensor | float | None = getattr(loss, "last_count", None)
     if count is not None:
@@ -63,7 +61,7 @@ def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
 class LossParts:
     """Losses by name in one evaluation. If each is averaged over something else, so is the loss over all samples.
 
-    It is then the weighted sum of their means over all samples, rather than the mean of their weighted sums.
+    In that case the loss is the weighted sum of the means over all samples, not the mean of the weighted sums.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -72,12 +70,12 @@ class LossParts:
         self._is_sum = True  # of these losses alone
 
     def add(self, loss: Tensor) -> None:
-        """Add the loss of a batch, whose attribute ``parts_differ`` tells whether it is averaged so."""
+        """Add a batch's loss; its attribute ``parts_differ`` says whether its parts have different counts."""
         self._is_sum &= hasattr(loss, "parts_differ")
         self._differ = self._differ | getattr(loss, "parts_differ", False)
 
     def corrected(self, values: dict[str, float], process_group: ProcessGroup) -> dict[str, float]:
-        """The values of the evaluation with this loss, if the losses of a batch differ so in any process."""
+        """The values, with the loss recomputed from its parts if their counts differ in any process."""
         other_loss, differ = process_group.all_reduce_sum([float(not self._is_sum), float(self._differ)])
         if other_loss or not differ:
             return values
@@ -86,7 +84,7 @@ class LossParts:
 
 
 class CountedLoss:
-    """A loss with what its last value was averaged over, which marks its outputs as those it got.
+    """A loss that records what its last value was averaged over, and marks the outputs that it got.
 
     loss: the mean. count: what a batch is averaged over. total: the same loss as a sum, which divided by the count is 0
     instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing counts.

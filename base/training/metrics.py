@@ -151,8 +151,8 @@ class Metrics:
             self.loss_parts.add(result.loss)
         if self.sum_loss:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
-        elif isinstance(count := result.count, Tensor) or count != 0:
-            weight = samples if count is None else count
+        else:
+            weight = samples if result.count is None else result.count
             self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
         if self.functions or self.library:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
@@ -262,7 +262,7 @@ class StepLoss:
         weight = 1.0 if self.sum_loss and samples else count / self.samples
         self.count += count
         if isinstance(count, Tensor):
-            self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # some are NaN if nothing counts
+            self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # a loss may be NaN if nothing counts
         elif count > 0:
             self.loss += weight * to_scalar(loss)
         return weight
@@ -284,5 +284,5 @@ class StepLoss:
 
 
 def divisor(count: Tensor | float) -> Any:
-    """A count to divide by: not 0, but less than a sum of small class weights."""
+    """A count that is safe to divide by: at least 1e-12, far below any sum of class weights."""
     return count.clamp(min=1e-12) if isinstance(count, Tensor) else max(count, 1e-12)

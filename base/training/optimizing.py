@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from base.data.batches import StepBatches
-from base.training.loss import count_of
+from base.training.loss import take_count_of
 from base.training.metrics import StepLoss
 from base.training.schedule import ScheduledOptimizer
 from utils.errors import ConfigError
@@ -33,7 +33,7 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
         return torch.tensor(summed, device=runtime.device)
 
     scheduled.optimizer.step(closure)
-    scheduled.schedule.after_step(moved=True)
+    scheduled.schedule.after_step(stepped=True)
     return losses[0]
 
 
@@ -76,7 +76,7 @@ class SeveralOptimizers:
         finally:
             self.step = None
         for optimizer in trainer.training.optimizers.values():
-            optimizer.schedule.after_step(moved=optimizer.name not in self._skipped)
+            optimizer.schedule.after_step(stepped=optimizer.name not in self._skipped)
         if trainer.runtime.process_group.world_size > 1:
             from utils.distributed.parallel import broadcast_buffers
 
@@ -138,7 +138,7 @@ class SeveralOptimizers:
         if not self._waiting:
             return
         loss = sum(self._waiting[1:], self._waiting[0])
-        count = count_of(self._waiting, self.trainer.criterion)
+        count = take_count_of(self._waiting, self.trainer.criterion)
         weight = self._losses[optimizer.name].add(loss, count, self._size)
         self.trainer.runtime.backward(loss, weight)
         self.count = self.count if count is None else count

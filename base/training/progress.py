@@ -45,10 +45,12 @@ class Progress:
         # set here, not after the loop: a checkpoint at the last step must record that it is the last
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
-    def judge(self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None) -> bool:
-        """Update the best value with an epoch's; returns whether it is the best so far. Never so if it is not finite.
+    def update_best(
+        self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None
+    ) -> bool:
+        """Update the best value with an epoch's; returns whether it is the best so far.
 
-        epoch, step: counts at the end of the epoch; None: now.
+        A value that is not finite is never the best. epoch, step: counts at the end of the epoch; None: now.
         """
         better = math.isfinite(value) and (
             self.best is None or (value < self.best if lower_is_better else value > self.best)
@@ -60,7 +62,7 @@ class Progress:
             self.stale_epochs += 1
         return better
 
-    def forget_best(self) -> None:
+    def reset_best(self) -> None:
         """Reset before the epochs are compared by another value."""
         self.best, self.best_epoch, self.best_step, self.stale_epochs = None, 0, None, 0
 

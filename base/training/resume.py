@@ -50,9 +50,7 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
     return own if unfinished and own.config.read_text(encoding="utf-8") == to_json(config, folder=own.path) else None
 
 
-def run_started_last(
-    config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str
-) -> RunFolder:
+def latest_run(config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str) -> RunFolder:
     """The run of the launcher's job or, without one, the most recent run: of all, or with the config's name.
 
     doing: what is done with it, for the line that names the run.
@@ -130,7 +128,7 @@ def load_state(
 
 
 @contextlib.contextmanager
-def first_step_checks_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+def blame_saved_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     """In the first step after a resume, blame an error inside torch's optimizer or scheduler on the saved state."""
     try:
         yield
@@ -225,7 +223,7 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
-    mode, name = (trainer.settings.monitor or "min ").split(" ")
+    name, lower_is_better = trainer.settings.monitored_name, trainer.settings.lower_is_better
     # null means a value that is not finite; a metric added later has none
     judged = [
         (math.nan if record[name] is None else record[name], record["epoch"], record["step"])
@@ -233,9 +231,9 @@ def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None
         if record.keys() >= {"epoch", "step", name} and record["epoch"] <= progress.epochs
     ]
     if judges:
-        progress.forget_best()
+        progress.reset_best()
         for value, epoch, step in judged:
-            progress.judge(value, lower_is_better=mode == "min", epoch=epoch, step=step)
+            progress.update_best(value, lower_is_better=lower_is_better, epoch=epoch, step=step)
     for schedule in schedules:
         schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 

@@ -73,7 +73,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
 
 
 @contextmanager
-def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+def log_to_file(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     """Copy the output inside the block to train.log. If a signal stops the run, show the command to resume it."""
     experiment, console, progress = trainer.experiment, trainer.console, trainer.progress
     console.open(folder.log)
@@ -89,7 +89,7 @@ def logged(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def outcome_recorded(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+def record_outcome(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     """Record in environment.json how the training inside the block ended. A killed run has no outcome there."""
     try:
         yield
@@ -104,7 +104,7 @@ def outcome_recorded(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def removed_if_empty(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+def remove_if_empty(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     """Remove the folder of a new run that fails before its first step."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and when one is written."""
+"""What a checkpoint holds, and how one is written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +31,7 @@ class Checkpointed(EvaluationLoop):
         self.finite = FiniteLosses()
         self.has_started = False
         """Whether this process has taken a step, or saved."""
-        self._saved: dict[str, Any] = {}
+        self._saved_progress: dict[str, Any] = {}
 
     def start(self) -> None:
         """Called after the first step of this process, or before it saves: its config is now that of the run."""
@@ -42,15 +42,15 @@ class Checkpointed(EvaluationLoop):
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest one already has this state and was written."""
-        moment = self.progress.state_dict()
+        progress = self.progress.state_dict()
         checkpointer = self.outputs.checkpointer
-        if moment == self._saved and self.runtime.process_group.broadcast_object(checkpointer.wait):
+        if progress == self._saved_progress and self.runtime.process_group.broadcast_object(checkpointer.wait):
             return
         self.finite.check(self)
         if not self.has_started:
             self.start()
         checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
-        self._saved = moment
+        self._saved_progress = progress
 
     def stateful(self) -> dict[str, Any]:
         """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
@@ -81,12 +81,12 @@ class Checkpointed(EvaluationLoop):
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
         load_state(self, state, source)
-        self._saved = self.progress.state_dict()
+        self._saved_progress = self.progress.state_dict()
 
 
 @contextmanager
-def saved_if_it_fails(trainer: Any) -> Iterator[None]:
-    """A mistake in a BaseTrainer's validation costs no steps: a resumed run starts with the validation."""
+def save_on_failure(trainer: Any) -> Iterator[None]:
+    """Save if a BaseTrainer's validation inside the block fails, so that a resumed run repeats only the validation."""
     try:
         yield
     except Exception as error:

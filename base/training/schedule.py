@@ -75,7 +75,7 @@ class Schedule:
         self.per_step, self.steps_per_epoch = per_step, steps_per_epoch
         self.length = epochs * (steps_per_epoch if per_step else 1)
         self.settings = settings
-        self.moves = 0
+        self.scheduler_steps = 0
         self.initial = [  # learning rate, momentum and so on of each parameter group
             {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
             for group in optimizer.param_groups
@@ -83,11 +83,11 @@ class Schedule:
         self.scheduler = make(optimizer) if make else None
         self.last_used: list[float] | None = None
 
-    def after_step(self, *, moved: bool) -> None:
-        """moved: whether the optimizer stepped, rather than fp16 skipping the step."""
+    def after_step(self, *, stepped: bool) -> None:
+        """stepped: whether the optimizer stepped, rather than fp16 skipping the step."""
         self.last_used = None
-        if moved and self.follows_steps:
-            self.move(None)
+        if stepped and self.follows_steps:
+            self.step_scheduler(None)
 
     @property
     def follows_steps(self) -> bool:
@@ -100,7 +100,7 @@ class Schedule:
 
     def after_epoch(self, monitored: float | None) -> None:
         if self.scheduler and not self.per_step:
-            self.move(monitored)
+            self.step_scheduler(monitored)
 
     def rates(self) -> list[float]:
         """The learning rate of each parameter group in the next optimizer step."""
@@ -110,10 +110,10 @@ class Schedule:
     def follows_monitor(self) -> bool:
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
-    def move(self, monitored: float | None) -> None:
+    def step_scheduler(self, monitored: float | None) -> None:
         assert self.scheduler is not None
         self.last_used = self.rates()
-        self.moves += 1
+        self.scheduler_steps += 1
         if isinstance(self.scheduler, ReduceLROnPlateau):
             assert monitored is not None
             self.scheduler.step(monitored)

@@ -21,7 +21,7 @@ class ScheduleState:
         schedule = self.schedule
         return {
             "scheduler": schedule.scheduler.state_dict() if schedule.scheduler else None,
-            "moves": schedule.moves,
+            "moves": schedule.scheduler_steps,
             "used": schedule.used(),
             "made_from": self.made_from(),
         }
@@ -30,7 +30,7 @@ class ScheduleState:
         """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
         self.saved = state
         self.schedule.last_used = state["used"]
-        self.schedule.moves = state["moves"]
+        self.schedule.scheduler_steps = state["moves"]
         if not self.changed and self.schedule.scheduler:
             self.schedule.scheduler.load_state_dict(state["scheduler"])
 
@@ -64,15 +64,15 @@ class ScheduleState:
         if schedule.make is None:
             return
         schedule.scheduler = schedule.make(schedule.optimizer)
-        schedule.moves = 0
+        schedule.scheduler_steps = 0
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
                 for value in monitored:
-                    schedule.move(value)
+                    schedule.step_scheduler(value)
             else:
                 for _ in range(min(self._moves(epochs, epoch_steps), schedule.length)):
-                    schedule.move(None)
+                    schedule.step_scheduler(None)
         schedule.last_used = self.saved["used"]
 
     def _moves(self, epochs: int, epoch_steps: int) -> int:

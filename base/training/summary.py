@@ -39,10 +39,10 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     for name, text in parameter_groups(training):
         yield _row(name, text)
     if config.trainer.monitor:
-        mode, name = config.trainer.monitor.split()
+        better = "lower" if config.trainer.lower_is_better else "higher"
         patience = config.trainer.early_stop
         stop = f"; stops after {count(patience, 'epoch')} without improvement" if patience else ""
-        yield _row("monitor", f"{name} ({'lower' if mode == 'min' else 'higher'} is better){stop}")
+        yield _row("monitor", f"{config.trainer.monitored_name} ({better} is better){stop}")
     processes = trainer.runtime.process_group
     strategy = f", {processes.world_size} processes ({config.runtime.strategy})" if processes.launched else ""
     device, precision = trainer.runtime.device, config.runtime.precision
@@ -87,7 +87,7 @@ def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
 def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
     """The result, its location, and the commands to inspect it."""
     progress = trainer.progress
-    name = (loaded.config.trainer.monitor or " ").split(" ")[1]
+    name = loaded.config.trainer.monitored_name
     if trainer.stopped_early():
         yield f"stopped early: {name} did not improve for {count(progress.stale_epochs, 'epoch')}"
     yield f"done after {count(progress.epochs, 'epoch')}, {count(progress.steps, 'step')}"
@@ -120,11 +120,10 @@ def _how_to_train_longer(trainer: BaseTrainer) -> str:
     done = progress.epochs >= settings.epochs
     if not trainer.stopped_early():
         return "all epochs are done; set trainer.epochs=N to train longer"
-    name = (settings.monitor or " ").split(" ")[1]
     change = f"trainer.early_stop=N with N > {progress.stale_epochs}, or null" + (
         ", and trainer.epochs" if done else ""
     )
-    return f"stopped early: {name} did not improve; set {change} to train longer"
+    return f"stopped early: {settings.monitored_name} did not improve; set {change} to train longer"
 
 
 def resume_command(folder: RunFolder) -> str:

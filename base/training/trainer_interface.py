@@ -38,7 +38,7 @@ class TrainerInterface(ABC):
         self.criterion = experiment.criterion
         self.runtime = experiment.runtime
         self.calls_loss = True
-        """Whether ``criterion`` was called in the first batch."""
+        """False if the first batch did not call ``criterion``."""
         self.calls_backward = False
         """Whether ``backward`` was called."""
         self.progress = Progress()
@@ -127,5 +127,5 @@ class TrainerInterface(ABC):
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
         waiting, self._waiting = self._waiting, []
-        if waiting:  # in one: DDP allows a single backward pass per forward pass
+        if waiting:  # summed: DDP allows one backward pass per forward pass
             self.runtime.backward(sum(waiting[1:], waiting[0]), weight)

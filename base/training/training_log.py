@@ -35,7 +35,7 @@ class TrainingLog:
         self.settings = settings
         self.process_group = process_group
         self.validation_samples = validation_samples
-        self.table = EpochTable(settings.epochs, monitored=(settings.monitor or "").partition(" ")[2])
+        self.table = EpochTable(settings.epochs, monitored=settings.monitored_name)
         self._loss: Tensor | float | None = None
         self._samples = 0  # samples this process has trained on in this epoch
         self._rates: tuple[float, float] | None = None  # last known steps and samples per second
@@ -130,7 +130,7 @@ class TrainingLog:
         loss, eta, best, named = self._loss_text(), self._eta_text(state), "", ""
         if self.settings.monitor and self._progress.best is not None:
             best = f"best {number(self._progress.best)}"
-            named = f"best {self.settings.monitor.split()[1]} {number(self._progress.best)}"
+            named = f"best {self.settings.monitored_name} {number(self._progress.best)}"
         yield f"epoch {epoch}", _join(loss, named, self._speed_text(" samples/s"), eta)
         yield epoch, _join(loss, named, self._speed_text("/s"), eta)
         yield epoch, _join(loss, best, self._speed_text("/s"), eta)

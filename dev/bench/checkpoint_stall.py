@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     process_group = get_process_group()
     settings = RuntimeConfig(device="cpu", strategy=options.strategy)
-    runtime = Runtime(settings, whole_states=options.checkpoint == "full")
+    runtime = Runtime(settings, full_states=options.checkpoint == "full")
     if process_group.is_main_process:
         print("parameters      file      copy     stall    during   written      read")
     for width in WIDTHS.values():

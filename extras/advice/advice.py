@@ -59,7 +59,7 @@ def _warn(trainer: BaseTrainer, warnings: Iterable[str]) -> None:
 
 def _non_finite_warning(trainer: BaseTrainer, value: float) -> str:
     """value: of the monitored value."""
-    name = (trainer.settings.monitor or "").split()[1]
+    name = trainer.settings.monitored_name
     shown = "NaN" if math.isnan(value) else f"{value:g}"
     return (
         f"{name}, the value of trainer.monitor, is {shown} in epoch {trainer.progress.epochs}: such an epoch is never "

@@ -281,7 +281,7 @@ class _Check:
     def _smallest_batch(self) -> Iterator[CheckResult]:
         """Take a training step with as few samples as the last batch has."""
         batches = self.training.batches
-        size, stop = batches.smallest_batch(), batches.samples_per_pass
+        size, stop = batches.last_batch_size(), batches.samples_per_pass
         if size == self.first.size:
             return
         try:

@@ -15,7 +15,8 @@ from utils.arguments import describe, limited
 from utils.config.resume import rule_of
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
-from utils.schema import Component, Config, KeyPath, WeightsConfig, keys_of, section_at
+from utils.schema import Component, Config, KeyPath, WeightsConfig
+from utils.schema_fields import keys_of, section_at
 from utils.text import dotted
 
 # the table in the README; a README without these marks is left unchanged

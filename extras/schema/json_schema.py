@@ -18,7 +18,8 @@ from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, 
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import DICTS
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import SEVERAL_BY_NAME, Config, KeyPath, alternatives, keys_of, section_at
+from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
+from utils.schema_fields import alternatives, keys_of, section_at
 
 Schema = dict[str, Any]
 

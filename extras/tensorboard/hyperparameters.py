@@ -96,7 +96,7 @@ def columns(runs: list[dict[str, Value]], tags: list[str]) -> Summary:
 def metrics(config: Config, training: Training) -> list[str]:
     """Tags shown as columns: the monitored value first, each at its best, in the test and in the last epoch."""
     names = ["loss", *(metric.logged_name for metric in config.metrics)]
-    monitored = config.trainer.monitor.split()[1].removeprefix("val_") if config.trainer.monitor else names[0]
+    monitored = config.trainer.monitored_name.removeprefix("val_") or names[0]
     names = list(dict.fromkeys([monitored, *names]))
     phases = ("valid", "train") if training.validation else ("train",)
     best = [f"best/{name}" for name in names] if config.trainer.monitor else []

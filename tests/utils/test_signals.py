@@ -55,9 +55,9 @@ def test_during_the_imports(small: Path, tmp_path: Path, module: str, number: si
 def test_before_anything_began_the_last_line_is_the_command_again(number: signal.Signals) -> None:
     code = f"""
 import os, sys
-from utils.signals import end_at_once
+from utils.signals import exit_on_signal
 sys.argv = ["train.py", "-r", "a run"]
-end_at_once()
+exit_on_signal()
 os.kill(os.getpid(), {int(number)})
 """
     done = python(code)

@@ -76,7 +76,7 @@ def _read_back(file: BinaryIO, path: Path) -> None:
         raise OSError(errno.EIO, "the disk did not return what was written", str(path)) from error
 
 
-class _HashingFile:  # of no class in io: from Python 3.13 on, those are flushed again when they are freed
+class _HashingFile:  # not an io class: from Python 3.13 on, io objects are flushed again when freed
     """Computes the SHA-256 of what is written, except for the last two bytes (the length of the zip comment)."""
 
     def __init__(self, file: BinaryIO) -> None:

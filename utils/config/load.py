@@ -209,7 +209,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("validation", data_set), message, at_key=True)
         taken |= own
     if config.trainer.monitor:
-        _, _, monitored = config.trainer.monitor.partition(" ")
+        monitored = config.trainer.monitored_name
         prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
         known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:

@@ -13,19 +13,8 @@ from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import (
-    ONE,
-    PATTERNS,
-    SEVERAL,
-    SEVERAL_BY_NAME,
-    Component,
-    Config,
-    KeyPath,
-    are_several,
-    keys_of,
-    name_and_args,
-    section_at,
-)
+from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, Config, KeyPath, are_several, name_and_args
+from utils.schema_fields import keys_of, section_at
 from utils.text import closest, dotted
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'

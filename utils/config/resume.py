@@ -17,7 +17,8 @@ from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import KeyPath, OnResume, field_at, section_at
+from utils.schema import KeyPath, OnResume
+from utils.schema_fields import field_at, section_at
 from utils.text import dotted
 
 _MISSING = object()

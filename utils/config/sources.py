@@ -12,7 +12,8 @@ from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import SEVERAL_BY_NAME, KeyPath, alternatives, are_several, section_at
+from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several
+from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

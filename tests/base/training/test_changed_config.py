@@ -27,7 +27,8 @@ from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
 from utils.errors import UserError
 from utils.optimizers import INITIAL_ONLY, adapt_state, missing_state
 from utils.registry import OPTIMIZERS, SCHEDULERS
-from utils.schema import Config, OnResume, keys_of, section_at
+from utils.schema import Config, OnResume
+from utils.schema_fields import keys_of, section_at
 
 Fit = Callable[..., train.Result]
 RULES = OnResume

@@ -407,7 +407,9 @@ def test_a_monitored_value_that_is_nan_is_never_the_best(fit: Fit, capsys: pytes
 @pytest.mark.parametrize(("lower_is_better", "infinity"), [(True, -math.inf), (False, math.inf)])
 def test_an_infinite_value_is_never_the_best(lower_is_better: bool, infinity: float) -> None:
     progress = Progress(epochs=1)
-    judged = [progress.judge(value, lower_is_better=lower_is_better) for value in (infinity, 1.0, infinity, -infinity)]
+    judged = [
+        progress.update_best(value, lower_is_better=lower_is_better) for value in (infinity, 1.0, infinity, -infinity)
+    ]
     assert judged == [False, True, False, False]
     assert (progress.best, progress.stale_epochs) == (1.0, 2)
 
