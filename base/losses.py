@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct
-from base.metric import check_loss
-from base.training.broadcast import name_of, outputs_and_targets
+from base.metric import check_loss, outputs_and_targets
+from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS
 from base.training.loss import CountedLoss, Loss, count_targets, no_loss, take_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights

@@ -36,6 +36,13 @@ def of_entry(function: MetricFunction, name: str, entry: str, outputs: Any, targ
     return function(*entries(name, entry, outputs, targets))
 
 
+def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Outputs and targets from a loss's arguments. As keywords, torch's losses call them ``input`` and ``target``."""
+    named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
+    outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
+    return outputs, targets
+
+
 class StepResult(NamedTuple):
     """The result of a training or evaluation step."""
 

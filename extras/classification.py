@@ -42,6 +42,7 @@ def classification_warnings(result: StepResult, criterion: Any, class_names: Seq
         not_probabilities(result, criterion),
         softmax_before_cross_entropy(result, criterion),
         sigmoid_before_logits(result, criterion),
+        logits_before_nll(result, criterion),
     )
     yield from filter(None, warnings)
 
@@ -111,4 +112,15 @@ def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
     return (
         f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would learn "
         "slowly, and metrics would be of the wrong probabilities; leave out its sigmoid"
+    )
+
+
+def logits_before_nll(result: StepResult, criterion: Any) -> str | None:
+    """A warning if outputs are positive, which the logarithm of a probability never is."""
+    outputs, name = result.outputs, name_of(criterion)
+    if name not in ("nll_loss", "NLLLoss") or not isinstance(outputs, Tensor) or not bool((outputs > 0).any()):
+        return None
+    return (
+        f"{name} expects log-probabilities, but some outputs are positive, so the loss has no lower bound; use "
+        "cross_entropy, or let the model end in log_softmax"
     )

@@ -16,8 +16,9 @@ def sample_error(error: Exception, what: str) -> Exception:
 
 def collate_error(error: Exception, name: str, indices: Sequence[int]) -> Exception:
     """The error to raise if samples cannot be made into a batch. name: of the data set."""
+    convert = "; convert images in the transform, for example with v2.PILToTensor()" if "PIL" in str(error) else ""
     return sample_error(
         error,
         f"{name}: samples {listed([*map(str, indices)])} cannot be made into a batch. Return tensors or numbers of the "
-        "same shapes and dtypes, or define collate in the data loader",
+        f"same shapes and dtypes, or define collate in the data loader{convert}",
     )

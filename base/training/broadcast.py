@@ -11,12 +11,10 @@ from typing import Any
 
 from torch import Size, Tensor, broadcast_shapes, dist, strided
 from torch.nn import functional as F  # noqa: N812
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from base.metric import MetricFunction, check_result
+from base.metric import MetricFunction, outputs_and_targets
 from utils.errors import ConfigError
-from utils.optimizers import parameters_in
 from utils.random import isolated
 from utils.tree import same, tensors
 
@@ -150,6 +148,8 @@ def _advice(outputs: Size, targets: Size) -> str:
             return "Let the model keep the last dimension (no squeeze), or the data loader return targets without it."
         if len(targets) + 1 == len(outputs) and targets == outputs[:-1]:
             return "Let the model return outputs.squeeze(-1), or the data loader return targets[:, None]."
+    if len(outputs) == 2 and targets == outputs[:1]:
+        return "If the targets are class indices, use cross_entropy; otherwise give both the same shape."
     return "Let the model return outputs in the targets' shape, or the data loader targets in the outputs' shape."
 
 
@@ -163,13 +163,6 @@ def _broadcast(one: Size, other: Size) -> Size | None:
 
 def _shapes(nest: Any) -> set[Size]:
     return {tensor.shape for tensor in tensors(nest)}
-
-
-def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Outputs and targets from a loss's arguments. As keywords, torch's losses call them ``input`` and ``target``."""
-    named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
-    outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
-    return outputs, targets
 
 
 class CheckedLoss:
@@ -210,67 +203,8 @@ class CheckedLoss:
         return getattr(self.loss, name)
 
 
-def check_next_step(trainer: Any, name: str, phase: str) -> None:
-    """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
-
-    Later calls go straight to the method, at no cost. For a loss that the trainer does not call through
-    ``self.criterion``, relies on torch's own warning.
-    """
-    step = getattr(trainer, name)
-    before = vars(trainer).get(name)
-
-    def checked(batch: Any) -> Any:
-        vars(trainer).pop(name)
-        if before is not None:
-            setattr(trainer, name, before)
-        loss = trainer.criterion
-        watched = CheckedLoss(loss, phase)
-        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have other names too
-        vars(trainer).update(dict.fromkeys(names, watched))
-        try:
-            with _torch_warnings(phase), _without_optimizer_steps(trainer, phase):
-                result = step(batch)
-        finally:
-            trainer.calls_loss = watched.called
-            vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
-        check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
-        if phase == "training":
-            trainer.saved_data.first_batch(batch, result)
-        return result
-
-    setattr(trainer, name, checked)
-
-
 @contextmanager
-def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
-    """In training with one optimizer, raise ConfigError if a BaseTrainer's step also steps its parameters itself."""
-    if phase != "training" or trainer.several_optimizers:
-        yield
-        return
-    trained = set(map(id, trainer.training.parameters))
-
-    def refuse(optimizer: Optimizer, *_: Any) -> None:
-        step = f"{type(trainer).__name__}.train_step"
-        if optimizer is trainer.training.optimizer:
-            raise ConfigError(
-                f"{step} calls optimizer.step(), which the base class does after each train_step; leave it out, and "
-                "optimizer.zero_grad() too"
-            )
-        if any(id(parameter) in trained for parameter in parameters_in(optimizer)):
-            raise ConfigError(
-                f"{step} steps an optimizer of its own, but the config's optimizer trains the same parameters after "
-                "each train_step; leave it out, or name several optimizers in the config (docs/training.md)"
-            )
-
-    hook = register_optimizer_step_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _torch_warnings(phase: str) -> Iterator[None]:
+def torch_warnings(phase: str) -> Iterator[None]:
     """Raise ConfigError when torch warns that a loss broadcasts; let other warnings pass."""
     with warnings.catch_warnings(record=True) as caught:
         try:

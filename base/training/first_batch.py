@@ -1,12 +1,15 @@
 """Checks of a first batch, and messages for one that fails."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, BatchRange, MicroBatch
-from base.metric import StepResult
-from base.training.broadcast import check_next_step
+from base.metric import StepResult, check_result
+from base.training.broadcast import CheckedLoss, name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import no_loss
 from base.training.untouched import untouched
@@ -15,6 +18,8 @@ from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.extras import find_extra
+from utils.optimizers import parameters_in
+from utils.text import closest
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -36,6 +41,65 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, p
     check_next_step(trainer, step, phase)
 
 
+def check_next_step(trainer: Any, name: str, phase: str) -> None:
+    """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
+
+    Later calls go straight to the method, at no cost. For a loss that the trainer does not call through
+    ``self.criterion``, relies on torch's own warning.
+    """
+    step = getattr(trainer, name)
+    before = vars(trainer).get(name)
+
+    def checked(batch: Any) -> Any:
+        vars(trainer).pop(name)
+        if before is not None:
+            setattr(trainer, name, before)
+        loss = trainer.criterion
+        watched = CheckedLoss(loss, phase)
+        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have other names too
+        vars(trainer).update(dict.fromkeys(names, watched))
+        try:
+            with torch_warnings(phase), _without_optimizer_steps(trainer, phase):
+                result = step(batch)
+        finally:
+            trainer.calls_loss = watched.called
+            vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
+        check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
+        if phase == "training":
+            trainer.saved_data.first_batch(batch, result)
+        return result
+
+    setattr(trainer, name, checked)
+
+
+@contextmanager
+def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
+    """In training with one optimizer, raise ConfigError if a BaseTrainer's step also steps its parameters itself."""
+    if phase != "training" or trainer.several_optimizers:
+        yield
+        return
+    trained = set(map(id, trainer.training.parameters))
+
+    def refuse(optimizer: Optimizer, *_: Any) -> None:
+        step = f"{type(trainer).__name__}.train_step"
+        if optimizer is trainer.training.optimizer:
+            raise ConfigError(
+                f"{step} calls optimizer.step(), which the base class does after each train_step; leave it out, and "
+                "optimizer.zero_grad() too"
+            )
+        if any(id(parameter) in trained for parameter in parameters_in(optimizer)):
+            raise ConfigError(
+                f"{step} steps an optimizer of its own, but the config's optimizer trains the same parameters after "
+                "each train_step; leave it out, or name several optimizers in the config (docs/training.md)"
+            )
+
+    hook = register_optimizer_step_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch: MicroBatch, phase: str) -> Exception:
     """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match.
 
@@ -53,8 +117,8 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
     batch = micro_batch.data
+    cause = usual_cause(error)
     if phase not in trainer.unchecked:
-        cause = usual_cause(error)
         if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
             return error
         samples = samples_of(batches, [micro_batch.range])
@@ -71,10 +135,18 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
-    return current().peer_failure(error) or UserError(
-        f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric: {reason}\n{line}\n"
-        + (f"The usual cause is {cause}.{classes}" if (cause := usual_cause(error)) else advice)
-    )
+    if isinstance(error, (AttributeError, NameError)):
+        advice = eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "")
+    advice = f"The usual cause is {cause}.{classes}" if cause else advice
+    what = f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric"
+    return current().peer_failure(error) or UserError(f"{what}: {reason}\n{line}\n{advice}".rstrip())
+
+
+def _meant(error: AttributeError | NameError) -> str | None:
+    """The attribute that a misspelt one may stand for."""
+    if not isinstance(error, AttributeError) or error.obj is None:
+        return None
+    return closest(error.name or "", [name for name in dir(error.obj) if not name.startswith("_")])
 
 
 def usual_cause(error: Exception) -> str:

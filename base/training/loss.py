@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.metric import StepResult
-from base.training.broadcast import outputs_and_targets
+from base.metric import StepResult, outputs_and_targets
 from base.training.metrics import divisor, to_scalar
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError

@@ -165,7 +165,8 @@ class TrainingLog:
         epochs = max(0, self.settings.epochs - self._progress.epochs - 1)
         seconds = max(0, self._steps - state["n"]) / steps_per_second
         run_seconds = seconds + between + epochs * (self._steps / steps_per_second + between)
-        bound = "<" if self.settings.early_stop else ""
+        patience = self.settings.early_stop
+        bound = "max " if patience and patience - self._progress.stale_epochs <= epochs else ""
         return f"ETA {tqdm.format_interval(seconds)}, run {bound}{tqdm.format_interval(run_seconds)}"
 
     def _update_rates(self, state: Mapping[str, Any]) -> None:

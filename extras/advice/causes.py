@@ -6,7 +6,7 @@ import traceback
 from base.former_names import FORMER_ATTRIBUTES
 
 OTHER_DEVICE = (
-    "a tensor on another device than the batch: create it there, as by torch.ones(..., device=inputs.device); "
+    "a tensor on another device than the batch: create it there, for example by torch.ones(..., device=inputs.device); "
     "if a module keeps it, register it with register_buffer"
 )
 OWN_CUDA = "a .cuda() in the code: leave it out, since model and batch are moved to runtime.device"
@@ -16,7 +16,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "and weight type": OTHER_DEVICE,
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
-    "does not require grad": "a loss that is cut off from the weights, as by detach(), argmax() or item()",
+    "does not require grad": "a loss that is cut off from the weights, for example by detach(), argmax() or item()",
     r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
     "count from 0",
     "index out of range in self": "an index that is not below the size of an embedding, such as a token that is not in "
@@ -24,7 +24,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "Expected target size": "classes that are not on axis 1: outputs have the shape (B, C, ...), so that a language "
     "model with logits of (B, T, C) returns logits.transpose(1, 2)",
     r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
-    "takes floats: convert them in the data loader, as by targets.float()",
+    "takes floats: convert them in the data loader, for example with targets.float()",
     r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|"
     r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
     "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
@@ -33,8 +33,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "log={name: value}), and list the names in the class attribute logs",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",
-    "(must|to) have the same dtype|should be the same|does not match weight dtype": "inputs of another dtype than the "
-    "weights, such as NumPy's float64, or integers: convert them in the data loader, as by inputs.float()",
+    "(must|to) have the same dtype|should be the same|does not match weight dtype": "inputs whose dtype differs from "
+    "the weights', such as NumPy's float64, or integers: convert them in the data loader, as in inputs.float()",
     "expected (target dtype to be|scalar type) Long": "targets of cross_entropy that are not class indices of "
     "int64: targets.long(); for numbers, use mse_loss",
     "multi-target not supported": "targets of shape (B, 1), where cross_entropy takes class indices of shape (B,): "
@@ -50,10 +50,10 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "hidden state or a memory: keep tensor.detach()",
     "modified by an inplace operation": "an operation in place, such as x += 1 or relu_(), on a value that a gradient "
     "needs: x = x + 1",
-    "mat1 and mat2 shapes cannot be multiplied": "inputs with another number of features than the layer has: in the "
-    "second pair of numbers, the first is the layer's in_features",
-    r"expected input\[.*\] to have \d+ channels": "pictures with another number of channels than the first "
-    "convolution has: 1 for grey, 3 for colour",
+    r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)": r"a linear layer that gets \1 features, "
+    r"but has in_features=\2",
+    r"expected input\[.*\] to have (\d+) channels, but got (\d+) channels": r"images with \2 channels, where a "
+    r"convolution has in_channels=\1",
     "one of the following scalar types: Long, Int": "floats where an embedding takes indices: the data set returns "
     "them as int64",
     # torch's message for view()
@@ -73,7 +73,8 @@ def usual_cause(error: Exception) -> str:
     in_step = innermost.name in ("train_step", "eval_step")
     if "values to unpack" in str(error) and in_step:
         return OTHER_PARTS
-    found = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
-    if found and in_step and found[1] in FORMER_ATTRIBUTES:
-        return f"self.{found[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[found[1]]}"
-    return next((cause for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "")
+    attribute = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
+    if attribute and in_step and attribute[1] in FORMER_ATTRIBUTES:
+        return f"self.{attribute[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[attribute[1]]}"
+    found = ((re.search(pattern, str(error)), cause) for pattern, cause in CAUSES.items())
+    return next((match.expand(cause) for match, cause in found if match), "")

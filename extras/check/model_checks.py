@@ -154,8 +154,8 @@ def check_memorising(
 
     progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < goal:
-        return CheckResult("learning", "ok", f"one batch is memorised {progress}")
-    text = f"one batch is not memorised {progress} at best"
+        return CheckResult("learning", "ok", f"one batch can be learnt {progress}")
+    text = f"one batch cannot be learnt {progress} at best"
     if sum(parameter.numel() for parameter in trained) < numbers:
         return CheckResult("learning", "note", text, "a model with fewer parameters than the batch has targets")
     if len(trained) < len(list(model.parameters())):

@@ -22,9 +22,13 @@ from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
-from base.training.broadcast import check_next_step
 from base.training.epoch_start import prepare_epoch
-from base.training.first_batch import check_backward_was_called, check_loss_was_called, check_step_was_taken
+from base.training.first_batch import (
+    check_backward_was_called,
+    check_loss_was_called,
+    check_next_step,
+    check_step_was_taken,
+)
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer

@@ -13,7 +13,7 @@ PICTURE = "curves.png"
 
 
 class CurvesWriter(Writer):
-    """Draws at the end of an epoch, unless the last drawing took more than 1 % of the time since, and at the end.
+    """Draws at the end of an epoch, unless the last drawing took more than 1% of the time since, and at the end.
 
     monitor: "min NAME" or "max NAME", whose best epoch is marked; None: no mark. warn: shows a warning.
     """

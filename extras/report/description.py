@@ -49,6 +49,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
     yield Heading(f"Test of {tested.name}", level=1)
     losses = [(name, component(loss)) for name, loss in config.losses.items()]
     optimizers = [(name, component(each)) for name, each in config.optimizers.items()]
+    schedulers = [("".join(map(str, path[1:])), component(each)) for path, each in config.schedulers().items()]
     rows = [
         ("note", str(environment.get("note") or "")),
         ("checkpoint", f"{about['checkpoint']}: epoch {about['epoch']}, step {about['step']:,}"),
@@ -56,6 +57,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
         ("model", f"{component(config.model)}: {tested.parameters:,} trainable parameters"),
         ("loss", _by_name(losses)),
         ("optimizer", _by_name(optimizers)),
+        ("lr_scheduler", _by_name(schedulers)),
         ("trained", f"{_time(environment.get('time'))} on {environment.get('device', 'an unknown device')}"),
         ("commit", _commits(environment)),
         ("tested", f"{datetime.now():%Y-%m-%d %H:%M:%S}"),

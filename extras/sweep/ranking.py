@@ -14,7 +14,7 @@ from utils.text import duration, number
 
 REPLICATES = ("seed", "fold")
 """The last words of keys whose values are repetitions of one experiment."""
-# 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
+# 97.5% quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
 T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 NORMAL_QUANTILE = 1.959964
 
@@ -42,7 +42,7 @@ class Repeated:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the mean, by Student's t distribution."""
+        """The 95% confidence interval of the mean, by Student's t distribution."""
         if len(self.results) < 2:
             return math.nan, math.nan
         half = t_quantile(len(self.results) - 1) * self.deviation / math.sqrt(len(self.results))
@@ -56,7 +56,7 @@ class Repeated:
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, to three digits."""
+    """The 97.5% quantile of Student's t distribution, to three digits."""
     if freedom <= len(T_QUANTILES):
         return T_QUANTILES[freedom - 1]
     z = NORMAL_QUANTILE
@@ -114,5 +114,5 @@ def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[li
 def repeated_rows(groups: Sequence[Repeated], spec: Spec) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table over seeds and folds."""
     keys = map(spec.short, groups[0].values)
-    header = [*keys, "n", f"mean {spec.value_name}", "deviation", "95 % interval"]
+    header = [*keys, "n", f"mean {spec.value_name}", "deviation", "95% interval"]
     return header, [group.row() for group in groups]

@@ -162,7 +162,7 @@ class _Report:
         if groups := repeated(trials, spec):
             yield Heading("Over seeds and folds")
             yield Paragraph(
-                "The standard deviation is that of the sample (n - 1); the interval is the 95 % confidence interval of "
+                "The standard deviation is that of the sample (n - 1); the interval is the 95% confidence interval of "
                 "the mean, from Student's t distribution."
             )
             header, rows = repeated_rows(groups, spec)

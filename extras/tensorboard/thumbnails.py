@@ -79,7 +79,7 @@ def _legible(names: Sequence[str], *, longest: int) -> list[str]:
 
 
 def _coloured(share: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Colours of fractions, uint8 (C, C, 3). Their square roots, so that a confusion of 5 % is visible."""
+    """Colours of fractions, uint8 (C, C, 3). Their square roots, so that a confusion of 5% is visible."""
     place = np.sqrt(share) * (len(SCALE) - 1)
     low = np.minimum(place.astype(int), len(SCALE) - 2)
     part = (place - low)[..., None]

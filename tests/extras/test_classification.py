@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from base.metric import StepResult
-from extras.classification import may_be_classes, not_probabilities, sigmoid_before_logits, surplus_outputs
+from extras.classification import (
+    logits_before_nll,
+    may_be_classes,
+    not_probabilities,
+    sigmoid_before_logits,
+    surplus_outputs,
+)
 from utils.registry import LOSSES
 
 
@@ -70,3 +76,11 @@ def test_outputs_of_a_loss_of_ones_own_may_be_no_classes(
     loss: str, outputs: int, names: tuple[str, ...] | None, highest: int | None, expected: bool
 ) -> None:
     assert may_be_classes(loss, outputs, names, highest) is expected
+
+
+def test_logits_for_a_loss_of_log_probabilities_are_reported() -> None:
+    logits = torch.randn(8, 3)
+    result = StepResult(torch.zeros(()), logits, torch.zeros(8, dtype=torch.int64))
+    assert "expects log-probabilities" in str(logits_before_nll(result, nn.NLLLoss()))
+    assert logits_before_nll(result, nn.CrossEntropyLoss()) is None
+    assert logits_before_nll(result._replace(outputs=logits.log_softmax(1)), nn.NLLLoss()) is None

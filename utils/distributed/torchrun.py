@@ -102,7 +102,7 @@ class TorchProcessGroup(ProcessGroup):
 
     def signal(self, received: int | None) -> int | None:
         self._left -= 1
-        if self._left > 0:  # an exchange in every step would cost small models 5 % of their time
+        if self._left > 0:  # an exchange in every step would cost small models 5% of their time
             return None
         agreed = [0, -1]  # the signal, and minus the calls until the next exchange
         if self._pending:

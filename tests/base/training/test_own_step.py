@@ -553,7 +553,7 @@ def on_a_gpu(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     ("step", "cause"),
     [
         (loop, r"a hand-written loop in train_step: self.backward\(loss\) is enough"),
-        (detached, r"a loss that is cut off from the weights, as by detach\(\)"),
+        (detached, r"a loss that is cut off from the weights, for example by detach\(\)"),
         (a_tuple, "outputs or targets that are not tensors"),
         (numpy_outputs, "outputs or targets that are not tensors"),
         (text_targets, "outputs or targets that are not tensors"),

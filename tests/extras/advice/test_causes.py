@@ -29,9 +29,9 @@ def in_place() -> None:
 @pytest.mark.parametrize(
     ("step", "cause"),
     [
-        (lambda: nn.Linear(3, 2)(X.double()), "inputs of another dtype than the weights"),
-        (lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 5, 5, dtype=torch.uint8)), "inputs of another dtype"),
-        (lambda: nn.LSTM(3, 4)(X.double()), "inputs of another dtype than the weights"),
+        (lambda: nn.Linear(3, 2)(X.double()), "inputs whose dtype differs from the weights'"),
+        (lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 5, 5, dtype=torch.uint8)), "inputs whose dtype differs"),
+        (lambda: nn.LSTM(3, 4)(X.double()), "inputs whose dtype differs"),
         (
             lambda: F.cross_entropy(LOGITS, LABELS.float()),
             "targets of cross_entropy that are not class indices",
@@ -50,8 +50,11 @@ def in_place() -> None:
         (lambda: F.one_hot(LABELS + 3, 2), "a class index that is not below num_classes"),
         (twice, "a tensor that is kept from an earlier step with its graph"),
         (in_place, "an operation in place, such as x += 1"),
-        (lambda: nn.Linear(5, 2)(X), "inputs with another number of features than the layer has"),
-        (lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 1, 5, 5)), "pictures with another number of channels"),
+        (lambda: nn.Linear(5, 2)(X), "a linear layer that gets 3 features, but has in_features=5"),
+        (
+            lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 1, 5, 5)),
+            "images with 1 channels, where a convolution has",
+        ),
         (lambda: nn.Embedding(3, 2)(X), "floats where an embedding takes indices"),
     ],
 )

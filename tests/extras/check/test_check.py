@@ -194,7 +194,7 @@ def made(kind: str) -> dict[str, Any]:
         (planted("unused"), "gradients     FAIL  none for unused.weight, unused.bias", "unused by forward"),
         (planted("detached"), "gradients     FAIL  none for first.weight, first.bias", "detach()"),
         (planted("zero"), "gradients     note  zero for first.weight", "ReLUs that are inactive"),
-        (planted("softmax"), "learning      FAIL  one batch is not memorised", "a softmax before a loss"),
+        (planted("softmax"), "learning      FAIL  one batch cannot be learnt", "a softmax before a loss"),
         (planted("two"), "forward       FAIL", "a model with 2 outputs for more classes"),
         (
             planted("elsewhere"),

@@ -80,7 +80,7 @@ def test_what_it_says(done: Done) -> None:
     assert "done: 4 trials, 2 failed" in done.printed
     assert [outcome["state"] for outcome in outcomes(done.folder)] == ["complete"] * 2 + ["failed"] * 2
     assert "loss" in outcomes(done.folder)[3]["reason"]
-    assert "95 % interval" in done.printed
+    assert "95% interval" in done.printed
 
 
 def test_its_note_is_that_of_its_trials(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
