@@ -19,7 +19,8 @@ from utils.user_code import format_error, user_line
 def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
     """Apply what changes from epoch to epoch to a BaseTrainer.
 
-    epochs: number of finished epochs. again: see ``begun_once``.
+    epochs: number of finished epochs. again: whether ``begin_epoch`` has run for this epoch before, so that nothing it
+    does to the parts of a checkpoint is kept.
     """
     data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
