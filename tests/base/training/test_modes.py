@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import train
 from base.metric import StepResult
-from tests.helpers import lines, same, state, temporarily
+from tests.helpers import lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import parallel
 from utils.errors import ConfigError, UserError
@@ -125,6 +125,7 @@ def test_trying_the_smallest_batch_leaves_no_trace(fit: Fit, monkeypatch: pytest
     assert all(same(tried[part], untried[part]) for part in tried.keys() & {"model", "loss", "metrics"})
 
 
+@needs_extra("advice")
 def test_a_view_of_an_output_in_channels_last_is_explained(fit: Fit) -> None:
     model = {"type": "Replacing", "args": {"view": True}}
     with pytest.raises(UserError, match=r"channels_last here, which is faster; use x.flatten\(1\) or x.reshape"):
