@@ -136,7 +136,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     if isinstance(error, (AttributeError, NameError)):
-        advice = eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "")
+        advice = eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "") + as_dict
     advice = f"The usual cause is {cause}.{classes}" if cause else advice
     what = f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric"
     return current().peer_failure(error) or UserError(f"{what}: {reason}\n{line}\n{advice}".rstrip())

@@ -170,7 +170,7 @@ def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.mse_loss(outputs.flatten(), targets.flatten())
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef`")
 def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
     from torchmetrics import regression as library
 
@@ -208,7 +208,7 @@ def test_other_shapes_in_validation_or_test_are_refused(fit: Fit, phase: str) ->
             load_script("test").main(["-r", str(result.run_dir)])
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:Using a target size")
 def test_a_last_batch_of_one_sample_is_not_misjudged(fit: Fit) -> None:
     """49 - 8 samples in batches of 10: the last has one, whose outputs the model squeezes to shape ()."""
     keys = regression({"type": "Squeezed", "args": {"everything": True}}, data_loader=own_lines())

@@ -870,3 +870,19 @@ def test_a_constructor_that_uses_self_before_its_base_class_is_asked_about_it(fi
     says = r"(?s)no attribute 'model'.*self.teacher = self.model.*call super\(\).__init__ before it uses self"
     with temporarily(TRAINERS, UsesSelfFirst), pytest.raises(ConfigError, match=says):
         fit("trainer.type=UsesSelfFirst")
+
+
+class Misspelling(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ouput(x)  # type: ignore[no-any-return]
+
+
+def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
+    with temporarily(MODELS, Misspelling), pytest.raises(UserError) as error:
+        fit(model="Misspelling")
+    assert 'Did you mean "output"?' in str(error.value)
+    assert "shapes" not in str(error.value)
