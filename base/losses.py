@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -191,21 +192,21 @@ class LossSum(nn.Module):
 def _common(
     counts: Sequence[tuple[Tensor | float | None, int]], targets: Any
 ) -> tuple[Tensor | float | None, Tensor | bool]:
-    """What all losses were averaged over, None for samples, and whether that differs between them.
+    """What the losses were averaged over, None for samples, and whether that differs between them.
 
-    counts: of each loss, with the number of its targets. If all of these count, the mean is over samples.
+    counts: of each loss, with the number of its targets. Which of the three follows from the losses alone, not from the
+    batch: all processes must take the same one, and batches are compared by it.
     """
-    on_device = [(count, number) for count, number in counts if isinstance(count, Tensor)]
-    if not on_device:
-        found = {None if count == number else count for count, number in counts}
-        return (None, True) if len(found) > 1 else (found.pop(), False)
-    samples = len(next(tensors(targets)))  # the host does not wait for the counts
-    first, *others = list[Any](torch.where(count == number, samples, count) for count, number in on_device)
-    others += [
-        samples if count in (None, number) else count for count, number in counts if not isinstance(count, Tensor)
-    ]
-    differ = functools.reduce(torch.logical_or, [first != each for each in others], torch.zeros_like(first).bool())
-    return torch.where(differ, samples, first), differ
+    counted = [(count, number) for count, number in counts if count is not None]
+    if not counted:
+        return None, False
+    # if every target counts, all means are over the samples alike
+    complete = functools.reduce(operator.and_, [count == number for count, number in counted])
+    if len(counted) < len(counts):
+        return len(next(tensors(targets))), complete ^ True
+    own = [count for count, _ in counted]
+    alike = functools.reduce(operator.and_, [count == own[0] for count in own])
+    return sum(own) / len(own), (complete | alike) ^ True
 
 
 def _part(nest: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
-from base.losses import counted
+from base.losses import _common, counted
 from base.metric import StepResult
 from base.training.loss import CountedLoss, count_targets
 from base.training.metrics import StepLoss
@@ -46,6 +46,17 @@ class Tokens(BaseDataLoader):
 
     def test_data(self) -> TensorSource:
         return self.training_data(augment=False)
+
+
+class PartlyPadded(Tokens):
+    """Every token counts in some batches of 4, and few in others."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        source = super().training_data(augment=augment)
+        assert isinstance(source.targets, Tensor)
+        whole = source.targets.clamp(min=0)
+        source.targets = torch.where((torch.arange(48) // 4 % 2 == 0)[:, None], whole, source.targets)
+        return source
 
 
 class TokenNet(BaseModel):
@@ -123,7 +134,7 @@ class CountingTrainer(BaseTrainer):
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     with (
-        temporarily(DATA_LOADERS, Tokens),
+        temporarily(DATA_LOADERS, Tokens, PartlyPadded),
         temporarily(MODELS, TokenNet),
         temporarily(LOSSES, Weighted, Masked, Undefined, Focal, Scaled, OfTokens),
         temporarily(TRAINERS, CountingTrainer),
@@ -131,12 +142,14 @@ def _registered() -> Iterator[None]:
         yield
 
 
-def tokens(fit: Fit, batch_size: int, *overrides: str, loss: Any = "CrossEntropyLoss", **args: Any) -> train.Result:
+def tokens(
+    fit: Fit, batch_size: int, *overrides: str, loss: Any = "CrossEntropyLoss", data: str = "Tokens", **args: Any
+) -> train.Result:
     return fit(
         f"data_loader.args.batch_size={batch_size}",
         "data_loader.args.shuffle=false",
         *overrides,
-        data_loader={"type": "Tokens", "args": {"batch_size": 48, "validation_split": 12, **args}},
+        data_loader={"type": data, "args": {"batch_size": 48, "validation_split": 12, **args}},
         model={"type": "TokenNet"},
         loss=loss,
         metrics=[],
@@ -170,6 +183,24 @@ def test_each_of_several_losses_is_averaged_over_its_own_count(fit: Fit) -> None
     for size in (12, 5, 1):
         last = tokens(fit, 36, still, loss=losses, eval_batch_size=size).last
         assert last["val_weighted"] == pytest.approx(alone, rel=1e-6)
+
+
+HALF = {"type": "cross_entropy", "weight": 0.5}
+NAMED: list[Any] = [{"words": {"type": "cross_entropy"}}, {"words": HALF, "again": HALF}]
+
+
+@pytest.mark.parametrize("loss", NAMED)
+def test_losses_by_name_are_what_one_without_a_name_is(fit: Fit, loss: Any) -> None:
+    """Whether all targets of a batch count changes nothing in what its loss is averaged over."""
+    whole = tokens(fit, 36, "trainer.epochs=3", loss="cross_entropy", data="PartlyPadded", eval_batch_size=4)
+    for overrides in ([], ["trainer.accumulate_steps=9"]):
+        size = 4 if overrides else 36
+        by_name = tokens(fit, size, "trainer.epochs=3", *overrides, loss=loss, data="PartlyPadded", eval_batch_size=4)
+        assert by_name.last["val_loss"] == pytest.approx(by_name.last["val_words"], rel=1e-6)
+        for name in ("loss", "val_loss"):
+            assert by_name.last[name] == pytest.approx(whole.last[name], rel=1e-5)
+        for name, weights in state(whole.run_dir)["model"].items():
+            torch.testing.assert_close(state(by_name.run_dir)["model"][name], weights, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -554,3 +585,22 @@ def test_means_over_different_numbers_are_weighted_by_samples(
         keep_on_device(monkeypatch)
     result = on_two_targets(fit, "trainer.accumulate_steps=2", loss=UNEQUAL)
     assert result.last["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_losses_are_averaged_over_does_not_depend_on_the_batch() -> None:
+    """Else some processes would wait for others that do not exchange counts."""
+    targets = torch.zeros(4, 5)
+    for counts, expected in (
+        ([(None, 4), (None, 4)], [None, False]),
+        ([(20, 20)], [20, False]),
+        ([(7, 20)], [7, False]),
+        ([(20, 20), (None, 4)], [4, False]),
+        ([(7, 20), (None, 4)], [4, True]),
+        ([(20, 20), (4, 4)], [12, False]),
+        ([(7, 20), (7, 20)], [7, False]),
+        ([(7, 20), (9, 20)], [8, True]),
+    ):
+        assert list(_common(counts, targets)) == expected
+        on_device = [(count if count is None else torch.tensor(count), number) for count, number in counts]
+        count, differ = _common(on_device, targets)
+        assert [count if count is None else float(count), bool(differ)] == expected

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import train
+from base.base_model import BaseModel
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.helpers import keep_on_device, lines, needs_extra, same, state, temporarily
@@ -878,7 +879,7 @@ class Misspelling(BaseModel):
         self.output = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ouput(x)  # type: ignore[no-any-return]
+        return self.ouput(x)  # type: ignore[no-any-return,operator]
 
 
 def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
