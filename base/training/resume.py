@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ def load_state(
         trainer.load_state_dict(state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
+    if _monitors_another_metric(trainer, state["metrics"]["definitions"]):
+        trainer.progress.reset_best()
     _adopt(trainer, before.get("trainer.monitor"), folder)
     # in this order: logs must remain as long as later checkpoints can be resumed
     outputs, progress = trainer.outputs, trainer.progress
@@ -209,6 +211,14 @@ def _refuse_optimizer(
         paths = [change.path for change in changed if change.path[0] == "optimizer" and "args" in change.path]
         message = f"cannot be set when a run is resumed: the run has no {', '.join(sorted(missing))}, which this needs"
         raise config_error(loaded.document, [Problem(path, message) for path in paths or [("optimizer", "args")]])
+
+
+def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) -> bool:
+    """Whether the monitored value has kept its name, but is now that of another metric. before: saved definitions."""
+    monitored, now = trainer.settings.monitored_name, trainer.train_metrics.definitions
+    changed = tuple(name for name in now if name in before and before[name] != now[name])
+    of_validation = monitored.startswith("val_") and monitored.endswith(tuple(f"_{name}" for name in changed))
+    return monitored in changed or of_validation
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

@@ -110,7 +110,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
             if saved[name]["made_from"] != own[name]["made_from"]:  # a different schedule, recomputed on resume
                 del own[name]
         for name, state in own.items():
-            _check(saved[name], state, (name,))
+            _check(saved[name], _loaded_metrics(saved[name], state) if name == "metrics" else state, (name,))
         _check(saved["random"], random, ("random",))
         if not len(saved["random"]):
             raise _Misfit(("random",), "empty")
@@ -126,6 +126,16 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         raise CheckpointError(
             f"the {part} in {source} does not match the config of this run: {where}: {error}"
         ) from error
+
+
+def _loaded_metrics(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The state of those metrics that a saved state is loaded into: not of those that are defined otherwise now."""
+    before = saved.get("definitions") if isinstance(saved, Mapping) else None
+    if not isinstance(before, Mapping):
+        return own
+    changed = {name for name, definition in own["definitions"].items() if before.get(name) != definition}
+    kept = [{name: state for name, state in part.items() if name not in changed} for part in own["processes"]]
+    return {"processes": kept, "definitions": {}}
 
 
 def kind(part: str) -> str:
@@ -167,7 +177,10 @@ def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
 
 
 def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:
-    return (isinstance(saved, Tensor) and saved.shape == own.shape) or (own.dim() == 0 and _is_number(saved, own, keys))
+    # a state of a metric that begins as a number may get its shape from the first batch
+    grows = keys[0] == "metrics" and own.dim() == 0
+    alike = isinstance(saved, Tensor) and (saved.shape == own.shape or grows)
+    return alike or (own.dim() == 0 and _is_number(saved, own, keys))
 
 
 KINDS: list[tuple[Any, str, Callable[[Any, Any, Keys], bool]]] = [

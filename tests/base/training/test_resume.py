@@ -459,3 +459,39 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     for folder in folders:
         (folder / "config.json").touch()
     assert RunFolder.newest(str(tmp_path), "name").path == folders[-1]
+
+
+def test_a_metric_whose_state_gets_its_shape_from_the_first_batch_resumes(fit: Fit) -> None:
+    """R2Score adds tensors of shape (1,) to states of shape () for outputs of shape (B, 1)."""
+    data = {"type": "RandomTensorLoader", "args": {"num_samples": 40, "input_shape": [6], "target_shape": [1]}}
+    data["args"] |= {"batch_size": 8, "validation_split": 8}  # type: ignore[operator]
+    net = {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 1}}
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.monitor=null")
+    whole = fit(*often, data_loader=data, model=net, loss="mse_loss", metrics=["R2Score"]).run_dir
+    half = fork(whole, 6)
+    train.main(["-r", half])
+    equal(whole, half)
+
+
+F1: dict[str, Any] = {"type": "F1Score", "name": "f", "args": {"task": "multiclass", "num_classes": 3}}
+
+
+@pytest.mark.parametrize("step", [5, 7])
+@pytest.mark.parametrize("changed", [{"args": {**F1["args"], "average": "macro"}}, {"type": "Accuracy"}])
+def test_a_metric_may_be_changed_under_its_name(fit: Fit, step: int, changed: Any) -> None:
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null")
+    run = fork(fit(*often, metrics=[F1]).run_dir, step)
+    result = train.main(["-r", run, f"metrics={json.dumps([F1 | changed])}"])
+    assert result.epochs == 2
+    whole = fit(*often, metrics=[F1 | changed])
+    assert result.last["val_f"] == pytest.approx(whole.last["val_f"])
+
+
+def test_a_monitored_metric_that_is_another_one_now_has_no_best_value_yet(fit: Fit) -> None:
+    """The first epochs have a value of 1, which no later one of the new metric reaches."""
+    metric = {"type": "top_k_accuracy", "name": "right", "args": {"k": 3}}
+    run = fit("trainer.monitor=max val_right", metrics=[metric]).run_dir
+    harder = json.dumps([metric | {"args": {"k": 1}}])
+    result = train.main(["-r", run, f"metrics={harder}", "trainer.epochs=4"])
+    assert result.best == max(line["val_right"] for line in lines(run)[2:])
+    assert result.best < 1
