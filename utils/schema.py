@@ -175,7 +175,7 @@ class MetricConfig(Component):
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
     """The name under which it is logged; null: its type, after its entry if it has one, as in "day_accuracy"."""
-    entry: str | None = None
+    entry: Annotated[str, Field(min_length=1)] | None = None
     """The entry of the outputs and targets that it gets, if they are dicts; null: all of them."""
 
     @property

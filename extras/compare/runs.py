@@ -88,6 +88,8 @@ class Run:
             given["data_dir"] = display_path(project_path(folder))
         which = tuple((name, shown_value(value)) for name, value in given.items() if value is not None)
         losses = [str(value) for key, value in self.config.items() if LOSS_TYPE.fullmatch(key)]
+        others = [key for key in sorted(self.config) if key.startswith(("loss.", "validation."))]
+        which += tuple((key, self.compared(key)) for key in others if not LOSS_TYPE.fullmatch(key))
         loss = " + ".join(losses) if losses else UNKNOWN if self.config.get("loss", UNKNOWN) else "no loss"
         return Task(str(self.config.get("data_loader.type", UNKNOWN)), loss, which)
 
@@ -205,6 +207,8 @@ def direction(name: str, runs: Iterable[Run]) -> str:
     for run in runs:
         if run.monitor is not None and run.monitor.split()[1] == name:
             return run.monitor.split()[0]
+        if f"loss.{name.removeprefix('val_')}.type" in run.config:  # one of several losses
+            return "min"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return "min" if LOWER_IS_BETTER.search(words) else "max"
 

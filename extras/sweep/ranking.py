@@ -70,7 +70,10 @@ def t_quantile(freedom: int) -> float:
 
 
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
-    """The complete trials grouped by everything but seed and fold, best mean first; empty if neither is searched."""
+    """The complete trials grouped by everything but seed and fold, best mean first; empty if neither is searched.
+
+    Of a grid, settings without some of their trials come last: those that failed or were pruned might have been worse.
+    """
     keys = [key for key in spec.keys if key.rpartition(".")[2] in REPLICATES]
     if not keys:
         return []
@@ -79,7 +82,12 @@ def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
         if trial.state == "complete":
             common = {key: value for key, value in trial.values.items() if key not in keys}
             groups.setdefault(tuple(common.values()), Repeated(common, [])).trials.append(trial)
-    return sorted(groups.values(), key=lambda group: group.mean if spec.minimise else -group.mean)
+    most = 0 if spec.sampler else max((len(group.trials) for group in groups.values()), default=0)
+
+    def key(group: Repeated) -> tuple[bool, float]:  # of a grid, settings of which trials failed come last
+        return len(group.trials) < most, group.mean if spec.minimise else -group.mean
+
+    return sorted(groups.values(), key=key)
 
 
 def best_setting(trials: Sequence[Trial], spec: Spec) -> Repeated | None:
@@ -88,8 +96,7 @@ def best_setting(trials: Sequence[Trial], spec: Spec) -> Repeated | None:
     None if no setting has several: a single seed or fold may be lucky.
     """
     groups = [] if spec.sampler else repeated(trials, spec)
-    most = max((len(group.trials) for group in groups), default=0)
-    return next((group for group in groups if len(group.trials) == most), None) if most > 1 else None
+    return groups[0] if groups and len(groups[0].trials) > 1 else None
 
 
 def train_command(folder: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from extras.compare.curves import curves
-from extras.compare.runs import FOLD, HOW_FED, WHICH_DATA, direction
+from extras.compare.runs import FOLD, HOW_FED, WHICH_DATA, Run, direction
 from tests.conftest import load_script
 from tests.helpers import ROOT
 from utils import cli
@@ -181,6 +181,37 @@ def test_another_task_has_a_table_of_its_own(make: Make, capsys: pytest.CaptureF
         "Photos, mse_loss: 1 run, by min val_loss, commit abcdef0",
     ]
     assert [row["loss"] for row in written(one.parent)] == ["cross_entropy", "cross_entropy", "mse_loss"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [
+        (
+            {"loss": {"type": "cross_entropy", "args": {"label_smoothing": 0.1}}},
+            {"loss": {"type": "cross_entropy", "args": {"label_smoothing": 0.3}}},
+            "loss.args.label_smoothing 0.1",
+        ),
+        (
+            {"loss": {"kind": {"type": "cross_entropy", "weight": 0.5, "args": {}}}},
+            {"loss": {"kind": {"type": "cross_entropy", "weight": 0.01, "args": {}}}},
+            "loss.kind.weight 0.01",
+        ),
+        (
+            {"validation": {"type": "Photos", "args": {"seed": 8}}},
+            {"validation": {"type": "Photos", "args": {"seed": 9}}},
+            "validation.args.seed 8",
+        ),
+    ],
+)
+def test_another_loss_or_validation_of_the_same_kind_is_another_task(
+    make: Make, capsys: pytest.CaptureFixture[str], one: Any, other: Any, shown: str
+) -> None:
+    run = make("20260101-000001", [0.3, 0.2], **one)
+    make("20260101-000002", [0.4, 0.4], **one)
+    make("20260101-000003", [0.0, 0.0], **other)
+    printed = compared(capsys, run.parent)
+    assert sorted(line.split(": ")[1][:6] for line in printed if "by min" in line) == ["1 run,", "2 runs"]
+    assert shown in " ".join(" ".join(printed).split()).replace('"', "").replace(" = ", " ").replace("=", " ")
 
 
 def photos(**arguments: Any) -> dict[str, Any]:
@@ -446,6 +477,11 @@ def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pyte
 )  # fmt: skip
 def test_which_end_of_a_metric_is_best(name: str, best: str) -> None:
     assert direction(name, []) == best
+
+
+def test_the_lowest_of_one_of_several_losses_is_best(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"loss.squares.type": "MSELoss"})
+    assert direction("val_squares", [run]) == direction("squares", [run]) == "min"
 
 
 def test_training_and_validation_of_every_metric_are_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -298,6 +299,19 @@ def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
     assert groups[0].interval == pytest.approx((2 - 12.706, 2 + 12.706), rel=1e-4)
     assert t_quantile(30) == pytest.approx(2.0423, abs=1e-3)
     assert t_quantile(11) == pytest.approx(2.2010, abs=1e-3)
+
+
+def test_a_setting_of_which_trials_failed_is_not_the_best(make: Callable[[str, Spec], SweepFolder]) -> None:
+    searched = spec("optimizer.args.lr=0.1,0.2", "seed=0..1")
+    values = {("0.1", "0"): 1.0, ("0.1", "1"): math.nan, ("0.2", "0"): 2.0, ("0.2", "1"): 2.0}
+    folder = make("some failed", searched)
+    train = lambda given: [values[given["optimizer.args.lr"], given["seed"]]]  # noqa: E731
+    status = lambda given: (1, "error: nan") if given == {"optimizer.args.lr": "0.1", "seed": "1"} else (0, "")  # noqa: E731
+    trials = coordinator(folder, MadeUpProcesses(train=train, status=status)).run()
+    assert [len(group.trials) for group in repeated(trials, searched)] == [2, 1]
+    best = finish(folder).best
+    assert best is not None
+    assert best.values["optimizer.args.lr"] == "0.2"
 
 
 def test_a_lucky_seed_is_not_the_best_setting(
