@@ -34,7 +34,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",
     "(must|to) have the same dtype|should be the same|does not match weight dtype|must have the type torch": "inputs "
-    "whose dtype differs from the weights', such as NumPy's float64, or integers: convert them in the data loader, as in inputs.float()",
+    "whose dtype differs from the weights', such as NumPy's float64, or integers: convert them in the data loader, as "
+    "in inputs.float()",
     "expected (target dtype to be|scalar type) Long": "targets of cross_entropy that are not class indices of "
     "int64: targets.long(); for numbers, use mse_loss",
     "multi-target not supported": "targets of shape (B, 1), where cross_entropy takes class indices of shape (B,): "
