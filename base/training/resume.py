@@ -215,10 +215,10 @@ def _refuse_optimizer(
 
 def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) -> bool:
     """Whether the monitored value has kept its name, but is now that of another metric. before: saved definitions."""
-    monitored, now = trainer.settings.monitored_name, trainer.train_metrics.definitions
-    changed = tuple(name for name in now if name in before and before[name] != now[name])
-    of_validation = monitored.startswith("val_") and monitored.endswith(tuple(f"_{name}" for name in changed))
-    return monitored in changed or of_validation
+    now = trainer.train_metrics.definitions
+    prefixes = ["", "val_", *(f"val_{name}_" for name in trainer.training.validation if name)]
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return trainer.settings.monitored_name in [f"{prefix}{name}" for prefix in prefixes for name in changed]
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

@@ -83,7 +83,8 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     if not trainer.runtime.sharded and all(each.grad is None for each in trainer.training.parameters):
         cause = "call self.backward(loss)"
         if trainer.calls_backward:
-            cause = "the loss is cut off from the weights, as by detach(), argmax() or item() before requires_grad_()"
+            ways = "detach(), argmax() or item() before requires_grad_()"
+            cause = f"the loss is cut off from the weights, for example by {ways}"
         name = type(trainer).__name__
         step = f"{name}.train_step computes no gradients in its first step"
         yield f"{step}; unless later ones do, nothing is trained: {cause}"
@@ -97,7 +98,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
         losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]
         yield (
             f"the losses {losses} are means over different numbers of targets, so over several batches, micro-batches "
-            "or processes their sum is weighted by samples (in validation and tests, each by its own number)"
+            "or processes the weight of their sum is a compromise (in validation and tests, each has its own number)"
         )
     yield from _ignored_targets(trainer, result)
     yield from _broadcasting(trainer, result)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from extras.document import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.spreadsheets import csv_table
-from extras.sweep.ranking import best_setting, repeated, repeated_rows, result_rows, train_command
+from extras.sweep.ranking import Repeated, best_setting, repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL, direction, frozen
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
 from utils.errors import TrainingError, UserError
@@ -51,11 +51,11 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
             replace_file(folder.path / "sweep.csv", _csv(ranked, spec))
             if best is not None:
                 replace_file(folder.path / "best.json", _best_config(best, folder.path))
-            _Report(folder.path, spec, trials, ranked).write(best)
+            _Report(folder.path, spec, trials, ranked).write(best, setting)
     except TrainingError as error:
         raise UserError(f"{error}. The trials are intact; continue the sweep to write its report") from error
     if not quiet:
-        say(*_lines(folder.path, spec, ranked, best, seconds), sep="\n")
+        say(*_lines(folder.path, spec, ranked, best, setting, seconds), sep="\n")
     if best is None:
         raise TrainingError(f"no trial of {display_path(folder.path)} has a result; {_first_reason(trials)}")
     return Result(folder.path, list(trials), best)
@@ -90,7 +90,9 @@ def _best_config(best: Trial, folder: Path) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _lines(path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, seconds: float) -> list[str]:
+def _lines(
+    path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, setting: Repeated | None, seconds: float
+) -> list[str]:
     header, rows = result_rows(ranked[:MOST_PRINTED], spec)
     if all(row[-1] == "complete" for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -106,7 +108,6 @@ def _lines(path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, 
     lines += ["", f"done: {', '.join([count(len(ranked), 'trial'), *parts])}, in {duration(seconds, fine=True)}"]
     lines += [f"  {trial.name} failed: {trial.outcome.headline}" for trial in failed[:5] if trial.outcome]
     if best is not None:
-        setting = best_setting(ranked, spec)
         what = f"mean {number(setting.mean)} over {len(setting.trials)}, as {best.name}" if setting else best.name
         lines.append(f"  best      {what}; to train it again: {train_command(path)}")
     lines.append(f"  report    {display_path(path / 'report.html')}, report.md, sweep.csv")
@@ -128,15 +129,15 @@ class _Report:
         self.folder, self.spec, self.trials, self.ranked = folder, spec, trials, ranked
         self.pictures: dict[str, bytes] = {}
 
-    def write(self, best: Trial | None) -> None:
+    def write(self, best: Trial | None, setting: Repeated | None) -> None:
         """Write both files and the figures. Raises TrainingError if one cannot be written."""
-        blocks = list(self._blocks(best))
+        blocks = list(self._blocks(best, setting))
         for name, content in self.pictures.items():
             replace_file(self.folder / name, content)
         replace_file(self.folder / "report.md", as_markdown(blocks))
         replace_file(self.folder / "report.html", as_html(blocks, self.pictures))
 
-    def _blocks(self, best: Trial | None) -> Iterator[Block]:
+    def _blocks(self, best: Trial | None, setting: Repeated | None) -> Iterator[Block]:
         spec, trials = self.spec, self.trials
         yield Heading(f"Sweep of {spec.name}", level=1)
         states = [trial.state for trial in trials]
@@ -153,7 +154,7 @@ class _Report:
             yield Heading("Best")
             values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
             epoch = best.outcome.epoch if best.outcome else 0
-            if setting := best_setting(trials, spec):
+            if setting:
                 over = f"The best mean, {setting.mean:.6g} over {len(setting.trials)} seeds or folds, is that of"
                 yield Paragraph(f"{over} {best.name} and those like it; {values}.")
             else:

@@ -495,3 +495,12 @@ def test_a_monitored_metric_that_is_another_one_now_has_no_best_value_yet(fit: F
     result = train.main(["-r", run, f"metrics={harder}", "trainer.epochs=4"])
     assert result.best == max(line["val_right"] for line in lines(run)[2:])
     assert result.best < 1
+
+
+def test_another_metric_whose_name_ends_alike_changes_no_best_value(fit: Fit) -> None:
+    monitored = {"type": "top_k_accuracy", "name": "top_right", "args": {"k": 3}}
+    other = {"type": "top_k_accuracy", "name": "right", "args": {"k": 2}}
+    run = fit("trainer.monitor=max val_top_right", metrics=[monitored, other]).run_dir
+    changed = json.dumps([monitored, other | {"args": {"k": 1}}])
+    train.main(["-r", run, f"metrics={changed}", "trainer.epochs=3"])
+    assert state(run)["progress"]["best_epoch"] == 1  # every epoch has the value 1
