@@ -24,7 +24,7 @@ from base.base_trainer import BaseTrainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.tensorboard.board import Board
-from extras.tensorboard.histograms import FEWEST, histogram
+from extras.tensorboard.histograms import FEWEST, histograms
 from extras.tensorboard.model_summary import MOST, Recorder, recording
 from model.lenet import LeNet
 from model.two_layer_net import TwoLayerNet
@@ -409,11 +409,14 @@ def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.complex64])
 def test_histograms_of_all_kinds_of_numbers(kind: torch.dtype) -> None:
     values = torch.tensor([0.0, 1.0, 2.0, float("nan"), float("inf")], dtype=kind)
-    counted = histogram("x", values).value[0].histo  # type: ignore[union-attr]
+    given = {"all": values, "one": values[:1], "none": values.real[3:], "empty": values[:0], "two": values.real[1:3]}
+    made = {summary.value[0].tag: summary.value[0].histo for summary in histograms(given)}
+    assert made.keys() == {"all", "one", "two"}
+    counted = made["all"]
     assert sum(counted.bucket) == counted.num == (8 if values.is_complex() else 3)
     assert (counted.min, counted.max, counted.sum, counted.sum_squares) == (0, 2, 3, 5)
-    assert list(histogram("x", values[:1]).value[0].histo.bucket) in ([1], [2])  # type: ignore[union-attr]
-    assert histogram("x", values.real[3:]) is None
+    assert list(made["one"].bucket) in ([1], [2])
+    assert (made["two"].num, made["two"].min, made["two"].max) == (2, 1, 2)
 
 
 @pytest.mark.slow
