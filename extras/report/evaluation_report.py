@@ -16,7 +16,7 @@ from base.experiment import Experiment
 from extras.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.report.description import CURVES, Tested, head, in_training, memorised
 from extras.report.evaluation_stats import EvaluationStats
-from extras.report.statistics import Classification, Regression, Show
+from extras.report.statistics import Classification, Regression
 from extras.spreadsheets import csv_field
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, TrainingError
@@ -71,8 +71,10 @@ class EvaluationReport(EvaluationStats):
         self.predictions.files = files
         self.by_sample = True
 
-    def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
-        super().add_probabilities(batch_range, probabilities, targets, show)
+    def add_probabilities(
+        self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None
+    ) -> None:
+        super().add_probabilities(batch_range, probabilities, targets, inputs)
         if self._is_by_sample(batch_range, targets):
             self.predictions.add_classes(batch_range.start, probabilities, targets, self.class_names())
 
@@ -129,7 +131,7 @@ class EvaluationReport(EvaluationStats):
         if self.classification is not None:
             names = self.class_names()
             drawn["confusion_matrix"] = figures.confusion_matrix(self.classification.confusion, names)
-            drawn["mistakes"] = figures.mistakes_grid(self.classification.mistakes, names, self.files)
+            drawn["mistakes"] = figures.mistakes_grid(self.mistakes(), names, self.files)
             drawn["calibration"] = figures.reliability(self.classification)
         elif self.regression is not None:
             drawn["scatter"] = figures.scatter(self.regression)

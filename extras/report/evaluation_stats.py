@@ -1,7 +1,7 @@
 """Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
 from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
-from extras.report.statistics import Classification, Counts, Regression, Show, as_probabilities, of_two_classes
+from extras.report.statistics import Classification, Mistake, Regression, as_probabilities, of_two_classes
 from utils.errors import DataError
 
 MOST_CLASSES = 1000
@@ -27,13 +27,28 @@ NO_REGRESSION = {
 }  # fmt: skip
 
 
+HELD = 2**25
+"""Bytes of batches on an accelerator that wait for the host, which else would wait for the device in each batch."""
+
+
+class Waiting(NamedTuple):
+    """A batch whose statistics are not accumulated yet."""
+
+    range: BatchRange
+    outputs: Tensor
+    """(B, ...); of a classification, probabilities (B, C)."""
+    targets: Tensor
+    inputs: Tensor | None
+    """None if there are no pictures of them."""
+
+
 class EvaluationStats(Observer):
     """Recognises the task and accumulates its statistics; at most one of the two attributes is not None.
 
     Integer targets (B,) with outputs (B, C) are a classification, if ``may_be_classes``, as are targets of 0 and 1 with
     one output for each sample and a loss of their probability. Float targets in the outputs' shape are a regression,
     unless the loss treats them as probabilities. Anything else, and any trainer that is not supervised, has no
-    statistics. Waits for the device once per batch.
+    statistics.
 
     With several processes, each accumulates its own samples; at the end of an evaluation the main process has all.
     """
@@ -43,11 +58,13 @@ class EvaluationStats(Observer):
 
     def __init__(self, experiment: Experiment, *, warn: Callable[[str], None] | None = None) -> None:
         """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError."""
-        self.warn, self._has_pictures = warn, True
+        self.warn = warn
+        self._has_pictures: bool | None = None  # not known yet
         self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = name_of(experiment.criterion)
         self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
+        self._waiting: list[Waiting] = []
         self._expected = 0
         self._names: list[str] = []
         self._given = False
@@ -59,6 +76,7 @@ class EvaluationStats(Observer):
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
         self._begun, self._expected, self.are_no_classes = False, samples, False
+        self._waiting = []
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._begun:
@@ -67,48 +85,72 @@ class EvaluationStats(Observer):
             return
         if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
+        outputs, targets, inputs = result.outputs.detach(), result.targets, None
         if self.classification is not None:
+            inputs = self._pictured(batch, len(targets))
             as_classes = of_two_classes if self._of_two else as_probabilities
-            probabilities = as_classes(result.outputs, given=self._given)
-            targets = result.targets.cpu()
+            outputs = as_classes(outputs, given=self._given)
+        elif not outputs.is_cpu:
+            outputs = outputs.clone()  # a CUDA graph would write the next batch's to the same memory
+        self._waiting.append(Waiting(batch_range, outputs, targets, inputs))
+        held = sum(each.nbytes for batch in self._waiting for each in batch[1:] if isinstance(each, Tensor))
+        if outputs.is_cpu or held > HELD:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Accumulate the statistics of the batches that wait."""
+        waiting, self._waiting = self._waiting, []
+        for batch_range, outputs, targets, inputs in waiting:
+            outputs, targets = outputs.cpu(), targets.cpu()
+            if self.classification is None:
+                self.add_numbers(batch_range, outputs, targets)
+                continue
             if self._of_two:  # a target between the classes is neither
                 targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
-            show = self._shows(batch, len(result.targets))
-            self.add_probabilities(batch_range, probabilities, targets.long(), show)
-        elif self.regression is not None:
-            self.add_numbers(batch_range, result.outputs.detach().cpu(), result.targets.cpu())
+            self.add_probabilities(batch_range, outputs, targets.long(), inputs)
 
-    def _shows(self, batch: Any, samples: int) -> Show:
-        """Returns a function for pictures of rows of a batch, (inputs, targets).
+    def _pictured(self, batch: Any, samples: int) -> Tensor | None:
+        """The inputs of a batch, (inputs, targets), if there are pictures of them.
 
         samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
         """
-
-        def show(rows: Counts) -> Tensor | None:
-            inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-            if not self._has_pictures or not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
-                return None
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+        if not samples or not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
+            return None
+        inputs = inputs.detach()
+        if self._has_pictures is None:
             try:
-                return pictures_of(self.data, inputs.detach()[torch.from_numpy(rows)])
+                self._has_pictures = pictures_of(self.data, inputs[:1]) is not None
             except DataError as error:
                 if self.warn is None:
                     raise
                 self._has_pictures = False
                 self.warn(f"mistakes are shown without pictures: {error}")
-                return None
+        return inputs if self._has_pictures else None
 
-        return show
+    def mistakes(self) -> list[Mistake]:
+        """The most confident mistakes of a classification, worst first, with their pictures."""
+        found = self.classification.mistakes if self.classification is not None else []
+        inputs = [mistake.input for mistake in found if mistake.input is not None]
+        together = len({each.shape for each in inputs}) == 1
+        batches = [torch.stack(inputs)] if together else [each[None] for each in inputs]
+        pictures = (pictures_of(self.data, batch) for batch in batches)
+        drawn = iter([picture.numpy() for each in pictures if each is not None for picture in each])
+        return [mistake if mistake.input is None else mistake._replace(picture=next(drawn, None)) for mistake in found]
 
     def end_evaluation(self) -> None:
+        self._take_over()
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
         if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:
             self.classification, self.are_no_classes = None, True
 
-    def add_probabilities(self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, show: Show) -> None:
-        """Add a batch of a classification, (B, C) and (B,), on the CPU."""
+    def add_probabilities(
+        self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None
+    ) -> None:
+        """Add a batch of a classification, (B, C) and (B,), on the CPU. inputs: those of which there are pictures."""
         assert self.classification is not None
-        self.classification.add(batch_range.start, probabilities, targets, show)
+        self.classification.add(batch_range.start, probabilities, targets, inputs)
 
     def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch of a regression, both (B, ...), on the CPU."""

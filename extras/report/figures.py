@@ -85,7 +85,7 @@ def mistakes_grid(
     """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
     names = labels(names, longest=16)
     cells = []
-    for sample, true, predicted, probability, picture in mistakes:
+    for sample, true, predicted, probability, picture, _ in mistakes:
         if picture is not None:
             number = f"sample {sample}"
             file = number if files is None else file_label(files[sample], number)

@@ -1,7 +1,6 @@
 """Statistics of a classification or a regression, accumulated batch by batch."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,6 @@ Doubles = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Picture = npt.NDArray[np.uint8]
 
-Show = Callable[[Counts], "Tensor | None"]
-"""Pictures for some rows of a batch, uint8 of shape (K, H, W, 1 or 3); None if the inputs are not pictures."""
-
 
 class Mistake(NamedTuple):
     """A misclassified sample."""
@@ -29,8 +25,10 @@ class Mistake(NamedTuple):
     predicted: int
     probability: float
     """Probability of the predicted class."""
-    picture: Picture | None
-    """Of shape (H, W, 1 or 3); None if the input is not a picture."""
+    picture: Picture | None = None
+    """Of shape (H, W, 1 or 3); None if not drawn yet, or if the input is not a picture."""
+    input: Tensor | None = None
+    """What to draw the picture from, on the CPU."""
 
 
 class ClassScores(NamedTuple):
@@ -48,7 +46,7 @@ class ClassScores(NamedTuple):
 class Classification:
     """Statistics of classified samples in C * C numbers, without storing the outputs.
 
-    classes: C. keep: number of most confident mistakes to keep, with their pictures.
+    classes: C. keep: number of most confident mistakes to keep, with their inputs.
     """
 
     BINS = 15
@@ -73,8 +71,8 @@ class Classification:
         """For [0] samples of other classes and [1] samples of the class: the number with each probability, rounded down
         to i / (THRESHOLDS - 1)."""
 
-    def add(self, start: int, probabilities: Tensor, targets: Tensor, show: Show) -> None:
-        """Add a batch. start: index of its first sample.
+    def add(self, start: int, probabilities: Tensor, targets: Tensor, inputs: Tensor | None = None) -> None:
+        """Add a batch. start: index of its first sample. inputs: (B, ...), to keep those of mistakes; None: none.
 
         probabilities: float32 of shape (B, C), on the CPU. targets: int64 of shape (B,); targets that are not a class,
         such as a loss's ``ignore_index``, are skipped, and so are probabilities that are NaN, which are counted.
@@ -94,7 +92,7 @@ class Classification:
         for row, weights in enumerate((None, confidence, right)):
             self.bins[row] += np.bincount(bins, weights, self.BINS)
         self._add_scores(chances, true)
-        self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), show)
+        self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), inputs)
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
@@ -149,7 +147,13 @@ class Classification:
         np.add.at(flat[1], of_class, 1)
 
     def _add_mistakes(
-        self, start: int, rows: Counts, true: Counts, predicted: Counts, confidence: Doubles, show: Show
+        self,
+        start: int,
+        rows: Counts,
+        true: Counts,
+        predicted: Counts,
+        confidence: Doubles,
+        inputs: Tensor | None,
     ) -> None:
         """confidence: of the predicted class; -1 if correct."""
         least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
@@ -157,14 +161,15 @@ class Classification:
         worst = worst[confidence[worst] > least]
         if not len(worst):
             return
-        pictures = show(rows[worst])
-        for place, row in enumerate(worst):
-            picture = None if pictures is None else pictures[place].numpy()
-            mistake = Mistake(
-                start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]), picture
-            )
-            self.mistakes.append(mistake)
-        self.mistakes = sorted(self.mistakes, key=_badness)[: self.keep]
+        new = [
+            Mistake(start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]))
+            for row in worst
+        ]
+        if inputs is not None:
+            kept = inputs[torch.from_numpy(rows[worst])].cpu()
+            # each in memory of its own, so that those dropped later are freed
+            new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]
+        self.mistakes = sorted([*self.mistakes, *new], key=_badness)[: self.keep]
 
 
 def _badness(mistake: Mistake) -> tuple[float, int]:
@@ -173,24 +178,24 @@ def _badness(mistake: Mistake) -> tuple[float, int]:
 
 
 def as_probabilities(outputs: Tensor, *, given: bool) -> Tensor:
-    """Outputs of shape (B, C) as probabilities, float32 on the CPU. given: they already are probabilities.
+    """Outputs of shape (B, C) as probabilities, float32. given: they already are probabilities.
 
     Both logits and log-probabilities (for NLLLoss) go through softmax, which is exp for the latter. So do scores of a
     margin loss: their order is then right, but they are not calibrated. A row with NaN is NaN throughout.
     """
     outputs = outputs.detach().float()
     probabilities = outputs if given else outputs.softmax(1)
-    return torch.where(probabilities.isnan().any(1, keepdim=True), torch.nan, probabilities.clamp(0, 1)).cpu()
+    return torch.where(probabilities.isnan().any(1, keepdim=True), torch.nan, probabilities.clamp(0, 1))
 
 
 def of_two_classes(outputs: Tensor, *, given: bool) -> Tensor:
-    """Outputs for the second of two classes, (B,) or (B, 1), as probabilities of both, float32 (B, 2) on the CPU.
+    """Outputs for the second of two classes, (B,) or (B, 1), as probabilities of both, float32 (B, 2).
 
     given: they already are probabilities, else logits. NaN stays.
     """
     outputs = outputs.detach().float().reshape(-1)
     second = (outputs if given else outputs.sigmoid()).clamp(0, 1)
-    return torch.stack([1 - second, second], 1).cpu()
+    return torch.stack([1 - second, second], 1)
 
 
 # ------------------------------------------------------------------ regression

@@ -77,6 +77,7 @@ def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") ->
         for micro_batch in batches.load(ranges):
             result = trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
             stats.evaluated(micro_batch.range, micro_batch.data, result)
+    stats.end_evaluation()
 
 
 def _size(trainer: BaseTrainer) -> str:

@@ -58,7 +58,7 @@ def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int =
     pen = ImageDraw.Draw(picture)
     title = "Most confident mistakes: predicted class above, true class below"
     write(pen, (picture.width / 2, 8), title, size=17, anchor="ma", longest=80)
-    for place, (sample, true, predicted, probability, pixels) in enumerate(shown):
+    for place, (sample, true, predicted, probability, pixels, _) in enumerate(shown):
         middle, top = (place % columns + 0.5) * COLUMN, 34 + place // columns * ROW
         name = f"{names[predicted]} {probability:.0%}"
         write(pen, (middle, top + 4), name, size=15, colour=COLOURS[1], anchor="ma")

@@ -191,6 +191,49 @@ def test_no_step_waits_for_the_device(
     assert not any(waits[3:]), waits
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_statistics_of_an_evaluation_do_not_wait_in_each_batch(
+    fit_there: Fit,
+    host_waits: Callable[[], AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    """Only the first batch is looked at; the others are taken over at the end."""
+    report = pytest.importorskip("extras.report")
+    evaluated = report.EvaluationStats.evaluated
+    waits: list[int] = []
+
+    def counted(self: Any, *args: Any) -> None:
+        with host_waits() as found:
+            evaluated(self, *args)
+        waits.append(len(found))
+
+    monkeypatch.setattr(report.EvaluationStats, "evaluated", counted)
+    sizes = {"num_samples": 96, "batch_size": 16, "validation_split": 32, "eval_batch_size": 4}
+    kind = (
+        {"input_shape": [3, 32, 32], "num_classes": 10}
+        if task == "classification"
+        else {"input_shape": [6], "target_shape": [1]}
+    )
+    model = {"type": "LinearRegression", "args": {"in_features": 6}}
+    keys: Any = {} if task == "classification" else {"model": model, "loss": "mse_loss", "metrics": []}
+    overrides = ("trainer.tensorboard=true", "trainer.pictures_every=1", "trainer.epochs=1")
+    fit_there(*overrides, data_loader={"type": "RandomTensorLoader", "args": sizes | kind}, **keys)
+    assert len(waits) == 8
+    assert not any(waits[1:]), waits
+
+
+def test_histograms_wait_twice_for_any_number_of_tensors(
+    device: str, host_waits: Callable[[], AbstractContextManager[list[str]]]
+) -> None:
+    histograms = pytest.importorskip("extras.tensorboard.histograms")
+    values = {f"weights/{number}": torch.randn(100, device=device) for number in range(5)}
+    with host_waits() as found:
+        made = list(histograms.histograms(values))
+    assert [summary.value[0].histo.num for summary in made] == [100] * 5
+    assert len(found) == 2, found
+
+
 def test_memory_does_not_grow_with_the_epochs(
     fit_there: Fit, only_accelerator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,9 +39,8 @@ def classified(outputs: Tensor, targets: Tensor, batch: int, **arguments: Any) -
     found = Classification(outputs.shape[1], **arguments)
     for start in range(0, len(outputs), batch):
         part = slice(start, start + batch)
-        pictures = torch.arange(start, start + len(outputs[part])).to(torch.uint8)[:, None, None, None]
         probabilities = as_probabilities(outputs[part], given=False)
-        found.add(start, probabilities, targets[part], pictures.__getitem__)
+        found.add(start, probabilities, targets[part], torch.arange(start, start + len(outputs[part])))
     return found
 
 
@@ -68,8 +67,8 @@ def test_a_classification_by_its_definitions() -> None:
         assert mistake.true == targets[mistake.sample]
         assert mistake.predicted == predicted[mistake.sample]
         assert mistake.probability == pytest.approx(confidence[mistake.sample].item())
-        assert mistake.picture is not None
-        assert mistake.picture.item() == mistake.sample % 256
+        assert mistake.input is not None
+        assert mistake.input.item() == mistake.sample
 
 
 def test_precision_recall_counts_are_those_of_each_threshold() -> None:
