@@ -56,9 +56,18 @@ class EvaluationStats(Observer):
     classification: Classification | None = None
     regression: Regression | None = None
 
-    def __init__(self, experiment: Experiment, *, warn: Callable[[str], None] | None = None) -> None:
-        """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError."""
-        self.warn = warn
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        warn: Callable[[str], None] | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError.
+
+        wanted: whether the evaluation that begins is to be observed.
+        """
+        self.warn, self.wanted, self._observed = warn, wanted, True
         self._has_pictures: bool | None = None  # not known yet
         self.data, self.processes = experiment.data, experiment.runtime.process_group
         self.loss = name_of(experiment.criterion)
@@ -77,8 +86,11 @@ class EvaluationStats(Observer):
         self.classification = self.regression = None
         self._begun, self._expected, self.are_no_classes = False, samples, False
         self._waiting = []
+        self._observed = self.wanted()
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
+        if not self._observed:
+            return
         if not self._begun:
             self._recognise(result)
         if self.classification is None and self.regression is None:

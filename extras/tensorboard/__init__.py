@@ -11,7 +11,7 @@ Board:
 
 from base.experiment import Experiment
 from base.training.observer import Observer, Observers
-from extras.tensorboard.board import Board
+from extras.tensorboard.board import Board, PictureSchedule
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
 from utils.schema import Config
@@ -25,9 +25,9 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
     text: the config as in the run's folder.
     """
     report = find_extra("report")
-    stats = report.EvaluationStats(experiment, warn=experiment.console.warn) if report else None
-    if not isinstance(events, EventWriter):
-        return stats or Observer()
-    if stats is None and config.trainer.pictures_every != 0:
+    schedule, warn = PictureSchedule(config.trainer), experiment.console.warn
+    stats = report.EvaluationStats(experiment, warn=warn, wanted=schedule.may_come) if report else None
+    if stats is None and config.trainer.pictures_every != 0 and isinstance(events, EventWriter):
         experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
-    return Observers([*filter(None, [stats]), Board(config, events, text, stats)])
+    board = Board(config, events, text, stats) if isinstance(events, EventWriter) else None
+    return Observers([*filter(None, [schedule, stats, board])])

@@ -13,7 +13,7 @@ from extras.tensorboard import histograms, hyperparameters, model_summary, pictu
 from logger.writers import EventWriter, text
 from utils.errors import DataError
 from utils.run_folder import RunFolder
-from utils.schema import Config
+from utils.schema import Config, TrainerConfig
 from utils.text import one_line
 
 if TYPE_CHECKING:
@@ -21,6 +21,29 @@ if TYPE_CHECKING:
 
     from extras.report import EvaluationStats
     from extras.tensorboard.profile import StepProfile
+
+
+class PictureSchedule(Observer):
+    """Which evaluations of a run are drawn."""
+
+    def __init__(self, settings: TrainerConfig) -> None:
+        self.settings = settings
+
+    def begin(self, trainer: BaseTrainer) -> None:
+        self.progress, self.validates = trainer.progress, bool(trainer.training.validation)
+
+    def may_come(self) -> bool:
+        """Whether the evaluation that begins may be drawn: after its epoch, or if that turns out to be the last."""
+        if not self.validates:
+            return True  # samples of the training, which are evaluated only to be drawn
+        epochs, stale, patience = self.progress.epochs + 1, self.progress.stale_epochs + 1, self.settings.early_stop
+        last = epochs >= self.settings.epochs or (patience is not None and stale >= patience)
+        return not self.progress.validating and self.are_due(epochs, finished=last)
+
+    def are_due(self, epochs: int, *, finished: bool) -> bool:
+        """Whether pictures are drawn after so many epochs. finished: whether they are all."""
+        every = self.settings.pictures_every
+        return every != 0 and (finished or (every is not None and epochs % every == 0))
 
 
 class Board(Observer):
@@ -74,10 +97,9 @@ class Board(Observer):
         self._write(progress.steps, histograms.weights(trainer.experiment.model))
         if self.stats is None:
             return
-        if trainer.training.validation:
-            self._write(progress.steps, pictures.precision_recall(self.stats))
-        every = settings.pictures_every
-        if every != 0 and (trainer.finished() or (every and progress.epochs % every == 0)):
+        if PictureSchedule(settings).are_due(progress.epochs, finished=trainer.finished()):
+            if trainer.training.validation:
+                self._write(progress.steps, pictures.precision_recall(self.stats))
             self._draw_evaluation(trainer, self.stats)
 
     def end(self, trainer: BaseTrainer) -> None:

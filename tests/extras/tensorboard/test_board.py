@@ -23,6 +23,7 @@ import train
 from base.base_trainer import BaseTrainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
+from extras.report import EvaluationStats
 from extras.tensorboard.board import Board
 from extras.tensorboard.histograms import FEWEST, histograms
 from extras.tensorboard.model_summary import MOST, Recorder, recording
@@ -466,7 +467,7 @@ def test_inputs_and_classes_of_all_kinds(
 
 
 def test_a_precision_recall_curve_is_right(fit: Fit) -> None:
-    run = fit().run_dir
+    run = fit("trainer.pictures_every=null").run_dir
     curve = make_ndarray(read(run).Tensors("precision_recall/0")[-1].tensor_proto)  # (6, T)
     true, false, true_negative, false_negative, precision, recall = curve
     assert (true + false + true_negative + false_negative == 10).all()
@@ -541,3 +542,32 @@ def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys:
 def test_mistakes_are_reported(fit: Fit, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         fit(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "observed"),
+    [
+        ([], [False, False, True]),
+        (["trainer.pictures_every=0"], [False, False, False]),
+        (["trainer.pictures_every=2"], [False, True, True]),
+        # any epoch may be the last from the second on
+        (["trainer.early_stop=1", "trainer.monitor=min val_loss"], [True, True, True]),
+        (["trainer.early_stop=2", "trainer.monitor=max val_loss"], [False, False, True]),
+        # within an epoch, nothing is drawn
+        (["trainer.validate_every_steps=3", "trainer.steps_per_epoch=4"], [False, False, False, False, False, True]),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value[0], str) else "",
+)
+def test_only_what_may_be_drawn_is_observed(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, overrides: list[str], observed: list[bool]
+) -> None:
+    found: list[bool] = []
+    end = EvaluationStats.end_evaluation
+
+    def counted(self: EvaluationStats) -> None:
+        end(self)
+        found.append(self.classification is not None)
+
+    monkeypatch.setattr(EvaluationStats, "end_evaluation", counted)
+    fit("trainer.epochs=3", "trainer.pictures_every=null", *overrides)
+    assert found == observed
