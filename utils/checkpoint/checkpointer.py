@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import DATA, file_name, read_file, snapshot, step_files, step_of, verify, write
+from utils.checkpoint.file import DATA, file_name, read_file, staged, step_files, step_of, verify, write
 from utils.checkpoint.loading import saved_progress
 from utils.errors import CheckpointError
 from utils.files import link
@@ -92,7 +92,7 @@ class Checkpointer:
 
     def _copy(self, state: dict[str, Any]) -> Any:
         """What the thread needs, in memory that training does not modify."""
-        return snapshot(state)
+        return staged(state)
 
     def _store(self, step: int, state: Any) -> None:
         """Write what ``_copy`` returned. When this returns, the checkpoint can be loaded."""

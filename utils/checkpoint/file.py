@@ -7,6 +7,7 @@ torch itself verifies nothing: a flipped byte would load silently.
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from utils.errors import CheckpointError
 from utils.files import atomic_write, open_regular
-from utils.tree import Keys, map_tensors
+from utils.tree import Keys, map_tensors, tensors
 
 STEP_FILE = re.compile(r"step-(\d{8,})\.pth")
 DATA = re.compile(r"(step-\d{8,})(-\d+)?")
@@ -33,6 +34,9 @@ its shape, dtype and strides. Returns a tensor on device "meta" to skip it."""
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64
 FORMAT = 1
+SMALL = 2**22
+"""Bytes of a state that is serialized at once, in a few milliseconds at most. A thread doing so would take some hundred
+turns at the interpreter, and a training step would wait for each."""
 
 
 def file_name(step: int) -> str:
@@ -54,11 +58,31 @@ def snapshot(state: Any) -> Any:
     return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), state)
 
 
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically. Raises OSError or RuntimeError, and then leaves nothing behind."""
+def staged(state: dict[str, Any]) -> dict[str, Any] | bytes:
+    """What ``write`` takes, unaffected by later training steps: a copy, or the content of the file of a small state."""
+    copied: dict[str, Any] = snapshot(state)
+    if sum(tensor.nbytes for tensor in tensors(copied)) > SMALL:
+        return copied
+    buffer = io.BytesIO()
+    _serialize(copied, buffer)
+    return buffer.getvalue()
+
+
+def _serialize(state: dict[str, Any], file: Any) -> None:
+    torch.save({"format": FORMAT, **state}, file)
+
+
+def write(path: Path, state: dict[str, Any] | bytes) -> None:
+    """Write a checkpoint atomically. Raises OSError or RuntimeError, and then leaves nothing behind.
+
+    state: or its ``staged`` form.
+    """
     with atomic_write(path) as file:
         hashing = _HashingFile(file)
-        torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
+        if isinstance(state, bytes):
+            hashing.write(state)
+        else:
+            _serialize(state, hashing)
         file.seek(-2, os.SEEK_END)
         file.write(_comment(hashing.hash))
         file.flush()
