@@ -34,9 +34,9 @@ its shape, dtype and strides. Returns a tensor on device "meta" to skip it."""
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64
 FORMAT = 1
-SMALL = 2**22
-"""Bytes of a state that is serialized at once, in a few milliseconds at most. A thread doing so would take some hundred
-turns at the interpreter, and a training step would wait for each."""
+SMALL = 2**24
+"""Bytes of a state that is serialized at once, in about 10 ms. A thread doing so would take some hundred turns at the
+interpreter, and a training step would wait for each: with 10 MB in 200 tensors, 14 ms in all instead of 8."""
 
 
 def file_name(step: int) -> str:
