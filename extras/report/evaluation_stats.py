@@ -16,6 +16,7 @@ from base.training.observer import Observer
 from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
 from extras.report.statistics import Classification, Mistake, Regression, as_probabilities, of_two_classes
 from utils.errors import DataError
+from utils.tree import tensors
 
 MOST_CLASSES = 1000
 """With more classes, there is no confusion matrix: its size is quadratic."""
@@ -105,7 +106,7 @@ class EvaluationStats(Observer):
         elif not outputs.is_cpu:
             outputs = outputs.clone()  # a CUDA graph would write the next batch's to the same memory
         self._waiting.append(Waiting(batch_range, outputs, targets, inputs))
-        held = sum(each.nbytes for batch in self._waiting for each in batch[1:] if isinstance(each, Tensor))
+        held = sum(each.numel() * each.element_size() for batch in self._waiting for each in tensors(batch[1:]))
         if outputs.is_cpu or held > HELD:
             self._take_over()
 

@@ -61,15 +61,10 @@ def snapshot(state: Any) -> Any:
 def staged(state: dict[str, Any]) -> dict[str, Any] | bytes:
     """What ``write`` takes, unaffected by later training steps: a copy, or the content of the file of a small state."""
     copied: dict[str, Any] = snapshot(state)
-    if sum(tensor.nbytes for tensor in tensors(copied)) > SMALL:
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors(copied)) > SMALL:  # a sparse one has no nbytes
         return copied
-    buffer = io.BytesIO()
-    _serialize(copied, buffer)
+    torch.save({"format": FORMAT, **copied}, buffer := io.BytesIO())
     return buffer.getvalue()
-
-
-def _serialize(state: dict[str, Any], file: Any) -> None:
-    torch.save({"format": FORMAT, **state}, file)
 
 
 def write(path: Path, state: dict[str, Any] | bytes) -> None:
@@ -82,7 +77,7 @@ def write(path: Path, state: dict[str, Any] | bytes) -> None:
         if isinstance(state, bytes):
             hashing.write(state)
         else:
-            _serialize(state, hashing)
+            torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
         file.seek(-2, os.SEEK_END)
         file.write(_comment(hashing.hash))
         file.flush()

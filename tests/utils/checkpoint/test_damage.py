@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from tests.campaign import differences
@@ -14,6 +15,7 @@ from tests.conftest import load_script, small_config
 from tests.helpers import copy_run, lines
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
+from utils.checkpoint.file import SMALL, staged, write
 from utils.errors import CheckpointError
 
 Fit = Callable[..., train.Result]
@@ -206,3 +208,17 @@ def test_a_sound_best_one_stays_while_training_goes_on_without_links(fit: Fit, m
     monkeypatch.setattr(Checkpointer, "_store", store)
     run = fit("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.epochs=2", "--lr=1e-30").run_dir
     assert [(run / "checkpoints" / "best.pth").read_bytes()] == bests
+
+
+@pytest.mark.parametrize("numbers", [10, SMALL // 4 + 1])
+def test_a_file_is_the_same_whether_its_state_was_small(tmp_path: Path, numbers: int) -> None:
+    """A small state is serialized before the training goes on; a large one in the thread that writes it."""
+    weights = torch.arange(float(numbers))
+    state = {"model": {"weight": weights}, "step": 3}
+    copied = staged(state)
+    assert isinstance(copied, bytes) == (numbers == 10)
+    write(tmp_path / "one.pth", state)
+    weights += 1  # the next step
+    write(tmp_path / "two.pth", copied)
+    assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "two.pth").read_bytes()
+    assert checkpoint.read(tmp_path / "two.pth")["model"]["weight"][-1] == numbers - 1
