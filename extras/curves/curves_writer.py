@@ -13,20 +13,22 @@ PICTURE = "curves.png"
 
 
 class CurvesWriter(Writer):
-    """Draws at the end of an epoch, unless the last drawing took more than 1% of the time since, and at the end.
+    """Draws at the end of an epoch, unless a drawing takes more than 1% of the time since the last, and at the end.
 
     monitor: "min NAME" or "max NAME", whose best epoch is marked; None: no mark. warn: shows a warning.
     """
 
     SHARE = 0.01
     """Maximum fraction of a run's time."""
+    USUAL = 0.02
+    """Seconds for a drawing, before the first one has shown how long it takes."""
 
     def __init__(self, folder: Path, *, monitor: str | None, warn: Callable[[str], None]) -> None:
         self.folder = RunFolder(folder)
         self.monitor = monitor
         self.warn = warn
         self._stale = False
-        self._next = 0.0
+        self._next = time.perf_counter() + self.USUAL / self.SHARE
         self._failed = False
 
     def epoch(self, record: Mapping[str, float]) -> None:
