@@ -154,6 +154,34 @@ def test_testing_a_run_reads_no_training_data(fit: Fit, monkeypatch: pytest.Monk
     assert load_script("test").main(["-r", str(result.run_dir)])["accuracy"] >= 0
 
 
+def test_a_process_ends_without_a_look_at_its_imports_but_frees_what_the_run_left(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import atexit, gc, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import cli
+
+class Own:
+    def __init__(self):
+        self.itself = self  # only garbage collection frees it
+
+    def __del__(self):
+        print("freed")
+
+def main(argv):
+    Own()
+
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs last
+gc.disable()
+cli.run(main)
+sys.exit(cli.run(main))
+"""
+    )
+    done = run(str(script))
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["freed", "freed", "True"], "")
+
+
 def test_overrides_before_and_after_options(write_config: Write) -> None:
     config = str(write_config())
     for arguments in (["trainer.epochs=1", "-c", config, "--bs", "40"], ["-c", config, "--bs=40", "trainer.epochs=1"]):

@@ -1,8 +1,10 @@
 """Command line shared by train.py and test.py: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
+import atexit
 import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -183,11 +185,22 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
 
     If several processes fail, only the first to fail prints its error.
     """
+    atexit.unregister(leave_imports)  # once, however many commands this process runs
+    atexit.register(leave_imports)
     try:
         status = _status(command, argv)  # first: the command may join a process group
     finally:
         flush_streams()
     return current().exit(status)
+
+
+def leave_imports() -> None:
+    """At the end of the process: collect what the command has left, but not the libraries that it imported.
+
+    Python would look through those several times, which takes 0.5 s in all, and 0.9 s with torchmetrics.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:

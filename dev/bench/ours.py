@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import train
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
+from utils import cli
 
 marks: dict[str, float] = {}
 optimizer_step, train_all = BaseTrainer.optimizer_step, BaseTrainer.train
@@ -40,8 +42,7 @@ def timed(self: BaseTrainer) -> None:
     marks["loop"], marks["cpu"] = time.perf_counter() - start, time.process_time() - cpu
 
 
-if __name__ == "__main__":
-    BaseTrainer.optimizer_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
+def main(argv: Sequence[str] | None = None) -> None:
     if sys.argv[2].startswith("dev/bench/configs/"):
         import dev.bench.components  # noqa: F401  (registers what these configs name)
     result = train.main(sys.argv[1:])
@@ -50,3 +51,8 @@ if __name__ == "__main__":
     if not next(result.model.parameters()).is_cpu:
         peak = torch.accelerator.max_memory_allocated() / 2**20
     print(json.dumps({**marks, "steps": result.steps, "peak": peak, "faults": usage.ru_minflt}))
+
+
+if __name__ == "__main__":
+    BaseTrainer.optimizer_step, BaseTrainer.train = first_step, timed  # type: ignore[method-assign]
+    sys.exit(cli.run(main))
