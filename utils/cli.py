@@ -1,7 +1,6 @@
 """Command line shared by train.py and test.py: common arguments, overrides, and errors as exit statuses."""
 
 import argparse
-import atexit
 import contextlib
 import errno
 import gc
@@ -19,6 +18,7 @@ from utils.device_errors import device_failure
 from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra
+from utils.imports import leave_to_the_system
 from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 from utils.user_code import user_line
@@ -155,9 +155,11 @@ def refuse_torchrun(what: str) -> None:
 def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace] = train_options) -> None:
     """For the top of train.py and test.py: exit if the command is --help, has a typo, or asks for a cached list.
 
-    Otherwise prints that it is loading. Does not import torch, which takes seconds.
+    Otherwise prints that it is loading. Does not import torch, which takes seconds. Until ``run``, garbage collection
+    is off: see utils/imports.py.
     """
     if current().launched or "RANK" in os.environ:
+        gc.disable()
         return
 
     def answer(argv: Sequence[str] | None) -> None:
@@ -168,6 +170,7 @@ def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace
     if status := run(answer):
         sys.exit(status)
     say_loading()
+    gc.disable()
 
 
 @contextlib.contextmanager
@@ -185,22 +188,15 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
 
     If several processes fail, only the first to fail prints its error.
     """
-    atexit.unregister(leave_imports)  # once, however many commands this process runs
-    atexit.register(leave_imports)
+    leave_to_the_system()
+    if not gc.isenabled():  # since answer_early
+        gc.freeze()
+        gc.enable()
     try:
         status = _status(command, argv)  # first: the command may join a process group
     finally:
         flush_streams()
     return current().exit(status)
-
-
-def leave_imports() -> None:
-    """At the end of the process: collect what the command has left, but not the libraries that it imported.
-
-    Python would look through those several times, which takes 0.5 s in all, and 0.9 s with torchmetrics.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None) -> int:

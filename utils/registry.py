@@ -6,7 +6,6 @@
 A config's ``"type"`` is looked up only here, so a config can never import or run arbitrary code.
 """
 
-import importlib
 import inspect
 import json
 import re
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
+from utils.imports import import_module
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
@@ -144,7 +144,7 @@ class Registry:
             return ""
         task = word[1].lower()
         differing = {}
-        of_task = getattr(importlib.import_module(f"{self.library}.classification"), name, None)
+        of_task = getattr(import_module(f"{self.library}.classification"), name, None)
         known = self.parameters(word[2])
         for key, parameter in (parameters(of_task) if of_task else {}).items():
             if key in known and key not in args and parameter.default not in (parameter.empty, known[key].default):
@@ -217,7 +217,7 @@ class Registry:
     def _import_library(self) -> ModuleType | None:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
-        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
+        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_module(folder)
 
 
 def _execution_of(component: Callable[..., Any]) -> object:
@@ -306,7 +306,7 @@ def import_components() -> None:
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             try:
-                importlib.import_module(f"{folder}.{path.stem}")
+                import_module(f"{folder}.{path.stem}")
             except UserError:
                 raise
             except (Exception, SystemExit) as error:

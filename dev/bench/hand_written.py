@@ -7,6 +7,10 @@ cheapest, TensorBoard and a checkpoint an epoch are written. Prints a line of JS
 """
 
 import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until Marks.begin, so that it does not look through what is imported
+
 import json
 import resource
 import sys
@@ -37,7 +41,8 @@ class Marks:
             torch.accelerator.synchronize()
 
     def begin(self) -> None:
-        gc.freeze()  # what the imports made is not looked through again
+        gc.freeze()  # what the imports made is not looked through again, nor at the end
+        gc.enable()
         self.wait()
         self._start, self._cpu = time.perf_counter(), time.process_time()
 

@@ -5,6 +5,11 @@ prints the line of JSON of hand_written.py. components.py registers the same mod
 dev/bench/configs.
 """
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # as in hand_written.py
+
 import json
 import os
 import sys

@@ -1,0 +1,47 @@
+"""Garbage collection rests while libraries are imported, and only then."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from utils import cli
+from utils.imports import import_module
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_it_rests_while_a_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_module.py").write_text("import gc\nENABLED = gc.isenabled()\n")
+    (tmp_path / "one_broken_module.py").write_text("raise ImportError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not import_module("one_module").ENABLED
+    assert gc.isenabled()
+    with pytest.raises(ImportError):
+        import_module("one_broken_module")
+    assert gc.isenabled()
+    gc.disable()  # by the user
+    import_module("one_module")
+    assert not gc.isenabled()
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_it_rests_from_the_top_of_a_script_until_its_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launched: bool
+) -> None:
+    if launched:
+        monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    cli.answer_early("Trains.\n\nexamples")
+    assert not gc.isenabled()
+    within: list[bool] = []
+    frozen = gc.get_freeze_count()
+    assert cli.run(lambda _: within.append(gc.isenabled())) == 0
+    assert within == [True]
+    assert gc.get_freeze_count() > frozen
