@@ -3,11 +3,12 @@
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from extras.axis import Axis, ticks
 from extras.pen import BLACK, COLOURS, GREY, Point, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number
@@ -19,21 +20,6 @@ HEADER = 34
 SCALE = 3  # curves are drawn at this scale and reduced, since Pillow's lines are not antialiased
 MOST_DOTS = 25  # maximum number of marked points on a curve
 GRID = "#e4e4e4"
-
-
-class Axis(NamedTuple):
-    """The range of an axis, on a linear or logarithmic scale."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def share(self, value: float) -> float:
-        """Position of a value, from 0 at the low end to 1."""
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return (value - low) / (high - low)
 
 
 class Chart(NamedTuple):
@@ -90,11 +76,11 @@ def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
     if across.low == across.high:
         across = Axis(across.low - 0.5, across.high + 0.5)
 
-    for tick in _ticks(up):
+    for tick in ticks(up):
         y = top + height * (1 - up.share(tick))
         pen.line([(left, y), (left + width, y)], fill=GRID)
         write(pen, (left - 6, y), f"{tick:.5g}", size=11, colour=GREY, anchor="rm")
-    for tick in _ticks(across, whole=True):
+    for tick in ticks(across, whole=True):
         x = left + width * across.share(tick)
         pen.line([(x, top + height), (x, top + height + 3)], fill=GREY)
         write(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
@@ -169,17 +155,3 @@ def _axis(values: Sequence[float]) -> Axis:
         return Axis(low / factor, high * factor, log=True)
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     return Axis(low - room, high + room)
-
-
-def _ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
-    """About five round values on an axis. whole: integers only."""
-    if axis.log:
-        first, last = math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high))
-        every = max(1, math.ceil((last - first) / 5))
-        return [10.0**exponent for exponent in range(first, last + 1, every)]
-    rough = (axis.high - axis.low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next((factor * power for factor in (1.0, 2.0, 5.0) if factor * power >= rough), 10 * power)
-    step = max(step, 1.0) if whole else step
-    count = math.floor(axis.high / step) - math.ceil(axis.low / step) + 1
-    return [(math.ceil(axis.low / step) + place) * step for place in range(count)]

@@ -136,7 +136,7 @@ def scatter(found: Regression) -> Figure:
         axes.legend(loc="upper left")
     values = found.residuals()
     axes.set(xlabel="true value (target units)", ylabel="predicted value (target units)")
-    axes.set_title(f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}\n{_of(found)}")
+    axes.set_title(f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}\n{found.extent()}")
     plain(axes)
     return figure
 
@@ -151,7 +151,7 @@ def residuals(found: Regression) -> Figure:
     left.axhline(0, color=GREY, linestyle="--")
     left.plot(predicted, predicted - true, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
     left.set(xlabel="predicted value (target units)", ylabel="predicted - true (target units)")
-    left.set_title(f"Residuals: mean {values.mean:.3g}, standard deviation {values.deviation:.3g}\n{_of(found)}")
+    left.set_title(f"Residuals: mean {values.mean:.3g}, standard deviation {values.deviation:.3g}\n{found.extent()}")
     if len(true):
         right.hist(predicted - true, bins=40, orientation="horizontal", color=COLOURS[0])
     right.axhline(0, color=GREY, linestyle="--")
@@ -170,8 +170,3 @@ def _ends(values: Doubles) -> tuple[float, float]:
 
 def _opacity(points: int) -> float:
     return max(0.2, min(0.8, 400 / max(points, 1)))
-
-
-def _of(found: Regression) -> str:
-    kept = found.pairs.shape[1]
-    return f"{found.numbers:,} values" if kept == found.numbers else f"{kept:,} of {found.numbers:,} values drawn"

@@ -292,6 +292,11 @@ class Regression:
         self._counts += counts
         self._squares += squares
 
+    def extent(self) -> str:
+        """How many numbers there are, and how many of them are kept: "5,000 of 12,000 values drawn"."""
+        kept = self.pairs.shape[1]
+        return f"{self.numbers:,} values" if kept == self.numbers else f"{kept:,} of {self.numbers:,} values drawn"
+
     def residuals(self) -> Residuals:
         if not self.numbers:
             return Residuals(*[math.nan] * 6)

@@ -1,4 +1,4 @@
-"""Pictures: the model's inputs, and the findings of an evaluation. matplotlib is imported only for drawing."""
+"""Pictures: the model's inputs, and the findings of an evaluation."""
 
 import struct
 from collections.abc import Iterator
@@ -57,10 +57,7 @@ def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[
         if (mistakes := thumbnails.mistakes(stats.mistakes()[:MISTAKES], names)) is not None:
             yield image(f"{phase}/mistakes", mistakes)
     if stats.regression is not None and stats.regression.numbers:
-        from extras.drawing import png
-        from extras.report import figures
-
-        yield image(f"{phase}/predicted_over_true", png(figures.scatter(stats.regression)))
+        yield image(f"{phase}/predicted_over_true", thumbnails.scatter(stats.regression))
 
 
 def image(tag: str, png: bytes) -> Summary:

@@ -9,16 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from extras.axis import Axis, ticks
 from extras.pen import BLACK, COLOURS, GREY, legible, write
+from utils.text import number
 
 if TYPE_CHECKING:
-    from extras.report.statistics import Counts, Mistake
+    from extras.report.statistics import Counts, Mistake, Regression
 
 # in pixels
 MATRIX = 520
 SIDE = 120  # of a mistake
 COLUMN, ROW = 168, 196
 MARGIN = 8
+PLOT = 440
+DOTS = (5, 9)  # diameters at twice the size, of many and of few
+GRID = "#e4e4e4"
 # viridis at 0, 1/4 ... 1, as in the report
 SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 
@@ -71,6 +76,65 @@ def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int =
         write(pen, (middle, top + SIDE + 28), f"true: {names[true]}", size=15, anchor="ma")
         write(pen, (middle, top + SIDE + 48), f"sample {sample}", size=12, colour=GREY, anchor="ma")
     return _png(picture)
+
+
+def scatter(found: "Regression") -> bytes:
+    """Predicted over true values, with the identity line."""
+    predicted, true = found.pairs
+    across, up, values = _axis(true), _axis(predicted), found.residuals()
+    if 0.2 < (up.high - up.low) / (across.high - across.low) < 5:  # else one would collapse to a line
+        across = up = _axis(found.pairs)
+    left, top = 84, 62
+    picture = Image.new("RGB", (left + PLOT + 20, top + PLOT + 56), "white")
+    pen = ImageDraw.Draw(picture)
+    title = f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}"
+    write(pen, (left + PLOT / 2, 8), title, size=15, anchor="ma")
+    write(pen, (left + PLOT, top - 22), found.extent(), size=13, colour=GREY, anchor="ra")
+    for tick in ticks(up):
+        y = top + PLOT * (1 - up.share(tick))
+        pen.line([(left, y), (left + PLOT, y)], fill=GRID)
+        write(pen, (left - 6, y), f"{tick:.5g}", size=13, colour=GREY, anchor="rm")
+    for tick in ticks(across):
+        x = left + PLOT * across.share(tick)
+        pen.line([(x, top), (x, top + PLOT)], fill=GRID)
+        write(pen, (x, top + PLOT + 6), f"{tick:.5g}", size=13, colour=GREY, anchor="mt")
+    write(pen, (left + PLOT, top + PLOT + 34), "true value (target units)", size=13, anchor="rt")
+    write(pen, (MARGIN, top - 22), "predicted value (target units)", size=13)
+    low, high = max(across.low, up.low), min(across.high, up.high)
+    if low < high:
+        ends = [(left + PLOT * across.share(end), top + PLOT * (1 - up.share(end))) for end in (low, high)]
+        pen.line(ends, fill=GREY)
+        write(pen, (left + 10, top + 8), "line: predicted = true", size=12, colour=GREY)
+    dots = _dots((true - across.low) / (across.high - across.low), (up.high - predicted) / (up.high - up.low))
+    picture.paste(Image.new("RGB", dots.size, COLOURS[0]), (left, top), dots)
+    pen.rectangle((left, top, left + PLOT, top + PLOT), outline=GREY)
+    return _png(picture)
+
+
+def _axis(values: npt.NDArray[np.float64]) -> Axis:
+    """An axis with room for these values."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    if high - low > max(1e-9 * max(abs(low), abs(high)), 1e-200):
+        room = (high - low) * 0.04
+    else:
+        room = max(abs(high) * 0.04, 1e-6)
+    return Axis(low - room, high + room)
+
+
+def _dots(across: npt.NDArray[np.float64], down: npt.NDArray[np.float64]) -> Image.Image:
+    """How much of each pixel is covered by dots at these fractions of the plot's width and height, as a mask.
+
+    Dots are translucent where there are many.
+    """
+    dot = DOTS[len(across) <= 500]
+    covered = np.zeros((2 * PLOT + dot, 2 * PLOT + dot), np.int64)
+    columns, rows = ((2 * PLOT * place).astype(int) for place in (across, down))
+    for row, column in np.ndindex(dot, dot):
+        if (row - dot // 2) ** 2 + (column - dot // 2) ** 2 <= (dot / 2) ** 2:
+            np.add.at(covered, (rows + row, columns + column), 1)
+    opacity = max(0.2, min(0.8, 400 / max(len(across), 1)))
+    mask = (255 * (1 - (1 - opacity) ** covered)).astype(np.uint8)
+    return Image.fromarray(mask[dot // 2 :, dot // 2 :][: 2 * PLOT, : 2 * PLOT]).reduce(2)
 
 
 def _legible(names: Sequence[str], *, longest: int) -> list[str]:

@@ -3,12 +3,14 @@
 import io
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from extras.report.statistics import Mistake
+from extras.report.statistics import Mistake, Regression
 from extras.tensorboard import thumbnails
 from tests.helpers import ROOT
 
@@ -57,10 +59,54 @@ def test_names_that_no_font_has_are_numbers() -> None:
     assert thumbnails.mistakes(mistake, strange) == thumbnails.mistakes(mistake, plain)
 
 
+def dots(found: Regression) -> np.ndarray[Any, Any]:
+    """Where the plot has dots, as fractions of its width and height from the left and the bottom, (N, 2)."""
+    picture = np.asarray(opened(thumbnails.scatter(found))).astype(int)
+    plot = picture[62 : 62 + thumbnails.PLOT, 84 : 84 + thumbnails.PLOT]
+    rows, columns = np.nonzero((plot[..., 2] - plot[..., 0]) > 100)  # blue
+    return np.stack([columns, thumbnails.PLOT - rows], 1) / thumbnails.PLOT
+
+
+def regression(predicted: list[float], true: list[float]) -> Regression:
+    found = Regression(len(true), 1)
+    found.add(0, torch.tensor(predicted, dtype=torch.float64), torch.tensor(true, dtype=torch.float64))
+    return found
+
+
+def test_a_scatter_plot_has_a_dot_for_each_pair() -> None:
+    found = dots(regression([0.0, 10.0, 2.5], [0.0, 10.0, 7.5]))  # from -0.4 to 10.4 on both axes
+    expected = np.array([(0.4, 0.4), (10.4, 10.4), (7.9, 2.9)]) / 10.8
+    near = np.abs(found[:, None] - expected).max(2) < 0.012
+    assert near.any(1).all()
+    assert near.any(0).all()
+    narrow = dots(regression([0.0, 0.1], [0.0, 100.0]))  # each axis has its own range
+    assert narrow.min(0) == pytest.approx([0.037, 0.037], abs=0.01)
+    assert narrow.max(0) == pytest.approx([0.963, 0.963], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true"),
+    [
+        ([1.0], [2.0]),
+        ([3.0, 3.0], [3.0, 3.0]),
+        ([1e150, -1e150], [1.0, 2.0]),
+        ([5e-324, 0.0], [0.0, 1e-320]),
+        ([1e9, 1e9 + 1e-6], [1e9, 1e9]),
+        (list(range(2000)), list(range(2000))),
+        ([float("nan")], [1.0]),
+    ],
+)
+def test_a_scatter_plot_of_any_numbers(predicted: list[float], true: list[float]) -> None:
+    found = regression(predicted, true)
+    assert opened(thumbnails.scatter(found)).size == (544, 558)
+
+
 def test_they_need_no_matplotlib() -> None:
     code = (
-        "import sys, numpy, extras.tensorboard.thumbnails as t; t.confusion_matrix(numpy.eye(1, dtype=int), 'a'); "
-        "print('matplotlib' in sys.modules)"
+        "import sys, numpy, torch, extras.tensorboard.thumbnails as t\n"
+        "from extras.report.statistics import Regression\n"
+        "t.confusion_matrix(numpy.eye(1, dtype=int), 'a'); found = Regression(2, 1); "
+        "found.add(0, torch.zeros(2), torch.ones(2)); t.scatter(found); print('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
