@@ -72,7 +72,9 @@ class Run:
     """The lines of metrics.jsonl, without values that are not finite."""
     environment: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
-    """The result of test.py, as in its metrics.json."""
+    """The result of test.py, as in its metrics.json; empty if ``outdated``."""
+    outdated: str = ""
+    """Why the result of test.py does not belong to these records; empty if it does, or there is none."""
     damage: str = ""
     """What cannot be read; empty if everything can."""
 
@@ -295,8 +297,21 @@ def _read(path: Path) -> Run:
             run.records.append(record)
         elif line.endswith("\n"):  # otherwise it is being written
             problems.append(f"metrics.jsonl, line {number} is not the record of an epoch")
+    if run.test and (outdated := _outdated(run, test.get("step"))):
+        run.test, run.outdated = {}, outdated
     run.damage = "; ".join(problems[:2])
     return run
+
+
+def _outdated(run: Run, step: Any) -> str:
+    """Why values of the checkpoint of this step must not stand beside the run's best value; empty if they may."""
+    best = run.best(run.monitor) if run.monitor else None
+    epoch = best[1] if best else run.epochs
+    ended = next((record.get("step") for record in run.records if record.get("epoch") == epoch), None)
+    # without a best epoch, test.py takes the newest checkpoint, which may be later than the last epoch
+    if ended is None or not _is_number(step) or (step == ended if best else step >= ended):
+        return ""
+    return f"tested at step {step}, but the {'best' if best else 'last'} epoch ended at step {ended}; run test.py again"
 
 
 def _object(path: Path) -> dict[str, Any] | None:
