@@ -14,7 +14,7 @@ from extras.records import RATES, best_of, charts, flat
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
-from utils.run_folder import NAME
+from utils.run_folder import NAME, RunFolder, start_order
 from utils.text import one_line
 
 # where a run is saved and how much it prints: not part of the experiment
@@ -226,7 +226,7 @@ class Repeats:
     runs: list[Run]
     """Finished runs, one for each seed and fold."""
     left_out: int
-    """Others: unfinished, or with a seed and fold that a later run has too."""
+    """Others: unfinished, or with a seed and fold of a run that started later."""
     over: list[str]
     """What differs between them, as in ["seed"]."""
 
@@ -255,8 +255,9 @@ def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
         alike.setdefault(tuple(sorted((key, run.compared(key)) for key in rest)), []).append(run)
     found = []
     for members in alike.values():
-        newest = sorted((run for run in members if run.state() == "finished"), key=lambda run: run.path.name)
-        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in newest}.values())
+        finished = [run for run in members if run.state() == "finished"]
+        finished.sort(key=lambda run: start_order(RunFolder(run.path)))
+        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in finished}.values())
         if len(kept) > 1:
             differ = [key for key in REPEATS if len({shown_value(run.config.get(key)) for run in kept}) > 1]
             over = [key.rpartition(".")[2] for key in differ]

@@ -476,6 +476,16 @@ def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.Capt
     assert any(line.split()[:5] == ["all", "2", "0.2000", "±", "0.14"] for line in compared(capsys, run.parent))
 
 
+def test_of_repeated_runs_the_last_to_start_counts_whatever_their_names(make: Make) -> None:
+    make("zero", [0.5] * 3, seed=0, about={"time": "2026-01-01T09:00:00+09:00"})
+    make("again", [0.1] * 3, seed=0, about={"time": "2026-01-01T01:00:00+00:00"})
+    run = make("one", [0.3] * 3, seed=1)
+    test.main(["--compare", str(run.parent)])
+    with (run.parent / "comparison_means.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert sorted(row["members"].split()) == ["small/again", "small/one"]
+
+
 def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("20260101-000001", [0.1])
 
