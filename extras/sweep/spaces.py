@@ -26,6 +26,8 @@ MEANT_AS_RANGE = re.compile(r"([^/\\\"\[{]*?)\s*\.\.+\s*([^/\\\"\]}]*)")
 MEANT_AS_SCALED = re.compile(r"(lin|log)\s*[:(\s]\s*(.*?)\)?", re.IGNORECASE)
 # a trial's location and its value must mean the same in all trials
 NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
+REPLICATES = ("seed", "fold")
+"""The last words of keys whose values are repetitions of one experiment."""
 MOST_TRIALS = 10_000
 MOST_CHECKED = 64
 """Maximum number of grid points to check before it starts; each value is checked in any case."""
@@ -49,6 +51,10 @@ class Space:
     @property
     def finite(self) -> bool:
         return bool(self.values)
+
+    @property
+    def replicates(self) -> bool:
+        return self.key.rpartition(".")[2] in REPLICATES
 
     def override(self, value: str) -> str:
         return f"{self.key}={value}"
@@ -246,7 +252,14 @@ def grid_size(spaces: Sequence[Space]) -> int:
 
 
 def check_trials(spaces: Sequence[Space], trials: int) -> None:
-    """Raise UserError if there are fewer combinations than trials, so that some would be repeated."""
+    """Raise UserError if a search would choose seeds or folds, or repeat some of too few combinations."""
+    for space in spaces:
+        if space.replicates:
+            raise UserError(
+                f"space {space.key}={space.text}: --trials would pick the luckiest {space.key.rpartition('.')[2]}. "
+                "Leave --trials out: a grid compares the means. Or search without this key, and then repeat the best "
+                f"trial: python sweep.py -c SWEEP/best.json {space.key}={space.text}"
+            )
     size = math.prod(len(space.values) for space in spaces)  # 0 if one is a range
     if 0 < size < trials:
         raise UserError(f"--trials {trials}: there are only {size} combinations; a grid runs each of them once")
