@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils.config import LoadedConfig, load_config
 from utils.errors import ConfigError, UserError
+from utils.schema import Config
 from utils.text import OVERRIDE, closest
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -230,6 +231,22 @@ def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | N
         text = str(error)
         return text if f"override {cause}" in text else f"with {cause}: {text}"
     return None
+
+
+def check_monitor(config: Config, spaces: Sequence[Space]) -> None:
+    """Raise UserError if the spaces change the monitored loss itself, so that its values cannot be compared."""
+    monitored = config.trainer.monitored_name
+    for space in spaces:
+        key = space.key
+        # the weight of one of several losses changes their sum, but not its own value
+        changed = [name for name in config.losses if key == "loss" or f"{key}.".startswith(f"loss.{name}.")]
+        names = ["loss", *(name for name in changed if key != f"loss.{name}.weight")]
+        prefixes = ["", "val_", *(f"val_{name}_" for name in config.validations)]
+        if f"{key}.".startswith("loss.") and monitored in [f"{prefix}{name}" for prefix in prefixes for name in names]:
+            raise UserError(
+                f"space {key}={space.text}: trials with different losses cannot be compared by {monitored}; monitor a "
+                'metric instead, e.g. trainer.monitor="max val_accuracy"'
+            )
 
 
 def combinations(spaces: Sequence[Space]) -> Iterator[list[str]]:

@@ -178,6 +178,7 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
         (["optimizer.args.lr=log:1e-4..1"], "set how many to try with --trials N"),
         (["seed=0..2", "--sampler", "random"], "--sampler random needs the number of trials"),
         (["seed=0..2", "trainer.monitor=null"], "trainer.monitor is null"),
+        (["loss.args.label_smoothing=0,0.1", "loss.type=cross_entropy"], "cannot be compared by val_loss; monitor a"),
         (["seeds=0..2"], 'did you mean "seed"?'),
         (["-r", "nowhere"], "nowhere: no such sweep"),
         (["-r", "RUN"], "is the folder of a run; to resume it: python train.py -r"),
