@@ -290,7 +290,7 @@ def _runs(*parents: Path) -> list[RunFolder]:
     """The runs in some folders, in order of their start."""
     named = [path for parent in parents for path in parent.glob("*") if NAME.fullmatch(path.name)]
     runs = [RunFolder(path) for path in named if (path / "config.json").is_file()]
-    return sorted(runs, key=_start)
+    return sorted(runs, key=start_order)
 
 
 def _a_run_in(folder: Path) -> str:
@@ -303,10 +303,10 @@ def _a_run_in(folder: Path) -> str:
     return f"; give one of the runs in it, such as {first}" if first else ""
 
 
-def _start(run: RunFolder) -> tuple[int, str, int]:
-    """When a run was started, in nanoseconds; the name breaks ties."""
-    date, clock, *number = run.path.name.split("-")
-    name = (date + clock, int(number[0]) if number else 1)
+def start_order(run: RunFolder) -> tuple[int, str, int]:
+    """When a run was started, in nanoseconds; the name, which the user may have chosen, breaks ties."""
+    numbered = NAME.fullmatch(run.path.name)
+    name = (run.path.name[:15], int(numbered[1][1:])) if numbered and numbered[1] else (run.path.name, 1)
     with contextlib.suppress(OSError, ValueError):
         return int(read_text(run.started)), *name
     with contextlib.suppress(ValueError, TypeError, KeyError):  # a copy without hidden files: whole seconds

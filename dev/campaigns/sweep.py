@@ -29,7 +29,7 @@ from tests.helpers import PATIENCE, ROOT
 WHAT = ("trial", "trial", "sweep", "all")
 GRID = ("seed=0..2", "optimizer.args.lr=0.02,0.05,0.1,0.2", "--jobs", "2")
 TPE = (
-    *("optimizer.args.lr=log:1e-4..1", "model.args.hidden_features=log:2..64", "seed=0..99"),
+    *("optimizer.args.lr=log:1e-4..1", "model.args.hidden_features=log:2..64"),
     *("--trials", "12", "--pruner", "median"),
 )
 

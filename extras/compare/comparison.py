@@ -108,6 +108,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         for name, content in files.items():
             replace_file(folder / name, content)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
+    notes += [f"test values left out: {display_path(run.path)}: {run.outdated}" for run in runs if run.outdated]
     notes += [f"not a run: {display_path(path)}" for path in others]
     say("\n\n".join("\n".join(lines) for lines in [*map(_table, groups), notes] if lines))
     with _writing(folder):

@@ -14,7 +14,7 @@ from extras.records import RATES, best_of, charts, flat
 from utils.errors import CheckpointError
 from utils.files import read_text
 from utils.paths import display_path, project_path
-from utils.run_folder import NAME
+from utils.run_folder import NAME, RunFolder, start_order
 from utils.text import one_line
 
 # where a run is saved and how much it prints: not part of the experiment
@@ -72,7 +72,9 @@ class Run:
     """The lines of metrics.jsonl, without values that are not finite."""
     environment: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
-    """The result of test.py, as in its metrics.json."""
+    """The result of test.py, as in its metrics.json; empty if ``outdated``."""
+    outdated: str = ""
+    """Why the result of test.py does not belong to these records; empty if it does, or there is none."""
     damage: str = ""
     """What cannot be read; empty if everything can."""
 
@@ -224,7 +226,7 @@ class Repeats:
     runs: list[Run]
     """Finished runs, one for each seed and fold."""
     left_out: int
-    """Others: unfinished, or with a seed and fold that a later run has too."""
+    """Others: unfinished, or with a seed and fold of a run that started later."""
     over: list[str]
     """What differs between them, as in ["seed"]."""
 
@@ -253,8 +255,9 @@ def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
         alike.setdefault(tuple(sorted((key, run.compared(key)) for key in rest)), []).append(run)
     found = []
     for members in alike.values():
-        newest = sorted((run for run in members if run.state() == "finished"), key=lambda run: run.path.name)
-        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in newest}.values())
+        finished = [run for run in members if run.state() == "finished"]
+        finished.sort(key=lambda run: start_order(RunFolder(run.path)))
+        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in finished}.values())
         if len(kept) > 1:
             differ = [key for key in REPEATS if len({shown_value(run.config.get(key)) for run in kept}) > 1]
             over = [key.rpartition(".")[2] for key in differ]
@@ -295,8 +298,21 @@ def _read(path: Path) -> Run:
             run.records.append(record)
         elif line.endswith("\n"):  # otherwise it is being written
             problems.append(f"metrics.jsonl, line {number} is not the record of an epoch")
+    if run.test and (outdated := _outdated(run, test.get("step"))):
+        run.test, run.outdated = {}, outdated
     run.damage = "; ".join(problems[:2])
     return run
+
+
+def _outdated(run: Run, step: Any) -> str:
+    """Why values of the checkpoint of this step must not stand beside the run's best value; empty if they may."""
+    best = run.best(run.monitor) if run.monitor else None
+    epoch = best[1] if best else run.epochs
+    ended = next((record.get("step") for record in run.records if record.get("epoch") == epoch), None)
+    # without a best epoch, test.py takes the newest checkpoint, which may be later than the last epoch
+    if ended is None or not _is_number(step) or (step == ended if best else step >= ended):
+        return ""
+    return f"tested at step {step}, but the {'best' if best else 'last'} epoch ended at step {ended}; run test.py again"
 
 
 def _object(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from extras.sweep.coordinator import Coordinator
 from extras.sweep.display import Display
 from extras.sweep.results import Result, conclude
 from extras.sweep.search import need_optuna
-from extras.sweep.spaces import check_spaces, check_trials, grid_size, parse_spaces
+from extras.sweep.spaces import check_monitor, check_spaces, check_trials, grid_size, parse_spaces
 from extras.sweep.sweep_folder import Spec, SweepFolder
 from extras.sweep.trial_process import TrialProcesses
 from utils.config.sources import read_config
@@ -90,6 +90,7 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
             "trials are compared by the monitored value, but trainer.monitor is null; "
             'set it, e.g. trainer.monitor="min val_loss"'
         )
+    check_monitor(loaded.config, spaces)
     base = read_config(config, fixed).value
     seed = base.get("seed", 0)
     threads = max(1, torch.get_num_threads() // options.jobs)  # per trial: those of a single run, divided

@@ -51,6 +51,8 @@ class Running:
     slot: int
     process: Any = None
     """None while a process left behind by another coordinator still trains it."""
+    claimed: tuple[Any, ...] = ()
+    """Its progress on disk when it was claimed."""
     started: float = 0.0
     deaths: int = 0
     starved: int = 0
@@ -119,7 +121,8 @@ class Coordinator:
                 self._looked = time.monotonic()
                 return
             taken = {one.slot for one in self.running}
-            one = Running(trial, slot=next(slot for slot in range(self.jobs) if slot not in taken))
+            slot = next(slot for slot in range(self.jobs) if slot not in taken)
+            one = Running(trial, slot, claimed=_mark(trial))
             self.running.append(one)
             self._start(one)
 
@@ -191,6 +194,12 @@ class Coordinator:
             reason = _reason(one.trial)
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
+            # it had checkpoints: what keeps it from resuming is hardly its values, unless the loss diverges
+            if one.claimed[1:] and _mark(one.trial) == one.claimed and "the loss is " not in reason:
+                raise UserError(
+                    f"{one.trial.name} cannot be resumed: {reason}\nNothing is lost: fix the cause, and continue the "
+                    "sweep. To run the trial from the beginning instead, remove its folder first"
+                )
             self._finish(one, Outcome("failed", *ended, reason))
             return None if values or MAY_PASS.search(reason) else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1

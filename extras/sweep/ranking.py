@@ -12,8 +12,6 @@ from extras.sweep.sweep_folder import Spec, Trial
 from utils.paths import PROJECT, display_path
 from utils.text import duration, number
 
-REPLICATES = ("seed", "fold")
-"""The last words of keys whose values are repetitions of one experiment."""
 # 97.5% quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
 T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 NORMAL_QUANTILE = 1.959964
@@ -74,7 +72,7 @@ def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
 
     Of a grid, settings without some of their trials come last: those that failed or were pruned might have been worse.
     """
-    keys = [key for key in spec.keys if key.rpartition(".")[2] in REPLICATES]
+    keys = [space.key for space in spec.spaces if space.replicates]
     if not keys:
         return []
     groups: dict[tuple[str, ...], Repeated] = {}

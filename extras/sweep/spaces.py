@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils.config import LoadedConfig, load_config
 from utils.errors import ConfigError, UserError
+from utils.schema import Config
 from utils.text import OVERRIDE, closest
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -26,6 +27,8 @@ MEANT_AS_RANGE = re.compile(r"([^/\\\"\[{]*?)\s*\.\.+\s*([^/\\\"\]}]*)")
 MEANT_AS_SCALED = re.compile(r"(lin|log)\s*[:(\s]\s*(.*?)\)?", re.IGNORECASE)
 # a trial's location and its value must mean the same in all trials
 NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
+REPLICATES = ("seed", "fold")
+"""The last words of keys whose values are repetitions of one experiment."""
 MOST_TRIALS = 10_000
 MOST_CHECKED = 64
 """Maximum number of grid points to check before it starts; each value is checked in any case."""
@@ -49,6 +52,10 @@ class Space:
     @property
     def finite(self) -> bool:
         return bool(self.values)
+
+    @property
+    def replicates(self) -> bool:
+        return self.key.rpartition(".")[2] in REPLICATES
 
     def override(self, value: str) -> str:
         return f"{self.key}={value}"
@@ -226,6 +233,22 @@ def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | N
     return None
 
 
+def check_monitor(config: Config, spaces: Sequence[Space]) -> None:
+    """Raise UserError if the spaces change the monitored loss itself, so that its values cannot be compared."""
+    monitored = config.trainer.monitored_name
+    for space in spaces:
+        key = space.key
+        # the weight of one of several losses changes their sum, but not its own value
+        changed = [name for name in config.losses if key == "loss" or f"{key}.".startswith(f"loss.{name}.")]
+        names = ["loss", *(name for name in changed if key != f"loss.{name}.weight")]
+        prefixes = ["", "val_", *(f"val_{name}_" for name in config.validations)]
+        if f"{key}.".startswith("loss.") and monitored in [f"{prefix}{name}" for prefix in prefixes for name in names]:
+            raise UserError(
+                f"space {key}={space.text}: trials with different losses cannot be compared by {monitored}; monitor a "
+                'metric instead, e.g. trainer.monitor="max val_accuracy"'
+            )
+
+
 def combinations(spaces: Sequence[Space]) -> Iterator[list[str]]:
     """The overrides of each point of a grid, the last space changing fastest."""
     for values in itertools.product(*(space.values for space in spaces)):
@@ -246,7 +269,14 @@ def grid_size(spaces: Sequence[Space]) -> int:
 
 
 def check_trials(spaces: Sequence[Space], trials: int) -> None:
-    """Raise UserError if there are fewer combinations than trials, so that some would be repeated."""
+    """Raise UserError if a search would choose seeds or folds, or repeat some of too few combinations."""
+    for space in spaces:
+        if space.replicates:
+            raise UserError(
+                f"space {space.key}={space.text}: --trials would pick the luckiest {space.key.rpartition('.')[2]}. "
+                "Leave --trials out: a grid compares the means. Or search without this key, and then repeat the best "
+                f"trial: python sweep.py -c SWEEP/best.json {space.key}={space.text}"
+            )
     size = math.prod(len(space.values) for space in spaces)  # 0 if one is a range
     if 0 < size < trials:
         raise UserError(f"--trials {trials}: there are only {size} combinations; a grid runs each of them once")

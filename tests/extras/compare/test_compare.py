@@ -22,6 +22,7 @@ test = load_script("test")
 Make = Callable[..., Path]
 
 pytestmark = pytest.mark.slow
+NOTES = ("written", "damaged", "not a run", "test values left out")
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def make(tmp_path: Path) -> Make:
         (folder / "environment.json").write_text(json.dumps({**environment, **(about or {})}))
         if tested is not None:
             (folder / "test").mkdir()
-            (folder / "test" / "metrics.json").write_text(json.dumps({"checkpoint": "best.pth", "step": 9, **tested}))
+            (folder / "test" / "metrics.json").write_text(json.dumps({"checkpoint": "best.pth", **tested}))
         records = [
-            {"epoch": epoch, "loss": 2.0, "val_loss": loss, "val_accuracy": epoch / 10, "seconds": 30.0}
+            {"epoch": epoch, "step": 3 * epoch, "loss": 2, "val_loss": loss, "val_accuracy": epoch / 10, "seconds": 30}
             for epoch, loss in enumerate(losses, start=1)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -67,7 +68,7 @@ def compared(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[str]:
     """What is printed: every line is short enough for any terminal."""
     assert cli.run(test.main, ["--compare", *map(str, paths)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in printed if not line.startswith(("written", "damaged", "not a run"))) <= 80
+    assert max(len(line) for line in printed if not line.startswith(NOTES)) <= 80
     return [line.rstrip() for line in printed]
 
 
@@ -376,7 +377,7 @@ def test_notes_test_values_and_the_best_of_each_metric_are_columns(
     assert (one["note"], other["note"]) == ("'=wider\\x1b[2J <b> nets", "")
     assert (one["test_loss"], one["test_accuracy"], other["test_loss"]) == ("0.25", "0.75", "")
     assert "test_f1" not in one
-    assert (one["best_val_loss"], one["best_val_accuracy"], one["best_loss"]) == ("0.2", "0.3", "2.0")
+    assert (one["best_val_loss"], one["best_val_accuracy"], one["best_loss"]) == ("0.2", "0.3", "2")
 
 
 def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
@@ -447,12 +448,42 @@ def test_a_test_on_other_data_does_not_count(make: Make, capsys: pytest.CaptureF
     assert "0.2500" not in printed
 
 
+@pytest.mark.parametrize(
+    ("losses", "monitor", "note"),
+    [
+        ([0.5, 0.4, 0.3], "min val_loss", ""),
+        ([0.5, 0.4, 0.3, 0.2], "min val_loss", "tested at step 9, but the best epoch ended at step 12"),
+        ([0.5, 0.2, 0.3], "min val_loss", "tested at step 9, but the best epoch ended at step 6"),
+        ([0.5, 0.2], None, ""),
+        ([0.5, 0.2, 0.3, 0.4], None, "tested at step 9, but the last epoch ended at step 12"),
+    ],
+)
+def test_a_test_of_another_checkpoint_than_the_best_is_left_out(
+    make: Make, capsys: pytest.CaptureFixture[str], losses: list[float | None], monitor: str | None, note: str
+) -> None:
+    run = make("20260101-000001", losses, monitor, tested={"accuracy": 0.75, "step": 9})
+    printed = "\n".join(compared(capsys, run))
+    assert ("0.7500" in printed, "0.75" in (run.parent / "comparison.csv").read_text()) == (not note, not note)
+    assert ("test values left out: " in printed) == bool(note)
+    assert note in printed
+
+
 def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make("20260101-000001", [0.5] * 3, seed=0)
     make("20260101-000002", [0.1] * 3, seed=0)
     assert not any("±" in line for line in compared(capsys, run.parent))
     make("20260101-000003", [0.3] * 3, seed=1)
     assert any(line.split()[:5] == ["all", "2", "0.2000", "±", "0.14"] for line in compared(capsys, run.parent))
+
+
+def test_of_repeated_runs_the_last_to_start_counts_whatever_their_names(make: Make) -> None:
+    make("zero", [0.5] * 3, seed=0, about={"time": "2026-01-01T09:00:00+09:00"})
+    make("again", [0.1] * 3, seed=0, about={"time": "2026-01-01T01:00:00+00:00"})
+    run = make("one", [0.3] * 3, seed=1)
+    test.main(["--compare", str(run.parent)])
+    with (run.parent / "comparison_means.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert sorted(row["members"].split()) == ["small/again", "small/one"]
 
 
 def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from tests.extras.sweep.made_up import (
     results,
     spec,
     sweep_folder,
+    write_epochs,
 )
 from tests.helpers import PATIENCE, ROOT
 from utils.errors import Stopped, TrainingError, UserError
@@ -146,6 +147,40 @@ def test_a_killed_trial_continues(make: Callable[[str, Spec], SweepFolder]) -> N
     trials = coordinator(folder, processes).run()
     assert [trial.outcome and trial.outcome.state for trial in trials] == ["complete", "complete"]
     assert processes.started == ["trial-000"] * 4 + ["trial-001"]
+
+
+def interrupted(folder: SweepFolder) -> SweepFolder:
+    """The sweep after a Ctrl-C in the second epoch of its first trial."""
+    trial = folder.create_trial(0, {"optimizer.args.lr": "0.1"})
+    write_epochs(trial.run, [2.0])
+    (trial.run.checkpoints / "step-00000005.pth").touch()
+    return SweepFolder(folder.path)
+
+
+@pytest.mark.parametrize(("status", "reason"), [(2, "no data in photos"), (1, "CUDA out of memory")])
+def test_a_trial_that_cannot_be_resumed_has_not_failed(
+    make: Callable[[str, Spec], SweepFolder], status: int, reason: str
+) -> None:
+    """As where the folder of data is not mounted: the trial ran before, so its values are not the cause."""
+    folder = interrupted(make("interrupted", spec("optimizer.args.lr=0.1,0.2")))
+    processes = MadeUpProcesses(train=lambda values: [2.0], status=lambda values: (status, f"error: {reason}"))
+    with pytest.raises(UserError, match=f"trial-000 cannot be resumed: {reason}\nNothing is lost: fix the cause"):
+        coordinator(folder, processes).run()
+    assert [outcome for _, outcome in results(folder)] == [None]
+    trials = coordinator(SweepFolder(folder.path), MadeUpProcesses()).run()
+    assert [trial.state for trial in trials] == ["complete"] * 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "reason"), [([2.0], "the loss is nan at step 7"), ([2.0, 1.0], "no data in photos")]
+)
+def test_a_resumed_trial_that_diverges_or_gets_further_has_failed(
+    make: Callable[[str, Spec], SweepFolder], epochs: list[float], reason: str
+) -> None:
+    folder = interrupted(make("interrupted", spec("optimizer.args.lr=0.1,0.2")))
+    processes = MadeUpProcesses(train=lambda values: epochs, status=by_lr(lr_0_1=(1, f"error: {reason}")))
+    first, second = coordinator(folder, processes).run()
+    assert (first.state, first.outcome and first.outcome.reason, second.state) == ("failed", reason, "complete")
 
 
 def test_nan_in_every_epoch_is_a_failure(make: Callable[[str, Spec], SweepFolder]) -> None:

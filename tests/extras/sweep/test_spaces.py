@@ -1,11 +1,13 @@
 """What KEY=SPACE means, and what is wrong with one."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from extras.sweep.spaces import check_spaces, combinations, grid_size, parse_space, parse_spaces
+from extras.sweep.spaces import check_monitor, check_spaces, combinations, grid_size, parse_space, parse_spaces
+from utils.config import load_config
 from utils.errors import ConfigError, UserError
 
 
@@ -128,3 +130,27 @@ def test_values_that_the_config_refuses(
     with pytest.raises(ConfigError) as caught:
         check(write_config(), *words)
     assert [message for message in messages if message not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("space", "monitor", "comparable"),
+    [
+        ("loss=MSELoss,L1Loss", "val_loss", False),
+        ("loss=MSELoss,L1Loss", "val_one", False),
+        ("loss=MSELoss,L1Loss", "val_accuracy", True),
+        ("loss.one.args.label_smoothing=0,0.1", "loss", False),
+        ("loss.one.args.label_smoothing=0,0.1", "one", False),
+        ("loss.one.args.label_smoothing=0,0.1", "val_other", True),
+        ("loss.one.weight=1,2", "val_loss", False),
+        ("loss.one.weight=1,2", "val_one", True),
+        ("optimizer.args.lr=1,2", "val_loss", True),
+    ],
+)
+def test_values_of_different_losses_are_not_compared(
+    write_config: Callable[..., Path], space: str, monitor: str, comparable: bool
+) -> None:
+    losses = {"one": "cross_entropy", "other": "MultiMarginLoss"}
+    config = load_config(write_config(loss=losses), [f"trainer.monitor=min {monitor}"]).config
+    refused = pytest.raises(UserError, match=f"cannot be compared by {monitor}; monitor a metric instead, e.g. ")
+    with contextlib.nullcontext() if comparable else refused:
+        check_monitor(config, parse_spaces([space])[1])
