@@ -2,7 +2,8 @@
 
 Both sides run in turns as whole processes: the recipe of torch's tutorial "Training a classifier" as its readers type
 it (images read and transformed one by one in two worker processes, batches of 4, two epochs), and
-``train.py -c configs/cifar10_lenet.json`` with everything on. Accuracy is that of CIFAR10's test images.
+``train.py -c configs/cifar10_lenet.json`` with everything on, and with the overrides given as KEY=VALUE. Accuracy is
+that of CIFAR10's test images.
 """
 
 import argparse
@@ -68,13 +69,11 @@ def timed(command: Sequence[str], clock: str) -> tuple[float, str]:
     return read() - start, done.stdout
 
 
-def ours(data_dir: str, config: str, seed: int, launcher: Sequence[str], clock: str) -> tuple[float, float, float]:
-    """Seconds of train.py, seconds of test.py, accuracy."""
+def ours(settings: Sequence[str], data_dir: str, launcher: Sequence[str], clock: str) -> tuple[float, float, float]:
+    """Seconds of train.py with these arguments, seconds of test.py, accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         data = (f"data_loader.args.data_dir={data_dir}", "data_loader.args.download=false")
-        trained, _ = timed(
-            [*launcher, "train.py", "-c", config, f"trainer.save_dir={folder}", f"seed={seed}", *data], clock
-        )
+        trained, _ = timed([*launcher, "train.py", *settings, f"trainer.save_dir={folder}", *data], clock)
         run = next(Path(folder).glob("*/*"))
         tested, _ = timed([*launcher, "test.py", "-r", str(run)], clock)
         return trained, tested, json.loads((run / "test" / "metrics.json").read_text())["accuracy"]
@@ -83,6 +82,7 @@ def ours(data_dir: str, config: str, seed: int, launcher: Sequence[str], clock: 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data-dir", required=True, help='folder that holds "cifar-10-batches-py"')
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the config")
     made.add_argument("--config", default="configs/cifar10_lenet.json", help="what train.py gets")
     made.add_argument("--repeats", type=int, default=3, help="runs of ours, each with another seed (default: 3)")
     made.add_argument("--tutorials", type=int, help="runs of the tutorial's recipe (default: as many)")
@@ -101,7 +101,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"ours": [], "tutorial": []}
     print("| seed | train.py | test.py after it | accuracy | tutorial, whole | accuracy |\n|---|---|---|---|---|---|")
     for seed in range(options.repeats):
-        trained, tested, accuracy = ours(data_dir, options.config, seed, launcher, clock)
+        settings = ("-c", options.config, f"seed={seed}", *options.overrides)
+        trained, tested, accuracy = ours(settings, data_dir, launcher, clock)
         seconds["ours"].append(trained)
         cells = f"| {seed} | {trained:.1f} s | {tested:.1f} s | {accuracy:.1%} |"
         if seed < (options.repeats if options.tutorials is None else options.tutorials):
