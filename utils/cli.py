@@ -79,6 +79,8 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     if options.resume and options.config is not None:
         raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
     if options.init_from is not None:
+        if not options.init_from.exists() and not current().launched:  # only the main process needs the file
+            raise UserError(f"--init-from {options.init_from}: no such file or run folder")
         options.overrides.append(
             f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
         )
