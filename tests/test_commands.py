@@ -193,6 +193,9 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
     [
         (["--lr", "0.1", "optimizer.args.lr=0.2"], "--lr is short for optimizer.args.lr, and there is optimizer"),
         (["runtime.device=cpu", "-d", "cuda"], "--device is short for runtime.device, and there is runtime"),
+        (["seed=1", "trainer.epochs", "=", "3"], '"trainer.epochs =": leave out the spaces around ='),
+        (["trainer.epochs=", "3"], '"trainer.epochs= 3": leave out the spaces'),
+        (["trainer.epochs", "=3"], '"trainer.epochs =3": leave out the spaces'),
         (["--init-from", "no_such.pth"], "--init-from no_such.pth: no such file or run folder"),
     ],
 )

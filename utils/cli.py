@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import gc
+import itertools
 import json
 import os
 import signal
@@ -136,7 +137,9 @@ def parse(
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    for word in options.overrides:
+    for word, after in itertools.pairwise([*options.overrides, ""]):
+        if after.startswith("=") or (word.endswith("=") and after and not OVERRIDE.match(after)):
+            raise UserError(f'"{word} {after}": leave out the spaces around =, as in trainer.epochs=5')
         if not OVERRIDE.match(word) and (path := Path(word)).exists():
             option = "-c" if path.suffix == ".json" and "config" in options else "-r"
             raise UserError(f"{word} is not a KEY=VALUE override; did you mean {option} {word}?")
