@@ -57,6 +57,11 @@ def test_ten_values_take_two_lines_with_the_monitored_one_among_them() -> None:
     assert len(list(EpochTable(5).row(1, values, seconds=1, best=False, width=260))) == 3, "titles, header and one line"
 
 
+def test_best_is_two_columns_from_the_time_if_there_is_room() -> None:
+    assert table(3, epochs=5, width=80)[-1].endswith("1h02m  best")
+    assert table(3, epochs=5, width=78)[-1].endswith("1h02m best")
+
+
 def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns() -> None:
     assert table(3, rows=2) == [
         "               loss              accuracy         top_k_accuracy",
