@@ -227,7 +227,7 @@ def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
     assert "inputs (10, 8) float32" in report
     assert ["first", "Linear", "(10,", "16)", "144"] in [line.split() for line in report.splitlines()]
     assert report.splitlines()[-3].split() == ["all", "195"]
-    assert "780B parameters, 780B gradients, 780B optimizer" in report
+    assert "780 B parameters, 780 B gradients, 780 B optimizer" in report
 
 
 def test_a_layer_that_is_called_twice_is_one_row(check: Check) -> None:
