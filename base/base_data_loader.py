@@ -105,7 +105,7 @@ class BaseDataLoader(ABC):
 
     @abstractmethod
     def test_data(self) -> Source | Dataset[Any]:
-        """The test data, never augmented. Only called by test.py."""
+        """The test data, never augmented. Only called by test.py and --check."""
 
     def sample_weights(self) -> Tensor | None:
         """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of

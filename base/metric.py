@@ -36,6 +36,15 @@ def of_entry(function: MetricFunction, name: str, entry: str, outputs: Any, targ
     return function(*entries(name, entry, outputs, targets))
 
 
+def entry_advice(outputs: Any, targets: Any) -> str:
+    """Advice for a metric that fails on all of outputs and targets; empty unless one of them is a dict."""
+    for what, nest in (("outputs", outputs), ("targets", targets)):
+        if isinstance(nest, Mapping) and nest:
+            there = ", ".join(map(str, nest))
+            return f'The {what} are a dict; for a metric of one entry, set its "entry" in the config to one of: {there}'
+    return ""
+
+
 def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Outputs and targets from a loss's arguments. As keywords, torch's losses call them ``input`` and ``target``."""
     named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}

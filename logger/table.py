@@ -52,9 +52,11 @@ class EpochTable:
         self._lines += 1
 
         start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
-        end = f"{'':{gap}}{duration(seconds, fine=True):>{TIME}}" + (
-            f"{'':{gap}}{styled('best', 'good')}" if best else ""
-        )
+        end = f"{'':{gap}}{duration(seconds, fine=True):>{TIME}}"
+        if best:
+            used = len(start) + sum(len(columns.cells) for columns in lines[0]) + len(end)
+            # two spaces apart even where the numbers are one apart, if there is room
+            end += f"{'  ' if used + 2 + MARK < width else ' '}{styled('best', 'good')}"
         for line in lines[:MAX_LINES]:
             yield f"{start}{''.join(columns.cells for columns in line)}{end}".rstrip()
             start, end = " " * self.first, ""

@@ -193,9 +193,13 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
     [
         (["--lr", "0.1", "optimizer.args.lr=0.2"], "--lr is short for optimizer.args.lr, and there is optimizer"),
         (["runtime.device=cpu", "-d", "cuda"], "--device is short for runtime.device, and there is runtime"),
+        (["seed=1", "trainer.epochs", "=", "3"], '"trainer.epochs =": leave out the spaces around ='),
+        (["trainer.epochs=", "3"], '"trainer.epochs= 3": leave out the spaces'),
+        (["trainer.epochs", "=3"], '"trainer.epochs =3": leave out the spaces'),
+        (["--init-from", "no_such.pth"], "--init-from no_such.pth: no such file or run folder"),
     ],
 )
-def test_a_short_option_beside_its_key_is_an_error(words: list[str], says: str) -> None:
+def test_options_that_are_wrong_whatever_the_config_is(words: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         cli.train_options("", words)
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import gc
+import itertools
 import json
 import os
 import signal
@@ -79,6 +80,8 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     if options.resume and options.config is not None:
         raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
     if options.init_from is not None:
+        if not options.init_from.exists() and not current().launched:  # only the main process needs the file
+            raise UserError(f"--init-from {options.init_from}: no such file or run folder")
         options.overrides.append(
             f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
         )
@@ -134,7 +137,9 @@ def parse(
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    for word in options.overrides:
+    for word, after in itertools.pairwise([*options.overrides, ""]):
+        if after.startswith("=") or (word.endswith("=") and after and not OVERRIDE.match(after)):
+            raise UserError(f'"{word} {after}": leave out the spaces around =, as in trainer.epochs=5')
         if not OVERRIDE.match(word) and (path := Path(word)).exists():
             option = "-c" if path.suffix == ".json" and "config" in options else "-r"
             raise UserError(f"{word} is not a KEY=VALUE override; did you mean {option} {word}?")

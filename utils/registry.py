@@ -114,24 +114,27 @@ class Registry:
             return suggestion
         if self.library and self._import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
-        if self._left_out(name):
-            return (
-                f"{self.library} has it, but it does not take just two tensors, (outputs, targets), as a {self.kind} "
-                f"does here; call it in a {self.kind} of your own, in model/{self.kind}.py, or in train_step"
-            )
+        if reason := self._left_out(name):
+            return f"{self.library} has it, but {reason}"
         close = closest(name, sorted(self._own), self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
         return f"expected one of: {', '.join(self._own or self.names())}{rest}"
 
-    def _left_out(self, name: str) -> bool:
-        """Whether the library has a loss or metric of this name that a config cannot use."""
-        found = getattr(self._import_library(), name, None) if self.library else None
-        if not self.called_with or not inspect.isclass(found) or not self.base:
-            return False
-        return issubclass(found, getattr(self._import_library(), self.base)) and (
-            self.kind != "loss" or name.endswith("Loss")
+    def _left_out(self, name: str) -> str:
+        """Why a config cannot use the library's component of this name; empty if there is none, or another reason."""
+        library = self._import_library() if self.library else None
+        found = getattr(library, name, None)
+        if not inspect.isclass(found) or not self.base or not issubclass(found, getattr(library, self.base)):
+            return ""
+        if self.kind == "scheduler" and not self.accepts(found):
+            return "it needs a function, which JSON cannot express; register a subclass that creates it"
+        if not self.called_with or (self.kind == "loss" and not name.endswith("Loss")):
+            return ""
+        return (
+            f"it does not take just two tensors, (outputs, targets), as a {self.kind} does here; call it in a "
+            f"{self.kind} of your own, in model/{self.kind}.py, or in train_step"
         )
 
     def of_task(self, name: str, args: Mapping[str, Any]) -> str:
@@ -232,7 +235,7 @@ def _execution_of(component: Callable[..., Any]) -> object:
 def _is_loss(module: Any) -> bool:
     # torch has no public base class of losses; all have the argument "reduction"
     has_reduction = any("reduction" in inspect.signature(base.__init__).parameters for base in module.__mro__)
-    return has_reduction and _takes_two(module.forward)
+    return has_reduction and "__deprecated__" not in vars(module) and _takes_two(module.forward)
 
 
 def _is_metric(metric: Any) -> bool:
@@ -240,6 +243,11 @@ def _is_metric(metric: Any) -> bool:
     left_out = {"metric", "wrappers", "aggregation", "text"}
     deprecated = metric.__name__.startswith("_")  # its public name is in another module
     return not deprecated and metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
+
+
+def _is_schedule(schedule: Any) -> bool:
+    # LambdaLR and MultiplicativeLR need a Python function
+    return "lr_lambda" not in inspect.signature(schedule).parameters
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -261,6 +269,7 @@ SCHEDULERS = Registry(
     "scheduler",
     library="torch.optim.lr_scheduler",
     base="LRScheduler",
+    accepts=_is_schedule,
     passed=("optimizer", "last_epoch"),
     passed_first=1,
 )

@@ -38,6 +38,14 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def size(count: int) -> str:
+    """Format a number of bytes: "0 B", "404 kB", "1.6 MB", "5.0 GB"."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB" if count >= 1e3 else f"{count} B"
+
+
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Lines of aligned columns. right: the columns to align right, such as numbers."""
     return ["  ".join(row).rstrip() for row in aligned(rows, right)]

@@ -13,10 +13,11 @@ from torch import Size, Tensor, broadcast_shapes, dist, strided
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from base.metric import MetricFunction, outputs_and_targets
-from utils.errors import ConfigError
+from base.metric import MetricFunction, entry_advice, of_entry, outputs_and_targets
+from utils.errors import ConfigError, UserError
 from utils.random import isolated
 from utils.tree import same, tensors
+from utils.user_code import format_error_with_source
 
 # losses that compare each input element with the same element of the target
 ELEMENTWISE = {
@@ -111,8 +112,14 @@ def check_metrics(
     before = _values([outputs, targets])
     with isolated("metrics"):
         for name, function in functions.items():
-            with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
-                function(outputs, targets)
+            try:
+                with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+                    function(outputs, targets)
+            except Exception as error:
+                advice = "" if getattr(function, "func", None) is of_entry else entry_advice(outputs, targets)
+                if not advice or isinstance(error, UserError):
+                    raise
+                raise ConfigError(f'metrics: "{name}" failed: {format_error_with_source(error)}\n{advice}') from error
             check_unchanged(name)
         for metric, logits in library:
             metric.dry_run(outputs, targets, phase, logits=logits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from base.metric import entries
+from base.metric import entries, entry_advice
 from base.training.broadcast import NoBroadcast, check_same_shape
 from utils.determinism import fastest_kernels
 from utils.device_errors import device_failure
@@ -82,7 +82,8 @@ class LibraryMetric:
             outputs = outputs.softmax(1)
         elif self._guesses and isinstance(outputs, Tensor) and outputs.is_floating_point():
             self._note_guess(outputs)
-        with self._naming_errors("does not accept these outputs and targets"), self.kernels():
+        advice = entry_advice(outputs, targets)
+        with self._naming_errors("does not accept these outputs and targets", advice), self.kernels():
             self.metric.update(outputs, targets)
 
     def _note_guess(self, outputs: Tensor) -> None:
@@ -162,7 +163,7 @@ class LibraryMetric:
         )
 
     @contextmanager
-    def _naming_errors(self, what: str) -> Iterator[None]:
+    def _naming_errors(self, what: str, advice: str = "") -> Iterator[None]:
         """Raise ConfigError with the name of the metric for an error of a library or the user's code."""
         try:
             yield
@@ -171,7 +172,7 @@ class LibraryMetric:
                 raise
             raise ConfigError(
                 f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
-                "Change its arguments, or remove it from the config."
+                f"{advice or 'Change its arguments, or remove it from the config.'}"
             ) from error
 
     @contextmanager

@@ -65,7 +65,7 @@ VALUES: dict[str, list[Any]] = {
     "name": ["small", "other"],
     "trainer.save_dir": [None],
 }
-NOT_TRIED = {"SparseAdam", "LambdaLR", "MultiplicativeLR", *COMPOUND_SCHEDULERS}
+NOT_TRIED = {"SparseAdam", *COMPOUND_SCHEDULERS}
 NEED_STATE = ("amsgrad", "centered", "momentum")
 RATES = (0.01, 0.05, 0.1)
 

@@ -15,6 +15,8 @@ from base.training.parameters import instances, modules_and_tensors
 from extras.advice.first_step import IdleOptimizers, OwnOptimizers, differing_part_warnings
 from extras.classification import classification_warnings
 from utils.optimizers import parameters_in
+from utils.registry import SCHEDULERS
+from utils.schema import name_and_args
 from utils.text import listed
 
 
@@ -93,6 +95,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
             f"not in any optimizer, so never changed: {listed(names)}. Create them in the model's constructor, or set "
             "requires_grad to False"
         )
+    yield from _short_schedules(trainer)
     yield from _own_metrics(trainer)
     if getattr(trainer.criterion, "counts_differ", False):
         losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]
@@ -104,6 +107,20 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     yield from _broadcasting(trainer, result)
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
+
+
+def _short_schedules(trainer: BaseTrainer) -> Iterator[str]:
+    """Schedules by step that end in the first percent of the run by default: torch's total_iters is 5."""
+    for schedule in [each.schedule for each in trainer.training.optimizers.values() if each.schedule.per_step]:
+        for entry in (schedule.settings, *schedule.settings["args"].get("schedulers", ())):
+            name, args = name_and_args(entry) or ("", {})
+            parameter = SCHEDULERS.parameters(name).get("total_iters")
+            default = parameter.default if parameter and "total_iters" not in args else None
+            if isinstance(default, int) and default * 100 <= schedule.length:
+                yield (
+                    f"{name} ends after {default} of {schedule.length:,} steps, its default; set total_iters in its "
+                    "args to the number of steps that it should take"
+                )
 
 
 def _own_metrics(trainer: BaseTrainer) -> Iterator[str]:

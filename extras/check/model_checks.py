@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from base.experiment import Training
 from base.training.buffers import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config
-from utils.text import count, duration, listed
+from utils.text import count, duration, listed, size
 from utils.tree import map_tensors, tensors
 from utils.user_code import format_error
 
@@ -210,5 +209,4 @@ def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResu
 
 
 def _bytes(nest: Any) -> str:
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
-    return f"{tqdm.format_sizeof(total)}B"
+    return size(sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest)))

@@ -20,7 +20,7 @@ from utils.files import atomic_write
 from utils.paths import display_path
 from utils.run_folder import RunFolder
 from utils.streams import say
-from utils.text import count, table
+from utils.text import count, size, table
 from utils.tree import tensors
 
 TOLERANCE = 1e-3
@@ -50,7 +50,7 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
     except UserError as error:
         raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
     compared = _write(path, content, kind, exportable, expected)
-    say(f"{display_path(trained.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({_size(len(content))})")
+    say(f"{display_path(trained.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({size(len(content))})")
     say(*table([*_lines(about), ("", "compared", compared)]), sep="\n")
     return path
 
@@ -208,7 +208,3 @@ def _lines(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         lines.append(("", "classes", f"{count(len(names), 'name')}: {shown}"))
     return [*lines, ("", "prepares", about["preprocessing"])]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

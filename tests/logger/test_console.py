@@ -13,7 +13,7 @@ from logger.table import EpochTable
 from logger.writers import Writers
 from utils.distributed.process_group import ProcessGroup
 from utils.schema import TrainerConfig
-from utils.text import duration
+from utils.text import duration, size
 
 NAMES = ["loss", "accuracy", "top_k_accuracy", "f1_macro", "mean_absolute_percentage_error_of_everything", "x"]
 VALUES = [1.234567, 0.4567, math.nan, 1e-5, -math.inf, -1.25e100]
@@ -55,6 +55,11 @@ def test_ten_values_take_two_lines_with_the_monitored_one_among_them() -> None:
     assert re.findall(r"[a-z]+_?\d*", lines[1].partition("[2m")[2])[:3] == ["loss", "metric_8", "metric_0"]
     assert len(list(made.row(2, values, seconds=1, best=False, width=80))) == 2
     assert len(list(EpochTable(5).row(1, values, seconds=1, best=False, width=260))) == 3, "titles, header and one line"
+
+
+def test_best_is_two_columns_from_the_time_if_there_is_room() -> None:
+    assert table(3, epochs=5, width=80)[-1].endswith("1h02m  best")
+    assert table(3, epochs=5, width=78)[-1].endswith("1h02m best")
 
 
 def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns() -> None:
@@ -116,6 +121,10 @@ def test_a_duration_takes_six_columns(seconds: float, text: str) -> None:
 )
 def test_the_time_of_an_epoch_is_finer(seconds: float, text: str) -> None:
     assert duration(seconds, fine=True) == text
+
+
+def test_a_size_is_written_with_one_unit_and_a_space() -> None:
+    assert [size(count) for count in (0, 404_000, 1_600_000, 5 * 10**9)] == ["0 B", "404 kB", "1.6 MB", "5.0 GB"]
 
 
 class Clock:

@@ -19,6 +19,7 @@ from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.losses import _common, counted
 from base.metric import StepResult
+from base.training.broadcast import check_metrics
 from base.training.loss import CountedLoss, count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
@@ -27,7 +28,7 @@ from tests.helpers import copy_run, curves, keep_on_device, lines, same, state, 
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, UserError
-from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
 IGNORED = -100
@@ -533,6 +534,18 @@ def test_a_metric_of_an_entry_that_is_not_there(fit: Fit, kind: Any) -> None:
         on_two_targets(fit, metrics=[metric])
     with pytest.raises(ConfigError, match='"it" takes the entry "kinds", but neither outputs nor targets are dicts'):
         fit(metrics=[metric])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", {"type": "AUROC", "args": AUROC["args"]}])
+def test_a_metric_that_fails_on_outputs_that_are_a_dict(fit: Fit, metric: Any) -> None:
+    with pytest.raises(ConfigError, match=r'(?s)metrics: "\w+" .*The outputs are a dict; .*"entry" .*: kind, size'):
+        on_two_targets(fit, metrics=[metric])
+
+
+def test_a_metric_that_fails_on_targets_that_are_a_dict() -> None:
+    outputs, targets = torch.zeros(4, 3), {"kind": torch.zeros(4)}
+    with pytest.raises(ConfigError, match=r'(?s)"accuracy" failed: .*The targets are a dict; .*"entry" .*: kind'):
+        check_metrics({"accuracy": METRICS["accuracy"]}, [], "training", outputs, targets)
 
 
 @pytest.mark.slow

@@ -113,6 +113,23 @@ def test_parameters_that_the_trainer_steps_itself_are_not_named(fit: Fit, capsys
     assert "never change" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("type_", "args", "steps", "warned"),
+    [
+        ("LinearLR", {}, 500, True),
+        ("LinearLR", {}, 499, False),
+        ("LinearLR", {"total_iters": 5}, 500, False),
+        ("SequentialLR", {"schedulers": ["LinearLR", "CosineAnnealingLR"], "milestones": [50]}, 500, True),
+    ],
+)
+def test_a_schedule_that_ends_after_a_few_steps_by_default_is_warned_about(
+    fit: Fit, capsys: pytest.CaptureFixture[str], type_: str, args: dict[str, Any], steps: int, warned: bool
+) -> None:
+    scheduler = {"type": type_, "args": args, "interval": "step"}
+    fit("trainer.epochs=1", f"trainer.steps_per_epoch={steps}", "trainer.tensorboard=false", lr_scheduler=scheduler)
+    assert capsys.readouterr().err.count(f"LinearLR ends after 5 of {steps} steps") == warned
+
+
 def test_class_names_that_are_too_few_are_warned_about(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,7 +138,9 @@ class Made(BaseDataLoader):
         return TensorDataset(inputs, targets)
 
     def test_data(self) -> Dataset[Any]:
-        return self.training_data(augment=False)
+        if self.kind == "no test files":
+            raise DataError("there is no folder test/")
+        return None if self.kind == "no return" else self.training_data(augment=False)  # type: ignore[return-value]
 
 
 def everything(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -186,6 +188,8 @@ def made(kind: str) -> dict[str, Any]:
         (made("constant"), "batch         FAIL  inputs", "all values are the same"),
         (made("unscaled"), "batch         note  inputs", "unscaled inputs"),
         (made("sorted"), "batch         note  targets", "sorted by class"),
+        (made("no return"), "test data     FAIL  test.py would fail: the data is of type NoneType", "without return"),
+        (made("no test files"), "test data     note  test.py would fail: there is no folder", "data that are missing"),
         (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
         ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "expects log_softmax"),
         (planted("in place"), "batch         note  the model, the loss or eval_step changes", "x = x.clone()"),
@@ -227,7 +231,7 @@ def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
     assert "inputs (10, 8) float32" in report
     assert ["first", "Linear", "(10,", "16)", "144"] in [line.split() for line in report.splitlines()]
     assert report.splitlines()[-3].split() == ["all", "195"]
-    assert "780B parameters, 780B gradients, 780B optimizer" in report
+    assert "780 B parameters, 780 B gradients, 780 B optimizer" in report
 
 
 def test_a_layer_that_is_called_twice_is_one_row(check: Check) -> None:

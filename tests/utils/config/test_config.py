@@ -74,7 +74,12 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
         ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the scheduler cannot step"),
         ("lr_scheduler", {"type": "ExponentialLR", "args": {"gamma": -0.5}}, "the learning rate would be -0.005"),
-        ("lr_scheduler", "LambdaLR", "which JSON cannot express"),
+        (
+            "lr_scheduler",
+            "LambdaLR",
+            'unknown scheduler "LambdaLR"; torch.optim.lr_scheduler has it, but it needs a function',
+        ),
+        ("loss", "NLLLoss2d", 'unknown loss "NLLLoss2d"; did you mean "NLLLoss"?'),
         ("lr_scheduler", {"type": "ReduceLROnPlateau", "interval": "step"}, '"interval": "epoch"'),
         ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1]}}, "needs a list of schedulers"),
         ("trainer", {"monitor": "off"}, 'trainer.monitor: should be "min NAME" or "max NAME"'),
