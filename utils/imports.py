@@ -16,14 +16,14 @@ IDLE = {io.FileIO, io.BufferedReader, io.BytesIO, io.StringIO, GeneratorType}
 
 
 def import_module(name: str) -> ModuleType:
-    """As that of importlib."""
-    enabled = gc.isenabled()
-    gc.disable()
+    """As that of importlib. What the module sets for garbage collection is kept, such as ``gc.disable()``."""
+    before = gc.get_threshold()
+    gc.set_threshold(0)
     try:
         return importlib.import_module(name)
     finally:
-        if enabled:
-            gc.enable()
+        if gc.get_threshold()[0] == 0:
+            gc.set_threshold(*before)
 
 
 def leave_to_the_system() -> None:
