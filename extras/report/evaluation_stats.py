@@ -132,7 +132,9 @@ class EvaluationStats(Observer):
         samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
         """
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-        if not samples or not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
+        if not samples or not isinstance(inputs, Tensor) or inputs.layout != torch.strided or inputs.is_nested:
+            return None  # a sparse one has no rows to take
+        if not inputs.dim() or len(inputs) != samples:
             return None
         inputs = inputs.detach()
         if self._has_pictures is None:
