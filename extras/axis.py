@@ -1,7 +1,7 @@
 """Axes of pictures drawn with Pillow."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -32,3 +32,10 @@ def ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
     step = max(step, 1.0) if whole else step
     count = math.floor(axis.high / step) - math.ceil(axis.low / step) + 1
     return [(math.ceil(axis.low / step) + place) * step for place in range(count)]
+
+
+def labelled(values: Iterable[float], *, most: int = 10) -> Iterator[tuple[float, str]]:
+    """Values with their labels, of five digits or as many as tell them apart, up to most."""
+    values = list(values)
+    digits = next((n for n in range(5, most) if len({f"{value:.{n}g}" for value in values}) == len(values)), most)
+    return ((value, f"{value:.{digits}g}") for value in values)

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, what they leave, and their exit status."""
 
+import gzip
 import json
 import re
 import shutil
@@ -180,6 +181,42 @@ sys.exit(cli.run(main))
     )
     done = run(str(script))
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["freed", "freed", "True"], "")
+
+
+def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
+    script, component = tmp_path / "script.py", tmp_path / "component.py"
+    component.write_text(
+        f"""
+import gzip, io
+FILES = [
+    open({str(tmp_path / "plain.txt")!r}, "w"),
+    gzip.open({str(tmp_path / "packed.gz")!r}, "wt"),
+    io.TextIOWrapper(io.BytesIO()),
+]
+
+def write():
+    for file in FILES:
+        file.write("the last line")
+"""
+    )
+    script.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+from utils import cli
+
+def main(argv):
+    from component import write
+    write()
+
+sys.exit(cli.run(main))
+"""
+    )
+    done = run(str(script))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "plain.txt").read_text() == "the last line"
+    with gzip.open(tmp_path / "packed.gz", "rt") as file:
+        assert file.read() == "the last line"
 
 
 def test_overrides_before_and_after_options(write_config: Write) -> None:

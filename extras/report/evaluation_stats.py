@@ -75,6 +75,8 @@ class EvaluationStats(Observer):
         self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
         self._waiting: list[Waiting] = []
+        self._held = 0
+        """Bytes of the batches that wait."""
         self._expected = 0
         self._names: list[str] = []
         self._given = False
@@ -86,7 +88,7 @@ class EvaluationStats(Observer):
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
         self._begun, self._expected, self.are_no_classes = False, samples, False
-        self._waiting = []
+        self._waiting, self._held = [], 0
         self._observed = self.wanted()
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
@@ -103,16 +105,18 @@ class EvaluationStats(Observer):
             inputs = self._pictured(batch, len(targets))
             as_classes = of_two_classes if self._of_two else as_probabilities
             outputs = as_classes(outputs, given=self._given)
-        elif not outputs.is_cpu:
-            outputs = outputs.clone()  # a CUDA graph would write the next batch's to the same memory
+        if not outputs.is_cpu:  # a CUDA graph would write the next batch's to the same memory
+            targets = targets.clone()
+            outputs = outputs.clone() if self.classification is None else outputs
         self._waiting.append(Waiting(batch_range, outputs, targets, inputs))
-        held = sum(each.numel() * each.element_size() for batch in self._waiting for each in tensors(batch[1:]))
-        if outputs.is_cpu or held > HELD:
+        # an accelerator allocates at least 512 bytes
+        self._held += sum(max(each.numel() * each.element_size(), 512) for each in tensors([outputs, targets, inputs]))
+        if outputs.is_cpu or self._held > HELD:
             self._take_over()
 
     def _take_over(self) -> None:
         """Accumulate the statistics of the batches that wait."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._held = self._waiting, [], 0
         for batch_range, outputs, targets, inputs in waiting:
             outputs, targets = outputs.cpu(), targets.cpu()
             if self.classification is None:
@@ -128,7 +132,9 @@ class EvaluationStats(Observer):
         samples: in the batch. Inputs of another length, such as packed sequences, are not shown.
         """
         inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-        if not samples or not isinstance(inputs, Tensor) or not inputs.dim() or len(inputs) != samples:
+        if not samples or not isinstance(inputs, Tensor) or inputs.layout != torch.strided or inputs.is_nested:
+            return None  # a sparse one has no rows to take
+        if not inputs.dim() or len(inputs) != samples:
             return None
         inputs = inputs.detach()
         if self._has_pictures is None:
@@ -145,10 +151,12 @@ class EvaluationStats(Observer):
         """The most confident mistakes of a classification, worst first, with their pictures."""
         found = self.classification.mistakes if self.classification is not None else []
         inputs = [mistake.input for mistake in found if mistake.input is not None]
-        together = len({each.shape for each in inputs}) == 1
-        batches = [torch.stack(inputs)] if together else [each[None] for each in inputs]
-        pictures = (pictures_of(self.data, batch) for batch in batches)
-        drawn = iter([picture.numpy() for each in pictures if each is not None for picture in each])
+        if len({each.shape for each in inputs}) == 1:
+            pictures = pictures_of(self.data, torch.stack(inputs))
+            drawn = iter([] if pictures is None else [picture.numpy() for picture in pictures])
+        else:
+            alone = [pictures_of(self.data, each[None]) for each in inputs]
+            drawn = iter([None if picture is None else picture[0].numpy() for picture in alone])
         return [mistake if mistake.input is None else mistake._replace(picture=next(drawn, None)) for mistake in found]
 
     def end_evaluation(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from base.base_trainer import BaseTrainer
 from base.data.stream import StreamBatches
 from base.training.observer import Observer
+from base.training.progress import Progress
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
 from logger.writers import EventWriter, text
 from utils.errors import DataError
@@ -26,18 +27,26 @@ if TYPE_CHECKING:
 class PictureSchedule(Observer):
     """Which evaluations of a run are drawn."""
 
+    DECIDE = ("finished", "stopped_early", "end_epoch")
+    """Methods of a trainer that decide which epoch is the last."""
+
     def __init__(self, settings: TrainerConfig) -> None:
         self.settings = settings
+        self.progress: Progress | None = None
+        self.validates = self.decides = False
 
     def begin(self, trainer: BaseTrainer) -> None:
         self.progress, self.validates = trainer.progress, bool(trainer.training.validation)
+        self.decides = any(getattr(type(trainer), name) is not getattr(BaseTrainer, name) for name in self.DECIDE)
 
     def may_come(self) -> bool:
         """Whether the evaluation that begins may be drawn: after its epoch, or if that turns out to be the last."""
+        if self.progress is None:
+            return False  # a trainer's own evaluation, before its training
         if not self.validates:
             return True  # samples of the training, which are evaluated only to be drawn
         epochs, stale, patience = self.progress.epochs + 1, self.progress.stale_epochs + 1, self.settings.early_stop
-        last = epochs >= self.settings.epochs or (patience is not None and stale >= patience)
+        last = self.decides or epochs >= self.settings.epochs or (patience is not None and stale >= patience)
         return not self.progress.validating and self.are_due(epochs, finished=last)
 
     def are_due(self, epochs: int, *, finished: bool) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from extras.axis import Axis, ticks
+from extras.axis import Axis, labelled, ticks
 from extras.pen import BLACK, COLOURS, GREY, legible, write
 from utils.text import number
 
@@ -84,20 +84,20 @@ def scatter(found: "Regression") -> bytes:
     across, up, values = _axis(true), _axis(predicted), found.residuals()
     if 0.2 < (up.high - up.low) / (across.high - across.low) < 5:  # else one would collapse to a line
         across = up = _axis(found.pairs)
-    left, top = 84, 62
+    left, top = 100, 62
     picture = Image.new("RGB", (left + PLOT + 20, top + PLOT + 56), "white")
     pen = ImageDraw.Draw(picture)
     title = f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}"
     write(pen, (left + PLOT / 2, 8), title, size=15, anchor="ma")
     write(pen, (left + PLOT, top - 22), found.extent(), size=13, colour=GREY, anchor="ra")
-    for tick in ticks(up):
+    for tick, label in labelled(ticks(up)):
         y = top + PLOT * (1 - up.share(tick))
         pen.line([(left, y), (left + PLOT, y)], fill=GRID)
-        write(pen, (left - 6, y), f"{tick:.5g}", size=13, colour=GREY, anchor="rm")
-    for tick in ticks(across):
+        write(pen, (left - 6, y), label, size=13, colour=GREY, anchor="rm")
+    for tick, label in labelled(ticks(across)):
         x = left + PLOT * across.share(tick)
         pen.line([(x, top), (x, top + PLOT)], fill=GRID)
-        write(pen, (x, top + PLOT + 6), f"{tick:.5g}", size=13, colour=GREY, anchor="mt")
+        write(pen, (x, top + PLOT + 6), label, size=13, colour=GREY, anchor="mt")
     write(pen, (left + PLOT, top + PLOT + 34), "true value (target units)", size=13, anchor="rt")
     write(pen, (MARGIN, top - 22), "predicted value (target units)", size=13)
     low, high = max(across.low, up.low), min(across.high, up.high)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,13 @@ from torch.nn import functional as F  # noqa: N812
 import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
-from base.data.batches import StepBatches
+from base.data.batches import BatchRange, StepBatches
+from base.metric import StepResult
 from tests.helpers import ROOT, lines, same, state, temporarily
-from utils.registry import MODELS
+from trainer.trainer import Trainer
+from utils.distributed.process_group import ProcessGroup
+from utils.registry import MODELS, TRAINERS
+from utils.tree import tensors
 
 Fit = Callable[..., train.Result]
 
@@ -221,6 +226,71 @@ def test_statistics_of_an_evaluation_do_not_wait_in_each_batch(
     fit_there(*overrides, data_loader={"type": "RandomTensorLoader", "args": sizes | kind}, **keys)
     assert len(waits) == 8
     assert not any(waits[1:]), waits
+
+
+def test_statistics_of_an_evaluation_are_those_of_each_batch(fit_there: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if all batches have the same memory, as those of a CUDA graph."""
+    report = pytest.importorskip("extras.report")
+    found: list[Any] = []
+    end = report.EvaluationStats.end_evaluation
+
+    def ended(self: Any) -> None:
+        end(self)
+        found.append(self)
+
+    monkeypatch.setattr(report.EvaluationStats, "end_evaluation", ended)
+    memory: list[Tensor] = []
+
+    class Reuses(Trainer):
+        def eval_step(self, batch: Any) -> StepResult:
+            result = super().eval_step(batch)
+            if len(result.targets) != 4:  # two samples, to show the layers
+                return result
+            if not memory:
+                memory.extend([result.outputs.clone(), result.targets.clone()])
+            return StepResult(result.loss, memory[0].copy_(result.outputs), memory[1].copy_(result.targets))
+
+    sizes = {"num_samples": 96, "batch_size": 16, "validation_split": 32, "eval_batch_size": 4}
+    images = {"type": "RandomTensorLoader", "args": sizes | {"input_shape": [3, 32, 32], "num_classes": 10}}
+    numbers = {"type": "RandomTensorLoader", "args": sizes | {"input_shape": [6], "target_shape": [1]}}
+    model = {"type": "LinearRegression", "args": {"in_features": 6}}
+    overrides = ("trainer.tensorboard=true", "trainer.pictures_every=1", "trainer.epochs=1")
+    with temporarily(TRAINERS, Reuses):
+        for trainer in ("Trainer", "Reuses"):
+            chosen = (*overrides, f"trainer.type={trainer}")
+            memory.clear()
+            fit_there(*chosen, data_loader=images)
+            memory.clear()
+            fit_there(*chosen, data_loader=numbers, model=model, loss="mse_loss", metrics=[])
+    assert len(found) == 4
+    assert (found[0].classification.confusion == found[2].classification.confusion).all()
+    assert (found[1].regression.pairs == found[3].regression.pairs).all()
+
+
+def test_the_batches_that_wait_are_counted_once_each(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of them with each batch, and no more of them wait than have room."""
+    module = pytest.importorskip("extras.report.evaluation_stats")
+    counted = 0
+
+    def counting(nest: Any) -> Any:
+        nonlocal counted
+        found = list(tensors(nest))
+        counted += len(found)
+        return found
+
+    monkeypatch.setattr(module, "tensors", counting)
+    monkeypatch.setattr(module, "HELD", 50 * 1024)
+    data = SimpleNamespace(class_names=None)
+    runtime = SimpleNamespace(process_group=ProcessGroup())
+    stats = module.EvaluationStats(SimpleNamespace(data=data, criterion=F.cross_entropy, runtime=runtime))
+    stats.begin_evaluation(200)
+    outputs, targets = torch.randn(1, 10, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    for place in range(200):
+        stats.evaluated(BatchRange(0, place, place + 1), None, StepResult(torch.zeros(()), outputs, targets))
+        assert len(stats._waiting) <= 50
+    stats.end_evaluation()
+    assert stats.classification.samples == 200
+    assert counted == 400
 
 
 def test_histograms_wait_twice_for_any_number_of_tensors(

@@ -12,23 +12,37 @@ from utils.imports import import_module
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
+    threshold = gc.get_threshold()
     yield
+    gc.set_threshold(*threshold)
     gc.enable()
     gc.unfreeze()
 
 
 def test_it_rests_while_a_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one_module.py").write_text("import gc\nENABLED = gc.isenabled()\n")
+    (tmp_path / "one_module.py").write_text("import gc\nTHRESHOLD = gc.get_threshold()[0]\n")
     (tmp_path / "one_broken_module.py").write_text("raise ImportError\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert not import_module("one_module").ENABLED
-    assert gc.isenabled()
+    before = gc.get_threshold()
+    assert before[0] > 0
+    assert import_module("one_module").THRESHOLD == 0
+    assert gc.get_threshold() == before
     with pytest.raises(ImportError):
         import_module("one_broken_module")
+    assert gc.get_threshold() == before
     assert gc.isenabled()
-    gc.disable()  # by the user
-    import_module("one_module")
+
+
+def test_what_a_component_sets_for_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_disabling_module.py").write_text("import gc\ngc.disable()\n")
+    (tmp_path / "one_frugal_module.py").write_text("import gc\ngc.set_threshold(123_456)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_threshold()
+    import_module("one_disabling_module")
     assert not gc.isenabled()
+    assert gc.get_threshold() == before
+    import_module("one_frugal_module")
+    assert gc.get_threshold()[0] == 123_456
 
 
 @pytest.mark.parametrize("launched", [True, False])

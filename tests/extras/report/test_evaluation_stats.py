@@ -217,6 +217,35 @@ def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, tas
         assert findings.classification.samples == 6
 
 
+def test_each_mistake_keeps_its_own_picture() -> None:
+    """Inputs of several shapes, of which the second is no picture."""
+    runtime = SimpleNamespace(process_group=ProcessGroup())
+    experiment: Any = SimpleNamespace(data=Noise(batch_size=1), criterion=cross_entropy, runtime=runtime)
+    stats = EvaluationStats(experiment)
+    stats.begin_evaluation(3)
+    wrong = torch.tensor([[0.0, 3.0, 0.0]])
+    for place, shape in enumerate([(1, 3, 8, 8), (1, 3), (1, 3, 4, 4)]):
+        result = StepResult(torch.tensor(0.0), wrong, LABELS[:1])
+        stats.evaluated(BatchRange(0, place, place + 1), (torch.rand(shape), LABELS[:1]), result)
+    stats.end_evaluation()
+    pictures = [mistake.picture for mistake in stats.mistakes()]
+    assert [None if each is None else each.shape for each in pictures] == [(8, 8, 3), None, (4, 4, 3)]
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested)")
+def test_inputs_of_any_layout_are_evaluated() -> None:
+    runtime = SimpleNamespace(process_group=ProcessGroup())
+    stats = EvaluationStats(SimpleNamespace(data=Noise(batch_size=1), criterion=cross_entropy, runtime=runtime))  # type: ignore[arg-type]
+    rows = torch.eye(3)
+    for inputs in (rows.to_sparse(), rows.to_sparse_csr(), torch.nested.nested_tensor([*rows])):
+        stats.begin_evaluation(3)
+        result = StepResult(torch.tensor(0.0), torch.randn(3, 3), LABELS[:3])
+        stats.evaluated(BatchRange(0, 0, 3), (inputs, LABELS[:3]), result)
+        stats.end_evaluation()
+        assert stats.classification is not None
+        assert stats.classification.samples == 3
+
+
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (3, 3), (2, 1), (4, 1), (16, 1)])
 def test_inputs_as_pictures(channels: int, shown: int) -> None:
     inputs = torch.randn(5, channels, 6, 7)

@@ -29,7 +29,7 @@ from extras.tensorboard.histograms import FEWEST, histograms
 from extras.tensorboard.model_summary import MOST, Recorder, recording
 from model.lenet import LeNet
 from model.two_layer_net import TwoLayerNet
-from tests.helpers import Json, curves, same, state, temporarily
+from tests.helpers import Json, curves, lines, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import killed_in
 from trainer.trainer import Trainer
@@ -571,3 +571,25 @@ def test_only_what_may_be_drawn_is_observed(
     monkeypatch.setattr(EvaluationStats, "end_evaluation", counted)
     fit("trainer.epochs=3", "trainer.pictures_every=null", *overrides)
     assert found == observed
+
+
+class Decides(Trainer):
+    """Validates before its training too, and ends when it has seen enough."""
+
+    def train(self) -> None:
+        self.validate()
+        super().train()
+
+    def finished(self) -> bool:
+        return self.progress.epochs >= 2
+
+
+def test_the_last_epoch_is_drawn_if_only_the_trainer_knows_that_it_is(fit: Fit) -> None:
+    with temporarily(TRAINERS, Decides):
+        run = fit("trainer.type=Decides", "trainer.epochs=5", "trainer.pictures_every=null").run_dir
+    found = read(run)
+    steps = {tag: [event.step for event in found.Images(tag)] for tag in found.Tags()["images"]}
+    last = lines(run)[-1]["step"]
+    assert len(lines(run)) == 2
+    assert steps["evaluation/confusion_matrix"] == [last]
+    assert [event.step for event in found.Tensors("precision_recall/0")] == [last]

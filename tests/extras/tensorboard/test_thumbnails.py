@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from extras.axis import Axis, labelled, ticks
 from extras.report.statistics import Mistake, Regression
 from extras.tensorboard import thumbnails
 from tests.helpers import ROOT
@@ -62,7 +63,7 @@ def test_names_that_no_font_has_are_numbers() -> None:
 def dots(found: Regression) -> np.ndarray[Any, Any]:
     """Where the plot has dots, as fractions of its width and height from the left and the bottom, (N, 2)."""
     picture = np.asarray(opened(thumbnails.scatter(found))).astype(int)
-    plot = picture[62 : 62 + thumbnails.PLOT, 84 : 84 + thumbnails.PLOT]
+    plot = picture[62 : 62 + thumbnails.PLOT, 100 : 100 + thumbnails.PLOT]
     rows, columns = np.nonzero((plot[..., 2] - plot[..., 0]) > 100)  # blue
     return np.stack([columns, thumbnails.PLOT - rows], 1) / thumbnails.PLOT
 
@@ -85,6 +86,19 @@ def test_a_scatter_plot_has_a_dot_for_each_pair() -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (99_995.0, 100_005.0, ["99996", "99998", "100000", "100002", "100004"]),
+        (1e9 - 3, 1e9 + 3, ["999999998", "1000000000", "1000000002"]),
+        (-1e-30, 1e-30, ["-1e-30", "-5e-31", "0", "5e-31", "1e-30"]),
+    ],
+)
+def test_labels_tell_the_ticks_apart(low: float, high: float, expected: list[str]) -> None:
+    assert [label for _, label in labelled(ticks(Axis(low, high)))] == expected
+
+
+@pytest.mark.parametrize(
     ("predicted", "true"),
     [
         ([1.0], [2.0]),
@@ -98,7 +112,7 @@ def test_a_scatter_plot_has_a_dot_for_each_pair() -> None:
 )
 def test_a_scatter_plot_of_any_numbers(predicted: list[float], true: list[float]) -> None:
     found = regression(predicted, true)
-    assert opened(thumbnails.scatter(found)).size == (544, 558)
+    assert opened(thumbnails.scatter(found)).size == (560, 558)
 
 
 def test_they_need_no_matplotlib() -> None:
