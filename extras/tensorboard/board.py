@@ -108,7 +108,7 @@ class Board(Observer):
             return
         if PictureSchedule(settings).are_due(progress.epochs, finished=trainer.finished()):
             if trainer.training.validation:
-                self._write(progress.steps, pictures.precision_recall(self.stats))
+                self._draw(trainer, pictures.precision_recall(self.stats))
             self._draw_evaluation(trainer, self.stats)
 
     def end(self, trainer: BaseTrainer) -> None:
