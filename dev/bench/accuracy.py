@@ -69,13 +69,13 @@ def timed(command: Sequence[str], clock: str) -> tuple[float, str]:
     return read() - start, done.stdout
 
 
-def ours(settings: Sequence[str], data_dir: str, launcher: Sequence[str], clock: str) -> tuple[float, float, float]:
+def ours(settings: Sequence[str], data_dir: str, clock: str) -> tuple[float, float, float]:
     """Seconds of train.py with these arguments, seconds of test.py, accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         data = (f"data_loader.args.data_dir={data_dir}", "data_loader.args.download=false")
-        trained, _ = timed([*launcher, "train.py", *settings, f"trainer.save_dir={folder}", *data], clock)
+        trained, _ = timed([sys.executable, "train.py", *settings, f"trainer.save_dir={folder}", *data], clock)
         run = next(Path(folder).glob("*/*"))
-        tested, _ = timed([*launcher, "test.py", "-r", str(run)], clock)
+        tested, _ = timed([sys.executable, "test.py", "-r", str(run)], clock)
         return trained, tested, json.loads((run / "test" / "metrics.json").read_text())["accuracy"]
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     made.add_argument("--tutorials", type=int, help="runs of the tutorial's recipe (default: as many)")
     made.add_argument("--threads", type=int, help="threads of each run (default: what torch takes)")
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine too")
-    made.add_argument("--launcher", default=sys.executable, help="what runs a Python script (default: this Python)")
+    made.add_argument("--launcher", default=sys.executable, help="what runs the recipe (default: this Python)")
     made.add_argument("--tutorial", action="store_true", help="run the tutorial's recipe here and print its accuracy")
     options = made.parse_args()
     data_dir = str(Path(options.data_dir).resolve())
@@ -102,7 +102,7 @@ def main() -> None:
     print("| seed | train.py | test.py after it | accuracy | tutorial, whole | accuracy |\n|---|---|---|---|---|---|")
     for seed in range(options.repeats):
         settings = ("-c", options.config, f"seed={seed}", *options.overrides)
-        trained, tested, accuracy = ours(settings, data_dir, launcher, clock)
+        trained, tested, accuracy = ours(settings, data_dir, clock)
         seconds["ours"].append(trained)
         cells = f"| {seed} | {trained:.1f} s | {tested:.1f} s | {accuracy:.1%} |"
         if seed < (options.repeats if options.tutorials is None else options.tutorials):
