@@ -14,7 +14,7 @@ Font = ImageFont.FreeTypeFont
 
 # eight colours that all kinds of colour vision tell apart (Okabe and Ito 2008); black comes last, yellow not at all
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-BLACK, GREY = "#262626", "#707070"
+BLACK, GREY, GRID = "#262626", "#707070", "#e4e4e4"
 
 # file names under which Pillow finds fonts with Chinese, Japanese and Korean characters
 EASTERN = (

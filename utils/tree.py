@@ -82,6 +82,11 @@ def tensors(nest: Any) -> Iterator[Tensor]:
         yield from tensors(list(fields(nest).values()))
 
 
+def size_of(nest: Any) -> int:
+    """Bytes of all tensors in a nest; of a sparse one, as if it were dense."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two nests are equal bit for bit; NaN equals itself."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):

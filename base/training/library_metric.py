@@ -82,8 +82,7 @@ class LibraryMetric:
             outputs = outputs.softmax(1)
         elif self._guesses and isinstance(outputs, Tensor) and outputs.is_floating_point():
             self._note_guess(outputs)
-        advice = entry_advice(outputs, targets)
-        with self._naming_errors("does not accept these outputs and targets", advice), self.kernels():
+        with self._naming_errors("does not accept these outputs and targets", outputs, targets), self.kernels():
             self.metric.update(outputs, targets)
 
     def _note_guess(self, outputs: Tensor) -> None:
@@ -163,17 +162,15 @@ class LibraryMetric:
         )
 
     @contextmanager
-    def _naming_errors(self, what: str, advice: str = "") -> Iterator[None]:
+    def _naming_errors(self, what: str, outputs: Any = None, targets: Any = None) -> Iterator[None]:
         """Raise ConfigError with the name of the metric for an error of a library or the user's code."""
         try:
             yield
         except Exception as error:
             if isinstance(error, UserError) or current().peer_failure(error) or device_failure(error):
                 raise
-            raise ConfigError(
-                f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
-                f"{advice or 'Change its arguments, or remove it from the config.'}"
-            ) from error
+            advice = entry_advice(outputs, targets) or "Change its arguments, or remove it from the config."
+            raise ConfigError(f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n{advice}') from error
 
     @contextmanager
     def _naming_warnings(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config
 from utils.text import count, duration, listed, size
-from utils.tree import map_tensors, tensors
+from utils.tree import map_tensors, size_of, tensors
 from utils.user_code import format_error
 
 # memorising one batch: this many steps at one of these rates must leave at most this fraction of the first loss
@@ -209,4 +209,4 @@ def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResu
 
 
 def _bytes(nest: Any) -> str:
-    return size(sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest)))
+    return size(size_of(nest))

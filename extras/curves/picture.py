@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from extras.axis import Axis, ticks
-from extras.pen import BLACK, COLOURS, GREY, Point, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, Point, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number
 
@@ -19,7 +19,6 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 18, 46, 34  # around the axes
 HEADER = 34
 SCALE = 3  # curves are drawn at this scale and reduced, since Pillow's lines are not antialiased
 MOST_DOTS = 25  # maximum number of marked points on a curve
-GRID = "#e4e4e4"
 
 
 class Chart(NamedTuple):

@@ -47,12 +47,13 @@ class PictureSchedule(Observer):
             return True  # samples of the training, which are evaluated only to be drawn
         epochs, stale, patience = self.progress.epochs + 1, self.progress.stale_epochs + 1, self.settings.early_stop
         last = self.decides or epochs >= self.settings.epochs or (patience is not None and stale >= patience)
-        return not self.progress.validating and self.are_due(epochs, finished=last)
+        return not self.progress.validating and are_due(self.settings, epochs, finished=last)
 
-    def are_due(self, epochs: int, *, finished: bool) -> bool:
-        """Whether pictures are drawn after so many epochs. finished: whether they are all."""
-        every = self.settings.pictures_every
-        return every != 0 and (finished or (every is not None and epochs % every == 0))
+
+def are_due(settings: TrainerConfig, epochs: int, *, finished: bool) -> bool:
+    """Whether pictures are drawn after so many epochs. finished: whether they are all."""
+    every = settings.pictures_every
+    return every != 0 and (finished or (every is not None and epochs % every == 0))
 
 
 class Board(Observer):
@@ -106,7 +107,7 @@ class Board(Observer):
         self._write(progress.steps, histograms.weights(trainer.experiment.model))
         if self.stats is None:
             return
-        if PictureSchedule(settings).are_due(progress.epochs, finished=trainer.finished()):
+        if are_due(settings, progress.epochs, finished=trainer.finished()):
             if trainer.training.validation:
                 self._draw(trainer, pictures.precision_recall(self.stats))
             self._draw_evaluation(trainer, self.stats)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from extras.axis import Axis, labelled, ticks
-from extras.pen import BLACK, COLOURS, GREY, legible, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, legible, write
 from utils.text import number
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ COLUMN, ROW = 168, 196
 MARGIN = 8
 PLOT = 440
 DOTS = (5, 9)  # diameters at twice the size, of many and of few
-GRID = "#e4e4e4"
 # viridis at 0, 1/4 ... 1, as in the report
 SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from utils.errors import CheckpointError
 from utils.files import atomic_write, open_regular
-from utils.tree import Keys, map_tensors, tensors
+from utils.tree import Keys, map_tensors, size_of
 
 STEP_FILE = re.compile(r"step-(\d{8,})\.pth")
 DATA = re.compile(r"(step-\d{8,})(-\d+)?")
@@ -61,7 +61,7 @@ def snapshot(state: Any) -> Any:
 def staged(state: dict[str, Any]) -> dict[str, Any] | bytes:
     """What ``write`` takes, unaffected by later training steps: a copy, or the content of the file of a small state."""
     copied: dict[str, Any] = snapshot(state)
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors(copied)) > SMALL:  # a sparse one has no nbytes
+    if size_of(copied) > SMALL:
         return copied
     torch.save({"format": FORMAT, **copied}, buffer := io.BytesIO())
     return buffer.getvalue()
