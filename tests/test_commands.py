@@ -183,6 +183,33 @@ sys.exit(cli.run(main))
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["freed", "freed", "True"], "")
 
 
+def test_a_process_ends_without_garbage_collection_if_a_run_left_only_what_is_closed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import atexit, gc, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import cli
+from utils.files import LogFile
+
+def main(argv):
+    log = LogFile(sys.argv[1])
+    log.itself = log  # only garbage collection frees it
+    log.close()
+    gc.callbacks.append(lambda phase, info: print(phase))
+
+def last():
+    print(gc.get_freeze_count() > 1000)
+    gc.callbacks.clear()  # the interpreter's own collection finds nothing
+
+atexit.register(last)
+sys.exit(cli.run(main))
+"""
+    )
+    done = run(str(script), str(tmp_path / "train.log"))
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True"], "")
+
+
 def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
     script, component = tmp_path / "script.py", tmp_path / "component.py"
     component.write_text(

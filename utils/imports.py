@@ -13,6 +13,8 @@ from typing import Any
 
 IDLE = {io.FileIO, io.BufferedReader, io.BytesIO, io.StringIO, GeneratorType}
 """Types with a ``__del__`` that writes nothing."""
+OWN = ("torch.", "logger.", "utils.")
+"""Where classes with a ``__del__`` have done at the end of a run what it would do."""
 
 
 def import_module(name: str) -> ModuleType:
@@ -27,24 +29,31 @@ def import_module(name: str) -> ModuleType:
 
 
 def leave_to_the_system() -> None:
-    """At the end of the process, look only once for what is to be freed, unless a file is still to be written."""
+    """At the end of the process, leave all objects to the system, unless a file is still to be written."""
     atexit.unregister(_leave)  # registered once, however many commands a process runs
     atexit.register(_leave)
 
 
 def _leave() -> None:
-    gc.collect()
+    # else the globals of a module would never be freed, nor the last lines written to a file that is one of them
+    if _waits_to_be_freed():
+        gc.collect()
+        if _waits_to_be_freed():
+            return
+    gc.freeze()
+
+
+def _waits_to_be_freed() -> bool:
+    """Whether any object, in use or not, must be freed before the process ends."""
     objects = gc.get_objects()
     kinds = {kind for kind in set(map(type, objects)) if hasattr(kind, "__del__")} - IDLE
-    # else the globals of a module would never be freed, nor the last lines written to a file that is one of them
-    if not any(_must_be_freed(each) for each in objects if type(each) in kinds):
-        gc.freeze()
+    return any(_must_be_freed(each) for each in objects if type(each) in kinds)
 
 
 def _must_be_freed(finalized: Any) -> bool:
-    """Whether an object with a ``__del__`` is the user's, other than a standard stream or a file that is closed."""
+    """Whether an object with a ``__del__`` may be the user's, other than a standard stream or a closed file."""
     if isinstance(finalized, (io.TextIOWrapper, io.BufferedWriter)):
         with contextlib.suppress(OSError, ValueError):  # one in memory has no number
             return not finalized.closed and finalized.fileno() > 2
         return True
-    return not type(finalized).__module__.startswith("torch.")
+    return not type(finalized).__module__.startswith(OWN)
