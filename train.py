@@ -6,7 +6,6 @@ python train.py --check -c configs/cifar10_lenet.json    # check everything, tra
 python train.py -r                                       # resume the most recent run
 """
 
-import gc
 import sys
 
 from utils.signals import exit_on_signal
@@ -34,6 +33,7 @@ from utils import cli
 from utils.config import LoadedConfig, load_config
 from utils.determinism import restore_kernels
 from utils.distributed import get_process_group
+from utils.imports import ignoring_imports
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -108,12 +108,8 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
-    gc.freeze()  # exclude the imports from garbage collection: scanning them takes 0.1 s each time
-    with record_outcome(trainer, folder):
-        try:
-            trainer.train()
-        finally:
-            gc.unfreeze()  # objects of the run itself must be collected
+    with record_outcome(trainer, folder), ignoring_imports():
+        trainer.train()
     console.clear()
     for line in end_summary(loaded, trainer, folder):
         console.info(line)

@@ -5,6 +5,7 @@ The mathematics is in trainer/; training/ has the validation (evaluation.py) and
 
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,11 +13,13 @@ from torch.optim import Optimizer
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
+from base.metric import check_loss
 from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_epoch_was_counted,
+    check_first_backward,
     check_first_batch,
     check_smallest_batch,
     check_step_was_taken,
@@ -49,6 +52,15 @@ class BaseTrainer(Checkpointed):
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
+        self.calls_loss = True
+        """False if the first batch did not call ``criterion``."""
+        self.calls_backward = False
+        """Whether ``backward`` was called."""
+        self.several_optimizers: SeveralOptimizers | None = None
+        """Set if there are several optimizers."""
+        self.waits_for_count = False
+        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
+        self._waiting: list[Tensor] = []
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -232,6 +244,48 @@ class BaseTrainer(Checkpointed):
             raise forward_error(self, error, self.training.batches, micro_batch, "training") from error
         if "training" in self.unchecked:
             check_first_batch(self, result)
+
+    # ------------------------------------------------------------------ what train_step calls
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss of shape (), weighted by its fraction of the optimizer step and scaled for fp16.
+
+        With accumulation or several processes, they are computed only when ``train_step`` returns, since the weight
+        depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
+        """
+        check_loss(loss, "self.backward got a loss")
+        if not self.calls_backward:
+            check_first_backward(self)
+        self.calls_backward = True
+        if self.several_optimizers is not None:
+            self.several_optimizers.backward(loss)
+        elif self.waits_for_count:
+            self._waiting.append(loss)
+        else:
+            self.runtime.backward(loss)
+
+    def optimizing(self, name: str) -> AbstractContextManager[None]:
+        """Let one of several optimizers step on the losses passed to ``backward`` inside the block:
+
+            with self.optimizing("discriminator"):
+                self.backward(loss)
+
+        The other optimizers' parameters get no gradients there. With accumulation, it steps at the last micro-batch.
+        """
+        if self.several_optimizers is None:
+            raise ConfigError(
+                f"the trainer steps the optimizer {name!r}, but the config's single optimizer has no name; name each: "
+                f'"optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
+            )
+        return self.several_optimizers.optimizing(name)
+
+    def finish_backward(self, weight: Tensor | float) -> None:
+        """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:  # summed: DDP allows one backward pass per forward pass
+            self.runtime.backward(sum(waiting[1:], waiting[0]), weight)
+
+    # ------------------------------------------------------------------ the ends of intervals and epochs
 
     def log_interval(self, loss: Tensor | float) -> None:
         """Log a point of the curves within the epoch."""

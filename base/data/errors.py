@@ -1,7 +1,11 @@
 """Errors in the code of a data set, with the sample that causes them."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from torch import Tensor
+
+from base.array_file import ArrayFile
 from utils.errors import DataError, UserError
 from utils.text import listed
 from utils.user_code import format_error_with_source
@@ -22,3 +26,14 @@ def collate_error(error: Exception, name: str, indices: Sequence[int]) -> Except
         f"{name}: samples {listed([*map(str, indices)])} cannot be made into a batch. Return tensors or numbers of the "
         f"same shapes and dtypes, or define collate in the data loader{convert}",
     )
+
+
+def check_tensors(inputs: Any, targets: Any) -> None:
+    """Raise TypeError or ValueError if these are not the inputs and targets of a ``TensorSource``."""
+    for each in (inputs, targets):
+        if not isinstance(each, (Tensor, ArrayFile)):
+            samples = "return a data set of samples (input, targets) instead"
+            remedy = samples if isinstance(each, (dict, tuple)) else "use torch.as_tensor(...)"
+            raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; {remedy}")
+    if len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from base.array_file import ArrayFile
-from base.data.errors import sample_error
+from base.data.errors import check_tensors, sample_error
 from base.data.sample_random import SampleRandom
 from base.data.views import Views
 from utils.tree import describe_batch
@@ -51,15 +51,7 @@ class TensorSource:
     ) -> None:
         if augment is not None and augment_pair is not None:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
-        for each in (inputs, targets):
-            if not isinstance(each, (Tensor, ArrayFile)):
-                nested = isinstance(each, (dict, tuple))
-                remedy = (
-                    "return a data set of samples (input, targets) instead" if nested else "use torch.as_tensor(...)"
-                )
-                raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; {remedy}")
-        if len(inputs) != len(targets):
-            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
+        check_tensors(inputs, targets)
         self.inputs = inputs
         self.targets = targets
         self.augment = augment

@@ -1,6 +1,6 @@
 """The parts of the training loop in base_trainer.py.
 
-trainer_interface  what a trainer defines and calls
+trainer_interface  what a trainer defines, and what it can call besides backward and optimizing
 progress        counters: steps, epochs, the position in the data, the best value
 metrics         sums and means of the loss and the metrics; library_metric wraps the metrics of torchmetrics
 finite          ends the training at a loss that is not finite

@@ -1,4 +1,4 @@
-"""What your own trainer defines, and what it can call."""
+"""What your own trainer defines, and what it can call besides ``backward`` and ``optimizing``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,11 +9,8 @@ from torch import Tensor
 
 from base.data.pictures import Shown
 from base.experiment import Experiment
-from base.metric import StepResult, check_loss
-from base.training.first_batch import check_first_backward
-from base.training.optimizing import SeveralOptimizers
+from base.metric import StepResult
 from base.training.progress import Progress
-from utils.errors import ConfigError
 from utils.schema import TrainerConfig
 
 
@@ -37,18 +34,9 @@ class TrainerInterface(ABC):
         self.model = experiment.model
         self.criterion = experiment.criterion
         self.runtime = experiment.runtime
-        self.calls_loss = True
-        """False if the first batch did not call ``criterion``."""
-        self.calls_backward = False
-        """Whether ``backward`` was called."""
         self.progress = Progress()
         self.shown = Shown(experiment.data)
         """Where pictures and texts go."""
-        self.several_optimizers: SeveralOptimizers | None = None
-        """Set if there are several optimizers."""
-        self.waits_for_count = False
-        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
-        self._waiting: list[Tensor] = []
 
     @abstractmethod
     def train_step(self, batch: Any) -> StepResult:
@@ -91,41 +79,3 @@ class TrainerInterface(ABC):
     def autocast(self) -> AbstractContextManager[Any]:
         """The configured precision, for the forward pass and the loss."""
         return self.runtime.autocast()
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape (), weighted by its fraction of the optimizer step and scaled for fp16.
-
-        With accumulation or several processes, they are computed only when ``train_step`` returns, since the weight
-        depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
-        """
-        check_loss(loss, "self.backward got a loss")
-        if not self.calls_backward:
-            check_first_backward(self)
-        self.calls_backward = True
-        if self.several_optimizers is not None:
-            self.several_optimizers.backward(loss)
-        elif self.waits_for_count:
-            self._waiting.append(loss)
-        else:
-            self.runtime.backward(loss)
-
-    def optimizing(self, name: str) -> AbstractContextManager[None]:
-        """Let one of several optimizers step on the losses passed to ``backward`` inside the block:
-
-            with self.optimizing("discriminator"):
-                self.backward(loss)
-
-        The other optimizers' parameters get no gradients there. With accumulation, it steps at the last micro-batch.
-        """
-        if self.several_optimizers is None:
-            raise ConfigError(
-                f"the trainer steps the optimizer {name!r}, but the config's single optimizer has no name; name each: "
-                f'"optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
-            )
-        return self.several_optimizers.optimizing(name)
-
-    def finish_backward(self, weight: Tensor | float) -> None:
-        """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:  # summed: DDP allows one backward pass per forward pass
-            self.runtime.backward(sum(waiting[1:], waiting[0]), weight)
