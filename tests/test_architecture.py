@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -178,6 +179,17 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_what_users_import_is_there(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("package", sorted(path.parent for path in SOURCES if path.name == "__init__.py"), ids=name_of)
+def test_a_package_says_what_is_in_it(package: Path) -> None:
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    assert text
+    if package.name in (*FLOOR_OF, "writers"):
+        return  # a project adds files of its own there
+    inside = {path.stem for path in SOURCES if path.parent == package} - {"__init__", "__main__"}
+    inside |= {path.parent.name for path in SOURCES if path.name == "__init__.py" and path.parent.parent == package}
+    assert {name for name in inside if not re.search(rf"\b{name}\b", text)} == set()
 
 
 def test_files_and_functions_are_small() -> None:

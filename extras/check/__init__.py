@@ -1,6 +1,7 @@
 """``train.py --check``: builds everything a run needs and runs one batch through all of it.
 
-preflight runs the checks in order; data_checks and model_checks contain them, each returning a CheckResult.
+preflight runs the checks in order; data_checks, model_checks and exactness_checks contain them. Each returns what
+check_result defines: a verdict and how to print it.
 """
 
 from extras.check.preflight import preflight

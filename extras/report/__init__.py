@@ -1,8 +1,9 @@
 """The report of test.py, and the evaluation statistics that it and TensorBoard's pictures are based on.
 
-EvaluationStats observes an evaluation and accumulates statistics of classification or regression batch by batch;
-EvaluationReport also writes predictions.csv meanwhile, and at the end report.md and report.html with the figures;
-Tested describes what was tested. description writes the report's head, document renders both formats.
+evaluation_stats    observes an evaluation and recognises its task; statistics adds up batch by batch
+evaluation_report   also writes predictions.csv meanwhile, and at the end report.md and report.html
+figures             the figures of a report
+description         its head: what was tested
 """
 
 from extras.report.description import Tested

@@ -1,12 +1,14 @@
 """What TensorBoard shows besides the curves written by the training loop. docs/tensorboard.md lists everything.
 
-make_observer returns the observer that train.py attaches to a run. In the process that writes event files, it is a
-Board:
-  model_summary  the table of layers, and the graph
-  histograms     weights, gradients and memory
-  pictures       training images; confusion matrix, mistakes and precision-recall curves, from extras/report
-  hyperparameters  the page of runs, and the overview of curves
-  profile        a trace of some optimizer steps
+make_observer returns the observer that train.py attaches to a run.
+
+board            the observer in the process that writes event files: when what is written, by
+model_summary    the table of layers, and the graph
+histograms       weights, gradients and memory
+pictures         training images; confusion matrix, mistakes and precision-recall curves, from extras/report
+thumbnails       pictures at TensorBoard's size, drawn with Pillow
+hyperparameters  the page of runs, and the overview of curves
+profile          a trace of some optimizer steps
 """
 
 from base.experiment import Experiment

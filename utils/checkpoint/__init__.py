@@ -4,6 +4,7 @@ file            the format of a checkpoint file: write, read and verify
 checkpointer    a run's checkpoints during training: keeps the newest and the best
 plain           what a checkpoint may contain; anything else is rejected before the first step
 loading         finding the named checkpoint, or the newest undamaged one, in one process or several
+weights_file    weights from a file of any origin
 sharded         the checkpointer in which every process writes its part; imported on demand
 shards          the folder with the tensors of a sharded checkpoint, in the format of torch.distributed.checkpoint
 """

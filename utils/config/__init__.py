@@ -9,6 +9,7 @@ The stages, in order:
     problems        keys and types (utils.schema), names (utils.registry), arguments (utils.arguments)
     dry_run         argument ranges that only torch knows
     schedulers      schedulers laid out over the length of the run
+    resume          the config of a resumed run compared with that of its checkpoint
 
 sources and located_json stop at the first mistake. The others yield Problems (a path and a message each), which are
 reported together.
