@@ -230,7 +230,10 @@ class RunFolder:
         replace_file(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
-        """Record how the run ended in environment.json: "finished", "stopped" or "failed: ...". Ignores a full disk."""
+        """Record how the run ended in environment.json. Ignores a full disk.
+
+        outcome: "finished", "stopped", "failed: ..." or, if the loss is not finite, "diverged: ...".
+        """
         record = self.read_environment()
         if record:  # otherwise it failed before it began
             with contextlib.suppress(TrainingError):

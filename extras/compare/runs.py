@@ -143,15 +143,16 @@ class Run:
         return None if found is None else (found[1], int(self.records[found[0]].get("epoch", 0)))
 
     def state(self) -> str:
-        """How it ended: "finished", "stopped" or "failed: REASON"; if not recorded, "unfinished" (running or killed) or
-        "no checkpoint"; "damaged" if a file cannot be read.
+        """How it ended: "finished", "stopped", "failed: REASON" or "diverged: REASON".
+
+        If not recorded, "unfinished" (running or killed) or "no checkpoint"; "damaged" if a file cannot be read.
         """
         if self.damage:
             return "damaged"
         outcome = self.environment.get("outcome")
         if isinstance(outcome, str) and outcome:
             return re.sub(
-                r"^failed: the loss is (\S+) at step (\d+) .*", r"failed: loss \1 at step \2", one_line(outcome)
+                r"^diverged: the loss is (\S+) at step (\d+) .*", r"diverged: loss \1 at step \2", one_line(outcome)
             )
         if not any(self.path.glob("checkpoints/*.pth")):
             return "no checkpoint"

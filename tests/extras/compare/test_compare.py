@@ -343,7 +343,7 @@ def test_a_mistake_is_one_message_and_status_2(
 
 
 def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    inf = "failed: the loss is inf at step 3 (epoch 1, samples 4, 5)."
+    inf = "diverged: the loss is inf at step 3 (epoch 1, samples 4, 5)."
     run = make("20260101-000001", [], about={"outcome": inf})
     make("20260101-000002", [0.2], about={"outcome": "stopped"})
     make("20260101-000003", [0.3], about={"outcome": "finished"})
@@ -352,14 +352,14 @@ def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str])
     printed = compared(capsys, run.parent)
     states = {row["run"][-1]: row["state"] for row in written(run.parent)}
     assert states == {
-        "1": "failed: loss inf at step 3",
+        "1": "diverged: loss inf at step 3",
         "2": "stopped",
         "3": "finished",
         "4": f"failed: \\x1b[31m{'no ' * 30}".strip(),
         "5": "unfinished",
     }
     shown = {line.split()[0][-1]: line for line in printed if line.startswith("  2026")}
-    assert "  failed: loss inf at step 3 " in shown["1"]
+    assert "  diverged: loss inf at step 3 " in shown["1"]
     assert "…" in shown["4"]
 
 
