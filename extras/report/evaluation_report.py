@@ -142,6 +142,8 @@ class EvaluationReport(EvaluationStats):
         found = self.classification or self.regression
         yield from head(tested, self.folder)
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
+        if self.classification is not None and (only := self.classification.only_prediction()) is not None:
+            yield Paragraph(f"The model predicts {self.class_names()[only]} for every sample.", strong=True)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
             what = count(found.not_finite, "sample" if self.classification is not None else "number")

@@ -117,6 +117,19 @@ def test_mistakes_without_pictures_are_a_table(run: Path) -> None:
     assert "| predicted | true" in sound(run / "test")
 
 
+def test_a_classifier_that_predicts_one_class_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Trainer.eval_step
+
+    def one_class(self: Trainer, batch: Any) -> StepResult:
+        result = evaluate(self, batch)
+        result.outputs[:, 2] = 100.0
+        return result
+
+    monkeypatch.setattr(Trainer, "eval_step", one_class)
+    test.main(["-r", str(run)])
+    assert "\n**The model predicts 2 for every sample.**\n" in (run / "test" / "report.md").read_text()
+
+
 @pytest.mark.usefixtures("report_pictures")
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_regression(fit: Fit, width: int) -> None:
