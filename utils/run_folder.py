@@ -335,9 +335,20 @@ def _git(*arguments: str) -> str | None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically. Raises TrainingError."""
+    replace_files(path.parent, {path.name: content})
+
+
+def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files by name; none replaces an older one until all are on disk. Raises TrainingError."""
+    path = folder
     try:
-        with atomic_write(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with contextlib.ExitStack() as stack:
+            for name, content in contents.items():
+                path = folder / name
+                file = stack.enter_context(atomic_write(path))
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 
