@@ -152,7 +152,7 @@ class Run:
         outcome = self.environment.get("outcome")
         if isinstance(outcome, str) and outcome:
             return re.sub(
-                r"^diverged: the loss is (\S+) at step (\d+) .*", r"diverged: loss \1 at step \2", one_line(outcome)
+                r"^(diverged|failed): the loss is (\S+) at step (\d+) .*", r"\1: loss \2 at step \3", one_line(outcome)
             )
         if not any(self.path.glob("checkpoints/*.pth")):
             return "no checkpoint"
