@@ -439,13 +439,21 @@ def test_a_run_with_a_value_from_the_data_is_not_one_without(make: Make, capsys:
     assert any("weight" in line for line in printed)
 
 
-def test_a_test_on_other_data_does_not_count(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "override",
+    ["data_loader.args.noise=8", "data_loader.args.num_test_samples=9", "loss=MSELoss", "metrics=[]", "trainer.type=A"],
+)
+def test_a_test_of_something_else_does_not_count(make: Make, capsys: pytest.CaptureFixture[str], override: str) -> None:
+    """A value of other data, or of another loss or metric under the same name."""
     own = {"accuracy": 0.75, "overrides": ["data_loader.args.eval_batch_size=7", "runtime.device=cpu"]}
     run = make("20260101-000001", [0.5] * 3, tested=own)
-    make("20260101-000002", [0.4] * 3, tested={"accuracy": 0.25, "overrides": ["data_loader.args.noise=8"]})
+    make("20260101-000002", [0.4] * 3, tested={"accuracy": 0.25, "overrides": [override]})
+    make("20260101-000003", [0.4] * 3, tested={"accuracy": 0.125, "overrides": 7})
     printed = "\n".join(compared(capsys, run.parent))
     assert "0.7500" in printed
+    assert "0.1250" in printed
     assert "0.2500" not in printed
+    assert f"20260101-000002: tested with {override}; run test.py without it" in printed
 
 
 @pytest.mark.parametrize(
