@@ -11,7 +11,7 @@ import train
 from base.base_trainer import BaseTrainer
 from logger.writers import EventWriter
 from tests.campaign import records
-from tests.helpers import TIMES, curves
+from tests.helpers import TIMES, curves, needs_extra
 from tests.utils.checkpoint.test_exactness import killed_in
 from utils.errors import Stopped
 from utils.run_folder import RunFolder
@@ -56,6 +56,7 @@ def test_each_step_is_in_the_files_once_and_in_order(fit: Fit) -> None:
         assert records(run) == before
 
 
+@needs_extra("tensorboard")
 @pytest.mark.slow
 def test_what_precedes_the_first_step_is_in_the_files_once(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a signal that came before it."""
