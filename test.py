@@ -125,8 +125,9 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").open("a").close()
     except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from error
     try:
         with RunFolder(folder).locked("writes a report into it"):
             yield

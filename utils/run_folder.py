@@ -71,7 +71,8 @@ class RunFolder:
             return cls(_rename(unnamed, parent / timestamp))
         except (OSError, RuntimeError, TrainingError) as error:
             shutil.rmtree(unnamed, ignore_errors=True)
-            raise UserError(f"cannot create a run folder in {parent}: {error}; see trainer.save_dir") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot create a run folder in {parent}: {reason}; see trainer.save_dir") from error
 
     @classmethod
     def newest(cls, save_dir: str, name: str | None) -> "RunFolder":
