@@ -214,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return update(target)
         create(target, minimal=options.minimal)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     print(
         f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"

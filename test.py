@@ -40,7 +40,7 @@ from utils.errors import TrainingError, UserError
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
-from utils.run_folder import RunFolder, replace_file
+from utils.run_folder import RunFolder, replace_files
 from utils.streams import clear_loading, say
 from utils.text import OVERRIDE, number, table
 
@@ -95,11 +95,15 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
+            metrics = {"metrics.json": _metrics(about, found)}
+            if report:
                 size = count_parameters(experiment.model)
-                report.write(extra.Tested(run.folder, run.loaded.config, command, about, size), found)
-            # the run's own points in TensorBoard, rather than another run's
-            board = run.folder.path if options.out is None else out
-            _write_metrics(out, about, found, board if run.loaded.config.trainer.writes_tensorboard else None)
+                report.write(extra.Tested(run.folder, run.loaded.config, command, about, size), found, metrics)
+            else:
+                replace_files(out, metrics)
+            if run.loaded.config.trainer.writes_tensorboard:
+                # the run's own points in TensorBoard, rather than another run's
+                _write_points(run.folder.path if options.out is None else out, about["step"], found)
     if process_group.is_main_process and report:
         say(f"report: {display_path(out / 'report.md')}, report.html")
     elif process_group.is_main_process:
@@ -121,8 +125,9 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").open("a").close()
     except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}; choose another folder with --out") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from error
     try:
         with RunFolder(folder).locked("writes a report into it"):
             yield
@@ -132,17 +137,16 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 
-def _write_metrics(folder: Path, about: Mapping[str, Any], values: Mapping[str, float], board: Path | None) -> None:
-    """Write metrics.json and, for TensorBoard, one point per value to the folder board, replacing an earlier test's.
-
-    Raises TrainingError if a file cannot be written.
-    """
+def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:
+    """The content of metrics.json."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    replace_file(folder / "metrics.json", json.dumps({**about, **finite}, indent=2) + "\n")
-    if board is None:
-        return
+    return json.dumps({**about, **finite}, indent=2) + "\n"
+
+
+def _write_points(board: Path, step: int, values: Mapping[str, float]) -> None:
+    """Write one point per value for TensorBoard, replacing an earlier test's. Raises TrainingError."""
     try:
-        EventWriter(board).replace_test(about["step"], values)
+        EventWriter(board).replace_test(step, values)
     except OSError as error:
         raise TrainingError(f"{board} cannot be written: {error.strerror}") from error
 

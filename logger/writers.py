@@ -183,6 +183,8 @@ class EventWriter(Writer):
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
+        if not step:  # what was written before the first step is written again
+            state = {}
         kept = str(state.get("file", ""))
         expected = {**state.get("earlier", {}), **({kept: _length(state)} if kept else {})}
         # no file at a step > 0: TensorBoard was switched off, and the files are older

@@ -314,6 +314,11 @@ class TestANewProject:
         assert load_script("new_project").main([str(tmp_path)]) == 2
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").touch()
+        assert load_script("new_project").main([str(tmp_path / "file" / "mine")]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path}/file/.mine.unfinished: Not a directory\n"
+
     @pytest.mark.parametrize("git", [True, False])
     def test_nothing_else_that_lies_there_comes_along(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: bool

@@ -21,6 +21,10 @@ class TrainingError(Exception):
     """The run cannot continue (a loss that is not finite, a disk that cannot be written); status 1."""
 
 
+class DivergedError(TrainingError):
+    """The loss is not finite."""
+
+
 class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to stop, and saved)
     """A signal asked the run to stop; status 128 + signal."""
 

@@ -71,7 +71,8 @@ class RunFolder:
             return cls(_rename(unnamed, parent / timestamp))
         except (OSError, RuntimeError, TrainingError) as error:
             shutil.rmtree(unnamed, ignore_errors=True)
-            raise UserError(f"cannot create a run folder in {parent}: {error}; see trainer.save_dir") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot create a run folder in {parent}: {reason}; see trainer.save_dir") from error
 
     @classmethod
     def newest(cls, save_dir: str, name: str | None) -> "RunFolder":
@@ -230,7 +231,10 @@ class RunFolder:
         replace_file(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
-        """Record how the run ended in environment.json: "finished", "stopped" or "failed: ...". Ignores a full disk."""
+        """Record how the run ended in environment.json. Ignores a full disk.
+
+        outcome: "finished", "stopped", "failed: ..." or, if the loss is not finite, "diverged: ...".
+        """
         record = self.read_environment()
         if record:  # otherwise it failed before it began
             with contextlib.suppress(TrainingError):
@@ -332,9 +336,20 @@ def _git(*arguments: str) -> str | None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically. Raises TrainingError."""
+    replace_files(path.parent, {path.name: content})
+
+
+def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files by name; none replaces an older one until all are on disk. Raises TrainingError."""
+    path = folder
     try:
-        with atomic_write(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with contextlib.ExitStack() as stack:
+            for name, content in contents.items():
+                path = folder / name
+                file = stack.enter_context(atomic_write(path))
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 

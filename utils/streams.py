@@ -3,12 +3,17 @@
 import contextlib
 import io
 import os
+import re
+import shlex
 import sys
+from pathlib import Path
 from traceback import format_exception
 from types import TracebackType
 from typing import Any, TextIO
 
 from utils.text import printable
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
 def prepare_streams() -> None:
@@ -25,7 +30,18 @@ def prepare_streams() -> None:
 
 def _say_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     clear_loading()
+    if isinstance(error, ModuleNotFoundError) and error.name in _required_packages():
+        python = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+        say_error(f"error: {error.name} is not installed; activate the project's environment, or: {python}")
+        raise SystemExit(2)
     say_error("".join(format_exception(kind, error, trace)).rstrip())
+
+
+def _required_packages() -> list[str]:
+    """Their names as modules; none if the list is missing."""
+    with contextlib.suppress(OSError, ValueError):
+        return re.findall(r"(?m)^\w+", REQUIREMENTS.read_text(encoding="utf-8"))
+    return []
 
 
 def _open(stream: TextIO | None, number: int) -> TextIO:

@@ -13,6 +13,7 @@ from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
 from utils.random import kept_generators, seed_sample
+from utils.text import count
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
@@ -123,6 +124,10 @@ class StreamSource:
         try:
             sample = next(self._iterator)
         except StopIteration:
+            if self.length is not None:  # another pass would count samples twice
+                name = type(self.samples).__name__
+                message = f"StreamSource: {name} ended after {count(self._position, 'sample')}; length is {self.length}"
+                raise DataError(message) from None
             self._passes += 1
             self._begin_pass()
             seed_sample(*key, self._position)

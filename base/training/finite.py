@@ -12,7 +12,7 @@ from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
 from base.data.stream import StreamBatches
 from base.training.progress import Progress
-from utils.errors import TrainingError
+from utils.errors import DivergedError
 from utils.text import count, listed
 from utils.tree import tensors
 
@@ -33,7 +33,7 @@ class FiniteLosses:
         self._losses.append(loss)
 
     def check(self, trainer: Any) -> None:
-        """Raise TrainingError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
+        """Raise DivergedError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
         losses, before = self._losses, self._before
         self.begin(trainer.progress)
         if trainer.train_metrics.is_finite():
@@ -56,7 +56,7 @@ class FiniteLosses:
         message = f"the loss is {loss} at step {step} ({where}).\n{advice}"
         if any(checkpoints.glob("step-*")):
             message += f"\nThe checkpoints in {checkpoints} are from before that step."
-        raise TrainingError(message)
+        raise DivergedError(message)
 
 
 def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:

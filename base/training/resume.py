@@ -29,7 +29,7 @@ from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import say
-from utils.text import dotted
+from utils.text import count, dotted, listed
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
@@ -127,6 +127,7 @@ def load_state(
         for change in since:
             if not any(change.concerns(other) for other in changed):
                 trainer.console.info(f"resumed with {change}, as in config.json")
+    _warn_of_partial(trainer, state["metrics"]["definitions"])
 
 
 @contextlib.contextmanager
@@ -219,6 +220,17 @@ def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) ->
     prefixes = ["", "val_", *(f"val_{name}_" for name in trainer.training.validation if name)]
     changed = [name for name in now if name in before and before[name] != now[name]]
     return trainer.settings.monitored_name in [f"{prefix}{name}" for prefix in prefixes for name in changed]
+
+
+def _warn_of_partial(trainer: BaseTrainer, before: Mapping[str, Any]) -> None:
+    """Say which metrics have missed the first steps of the epoch. before: saved definitions."""
+    progress, now = trainer.progress, trainer.train_metrics.definitions
+    new = [name for name in now if before.get(name) != now[name]]
+    if new and progress.epoch_steps:
+        trainer.console.warn(
+            f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
+            f"{count(progress.epoch_steps, 'step')}"
+        )
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

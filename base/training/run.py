@@ -14,7 +14,7 @@ from base.initial_weights import InitialWeights
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, to_json
-from utils.errors import Stopped, TrainingError, UserError
+from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, changes, environment
 from utils.text import dotted
@@ -96,7 +96,8 @@ def record_outcome(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
         outcome = "finished"
     except BaseException as error:
         first_line = str(error).partition("\n")[0] or type(error).__name__
-        outcome = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else f"failed: {first_line}"
+        failed = "diverged" if isinstance(error, DivergedError) else "failed"
+        outcome = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else f"{failed}: {first_line}"
         raise
     finally:
         if trainer.runtime.process_group.is_main_process:

@@ -36,7 +36,7 @@ from extras.records import RATES, TRAIN, VALID, charts
 from extras.spreadsheets import csv_table
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import replace_file
+from utils.run_folder import replace_file, replace_files
 from utils.streams import say
 from utils.text import count, duration, number, table
 
@@ -105,8 +105,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if MEANS not in files:
             (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
-        for name, content in files.items():
-            replace_file(folder / name, content)
+        replace_files(folder, files)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
     notes += [f"test values left out: {display_path(run.path)}: {run.outdated}" for run in runs if run.outdated]
     notes += [f"not a run: {display_path(path)}" for path in others]

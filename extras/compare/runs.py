@@ -33,6 +33,8 @@ HOW_FED = {
     "balanced", "batch_size", "cache_dir", "crop", "device_cache", "download", "drop_last", "eval_batch_size", "flip",
     "in_memory", "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
 }  # fmt: skip
+# of these, the ones that change what a test measures, if it is given others than the run
+IN_TEST = {"mean", "num_test_samples", "size", "std", "white"}
 ARGUMENT = "data_loader.args."
 # runs that differ only in these repeat one experiment
 FOLD = "fold"
@@ -46,10 +48,11 @@ LOWER_IS_BETTER = re.compile(
 )
 
 
-def _changes_data(override: str) -> bool:
-    """Whether an override of a test may give it other data."""
+def _changes_test(override: str) -> bool:
+    """Whether an override of a test may change its values: other data, another loss or metric under the same name."""
     key = override.partition("=")[0]
-    return key.startswith("data_loader") and key.removeprefix(ARGUMENT) not in HOW_FED
+    fed = key.startswith(ARGUMENT) and key.removeprefix(ARGUMENT) in HOW_FED - IN_TEST
+    return not fed and not key.startswith("runtime.")
 
 
 class Task(NamedTuple):
@@ -143,15 +146,16 @@ class Run:
         return None if found is None else (found[1], int(self.records[found[0]].get("epoch", 0)))
 
     def state(self) -> str:
-        """How it ended: "finished", "stopped" or "failed: REASON"; if not recorded, "unfinished" (running or killed) or
-        "no checkpoint"; "damaged" if a file cannot be read.
+        """How it ended: "finished", "stopped", "failed: REASON" or "diverged: REASON".
+
+        If not recorded, "unfinished" (running or killed) or "no checkpoint"; "damaged" if a file cannot be read.
         """
         if self.damage:
             return "damaged"
         outcome = self.environment.get("outcome")
         if isinstance(outcome, str) and outcome:
             return re.sub(
-                r"^failed: the loss is (\S+) at step (\d+) .*", r"failed: loss \1 at step \2", one_line(outcome)
+                r"^(diverged|failed): the loss is (\S+) at step (\d+) .*", r"\1: loss \2 at step \3", one_line(outcome)
             )
         if not any(self.path.glob("checkpoints/*.pth")):
             return "no checkpoint"
@@ -283,8 +287,10 @@ def _read(path: Path) -> Run:
     run.environment = _object(path / "environment.json") or {}
     test = _object(path / "test" / "metrics.json") or {}
     run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
-    if any(map(_changes_data, test.get("overrides") or [])):
-        run.test = {}  # of other data than the run's own
+    overrides = test.get("overrides")
+    changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
+    if run.test and changed:
+        run.test, run.outdated = {}, f"tested with {one_line(', '.join(changed))}; run test.py without it"
     try:
         text = read_text(path / "metrics.jsonl")
     except FileNotFoundError:

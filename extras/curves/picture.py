@@ -49,7 +49,8 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
         values = {label: [_finite(record.get(key)) for record in records] for label, key in lines.items()}
         marked = next((label for label, key in lines.items() if monitor and key == monitor.split()[1]), None)
         best = best_of(values[marked], monitor) if marked and monitor else None
-        _panel(image, corner, Chart(name, epochs, values, best))
+        title = f"{name} (end of epoch)" if name == RATES else name  # of a schedule by steps, the rest is not shown
+        _panel(image, corner, Chart(title, epochs, values, best))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()

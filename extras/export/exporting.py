@@ -157,7 +157,7 @@ def _write(path: Path, content: bytes, kind: Format, exportable: Exportable, exp
             file.flush()
             return _compared(kind, Path(file.name), exportable, expected)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; --out names another file") from error
 
 
 def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]]) -> str:

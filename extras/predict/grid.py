@@ -22,7 +22,7 @@ def shown(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field],
     return [
         Cell(
             picture.numpy(),
-            labels(_lines(fields, place), longest=22),
+            labels(_lines(fields, place), longest=20),
             [file_label(Path(name).name, f"input {first + place}")],
             None if masks is None or masks[place].ndim != 2 else _colours(masks[place]),
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, TrainingError
 from utils.extras import find_extra
 from utils.files import atomic_write
-from utils.run_folder import replace_file
+from utils.run_folder import replace_files
 from utils.text import count, number
 
 if TYPE_CHECKING:
@@ -98,26 +99,26 @@ class EvaluationReport(EvaluationStats):
             return {"expected_calibration_error": self.classification.calibration_error()}
         return {"r2": self.regression.residuals().r2} if self.regression is not None else {}
 
-    def write(self, tested: Tested, values: Mapping[str, float]) -> None:
+    def write(self, tested: Tested, values: Mapping[str, float], beside: Mapping[str, str]) -> None:
         """Everything but the predictions. values: the loss and the metrics on the test data.
 
-        Raises TrainingError if a file cannot be written.
+        beside: other files to write, by name. Raises TrainingError if a file cannot be written; an older report then
+        remains as it was.
         """
         from extras.drawing import png
 
         pictures = {f"{name}.png": png(figure) for name, figure in self._figures().items()}
         if curves := self._curves(tested):
             pictures[CURVES] = curves
-        for file, content in pictures.items():
-            replace_file(self.folder / file, content)
+        blocks = list(self._blocks(tested, values, pictures))
+        report = {"report.md": as_markdown(blocks), "report.html": as_html(blocks, pictures)}
+        self.predictions.sync()
+        replace_files(self.folder, {**pictures, **report, **beside})
         for file in FILES:
             if file not in pictures:
                 (self.folder / file).unlink(missing_ok=True)
         if not self._lists_samples():
             self.predictions.path.unlink(missing_ok=True)
-        blocks = list(self._blocks(tested, values, pictures))
-        replace_file(self.folder / "report.md", as_markdown(blocks))
-        replace_file(self.folder / "report.html", as_html(blocks, pictures))
 
     def _curves(self, tested: Tested) -> bytes | None:
         """The picture of the run's curves; None without extras/curves, or if no epoch is finished."""
@@ -142,6 +143,8 @@ class EvaluationReport(EvaluationStats):
         found = self.classification or self.regression
         yield from head(tested, self.folder)
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
+        if self.classification is not None and (only := self.classification.only_prediction()) is not None:
+            yield Paragraph(f"The model predicts {self.class_names()[only]} for every sample.", strong=True)
         yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
             what = count(found.not_finite, "sample" if self.classification is not None else "number")
@@ -182,6 +185,13 @@ class Predictions:
         """error: as in ``__exit__``; all None: the file is complete."""
         with self._writing():
             self._stack.__exit__(*error)
+
+    def sync(self) -> None:
+        """Flush the samples so far to disk."""
+        if self.begun and self.processes.is_main_process:
+            with self._writing():
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Add classified samples, (B, C) and (B,), from index ``start`` on."""

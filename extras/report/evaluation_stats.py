@@ -147,9 +147,12 @@ class EvaluationStats(Observer):
                 self.warn(f"mistakes are shown without pictures: {error}")
         return inputs if self._has_pictures else None
 
-    def mistakes(self) -> list[Mistake]:
-        """The most confident mistakes of a classification, worst first, with their pictures."""
-        found = self.classification.mistakes if self.classification is not None else []
+    def mistakes(self, most: int | None = None) -> list[Mistake]:
+        """The most confident mistakes of a classification, worst first, with their pictures.
+
+        most: how many of those that are kept; None: all.
+        """
+        found = self.classification.mistakes[:most] if self.classification is not None else []
         inputs = [mistake.input for mistake in found if mistake.input is not None]
         if len({each.shape for each in inputs}) == 1:
             pictures = pictures_of(self.data, torch.stack(inputs))

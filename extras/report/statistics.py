@@ -1,7 +1,7 @@
 """Statistics of a classification or a regression, accumulated batch by batch."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,11 @@ class Classification:
     def accuracy(self) -> float:
         return float(np.trace(self.confusion)) / self.samples if self.samples else math.nan
 
+    def only_prediction(self) -> int | None:
+        """The class that is predicted for every sample; None if there are several, or if it is always correct."""
+        predicted = np.flatnonzero(self.confusion.any(0))
+        return int(predicted[0]) if len(predicted) == 1 and self.accuracy() < 1 else None
+
     def near_chance(self) -> bool:
         """Whether the accuracy is within two standard deviations of always predicting the most common class."""
         if not self.samples:
@@ -216,6 +221,32 @@ class Residuals(NamedTuple):
     """Explained fraction of the targets' variance, the mean over the outputs; NaN if all targets are constant."""
 
 
+class Moments:
+    """Of each of W columns: the number of values, their mean, and the sum of squared deviations from it; all (W,).
+
+    Sums of squares would lose a small deviation from a large mean.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.counts, self.means, self.spreads = (np.zeros(width) for _ in range(3))
+
+    def add(self, values: Doubles, there: npt.NDArray[np.bool_]) -> None:
+        """Add rows, (B, W). there: which values count."""
+        new = Moments(0)
+        new.counts = there.sum(0).astype(np.float64)
+        new.means = np.where(there, values, 0.0).sum(0) / np.maximum(new.counts, 1)
+        new.spreads = np.square(np.where(there, values - new.means, 0.0)).sum(0)
+        self.merge(new)
+
+    def merge(self, other: "Moments") -> None:
+        """Add those of other values (Chan et al. 1979)."""
+        totals = np.maximum(self.counts + other.counts, 1)
+        apart = other.means - self.means
+        self.spreads += other.spreads + apart**2 * self.counts * other.counts / totals
+        self.means += apart * other.counts / totals
+        self.counts += other.counts
+
+
 class Regression:
     """Statistics of predicted numbers, and a subset of them spread evenly over the data.
 
@@ -235,13 +266,12 @@ class Regression:
         self._every = max(1, math.ceil(samples * width / self.KEPT))
         while math.gcd(self._every, width) > 1:
             self._every += 1
-        self._sum = self._square = self._absolute = self._largest = 0.0
-        # of each output: its numbers, squared residuals, and of its targets the mean and the squared deviations from it
-        self._counts, self._squares, self._means, self._spreads = (np.zeros(width) for _ in range(4))
+        self._absolute = self._largest = 0.0
+        self._residuals, self._targets = Moments(width), Moments(width)
 
     @property
     def numbers(self) -> int:
-        return int(self._counts.sum())
+        return int(self._targets.counts.sum())
 
     def add(self, start: int, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch: floats of the same shape, (B, ...), on the CPU. start: index of its first sample.
@@ -256,41 +286,28 @@ class Regression:
         places = np.arange(start * self.width, start * self.width + finite.size)
         kept = finite.reshape(-1) & (places % self._every == 0)
         self._keep(pair.reshape(2, -1)[:, kept], places[kept])
-        residual = np.where(finite, pair[0] - pair[1], 0.0)
-        self._sum += float(residual.sum())
-        self._square += float(np.square(residual).sum())
+        predicted, true = np.where(finite, pair, 0.0)
+        residual = predicted - true
         self._absolute += float(np.abs(residual).sum())
         self._largest = max(self._largest, float(np.abs(residual).max()))
-        counts = finite.sum(0)
-        means = np.where(finite, pair[1], 0.0).sum(0) / np.maximum(counts, 1)
-        spreads = np.square(np.where(finite, pair[1] - means, 0.0)).sum(0)
-        self._vary(counts, np.square(residual).sum(0), means, spreads)
+        self._residuals.add(residual, finite)
+        self._targets.add(true, finite)
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes in the main process."""
         for number, other in enumerate(processes.gather(self)):
             if number:
                 self._keep(other.pairs, other._places)
-                self._sum += other._sum
-                self._square += other._square
                 self._absolute += other._absolute
                 self._largest = max(self._largest, other._largest)
                 self.not_finite += other.not_finite
-                self._vary(other._counts, other._squares, other._means, other._spreads)
+                self._residuals.merge(other._residuals)
+                self._targets.merge(other._targets)
 
     def _keep(self, pairs: Doubles, places: Counts) -> None:
         places = np.concatenate([self._places, places])
         order = np.argsort(places, kind="stable")[: self.KEPT]
         self._places, self.pairs = places[order], np.concatenate([self.pairs, pairs], 1)[:, order]
-
-    def _vary(self, counts: Any, squares: Doubles, means: Doubles, spreads: Doubles) -> None:
-        """Add more numbers of each output, (W,): see the attributes."""
-        totals = np.maximum(self._counts + counts, 1)
-        apart = means - self._means  # combines the spreads of two sets (Chan et al. 1979) without cancellation
-        self._spreads += spreads + apart**2 * self._counts * counts / totals
-        self._means += apart * counts / totals
-        self._counts += counts
-        self._squares += squares
 
     def extent(self) -> str:
         """How many numbers there are, and how many of them are kept: "5,000 of 12,000 values drawn"."""
@@ -300,16 +317,19 @@ class Regression:
     def residuals(self) -> Residuals:
         if not self.numbers:
             return Residuals(*[math.nan] * 6)
-        mean, square = self._sum / self.numbers, self._square / self.numbers
+        found = self._residuals
+        mean = float(np.average(found.means, weights=found.counts))
+        variance = float((found.spreads + found.counts * (found.means - mean) ** 2).sum()) / self.numbers
         return Residuals(
             mean,
-            math.sqrt(max(0.0, square - mean**2)),
-            math.sqrt(square),
+            math.sqrt(variance),
+            math.hypot(math.sqrt(variance), mean),
             self._absolute / self.numbers,
             self._largest,
             self._r2(),
         )
 
     def _r2(self) -> float:
-        varied = self._spreads > 0
-        return float((1 - self._squares[varied] / self._spreads[varied]).mean()) if varied.any() else math.nan
+        found, varied = self._residuals, self._targets.spreads > 0
+        squares = found.spreads + found.counts * found.means**2
+        return float((1 - squares[varied] / self._targets.spreads[varied]).mean()) if varied.any() else math.nan

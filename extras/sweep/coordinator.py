@@ -38,8 +38,6 @@ MOST_STARVED = 2
 """The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
 MOST_REFUSED = 3
 """Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
-MAY_PASS = re.compile(f"the loss is |{OUT_OF_MEMORY}")
-"""In the reasons of trials whose values, rather than the config, may be the cause."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
@@ -195,13 +193,15 @@ class Coordinator:
             if any(text in reason for text in DISK_FULL):
                 raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
             # it had checkpoints: what keeps it from resuming is hardly its values, unless the loss diverges
-            if one.claimed[1:] and _mark(one.trial) == one.claimed and "the loss is " not in reason:
+            if one.claimed[1:] and _mark(one.trial) == one.claimed and not one.trial.diverged:
                 raise UserError(
                     f"{one.trial.name} cannot be resumed: {reason}\nNothing is lost: fix the cause, and continue the "
                     "sweep. To run the trial from the beginning instead, remove its folder first"
                 )
             self._finish(one, Outcome("failed", *ended, reason))
-            return None if values or MAY_PASS.search(reason) else self._check_refusals(reason)
+            # of a loss or memory, the trial's values may be the cause, rather than the config
+            may_pass = values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)
+            return None if may_pass else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
         one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
         if one.starved >= MOST_STARVED:

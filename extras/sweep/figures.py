@@ -111,7 +111,9 @@ def parallel_coordinates(spec: Spec, ranked: Sequence[Trial]) -> Figure:
     axes.axvline(len(names) - 1, color=GREY, linewidth=0.8)
     axes.set(xticks=range(len(names)), xticklabels=labels(names, longest=22), yticks=[], ylim=(-0.05, 1.05))
     axes.spines[["left", "bottom"]].set_visible(False)
-    figure.colorbar(colours, ax=axes, label=f"best {spec.value_name}")
+    # the default formatter of a logarithmic scale needs mathematical text
+    bar = figure.colorbar(colours, ax=axes, label=f"best {spec.value_name}", format="{x:g}")
+    bar.ax.yaxis.set_minor_formatter("")
     return figure
 
 

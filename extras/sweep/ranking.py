@@ -112,7 +112,8 @@ def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[li
         value = "-" if outcome.value is None else number(outcome.value)
         epochs = [str(outcome.epoch or "-"), str(outcome.epochs)]
         values = [short_value(trial.values[key]) for key in spec.keys]
-        rows.append([trial.name, value, *epochs, duration(outcome.seconds, fine=True), *values, outcome.state])
+        seconds = duration(outcome.seconds, fine=True) if outcome.epochs else "-"  # only those of epochs are known
+        rows.append([trial.name, value, *epochs, seconds, *values, outcome.state])
     return header, rows
 
 

@@ -18,7 +18,7 @@ from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
 from utils.errors import TrainingError, UserError
 from utils.files import read_text
 from utils.paths import PROJECT, display_path
-from utils.run_folder import replace_file
+from utils.run_folder import replace_files
 from utils.streams import say
 from utils.text import count, duration, number, table
 
@@ -48,10 +48,10 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
     best = setting.trials[0] if setting else best_trial(trials, spec)
     try:
         with folder.locked():
-            replace_file(folder.path / "sweep.csv", _csv(ranked, spec))
+            files = {"sweep.csv": _csv(ranked, spec), **_Report(folder.path, spec, trials, ranked).files(best, setting)}
             if best is not None:
-                replace_file(folder.path / "best.json", _best_config(best, folder.path))
-            _Report(folder.path, spec, trials, ranked).write(best, setting)
+                files["best.json"] = _best_config(best, folder.path)
+            replace_files(folder.path, files)
     except TrainingError as error:
         raise UserError(f"{error}. The trials are intact; continue the sweep to write its report") from error
     if not quiet:
@@ -129,13 +129,10 @@ class _Report:
         self.folder, self.spec, self.trials, self.ranked = folder, spec, trials, ranked
         self.pictures: dict[str, bytes] = {}
 
-    def write(self, best: Trial | None, setting: Repeated | None) -> None:
-        """Write both files and the figures. Raises TrainingError if one cannot be written."""
+    def files(self, best: Trial | None, setting: Repeated | None) -> dict[str, str | bytes]:
+        """The contents of both files and the figures, by name."""
         blocks = list(self._blocks(best, setting))
-        for name, content in self.pictures.items():
-            replace_file(self.folder / name, content)
-        replace_file(self.folder / "report.md", as_markdown(blocks))
-        replace_file(self.folder / "report.html", as_html(blocks, self.pictures))
+        return {**self.pictures, "report.md": as_markdown(blocks), "report.html": as_html(blocks, self.pictures)}
 
     def _blocks(self, best: Trial | None, setting: Repeated | None) -> Iterator[Block]:
         spec, trials = self.spec, self.trials

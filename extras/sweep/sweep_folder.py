@@ -127,6 +127,11 @@ class Trial:
             found.append(float(value) if isinstance(value, (int, float)) else math.nan)
         return found
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its run ended at a loss that is not finite."""
+        return str(self.run.read_environment().get("outcome")).startswith("diverged: ")
+
     def seconds(self) -> float:
         return sum(float(record.get("seconds") or 0.0) for record in self.run.epochs())
 

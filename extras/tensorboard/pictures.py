@@ -54,7 +54,7 @@ def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[
     if (found := stats.classification) is not None and found.samples:
         names = stats.class_names()
         yield image(f"{phase}/confusion_matrix", thumbnails.confusion_matrix(found.confusion, names))
-        if (mistakes := thumbnails.mistakes(stats.mistakes()[:MISTAKES], names)) is not None:
+        if (mistakes := thumbnails.mistakes(stats.mistakes(MISTAKES), names)) is not None:
             yield image(f"{phase}/mistakes", mistakes)
     if stats.regression is not None and stats.regression.numbers:
         yield image(f"{phase}/predicted_over_true", thumbnails.scatter(stats.regression))

@@ -57,7 +57,7 @@ def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int =
     shown = [mistake for mistake in found if mistake.picture is not None]
     if not shown:
         return None
-    names = _legible(names, longest=15)
+    names = _legible(names, longest=14)
     picture = Image.new("RGB", (columns * COLUMN, 34 + math.ceil(len(shown) / columns) * ROW), "white")
     pen = ImageDraw.Draw(picture)
     title = "Most confident mistakes: predicted class above, true class below"

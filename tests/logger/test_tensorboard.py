@@ -1,5 +1,6 @@
 """A TensorBoard that is open on the run folder shows one clean curve across kills and resumes."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from base.base_trainer import BaseTrainer
 from logger.writers import EventWriter
 from tests.campaign import records
-from tests.helpers import TIMES, curves
+from tests.helpers import TIMES, curves, needs_extra
 from tests.utils.checkpoint.test_exactness import killed_in
+from utils.errors import Stopped
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -51,6 +54,26 @@ def test_each_step_is_in_the_files_once_and_in_order(fit: Fit) -> None:
     for step in (15, 3, 15):
         train.main(["-r", str(run / "checkpoints" / f"step-{step:08d}.pth")])
         assert records(run) == before
+
+
+@needs_extra("tensorboard")
+@pytest.mark.slow
+def test_what_precedes_the_first_step_is_in_the_files_once(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a signal that came before it."""
+    wide = ("trainer.epochs=1", "model.args.hidden_features=64")
+    whole = fit(*wide).run_dir
+
+    def stop(self: BaseTrainer) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "train_epoch", stop)
+        with pytest.raises(Stopped):
+            fit(*wide, name="stopped")
+    run = RunFolder.newest(str(whole.parent.parent), "stopped").path
+    assert {step for tag, step, _ in records(run) if tag.startswith("weights/")} == {0}
+    train.main(["-r", str(run)])
+    assert [(tag, step) for tag, step, _ in records(run)] == [(tag, step) for tag, step, _ in records(whole)]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 30, 50])

@@ -55,6 +55,16 @@ def test_a_traceback_carries_none_either() -> None:
     assert done.stderr.endswith("\nValueError: a\\x1b[2Jb\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("torch", 2), ("torch.mine", 1), ("mine", 1)])
+def test_a_required_package_that_is_not_installed_is_named(name: str, status: int) -> None:
+    code = f"from utils.streams import prepare_streams as p; p(); raise ModuleNotFoundError('No', name='{name}')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert ("Traceback" in done.stderr) == (status == 1)
+    assert done.stderr.startswith("error: torch is not installed; activate the project's") == (status == 2)
+
+
 def test_a_component_with_such_a_name(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(train.main, ["-c", str(write_config(loss=EVIL))]) == 2
     assert not {"\x1b", "\x07", "\x9b"} & set(capsys.readouterr().err)

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,7 +126,8 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises CheckpointError if the file is missing, damaged, not written by this project, or contains code.
     """
     verify(path)
-    with as_checkpoint_errors(path):
+    with as_checkpoint_errors(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # as it should
         state = torch.load(path, map_location="cpu", weights_only=True)
     if (
         not isinstance(state, dict)

@@ -233,6 +233,17 @@ def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: st
         fit(*OFTEN, data_loader=data("Stream", **args))
 
 
+@pytest.mark.parametrize(("there", "says"), [(0, "0 samples"), (1, "1 sample"), (3, "3 samples")])
+def test_no_sample_of_a_validation_is_read_twice(there: int, says: str) -> None:
+    """A stream that has fewer samples than its stated length would begin again."""
+    batches = StreamBatches(StreamSource([torch.zeros(2)] * there, length=4), batch_size=2)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"^StreamSource: list ended after {says}; length is 4"):
+            list(batches.one_pass())
+    whole = StreamBatches(StreamSource([torch.zeros(2)] * 4, length=4), batch_size=2)
+    assert [len(list(whole.one_pass())) for _ in range(2)] == [2, 2]
+
+
 def test_streams_that_cannot_be_are_refused() -> None:
     with pytest.raises(DataError, match="a generator can be read only once"):
         StreamSource(number for number in range(3))

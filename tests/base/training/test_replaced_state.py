@@ -297,7 +297,6 @@ class Words(nn.Module):
         return outputs
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 @pytest.mark.parametrize("args", [{}, {"momentum": 0.9}])
 def test_sparse_gradients_train_and_resume(fit: Fit, args: Any) -> None:
     with temporarily(MODELS, Words):

@@ -478,11 +478,15 @@ F1: dict[str, Any] = {"type": "F1Score", "name": "f", "args": {"task": "multicla
 
 @pytest.mark.parametrize("step", [5, 7])
 @pytest.mark.parametrize("changed", [{"args": {**F1["args"], "average": "macro"}}, {"type": "Accuracy"}])
-def test_a_metric_may_be_changed_under_its_name(fit: Fit, step: int, changed: Any) -> None:
+def test_a_metric_may_be_changed_under_its_name(
+    fit: Fit, capsys: pytest.CaptureFixture[str], step: int, changed: Any
+) -> None:
     often = ("trainer.save_every_steps=1", "trainer.keep_last=null")
     run = fork(fit(*often, metrics=[F1]).run_dir, step)
     result = train.main(["-r", run, f"metrics={json.dumps([F1 | changed])}"])
     assert result.epochs == 2
+    partial = "f in training will be over the rest of epoch 2 only, after its first 2 steps"
+    assert (partial in capsys.readouterr().err) == (step == 7)
     whole = fit(*often, metrics=[F1 | changed])
     assert result.last["val_f"] == pytest.approx(whole.last["val_f"])
 

@@ -13,7 +13,7 @@ import train
 from base.base_trainer import BaseTrainer
 from utils import files
 from utils.device import describe_device
-from utils.errors import Stopped, TrainingError, UserError
+from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.run_folder import changes
 
 Fit = Callable[..., train.Result]
@@ -88,8 +88,9 @@ def test_a_run_records_how_it_ended(fit: Fit, monkeypatch: pytest.MonkeyPatch) -
     ended(Stopped(signal.SIGTERM), "stopped")
     ended(KeyboardInterrupt(), "stopped")
     ended(
-        TrainingError("the loss is inf at step 3 (...).\nTry a lower one"), "failed: the loss is inf at step 3 (...)."
+        DivergedError("the loss is inf at step 3 (...).\nTry a lower one"), "diverged: the loss is inf at step 3 (...)."
     )
+    ended(TrainingError("a disk is full"), "failed: a disk is full")
     ended(ZeroDivisionError(), "failed: ZeroDivisionError")
     with pytest.raises(UserError, match="seed"):
         train.main(["-r", str(run), "seed=5"])

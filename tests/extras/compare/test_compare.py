@@ -343,7 +343,7 @@ def test_a_mistake_is_one_message_and_status_2(
 
 
 def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    inf = "failed: the loss is inf at step 3 (epoch 1, samples 4, 5)."
+    inf = "diverged: the loss is inf at step 3 (epoch 1, samples 4, 5)."
     run = make("20260101-000001", [], about={"outcome": inf})
     make("20260101-000002", [0.2], about={"outcome": "stopped"})
     make("20260101-000003", [0.3], about={"outcome": "finished"})
@@ -352,14 +352,14 @@ def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str])
     printed = compared(capsys, run.parent)
     states = {row["run"][-1]: row["state"] for row in written(run.parent)}
     assert states == {
-        "1": "failed: loss inf at step 3",
+        "1": "diverged: loss inf at step 3",
         "2": "stopped",
         "3": "finished",
         "4": f"failed: \\x1b[31m{'no ' * 30}".strip(),
         "5": "unfinished",
     }
     shown = {line.split()[0][-1]: line for line in printed if line.startswith("  2026")}
-    assert "  failed: loss inf at step 3 " in shown["1"]
+    assert "  diverged: loss inf at step 3 " in shown["1"]
     assert "…" in shown["4"]
 
 
@@ -439,13 +439,21 @@ def test_a_run_with_a_value_from_the_data_is_not_one_without(make: Make, capsys:
     assert any("weight" in line for line in printed)
 
 
-def test_a_test_on_other_data_does_not_count(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "override",
+    ["data_loader.args.noise=8", "data_loader.args.num_test_samples=9", "loss=MSELoss", "metrics=[]", "trainer.type=A"],
+)
+def test_a_test_of_something_else_does_not_count(make: Make, capsys: pytest.CaptureFixture[str], override: str) -> None:
+    """A value of other data, or of another loss or metric under the same name."""
     own = {"accuracy": 0.75, "overrides": ["data_loader.args.eval_batch_size=7", "runtime.device=cpu"]}
     run = make("20260101-000001", [0.5] * 3, tested=own)
-    make("20260101-000002", [0.4] * 3, tested={"accuracy": 0.25, "overrides": ["data_loader.args.noise=8"]})
+    make("20260101-000002", [0.4] * 3, tested={"accuracy": 0.25, "overrides": [override]})
+    make("20260101-000003", [0.4] * 3, tested={"accuracy": 0.125, "overrides": 7})
     printed = "\n".join(compared(capsys, run.parent))
     assert "0.7500" in printed
+    assert "0.1250" in printed
     assert "0.2500" not in printed
+    assert f"20260101-000002: tested with {override}; run test.py without it" in printed
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def test_each_metric_has_a_panel_with_both_lines(monkeypatch: pytest.MonkeyPatch
     assert {"small/run", "loss", "best 2.250 in epoch 2", "train 1.000", "valid 2.750", "accuracy"} <= set(texts)
 
 
+def test_the_learning_rate_is_named_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule by steps may have its peak within an epoch, of which there is no point."""
+    texts = written(monkeypatch, records(loss=[3.0, 2.0], lr=[0.1, 0.01]), title="a")
+    assert "learning rate (end of epoch)" in texts
+
+
 def test_a_gap_is_left_where_a_value_is_missing() -> None:
     whole = pixels(picture.draw(records(loss=[1.0] * 9), title="a"))
     gap = pixels(picture.draw(records(loss=[1.0, 1.0, *[None] * 5, 1.0, 1.0]), title="a"))

@@ -336,7 +336,8 @@ def test_a_full_disk_leaves_the_earlier_file(
 
     monkeypatch.setattr("utils.files.os.fsync", full)
     said = failure(capsys, "-r", str(run), "--out", str(tmp_path / "a.safetensors"))
-    assert said == f"error: {tmp_path}/a.safetensors cannot be written: No space left on device\n"
+    full_disk = "No space left on device; --out names another file"
+    assert said == f"error: {tmp_path}/a.safetensors cannot be written: {full_disk}\n"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.safetensors", "earlier")]
 
 

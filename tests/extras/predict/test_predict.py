@@ -402,6 +402,17 @@ def test_the_picture_has_what_is_predicted(
         assert image.format == "PNG"
 
 
+def test_long_names_in_the_picture_do_not_overlap() -> None:
+    from extras.predict.grid import grid, shown
+    from extras.predict.outputs import Field
+
+    fields = [Field("class", ["zebra_very_long_name_of_a_class"] * 2), Field("probability", [0.36, 1.0])]
+    figure = grid(shown(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), ["a.png", "b.png"], fields, 0), 2)
+    figure.draw_without_rendering()
+    first, second = (text for text in figure.axes[0].texts if text.get_text().endswith("%"))
+    assert first.get_window_extent().x1 < second.get_window_extent().x0
+
+
 def test_the_facts_are_kept_in_the_checkpoint(run: Run) -> None:
     data: Json = torch.load(run[0] / "checkpoints" / "best.pth", weights_only=True)["data"]
     assert data["first_batch"] == {

@@ -83,6 +83,17 @@ def test_precision_recall_counts_are_those_of_each_threshold() -> None:
             assert false[place] == (above & (targets.numpy() != label)).sum()
 
 
+@pytest.mark.parametrize(
+    ("confusion", "only"),
+    [([[0, 3], [0, 4]], 1), ([[3, 0], [0, 0]], None), ([[3, 1], [0, 1]], None), ([[0, 0], [0, 0]], None)],
+)
+def test_a_single_predicted_class_is_noticed(confusion: list[list[int]], only: int | None) -> None:
+    """Unless it is always correct."""
+    found = Classification(2)
+    found.confusion[:], found.samples = confusion, sum(map(sum, confusion))
+    assert found.only_prediction() == only
+
+
 def test_scores_of_classes_that_are_rare_or_never_predicted() -> None:
     found = Classification(3)
     found.confusion[:] = [[3, 1, 0], [2, 4, 0], [0, 0, 0]]
@@ -165,6 +176,21 @@ def test_a_regression_by_its_definitions(width: int, batch: int) -> None:
     assert np.array_equal(found.pairs[1], true.double().flatten().numpy()[::every][:kept])
 
 
+def test_a_large_bias_hides_no_deviation() -> None:
+    """As where times in seconds are predicted before the model has learnt anything."""
+    true = torch.linspace(0, 1, 64, dtype=torch.float64)[:, None] + 1.7e9
+    halves = []
+    for start in (0, 32):
+        halves.append(Regression(64, 1))
+        halves[-1].add(start, torch.zeros(32, 1), true[start : start + 32])
+    found, other = halves
+    found.gather(SimpleNamespace(gather=lambda own: [own, other]))  # type: ignore[arg-type]
+    values = found.residuals()
+    assert values.deviation == pytest.approx(float(true.std(correction=0)), rel=1e-6)
+    assert values.mean == pytest.approx(-1.7e9 - 0.5)
+    assert values.rmse == pytest.approx(1.7e9 + 0.5)
+
+
 def test_the_sample_of_a_regression_has_all_of_a_samples_numbers() -> None:
     found = Regression(Regression.KEPT, 2)
     true = torch.tensor([1.0, 2.0]).expand(Regression.KEPT, 2)
@@ -175,6 +201,7 @@ def test_the_sample_of_a_regression_has_all_of_a_samples_numbers() -> None:
 def test_numbers_that_are_not_finite_are_left_out() -> None:
     found = Regression(4, 1)
     found.add(0, torch.tensor([1.0, float("nan"), 3.0, 4.0]), torch.tensor([1.0, 2.0, float("inf"), 5.0]))
+    found.add(4, torch.tensor([float("inf")]), torch.tensor([float("inf")]))
     assert found.numbers == 2
     assert found.residuals().largest == 1
 
@@ -228,6 +255,11 @@ def test_each_mistake_keeps_its_own_picture() -> None:
         result = StepResult(torch.tensor(0.0), wrong, LABELS[:1])
         stats.evaluated(BatchRange(0, place, place + 1), (torch.rand(shape), LABELS[:1]), result)
     stats.end_evaluation()
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: list[int] = []
+        patch.setattr("extras.report.evaluation_stats.pictures_of", lambda data, inputs: drawn.append(len(inputs)))
+        assert len(stats.mistakes(1)) == 1
+        assert drawn == [1], "of those that are not shown there are no pictures"
     pictures = [mistake.picture for mistake in stats.mistakes()]
     assert [None if each is None else each.shape for each in pictures] == [(8, 8, 3), None, (4, 4, 3)]
 

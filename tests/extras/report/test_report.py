@@ -1,12 +1,13 @@
 """What test.py leaves in a run's folder."""
 
 import base64
+import contextlib
 import csv
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from extras.document import escaped, markdown_table
 from tests.conftest import load_script
 from tests.helpers import curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
-from utils import cli
+from utils import cli, files
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
@@ -117,6 +118,19 @@ def test_mistakes_without_pictures_are_a_table(run: Path) -> None:
     assert "| predicted | true" in sound(run / "test")
 
 
+def test_a_classifier_that_predicts_one_class_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Trainer.eval_step
+
+    def one_class(self: Trainer, batch: Any) -> StepResult:
+        result = evaluate(self, batch)
+        result.outputs[:, 2] = 100.0
+        return result
+
+    monkeypatch.setattr(Trainer, "eval_step", one_class)
+    test.main(["-r", str(run)])
+    assert "\n**The model predicts 2 for every sample.**\n" in (run / "test" / "report.md").read_text()
+
+
 @pytest.mark.usefixtures("report_pictures")
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_regression(fit: Fit, width: int) -> None:
@@ -173,6 +187,29 @@ def test_an_evaluation_that_fails_leaves_the_older_report_as_it_was(run: Path, m
     monkeypatch.setattr(BaseTrainer, "evaluate", evaluate)
     with pytest.raises(OSError, match="the data are gone"):
         test.main(["-r", str(run)])
+    assert {path.name: path.read_bytes() for path in (run / "test").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["curves.png", "report.html", "metrics.json"])
+def test_a_full_disk_leaves_the_older_report_as_it_was(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """All of it: no new picture beside old numbers."""
+    test.main(["-r", str(run)])
+    before = {path.name: path.read_bytes() for path in (run / "test").iterdir()}
+    original = files.atomic_write
+
+    @contextlib.contextmanager
+    def write(path: Path) -> Iterator[Any]:
+        with original(path) as file:
+            if path.name == name:
+                raise OSError(28, "No space left on device")
+            yield file
+
+    monkeypatch.setattr("utils.run_folder.atomic_write", write)
+    last = run / "checkpoints" / "last.pth"
+    assert cli.run(test.main, ["-r", str(last), "data_loader.args.eval_batch_size=3"]) == 2
+    assert f"{name}: No space left on device; make room" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (run / "test").iterdir()} == before
 
 

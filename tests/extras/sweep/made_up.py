@@ -86,15 +86,20 @@ class MadeUpProcess:
 
 
 class MadeUpProcesses:
-    """train: from a trial's values to its losses; status: to its exit status and what it prints to standard error."""
+    """train: from a trial's values to its losses; status: to its exit status and what it prints to standard error.
+
+    outcome: what each run records about its end; "": nothing.
+    """
 
     def __init__(
         self,
         train: Callable[[Values], list[float]] = losses,
         status: Callable[[Values], tuple[int, str]] = lambda values: (0, ""),
+        outcome: str = "",
     ) -> None:
         self.train = train
         self.status = status
+        self.outcome = outcome
         self.started: list[str] = []
 
     def start(self, run: RunFolder, slot: int) -> MadeUpProcess:
@@ -103,6 +108,8 @@ class MadeUpProcesses:
         write_epochs(run, self.train(values))
         status, errors = self.status(values)
         (run.path / ERRORS).write_text(errors)
+        if self.outcome:
+            run.environment.write_text(json.dumps({"outcome": self.outcome}))
         return MadeUpProcess(status)
 
 

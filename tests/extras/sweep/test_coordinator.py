@@ -78,12 +78,15 @@ def test_a_trial_that_fails_is_recorded_and_not_run_again(make: Callable[[str, S
     assert "MemoryError: 3 GB" in (folder.path / "report.md").read_text()
 
 
-@pytest.mark.parametrize("reason", ["the loss is nan at step 1", "CUDA out of memory. Tried to allocate 2.00 GiB."])
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [("no number any more", "diverged: no number any more"), ("CUDA out of memory. Tried to allocate 2.00 GiB.", "")],
+)
 def test_trials_that_diverge_or_run_out_of_memory_do_not_end_the_sweep(
-    make: Callable[[str, Spec], SweepFolder], reason: str
+    make: Callable[[str, Spec], SweepFolder], reason: str, outcome: str
 ) -> None:
     """Other values of what is searched may not."""
-    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (1, f"error: {reason}"))
+    processes = MadeUpProcesses(train=lambda values: [], status=lambda values: (1, f"error: {reason}"), outcome=outcome)
     coordinator(make("diverging", spec(*SPACES)), processes).run()
     assert len(processes.started) == 6
 
@@ -172,13 +175,15 @@ def test_a_trial_that_cannot_be_resumed_has_not_failed(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "reason"), [([2.0], "the loss is nan at step 7"), ([2.0, 1.0], "no data in photos")]
+    ("epochs", "outcome"), [([2.0], "diverged: the loss is nan at step 7"), ([2.0, 1.0], "failed: no data in photos")]
 )
 def test_a_resumed_trial_that_diverges_or_gets_further_has_failed(
-    make: Callable[[str, Spec], SweepFolder], epochs: list[float], reason: str
+    make: Callable[[str, Spec], SweepFolder], epochs: list[float], outcome: str
 ) -> None:
     folder = interrupted(make("interrupted", spec("optimizer.args.lr=0.1,0.2")))
-    processes = MadeUpProcesses(train=lambda values: epochs, status=by_lr(lr_0_1=(1, f"error: {reason}")))
+    reason = "what it printed"
+    status = by_lr(lr_0_1=(1, f"error: {reason}"))
+    processes = MadeUpProcesses(train=lambda values: epochs, status=status, outcome=outcome)
     first, second = coordinator(folder, processes).run()
     assert (first.state, first.outcome and first.outcome.reason, second.state) == ("failed", reason, "complete")
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from extras.axis import Axis, labelled, ticks
+from extras.pen import write as pen_write
 from extras.report.statistics import Mistake, Regression
 from extras.tensorboard import thumbnails
 from tests.helpers import ROOT
@@ -49,6 +50,20 @@ def test_mistakes_are_shown_with_their_pictures() -> None:
         assert (height, width) == shape
     assert thumbnails.mistakes(found[1:2], ["cat", "dog"]) is None
     assert thumbnails.mistakes([], []) is None
+
+
+def test_a_long_name_stays_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[float] = []
+
+    def write(pen: Any, at: Any, text: str, **options: Any) -> float:
+        end = pen_write(pen, at, text, **options)
+        widths.append(end - at[0])
+        return end
+
+    monkeypatch.setattr(thumbnails, "write", write)
+    names = ["cat", "zebra_very_long_name_of_a_class"]
+    thumbnails.mistakes([Mistake(3, 0, 1, 1.0, np.zeros((4, 4, 1), np.uint8))], names)
+    assert max(widths[1:]) <= thumbnails.COLUMN, "all but the title"
 
 
 def test_names_that_no_font_has_are_numbers() -> None:

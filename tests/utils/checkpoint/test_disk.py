@@ -127,9 +127,9 @@ def test_a_read_only_folder(fit: Fit, small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UserError, match=r"cannot write .*: Read-only file system"):
         train.main(["-r", str(run), "trainer.epochs=9"])
-    with pytest.raises(UserError, match="cannot create a run folder"):
+    with pytest.raises(UserError, match=r"cannot create a run folder in \S+: Read-only file system; see trainer"):
         fit(f"trainer.save_dir={small_disk}")
-    with pytest.raises(UserError, match=r"test cannot be created: Read-only file system; choose another folder"):
+    with pytest.raises(UserError, match=r"test cannot be written: Read-only file system; choose another folder"):
         load_script("test").main(["-r", str(run)])
     values = load_script("test").main(["-r", str(run), "--out", str(tmp_path / "report")])
     assert values["loss"] > 0
@@ -143,11 +143,11 @@ def test_a_command_that_cannot_write_its_results_says_so(fit: Fit, small_disk: P
     test(["-r", str(run)])
 
     def refused(reason: str) -> None:
-        with pytest.raises(UserError, match=rf"cannot (write|be written).*: {reason}"):
+        with pytest.raises(UserError, match=rf"{reason}; .*choose another folder with --out"):
             test(["-r", str(run)])
         with pytest.raises(UserError, match=rf"cannot be written: .*{reason}; choose another folder with --out"):
             test(["--compare", str(run)])
-        with pytest.raises(UserError, match=rf"cannot be written: {reason}"):
+        with pytest.raises(UserError, match=rf"cannot be written: {reason}; --out names another file"):
             export(["-r", str(run), "--format", "safetensors"])
 
     fill(small_disk)
