@@ -191,7 +191,8 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
-    if settings.monitored_name.startswith("val_") and not validation:
+    own_validation = getattr(TRAINERS[settings.type], "validate", None) is not BaseTrainer.validate  # may need no data
+    if settings.monitored_name.startswith("val_") and not validation and not own_validation:
         raise loaded.error(
             ("trainer", "monitor"),
             f'"{settings.monitor}" needs validation data, but there is none: data_loader.args.validation_split is 0; '

@@ -593,3 +593,22 @@ def test_the_last_epoch_is_drawn_if_only_the_trainer_knows_that_it_is(fit: Fit) 
     assert len(lines(run)) == 2
     assert steps["evaluation/confusion_matrix"] == [last]
     assert [event.step for event in found.Tensors("precision_recall/0")] == [last]
+
+
+class Plays(Trainer):
+    """Validates without data."""
+
+    logs = ("episode",)
+
+    def validate(self) -> dict[str, float]:
+        return {"episode": 1.0}
+
+
+def test_a_value_that_only_the_trainer_validates_is_shown(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(TRAINERS, Plays):
+        overrides = ["trainer.type=Plays", "trainer.monitor=max val_episode"]
+        run = fit("data_loader.args.validation_split=0", *overrides).run_dir
+    assert "episode/valid" in read(run).Tags()["scalars"]
+    assert "episode%2Fvalid" in capsys.readouterr().out  # the address of the first page
+    described = columns(run)
+    assert "episode/valid" in [info.name.tag for info in described.metric_infos]
