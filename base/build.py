@@ -245,14 +245,16 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
     return made
 
 
-def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
+def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training: bool = False) -> Metrics:
     functions, library, definitions = {}, dict[str, LibraryMetric](), {}
     losses = loaded.config.losses
     for index, metric in enumerate(loaded.config.metrics):
+        if training and not metric.training:
+            continue
         name, component = metric.logged_name, METRICS[metric.type]
         args = arguments_of(loaded, METRICS, metric.type, metric.args, ("metrics", index, "args"))
         make = functools.partial(component, **args)
-        definitions[name] = metric.model_dump(exclude=None if metric.entry else {"entry"})
+        definitions[name] = metric.model_dump(exclude={"training"} if metric.entry else {"training", "entry"})
         if inspect.isclass(component):
             made = call(loaded, ("metrics", index), metric.type, make, object)
             if not isinstance(made, nn.Module):

@@ -1,5 +1,6 @@
 """``--check`` where training batches differ from those of validation, or have targets that nobody uses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ class Consistent(Trainer):
         return StepResult(loss, outputs, targets)
 
 
+class TrainsWithLoss(Trainer):
+    """Has a loss only in training, like torchvision's detectors."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step(batch)._replace(loss=torch.tensor(torch.nan))
+
+
+class FailsInTraining(TrainsWithLoss):
+    def train_step(self, batch: Any) -> StepResult:
+        raise ValueError("no training")
+
+
 class Unsupervised(Trainer):
     supervised = False
 
@@ -63,7 +76,10 @@ class Unsupervised(Trainer):
 def check(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     def run(trainer: str, **args: Any) -> tuple[int, str]:
         loader = {"type": "HalfLabelled", "args": args}
-        with temporarily(DATA_LOADERS, HalfLabelled), temporarily(TRAINERS, Consistent, Unsupervised):
+        with (
+            temporarily(DATA_LOADERS, HalfLabelled),
+            temporarily(TRAINERS, Consistent, TrainsWithLoss, FailsInTraining, Unsupervised),
+        ):
             status = preflight(load_config(write_config(data_loader=loader, trainer={"type": trainer})))
         return status, capsys.readouterr().out
 
@@ -91,6 +107,20 @@ def test_a_step_that_fails_in_both_is_reported_as_in_evaluation(check: Callable[
     assert status == 1
     assert "forward       FAIL" in shown
     assert "runs in evaluation but not in training" not in shown
+
+
+def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("TrainsWithLoss", extra=False)
+    assert status == 0
+    assert re.search(r"first loss    note  \d\.\d+ in training; eval_step returns NaN", shown)
+    assert "nan" not in shown
+
+
+def test_a_loss_that_neither_has_is_reported(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("FailsInTraining", extra=False)
+    assert status == 1
+    assert "first loss    FAIL  the loss is nan before the first step" in shown
+    assert "ValueError: no training" in shown
 
 
 @pytest.mark.parametrize(("trainer", "advised"), [("Trainer", True), ("Unsupervised", False)])
