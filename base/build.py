@@ -191,7 +191,8 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
-    if settings.monitored_name.startswith("val_") and not validation:
+    own_validation = getattr(TRAINERS[settings.type], "validate", None) is not BaseTrainer.validate  # may need no data
+    if settings.monitored_name.startswith("val_") and not validation and not own_validation:
         raise loaded.error(
             ("trainer", "monitor"),
             f'"{settings.monitor}" needs validation data, but there is none: data_loader.args.validation_split is 0; '
@@ -244,14 +245,16 @@ def _build_all(*makes: Callable[[], Any]) -> list[Any]:
     return made
 
 
-def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool) -> Metrics:
+def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training: bool = False) -> Metrics:
     functions, library, definitions = {}, dict[str, LibraryMetric](), {}
     losses = loaded.config.losses
     for index, metric in enumerate(loaded.config.metrics):
+        if training and not metric.training:
+            continue
         name, component = metric.logged_name, METRICS[metric.type]
         args = arguments_of(loaded, METRICS, metric.type, metric.args, ("metrics", index, "args"))
         make = functools.partial(component, **args)
-        definitions[name] = metric.model_dump(exclude=None if metric.entry else {"entry"})
+        definitions[name] = metric.model_dump(exclude={"training"} if metric.entry else {"training", "entry"})
         if inspect.isclass(component):
             made = call(loaded, ("metrics", index), metric.type, make, object)
             if not isinstance(made, nn.Module):

@@ -35,8 +35,8 @@ class Experiment:
     """The loss, (outputs, targets) -> shape ()."""
     sum_loss: bool
     """Whether the loss is a sum over the samples rather than a mean."""
-    make_metrics: Callable[[], Metrics]
-    """Creates empty metrics for one phase."""
+    make_metrics: Callable[..., Metrics]
+    """Creates empty metrics for one phase; with ``training=True``, without those that training leaves out."""
     console: Console
     signals: SignalWatch
     supervised: bool = True

@@ -96,12 +96,17 @@ def check_values(name: str, values: Any, samples: int, outputs: Any, targets: An
     if isinstance(values, Tensor) and values.shape == (samples,):
         return values
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
-    fewer = isinstance(values, Tensor) and values.dim() == 1 and len(values) < samples
+    rows = len(values) if isinstance(values, Tensor) and values.dim() == 1 else samples
+    advice = "If collate leaves out samples, leave them out of the data set instead." if rows < samples else ""
+    if rows > samples:
+        advice = (
+            "If a sample has several rows, as a graph has nodes, average over them, or use a metric of torchmetrics, "
+            'which takes any number of rows: {"type": "Accuracy", "args": {"task": "multiclass", ...}}'
+        )
     raise ConfigError(
         f'metrics: "{name}" returned {got} for {samples} samples; '
         f"a metric function returns one number per sample, a tensor of shape ({samples},). "
-        f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}"
-        + ("\nIf collate leaves out samples, leave them out of the data set instead." if fewer else "")
+        f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}" + (f"\n{advice}" if advice else "")
     )
 
 

@@ -69,4 +69,5 @@ TRAINED = [config for config in CONFIGS if config["type"] not in ("Masks", "Text
 
 @pytest.mark.parametrize("config", TRAINED, ids=lambda config: config["type"])
 def test_an_example_trains(config: dict[str, Any], fit: Callable[..., train.Result]) -> None:
-    assert fit("trainer.steps_per_epoch=3", data_loader=config).steps == 6
+    metric = {"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3}}
+    assert fit("trainer.steps_per_epoch=3", data_loader=config, metrics=[metric]).steps == 6

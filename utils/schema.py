@@ -177,6 +177,9 @@ class MetricConfig(Component):
     """The name under which it is logged; null: its type, after its entry if it has one, as in "day_accuracy"."""
     entry: Annotated[str, Field(min_length=1)] | None = None
     """The entry of the outputs and targets that it gets, if they are dicts; null: all of them."""
+    training: bool = True
+    """Whether it is computed in training too; false: only in validation and tests, as for a costly one, or if training
+    has no such outputs."""
 
     @property
     def logged_name(self) -> str:

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
@@ -23,11 +24,17 @@ def collate_samples(samples: list[Any]) -> Any:
             return [_collate_column(column, in_worker) for column in zip(*samples, strict=True)]
         if type(first) is dict:
             return {key: _collate_column([sample[key] for sample in samples], in_worker) for key in first}
+        if isinstance(first, np.ndarray):
+            return _collate_column(samples, in_worker)
     return default_collate(samples)
 
 
 def _collate_column(column: Any, in_worker: bool) -> Any:
     first = column[0]
+    if type(first) in (tuple, list, dict):
+        return collate_samples(list(column))
+    if isinstance(first, np.ndarray) and not first.flags.writeable:
+        column = [np.array(row) for row in column]  # as of a memory-mapped file: torch would warn, then copy them too
     if type(first) is not Tensor or first.layout is not torch.strided:
         return default_collate(column)
     if in_worker and first.nbytes * len(column) > SMALL:

@@ -27,7 +27,7 @@ class Checkpointed(EvaluationLoop):
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
-        self.train_metrics = experiment.make_metrics()
+        self.train_metrics = experiment.make_metrics(training=True)
         self.finite = FiniteLosses()
         self.has_started = False
         """Whether this process has taken a step, or saved."""

@@ -101,7 +101,8 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
-        yield _row("", tensorboard_address(settings.monitor, validates=bool(trainer.training.validation)))
+        validates = bool(trainer.training.validation) or name.startswith("val_")  # by a method of the trainer's own
+        yield _row("", tensorboard_address(settings.monitor, validates=validates))
 
 
 def tensorboard_address(monitor: str | None, *, validates: bool) -> str:

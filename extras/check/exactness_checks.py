@@ -3,6 +3,7 @@ random generator. docs/exactness.md gives the remedies.
 """
 
 import copy
+import functools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,8 @@ class Kept:
         self.begun = [name for name, value in self._attributes().items() if value is not unbegun.get(name, unbegun)]
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self.buffers = {what: _content(_unsaved_buffers(module)) for what, module in self.modules.items()}
+        self.noted: list[str] = []
+        """Attributes that have a note."""
 
     def results(self) -> Iterator[CheckResult]:
         """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
@@ -67,12 +70,13 @@ class Kept:
                 )
                 yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
         saved = _Saved(self.trainer)
-        names = ", ".join(
+        self.noted = [
             name
             for name, value in self._attributes().items()
             if (_trains(value) or not same(self.attributes.get(name), _content(value))) and not saved.has(value)
-        )
-        if names:
+        ]
+        if self.noted:
+            names = ", ".join(self.noted)
             text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
             yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
 
@@ -101,8 +105,36 @@ class Kept:
         finally:
             attributes.update(before)
         if differ:
+            self.noted += differ
             text = f"attributes that begin_epoch sets from those of earlier epochs: {', '.join(differ)}"
             cause = f"a run that resumes later does not have these; let them follow from the epoch alone; {ADVICE}"
+            yield CheckResult("exactness", "note", text, cause)
+
+    def of_weights(self, load: Callable[[], Any]) -> Iterator[CheckResult]:
+        """Notes if ``begin_epoch`` computes something else when it is called again after some steps, as it is by a run
+        that resumes within the epoch. load: returns some training samples.
+        """
+        trainer = self.trainer
+        samples = load()
+        before, contents = dict(vars(trainer)), {name: _content(value) for name, value in self._attributes().items()}
+        try:
+            prepare_epoch(trainer, 0, again=True)
+            saved = _Saved(trainer)
+            differ = [
+                name
+                for name, value in self._attributes().items()
+                if name not in self.noted and not same(contents.get(name), _content(value)) and not saved.has(value)
+            ]
+        except UserError:  # it fails in a run too, which calls it twice
+            return
+        finally:
+            vars(trainer).update(before)
+        cause = f"a run that resumes within the epoch computes this from later weights; {ADVICE}"
+        if differ:
+            text = f"attributes that begin_epoch computes from the weights or other state: {', '.join(differ)}"
+            yield CheckResult("exactness", "note", text, cause)
+        if not same(samples, load()):
+            text = "begin_epoch computes the training samples from the weights or other state"
             yield CheckResult("exactness", "note", text, cause)
 
     def _attributes(self) -> dict[str, Any]:
@@ -113,8 +145,9 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
     """Notes on what a resumed run would do differently from an uninterrupted one."""
     yield from kept.results()
     yield from kept.of_begin_epoch()
+    load = functools.partial(_first_samples, batches)
     try:
-        repeatable = same(*(_first_samples(batches) for _ in range(2)))
+        repeatable = same(load(), load())
     except Exception:  # a data set that can only be read in worker processes
         return
     if not repeatable:
@@ -125,6 +158,8 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
             text,
             f"a data set with its own random generator, or that changes its stored data in place; {ADVICE}",
         )
+    else:
+        yield from kept.of_weights(load)
 
 
 def check_repetition(trainer: BaseTrainer, take_step: Callable[[], None]) -> Iterator[CheckResult]:

@@ -100,6 +100,10 @@ class _Check:
         self.model, self.runtime = experiment.model, experiment.runtime
         self.first = next(training.batches.ranges())
         self.metrics_pass = True
+        self.evaluates_training = True
+        """Whether ``eval_step`` takes training batches."""
+        self.measures_training = False
+        """Whether losses are those of ``train_step``, since ``eval_step`` takes no training batches or has no loss."""
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule is unaffected: its length is that of the run
@@ -124,15 +128,16 @@ class _Check:
             return
         for found in data_checks.check_batch(self.batch):
             unused = not self.trainer.supervised and found.text.startswith("targets") and found.verdict == "note"
-            yield replace(found, verdict="ok") if unused else found
+            yield replace(found, verdict="ok", cause="") if unused else found
         batch = self._copied()
         try:
-            check_next_step(self.trainer, "eval_step", "training")
-            with traced(self.model, trace):
-                result = self._evaluate(batch)
+            result = self._forward(batch, trace)
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
+        if not self.evaluates_training and not self.training.validation:
+            text = "eval_step does not take training batches, and there is no validation data to try it on"
+            yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")
         yield from self._likely_mistakes(batch, result)
         try:
             check_loss_was_called(self.trainer)
@@ -156,9 +161,9 @@ class _Check:
             numbers = sum(tensor.numel() for tensor in tensors(result.targets))
             memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
             # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
-            # as one with smoothed labels
+            # as one with smoothed labels, or with a term for unlabelled samples
             smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
-            lenient = self.training.frozen.config or not self.config.losses or smooth
+            lenient = self.training.frozen.config or not self.config.losses or smooth or self.measures_training
             yield replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
         yield from self._costs()
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
@@ -195,6 +200,25 @@ class _Check:
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
+    def _forward(self, batch: Any, trace: Trace) -> StepResult:
+        """The result of a copy of the first batch: of ``eval_step``, or of ``train_step`` if only that takes it, as
+        where training batches have unlabelled samples too.
+        """
+        try:
+            check_next_step(self.trainer, "eval_step", "training")
+            with traced(self.model, trace):
+                return self._evaluate(batch)
+        except Exception:
+            outputs, self.evaluates_training, self.measures_training = trace.outputs, False, True
+            trace.layers.clear()
+            try:
+                check_next_step(self.trainer, "train_step", "training")
+                with traced(self.model, trace):
+                    return self._train()
+            except Exception:  # the error of eval_step says more: that of a forward pass alone
+                trace.outputs = outputs
+            raise
+
     def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
         with torch.no_grad():
@@ -205,13 +229,17 @@ class _Check:
         return map_tensors(Tensor.clone, self.batch)
 
     def _measure(self) -> float:
-        return float(self._evaluate(self._copied()).loss)
+        return float((self._train() if self.measures_training else self._evaluate(self._copied())).loss)
 
     def _gradients(self) -> Tensor:
         """The gradients of the batch in training, as in the first step of a run."""
+        return self._train().loss
+
+    def _train(self) -> StepResult:
         self.model.train()
         self.model.zero_grad()
-        return self.trainer.train_step(self._copied()).loss.detach()
+        result = self.trainer.train_step(self._copied())
+        return result._replace(loss=result.loss.detach())
 
     def _backward(self) -> Iterator[CheckResult]:
         """Whether the trainer calls ``self.backward``, where gradients are weighted or scaled."""
@@ -225,6 +253,10 @@ class _Check:
 
     def _first_loss(self, result: StepResult) -> CheckResult:
         loss, component = float(result.loss), self.config.losses.get("")
+        if math.isnan(loss) and math.isfinite(trained := self._loss_in_training()):
+            self.measures_training = True
+            cause = "a model that computes its loss only in training, as torchvision's detectors do; or a division by 0"
+            return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
         outputs, targets = _only(result.outputs), _only(result.targets)
         if component is None or outputs is None or targets is None or not self.trainer.supervised:
             return data_checks.check_first_loss(loss)
@@ -241,8 +273,15 @@ class _Check:
             baseline = float(self.experiment.criterion(constant, targets))
         return data_checks.check_first_loss(loss, baseline=baseline)
 
+    def _loss_in_training(self) -> float:
+        """The loss of ``train_step``; NaN if it fails, which a later check reports."""
+        try:
+            return float(self._train().loss)
+        except Exception:
+            return math.nan
+
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
-        metrics = self.experiment.make_metrics()
+        metrics = self.experiment.make_metrics(training=phase == "training")
         metrics.phase_to_check = phase
         try:
             metrics.update(result, samples=samples, share=1.0)

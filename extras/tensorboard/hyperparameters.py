@@ -98,9 +98,12 @@ def metrics(config: Config, training: Training) -> list[str]:
     names = ["loss", *(metric.logged_name for metric in config.metrics)]
     monitored = config.trainer.monitored_name.removeprefix("val_") or names[0]
     names = list(dict.fromkeys([monitored, *names]))
-    phases = ("valid", "train") if training.validation else ("train",)
+    validates = training.validation or config.trainer.monitored_name.startswith("val_")
+    phases = ("valid", "train") if validates else ("train",)
     best = [f"best/{name}" for name in names] if config.trainer.monitor else []
-    return [*best, *(f"{name}/{phase}" for phase in (*phases, "test") for name in names)]
+    left_out = {f"{metric.logged_name}/train" for metric in config.metrics if not metric.training}
+    tags = [*best, *(f"{name}/{phase}" for phase in (*phases, "test") for name in names)]
+    return [tag for tag in tags if tag not in left_out]
 
 
 def _column(name: str, values: list[Value], *, count: int) -> Any:

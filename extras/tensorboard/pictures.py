@@ -13,6 +13,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data.pictures import pictures_of
 from extras.tensorboard import thumbnails
 from logger.writers import image_grid
+from utils.tree import map_with_keys
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
@@ -21,6 +22,8 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 summary: Any = tensorboard.summary  # its functions are not typed
 GRID = 32
 """Number of training images to show."""
+VIEWS = 4
+"""Number of grids of training images, if the inputs are in a nest."""
 MISTAKES = 12
 """In rows of four, so that names are legible at TensorBoard's picture width."""
 MOST_CURVES = 20
@@ -28,11 +31,19 @@ MOST_CURVES = 20
 
 
 def training(data: BaseDataLoader, batch: Any) -> Iterator[Summary]:
-    """The first images of a training batch as the model gets them, with normalisation undone."""
+    """The first images of a training batch as the model gets them, with normalisation undone.
+
+    Inputs in a nest, such as two views of each image, get a grid each, if they have the shape of the first.
+    """
     inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    shown = pictures_of(data, inputs[:GRID]) if isinstance(inputs, Tensor) else None
-    if shown is not None and len(shown):
-        yield image_grid("images/training", shown)
+    named = dict[str, Tensor]()
+    map_with_keys(lambda keys, tensor: named.update({"/".join(map(str, ("images/training", *keys))): tensor}), inputs)
+    images = {tag: tensor for tag, tensor in named.items() if tensor.dim() == 4 or tensor is inputs}
+    for tag, tensor in list(images.items())[:VIEWS]:
+        if tensor.shape[1:] == next(iter(images.values())).shape[1:]:
+            shown = pictures_of(data, tensor[:GRID])
+            if shown is not None and len(shown):
+                yield image_grid(tag, shown)
 
 
 def precision_recall(stats: "EvaluationStats") -> Iterator[Summary]:

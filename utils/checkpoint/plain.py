@@ -58,7 +58,7 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
     problems = []
     for name, part in parts.items():
         if not callable(getattr(part, "load_state_dict", None)):
-            problems.append(f"{name} has no load_state_dict()")
+            problems.append(f"{name} has no load_state_dict(); its type is {type(part).__name__}")
         for inner, module in part.named_modules() if isinstance(part, nn.Module) else ():
             kind = type(module)
             if (
@@ -75,7 +75,11 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
                     f"{type(part).__name__}.load_state_dict() does not take what its state_dict() returns: {error}"
                 )
     if problems:
-        raise UserError(f"a checkpoint of this run could not be loaded:\n  {_listed(problems)}\nDefine the method.")
+        raise UserError(
+            f"a checkpoint of this run could not be loaded:\n  {_listed(problems)}\n"
+            "Define the method. In place of a random generator, a tensor or a collection, return an object that holds "
+            "it and has state_dict() and load_state_dict(), as in docs/exactness.md"
+        )
 
 
 def _has_own_state(module: nn.Module) -> bool:

@@ -211,7 +211,9 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     if config.trainer.monitor:
         monitored = config.trainer.monitored_name
         prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
-        known = [*logged, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
+        left_out = {metric.logged_name for metric in config.metrics if not metric.training}
+        in_training = [name for name in logged if name not in left_out]
+        known = [*in_training, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
         if monitored not in known:
             yield Problem(("trainer", "monitor"), f'no value is logged as "{monitored}"; {hint(monitored, known)}')
     elif config.trainer.early_stop:

@@ -1,6 +1,7 @@
 """Batches are torch's own, and small tensors come from worker processes by value."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_a_batch_is_what_torch_makes_of_the_samples(kind: str) -> None:
     made, expected = collate_samples(samples), default_collate(samples)
     assert type(made) is type(expected)
     assert same(made, expected)
+
+
+@pytest.mark.parametrize("nest", [lambda row: row, lambda row: (row, 1), lambda row: ({"x": [row]}, 1)])
+def test_rows_of_a_memory_mapped_file_give_no_warning(tmp_path: Path, nest: Callable[[Any], Any]) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(12.0).reshape(4, 3))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    torch.set_warn_always(True)  # otherwise once in a process
+    try:
+        made = collate_samples([nest(rows[index]) for index in range(4)])
+    finally:
+        torch.set_warn_always(False)
+    assert same(made, default_collate([nest(np.array(row)) for row in rows]))
 
 
 @pytest.mark.parametrize(

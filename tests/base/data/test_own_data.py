@@ -109,6 +109,13 @@ class Dropping(OwnData):
         return super().collate(samples[1:])
 
 
+class Doubling(OwnData):
+    """Two rows for each sample, as a graph has several nodes."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        return super().collate(samples * 2)
+
+
 class OwnPictures(OwnData):
     """Of inputs that are images."""
 
@@ -131,7 +138,7 @@ class OwnEpoch(OwnData):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, OwnData, OwnCollate, Dropping, OwnPictures, OwnNames, OwnEpoch):
+    with temporarily(DATA_LOADERS, OwnData, OwnCollate, Doubling, Dropping, OwnPictures, OwnNames, OwnEpoch):
         yield
 
 
@@ -182,6 +189,14 @@ def test_a_batch_without_some_of_its_samples(fit: Fit) -> None:
         UserError, match=r"returned shape \(7,\) for 8 samples; .*\nIf collate leaves out samples, leave"
     ):
         fit(data_loader={"type": "Dropping", "args": {"fault": ""}})
+
+
+def test_samples_of_several_rows_need_a_metric_of_torchmetrics(fit: Fit) -> None:
+    data: Any = {"type": "Doubling", "args": {"fault": ""}}
+    with pytest.raises(UserError, match=r"returned shape \(16,\) for 8 samples; .*\nIf a sample has several rows"):
+        fit(data_loader=data)
+    metric = {"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3}}
+    assert 0 <= fit(data_loader=data, metrics=[metric]).history[-1]["Accuracy"] <= 1
 
 
 @needs_extra("tensorboard")

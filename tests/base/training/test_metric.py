@@ -434,3 +434,33 @@ def test_a_value_that_means_nothing_is_warned_about_by_its_name(capsys: pytest.C
     shown = capsys.readouterr().err
     assert shown.count('warning: metrics: "auroc of few": No positive samples in targets') == 1
     assert "site-packages" not in shown
+
+
+class OnlyEvaluates(Trainer):
+    """Has outputs only in evaluation, and a loss only in training, like torchvision's detectors."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)._replace(outputs=None)  # type: ignore[arg-type]
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step(batch)._replace(loss=torch.tensor(torch.nan))
+
+
+def test_a_metric_of_evaluation_alone(fit: Fit) -> None:
+    names: list[Json] = [
+        {"type": "accuracy", "training": False},
+        {"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3}, "training": False},
+    ]
+    often = ["trainer.type=OnlyEvaluates", "trainer.save_every_steps=2", "trainer.monitor=max val_accuracy"]
+    with temporarily(TRAINERS, OnlyEvaluates):
+        run = fit(*often, metrics=names)
+        last = run.history[-1]
+        assert {"loss", "val_loss", "val_accuracy", "val_Accuracy"} <= last.keys()
+        assert not {"accuracy", "Accuracy"} & last.keys()
+        assert last["val_loss"] is None
+        assert last["loss"] > 0
+        assert last["val_accuracy"] == pytest.approx(last["val_Accuracy"])
+        resumed = train.main(["-r", str(run.run_dir / "checkpoints" / "step-00000008.pth")])
+    assert resumed.best == run.best
+    with pytest.raises(ConfigError, match='no value is logged as "accuracy"; did you mean "val_accuracy"'):
+        fit("trainer.monitor=max accuracy", metrics=names)

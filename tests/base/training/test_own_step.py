@@ -887,3 +887,20 @@ def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
         fit(model="Misspelling")
     assert 'Did you mean "output"?' in str(error.value)
     assert "shapes" not in str(error.value)
+
+
+class PlaysEpisodes(Trainer):
+    """Validates without data."""
+
+    logs = ("episode",)
+
+    def validate(self) -> dict[str, float]:
+        with self.evaluating():
+            return {"episode": float(self.model(torch.randn(4, 6)).sum())}
+
+
+def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit) -> None:
+    overrides = ["data_loader.args.validation_split=0", "trainer.type=PlaysEpisodes", "trainer.monitor=max val_episode"]
+    with temporarily(TRAINERS, PlaysEpisodes):
+        run = fit(*overrides)
+    assert run.best == max(epoch["val_episode"] for epoch in run.history)

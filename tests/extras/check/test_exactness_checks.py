@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from base.base_data_loader import BaseDataLoader
+from base.data import TensorSource
 from base.experiment import Experiment
 from base.metric import StepResult
 from extras.check import preflight
@@ -18,7 +20,7 @@ from tests.helpers import temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import UserError
-from utils.registry import TRAINERS
+from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
 
 
@@ -232,3 +234,49 @@ def test_what_begin_epoch_sets_in_earlier_epochs_is_noted(
     shown = capsys.readouterr().out
     says = f"attributes that begin_epoch sets from those of earlier epochs: {noted}"
     assert (says in " ".join(shown.split())) is bool(noted)
+
+
+class Rollouts(BaseDataLoader):
+    """Samples that a trainer computes."""
+
+    def __init__(self, *, batch_size: int = 10) -> None:
+        super().__init__(batch_size=batch_size, device_cache=False)
+        self.inputs = torch.zeros(40, 6)
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(self.inputs, torch.arange(40) % 3)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+class Acting(Trainer):
+    """Computes a scale and its samples from the weights. saved: whether checkpoints have them."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, saved: bool) -> None:
+        super().__init__(experiment, settings)
+        self.saved, self.kept = saved, nn.Module()
+        self.kept.register_buffer("inputs", experiment.data.inputs)  # type: ignore[attr-defined]
+        self.kept.register_buffer("scale", torch.zeros(()))
+        self.scale = torch.zeros(())
+
+    def begin_epoch(self, epoch: int) -> None:
+        weights = next(self.experiment.model.parameters()).detach().flatten()
+        self.kept.get_buffer("inputs").copy_(weights[:6] + torch.randn(40, 6))
+        self.scale = self.kept.get_buffer("scale").copy_(weights.sum()) if self.saved else weights.sum()
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), **({"kept": self.kept} if self.saved else {})}
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_begin_epoch_computes_from_the_weights_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], saved: bool
+) -> None:
+    trainer = {"type": "Acting", "args": {"saved": saved}}
+    with temporarily(TRAINERS, Acting), temporarily(DATA_LOADERS, Rollouts):
+        preflight(load_config(write_config(data_loader={"type": "Rollouts"}, trainer=trainer)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("attributes that begin_epoch computes from the weights or other state: kept, scale" in shown) is not saved
+    assert ("begin_epoch computes the training samples from the weights or other state" in shown) is not saved
+    assert ("exactness" in shown) is not saved

@@ -593,3 +593,51 @@ def test_the_last_epoch_is_drawn_if_only_the_trainer_knows_that_it_is(fit: Fit) 
     assert len(lines(run)) == 2
     assert steps["evaluation/confusion_matrix"] == [last]
     assert [event.step for event in found.Tensors("precision_recall/0")] == [last]
+
+
+class TwoViews(RandomTensorLoader):
+    """Inputs in a nest: an image, the same once more, and a mask of another shape."""
+
+    def training_data(self, *, augment: bool) -> Any:
+        source: Any = super().training_data(augment=augment)
+        return [({"a": x, "b": x, "mask": x[0]}, y) for x, y in zip(source.inputs, source.targets, strict=True)]
+
+
+class OfOneView(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step((batch[0]["a"], batch[1]))
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step((batch[0]["a"], batch[1]))
+
+
+def test_training_images_of_several_views_have_a_grid_each(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, TwoViews), temporarily(TRAINERS, OfOneView):
+        data: Any = {"type": "TwoViews", "args": {**SIZES, "input_shape": [1, 8, 8], "num_classes": 3}}
+        model: Any = {"type": "TwoLayerNet", "args": {"in_features": 64, "hidden_features": 5, "out_features": 3}}
+        names: Any = [{"type": "accuracy", "training": False}]
+        run = fit("trainer.type=OfOneView", "trainer.pictures_every=1", data_loader=data, model=model, metrics=names)
+    found = tags(run.run_dir)
+    assert {tag for tag in found if tag.startswith("images/")} == {"images/training/a", "images/training/b"}
+    columns_there = [info.name.tag for info in columns(run.run_dir).metric_infos]
+    assert "accuracy/valid" in columns_there
+    assert "accuracy/train" not in columns_there
+
+
+class Plays(Trainer):
+    """Validates without data."""
+
+    logs = ("episode",)
+
+    def validate(self) -> dict[str, float]:
+        return {"episode": 1.0}
+
+
+def test_a_value_that_only_the_trainer_validates_is_shown(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(TRAINERS, Plays):
+        overrides = ["trainer.type=Plays", "trainer.monitor=max val_episode"]
+        run = fit("data_loader.args.validation_split=0", *overrides).run_dir
+    assert "episode/valid" in read(run).Tags()["scalars"]
+    assert "episode%2Fvalid" in capsys.readouterr().out  # the address of the first page
+    described = columns(run)
+    assert "episode/valid" in [info.name.tag for info in described.metric_infos]

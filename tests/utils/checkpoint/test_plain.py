@@ -195,3 +195,6 @@ def test_a_part_of_a_trainer(fit: Fit, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(PartTrainer, "part", torch.optim.Optimizer.state_dict)
         monkeypatch.setattr(PartTrainer, "part", type("Half", (), {"state_dict": dict})())
         refused(fit, tmp_path, r"\n  mine has no load_state_dict\(\)", trainer="PartTrainer")
+        monkeypatch.setattr(PartTrainer, "part", torch.Generator())
+        says = r"mine has no load_state_dict\(\); its type is Generator\n.*return an object that holds it"
+        refused(fit, tmp_path, says, trainer="PartTrainer")

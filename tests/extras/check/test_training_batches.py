@@ -1,0 +1,132 @@
+"""``--check`` where training batches differ from those of validation, or have targets that nobody uses."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from base.base_data_loader import BaseDataLoader
+from base.metric import StepResult
+from extras.check import preflight
+from tests.helpers import temporarily
+from trainer.trainer import Trainer
+from utils.config import load_config
+from utils.registry import DATA_LOADERS, TRAINERS
+
+
+class Samples(Dataset[Any]):
+    """Labelled samples; in training, each with three that have no label."""
+
+    def __init__(self, *, unlabelled: bool, constant: bool) -> None:
+        self.unlabelled, self.constant = unlabelled, constant
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = torch.linspace(-1, 1, 6) * (index % 3 - 1), 0 if self.constant else index % 3
+        return ({"labelled": x, "unlabelled": torch.randn(3, 6)}, y) if self.unlabelled else (x, y)
+
+
+class HalfLabelled(BaseDataLoader):
+    def __init__(self, *, validates: bool = True, constant: bool = False, extra: bool = True) -> None:
+        super().__init__(batch_size=8, validation_split=10 if validates else 0)
+        self.constant, self.extra = constant, extra
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return Samples(unlabelled=augment and self.extra, constant=self.constant)
+
+    def test_data(self) -> Dataset[Any]:
+        return self.training_data(augment=False)
+
+
+class Consistent(Trainer):
+    """Also trains on samples without labels, whose outputs should be alike."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs["labelled"])
+        spread = self.model(inputs["unlabelled"].flatten(0, 1)).unflatten(0, (-1, 3)).var(1).mean()
+        loss = self.criterion(outputs, targets) + spread
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+class TrainsWithLoss(Trainer):
+    """Has a loss only in training, like torchvision's detectors."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step(batch)._replace(loss=torch.tensor(torch.nan))
+
+
+class FailsInTraining(TrainsWithLoss):
+    def train_step(self, batch: Any) -> StepResult:
+        raise ValueError("no training")
+
+
+class Unsupervised(Trainer):
+    supervised = False
+
+
+@pytest.fixture
+def check(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def run(trainer: str, **args: Any) -> tuple[int, str]:
+        loader = {"type": "HalfLabelled", "args": args}
+        with (
+            temporarily(DATA_LOADERS, HalfLabelled),
+            temporarily(TRAINERS, Consistent, TrainsWithLoss, FailsInTraining, Unsupervised),
+        ):
+            status = preflight(load_config(write_config(data_loader=loader, trainer={"type": trainer})))
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_training_batches_of_another_form_are_checked_in_train_step(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("Consistent")
+    assert status == 0
+    assert "first loss    ok" in shown
+    assert "gradients     ok" in shown
+    assert "eval_step" not in shown
+
+
+def test_without_validation_data_a_note_says_that_eval_step_was_not_tried(
+    check: Callable[..., tuple[int, str]],
+) -> None:
+    status, shown = check("Consistent", validates=False)
+    assert status == 0
+    assert "forward       note  eval_step does not take training batches, and there is no validation data" in shown
+
+
+def test_a_step_that_fails_in_both_is_reported_as_in_evaluation(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("Trainer")
+    assert status == 1
+    assert "forward       FAIL" in shown
+    assert "runs in evaluation but not in training" not in shown
+
+
+def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("TrainsWithLoss", extra=False)
+    assert status == 0
+    assert re.search(r"first loss    note  \d\.\d+ in training; eval_step returns NaN", shown)
+    assert "nan" not in shown
+
+
+def test_a_loss_that_neither_has_is_reported(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("FailsInTraining", extra=False)
+    assert status == 1
+    assert "first loss    FAIL  the loss is nan before the first step" in shown
+    assert "ValueError: no training" in shown
+
+
+@pytest.mark.parametrize(("trainer", "advised"), [("Trainer", True), ("Unsupervised", False)])
+def test_constant_targets_are_no_mistake_if_nobody_uses_them(
+    check: Callable[..., tuple[int, str]], trainer: str, advised: bool
+) -> None:
+    _, shown = check(trainer, constant=True, extra=False)
+    assert "all values are the same" in shown
+    assert ("data sorted by class" in shown) is advised
