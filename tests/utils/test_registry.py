@@ -98,3 +98,8 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
 def test_the_home_of_nobody_is_no_traceback() -> None:
     with pytest.raises(UserError, match="~nobody-here/data: there is no home directory of that name"):
         project_path("~nobody-here/data")
+
+
+def test_the_name_within_a_library_is_suggested() -> None:
+    assert OPTIMIZERS.suggest("torch.optim.AdamW") == 'did you mean "AdamW"?'
+    assert LOSSES.suggest("nn.CrossEntropyLoss") == 'did you mean "CrossEntropyLoss"?'

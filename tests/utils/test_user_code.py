@@ -66,6 +66,13 @@ def run_with(project: Path) -> Iterator[RunWith]:
         Path(cache_from_source(str(file))).unlink(missing_ok=True)  # or another file of that size and second is this
 
 
+def test_a_file_in_a_subfolder_is_not_imported(run_with: RunWith, project: Path) -> None:
+    (project / "model/nets").mkdir()
+    stderr = run_with("model/nets/mine.py", MODEL, "model=Mine")
+    shutil.rmtree(project / "model/nets")
+    assert "model/nets/mine.py seems to define it, but only the files directly in model/ are imported" in stderr
+
+
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")
