@@ -603,3 +603,11 @@ def test_annotations_of_the_classes_above_count() -> None:
         for annotation in arguments.annotations(BaseDataLoader, "batch_size")
         for marker in annotation.__metadata__
     ]
+
+
+def test_changed_metrics_are_shown_as_a_config_names_them(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit().run_dir
+    metrics = 'metrics=["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
+    train.main(["-r", str(run), "trainer.epochs=3", metrics])
+    told = 'resumed with metrics ["accuracy"] -> ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
+    assert told in capsys.readouterr().out
