@@ -23,6 +23,7 @@ from utils.imports import import_module
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
+from utils.streams import say_error
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
@@ -326,6 +327,24 @@ def registry_inside(registry: Registry) -> Registry:
     return LOSSES if registry is LOSSES else MODELS
 
 
+_versions: dict[str, tuple[object, tuple[int, int]]] = {}
+"""By module: in which execution, and the modification time and size of its file then."""
+
+
+def _warn_if_edited(module: ModuleType, path: Path) -> None:
+    """Warn if a file has changed since Python read it, as in a notebook."""
+    status = path.stat()
+    found = (status.st_mtime_ns, status.st_size)
+    execution, version = _versions.setdefault(module.__name__, (module.__spec__, found))
+    if execution is not module.__spec__:  # reloaded
+        _versions[module.__name__] = (module.__spec__, found)
+    elif version != found:
+        say_error(
+            f"warning: {in_project(path)} has changed since it was imported, and its old version is still in use; "
+            f"restart Python, or call importlib.reload on {module.__name__}"
+        )
+
+
 def import_components() -> None:
     """Import each file in the users' folders, so that its components are registered.
 
@@ -334,7 +353,7 @@ def import_components() -> None:
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             try:
-                import_module(f"{folder}.{path.stem}")
+                _warn_if_edited(import_module(f"{folder}.{path.stem}"), path)
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
