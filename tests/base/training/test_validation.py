@@ -164,3 +164,15 @@ def test_validation_within_an_epoch_is_no_training_time(fit: Fit, monkeypatch: p
     [first, *_] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert first["seconds"] == 6
     assert first["samples_per_second"] == 8  # in batches of 8
+
+
+def test_the_start_says_that_the_two_sums_of_a_loss_are_not_comparable(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = "a sum over the samples of a step in training, and over all samples in validation"
+    summed: Json = {"type": "CrossEntropyLoss", "args": {"reduction": "sum"}}
+    fit("optimizer.args.lr=0.001", loss=summed)
+    assert says in capsys.readouterr().out
+    fit()
+    fit("data_loader.args.validation_split=0", "optimizer.args.lr=0.001", loss=summed)
+    assert says not in capsys.readouterr().out
