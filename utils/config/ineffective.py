@@ -4,11 +4,12 @@ They are too common in files to be errors, and cause warnings there; an override
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.config.located_json import Problem
+from utils.config.schedulers import COMPOUND_SCHEDULERS
 from utils.registry import SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig
+from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, name_and_args
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -19,10 +20,11 @@ def ineffective(config: Config) -> Iterator[Problem]:
     """Every given key that has no effect, with the reason."""
     for name, optimizer in config.optimizers.items():
         scheduler = config.scheduler_of(name)
-        if scheduler is not None and scheduler.type in SETS_RATE:
-            several = isinstance(config.lr_scheduler, dict)
-            at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
-            yield from _set_by_scheduler(optimizer, ("optimizer", *filter(None, [name])), scheduler, at)
+        several = isinstance(config.lr_scheduler, dict)
+        at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
+        for number, part in enumerate(_parts(scheduler, at) if scheduler else ()):
+            if part.name in SETS_RATE:
+                yield from _set_by_scheduler(optimizer, ("optimizer", *filter(None, [name])), part, first=number == 0)
     yield from _clipping(config)
     yield from _outputs(config)
     for name, component in config.validations.items():
@@ -34,33 +36,51 @@ def ineffective(config: Config) -> Iterator[Problem]:
         yield Problem(("runtime", "unused_parameters"), 'has no effect: "fsdp" has no such search, only "ddp"')
 
 
-def _set_by_scheduler(
-    optimizer: OptimizerConfig, path: KeyPath, scheduler: SchedulerConfig, at: KeyPath
-) -> Iterator[Problem]:
+class _Part(NamedTuple):
+    """A scheduler, or one inside another."""
+
+    name: str
+    args: dict[str, Any]
+    at: KeyPath
+    """Path of its arguments."""
+
+
+def _parts(entry: Any, at: KeyPath) -> Iterator[_Part]:
+    """The simple schedulers that an entry is made of, in order."""
+    name, args = (entry.type, entry.args) if isinstance(entry, SchedulerConfig) else name_and_args(entry) or ("", {})
+    if name not in COMPOUND_SCHEDULERS:
+        yield _Part(name, args, at)
+        return
+    for index, inner in enumerate(args["schedulers"]):
+        yield from _parts(inner, (*at, "schedulers", index, "args"))
+
+
+def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *, first: bool) -> Iterator[Problem]:
     """Learning rates and momenta of an optimizer and its groups in whose place a scheduler sets its own.
 
-    path, at: of the optimizer, and of the scheduler's arguments.
+    path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.
     """
-    name, sets = scheduler.type, SETS_RATE[scheduler.type]
+    name, sets = part.name, SETS_RATE[part.name]
     given: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
     groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
-    one_per_group = isinstance(scheduler.args.get(sets), list)
+    one_per_group = isinstance(part.args.get(sets), list)
     for place, args in (given if one_per_group else given | groups).items():
-        if "lr" in args:
-            message = f"has no effect: {name} sets the learning rate itself, from {dotted((*at, sets))}"
+        if "lr" in args and (first or name == "OneCycleLR"):
+            message = f"has no effect: {name} sets the learning rate itself, from {dotted((*part.at, sets))}"
             yield Problem((*place, "lr"), message)
-    arguments = {key: each.default for key, each in SCHEDULERS.parameters(name).items()} | scheduler.args
+    arguments = {key: each.default for key, each in SCHEDULERS.parameters(name).items()} | part.args
     if not arguments["cycle_momentum"]:
         return
     start = arguments["max_momentum"]
     for place, args in (given | groups).items():
         for key in ("momentum", "betas"):
             momentum = args.get(key)
-            first = momentum[0] if isinstance(momentum, list) and momentum else momentum
-            if first is not None and first != start and not (isinstance(start, list) and first in start):
+            value = momentum[0] if isinstance(momentum, list) and momentum else momentum
+            if value is not None and value != start and not (isinstance(start, list) and value in start):
+                low, high = (dotted((*part.at, f"{end}_momentum")) for end in ("base", "max"))
                 message = (
-                    f"{first} has no effect: {name} sets the momentum itself, between {dotted((*at, 'max_momentum'))} "
-                    f"and base_momentum; set it to the former, {start}, or {dotted((*at, 'cycle_momentum'))} to false"
+                    f"{value} has no effect: {name} sets the momentum itself, between {high} and {low}; set it to the "
+                    f"former, {start}, or {dotted((*part.at, 'cycle_momentum'))} to false"
                 )
                 yield Problem((*place, key), message)
 

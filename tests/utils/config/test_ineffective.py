@@ -81,16 +81,39 @@ def test_an_override_without_effect_is_an_error(write_config: WriteConfig) -> No
         load_config(write_config(optimizer={**SGD, "clip_grad_norm": 1.0}), ["trainer.clip_grad_norm=0.1"])
 
 
+@pytest.mark.parametrize("whole", ["alone", "SequentialLR", "ChainedScheduler"])
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
     ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
 )
-def test_those_schedulers_do_replace_the_momentum(name: str, args: dict[str, float]) -> None:
+def test_what_is_reported_is_what_those_schedulers_replace(
+    write_config: WriteConfig, name: str, args: dict[str, float], first: bool, whole: str
+) -> None:
+    """Alone, or before or after another one."""
+
     def build(_: Any, name: str, args: dict[str, Any]) -> Any:
         return SCHEDULERS[name](**args)
 
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.3)
-    make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
-    assert optimizer.param_groups[0]["momentum"] == SCHEDULERS.parameters(name)["max_momentum"].default
+    def settings(lr: float, momentum: float) -> list[tuple[float, float]]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=momentum)
+        made = make_scheduler(scheduler, optimizer, 10, build, ())
+        found = []
+        for _ in range(9):
+            found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+            optimizer.step()
+            made.step()
+        return found
+
+    own = {"type": name, "args": args}
+    other = {"type": "LinearLR", "args": {"total_iters": 3}}
+    inside: dict[str, Any] = {"schedulers": [own, other] if first else [other, own]}
+    milestones = {"milestones": [3]} if whole == "SequentialLR" else {}
+    scheduler = own if whole == "alone" else {"type": whole, "args": inside | milestones}
+    sgd = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.3}}
+    path = write_config(optimizer=sgd, lr_scheduler={**scheduler, "interval": "step"})
+    reported = [warning.split(": ")[1] for warning in load_config(path, dry_run=False).warnings()]
+    assert ("optimizer.args.lr" in reported) == (settings(0.1, 0.3) == settings(0.2, 0.3))
+    assert ("optimizer.args.momentum" in reported) == (settings(0.1, 0.3) == settings(0.1, 0.4))
 
 
 def test_validation_within_an_epoch_needs_data(fit: Callable[..., train.Result]) -> None:
