@@ -298,7 +298,7 @@ class BaseTrainer(Checkpointed):
         """Log a point of the validation curves to the writers. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.progress.validating = True
-            with save_on_failure(self):
+            with self.log.paused(), save_on_failure(self):
                 values = returned(self, "validate", self.validate())
             self.log.validation(self.progress, values)
             self.progress.validating = False

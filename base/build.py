@@ -34,6 +34,7 @@ from base.training.parameters import (
     Mismatch,
     divide,
     parameters_of,
+    replaced_arguments,
     unregistered_weights,
     unsaved_weights,
 )
@@ -191,16 +192,25 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
         part.divide(process_group.rank, process_group.world_size)
-    own_validation = getattr(TRAINERS[settings.type], "validate", None) is not BaseTrainer.validate  # may need no data
-    if settings.monitored_name.startswith("val_") and not validation and not own_validation:
-        raise loaded.error(
-            ("trainer", "monitor"),
-            f'"{settings.monitor}" needs validation data, but there is none: data_loader.args.validation_split is 0; '
-            'set it, or monitor a training value, as in "min loss"',
-        )
+    if not validation:
+        _check_without_validation(loaded)
     optimizers, frozen = _optimizers(loaded, experiment, batches)
     seed_generators(config.seed, "training", *process_group.key)
     return Training(batches, validation, optimizers, frozen)
+
+
+def _check_without_validation(loaded: LoadedConfig) -> None:
+    """Raise ConfigError if the config needs validation data."""
+    settings = loaded.config.trainer
+    problem = "needs validation data, but there is none: data_loader.args.validation_split is 0; set it, or"
+    validate = getattr(TRAINERS[settings.type], "validate", None)
+    if validate is not BaseTrainer.validate:
+        return  # which may use no validation data
+    if settings.monitored_name.startswith("val_"):
+        message = f'"{settings.monitor}" {problem} monitor a training value, as in "min loss"'
+        raise loaded.error(("trainer", "monitor"), message)
+    if settings.validate_every_steps:
+        raise loaded.error(("trainer", "validate_every_steps"), f"{problem} leave validate_every_steps out")
 
 
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
@@ -304,6 +314,10 @@ def _optimizers(
     made = {}
     for name, groups in divided.items():
         optimizer = _optimizer(loaded, experiment, name, groups)
+        for path, reason in replaced_arguments(config.optimizers[name], groups):
+            if loaded.is_override(path):
+                raise loaded.error(path, reason)
+            experiment.console.warn(str(loaded.error(path, reason)))
         schedule = _schedule(loaded, optimizer, name, batches)
         settings = config.optimizers[name]
         made[name] = ScheduledOptimizer(

@@ -87,11 +87,18 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
 
 
 def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
-    """A warning if a model's outputs, (B, C, ...), are probabilities, but the loss applies a softmax to them."""
+    """A warning if a model's outputs, (B, C, ...), are probabilities, or seem to be, but the loss takes logits."""
     outputs, name = result.outputs, name_of(criterion)
     if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
         return None
-    if outputs.shape[1] == 1 or not are_probabilities(outputs):
+    if outputs.shape[1] == 1:
+        return None
+    if not are_probabilities(outputs) and _are_between_0_and_1(outputs):
+        return (
+            f"the model's outputs are all between 0 and 1, but {name} takes logits, which may be any number, so the "
+            "model would learn slowly; leave out its last activation (a sigmoid, a ReLU, a softmax over another axis)"
+        )
+    if not are_probabilities(outputs):
         return None
     return (
         f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
@@ -100,19 +107,21 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
 
 
 def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
-    """A warning if all outputs are within 0 and 1, but the loss applies a sigmoid to them.
-
-    Only for 16 numbers or more: logits of an untrained model are as often negative.
-    """
+    """A warning if all outputs are within 0 and 1, but the loss applies a sigmoid to them."""
     outputs, name = result.outputs, name_of(criterion)
-    if name not in LOGITS or not isinstance(outputs, Tensor) or outputs.numel() < 16:
-        return None
-    if not bool(((outputs >= 0) & (outputs <= 1)).all()) or bool((outputs == outputs.flatten()[0]).all()):
+    if name not in LOGITS or not isinstance(outputs, Tensor) or not _are_between_0_and_1(outputs):
         return None
     return (
         f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would learn "
         "slowly, and metrics would be of the wrong probabilities; leave out its sigmoid"
     )
+
+
+def _are_between_0_and_1(outputs: Tensor) -> bool:
+    """Whether all of at least 16 outputs are, and differ: logits of an untrained model are as often negative."""
+    if outputs.numel() < 16 or bool((outputs == outputs.flatten()[0]).all()):
+        return False
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
 
 
 def logits_before_nll(result: StepResult, criterion: Any) -> str | None:

@@ -1,6 +1,7 @@
 """Losses: functions of (outputs, targets) that return a tensor of shape (). A config can also name losses of torch.nn.
 
-A loss is averaged over samples unless its argument ``reduction`` is "sum".
+A loss is averaged over samples unless its argument ``reduction`` is "sum": it is then logged as the sum over a step in
+training, and over all samples in validation and test.
 """
 
 from typing import Annotated, Literal

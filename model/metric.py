@@ -14,7 +14,7 @@ from utils.registry import METRICS
 @METRICS.register
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """1 if the largest logit, shape (B, C), is that of the target class, int64 of shape (B,)."""
-    _check_classes("accuracy", outputs)
+    _check_classes("accuracy", outputs, targets)
     return (outputs.argmax(1) == targets).float()
 
 
@@ -24,18 +24,25 @@ def top_k_accuracy(outputs: Tensor, targets: Tensor, *, k: PositiveInt = 5) -> T
 
     k: number of largest logits to consider, at most C.
     """
-    _check_classes("top_k_accuracy", outputs)
+    _check_classes("top_k_accuracy", outputs, targets)
     if k > outputs.shape[1]:
         raise ConfigError(f"metrics: top_k_accuracy: k = {k} is larger than the model's {outputs.shape[1]} classes")
     return (outputs.topk(k, dim=1).indices == targets[:, None]).any(1).float()
 
 
-def _check_classes(name: str, outputs: Tensor) -> None:
-    """Raise ConfigError for outputs without one logit per class, where the largest would always be the first."""
+def _check_classes(name: str, outputs: Tensor, targets: Tensor) -> None:
+    """Raise ConfigError for outputs without one logit per class, where the largest would always be the first, and for
+    targets that are probabilities or one-hot vectors, (B, C).
+    """
     if outputs.dim() < 2 or outputs.shape[1] == 1:
         raise ConfigError(
             f"metrics: {name} needs logits for at least two classes, shape (B, C), got {tuple(outputs.shape)}; "
             'for a single binary output, use {"type": "Accuracy", "args": {"task": "binary"}}'
+        )
+    if targets.shape == outputs.shape:
+        raise ConfigError(
+            f"metrics: {name} needs class indices as targets, shape (B,), got {tuple(targets.shape)}; return indices "
+            "from the data loader, or leave the metric out"
         )
 
 

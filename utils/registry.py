@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from utils.imports import import_module
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
+from utils.streams import say_error
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
@@ -116,7 +118,8 @@ class Registry:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
         if reason := self._left_out(name):
             return f"{self.library} has it, but {reason}"
-        close = closest(name, sorted(self._own), self.names())
+        last = name.rpartition(".")[2]  # of torch.optim.SGD
+        close = last if self.get(last) else closest(name, sorted(self._own), self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
@@ -164,6 +167,18 @@ class Registry:
             item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
             if callable(item) and item.__module__ == key and id(item) not in registered:
                 return f"{where(item)} defines it: put @{self._plural().replace(' ', '_').upper()}.register above it"
+        return self._in_subfolder(name)
+
+    def _in_subfolder(self, name: str) -> str:
+        """Advice if a file in a subfolder, which is not imported, seems to define this name; otherwise empty."""
+        definition = re.compile(rf"^(class|def) {re.escape(name)}\b", re.MULTILINE)
+        for path in files_in_subfolders():
+            if definition.search(path.read_text(encoding="utf-8", errors="replace")):
+                folder = path.relative_to(PROJECT).parts[0]
+                return (
+                    f"{in_project(path)} seems to define it, but only the files directly in {folder}/ are imported: "
+                    "move it there, or import it in one of them"
+                )
         return ""
 
     def _other_kind(self, name: str) -> str:
@@ -221,6 +236,11 @@ class Registry:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_module(folder)
+
+
+def files_in_subfolders() -> list[Path]:
+    """Python files in folders within the users', which are not imported by themselves."""
+    return [path for folder in FOLDERS for path in sorted((PROJECT / folder).glob("*/**/*.py"))]
 
 
 def _execution_of(component: Callable[..., Any]) -> object:
@@ -307,6 +327,24 @@ def registry_inside(registry: Registry) -> Registry:
     return LOSSES if registry is LOSSES else MODELS
 
 
+_versions: dict[str, tuple[object, tuple[int, int]]] = {}
+"""By module: in which execution, and the modification time and size of its file then."""
+
+
+def _warn_if_edited(module: ModuleType, path: Path) -> None:
+    """Warn if a file has changed since Python read it, as in a notebook."""
+    status = path.stat()
+    found = (status.st_mtime_ns, status.st_size)
+    execution, version = _versions.setdefault(module.__name__, (module.__spec__, found))
+    if execution is not module.__spec__:  # reloaded
+        _versions[module.__name__] = (module.__spec__, found)
+    elif version != found:
+        say_error(
+            f"warning: {in_project(path)} has changed since it was imported, and its old version is still in use; "
+            f"restart Python, or call importlib.reload on {module.__name__}"
+        )
+
+
 def import_components() -> None:
     """Import each file in the users' folders, so that its components are registered.
 
@@ -315,7 +353,7 @@ def import_components() -> None:
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             try:
-                import_module(f"{folder}.{path.stem}")
+                _warn_if_edited(import_module(f"{folder}.{path.stem}"), path)
             except UserError:
                 raise
             except (Exception, SystemExit) as error:

@@ -100,7 +100,10 @@ class RunFolder:
             if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
                 path = file
             folder = path if path.is_dir() else path.resolve().parent.parent
-            if path.is_file() and (path.parent / "config.json").is_file():
+            in_run = (path.parent / "config.json").is_file() and path.resolve().parent != PROJECT
+            if path.is_file() and path.suffix == ".json" and not in_run:
+                raise CheckpointError(f"{path} is not a run folder or checkpoint; a config is given with -c")
+            if path.is_file() and in_run:
                 raise CheckpointError(f"{path} is not a checkpoint in a run folder; give the folder, {path.parent}")
             if path.is_file() and folder / "checkpoints" != path.resolve().parent:
                 raise CheckpointError(f"{path} is not a checkpoint in a run folder, as RUN/checkpoints/{path.name} is")

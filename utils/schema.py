@@ -232,7 +232,7 @@ class TrainerConfig(Section):
     ema: Fixed[EmaConfig | None] = None
     """Keep an average of the weights, as in {"decay": 0.999}, and evaluate it; null: no average."""
     validate_every_steps: Changeable[PositiveInt | None] = None
-    """Optimizer steps between validations within an epoch, shown in TensorBoard only; null: none."""
+    """Optimizer steps between validations within an epoch, for the writers only, not metrics.jsonl; null: none."""
     monitor: Changeable[Annotated[str, Field(pattern=MONITOR)] | None] = None
     """Which epoch counts as the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: none."""
     early_stop: Changeable[PositiveInt | None] = None

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from traceback import format_exception
 from types import TracebackType
@@ -34,6 +35,9 @@ def _say_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
         python = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
         say_error(f"error: {error.name} is not installed; activate the project's environment, or: {python}")
         raise SystemExit(2)
+    if hidden := _hidden_module(error):
+        say_error(f"error: {hidden}.py in the project's folder hides the module {hidden} ({error}): rename it")
+        raise SystemExit(2)
     say_error("".join(format_exception(kind, error, trace)).rstrip())
 
 
@@ -42,6 +46,18 @@ def _required_packages() -> list[str]:
     with contextlib.suppress(OSError, ValueError):
         return re.findall(r"(?m)^\w+", REQUIREMENTS.read_text(encoding="utf-8"))
     return []
+
+
+def _hidden_module(error: BaseException) -> str | None:
+    """The module of Python or a package whose place a file beside the script has taken, if it lacks what is used."""
+    module = error.obj if isinstance(error, AttributeError) else None
+    if isinstance(error, ImportError):
+        module = sys.modules.get((error.name or "").partition(".")[0])
+    name, folder = getattr(module, "__name__", ""), sys.path[0]
+    if not name or Path(getattr(module, "__file__", None) or "") != Path(folder, f"{name}.py"):
+        return None
+    elsewhere = PathFinder.find_spec(name, [path for path in sys.path if path != folder])
+    return name if elsewhere or name in sys.stdlib_module_names else None
 
 
 def _open(stream: TextIO | None, number: int) -> TextIO:

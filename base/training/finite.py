@@ -52,7 +52,8 @@ class FiniteLosses:
             "samples for targets that the loss does not accept."
         )
         if broken := _broken_samples(batches, ranges):
-            advice += f"\nValues of {count(len(broken), 'sample')} among these are not finite: {listed(broken)}."
+            what = f"values of {count(len(broken), 'sample')} among these are not finite: {listed(broken)}"
+            advice = f"The cause is in the data: {what}."
         message = f"the loss is {loss} at step {step} ({where}).\n{advice}"
         if any(checkpoints.glob("step-*")):
             message += f"\nThe checkpoints in {checkpoints} are from before that step."

@@ -19,7 +19,7 @@ from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.extras import find_extra
 from utils.optimizers import parameters_in
-from utils.text import closest
+from utils.text import closest, count
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
@@ -119,6 +119,14 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     batch = micro_batch.data
     cause = usual_cause(error)
     if phase not in trainer.unchecked:
+        size = micro_batch.range.size
+        if size < batches.batch_size and not isinstance(error, IndexError):
+            return TrainingError(
+                f"{phase} failed after step {trainer.progress.steps:,}, with the last batch of the data, which has "
+                f"{count(size, 'sample')} instead of {batches.batch_size}: {_reason(error)}\n{line}\n"
+                "Does the code expect full batches, as with squeeze(), which removes a batch dimension of 1, or "
+                "view(64, ...)?" + (" data_loader.args.drop_last=true leaves it out." if phase == "training" else "")
+            )
         if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
             return error
         samples = samples_of(batches, [micro_batch.range])
@@ -132,14 +140,19 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
     as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     line = line or f"  {format_error(error)}"
-    reason = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
     if isinstance(error, (AttributeError, NameError)):
         advice = eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "") + as_dict
     advice = f"The usual cause is {cause}.{classes}" if cause else advice
     what = f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric"
-    return current().peer_failure(error) or UserError(f"{what}: {reason}\n{line}\n{advice}".rstrip())
+    return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{advice}".rstrip())
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error, without torch's list of the calls that it would have accepted."""
+    message = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
+    return message.partition(", but expected one of:")[0]
 
 
 def _meant(error: AttributeError | NameError) -> str | None:

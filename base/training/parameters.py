@@ -163,6 +163,14 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
     return groups
 
 
+def replaced_arguments(optimizer: OptimizerConfig, groups: Sequence[Group]) -> Iterator[tuple[KeyPath, str]]:
+    """The paths of an optimizer's arguments that every group replaces by its own, with the reason."""
+    for key in optimizer.args:
+        if all(key in group.args for group in groups):
+            path = (*groups[0].path[:-3], "args", key)
+            yield path, "has no effect: the groups have all of the parameters, and each its own value"
+
+
 class Frozen:
     """The parameters frozen by ``trainer.freeze``, per epoch.
 

@@ -33,6 +33,8 @@ from utils.text import count, dotted, listed
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
+LENGTH = (("trainer", "epochs"), ("trainer", "early_stop"))
+"""Keys that decide whether a run is finished."""
 
 
 def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
@@ -113,16 +115,22 @@ def load_state(
         trainer.load_state_dict(state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
-    if _monitors_another_metric(trainer, state["metrics"]["definitions"]):
+    another = _monitors_another_metric(trainer, state["metrics"]["definitions"])
+    if another:
         trainer.progress.reset_best()
     _adopt(trainer, before.get("trainer.monitor"), folder)
+    if trainer.finished():
+        _refuse_another_best(loaded, changed, another_metric=another)
     # in this order: logs must remain as long as later checkpoints can be resumed
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
-        trainer.console.info(f"resumed with {change}")
+        if trainer.finished() and change.path not in LENGTH:
+            trainer.console.warn(f"no effect, since the run is finished: {change}")
+        else:
+            trainer.console.info(f"resumed with {change}")
     if "trainer.epochs" in before:  # earlier checkpoints had only what can never change
         for change in since:
             if not any(change.concerns(other) for other in changed):
@@ -231,6 +239,18 @@ def _warn_of_partial(trainer: BaseTrainer, before: Mapping[str, Any]) -> None:
             f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
             f"{count(progress.epoch_steps, 'step')}"
         )
+
+
+def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, another_metric: bool) -> None:
+    """Raise ConfigError for a change of a finished run that would name another best epoch.
+
+    The run's config.json is written with the next step, so that it would not say by which value.
+    """
+    for change in changed:
+        if change.path == ("trainer", "monitor") or (another_metric and change.path[0] == "metrics"):
+            values = f"this run has {shown(change.before)}, got {shown(change.after)}"
+            message = f"cannot change once a run is finished: {values}; set trainer.epochs=N too, to train longer"
+            raise config_error(loaded.document, [Problem(change.path, message)])
 
 
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

@@ -38,6 +38,8 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield _row("training", f"{', '.join(_optimizers(config))}, {length}")
     for name, text in parameter_groups(training):
         yield _row(name, text)
+    if trainer.experiment.sum_loss and training.validation:
+        yield _row("loss", "a sum over the samples of a step in training, and over all samples in validation")
     if config.trainer.monitor:
         better = "lower" if config.trainer.lower_is_better else "higher"
         patience = config.trainer.early_stop

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +50,7 @@ class TrainingLog:
         self._steps = steps
         self._samples = 0
         self._seconds = 0.0
+        self._paused = 0.0
         self._start = time.perf_counter()
         if self._end is not None:
             self._between = self._start - self._end
@@ -77,6 +79,15 @@ class TrainingLog:
         points = {f"{name}/step": value for name, value in means.items()}
         self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block, nothing is trained: its time does not count as training time."""
+        if self._loss is not None:
+            float(self._loss)  # wait for the device to finish the steps before the block
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
     def validation(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Log the values of a validation within an epoch."""
         self.writers.scalars(progress.steps, {_tag(f"val_{name}"): value for name, value in values.items()})
@@ -84,7 +95,7 @@ class TrainingLog:
     def end_training(self) -> None:
         """Call when the training of an epoch ended or was interrupted; its validation follows."""
         self._end = time.perf_counter()
-        self._seconds = self._end - self._start
+        self._seconds = self._end - self._start - self._paused
         self._update_rates(self._bar.state)
         self.console.clear()
         del self._bar  # it refers to this object, and such a cycle would keep the writers' files open

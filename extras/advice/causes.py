@@ -29,6 +29,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
     "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
     "targets are numbers or tensors",
+    r"invalid combination of arguments - got \((list|tuple|dict|str|NoneType)": "inputs that are not one tensor: let "
+    "the data set return a tensor as input, or let the model or the step take it from the inputs",
     "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "
     "log={name: value}), and list the names in the class attribute logs",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "

@@ -18,7 +18,7 @@ from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
-from utils.registry import REGISTRIES
+from utils.registry import REGISTRIES, files_in_subfolders
 from utils.schema import Config, KeyPath, name_and_args
 from utils.text import closest
 
@@ -70,7 +70,7 @@ def _problems(document: Document) -> Iterator[Problem]:
 
 def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     """The message of utils/config. Raises ImportError if it depends on more than the names."""
-    if name in own.defined or _TASK.match(name):
+    if name in own.defined or _TASK.match(name) or "." in name or files_in_subfolders():
         raise ImportError
     if name in FORMER_NAMES:
         hint = f"use {FORMER_NAMES[name]}"

@@ -34,10 +34,11 @@ takes effect does so from the next step on, and the console says so: `resumed wi
 changed schedule, or learning rate under a schedule, applies as if it had been set from the first step; a changed
 monitor compares the finished epochs again. A change that takes effect between epochs is refused in the middle of one.
 A refused change ends with status 2 and leaves the folder unchanged; `--init-from` starts a new run from the weights.
+A finished run takes no step, so a change has no effect, and the console says so, unless `trainer.epochs` grows too.
 A data loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those annotated accordingly,
-such as `data_dir` (`Changeable[str]`); `batch_size` and `shuffle` take effect between epochs. An optimizer's argument
-is refused if it is used only when the state is created (`lr` of Rprop, `initial_accumulator_value` of Adagrad,
-`history_size` of LBFGS) or needs state that the run does not have (`amsgrad`).
+such as `data_dir` (`Changeable[str]`); `batch_size`, `shuffle`, `balanced` and `drop_last` take effect between epochs.
+An optimizer's argument is refused if it is used only when the state is created (`lr` of Rprop,
+`initial_accumulator_value` of Adagrad, `history_size` of LBFGS) or needs state that the run does not have (`amsgrad`).
 
 """
 

@@ -34,6 +34,8 @@ class StepProfile:
             self.console.warn(f"trainer.profile_steps: the run ends with step {end:,}, before step {self.first:,}")
             return
         if trainer.progress.steps >= self.last:  # already past them
+            if not any(self.folder.glob(f"steps-*-{self.last}.pt.trace.json.gz")):
+                self.console.warn(f"trainer.profile_steps: the run is already past step {self.last:,}")
             return
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its messages on machines without a GPU look like failures
         # with a schedule, torch marks each step; without acc_events some releases of it warn about a second cycle

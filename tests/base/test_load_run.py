@@ -74,7 +74,11 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["trainer.epochs=5", "optimizer.args.lr=0.5", "lr_scheduler=null", "trainer.freeze=[]"]
+    "override",
+    [
+        *("trainer.epochs=5", "optimizer.args.lr=0.5", "lr_scheduler=null", "trainer.freeze=[]"),
+        *("data_loader.args.drop_last=true", "runtime.strategy=fsdp"),
+    ],
 )
 def test_an_override_that_only_training_reads_is_refused(fit: Fit, override: str) -> None:
     run = fit("trainer.epochs=1").run_dir

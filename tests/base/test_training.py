@@ -248,7 +248,7 @@ def test_samples_with_values_that_are_not_finite_are_named(fit: Fit, workers: in
     args = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8, "num_workers": workers}
     with (
         temporarily(DATA_LOADERS, OneBroken),
-        pytest.raises(TrainingError, match="Values of 1 sample among these are not finite: 17"),
+        pytest.raises(TrainingError, match=r"in the data: values of 1 sample among these are not finite: 17.$"),
     ):
         fit("trainer.monitor=null", data_loader={"type": "OneBroken", "args": args})
 

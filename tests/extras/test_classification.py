@@ -13,6 +13,7 @@ from extras.classification import (
     may_be_classes,
     not_probabilities,
     sigmoid_before_logits,
+    softmax_before_cross_entropy,
     surplus_outputs,
 )
 from utils.registry import LOSSES
@@ -84,3 +85,18 @@ def test_logits_for_a_loss_of_log_probabilities_are_reported() -> None:
     assert "expects log-probabilities" in str(logits_before_nll(result, nn.NLLLoss()))
     assert logits_before_nll(result, nn.CrossEntropyLoss()) is None
     assert logits_before_nll(result._replace(outputs=logits.log_softmax(1)), nn.NLLLoss()) is None
+
+
+@pytest.mark.parametrize("criterion", ENTROPIES)
+def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
+    logits = torch.linspace(-2, 2, 24).view(8, 3).roll(5)
+    targets = torch.zeros(8, dtype=torch.int64)
+
+    def said(outputs: torch.Tensor) -> str | None:
+        return softmax_before_cross_entropy(StepResult(torch.zeros(()), outputs, targets), criterion)
+
+    assert "leave out its softmax" in str(said(logits.softmax(1)))
+    for outputs in (logits.sigmoid(), logits.softmax(0), logits.relu() / 2):
+        assert "leave out its last activation" in str(said(outputs))
+    for outputs in (logits, logits.log_softmax(1), torch.zeros(8, 3), logits.sigmoid()[:5]):
+        assert said(outputs) is None

@@ -95,6 +95,33 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
     assert code_version()
 
 
+def test_a_file_that_was_edited_since_its_import_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model" / "edited_net.py"
+    file.parent.mkdir()
+    file.write_text("WIDTH = 3\n")
+    monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
+    monkeypatch.setattr("model.__path__", [str(file.parent)])
+    import_components()
+    import_components()
+    assert capsys.readouterr().err == ""
+    file.write_text("WIDTH = 30\n")
+    import_components()
+    says = "edited_net.py has changed since it was imported, and its old version is still in use"
+    assert says in capsys.readouterr().err
+    edited = importlib.import_module("model.edited_net")
+    assert importlib.reload(edited).WIDTH == 30
+    import_components()
+    assert capsys.readouterr().err == ""
+    del __import__("sys").modules["model.edited_net"]
+
+
 def test_the_home_of_nobody_is_no_traceback() -> None:
     with pytest.raises(UserError, match="~nobody-here/data: there is no home directory of that name"):
         project_path("~nobody-here/data")
+
+
+def test_the_name_within_a_library_is_suggested() -> None:
+    assert OPTIMIZERS.suggest("torch.optim.AdamW") == 'did you mean "AdamW"?'
+    assert LOSSES.suggest("nn.CrossEntropyLoss") == 'did you mean "CrossEntropyLoss"?'

@@ -4,6 +4,8 @@ Each test puts a file into a copy of the project and runs a command, as a user w
 """
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -64,6 +66,26 @@ def run_with(project: Path) -> Iterator[RunWith]:
     for file in files:
         file.unlink(missing_ok=True)
         Path(cache_from_source(str(file))).unlink(missing_ok=True)  # or another file of that size and second is this
+
+
+@pytest.mark.parametrize("name", ["random", "json", "torch"])
+def test_a_file_that_hides_a_module_is_named(project: Path, name: str) -> None:
+    """As a first script called torch.py does."""
+    (project / f"{name}.py").write_text("x = 1\n")
+    try:
+        ended = subprocess.run([sys.executable, "train.py"], cwd=project, capture_output=True, text=True)
+    finally:
+        (project / f"{name}.py").unlink()
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {name}.py in the project's folder hides the module {name} (")
+    assert ended.stderr.endswith("): rename it\n")
+
+
+def test_a_file_in_a_subfolder_is_not_imported(run_with: RunWith, project: Path) -> None:
+    (project / "model/nets").mkdir()
+    stderr = run_with("model/nets/mine.py", MODEL, "model=Mine")
+    shutil.rmtree(project / "model/nets")
+    assert "model/nets/mine.py seems to define it, but only the files directly in model/ are imported" in stderr
 
 
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils.arguments import inside
+from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, at_or_below, escaped
-from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
+from utils.config.schedulers import contradiction, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
@@ -53,14 +54,18 @@ class LoadedConfig:
         """Whether the file or an override gives this path a value, rather than the default."""
         return inside(self.document.value, path)[0] == path
 
+    def is_override(self, path: KeyPath) -> bool:
+        """Whether the value at this path comes from the command line."""
+        return self.document.locate(path).line == 0
+
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
         filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
         return replace(filled, from_data=self.from_data, has_facts=True)
 
     def warnings(self) -> list[str]:
-        """Settings without effect that are too common in config files to be errors."""
-        return [str(config_error(self.document, [each])) for each in ineffective_rates(self.config)]
+        """Keys without effect, which are too common in config files to be errors."""
+        return [str(config_error(self.document, [each])) for each in ineffective(self.config)]
 
 
 def load_config(
@@ -99,7 +104,7 @@ def _checked(
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
-        problems += [each for each in ineffective_rates(config) if document.locate(each.path).line == 0]
+        problems += [each for each in ineffective(config) if document.locate(each.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
         raise config_error(document, list(_with_former_type(document, problems)))

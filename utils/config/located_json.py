@@ -20,6 +20,7 @@ _WORD = re.compile(r"[^\s,:\[\]{}\"]*")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u2018\u2019\u00ab\u00bb"  # quotation marks
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -189,7 +190,7 @@ class _Parser:
     def _key(self, path: KeyPath, key_at: int) -> tuple[str, int]:
         """A key, and the offset of its value."""
         if self.text[key_at] != '"':
-            raise self.source.error(key_at, 'expected a key in double quotes here, as in "name": ...')
+            raise self.source.error(key_at, _not_a_key(self.text[key_at]))
         key, at = self._string(key_at)
         if (*path, key) in self.source.offsets:
             first = self.source.locate((*path, key), of_key=True).line
@@ -254,7 +255,17 @@ class _Parser:
         at = space.end() if space else at
         if self.text.startswith(("//", "/*", "#"), at):
             raise self.source.error(at, "JSON does not allow comments: remove it")
+        character = self.text[at : at + 1]
+        if not (character.isascii() or character.isprintable()):  # such as a no-break space, copied from a web page
+            raise self.source.error(at, f"an invisible character, U+{ord(character):04X}: remove it")
         return at
+
+
+def _not_a_key(start: str) -> str:
+    """start: the first character in place of a key."""
+    if start in TYPOGRAPHIC:
+        return f'{start} is a typographic quotation mark; in JSON, write "'
+    return 'expected a key in double quotes here, as in "name": ...'
 
 
 def _not_a_value(word: str) -> str:
@@ -266,4 +277,8 @@ def _not_a_value(word: str) -> str:
         return f"{word} is Python; in JSON, write {'null' if word.lower() == 'none' else word.lower()}"
     if word.startswith("'"):
         return "strings need double quotes in JSON, not single ones"
+    if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)(e[+-]?\d+)?", word, re.IGNORECASE):
+        return f"{word[:40]} is not a JSON number; write {int(word) if word.lstrip('+-').isdigit() else float(word)}"
+    if word[0] in TYPOGRAPHIC:
+        return f'{word[0]} is a typographic quotation mark; in JSON, write "'
     return f"{word[:40]!r} is not a JSON value; a string needs double quotes"

@@ -166,4 +166,14 @@ def shown(value: Any) -> str:
     """A value of a change, for a message."""
     if value is _MISSING:
         return "nothing"
-    return shortened(value.model_dump() if isinstance(value, BaseModel) else value)
+    return shortened(_as_written(value.model_dump() if isinstance(value, BaseModel) else value))
+
+
+def _as_written(value: Any) -> Any:
+    """A value with its components as a config would give them: without empty keys, and by name alone if that is all."""
+    if isinstance(value, list):
+        return [_as_written(each) for each in value]
+    if not isinstance(value, dict) or "type" not in value:
+        return value
+    given = {key: each for key, each in value.items() if each not in (None, {})}
+    return given["type"] if given.keys() == {"type"} else given

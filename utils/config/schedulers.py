@@ -1,21 +1,17 @@
 """Learning rate schedulers from a config. Omitted arguments follow from the length of the run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from utils.config.located_json import Problem
 from utils.registry import SCHEDULERS
-from utils.schema import Config, KeyPath, SchedulerConfig, name_and_args
-from utils.text import dotted
+from utils.schema import KeyPath, SchedulerConfig, name_and_args
 
 # the argument that defaults to the length of the run
 FROM_RUN_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
 # schedulers composed of others, which the config gives as components
 COMPOUND_SCHEDULERS = {"SequentialLR", "ChainedScheduler"}
-# schedulers that ignore the optimizer's learning rate, and the argument they take it from
-SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
-
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -90,20 +86,3 @@ def contradiction(entry: Any, length: int, path: KeyPath) -> Problem | None:
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
     message = f'OneCycleLR is set to {given} steps, but the run has {length} with this "interval"; leave it out'
     return Problem((*path, "args", key), message)
-
-
-def ineffective_rates(config: Config) -> Iterator[Problem]:
-    """Learning rates given to an optimizer or a parameter group that its scheduler ignores."""
-    for name, optimizer in config.optimizers.items():
-        scheduler = config.scheduler_of(name)
-        if scheduler is None or scheduler.type not in SETS_RATE:
-            continue
-        sets = SETS_RATE[scheduler.type]
-        given: dict[KeyPath, dict[str, Any]] = {("args",): optimizer.args}
-        if not isinstance(scheduler.args.get(sets), list):  # one per group
-            given |= {("groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
-        at = ("lr_scheduler", *([name] if isinstance(config.lr_scheduler, dict) else []), "args", sets)
-        for place, args in given.items():
-            if "lr" in args:
-                path = ("optimizer", *filter(None, [name]), *place, "lr")
-                yield Problem(path, f"has no effect: {scheduler.type} sets the learning rate itself, from {dotted(at)}")

@@ -1,5 +1,6 @@
 """The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,8 @@ def _decode(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{name}: the file is in UTF-16; save it as UTF-8") from error
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
         found = f"byte {data[error.start]:#04x}"

@@ -603,3 +603,30 @@ def test_annotations_of_the_classes_above_count() -> None:
         for annotation in arguments.annotations(BaseDataLoader, "batch_size")
         for marker in annotation.__metadata__
     ]
+
+
+def test_changed_metrics_are_shown_as_a_config_names_them(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit().run_dir
+    metrics = 'metrics=["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
+    train.main(["-r", str(run), "trainer.epochs=3", metrics])
+    told = 'resumed with metrics ["accuracy"] -> ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
+    assert told in capsys.readouterr().out
+
+
+def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes no step, so that its config.json does not change; nor may its best epoch."""
+    run = fit("trainer.monitor=max val_loss").run_dir
+    config, best = (run / "config.json").read_text(), state(run, "best.pth")
+    capsys.readouterr()
+    train.main(["-r", str(run), "--lr=0.5"])
+    printed = capsys.readouterr()
+    assert "no effect, since the run is finished: optimizer.args.lr 0.1 -> 0.5" in printed.err
+    assert "resumed with" not in printed.out
+    for change in ("trainer.monitor=min val_loss", "trainer.monitor=null"):
+        with pytest.raises(UserError, match=r"monitor: cannot change once a run is finished: .*trainer.epochs=N"):
+            train.main(["-r", str(run), change])
+    assert (run / "config.json").read_text() == config
+    assert same(state(run, "best.pth"), best)
+    train.main(["-r", str(run), "trainer.monitor=min val_loss", "--lr=0.5", "trainer.epochs=3"])
+    assert "resumed with optimizer.args.lr 0.1 -> 0.5" in capsys.readouterr().out
+    assert not same(state(run, "best.pth"), best)

@@ -23,7 +23,7 @@ from base.training.metrics import Metrics
 from base.training.progress import Progress
 from tests.helpers import lines, same, state, temporarily
 from trainer.trainer import Trainer
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
@@ -487,3 +487,38 @@ def test_a_model_that_fails_when_compiled_is_to_be_tried_without(
     ):
         fit(f"runtime.compile={str(compiled).lower()}", model="Fails")
     assert ("Does it run with runtime.compile=false?" in str(raised.value)) == compiled
+
+
+def test_a_smaller_last_batch_that_fails_is_named(fit: Fit) -> None:
+    """41 samples in batches of 8: the last has one."""
+
+    class FullBatches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.linear(x.view(8, 6))
+            return outputs
+
+    options = ("model.type=FullBatches", "model.args={}", "metrics=[]", "trainer.epochs=1")
+    says = "failed after step 5, with the last batch of the data, which has 1 sample instead of 8: "
+    with temporarily(MODELS, FullBatches):
+        with pytest.raises(TrainingError) as caught:
+            fit(*options, "data_loader.args.validation_split=9")
+        assert f"training {says}" in str(caught.value)
+        assert "drop_last=true leaves it out" in str(caught.value)
+        with pytest.raises(TrainingError) as caught:
+            fit(*options, "data_loader.args.num_samples=57", "data_loader.args.validation_split=17")
+        assert f"evaluation {says}" in str(caught.value)
+        assert "drop_last" not in str(caught.value)
+
+
+def test_targets_that_are_one_hot_have_no_accuracy(fit: Fit) -> None:
+    class OneHot(Trainer):
+        def train_step(self, batch: Any) -> StepResult:
+            inputs, targets = batch
+            return super().train_step((inputs, F.one_hot(targets, 3).float()))
+
+    with temporarily(TRAINERS, OneHot), pytest.raises(ConfigError, match=r"accuracy needs class indices as targets"):
+        fit("trainer.type=OneHot")

@@ -9,7 +9,8 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
 import train
-from utils.config.schedulers import SETS_RATE, contradiction, make_scheduler
+from utils.config.ineffective import SETS_RATE
+from utils.config.schedulers import contradiction, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath

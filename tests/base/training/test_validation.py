@@ -1,18 +1,22 @@
 """Data sets of their own to validate on, one or several by name, and validation within the epoch."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import train
+from base.data.batches import StepBatches
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import UserError
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 TRAINING: Json = {"args": {"validation_split": 0}}
@@ -137,3 +141,38 @@ def test_validation_data_without_samples_are_refused(fit: Fit, separate: bool) -
 def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
     with pytest.raises(UserError, match='no value is logged as "val_dy_loss"; did you mean "val_day_loss"'):
         train_on(fit, "trainer.monitor=min val_dy_loss", validation={"day": loader(20)})
+
+
+def test_validation_within_an_epoch_is_no_training_time(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr("base.training.training_log.time", clock)
+
+    class Clocked(Trainer):
+        """A step takes a second, and a validation a hundred."""
+
+        def optimizer_step(self, step: StepBatches) -> Any:
+            clock.now += 1
+            return super().optimizer_step(step)
+
+        def validate(self) -> dict[str, float]:
+            clock.now += 100
+            return super().validate()
+
+    with temporarily(TRAINERS, Clocked):
+        run = fit("trainer.type=Clocked", "trainer.validate_every_steps=2", "trainer.steps_per_epoch=6").run_dir
+    [first, *_] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert first["seconds"] == 6
+    assert first["samples_per_second"] == 8  # in batches of 8
+
+
+def test_the_start_says_that_the_two_sums_of_a_loss_are_not_comparable(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = "a sum over the samples of a step in training, and over all samples in validation"
+    summed: Json = {"type": "CrossEntropyLoss", "args": {"reduction": "sum"}}
+    fit("optimizer.args.lr=0.001", loss=summed)
+    assert says in capsys.readouterr().out
+    fit()
+    fit("data_loader.args.validation_split=0", "optimizer.args.lr=0.001", loss=summed)
+    assert says not in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """The usual causes of torch's errors, for its messages as they are today."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,10 +56,12 @@ def in_place() -> None:
             "images with 1 channels, where a convolution has",
         ),
         (lambda: nn.Embedding(3, 2)(X), "floats where an embedding takes indices"),
+        (lambda: nn.Conv2d(3, 4, 3)(cast("Any", [X, X])), "inputs that are not one tensor"),
+        (lambda: nn.Conv2d(3, 4, 3)(cast("Any", "image")), "inputs that are not one tensor"),
     ],
 )
 def test_an_error_of_torch_has_a_usual_cause(step: Callable[[], Any], cause: str) -> None:
-    with pytest.raises((RuntimeError, ValueError, LookupError)) as error:
+    with pytest.raises((RuntimeError, ValueError, LookupError, TypeError)) as error:
         step()
     assert usual_cause(error.value).startswith(cause), error.value
 

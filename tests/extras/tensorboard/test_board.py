@@ -521,6 +521,8 @@ def test_a_resumed_run_profiles_the_remaining_steps(fit: Fit, capsys: pytest.Cap
     train.main(["-r", str(run), "trainer.epochs=4"])
     assert sorted(path.name[:11] for path in run.glob("*.gz")) == ["steps-11-12", "steps-9-10."]
     assert "profile_steps" not in capsys.readouterr().err
+    train.main(["-r", str(run), "trainer.epochs=5", "trainer.profile_steps=[3,4]"])
+    assert "trainer.profile_steps: the run is already past step 4" in capsys.readouterr().err
 
 
 def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

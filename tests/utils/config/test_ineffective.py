@@ -1,0 +1,141 @@
+"""Keys without effect: a warning for one in a file, an error for one on the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from tests.helpers import temporarily
+from trainer.trainer import Trainer
+from utils.config import load_config
+from utils.config.schedulers import make_scheduler
+from utils.errors import ConfigError
+from utils.registry import SCHEDULERS, TRAINERS
+
+WriteConfig = Callable[..., Path]
+SGD = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}
+OFF = {"epochs": 1, "tensorboard": False}
+LOADER: Any = {
+    "type": "RandomTensorLoader",
+    "args": {"num_samples": 30, "input_shape": [6], "num_classes": 3, "batch_size": 8},
+}
+
+
+def one_cycle(**args: Any) -> dict[str, Any]:
+    return {"type": "OneCycleLR", "args": {"max_lr": 0.1, **args}, "interval": "step"}
+
+
+def with_args(**args: Any) -> dict[str, Any]:
+    return {**LOADER, "args": {**LOADER["args"], **args}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"optimizer": {"type": "SGD", "args": {"momentum": 0.9}}, "lr_scheduler": one_cycle()},
+            ["optimizer.args.momentum: 0.9 has no effect: OneCycleLR sets the momentum itself"],
+        ),
+        ({"optimizer": {"type": "SGD", "args": {"momentum": 0.95}}, "lr_scheduler": one_cycle()}, []),
+        (
+            {"optimizer": {"type": "SGD", "args": {"momentum": 0.9}}, "lr_scheduler": one_cycle(cycle_momentum=False)},
+            [],
+        ),
+        ({"optimizer": {"type": "SGD", "args": {"momentum": 0.9}}, "lr_scheduler": one_cycle(max_momentum=0.9)}, []),
+        (
+            {"optimizer": {"type": "Adam", "args": {"betas": [0.8, 0.9]}}, "lr_scheduler": one_cycle()},
+            ["optimizer.args.betas: 0.8 has no effect"],
+        ),
+        ({"optimizer": SGD, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}}, []),
+        ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_norm": 2.0}}, ["trainer.clip_grad_norm"]),
+        ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_value": 2.0}}, []),
+        ({"trainer": {**OFF, "pictures_every": 2}}, ["trainer.pictures_every: has no effect without TensorBoard"]),
+        ({"trainer": {**OFF, "pictures_every": 0}}, []),
+        ({"trainer": {**OFF, "validate_every_steps": 2}}, ["trainer.validate_every_steps: has no effect: no writer"]),
+        ({"trainer": {**OFF, "validate_every_steps": 2, "writers": ["csv"]}}, []),
+        (
+            {"data_loader": with_args(validation_split=0), "validation": with_args(drop_last=True, balanced=True)},
+            ["validation.args.drop_last: has no effect", "validation.args.balanced: has no effect"],
+        ),
+        (
+            {"data_loader": with_args(), "validation": {"day": with_args(balanced=True), "night": with_args()}},
+            ["validation.day.args.balanced: has no effect"],
+        ),
+        ({"runtime": {"strategy": "fsdp", "unused_parameters": True}}, ["runtime.unused_parameters: has no effect"]),
+    ],
+)
+def test_warnings_for_a_file(write_config: WriteConfig, keys: dict[str, Any], says: list[str]) -> None:
+    warnings = load_config(write_config(**keys), dry_run=False).warnings()
+    assert len(warnings) == len(says)
+    assert all(text in warning for text, warning in zip(says, warnings, strict=True))
+
+
+def test_an_override_without_effect_is_an_error(write_config: WriteConfig) -> None:
+    path = write_config(optimizer=SGD, lr_scheduler=one_cycle())
+    with pytest.raises(ConfigError, match=r"override optimizer.args.momentum=0.5: .* 0.5 has no effect"):
+        load_config(path, ["optimizer.args.momentum=0.5"])
+    with pytest.raises(ConfigError, match=r"trainer.clip_grad_norm: has no effect: optimizer.clip_grad_norm replaces"):
+        load_config(write_config(optimizer={**SGD, "clip_grad_norm": 1.0}), ["trainer.clip_grad_norm=0.1"])
+
+
+@pytest.mark.parametrize("whole", ["alone", "SequentialLR", "ChainedScheduler"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
+)
+def test_what_is_reported_is_what_those_schedulers_replace(
+    write_config: WriteConfig, name: str, args: dict[str, float], first: bool, whole: str
+) -> None:
+    """Alone, or before or after another one."""
+
+    def build(_: Any, name: str, args: dict[str, Any]) -> Any:
+        return SCHEDULERS[name](**args)
+
+    def settings(lr: float, momentum: float) -> list[tuple[float, float]]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=momentum)
+        made = make_scheduler(scheduler, optimizer, 10, build, ())
+        found = []
+        for _ in range(9):
+            found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+            optimizer.step()
+            made.step()
+        return found
+
+    own = {"type": name, "args": args}
+    other = {"type": "LinearLR", "args": {"total_iters": 3}}
+    inside: dict[str, Any] = {"schedulers": [own, other] if first else [other, own]}
+    milestones = {"milestones": [3]} if whole == "SequentialLR" else {}
+    scheduler = own if whole == "alone" else {"type": whole, "args": inside | milestones}
+    sgd = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.3}}
+    path = write_config(optimizer=sgd, lr_scheduler={**scheduler, "interval": "step"})
+    reported = [warning.split(": ")[1] for warning in load_config(path, dry_run=False).warnings()]
+    assert ("optimizer.args.lr" in reported) == (settings(0.1, 0.3) == settings(0.2, 0.3))
+    assert ("optimizer.args.momentum" in reported) == (settings(0.1, 0.3) == settings(0.1, 0.4))
+
+
+def test_validation_within_an_epoch_needs_data(fit: Callable[..., train.Result]) -> None:
+    options = ("data_loader.args.validation_split=0", "trainer.validate_every_steps=2", "trainer.tensorboard=true")
+    with pytest.raises(ConfigError, match=r"trainer.validate_every_steps: needs validation data, but there is none"):
+        fit(*options)
+
+    class OwnValidation(Trainer):
+        def validate(self) -> dict[str, float]:
+            return {"sharpness": 1.0}
+
+    with temporarily(TRAINERS, OwnValidation):
+        assert fit(*options, "trainer.type=OwnValidation").last["val_sharpness"] == 1.0
+
+
+def test_an_argument_that_every_group_replaces(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [{"params": ["fc1.*"], "args": {"lr": 0.1}}, {"params": ["*"], "args": {"lr": 0.2, "momentum": 0.5}}]
+    path = write_config(optimizer={"type": "SGD", "args": {"lr": 0.3, "momentum": 0.9}, "groups": groups})
+    train.main(["-c", str(path), "trainer.epochs=1"])
+    assert capsys.readouterr().err.count("optimizer.args.lr: has no effect: the groups have all") == 1
+    with pytest.raises(ConfigError, match=r"override optimizer.args.lr=0.5: optimizer.args.lr: has no effect"):
+        train.main(["-c", str(path), "--lr=0.5"])
+    rest = [{"params": ["fc1.*"], "args": {"lr": 0.1}}]
+    train.main(["-c", str(write_config(optimizer={**SGD, "groups": rest})), "trainer.epochs=1"])
+    assert capsys.readouterr().err == ""

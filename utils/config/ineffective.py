@@ -1,0 +1,108 @@
+"""Keys of a config that have no effect because of other keys.
+
+They are too common in files to be errors, and cause warnings there; an override is expected to have an effect.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from utils.config.located_json import Problem
+from utils.config.schedulers import COMPOUND_SCHEDULERS
+from utils.registry import SCHEDULERS, TRAINERS
+from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, name_and_args
+from utils.text import dotted
+
+# schedulers that ignore the optimizer's learning rate, and the argument they take it from
+SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
+
+
+def ineffective(config: Config) -> Iterator[Problem]:
+    """Every given key that has no effect, with the reason."""
+    for name, optimizer in config.optimizers.items():
+        scheduler = config.scheduler_of(name)
+        several = isinstance(config.lr_scheduler, dict)
+        at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
+        for number, part in enumerate(_parts(scheduler, at) if scheduler else ()):
+            if part.name in SETS_RATE:
+                yield from _set_by_scheduler(optimizer, ("optimizer", *filter(None, [name])), part, first=number == 0)
+    yield from _clipping(config)
+    yield from _outputs(config)
+    for name, component in config.validations.items():
+        for argument in ("drop_last", "balanced"):
+            if component.args.get(argument) is True:
+                path = ("validation", *filter(None, [name]), "args", argument)
+                yield Problem(path, "has no effect: every validation sample is used once, in order")
+    if config.runtime.unused_parameters and config.runtime.strategy == "fsdp":
+        yield Problem(("runtime", "unused_parameters"), 'has no effect: "fsdp" has no such search, only "ddp"')
+
+
+class _Part(NamedTuple):
+    """A scheduler, or one inside another."""
+
+    name: str
+    args: dict[str, Any]
+    at: KeyPath
+    """Path of its arguments."""
+
+
+def _parts(entry: Any, at: KeyPath) -> Iterator[_Part]:
+    """The simple schedulers that an entry is made of, in order."""
+    name, args = (entry.type, entry.args) if isinstance(entry, SchedulerConfig) else name_and_args(entry) or ("", {})
+    if name not in COMPOUND_SCHEDULERS:
+        yield _Part(name, args, at)
+        return
+    for index, inner in enumerate(args["schedulers"]):
+        yield from _parts(inner, (*at, "schedulers", index, "args"))
+
+
+def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *, first: bool) -> Iterator[Problem]:
+    """Learning rates and momenta of an optimizer and its groups in whose place a scheduler sets its own.
+
+    path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.
+    """
+    name, sets = part.name, SETS_RATE[part.name]
+    given: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
+    groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+    one_per_group = isinstance(part.args.get(sets), list)
+    for place, args in (given if one_per_group else given | groups).items():
+        if "lr" in args and (first or name == "OneCycleLR"):
+            message = f"has no effect: {name} sets the learning rate itself, from {dotted((*part.at, sets))}"
+            yield Problem((*place, "lr"), message)
+    arguments = {key: each.default for key, each in SCHEDULERS.parameters(name).items()} | part.args
+    if not arguments["cycle_momentum"]:
+        return
+    start = arguments["max_momentum"]
+    for place, args in (given | groups).items():
+        for key in ("momentum", "betas"):
+            momentum = args.get(key)
+            value = momentum[0] if isinstance(momentum, list) and momentum else momentum
+            if value is not None and value != start and not (isinstance(start, list) and value in start):
+                low, high = (dotted((*part.at, f"{end}_momentum")) for end in ("base", "max"))
+                message = (
+                    f"{value} has no effect: {name} sets the momentum itself, between {high} and {low}; set it to the "
+                    f"former, {start}, or {dotted((*part.at, 'cycle_momentum'))} to false"
+                )
+                yield Problem((*place, key), message)
+
+
+def _clipping(config: Config) -> Iterator[Problem]:
+    """The trainer's clipping if each optimizer has its own."""
+    for key in ("clip_grad_norm", "clip_grad_value"):
+        if getattr(config.trainer, key) and all(getattr(each, key) for each in config.optimizers.values()):
+            own = [dotted(("optimizer", *filter(None, [name]), key)) for name in config.optimizers]
+            yield Problem(("trainer", key), f"has no effect: {' and '.join(own)} replaces it")
+
+
+def _outputs(config: Config) -> Iterator[Problem]:
+    """What would be shown, but is written nowhere."""
+    trainer = config.trainer
+    if trainer.writes_tensorboard:
+        return
+    if trainer.pictures_every:
+        message = 'has no effect without TensorBoard: "tensorboard" is not among the writers, or is set to false'
+        yield Problem(("trainer", "pictures_every"), message)
+    shown = any(each.type != "tensorboard" for each in trainer.writers)
+    # the validation of a trainer of your own may do more than return values
+    if trainer.validate_every_steps and not shown and trainer.type == TRAINERS.default:
+        message = "has no effect: no writer would show its values, which are not in metrics.jsonl"
+        yield Problem(("trainer", "validate_every_steps"), message)
