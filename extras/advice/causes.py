@@ -3,8 +3,6 @@
 import re
 import traceback
 
-from base.former_names import FORMER_ATTRIBUTES
-
 OTHER_DEVICE = (
     "a tensor on another device than the batch: create it there, for example by torch.ones(..., device=inputs.device); "
     "if a module keeps it, register it with register_buffer"
@@ -66,6 +64,21 @@ OTHER_PARTS = (
     "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
     "step unpack what it returns"
 )
+# attributes of trainers elsewhere, and what a trainer has here
+FORMER_ATTRIBUTES = {
+    "config": "arguments of its constructor, from trainer.args",
+    "current_epoch": "self.progress.epochs",
+    "device": "self.runtime.device",
+    "global_step": "self.progress.steps",
+    "hparams": "arguments of its constructor, from trainer.args",
+    "log_dict": "StepResult(..., log={...}) and the class attribute logs",
+    "logger": "self.picture, self.text, and StepResult(..., log={...})",
+    "manual_backward": "self.backward(loss)",
+    "metric_ftns": '"metrics" in the config',
+    "optimizers": "with self.optimizing(NAME), for each of several optimizers",
+    "training": "self.model.training",
+    "writer": "self.picture, self.text, and StepResult(..., log={...})",
+}
 
 
 def usual_cause(error: Exception) -> str:

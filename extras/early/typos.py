@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from extras.early.names import OwnNames, is_known, own_names, variable_of
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import FORMER_NAMES, components, group_arguments, misplaced_keys, schema_problems
+from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
 from utils.schema import Config, KeyPath, name_and_args
@@ -72,8 +73,9 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     """The message of utils/config. Raises ImportError if it depends on more than the names."""
     if name in own.defined or _TASK.match(name):
         raise ImportError
-    if name in FORMER_NAMES:
-        hint = f"use {FORMER_NAMES[name]}"
+    hints = find_extra("hints")
+    if hints and name in hints.FORMER_NAMES:
+        hint = f"use {hints.FORMER_NAMES[name]}"
     else:
         registered = sorted(own.registered[variable_of(kind)])
         close = closest(name, registered, [*registered, *_library_names(kind, own)])

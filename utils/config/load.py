@@ -16,10 +16,11 @@ from utils.config.references import References, at_or_below, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig
-from utils.text import dotted, hint
+from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
@@ -102,24 +103,9 @@ def _checked(
         problems += [each for each in ineffective_rates(config) if document.locate(each.path).line == 0]
     problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
     if problems or config is None:
-        raise config_error(document, list(_with_former_type(document, problems)))
+        hints = find_extra("hints")
+        raise config_error(document, list(hints.with_former_type(document, problems)) if hints else problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
-
-
-def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:
-    """The problems, with advice added to one caused by arguments left over from before an override of the type."""
-    flawed = {problem.path for problem in problems}
-    for problem in problems:
-        at, args = problem.path[:-2], problem.path[:-1]
-        left_behind = problem.at_key and args == (*at, "args") and document.locate(problem.path).line
-        if not left_behind or document.locate((*at, "type")).line:
-            yield problem
-            continue
-        given = inside(document.value, args)[1]
-        fitting = {key: value for key, value in given.items() if (*args, key) not in flawed}
-        override = f"{dotted(args)}={json.dumps(fitting)}"
-        message = f"{problem.message}\nAn override of the type keeps the arguments; to replace them too: '{override}'"
-        yield replace(problem, message=message)
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
