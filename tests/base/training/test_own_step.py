@@ -882,6 +882,7 @@ class Misspelling(BaseModel):
         return self.ouput(x)  # type: ignore[no-any-return,operator]
 
 
+@needs_extra("advice")
 def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
     with temporarily(MODELS, Misspelling), pytest.raises(UserError) as error:
         fit(model="Misspelling")
