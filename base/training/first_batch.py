@@ -12,7 +12,7 @@ from base.metric import StepResult, check_result
 from base.training.broadcast import CheckedLoss, name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import no_loss
-from base.training.untouched import untouched
+from base.training.state import untouched
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
