@@ -20,7 +20,7 @@ from utils.errors import ConfigError
 from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES
-from utils.schema import Config, KeyPath, name_and_args
+from utils.schema import Config, KeyPath, is_below, name_and_args
 from utils.text import closest
 
 # arguments whose types only the library's signature determines
@@ -115,7 +115,7 @@ def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
     wrong = {problem.path for problem in problems}
     definitions = _definitions()
     for kind, path, entry in components(document.value):
-        if wrong & {path, (*path, "type")} or any(one[: len(path) + 1] == (*path, "args") for one in wrong):
+        if wrong & {path, (*path, "type")} or any(is_below(one, (*path, "args")) for one in wrong):
             continue
         named = name_and_args(entry, default=REGISTRIES[kind].default)
         if named is None:

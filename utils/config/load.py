@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from utils.arguments import inside
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
-from utils.config.references import References, at_or_below, escaped
+from utils.config.references import References, escaped
 from utils.config.schedulers import contradiction, ineffective_rates, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath, SchedulerConfig
+from utils.schema import Component, Config, KeyPath, SchedulerConfig, is_below
 from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
@@ -90,7 +90,7 @@ def _checked(
     problems += component_problems(document.value)
     misplaced = misplaced_keys(document.value)
     roots = [problem.path for problem in misplaced]
-    problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
+    problems = misplaced + [each for each in problems if not is_below(each.path, *roots)]
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
         from utils.config.dry_run import dry_run_problems  # imports torch
@@ -101,7 +101,7 @@ def _checked(
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
         problems += [each for each in ineffective_rates(config) if document.locate(each.path).line == 0]
-    problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
+    problems = [*references.problems, *(one for one in problems if one.at_key or not is_below(one.path, *unknown))]
     if problems or config is None:
         hints = find_extra("hints")
         raise config_error(document, list(hints.with_former_type(document, problems)) if hints else problems)
