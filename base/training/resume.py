@@ -123,10 +123,9 @@ def load_state(
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
         trainer.console.info(f"resumed with {change}")
-    if "trainer.epochs" in before:  # earlier checkpoints had only what can never change
-        for change in since:
-            if not any(change.concerns(other) for other in changed):
-                trainer.console.info(f"resumed with {change}, as in config.json")
+    for change in since:
+        if not any(change.concerns(other) for other in changed):
+            trainer.console.info(f"resumed with {change}, as in config.json")
 
 
 @contextlib.contextmanager
@@ -224,7 +223,7 @@ def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) ->
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
     """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed or follows it.
 
-    monitor: the checkpoint's; None if it had none, or did not store it.
+    monitor: the checkpoint's; None if it had none.
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor

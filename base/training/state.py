@@ -36,8 +36,6 @@ LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
     "sum",
 }  # fmt: skip
-# arguments that torch's optimizers fill in for older checkpoints
-LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
 
 
 def own_parts(trainer: Any) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
         else:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
-    loads = {name: partial(load_part, part) for name, part in parts.items() if name in state}
+    loads = {name: partial(load_part, part) for name, part in parts.items()}
     _load({**loads, "random": restore_random}, state, source)
     if warning := trainer.saved_data.changed_facts(state.get("data")):
         trainer.console.warn(warning)
@@ -71,8 +69,7 @@ def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> No
 
     A test then evaluates what the validation did. Raises CheckpointError if one does not match.
     """
-    parts = {name: part for name, part in trainer.stateful().items() if name != "loss" or name in state}
-    _load({name: partial(load_part, part) for name, part in parts.items()}, state, source)
+    _load({name: partial(load_part, part) for name, part in trainer.stateful().items()}, state, source)
 
 
 def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
@@ -199,7 +196,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     progress = checkpoint.saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
-            if name not in saved and name not in ("data", "loss"):  # which older checkpoints do not have
+            if name not in saved:
                 raise _Misfit((name,), "missing")
         for name in saved:
             if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
@@ -217,9 +214,8 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 _check_optimizer(saved[name], part, name)
-        if "data" in saved:
-            _check(saved["data"], parts["data"].state_dict(), ("data",))
-            parts["data"].load_state_dict(saved["data"])
+        _check(saved["data"], parts["data"].state_dict(), ("data",))
+        parts["data"].load_state_dict(saved["data"])
         parts["data"].check_position(progress["samples"])
     except _Misfit as error:
         part, where = error.keys[0], dotted(error.keys)
@@ -301,7 +297,7 @@ def _described(value: Any) -> str:
 
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if saved.keys() | {"validating"} != own.keys():  # which earlier checkpoints did not have
+    if saved.keys() != own.keys():
         raise _Misfit(("progress",), f"should have the keys {', '.join(own)}")
     for name, value in saved.items():
         if name in ("trained", "validating"):
@@ -326,11 +322,10 @@ def _check_schedule(saved: Any, name: str) -> None:
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
     _check(saved, {"state": {}, "param_groups": []}, (name,))
     own = optimizer.state_dict()["param_groups"]
-    required = optimizer.defaults.keys() - LATER_ARGUMENTS
     for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
         keys: Keys = (name, "param_groups", index)
         _check(group, {}, keys)
-        if missing := required - group.keys():
+        if missing := optimizer.defaults.keys() - group.keys():
             raise _Misfit(keys, f"missing {', '.join(sorted(missing))}")
         for key in values.keys() & group.keys():
             if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before
