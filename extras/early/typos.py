@@ -43,9 +43,8 @@ def find_typos(path: Path, overrides: Sequence[str]) -> None:
         if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
             raise config_error(document, problems)
     except ConfigError as error:
-        if read == list(overrides) or f"={ANY_NUMBER}" not in str(
-            error
-        ):  # otherwise the message would show something nobody typed
+        # otherwise the message would show something nobody typed
+        if read == list(overrides) or f"={ANY_NUMBER}" not in str(error):
             raise
 
 

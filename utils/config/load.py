@@ -81,6 +81,8 @@ def _checked(
     references = References(unresolved, facts, partial=partial)
     document = references.resolved()
     unknown = [*references.pending, *(problem.path for problem in references.problems)]
+
+    # keys, types and names
     config = None
     problems: list[Problem] = []
     try:
@@ -91,6 +93,8 @@ def _checked(
     misplaced = misplaced_keys(document.value)
     roots = [problem.path for problem in misplaced]
     problems = misplaced + [each for each in problems if not is_below(each.path, *roots)]
+
+    # ranges that only torch knows, and keys that contradict each other
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
         from utils.config.dry_run import dry_run_problems  # imports torch
@@ -101,6 +105,8 @@ def _checked(
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
         problems += [each for each in ineffective_rates(config) if document.locate(each.path).line == 0]
+
+    # a value that is not known yet cannot be wrong
     problems = [*references.problems, *(one for one in problems if one.at_key or not is_below(one.path, *unknown))]
     if problems or config is None:
         hints = find_extra("hints")
