@@ -168,6 +168,8 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("metrics.x=accuracy", "metrics has 2 elements"),
         ("name.x=1", 'name has no keys; it is "digits"'),
         ("model.5=1", 'model.5: unknown key "5"'),
+        ("optimizer.params=5", "optimizer.params: should be a list, got 5"),
+        ("loss=5", "loss: should be a component"),
         pytest.param("optimizer.lr=1", "it belongs under optimizer.args", marks=needs_extra("hints")),
         ("metrics=[accuracy]", "Did the shell remove the quotes?"),
         ("loss=\udcff", "a character that cannot be printed"),
