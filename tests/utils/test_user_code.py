@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests import forked
-from tests.helpers import PATIENCE
+from tests.helpers import PATIENCE, needs_extra
 from utils import user_code
 from utils.paths import PROJECT
 
 pytestmark = pytest.mark.slow
 
-FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs")
+FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs", "extras/hints")
 RunWith = Callable[..., str]
 
 MODEL = """\
@@ -38,7 +38,7 @@ class Mine(nn.Module):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("project")
-    for folder in FOLDERS:
+    for folder in filter(lambda name: (PROJECT / name).is_dir(), FOLDERS):  # extras/hints may be deleted
         shutil.copytree(PROJECT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*PROJECT.glob("*.py"), PROJECT / "config.json"):
         shutil.copy(file, target)
@@ -66,6 +66,7 @@ def run_with(project: Path) -> Iterator[RunWith]:
         Path(cache_from_source(str(file))).unlink(missing_ok=True)  # or another file of that size and second is this
 
 
+@needs_extra("hints")
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")
