@@ -20,5 +20,4 @@ load_run           a trained run for scripts, notebooks and test.py
 data/              turns a data set into the batches of a step
 training/          the parts of the training loop
 array_file         an array on disk, for data larger than memory
-former_names       helps users of Lightning and victoresque/pytorch-template
 """

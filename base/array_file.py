@@ -38,8 +38,8 @@ class ArrayFile:
     """Size and times of the file when first opened; a replaced file is rejected."""
 
     @classmethod
-    def open(cls, path: Path, *, row_shape: tuple[int, ...] | None = None) -> "ArrayFile":
-        """row_shape: required shape of a row; None: any. Raises DataError if the file has no such array."""
+    def open(cls, path: Path) -> "ArrayFile":
+        """Raises DataError if the file has no such array."""
         try:
             with path.open("rb") as file:
                 shape, fortran, dtype = read_header(file)
@@ -55,8 +55,6 @@ class ArrayFile:
             raise DataError(
                 f"{path} does not have contiguous rows; write it with np.save(path, np.ascontiguousarray(a))"
             )
-        if row_shape is not None and shape[1:] != row_shape:
-            raise DataError(f"{path} has rows of shape {shape[1:]}, not {row_shape}")
         file_bytes = offset + shape[0] * row_bytes
         if signature[0] < file_bytes:
             raise DataError(f"{path} is truncated: {signature[0]:,} bytes of {file_bytes:,}")

@@ -295,9 +295,8 @@ def _optimizers(
 ) -> tuple[dict[str, ScheduledOptimizer], Frozen]:
     """Each optimizer with its schedule, by name, and the frozen parameters."""
     config = loaded.config
-    parameters = parameters_of(
-        experiment.model, experiment.criterion
-    )  # including frozen ones, which may be thawed later
+    # including frozen ones, which may be thawed later
+    parameters = parameters_of(experiment.model, experiment.criterion)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise loaded.error(("model",), f"{config.model.type} has no parameters to train")
     try:

@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from base.former_names import FORMER_HOOKS
 from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
@@ -21,6 +20,17 @@ from utils.schema import Component, KeyPath
 from utils.user_code import format_error_with_source, user_line
 
 T = TypeVar("T")
+# methods that trainers of Lightning and victoresque/pytorch-template define, which are never called here
+FORMER_HOOKS = {
+    "training_step": "train_step(batch), which calls self.backward(loss)",
+    "validation_step": "eval_step(batch)",
+    "_train_epoch": "train_step(batch) for each batch",
+    "_valid_epoch": "eval_step(batch) for each batch",
+    "configure_optimizers": '"optimizer" and "lr_scheduler" in the config',
+    "on_train_epoch_start": "begin_epoch(epoch)",
+    "on_train_epoch_end": "a metric class, or begin_epoch(epoch) of the next one",
+    "on_validation_epoch_end": "a metric class",
+}
 
 
 def construct(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from base.experiment import Experiment
-from base.training.buffers import fit_buffers
 from base.training.parameters import matches, no_match
+from base.training.state import fit_buffers
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
 from utils.config import LoadedConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 from base.construct import construct
 from base.experiment import Experiment, Outputs
-from base.training.observer import Observer, Observers
+from base.training.observer import Observer, all_of
 from logger.writers import ConsoleLog, EventWriter, JsonlWriter, RunInfo, Writer, Writers
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig, to_json
@@ -61,7 +61,7 @@ def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
     return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
 
 
-def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observers:
+def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:
     """Those for advice, and for TensorBoard's pictures and histograms, imported only if TensorBoard is on."""
     settings = loaded.config.trainer
     found = list[Observer]()
@@ -73,4 +73,4 @@ def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, 
             found.append(tensorboard.make_observer(loaded.config, experiment, events, text))
         elif settings.pictures_every != 0 or settings.profile_steps is not None:
             experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
-    return Observers(found)
+    return all_of(found)

@@ -1,13 +1,18 @@
 """Merge later changes of the template into a project made from it, for ``python new_project.py --update``."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+
+from dev import project_files
+from dev.project_files import LEFT_OUT, MINIMAL, ORIGIN, YOURS
 
 
 @dataclass
@@ -20,6 +25,40 @@ class Update:
     """With conflict marks, or (binary files) with the template's version next to it."""
     kept: list[str] = field(default_factory=list)
     """Changed in the template, but left unchanged in the project."""
+
+
+def update(project: Path) -> int:
+    """Merge what has changed in the template since the project was made or last updated; returns the exit status.
+
+    Raises ValueError, before anything is changed, if that is not possible.
+    """
+    if not project.is_dir():
+        raise ValueError(f"{project}: no such folder")
+    commit, minimal = origin(project / ORIGIN)
+    template, head = project_files.ROOT, project_files.commit_of_template()
+    if head is None:
+        raise ValueError(f"{template} is not a git repository, so its changes are unknown")
+    if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=template, capture_output=True).returncode:
+        raise ValueError(f"{project / ORIGIN}: {template} has no commit {commit}; try git fetch there (--unshallow)")
+    before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
+    found = plan(project, before, after, YOURS)
+    write(project, found)
+    replace(project / ORIGIN, project_files.origin_text(head, minimal=minimal))
+    return report(project, found)
+
+
+def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
+    """The files of a project made at a commit, by name."""
+    left_out = LEFT_OUT + (MINIMAL if minimal else ())
+    archive = subprocess.run(["git", "archive", commit], cwd=project_files.ROOT, capture_output=True, check=True).stdout
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        for member in files:
+            content = files.extractfile(member) if member.isfile() else None
+            if content and not any(PurePosixPath(member.name).is_relative_to(folder) for folder in left_out):
+                name, text = project_files.as_in_a_project(member.name, content.read(), left_out)
+                found[name] = text
+    return found
 
 
 def origin(path: Path) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 advice/         warnings about likely mistakes while a run trains
 check/          train.py --check
+hints/          what an unknown key or name in a config probably means
 early/          messages for typos and repeated --list output before torch is imported
 schema/         train.py --list, config.schema.json and the tables of keys
 tensorboard/    what TensorBoard shows besides the curves

@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they leave, and their exit status."""
 
 import gzip
+import importlib
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -270,6 +272,11 @@ def test_options_that_are_wrong_whatever_the_config_is(words: list[str], says: s
 
 @pytest.mark.skipif(not (ROOT / "new_project.py").exists(), reason="this is such a project")
 class TestANewProject:
+    @staticmethod
+    def files() -> ModuleType:
+        """Imported by its name: a project has no dev/."""
+        return importlib.import_module("dev.project_files")
+
     @pytest.mark.slow
     def test_it_has_everything_but_the_runs_and_trains(self, tmp_path: Path) -> None:
         target = tmp_path / "mine"
@@ -307,7 +314,7 @@ class TestANewProject:
 
     def test_what_the_readme_says_of_what_is_left_out_is_left_out(self) -> None:
         readme = "One. `python dev/kill.py` kills\nruns. Two.\n\n| a |\n| extras/ |\n\nA copy: `python new_project.py`."
-        without = load_script("new_project").without_mentions
+        without = self.files().without_mentions
         assert without(readme, ("dev", "extras", "new_project.py")) == "One. Two.\n\n| a |"
 
     def test_a_folder_that_is_there_stays_as_it_is(self, tmp_path: Path) -> None:
@@ -323,7 +330,7 @@ class TestANewProject:
     def test_nothing_else_that_lies_there_comes_along(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: bool
     ) -> None:
-        script = load_script("new_project")
+        files = self.files()
         root = tmp_path / "project"
         own = ["train.py", "README.md", "model/__init__.py", "docs/a.md", ".gitignore"]
         for name in (*own, "new_project.py", "saved/.gitkeep"):
@@ -342,18 +349,18 @@ class TestANewProject:
         ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).touch()
-        monkeypatch.setattr(script, "ROOT", root)
+        monkeypatch.setattr(files, "ROOT", root)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-        script.create(tmp_path / "mine")
+        files.create(tmp_path / "mine")
         copied = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
         assert copied == {*own, "model/mine.py", "saved/.gitkeep", "TEMPLATE.md", ".template.json"}
 
     def test_without_git_all_of_it_is_found_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        script = load_script("new_project")
-        tracked = {path for path in script.files() if path.parts[0] != "saved"}
+        found = self.files()
+        tracked = {path for path in found.files() if path.parts[0] != "saved"}
         monkeypatch.setenv("PATH", "")
-        assert script._listed_by_git("--cached") == []
-        assert tracked <= set(script.files())
+        assert found._listed_by_git("--cached") == []
+        assert tracked <= set(found.files())
 
 
 def test_only_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:

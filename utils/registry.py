@@ -7,8 +7,6 @@ A config's ``"type"`` is looked up only here, so a config can never import or ru
 """
 
 import inspect
-import json
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -31,10 +29,6 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 # the users' folders, whose files register components
 FOLDERS = ("data_loader", "model", "trainer")
-
-# torchmetrics' class for a single task, as MulticlassAccuracy, which Accuracy creates for its argument "task"
-_OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
-_CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
 
 
 @dataclass(eq=False)
@@ -74,11 +68,11 @@ class Registry:
         execution = _execution_of(component)
         if taken.__module__ != component.__module__:
             raise UserError(
-                f"two {self._plural()} are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
+                f"two {self.plural()} are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
         if taken is not component and execution and execution is self._defined_in.get(name):
             file = f"{component.__module__.replace('.', '/')}.py"
-            raise UserError(f"two {self._plural()} in {file} are called {name}; rename one of them")
+            raise UserError(f"two {self.plural()} in {file} are called {name}; rename one of them")
         self._own[name] = component
         self._defined_in[name] = execution
         return component
@@ -90,7 +84,7 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any] | None:
         # looked up again at the end: a library of ours registers its components on import
-        return self._own.get(name) or self._from_library(name) or self._own.get(name)
+        return self._own.get(name) or self.from_library(name) or self._own.get(name)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The component with a checked name."""
@@ -106,18 +100,17 @@ class Registry:
         """All names a config can give, ours first."""
         if not self.library:
             return sorted(self._own)
-        library = self._import_library()
+        library = self.import_library()
         public = getattr(library, "__all__", None) or dir(library)
-        return [*sorted(self._own), *sorted(name for name in public if self._from_library(name))]
+        return [*sorted(self._own), *sorted(name for name in public if self.from_library(name))]
 
     def suggest(self, name: str, args: Mapping[str, Any] | None = None) -> str:
         """Advice about an unregistered name. args: those given in the config."""
-        if suggestion := self.of_task(name, args or {}) or self._unregistered(name) or self._other_kind(name):
-            return suggestion
-        if self.library and self._import_library() is None:
+        hints = find_extra("hints")
+        if hints and (suggestion := hints.component_hint(self, name, args or {})):
+            return str(suggestion)
+        if self.library and self.import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
-        if reason := self._left_out(name):
-            return f"{self.library} has it, but {reason}"
         last = name.rpartition(".")[2]  # of torch.optim.SGD
         close = last if self.get(last) else closest(name, sorted(self._own), self.names())
         if close:
@@ -125,71 +118,7 @@ class Registry:
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""
         return f"expected one of: {', '.join(self._own or self.names())}{rest}"
 
-    def _left_out(self, name: str) -> str:
-        """Why a config cannot use the library's component of this name; empty if there is none, or another reason."""
-        library = self._import_library() if self.library else None
-        found = getattr(library, name, None)
-        if not inspect.isclass(found) or not self.base or not issubclass(found, getattr(library, self.base)):
-            return ""
-        if self.kind == "scheduler" and not self.accepts(found):
-            return "it needs a function, which JSON cannot express; register a subclass that creates it"
-        if not self.called_with or (self.kind == "loss" and not name.endswith("Loss")):
-            return ""
-        return (
-            f"it does not take just two tensors, (outputs, targets), as a {self.kind} does here; call it in a "
-            f"{self.kind} of your own, in model/{self.kind}.py, or in train_step"
-        )
-
-    def of_task(self, name: str, args: Mapping[str, Any]) -> str:
-        """How to write a metric for a single task, such as MulticlassAccuracy, in a config; empty for any other name.
-
-        An argument whose default differs between the two, such as "average", is named too.
-        """
-        word = _OF_TASK.fullmatch(name)
-        if not word or "task" not in self.parameters(word[2]):
-            return ""
-        task = word[1].lower()
-        differing = {}
-        of_task = getattr(import_module(f"{self.library}.classification"), name, None)
-        known = self.parameters(word[2])
-        for key, parameter in (parameters(of_task) if of_task else {}).items():
-            if key in known and key not in args and parameter.default not in (parameter.empty, known[key].default):
-                differing[key] = parameter.default
-        entry = {"type": word[2], "args": {"task": task, **_CLASSES[task], **args}}
-        written = json.dumps(entry).replace('"..."', "...")
-        same = f"; add {json.dumps(differing)[1:-1]} for the same result as {name}" if differing else ""
-        return f"use {written}{same}"
-
-    def _unregistered(self, name: str) -> str:
-        """Advice if a file in the users' folders defines this name without registering it; otherwise empty."""
-        registered = {id(item) for registry in REGISTRIES.values() for item in registry._own.values()}
-        for key, module in list(sys.modules.items()):
-            item = vars(module).get(name) if key.partition(".")[0] in FOLDERS else None
-            if callable(item) and item.__module__ == key and id(item) not in registered:
-                return f"{where(item)} defines it: put @{self._plural().replace(' ', '_').upper()}.register above it"
-        return self._in_subfolder(name)
-
-    def _in_subfolder(self, name: str) -> str:
-        """Advice if a file in a subfolder, which is not imported, seems to define this name; otherwise empty."""
-        definition = re.compile(rf"^(class|def) {re.escape(name)}\b", re.MULTILINE)
-        for path in files_in_subfolders():
-            if definition.search(path.read_text(encoding="utf-8", errors="replace")):
-                folder = path.relative_to(PROJECT).parts[0]
-                return (
-                    f"{in_project(path)} seems to define it, but only the files directly in {folder}/ are imported: "
-                    "move it there, or import it in one of them"
-                )
-        return ""
-
-    def _other_kind(self, name: str) -> str:
-        """Advice if this name is of another kind; otherwise empty. Imports no library for it."""
-        for key, other in REGISTRIES.items():
-            loaded = other.library in sys.modules
-            if other is not self and (name in other._own or (loaded and other._from_library(name))):
-                return f'it is {"an" if other.kind[0] in "aeiou" else "a"} {other.kind}, for the key "{key}"'
-        return ""
-
-    def _plural(self) -> str:
+    def plural(self) -> str:
         return f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
@@ -222,25 +151,20 @@ class Registry:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
         return name in self._own and takes_any_keyword(self._own[name])
 
-    def _from_library(self, name: str) -> Callable[..., Any] | None:
+    def from_library(self, name: str) -> Callable[..., Any] | None:
         if not self.library or name.startswith("_"):
             return None
-        library = self._import_library()
+        library = self.import_library()
         found = getattr(library, name, None)
         if not self.base or not inspect.isclass(found):
             return None
         base = getattr(library, self.base)
         return found if issubclass(found, base) and found is not base and self.accepts(found) else None
 
-    def _import_library(self) -> ModuleType | None:
+    def import_library(self) -> ModuleType | None:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_module(folder)
-
-
-def files_in_subfolders() -> list[Path]:
-    """Python files in folders within the users', which are not imported by themselves."""
-    return [path for folder in FOLDERS for path in sorted((PROJECT / folder).glob("*/**/*.py"))]
 
 
 def _execution_of(component: Callable[..., Any]) -> object:

@@ -21,6 +21,11 @@ KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root of a config to a value."""
 
 
+def is_below(path: KeyPath, *others: KeyPath) -> bool:
+    """Whether a path equals one of the others or lies below it."""
+    return any(path[: len(other)] == other for other in others)
+
+
 class OnResume(enum.Enum):
     """What happens when a resumed run's config differs from its checkpoint's."""
 

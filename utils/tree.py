@@ -87,19 +87,24 @@ def size_of(nest: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two nests are equal bit for bit; NaN equals itself."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
-            return False
-        return bool(((one == other) | ((one != one) & (other != other))).all())
+def same(one: Any, other: Any, *, alike: Callable[[Any, Any], bool] | None = None) -> bool:
+    """Whether two nests have the same structure and leaves. alike: compares two leaves; None: bit for bit."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key], alike=alike) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(same(*items, alike=alike) for items in zip(one, other, strict=True))
     if type(one) is type(other) and (values := fields(one)):
-        return same(values, fields(other))
-    return type(one) is type(other) and bool(one == other or one != one)
+        return same(values, fields(other), alike=alike)
+    return (alike or same_leaf)(one, other)
+
+
+def same_leaf(one: Any, other: Any) -> bool:
+    """Whether two tensors or other leaves are equal bit for bit; NaN equals itself."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other or one != one)
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def describe_batch(batch: Any) -> str:

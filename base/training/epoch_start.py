@@ -5,9 +5,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
-from base.training.state import kind, own_parts
+from base.training.state import kept, kind, own_parts
 from base.training.trainer_interface import TrainerInterface
-from base.training.untouched import kept
 from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
 from utils.errors import Stopped, UserError

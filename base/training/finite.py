@@ -1,6 +1,5 @@
 """Ends the training at a loss that is not finite, and names its step."""
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
-from base.data.stream import StreamBatches
 from base.training.progress import Progress
 from utils.errors import DivergedError
+from utils.extras import find_extra
 from utils.text import count, listed
-from utils.tree import tensors
 
 
 class FiniteLosses:
@@ -51,7 +49,8 @@ class FiniteLosses:
             "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32, and check these "
             "samples for targets that the loss does not accept."
         )
-        if broken := _broken_samples(batches, ranges):
+        extra = find_extra("advice")
+        if extra and (broken := extra.broken_samples(batches, ranges)):
             what = f"values of {count(len(broken), 'sample')} among these are not finite: {listed(broken)}"
             advice = f"The cause is in the data: {what}."
         message = f"the loss is {loss} at step {step} ({where}).\n{advice}"
@@ -64,20 +63,3 @@ def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:
     """The samples in some batches for a message: "samples 3, 14, ..."."""
     indices = [int(index) for each in ranges for index in as_tensor(batches.sample_indices(each))]
     return f"samples {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''}"
-
-
-def _broken_samples(batches: Batches, ranges: Iterable[BatchRange]) -> list[str]:
-    """The samples in some batches with values that are not finite; none for a stream, which cannot go back."""
-    if isinstance(batches, StreamBatches):
-        return []
-    alone, broken = copy.copy(batches), set[int]()
-    alone.divide(0, 1)
-    alone.num_workers = 0
-    for batch_range in ranges:
-        [micro_batch] = alone.load([batch_range])
-        indices = as_tensor(batches.sample_indices(batch_range))
-        for tensor in tensors(micro_batch.data):
-            if tensor.is_floating_point() and tensor.dim() and len(tensor) == len(indices):
-                finite = tensor.reshape(len(tensor), -1).isfinite().all(1).cpu()
-                broken.update(indices[~finite].tolist())
-    return list(map(str, sorted(broken)))

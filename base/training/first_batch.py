@@ -12,19 +12,20 @@ from base.metric import StepResult, check_result
 from base.training.broadcast import CheckedLoss, name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import no_loss
-from base.training.untouched import untouched
+from base.training.state import untouched
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.extras import find_extra
 from utils.optimizers import parameters_in
-from utils.text import closest, count
+from utils.text import count
 from utils.tree import describe_batch
 from utils.user_code import format_error, user_line
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
+DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -116,8 +117,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
-    batch = micro_batch.data
-    cause = usual_cause(error)
+    advice = find_extra("advice")
     if phase not in trainer.unchecked:
         size = micro_batch.range.size
         if size < batches.batch_size and not isinstance(error, IndexError):
@@ -127,6 +127,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
                 "Does the code expect full batches, as with squeeze(), which removes a batch dimension of 1, or "
                 "view(64, ...)?" + (" data_loader.args.drop_last=true leaves it out." if phase == "training" else "")
             )
+        cause = advice.usual_cause(error) if advice else ""
         if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
             return error
         samples = samples_of(batches, [micro_batch.range])
@@ -136,36 +137,16 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
         )
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
-    class_names = trainer.experiment.data.class_names
-    classes = f" The data set has {len(class_names)} classes." if class_names else ""
-    as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     line = line or f"  {format_error(error)}"
-    eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
-    advice = f"{eager}Do the shapes and dtypes of data_loader, model and loss in the config match?{classes}{as_dict}"
-    if isinstance(error, (AttributeError, NameError)):
-        advice = eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "") + as_dict
-    advice = f"The usual cause is {cause}.{classes}" if cause else advice
-    what = f"the first batch ({describe_batch(batch)}) failed in the model, the loss or a metric"
-    return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{advice}".rstrip())
+    what = f"the first batch ({describe_batch(micro_batch.data)}) failed in the model, the loss or a metric"
+    further = advice.step_advice(trainer, error, micro_batch.data) if advice else DO_THEY_MATCH
+    return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{further}".rstrip())
 
 
 def _reason(error: Exception) -> str:
     """The message of an error, without torch's list of the calls that it would have accepted."""
     message = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
     return message.partition(", but expected one of:")[0]
-
-
-def _meant(error: AttributeError | NameError) -> str | None:
-    """The attribute that a misspelt one may stand for."""
-    if not isinstance(error, AttributeError) or error.obj is None:
-        return None
-    return closest(error.name or "", [name for name in dir(error.obj) if not name.startswith("_")])
-
-
-def usual_cause(error: Exception) -> str:
-    """The usual cause of an error in a step, and what to do; "" if there are many, or without extras/advice."""
-    advice = find_extra("advice")
-    return advice.usual_cause(error) if advice else ""
 
 
 def check_smallest_batch(trainer: Any) -> None:

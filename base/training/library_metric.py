@@ -50,17 +50,21 @@ class LibraryMetric:
         self.entry = entry
         self.parts = _parts(metric)
         self.own = not type(metric).__module__.startswith("torchmetrics.")
-        kinds = [] if self.own else [part for part in self.parts.values() if _is_kind(part)]
-        independent = any(_name(part).startswith(("Binary", "Multilabel")) for part in kinds)
+        kinds = [
+            (type(part).__name__, part)
+            for part in self.parts.values()
+            if not self.own and type(part).__module__.startswith("torchmetrics.classification")
+        ]
+        independent = any(kind.startswith(("Binary", "Multilabel")) for kind, _ in kinds)
         self._independent = loss in LOGITS and independent
         self._guesses = loss not in LOGITS | PROBABILITIES and independent
         """Whether torchmetrics alone decides whether a batch has logits."""
         self._guessed = dict[str, Tensor]()
         # of those of classes, only some need probabilities
         self._classes = loss in CLASS_LOGITS and any(
-            _name(part).startswith("Multiclass")
-            and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in _name(part))
-            for part in kinds
+            kind.startswith("Multiclass")
+            and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in kind)
+            for kind, part in kinds
         )
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
         # the same in any order: for a confusion matrix of images, gigabytes
@@ -232,15 +236,6 @@ def _warn_once(message: str) -> None:
     if message not in _warned and current().is_main_process:
         _warned.add(message)
         say_error(f"warning: {message}")
-
-
-def _is_kind(metric: "Metric") -> bool:
-    """Whether a metric is one of torchmetrics' for classification."""
-    return type(metric).__module__.startswith("torchmetrics.classification")
-
-
-def _name(metric: "Metric") -> str:
-    return type(metric).__name__
 
 
 def _is_of_library(metric: "Metric") -> bool:

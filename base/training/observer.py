@@ -1,6 +1,7 @@
 """Observer interface of the training loop: it watches a run without affecting it."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from base.data.batches import BatchRange
@@ -45,44 +46,17 @@ class Observer:
         """The run is complete."""
 
 
-class Observers(Observer):
+def all_of(members: Sequence[Observer]) -> Observer:
     """Several observers as one. Each call reaches them in order."""
 
-    def __init__(self, members: Sequence[Observer]) -> None:
-        self.members = members
+    def in_order(name: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            for member in members:
+                getattr(member, name)(*args)
 
-    def begin(self, trainer: Any) -> None:
-        for member in self.members:
-            member.begin(trainer)
+        return call
 
-    def first_batch(self, trainer: Any, result: StepResult) -> None:
-        for member in self.members:
-            member.first_batch(trainer, result)
-
-    def first_step(self, trainer: Any) -> None:
-        for member in self.members:
-            member.first_step(trainer)
-
-    def log_interval(self, trainer: Any) -> None:
-        for member in self.members:
-            member.log_interval(trainer)
-
-    def begin_evaluation(self, samples: int) -> None:
-        for member in self.members:
-            member.begin_evaluation(samples)
-
-    def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
-        for member in self.members:
-            member.evaluated(batch_range, batch, result)
-
-    def end_evaluation(self) -> None:
-        for member in self.members:
-            member.end_evaluation()
-
-    def end_epoch(self, trainer: Any, values: dict[str, float]) -> None:
-        for member in self.members:
-            member.end_epoch(trainer, values)
-
-    def end(self, trainer: Any) -> None:
-        for member in self.members:
-            member.end(trainer)
+    together = Observer()
+    for name, _ in inspect.getmembers(Observer, inspect.isfunction):
+        setattr(together, name, in_order(name))
+    return together

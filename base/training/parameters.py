@@ -132,13 +132,18 @@ def divide(
 def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:
     if config.params is None and not name:
         return parameters
-    patterns = config.params or [f"{name}.*"]
+    own = f"{name}.*"
+    if config.params is None and not any(matches(each, [own]) for each in parameters):
+        raise Mismatch(at, f'{no_match(own, parameters)}; give its parameters with "params"')
+    _check_patterns(config.params or (), parameters, (*at, "params"))
+    return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [own])}
+
+
+def _check_patterns(patterns: Sequence[str], parameters: Parameters, at: KeyPath) -> None:
+    """Raise Mismatch at the first pattern that matches nothing. at: of the patterns."""
     for index, pattern in enumerate(patterns):
-        if not any(fnmatchcase(each, pattern) for each in parameters):
-            where = (*at, "params", index) if config.params else at
-            missing = "" if config.params else '; give its parameters with "params"'
-            raise Mismatch(where, no_match(pattern, parameters) + missing)
-    return {each: parameter for each, parameter in parameters.items() if matches(each, patterns)}
+        if not any(matches(name, [pattern]) for name in parameters):
+            raise Mismatch((*at, index), no_match(pattern, parameters))
 
 
 def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[Group]:
@@ -146,9 +151,7 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
     names = dict[str, int]()
     for index, group in enumerate(config.groups):
         path = (*at, "groups", index)
-        for number, pattern in enumerate(group.params):
-            if not any(fnmatchcase(each, pattern) for each in parameters):
-                raise Mismatch((*path, "params", number), no_match(pattern, parameters))
+        _check_patterns(group.params, parameters, (*path, "params"))
         taken = {each: parameter for each, parameter in left.items() if matches(each, group.params)}
         if not taken:
             message = f"{listed(group.params)}: an earlier group already has all of these parameters"
@@ -183,9 +186,7 @@ class Frozen:
         self.model, self.parameters, self.config = model, parameters, config
         self.trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
         for index, entry in enumerate(config):
-            for number, pattern in enumerate(entry.params):
-                if not any(fnmatchcase(each, pattern) for each in parameters):
-                    raise Mismatch(("trainer", "freeze", index, "params", number), no_match(pattern, parameters))
+            _check_patterns(entry.params, parameters, ("trainer", "freeze", index, "params"))
         for epoch in {0, *(entry.epochs for entry in config if entry.epochs is not None and entry.epochs < epochs)}:
             if config and not self.trainable - self.names(epoch):
                 raise Mismatch(("trainer", "freeze"), f"in epoch {epoch + 1}, every parameter is frozen")

@@ -131,10 +131,9 @@ def load_state(
             trainer.console.warn(f"no effect, since the run is finished: {change}")
         else:
             trainer.console.info(f"resumed with {change}")
-    if "trainer.epochs" in before:  # earlier checkpoints had only what can never change
-        for change in since:
-            if not any(change.concerns(other) for other in changed):
-                trainer.console.info(f"resumed with {change}, as in config.json")
+    for change in since:
+        if not any(change.concerns(other) for other in changed):
+            trainer.console.info(f"resumed with {change}, as in config.json")
     _warn_of_partial(trainer, state["metrics"]["definitions"])
 
 
@@ -256,7 +255,7 @@ def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, ano
 def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
     """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed or follows it.
 
-    monitor: the checkpoint's; None if it had none, or did not store it.
+    monitor: the checkpoint's; None if it had none.
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor

@@ -16,6 +16,7 @@ from base.metric import StepResult
 from utils import checkpoint
 from utils.errors import ConfigError, DataError
 from utils.text import count, listed
+from utils.tree import same, same_leaf
 
 MAX_HASHED = 10_000_000  # targets; takes 0.1 s
 
@@ -96,7 +97,7 @@ class SavedData:
         if not isinstance(before, Mapping):
             return ""
         now = checkpoint.plain(dict(self._input_facts))
-        names = [name for name in before if name not in now or not _alike(before[name], now[name])]
+        names = [name for name in before if name not in now or not same(before[name], now[name], alike=_alike)]
         if not names:
             return ""
         return (
@@ -116,18 +117,12 @@ class SavedData:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal: floats up to rounding, which depends on the number of threads."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if not (one.is_floating_point() and other.is_floating_point()):
-            return one.shape == other.shape and bool((one == other).all())
-        return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-5, equal_nan=True)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_alike, one, other))
+    """Whether two leaves are equal: floats up to rounding, which depends on the number of threads."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
-    return type(one) is type(other) and bool(one == other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point() and other.is_floating_point():
+        return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-5, equal_nan=True)
+    return same_leaf(one, other)
 
 
 def _sample(value: Any) -> dict[str, Any] | None:

@@ -1,25 +1,28 @@
-"""Restoring a trainer's state from a checkpoint, and checking that a saved state matches the run.
+"""A trainer's state: restored from a checkpoint, restored after a trial, and checks that a saved one matches the run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from base.training.buffers import load_part
+from base.training.parameters import loss_module
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
-from utils.random import generator_states, restore_generators, seed_generators
+from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.text import dotted
-from utils.tree import Keys
+from utils.tree import Keys, same
 from utils.user_code import format_error_with_source
 
 # our own parts, whose values keep their type; a user's part may change it
@@ -33,8 +36,6 @@ LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
     "sum",
 }  # fmt: skip
-# arguments that torch's optimizers fill in for older checkpoints
-LATER_ARGUMENTS = {"capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize", "nesterov"}
 
 
 def own_parts(trainer: Any) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
         else:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
-    loads = {name: partial(load_part, part) for name, part in parts.items() if name in state}
+    loads = {name: partial(load_part, part) for name, part in parts.items()}
     _load({**loads, "random": restore_random}, state, source)
     if warning := trainer.saved_data.changed_facts(state.get("data")):
         trainer.console.warn(warning)
@@ -68,8 +69,7 @@ def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> No
 
     A test then evaluates what the validation did. Raises CheckpointError if one does not match.
     """
-    parts = {name: part for name, part in trainer.stateful().items() if name != "loss" or name in state}
-    _load({name: partial(load_part, part) for name, part in parts.items()}, state, source)
+    _load({name: partial(load_part, part) for name, part in trainer.stateful().items()}, state, source)
 
 
 def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
@@ -83,6 +83,103 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
         except Exception as error:  # any error: torch's and the user's code got untrusted values
             what = format_error_with_source(error)
             raise CheckpointError(f"the {name} in {source} does not match the config of this run: {what}") from error
+
+
+def load_part(part: Any, state: Any) -> None:
+    """Load the state of a part of a checkpoint: a module, or anything else with ``load_state_dict``."""
+    fit_buffers(part, state)
+    part.load_state_dict(state)
+
+
+def fit_buffers(module: Any, state: Any) -> None:
+    """Replace the buffers of a module that could not take their saved values, so that its ``load_state_dict`` can.
+
+    state: what its ``state_dict`` returned. Does nothing for a part of a checkpoint that is not a module.
+    """
+    if not isinstance(module, nn.Module) or not isinstance(state, Mapping):
+        return
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    shared: dict[int, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or name in parameters:
+            continue
+        owner = _owner(module, name)
+        if owner is None:
+            continue
+        leaf = name.rpartition(".")[2]
+        buffer = getattr(owner, leaf)
+        fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+        first = shared.setdefault(id(buffer), name)
+        if not fits or (first != name and not same(state[first], value)):
+            device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
+            setattr(owner, leaf, value.detach().to(device).clone())
+
+
+def _owner(module: nn.Module, name: str) -> nn.Module | None:
+    """The module that has registered a buffer, perhaps as None; None if no module has."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return None
+    # torch returns what is registered by __getattr__ alone
+    registered = hasattr(owner, leaf) and leaf not in vars(owner) and not hasattr(type(owner), leaf)
+    return owner if registered and isinstance(getattr(owner, leaf), (Tensor, type(None))) else None
+
+
+# ------------------------------------------------------------------ trial steps, whose effects are undone
+
+
+@contextmanager
+def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
+    """Inside the block, a BaseTrainer's steps may be tried, without gradients and without compiling the model.
+
+    Afterwards the random generators, the modes and buffers of model and loss, and the parts that a subclass adds to
+    ``stateful`` are as they were. key: what the random numbers inside the block depend on.
+    """
+    parts = own_parts(trainer)
+    roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
+    modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
+    modes = [(module, module.training) for module in modules]
+    buffers = [(module, {name: (each, each.clone()) for name, each in _buffers(module)}) for module in modules]
+    with ExitStack() as stack:
+        stack.enter_context(kept(parts))
+        stack.enter_context(isolated(trainer.experiment.seed, *key))
+        stack.enter_context(torch.no_grad())
+        if trainer.runtime.settings.compile:  # which would take longer than the step
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for module, before in buffers:
+                for name in {name for name, _ in _buffers(module)} - before.keys():  # registered as None
+                    setattr(module, name, None)
+                for name, (buffer, values) in before.items():
+                    setattr(module, name, buffer.copy_(values))  # the module may have replaced it
+
+
+@contextmanager
+def kept(parts: dict[str, Any]) -> Iterator[None]:
+    """Inside the block, these parts of a checkpoint may change; afterwards they are as they were."""
+    states = copy.deepcopy(_states(parts))
+    try:
+        yield
+    finally:
+        for name, state in _states(parts).items():
+            if not same(state, states[name]):
+                load_part(parts[name], states[name])
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    """The states of some parts, as a checkpoint would return them."""
+    return checkpoint.plain({name: part.state_dict() for name, part in parts.items()})
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of a module, without those of the modules in it."""
+    return module.named_buffers(recurse=False, remove_duplicate=False)
 
 
 # ------------------------------------------------------------------ checks of a saved state
@@ -99,7 +196,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     progress = checkpoint.saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
-            if name not in saved and name not in ("data", "loss"):  # which older checkpoints do not have
+            if name not in saved:
                 raise _Misfit((name,), "missing")
         for name in saved:
             if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
@@ -117,9 +214,8 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 _check_optimizer(saved[name], part, name)
-        if "data" in saved:
-            _check(saved["data"], parts["data"].state_dict(), ("data",))
-            parts["data"].load_state_dict(saved["data"])
+        _check(saved["data"], parts["data"].state_dict(), ("data",))
+        parts["data"].load_state_dict(saved["data"])
         parts["data"].check_position(progress["samples"])
     except _Misfit as error:
         part, where = error.keys[0], dotted(error.keys)
@@ -201,7 +297,7 @@ def _described(value: Any) -> str:
 
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if saved.keys() | {"validating"} != own.keys():  # which earlier checkpoints did not have
+    if saved.keys() != own.keys():
         raise _Misfit(("progress",), f"should have the keys {', '.join(own)}")
     for name, value in saved.items():
         if name in ("trained", "validating"):
@@ -226,11 +322,10 @@ def _check_schedule(saved: Any, name: str) -> None:
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
     _check(saved, {"state": {}, "param_groups": []}, (name,))
     own = optimizer.state_dict()["param_groups"]
-    required = optimizer.defaults.keys() - LATER_ARGUMENTS
     for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
         keys: Keys = (name, "param_groups", index)
         _check(group, {}, keys)
-        if missing := required - group.keys():
+        if missing := optimizer.defaults.keys() - group.keys():
             raise _Misfit(keys, f"missing {', '.join(sorted(missing))}")
         for key in values.keys() & group.keys():
             if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before

@@ -3,11 +3,11 @@
 Advice is the observer that base/outputs.py attaches to every run:
   advice      after the first training batch: what is not trained, and outputs and targets that do not fit the loss
   first_step  after the first optimizer step: your own optimizers and parts, and which of several optimizers are idle
-  causes      the usual causes of errors in a step
+  causes      the usual causes of errors in a step, and the samples behind a loss that is not finite
 Mistakes that end a run with an error are found by the training loop itself, in base/training/first_batch.py.
 """
 
 from extras.advice.advice import Advice
-from extras.advice.causes import usual_cause
+from extras.advice.causes import broken_samples, step_advice, usual_cause
 
-__all__ = ["Advice", "usual_cause"]
+__all__ = ["Advice", "broken_samples", "step_advice", "usual_cause"]

@@ -1,9 +1,18 @@
-"""The usual causes of errors in a step, which torch's messages do not name."""
+"""The usual causes of errors in a step, which torch's messages do not name, and of a loss that is not finite."""
 
+import copy
 import re
 import traceback
+from collections.abc import Iterable
+from typing import Any
 
-from base.former_names import FORMER_ATTRIBUTES
+from base.base_trainer import BaseTrainer
+from base.data.batches import Batches, BatchRange
+from base.data.sample_random import as_tensor
+from base.data.stream import StreamBatches
+from base.training.first_batch import DO_THEY_MATCH
+from utils.text import closest
+from utils.tree import tensors
 
 OTHER_DEVICE = (
     "a tensor on another device than the batch: create it there, for example by torch.ones(..., device=inputs.device); "
@@ -68,6 +77,21 @@ OTHER_PARTS = (
     "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
     "step unpack what it returns"
 )
+# attributes of trainers elsewhere, and what a trainer has here
+FORMER_ATTRIBUTES = {
+    "config": "arguments of its constructor, from trainer.args",
+    "current_epoch": "self.progress.epochs",
+    "device": "self.runtime.device",
+    "global_step": "self.progress.steps",
+    "hparams": "arguments of its constructor, from trainer.args",
+    "log_dict": "StepResult(..., log={...}) and the class attribute logs",
+    "logger": "self.picture, self.text, and StepResult(..., log={...})",
+    "manual_backward": "self.backward(loss)",
+    "metric_ftns": '"metrics" in the config',
+    "optimizers": "with self.optimizing(NAME), for each of several optimizers",
+    "training": "self.model.training",
+    "writer": "self.picture, self.text, and StepResult(..., log={...})",
+}
 
 
 def usual_cause(error: Exception) -> str:
@@ -81,3 +105,40 @@ def usual_cause(error: Exception) -> str:
         return f"self.{attribute[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[attribute[1]]}"
     found = ((re.search(pattern, str(error)), cause) for pattern, cause in CAUSES.items())
     return next((match.expand(cause) for match, cause in found if match), "")
+
+
+def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:
+    """What to do about an error in the step of a first batch: parts of the config probably do not match."""
+    class_names = trainer.experiment.data.class_names
+    classes = f" The data set has {len(class_names)} classes." if class_names else ""
+    if cause := usual_cause(error):
+        return f"The usual cause is {cause}.{classes}"
+    as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
+    eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
+    if isinstance(error, (AttributeError, NameError)):
+        return eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "") + as_dict
+    return f"{eager}{DO_THEY_MATCH}{classes}{as_dict}"
+
+
+def _meant(error: AttributeError | NameError) -> str | None:
+    """The attribute that a misspelt one may stand for."""
+    if not isinstance(error, AttributeError) or error.obj is None:
+        return None
+    return closest(error.name or "", [name for name in dir(error.obj) if not name.startswith("_")])
+
+
+def broken_samples(batches: Batches, ranges: Iterable[BatchRange]) -> list[str]:
+    """The samples in some batches with values that are not finite; none for a stream, which cannot go back."""
+    if isinstance(batches, StreamBatches):
+        return []
+    alone, broken = copy.copy(batches), set[int]()
+    alone.divide(0, 1)
+    alone.num_workers = 0
+    for batch_range in ranges:
+        [micro_batch] = alone.load([batch_range])
+        indices = as_tensor(batches.sample_indices(batch_range))
+        for tensor in tensors(micro_batch.data):
+            if tensor.is_floating_point() and tensor.dim() and len(tensor) == len(indices):
+                finite = tensor.reshape(len(tensor), -1).isfinite().all(1).cpu()
+                broken.update(indices[~finite].tolist())
+    return list(map(str, sorted(broken)))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.training.first_batch import usual_cause
 from extras.check.check_result import CheckResult
 from utils.device_errors import device_failure
+from utils.extras import find_extra
 from utils.tree import Keys, map_with_keys, tensors
 from utils.user_code import format_error_with_source, user_line
 
@@ -121,7 +121,8 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     """Why a batch failed in the model or the loss."""
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
-    cause = usual_cause(error) or "shapes of data_loader, model and loss that do not match"
+    advice = find_extra("advice")
+    cause = (advice and advice.usual_cause(error)) or "shapes of data_loader, model and loss that do not match"
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None:

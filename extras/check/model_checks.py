@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.experiment import Training
-from base.training.buffers import load_part
+from base.training.state import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.schema import Config

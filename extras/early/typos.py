@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from extras.early.names import OwnNames, is_known, own_names, variable_of
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import FORMER_NAMES, components, group_arguments, misplaced_keys, schema_problems
+from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT
-from utils.registry import REGISTRIES, files_in_subfolders
-from utils.schema import Config, KeyPath, name_and_args
+from utils.registry import REGISTRIES
+from utils.schema import Config, KeyPath, is_below, name_and_args
 from utils.text import closest
 
 # arguments whose types only the library's signature determines
@@ -42,9 +43,8 @@ def find_typos(path: Path, overrides: Sequence[str]) -> None:
         if problems and all(_is_final(problem) for problem in problems) and _looks_right(document, problems):
             raise config_error(document, problems)
     except ConfigError as error:
-        if read == list(overrides) or f"={ANY_NUMBER}" not in str(
-            error
-        ):  # otherwise the message would show something nobody typed
+        # otherwise the message would show something nobody typed
+        if read == list(overrides) or f"={ANY_NUMBER}" not in str(error):
             raise
 
 
@@ -70,10 +70,11 @@ def _problems(document: Document) -> Iterator[Problem]:
 
 def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     """The message of utils/config. Raises ImportError if it depends on more than the names."""
-    if name in own.defined or _TASK.match(name) or "." in name or files_in_subfolders():
+    hints = find_extra("hints")
+    if name in own.defined or _TASK.match(name) or "." in name or (hints and hints.files_in_subfolders()):
         raise ImportError
-    if name in FORMER_NAMES:
-        hint = f"use {FORMER_NAMES[name]}"
+    if hints and name in hints.FORMER_NAMES:
+        hint = f"use {hints.FORMER_NAMES[name]}"
     else:
         registered = sorted(own.registered[variable_of(kind)])
         close = closest(name, registered, [*registered, *_library_names(kind, own)])
@@ -113,7 +114,7 @@ def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
     wrong = {problem.path for problem in problems}
     definitions = _definitions()
     for kind, path, entry in components(document.value):
-        if wrong & {path, (*path, "type")} or any(one[: len(path) + 1] == (*path, "args") for one in wrong):
+        if wrong & {path, (*path, "type")} or any(is_below(one, (*path, "args")) for one in wrong):
             continue
         named = name_and_args(entry, default=REGISTRIES[kind].default)
         if named is None:

@@ -12,7 +12,7 @@ profile          a trace of some optimizer steps
 """
 
 from base.experiment import Experiment
-from base.training.observer import Observer, Observers
+from base.training.observer import Observer, all_of
 from extras.tensorboard.board import Board, PictureSchedule
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
@@ -32,4 +32,4 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
     if stats is None and config.trainer.pictures_every != 0 and isinstance(events, EventWriter):
         experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
     board = Board(config, events, text, stats) if isinstance(events, EventWriter) else None
-    return Observers([*filter(None, [schedule, stats, board])])
+    return all_of([*filter(None, [schedule, stats, board])])

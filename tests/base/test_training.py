@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import train
 from data_loader.random_tensor import RandomTensorLoader
-from tests.helpers import curves, lines, same, state, temporarily
+from tests.helpers import curves, lines, needs_extra, same, state, temporarily
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, OPTIMIZERS, SCHEDULERS
@@ -243,6 +243,7 @@ class OneBroken(RandomTensorLoader):
         return source
 
 
+@needs_extra("advice")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_samples_with_values_that_are_not_finite_are_named(fit: Fit, workers: int) -> None:
     args = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8, "num_workers": workers}

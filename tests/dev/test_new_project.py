@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from dev import update_project
+from dev import project_files, update_project
 from tests.conftest import load_script
 from tests.helpers import ROOT
 
@@ -57,7 +57,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = load_script("new_project")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     commit(tmp_path / "template", **TEMPLATE)
-    monkeypatch.setattr(module, "ROOT", tmp_path / "template")
+    monkeypatch.setattr(project_files, "ROOT", tmp_path / "template")
     return module
 
 
@@ -258,23 +258,21 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
 
 
 def test_a_minimal_project_has_no_command_that_only_calls_an_extra() -> None:
-    module = load_script("new_project")
-    left_out = module.LEFT_OUT + module.MINIMAL
-    commands = {path.name for path in module.files(left_out) if len(path.parts) == 1 and path.suffix == ".py"}
+    left_out = project_files.LEFT_OUT + project_files.MINIMAL
+    commands = {path.name for path in project_files.files(left_out) if len(path.parts) == 1 and path.suffix == ".py"}
     assert commands == {"train.py", "test.py"}
 
 
-def test_a_readme_loses_the_section_of_a_command_that_is_left_out(script: ModuleType) -> None:
+def test_a_readme_loses_the_section_of_a_command_that_is_left_out() -> None:
     search = "## Search\n\n```\npython sweep.py seed=0..4\n```\n\nA sweep runs\na grid.\n\n"
     text = f"# Title\n\n{search}## Train\n\n```\npython train.py\n```\n\nIt trains.\n"
-    assert script.without_mentions(text, ("sweep.py",)) == text.replace(search, "")
+    assert project_files.without_mentions(text, ("sweep.py",)) == text.replace(search, "")
 
 
 @pytest.mark.parametrize("minimal", [False, True])
 def test_the_menu_of_the_readme_has_no_dead_links(minimal: bool) -> None:
-    script = load_script("new_project")
-    left_out = script.LEFT_OUT + (script.MINIMAL if minimal else ())
-    text = script.without_mentions((ROOT / "README.md").read_text(), left_out)
+    left_out = project_files.LEFT_OUT + (project_files.MINIMAL if minimal else ())
+    text = project_files.without_mentions((ROOT / "README.md").read_text(), left_out)
     headings = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in re.findall(r"(?m)^#+ (.+)", text)}
     links = set(re.findall(r"\]\(#([\w-]+)\)", text))
     assert "train" in links

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from tests import forked
-from tests.helpers import PATIENCE
+from tests.helpers import PATIENCE, needs_extra
 from utils import user_code
 from utils.paths import PROJECT
 
 pytestmark = pytest.mark.slow
 
-FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs")
+FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "configs", "extras/hints")
 RunWith = Callable[..., str]
 
 MODEL = """\
@@ -40,7 +40,7 @@ class Mine(nn.Module):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("project")
-    for folder in FOLDERS:
+    for folder in filter(lambda name: (PROJECT / name).is_dir(), FOLDERS):  # extras/hints may be deleted
         shutil.copytree(PROJECT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*PROJECT.glob("*.py"), PROJECT / "config.json"):
         shutil.copy(file, target)
@@ -81,6 +81,7 @@ def test_a_file_that_hides_a_module_is_named(project: Path, name: str) -> None:
     assert ended.stderr.endswith("): rename it\n")
 
 
+@needs_extra("hints")
 def test_a_file_in_a_subfolder_is_not_imported(run_with: RunWith, project: Path) -> None:
     (project / "model/nets").mkdir()
     stderr = run_with("model/nets/mine.py", MODEL, "model=Mine")
@@ -88,6 +89,7 @@ def test_a_file_in_a_subfolder_is_not_imported(run_with: RunWith, project: Path)
     assert "model/nets/mine.py seems to define it, but only the files directly in model/ are imported" in stderr
 
 
+@needs_extra("hints")
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")

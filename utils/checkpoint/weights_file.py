@@ -27,7 +27,8 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises CheckpointError if it is missing, damaged, contains code or something else.
     """
-    if path.is_dir() or _in_run_folder(path):
+    in_run = path.parent.name == "checkpoints" and (path.resolve().parent.parent / "config.json").is_file()
+    if path.is_dir() or in_run:
         file = RunFolder.checkpoint_of(path)
         return file, evaluated_weights(read(file))
     with as_checkpoint_errors(path):
@@ -53,10 +54,6 @@ def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(weights, Mapping) and isinstance(averages, Mapping):
         return {**weights, **averages}
     return averages or weights  # type: ignore[no-any-return]
-
-
-def _in_run_folder(path: Path) -> bool:
-    return path.parent.name == "checkpoints" and (path.resolve().parent.parent / "config.json").is_file()
 
 
 def _look_at(path: Path) -> tuple[bool, bytes]:

@@ -21,7 +21,7 @@ from utils.errors import ConfigError
 from utils.nested_arguments import built
 from utils.optimizers import UnmarkedStep, import_compiler_late
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
-from utils.schema import KeyPath, name_and_args
+from utils.schema import KeyPath, is_below, name_and_args
 from utils.user_code import format_error
 
 # in place of a schedule length that only the data determines
@@ -58,7 +58,7 @@ def dry_run_problems(
                 if kind == "optimizer":
                     groups = list(group_arguments(path, entry))
                     for group_path, group_args in groups:
-                        if not any(below[: len(group_path)] == group_path for below in flawed):
+                        if not any(is_below(below, group_path) for below in flawed):
                             _optimizer(group_path[:-1], name, group_args, step=not flawed, others=args)
                     optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args, step=not flawed)
                 elif kind == "lr_scheduler":
@@ -69,7 +69,7 @@ def dry_run_problems(
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
         except _Refused as refused:
-            if not any(unknown[: len(path)] == path for unknown in pending):  # else the missing value may be the cause
+            if not any(is_below(unknown, path) for unknown in pending):  # else the missing value may be the cause
                 yield refused.args[0]
 
 
@@ -81,7 +81,7 @@ def _without_flaws(
     if component is None or component[0] in registry.own() or flawed & {path, (*path, "type"), (*path, "args")}:
         return None
     name, args = component
-    wrong = {below[len(path) + 1] for below in flawed if below[: len(path) + 1] == (*path, "args")}
+    wrong = {below[len(path) + 1] for below in flawed if is_below(below, (*path, "args"))}
     args = {key: value for key, value in args.items() if key not in wrong}
     if any(known.default is known.empty and key not in args for key, known in registry.parameters(name).items()):
         return None

@@ -13,14 +13,15 @@ from utils.arguments import inside
 from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
-from utils.config.references import References, at_or_below, escaped
+from utils.config.references import References, escaped
 from utils.config.schedulers import contradiction, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath, SchedulerConfig
-from utils.text import dotted, hint
+from utils.schema import Component, Config, KeyPath, SchedulerConfig, is_below
+from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
@@ -85,6 +86,8 @@ def _checked(
     references = References(unresolved, facts, partial=partial)
     document = references.resolved()
     unknown = [*references.pending, *(problem.path for problem in references.problems)]
+
+    # keys, types and names
     config = None
     problems: list[Problem] = []
     try:
@@ -94,7 +97,9 @@ def _checked(
     problems += component_problems(document.value)
     misplaced = misplaced_keys(document.value)
     roots = [problem.path for problem in misplaced]
-    problems = misplaced + [each for each in problems if not any(each.path[:2] == root for root in roots)]
+    problems = misplaced + [each for each in problems if not is_below(each.path, *roots)]
+
+    # ranges that only torch knows, and keys that contradict each other
     flawed = {problem.path for problem in problems} | {*unknown}
     if dry_run:
         from utils.config.dry_run import dry_run_problems  # imports torch
@@ -105,26 +110,13 @@ def _checked(
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
         problems += [each for each in ineffective(config) if document.locate(each.path).line == 0]
-    problems = [*references.problems, *(one for one in problems if one.at_key or not at_or_below(one.path, unknown))]
+
+    # a value that is not known yet cannot be wrong
+    problems = [*references.problems, *(one for one in problems if one.at_key or not is_below(one.path, *unknown))]
     if problems or config is None:
-        raise config_error(document, list(_with_former_type(document, problems)))
+        hints = find_extra("hints")
+        raise config_error(document, list(hints.with_former_type(document, problems)) if hints else problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
-
-
-def _with_former_type(document: Document, problems: list[Problem]) -> Iterator[Problem]:
-    """The problems, with advice added to one caused by arguments left over from before an override of the type."""
-    flawed = {problem.path for problem in problems}
-    for problem in problems:
-        at, args = problem.path[:-2], problem.path[:-1]
-        left_behind = problem.at_key and args == (*at, "args") and document.locate(problem.path).line
-        if not left_behind or document.locate((*at, "type")).line:
-            yield problem
-            continue
-        given = inside(document.value, args)[1]
-        fitting = {key: value for key, value in given.items() if (*args, key) not in flawed}
-        override = f"{dotted(args)}={json.dumps(fitting)}"
-        message = f"{problem.message}\nAn override of the type keeps the arguments; to replace them too: '{override}'"
-        yield replace(problem, message=message)
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.errors import ConfigError
-from utils.schema import KeyPath
+from utils.schema import KeyPath, is_below
 from utils.text import dotted
 
 MAX_DEPTH = 32
@@ -99,7 +99,7 @@ class Document:
 
     def set_source(self, path: KeyPath, source: Source) -> None:
         """Mark everything at and below a path as coming from this source."""
-        self.sources = {old: kept for old, kept in self.sources.items() if old[: len(path)] != path}
+        self.sources = {old: kept for old, kept in self.sources.items() if not is_below(old, path)}
         self.sources[path] = source
 
 
@@ -130,7 +130,7 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
 def _overrides_below(document: Document, path: KeyPath) -> str:
     """The overrides of what is below a path, which the lines of the file do not show."""
     sources = document.sources.items()
-    below = {source.name: "" for at, source in sources if path and at[: len(path)] == path and not source.text}
+    below = {source.name: "" for at, source in sources if path and is_below(at, path) and not source.text}
     return "".join(f"\n    with {name}" for name in below)
 
 

@@ -1,6 +1,5 @@
 """Problems with the keys, types and components of a config, in terms of the file rather than of pydantic."""
 
-import json
 from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
@@ -11,32 +10,15 @@ from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.extras import find_extra
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, Config, KeyPath, are_several, name_and_args
+from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, KeyPath, are_several, name_and_args
 from utils.schema_fields import keys_of, section_at
-from utils.text import closest, dotted
+from utils.text import closest, dotted, hint
 
 WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
-# names in victoresque/pytorch-template, Lightning and torch.nn.functional, and their equivalents here
-FORMER_NAMES = {
-    "arch": '"model"',
-    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
-    "save_freq": '"save_period"',
-    "len_epoch": '"steps_per_epoch", under "trainer"',
-    "data_loader_args": '"data_loader": {"args": ...}',
-    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
-    "tensorboardX": '"tensorboard"',
-    "visualization": '"tensorboard", under "trainer"',
-    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
-    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
-    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
-    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
-    "top_acc": '"accuracy"',
-    "MnistModel": '"LeNet"',
-    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
-}
 
 
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
@@ -48,7 +30,7 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     ]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
-    misspelt |= {(*path[:-1], "type") for path in unknown if not below and _bare_name(path, value)}
+    misspelt |= {(*path[:-1], "type") for path in unknown if not below and bare_name(path, value)}
     wrong: dict[KeyPath, list[str]] = {}  # a union has a reason for each member
     for item in errors:
         path = (*below, *item["loc"])
@@ -58,7 +40,9 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
             place, _ = inside(value, item["loc"])
             wrong.setdefault(place, []).append(_reason((*below, *place), item))
         elif item["loc"] not in misspelt:
-            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{_other_name(path, config)}')
+            hints = find_extra("hints")
+            others = hints.missing_type_hint(path, config) if hints else ""
+            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{others}')
     for place, reasons in wrong.items():
         yield Problem((*below, *place), f"{either(reasons)}, got {shortened(inside(value, place)[1])}")
 
@@ -75,23 +59,12 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
 
 def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
     known = _known(parent)
-    if key in FORMER_NAMES:
-        hint = f"use {FORMER_NAMES[key]}"
-    elif key == "extends":
-        hint = "it belongs at the top of a file and cannot be an override"
-    elif close := closest(key, known):
-        hint = f'did you mean "{close}"?'
-    elif home := _home(key, config):
-        hint = f"it belongs {home}"
-    elif name := _bare_name((*parent, key), config):
-        by_name = json.dumps({key: {"type": name}})
-        hint = f'a component is {{"type": NAME, "args": {{...}}}}; to name a single one "{key}": {by_name}'
-    else:
-        hint = f"expected one of: {', '.join(known)}"
-    return f'unknown key "{key}"; {hint}'
+    hints = find_extra("hints")
+    meant = hints.key_hint(key, parent, known, config) if hints else hint(key, known)
+    return f'unknown key "{key}"; {meant}'
 
 
-def _bare_name(path: KeyPath, config: Any) -> str | None:
+def bare_name(path: KeyPath, config: Any) -> str | None:
     """The component that an unknown key names, if the key may be meant as one of several components by name."""
     if len(path) != 2 or path[0] not in SEVERAL_BY_NAME:
         return None
@@ -100,38 +73,14 @@ def _bare_name(path: KeyPath, config: Any) -> str | None:
     return value if isinstance(value, str) and len(component) == 1 else None
 
 
-def _other_name(path: KeyPath, config: Any) -> str:
-    """The end of a message about a missing "type": which of several components by name was probably meant."""
-    if len(path) != 3 or path[0] not in SEVERAL_BY_NAME or path[-1] != "type":
-        return ""
-    others = [name for name, one in config.get(path[0], {}).items() if isinstance(one, str) or "type" in one]
-    close = closest(str(path[1]), others)
-    return f'; did you mean "{close}"?' if close else f"; the others are: {', '.join(others)}"
-
-
-def _home(key: str, config: Any) -> str | None:
-    """Where a misplaced key belongs."""
-    if key in keys_of(Config):
-        return "at the top of the config"
-    for section in ("trainer", "runtime"):
-        if key in _known((section,)):
-            return f'under "{section}"'
-    for kind, registry in REGISTRIES.items():
-        entry = config.get(kind) if isinstance(config, dict) else None
-        name = entry.get("type") if isinstance(entry, dict) else entry
-        if isinstance(name, str) and key in registry.parameters(name):
-            return f"under {dotted((kind, 'args'))}"
-    return None
-
-
 def _known(path: KeyPath) -> list[str]:
     """The keys allowed in the object at a path."""
     return list(keys_of(section_at(path) or Component))
 
 
 def _meant(key: str, known: list[str]) -> str | None:
-    former = FORMER_NAMES.get(key, "")
-    return next((name for name in known if former.startswith(f'"{name}"')), None) or closest(key, known)
+    hints = find_extra("hints")
+    return (hints and hints.key_meant(key, known)) or closest(key, known)
 
 
 def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
@@ -197,8 +146,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     name, args = named
     at = (*path, "type") if isinstance(entry, dict) else path
     if registry.get(name) is None:
-        hint = f"use {FORMER_NAMES[name]}" if name in FORMER_NAMES else registry.suggest(name, args)
-        yield Problem(at, f'unknown {registry.kind} "{name}"; {hint}')
+        yield Problem(at, f'unknown {registry.kind} "{name}"; {registry.suggest(name, args)}')
         return
     if wrong := registry.wrong_signature(name):
         yield Problem(at, wrong)

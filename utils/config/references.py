@@ -160,8 +160,3 @@ class References:
             return json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise _Wrong(f'the fact "{name}" of the data is not a number, string or list: {error}') from error
-
-
-def at_or_below(path: KeyPath, others: list[KeyPath]) -> bool:
-    """Whether a path equals one of the others or lies below it."""
-    return any(path[: len(other)] == other for other in others)

@@ -17,7 +17,7 @@ from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import KeyPath, OnResume
+from utils.schema import KeyPath, OnResume, is_below
 from utils.schema_fields import field_at, section_at
 from utils.text import dotted
 
@@ -40,7 +40,7 @@ class Change:
     def concerns(self, other: "Change") -> bool:
         """Whether another change is of the same value, of a part of it, or of the component that it belongs to."""
         at = other.path[:-1] if other.path[-1] == "type" else other.path
-        return self.path[: len(at)] == at or at[: len(self.path)] == self.path
+        return is_below(self.path, at) or is_below(at, self.path)
 
     def refusal(self, epoch_steps: int) -> Problem | None:
         """Why the change is refused after this many steps of an epoch; None if it is allowed."""

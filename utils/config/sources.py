@@ -3,10 +3,10 @@
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from utils.arguments import inside, json_type
 from utils.config.located_json import Document, Source, parse
@@ -147,15 +147,8 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a string, which cannot be a number, true or false."""
     expected = _expected(config, path)
-    kinds = set(_classes_in(expected.annotation)) if expected else set()
+    kinds = set(alternatives(expected.annotation)) if expected else set()
     return str in kinds and not kinds & {int, float, bool}
-
-
-def _classes_in(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type) and not get_args(annotation):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _classes_in(inner)
 
 
 def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:

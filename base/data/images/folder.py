@@ -110,13 +110,11 @@ def file_names(root: Path, class_names: Sequence[str]) -> list[str]:
 def read_image(image: "str | Pixels", *, size: int, white: float | None = None) -> Pixels:
     """The pixels of a file, (size, size, 3): upright, the shorter side scaled to size, the longer one cropped.
 
-    image: a path, or pixels in bytes, (H, W, 3) or (H, W).
-
     Transparent pixels become white. Raises what Pillow raises, or ValueError.
 
+    image: a path, or pixels in bytes, (H, W, 3) or (H, W).
     white: in grey images of more than 8 bits, the value of white; 0 is black. None: as given by the format, which is
-    65535
-        for 16-bit and 32-bit integers, or by the TIFF tag SMaxSampleValue if present. Floats need one of the two.
+        65535 for 16-bit and 32-bit integers, or by the TIFF tag SMaxSampleValue if present. Floats need one of the two.
     """
     from PIL import Image, ImageOps
 

@@ -111,8 +111,6 @@ def test_a_disk_that_gives_little_at_a_time_gives_all(tmp_path: Path, monkeypatc
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, np.zeros((10, 4), np.uint8))
     whole = path.read_bytes()
-    with pytest.raises(DataError, match=r"rows of shape \(4,\), not \(5,\)"):
-        ArrayFile.open(path, row_shape=(5,))
     for damaged, reason in ((whole[:-1], "truncated: 167 bytes of 168"), (b"", "np.save"), (b"x" * 200, "np.save")):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=reason):

@@ -21,7 +21,7 @@ from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
-from tests.helpers import lines, same, state, temporarily
+from tests.helpers import lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
@@ -476,6 +476,7 @@ class Fails(nn.Module):
         raise RuntimeError("this cannot be compiled")
 
 
+@needs_extra("advice")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_model_that_fails_when_compiled_is_to_be_tried_without(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, compiled: bool

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from base.training.observer import Observer, Observers
+from base.training.observer import Observer, all_of
 
 HOOKS = [name for name in vars(Observer) if not name.startswith("_")]
 
@@ -18,7 +18,7 @@ class Recorder(Observer):
 @pytest.mark.parametrize("name", HOOKS)
 def test_each_call_reaches_all_observers_in_order(name: str) -> None:
     calls: list[Any] = []
-    observers = Observers([Recorder(calls, 1), Recorder(calls, 2)])
+    observers = all_of([Recorder(calls, 1), Recorder(calls, 2)])
     arguments = ("a", "b", "c")[: getattr(Observer, name).__code__.co_argcount - 1]
     getattr(observers, name)(*arguments)
     assert calls == [(1, arguments), (2, arguments)]

@@ -659,6 +659,14 @@ def test_a_like_mistake_elsewhere_has_no_usual_cause(fit: Fit, step: Any) -> Non
         fit("trainer.type=Own")
 
 
+def test_without_the_folder_of_advice_the_batch_the_error_and_its_line_are_named(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("base.training.first_batch.find_extra", lambda folder: None)
+    with pytest.raises(UserError, match=r"(?s)the first batch \(.*values to unpack.*\n  .*:\d+: .*\nDo the shapes"):
+        fit("trainer.type=Unpacks")
+
+
 def test_gradients_that_are_there_before_self_backward_are_refused(fit: Fit) -> None:
     def kept(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
         loss = trainer.criterion(trainer.model(inputs), targets)
@@ -882,6 +890,7 @@ class Misspelling(BaseModel):
         return self.ouput(x)  # type: ignore[no-any-return,operator]
 
 
+@needs_extra("advice")
 def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
     with temporarily(MODELS, Misspelling), pytest.raises(UserError) as error:
         fit(model="Misspelling")

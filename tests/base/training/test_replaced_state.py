@@ -16,7 +16,6 @@ from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
 from tests.base.training.test_resume import equal, fork
-from tests.conftest import load_script
 from tests.helpers import curves, lines, needs_extra, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import LOSSES, MODELS, TRAINERS
@@ -324,21 +323,3 @@ def test_gradients_of_an_optimizer_that_did_not_step_are_in_no_curve(fit: Fit) -
     half = fork(whole, 7)
     train.main(["-r", half])
     assert curves(whole) == curves(half)
-
-
-class Plain(nn.Module):
-    """A loss without a state."""
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets)
-
-
-def test_a_checkpoint_from_before_losses_without_a_state_were_saved(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    with temporarily(LOSSES, Plain):
-        with monkeypatch.context() as before:
-            before.setattr("base.training.saving.stateful_loss", lambda loss: None)
-            run = fit("trainer.epochs=1", loss="Plain").run_dir
-        assert "loss" not in state(run)
-        train.main(["-r", run, "trainer.epochs=2"])
-        load_script("test").main(["-r", str(run)])
-        assert "loss" in state(run)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import train
 from base.experiment import Experiment
 from base.metric import StepResult
-from base.training.untouched import untouched
+from base.training.state import untouched
 from tests.helpers import lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.configs import BUNDLED, SOUND, message, sound
+from tests.helpers import needs_extra
 from utils.config import load_config, to_json
 from utils.errors import ConfigError
 from utils.paths import PROJECT
@@ -74,10 +75,11 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
         ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the scheduler cannot step"),
         ("lr_scheduler", {"type": "ExponentialLR", "args": {"gamma": -0.5}}, "the learning rate would be -0.005"),
-        (
+        pytest.param(
             "lr_scheduler",
             "LambdaLR",
             'unknown scheduler "LambdaLR"; torch.optim.lr_scheduler has it, but it needs a function',
+            marks=needs_extra("hints"),
         ),
         ("loss", "NLLLoss2d", 'unknown loss "NLLLoss2d"; did you mean "NLLLoss"?'),
         ("lr_scheduler", {"type": "ReduceLROnPlateau", "interval": "step"}, '"interval": "epoch"'),
@@ -85,7 +87,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("trainer", {"monitor": "off"}, 'trainer.monitor: should be "min NAME" or "max NAME"'),
         ("trainer", {"monitor": "min val_los"}, 'no value is logged as "val_los"; did you mean "val_loss"?'),
         ("trainer", {"early_stop": 3}, "early_stop needs a monitored value"),
-        ("trainer", {"n_gpu": 1}, "; use "),
+        pytest.param("trainer", {"n_gpu": 1}, "; use ", marks=needs_extra("hints")),
         ("model", {"type": "LeNet", "args": {"in_channels": True}}, "should be 1 or 3, got true"),
         ("model", {"type": "LeNet", "args": {"in_channels": 3.0}}, "should be 1 or 3, got 3.0"),
         ("trainer", {"verbosity": True}, "trainer.verbosity: should be an integer, got true"),
@@ -134,7 +136,9 @@ def test_schedulers_made_of_others(explain: Callable[..., str], schedulers: list
         ("l1_loss", 'did you mean "L1Loss"?'),
         ("huber_loss", 'did you mean "HuberLoss"?'),
         ("cross_entropy_los", 'did you mean "cross_entropy"?'),
-        ("binary_cross_entropy_with_logits", 'use torch.nn\'s "BCEWithLogitsLoss"'),
+        pytest.param(
+            "binary_cross_entropy_with_logits", 'use torch.nn\'s "BCEWithLogitsLoss"', marks=needs_extra("hints")
+        ),
     ],
 )
 def test_a_loss_of_torch_by_another_name(explain: Callable[..., str], name: str, meant: str) -> None:
@@ -147,6 +151,7 @@ def test_a_misspelt_key_is_not_missing_as_well(explain: Callable[..., str]) -> N
     assert "needs" not in explain(SOUND.replace('"batch_size"', '"batchsize"'))
 
 
+@needs_extra("hints")
 def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
     assert 'it belongs under "trainer"' in explain(sound() | {"epochs": 3})
     assert "it belongs under data_loader.args" in explain(sound() | {"batch_size": 3})
@@ -163,10 +168,12 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("metrics.x=accuracy", "metrics has 2 elements"),
         ("name.x=1", 'name has no keys; it is "digits"'),
         ("model.5=1", 'model.5: unknown key "5"'),
-        ("optimizer.lr=1", "it belongs under optimizer.args"),
+        ("optimizer.params=5", "optimizer.params: should be a list, got 5"),
+        ("loss=5", "loss: should be a component"),
+        pytest.param("optimizer.lr=1", "it belongs under optimizer.args", marks=needs_extra("hints")),
         ("metrics=[accuracy]", "Did the shell remove the quotes?"),
         ("loss=\udcff", "a character that cannot be printed"),
-        ("extends=x.json", "it belongs at the top of a file"),
+        pytest.param("extends=x.json", "it belongs at the top of a file", marks=needs_extra("hints")),
         ("optimizer.args.lr=NaN", 'should be a number, got "NaN"'),
         ("optimizer.args.lr=-1", "override optimizer.args.lr=-1: optimizer.args.lr: SGD rejects this"),
     ],
@@ -266,6 +273,7 @@ def test_an_override_is_a_number_or_a_text_as_its_key_wants(
     assert (type(found), found) == (type(value), value)
 
 
+@needs_extra("hints")
 @pytest.mark.parametrize(
     ("metric", "says"),
     [
@@ -286,6 +294,7 @@ def test_a_metric_of_one_task_is_shown_as_a_config_gives_it(tmp_path: Path, metr
     assert says in message(file, f"metrics={json.dumps([metric])}")
 
 
+@needs_extra("hints")
 @pytest.mark.parametrize(
     ("key", "name", "library"),
     [
@@ -307,3 +316,14 @@ def test_another_module_of_torch_is_no_loss(write_config: Callable[..., Path]) -
     with pytest.raises(ConfigError, match='unknown loss "Linear"; ') as error:
         load_config(write_config(loss="Linear"))
     assert "two tensors" not in str(error.value)
+
+
+def test_without_the_folder_of_hints_the_closest_name_is_named(
+    explain: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("utils.config.problems", "utils.config.load", "utils.registry"):
+        monkeypatch.setattr(f"{module}.find_extra", lambda folder: None)
+    assert 'unknown key "modle"; did you mean "model"?' in explain(SOUND.replace('"model"', '"modle"'))
+    assert 'unknown key "arch"; expected one of: ' in explain(sound() | {"arch": 1})
+    assert 'unknown loss "nll_los"; did you mean' in explain(sound() | {"loss": "nll_los"})
+    assert "SGD" in explain(SOUND, "optimizer.type=SGDD")

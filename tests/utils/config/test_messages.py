@@ -12,7 +12,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 from tests.configs import SOUND, message
-from tests.helpers import ROOT
+from tests.helpers import ROOT, needs_extra
 
 GOLDEN = ROOT / "tests" / "golden" / "mistakes.md"
 
@@ -99,6 +99,7 @@ def _entry(mistake: Mistake, folder: Path) -> Iterator[str]:
     yield f"```text\n{explanation}\n```\n"
 
 
+@needs_extra("hints")
 def test_typical_mistakes_are_explained_word_for_word(tmp_path: Path) -> None:
     assert golden(tmp_path) == GOLDEN.read_text(), "read the diff, then: python -m tests.utils.config.test_messages"
 

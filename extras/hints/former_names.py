@@ -1,0 +1,27 @@
+"""Names in victoresque/pytorch-template, Lightning and torch.nn.functional, and their equivalents here."""
+
+from collections.abc import Sequence
+
+FORMER_NAMES = {
+    "arch": '"model"',
+    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
+    "save_freq": '"save_period"',
+    "len_epoch": '"steps_per_epoch", under "trainer"',
+    "data_loader_args": '"data_loader": {"args": ...}',
+    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
+    "tensorboardX": '"tensorboard"',
+    "visualization": '"tensorboard", under "trainer"',
+    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
+    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
+    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
+    "top_acc": '"accuracy"',
+    "MnistModel": '"LeNet"',
+    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
+}
+
+
+def key_meant(key: str, known: Sequence[str]) -> str | None:
+    """The key of a section that is called differently elsewhere; None if it is not one of those known."""
+    former = FORMER_NAMES.get(key, "")
+    return next((name for name in known if former.startswith(f'"{name}"')), None)
