@@ -284,7 +284,7 @@ def test_lists_of_dicts_train_and_resume_exactly(
     fit: Fit, detection: dict[str, Any], named: bool, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = detected(named=named, num_workers=workers)
-    whole = fit(*OFTEN, "trainer.pictures_every=1", data_loader=data, **detection)
+    whole = fit(*OFTEN, "trainer.tensorboard=true", "trainer.pictures_every=1", data_loader=data, **detection)
     half = fork(whole.run_dir, 6)
     train.main(["-r", str(half)])
     equal(whole.run_dir, half)

@@ -203,7 +203,7 @@ def test_check_and_test_take_a_stream(
     fit: Fit, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with temporarily(DATA_LOADERS, Stream):
-        run = fit(*OFTEN, "trainer.pictures_every=1", data_loader=data("Stream")).run_dir
+        run = fit(*OFTEN, "trainer.tensorboard=true", "trainer.pictures_every=1", data_loader=data("Stream")).run_dir
         assert "data      Stream, a stream for training, 12 for validation" in capsys.readouterr().out
         load_script("test").main(["-r", str(run)])
         assert "on 12 test samples" in capsys.readouterr().out
