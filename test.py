@@ -12,6 +12,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 
 from utils.signals import exit_on_signal
 
@@ -125,7 +126,7 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").open("a").close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from error
     try:

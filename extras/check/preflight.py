@@ -158,13 +158,7 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation_batch()
         if self.trainer.supervised:
-            numbers = sum(tensor.numel() for tensor in tensors(result.targets))
-            memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
-            # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
-            # as one with smoothed labels, or with a term for unlabelled samples
-            smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
-            lenient = self.training.frozen.config or not self.config.losses or smooth or self.measures_training
-            yield replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
+            yield self._memorising(result)
         yield from self._costs()
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
@@ -294,6 +288,15 @@ class _Check:
         if len(values) > 1 and phase == "training":
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
+
+    def _memorising(self, result: StepResult) -> CheckResult:
+        numbers = sum(tensor.numel() for tensor in tensors(result.targets))
+        memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
+        # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
+        # as one with smoothed labels, or with a term for unlabelled samples
+        smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
+        lenient = self.training.frozen.config or not self.config.losses or smooth or self.measures_training
+        return replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
 
     def _costs(self) -> Iterator[CheckResult]:
         """Take a few steps with the config's optimizer: change of the loss, time and memory."""
