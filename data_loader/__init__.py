@@ -1,4 +1,4 @@
-"""Data sets: one file each. ``DATA_LOADERS.register`` makes a class available to configs by its name.
+"""Data sets: one file each. Decorators register them for use in a config.
 
 random_tensor   random inputs and targets, for trying a model
 cifar10         CIFAR10's photographs

@@ -6,5 +6,6 @@ accelerator/     the tests on an emulated accelerator
 minimal          the tests of a minimal project
 fuzz_config      mutated configs: each is refused with a location, or trains
 architecture     draws docs/architecture.svg from the imports
+project_files    the files of a new project, for new_project.py
 update_project   merges later changes of the template into a project made from it
 """

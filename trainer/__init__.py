@@ -1,4 +1,4 @@
-"""Training steps: one file per trainer. ``TRAINERS.register`` makes a class available to configs by its name.
+"""Training steps: one file per trainer. Decorators register them for use in a config.
 
 trainer   one model, one loss, batches of (inputs, targets)
 """

@@ -17,7 +17,7 @@ from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import KeyPath, OnResume, is_below
+from utils.schema import KeyPath, LossConfig, MetricConfig, OnResume, is_below
 from utils.schema_fields import field_at, section_at
 from utils.text import dotted
 
@@ -170,10 +170,12 @@ def shown(value: Any) -> str:
 
 
 def _as_written(value: Any) -> Any:
-    """A value with its components as a config would give them: without empty keys, and by name alone if that is all."""
+    """A value with its components as a config would give them: without defaults, and by name alone if that is all."""
     if isinstance(value, list):
         return [_as_written(each) for each in value]
     if not isinstance(value, dict) or "type" not in value:
         return value
-    given = {key: each for key, each in value.items() if each not in (None, {})}
+    fields = MetricConfig.model_fields | LossConfig.model_fields
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    given = {key: each for key, each in value.items() if each not in (None, {}, defaults.get(key))}
     return given["type"] if given.keys() == {"type"} else given
