@@ -77,7 +77,7 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
             momentum = args.get(key)
             value = momentum[0] if isinstance(momentum, list) and momentum else momentum
             if value is not None and value != start and not (isinstance(start, list) and value in start):
-                low, high = (dotted((*part.at, f"{end}_momentum")) for end in ("base", "max"))
+                low, high = (dotted((*part.at, bound)) for bound in ("base_momentum", "max_momentum"))
                 message = (
                     f"{value} has no effect: {name} sets the momentum itself, between {high} and {low}; set it to the "
                     f"former, {start}, or {dotted((*part.at, 'cycle_momentum'))} to false"
