@@ -33,7 +33,6 @@ from utils import cli
 from utils.config import LoadedConfig, load_config
 from utils.determinism import restore_kernels
 from utils.distributed import get_process_group
-from utils.imports import ignoring_imports
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -108,7 +107,7 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
-    with record_outcome(trainer, folder), ignoring_imports():
+    with record_outcome(trainer, folder):
         trainer.train()
     console.clear()
     for line in end_summary(loaded, trainer, folder):

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import importlib
 import io
-from collections.abc import Iterator
+import itertools
 from types import GeneratorType, ModuleType
 from typing import Any
 
@@ -29,16 +29,6 @@ def import_module(name: str) -> ModuleType:
             gc.set_threshold(*before)
 
 
-@contextlib.contextmanager
-def ignoring_imports() -> Iterator[None]:
-    """Inside the block, garbage collection ignores all earlier objects: scanning those takes 0.1 s each time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()  # objects of the run itself must be collected
-
-
 def leave_to_the_system() -> None:
     """At the end of the process, leave all objects to the system, unless a file is still to be written."""
     atexit.unregister(_leave)  # registered once, however many commands a process runs
@@ -55,10 +45,10 @@ def _leave() -> None:
 
 
 def _waits_to_be_freed() -> bool:
-    """Whether any object, in use or not, must be freed before the process ends."""
+    """Whether any object, in use or not, must be freed before the process ends. ``cli.run`` has frozen the imports."""
     objects = gc.get_objects()
     kinds = {kind for kind in set(map(type, objects)) if hasattr(kind, "__del__")} - IDLE
-    return any(_must_be_freed(each) for each in objects if type(each) in kinds)
+    return any(map(_must_be_freed, itertools.compress(objects, map(kinds.__contains__, map(type, objects)))))
 
 
 def _must_be_freed(finalized: Any) -> bool:
