@@ -248,6 +248,45 @@ sys.exit(cli.run(main))
         assert file.read() == "the last line"
 
 
+@pytest.mark.parametrize("opened", ["at the import", "later"])
+def test_a_file_of_a_module_that_is_set_aside_is_complete(tmp_path: Path, opened: str) -> None:
+    script, component, written = tmp_path / "script.py", tmp_path / "component.py", tmp_path / "written.txt"
+    at_import, later = ("OPEN()", "None") if opened == "at the import" else ("None", "OPEN()")
+    component.write_text(
+        f"""
+OPEN = lambda: open({str(written)!r}, "w")
+FILE = {at_import}
+
+def write():
+    global FILE
+    FILE = FILE or {later}
+    FILE.write("the last line")
+"""
+    )
+    script.write_text(
+        f"""
+import gc, sys
+gc.disable()
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+from utils import cli
+from utils.imports import can_freeze, no_collection, set_aside
+
+def main(argv):
+    with no_collection():
+        import component
+        forever = can_freeze()
+        print(forever)
+        set_aside(forever=forever)
+    component.write()
+
+sys.exit(cli.run(main))
+"""
+    )
+    done = run(str(script))
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [str(opened == "later")], "")
+    assert written.read_text() == "the last line"
+
+
 def test_overrides_before_and_after_options(write_config: Write) -> None:
     config = str(write_config())
     for arguments in (["trainer.epochs=1", "-c", config, "--bs", "40"], ["-c", config, "--bs=40", "trainer.epochs=1"]):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.imports import import_module
+from utils.imports import can_freeze, import_library, import_module, no_collection, set_aside
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
@@ -164,7 +164,7 @@ class Registry:
     def import_library(self) -> ModuleType | None:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
-        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_module(folder)
+        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_library(folder)
 
 
 def _execution_of(component: Callable[..., Any]) -> object:
@@ -274,11 +274,17 @@ def import_components() -> None:
 
     Raises UserError with the file and line of the user's code if an import fails.
     """
-    for folder in FOLDERS:
-        for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
-            try:
-                _warn_if_edited(import_module(f"{folder}.{path.stem}"), path)
-            except UserError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}") from error
+    with no_collection():
+        for folder in FOLDERS:
+            for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
+                _import_component(f"{folder}.{path.stem}", path)
+        set_aside(forever=can_freeze())
+
+
+def _import_component(name: str, path: Path) -> None:
+    try:
+        _warn_if_edited(import_module(name), path)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils import cli
-from utils.imports import import_module
+from utils.imports import import_library, import_module
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,24 @@ def test_what_a_component_sets_for_it_is_kept(tmp_path: Path, monkeypatch: pytes
     assert gc.get_threshold() == before
     import_module("one_frugal_module")
     assert gc.get_threshold()[0] == 123_456
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_collection_looks_through_a_new_library_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    name = f"one_large_library_{frozen}".lower()
+    (tmp_path / f"{name}.py").write_text("OBJECTS = [[] for _ in range(100_000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    gc.collect()
+    if frozen:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    library = import_library(name)
+    young = [each for generation in (0, 1) for each in gc.get_objects(generation)]
+    assert len(young) < 10_000
+    assert (gc.get_freeze_count() > before + 99_000) == frozen
+    assert import_library(name) is library
 
 
 @pytest.mark.parametrize("launched", [True, False])
