@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +24,7 @@ class FiniteLosses:
     def begin(self, progress: Progress) -> None:
         """Start from the current step."""
         self._losses: list[Tensor | float] = []  # this process's parts
-        self._before = replace(progress)
+        self._before = copy(progress)
 
     def add(self, loss: Tensor | float) -> None:
         """Add the loss of a step, by ``to_scalar``."""

@@ -72,7 +72,7 @@ class TrainingLog:
         if self.process_group.world_size > 1:  # the loss over all processes; an estimate until the next point
             self._loss = self._total(loss) / self.process_group.world_size
         now = time.perf_counter()
-        if self.console.prints_progress and now >= self._next_line:
+        if now >= self._next_line and self.console.prints_progress:
             self._next_line = now + LINE_INTERVAL
             self.console.info(self._progress_line())
             self.table.interrupted()
