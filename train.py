@@ -33,6 +33,7 @@ from utils import cli
 from utils.config import LoadedConfig, load_config
 from utils.determinism import restore_kernels
 from utils.distributed import get_process_group
+from utils.imports import frozen
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -107,7 +108,7 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
-    with record_outcome(trainer, folder):
+    with record_outcome(trainer, folder), frozen():
         trainer.train()
     console.clear()
     for line in end_summary(loaded, trainer, folder):

@@ -64,6 +64,18 @@ def set_aside(*, forever: bool) -> None:
         gc.unfreeze()  # into the oldest generation
 
 
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Inside the block, collections ignore all earlier objects, in worker processes too, which would copy them."""
+    forever = can_freeze()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not forever:
+            gc.unfreeze()
+
+
 def leave_to_the_system() -> None:
     """At the end of the process, leave all objects to the system, unless a file is still to be written."""
     atexit.unregister(_leave)  # registered once, however many commands a process runs

@@ -51,16 +51,12 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     trace = Trace()
     recorder = Recorder(model)
     try:
-        with (
-            untouched(trainer, "model summary"),
-            traced(model, trace),
-            recording(model, recorder),
-            warnings.catch_warnings(),
-        ):
-            model.eval()
-            warnings.simplefilter("ignore")  # the first training step will show them
-            samples = first_batch(trainer, 2)
-            trainer.eval_step(trainer.runtime.to_device(samples))
+        with untouched(trainer, "model summary"):
+            samples = first_batch(trainer, 2)  # starts the workers, which would inherit what is switched on below
+            with traced(model, trace), recording(model, recorder), warnings.catch_warnings():
+                model.eval()
+                warnings.simplefilter("ignore")  # the first training step will show them
+                trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # from the user's own code, which may not support this batch size
         return f"{_size(trainer)}\n\nNo table of layers or graph: {error}", None
     table = "\n".join(markdown_table(HEADER, trace.rows, right=[3]))

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +20,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import train
+from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
@@ -159,6 +163,43 @@ def test_without_validation_the_pictures_are_of_training_samples(fit: Fit) -> No
     assert {"training/confusion_matrix", "training/mistakes"} <= tags(looked)
     alone = fit(*none[::2], "trainer.tensorboard=false", **IMAGES).run_dir
     assert same(state(looked)["model"], state(alone)["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked, and so inherit, on Linux only")
+def test_worker_processes_inherit_nothing_of_the_graph(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed, ignored = tmp_path / "followed", tmp_path / "ignored"
+
+    class Follows(Recorder):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            with followed.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    class Rows(Dataset[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            if warnings.filters[0][:3] == ("ignore", None, Warning):
+                ignored.touch()
+            return torch.ones(3).add(index), torch.ones(1)
+
+    class RowsLoader(BaseDataLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            return Rows()
+
+        def test_data(self) -> Any:
+            return Rows()
+
+    monkeypatch.setattr("extras.tensorboard.model_summary.Recorder", Follows)
+    with temporarily(DATA_LOADERS, RowsLoader):
+        loader = {"type": "RowsLoader", "args": {"batch_size": 8, "num_workers": 1, "validation_split": 8}}
+        fit("trainer.epochs=1", **{**LINE, "data_loader": loader})
+    assert set(followed.read_text().split()) == {str(os.getpid())}
+    assert not ignored.exists(), "a data set's warnings would not be shown"
 
 
 @pytest.mark.slow
