@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from tests.helpers import temporarily
+from tests.helpers import needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.config.schedulers import make_scheduler
@@ -55,7 +55,9 @@ def with_args(**args: Any) -> dict[str, Any]:
         ({"trainer": {**OFF, "pictures_every": 2}}, ["trainer.pictures_every: has no effect without TensorBoard"]),
         ({"trainer": {**OFF, "pictures_every": 0}}, []),
         ({"trainer": {**OFF, "validate_every_steps": 2}}, ["trainer.validate_every_steps: has no effect: no writer"]),
-        ({"trainer": {**OFF, "validate_every_steps": 2, "writers": ["csv"]}}, []),
+        pytest.param(
+            {"trainer": {**OFF, "validate_every_steps": 2, "writers": ["csv"]}}, [], marks=needs_extra("writers")
+        ),
         (
             {"data_loader": with_args(validation_split=0), "validation": with_args(drop_last=True, balanced=True)},
             ["validation.args.drop_last: has no effect", "validation.args.balanced: has no effect"],
