@@ -24,7 +24,7 @@ class TrainerInterface(ABC):
     """Whether outputs are compared with targets. If False (a GAN, an autoencoder), the config needs no loss, and
     --check, the report and pictures do not treat the outputs as a classifier's."""
     logs: ClassVar[Sequence[str]] = ()
-    """Names of additional values that a step may log, by ``StepResult.log``."""
+    """Names of additional values that a step may log, by ``StepResult.log``, and that ``validate`` may return."""
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         if not isinstance(experiment, Experiment):
