@@ -130,6 +130,7 @@ def test_a_scatter_plot_of_any_numbers(predicted: list[float], true: list[float]
     assert opened(thumbnails.scatter(found)).size == (560, 558)
 
 
+@pytest.mark.slow
 def test_they_need_no_matplotlib() -> None:
     code = (
         "import sys, numpy, torch, extras.tensorboard.thumbnails as t\n"
