@@ -98,7 +98,9 @@ def test_a_process_that_hangs_is_named(write_config: Write, tmp_path: Path) -> N
 def test_a_launcher_that_restarts_resumes_its_run(
     write_config: Write, tmp_path: Path, fit: Callable[..., train.Result], rank: int
 ) -> None:
-    done, _ = launch(write_config(trainer=OFTEN), tmp_path, f"7:{rank}:kill", "--max-restarts", "3")
+    # torchrun looks at its processes so rarely that the other one can say what happened before it is terminated
+    options = ("--max-restarts", "3", "--monitor-interval", "3")
+    done, _ = launch(write_config(trainer=OFTEN), tmp_path, f"7:{rank}:kill", *options)
     assert done.returncode == 0, done.stderr
     assert f"process {1 - rank} of 2 has ended" not in done.stderr
     assert f"error: process {rank} of 2 has ended" in done.stderr
