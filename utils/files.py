@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -22,18 +22,31 @@ def file_signature(status: os.stat_result) -> FileSignature:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces this path once it is on disk. Raises OSError, and then leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    with atomic_writes([path]) as [file]:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """Write files of one folder that replace these paths once all are on disk. Raises OSError as ``atomic_write``."""
+    temporaries = [path.with_name(f".{path.name}.tmp") for path in paths]
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with contextlib.ExitStack() as stack:
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+            files: list[BinaryIO] = [stack.enter_context(temporary.open("xb")) for temporary in temporaries]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         raise
 
 

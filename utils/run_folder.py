@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
-from utils.files import atomic_write, lock_file, read_text
+from utils.files import atomic_writes, lock_file, read_text
 from utils.paths import PROJECT, project_path
 
 if TYPE_CHECKING:
@@ -344,15 +344,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files by name; none replaces an older one until all are on disk. Raises TrainingError."""
-    path = folder
+    path = folder / next(iter(contents), "")
     try:
-        with contextlib.ExitStack() as stack:
-            for name, content in contents.items():
+        with atomic_writes([folder / each for each in contents]) as files:
+            for file, (name, content) in zip(files, contents.items(), strict=True):
                 path = folder / name
-                file = stack.enter_context(atomic_write(path))
                 file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+                file.flush()  # a full disk is reported for the file that it cannot take
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 

@@ -57,7 +57,7 @@ class LoadedConfig:
 
     def is_override(self, path: KeyPath) -> bool:
         """Whether the value at this path comes from the command line."""
-        return self.document.locate(path).line == 0
+        return self.document.is_override(path)
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
@@ -109,7 +109,7 @@ def _checked(
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
-        problems += [each for each in ineffective(config) if document.locate(each.path).line == 0]
+        problems += [each for each in ineffective(config) if document.is_override(each.path)]
 
     # a value that is not known yet cannot be wrong
     problems = [*references.problems, *(one for one in problems if one.at_key or not is_below(one.path, *unknown))]

@@ -97,6 +97,10 @@ class Document:
     def error(self, path: KeyPath, message: str) -> ConfigError:
         return ConfigError(self.locate(path).show(message))
 
+    def is_override(self, path: KeyPath) -> bool:
+        """Whether the value at this path comes from the command line, rather than a file."""
+        return self.locate(path).line == 0
+
     def set_source(self, path: KeyPath, source: Source) -> None:
         """Mark everything at and below a path as coming from this source."""
         self.sources = {old: kept for old, kept in self.sources.items() if not is_below(old, path)}

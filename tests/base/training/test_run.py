@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,14 @@ def test_a_run_records_how_it_ended(fit: Fit, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_full_disk_at_the_end_does_not_fail_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = files.atomic_write
+    original = files.atomic_writes
 
-    def write(path: Path) -> Any:
-        if path.name == "environment.json" and path.exists():
+    def write(paths: Sequence[Path]) -> Any:
+        if any(path.name == "environment.json" and path.exists() for path in paths):
             raise OSError(28, "No space left on device")
-        return original(path)
+        return original(paths)
 
-    monkeypatch.setattr("utils.run_folder.atomic_write", write)
+    monkeypatch.setattr("utils.run_folder.atomic_writes", write)
     run = fit("trainer.epochs=1").run_dir
     assert "outcome" not in environment(run)
 

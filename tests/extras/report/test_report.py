@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -197,16 +197,21 @@ def test_a_full_disk_leaves_the_older_report_as_it_was(
     """All of it: no new picture beside old numbers."""
     test.main(["-r", str(run)])
     before = {path.name: path.read_bytes() for path in (run / "test").iterdir()}
-    original = files.atomic_write
+    original = files.atomic_writes
+
+    class Full:
+        def write(self, _: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            """Nothing is waiting."""
 
     @contextlib.contextmanager
-    def write(path: Path) -> Iterator[Any]:
-        with original(path) as file:
-            if path.name == name:
-                raise OSError(28, "No space left on device")
-            yield file
+    def write(paths: Sequence[Path]) -> Iterator[Any]:
+        with original(paths) as opened:
+            yield [Full() if path.name == name else file for path, file in zip(paths, opened, strict=True)]
 
-    monkeypatch.setattr("utils.run_folder.atomic_write", write)
+    monkeypatch.setattr("utils.run_folder.atomic_writes", write)
     last = run / "checkpoints" / "last.pth"
     assert cli.run(test.main, ["-r", str(last), "data_loader.args.eval_batch_size=3"]) == 2
     assert f"{name}: No space left on device; make room" in capsys.readouterr().err
