@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.metric import StepResult, outputs_and_targets
-from base.training.metrics import divisor, to_scalar
+from base.training.metrics import HALF, divisor, to_scalar
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.tree import tensors
@@ -99,20 +99,35 @@ class CountedLoss:
         outputs, targets = outputs_and_targets(args, kwargs)
         if isinstance(outputs, Tensor):
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
-        count = self._count(outputs, targets)
+        # on the CPU, torch's own count is free; elsewhere, its mean over nothing is NaN before the host could know
+        loss: Any = self.loss(*args, **kwargs) if self.total and getattr(targets, "is_cpu", False) else None
+        count: Any = torch_divisor(loss)
         if count is None:
-            return with_count(self.loss(*args, **kwargs), None)
-        self.last_count = count = to_scalar(count)
-        empty = not isinstance(count, Tensor) and count == 0
-        if self.total is not None and (empty or isinstance(count, Tensor)):
-            return with_count(self.total(*args, **kwargs) / divisor(count), count)
-        if empty:  # the loss, and its gradients, may be 0 / 0
-            zero: Any = sum(each.sum() for each in tensors(outputs)) * 0.0
-            return with_count(zero, count)
-        return with_count(self.loss(*args, **kwargs), count)
+            count = self._count(outputs, targets)
+        if count is not None:
+            self.last_count = count = to_scalar(count)
+        if self.total and (isinstance(count, Tensor) or count == 0):
+            loss = self.total(*args, **kwargs) / divisor(count)
+        elif not isinstance(count, Tensor) and count == 0:  # the loss, and its gradients, may be 0 / 0
+            loss = sum(each.sum() for each in tensors(outputs)) * 0.0
+        elif loss is None:
+            loss = self.loss(*args, **kwargs)
+        return with_count(loss, count)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loss"], name)
+
+
+def torch_divisor(loss: Tensor | None) -> Tensor | None:
+    """What ``torch.nn.functional.nll_loss`` divided its mean by, shape (), which it keeps for the backward pass.
+
+    None if the loss is not its result, or has no gradient, or the dtype would round the count.
+    """
+    node = None if loss is None else loss.grad_fn
+    if node is None or not node.name().startswith("NllLoss"):
+        return None
+    total: Tensor = node._saved_total_weight  # type: ignore[attr-defined]
+    return None if total.dtype in HALF else total
 
 
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
@@ -125,7 +140,7 @@ def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ig
         return targets.numel() // targets.shape[1] if targets.dim() > 1 else len(targets)
     kept = targets != ignore
     if weight is None:
-        return to_scalar(kept.count_nonzero())  # in half the time of sum()
+        return to_scalar(kept.sum())
     return to_scalar((weight[torch.where(kept, targets, 0)] * kept).sum())
 
 

@@ -257,6 +257,15 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert loss(outputs, targets).equal(module(outputs, targets))
             assert loss(target=targets, input=outputs).equal(module(outputs, targets))
             assert loss.last_count == pytest.approx(count)
+            loss(outputs.clone().requires_grad_(), targets)  # here the count is what torch has kept
+            assert loss.last_count == pytest.approx(count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_count_is_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    loss = counted(nn.CrossEntropyLoss())
+    loss(torch.randn(2049, 3, dtype=dtype, requires_grad=True), torch.randint(3, (2049,)))
+    assert loss.last_count == 2049  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -308,7 +317,7 @@ def test_a_sum_over_pixels_adds_each_in_one_order(
     monkeypatch.setattr(F, "cross_entropy", watched)
     loss = counted(nn.CrossEntropyLoss() if by_class else functools.partial(cross_entropy))
     assert float(loss(outputs, targets)) == pytest.approx(expected, rel=1e-5)
-    assert reductions == ["sum" if len(shape) == 2 else "none"]
+    assert reductions[-1] == ("sum" if len(shape) == 2 else "none")
 
 
 def test_losses_over_samples_are_left_as_they_are() -> None:
