@@ -212,6 +212,27 @@ sys.exit(cli.run(main))
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True"], "")
 
 
+def test_a_run_leaves_what_was_imported_out_of_collections(write_config: Write, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import gc, sys
+sys.path.insert(0, {str(ROOT)!r})
+gc.disable()
+import train
+from utils import cli
+
+def main(argv):
+    train.main(argv)
+    print(gc.get_freeze_count() > 1000)
+
+sys.exit(cli.run(main))
+"""
+    )
+    done = run(str(script), "-c", str(write_config()))
+    assert (done.returncode, done.stdout.split()[-1], done.stderr) == (0, "True", "")
+
+
 def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
     script, component = tmp_path / "script.py", tmp_path / "component.py"
     component.write_text(

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 FileSignature = tuple[int, int, int]
 """Size in bytes; last change of the content (mtime) and of anything (ctime), in nanoseconds."""
@@ -97,7 +97,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def lock_file(file: IO[str]) -> bool:
+def lock_file(file: IO[Any]) -> bool:
     """Lock an open file, or close it and return False if another process holds the lock.
 
     The system releases the lock when the process ends, so none becomes stale. It is a POSIX lock, which worker

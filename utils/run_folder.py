@@ -147,8 +147,9 @@ class RunFolder:
             if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
                 raise UserError(f"{path} cannot be written: permission denied; change it with chmod u+w")
         try:
-            # not twice in one process: closing the second file would release the lock of the first
-            if own in _owned or not lock_file(file := (own / ".lock").open("a")):
+            # not twice in one process: closing the second file would release the lock of the first. Unbuffered: nothing
+            # waits to be written to it, for which utils.imports would keep all objects
+            if own in _owned or not lock_file(file := (own / ".lock").open("ab", buffering=0)):
                 raise UserError(f"{self.path} is in use: another process {doing}")
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
