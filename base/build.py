@@ -47,7 +47,7 @@ from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
-from utils.optimizers import import_compiler_late, needs_closure
+from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.prepare import prepare_model, prepare_optimizer, supports_fused
 from utils.random import isolated, seed_generators
@@ -348,7 +348,6 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
     given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
-    import_compiler_late()
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
     check_super(loaded, at, optimizer, "defaults", "params, defaults")
     if "lr" not in optimizer.defaults and any("lr" not in group for group in optimizer.param_groups):

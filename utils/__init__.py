@@ -33,4 +33,5 @@ paths              the project's folder
 streams            standard output and error that never fail
 user_code          the line of the user's code that raised an error
 imports            imports without garbage collection
+late_compiler      leaves torch's compiler unimported until something is compiled
 """

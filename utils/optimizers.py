@@ -1,7 +1,4 @@
-"""Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks.
-
-Also lets them work without torch's compiler, which torch imports for each optimizer.
-"""
+"""Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks."""
 
 import functools
 import inspect
@@ -18,15 +15,6 @@ from utils.tree import Keys, map_with_keys
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
 """Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
 history longer than a new ``history_size``."""
-
-
-def import_compiler_late() -> None:
-    """Let optimizers be created, saved and loaded without importing torch's compiler, which takes 2 s of CPU time.
-
-    torch's wrappers import it only to exclude these methods from compilation, and nothing here compiles them.
-    """
-    for name in ("add_param_group", "state_dict", "load_state_dict"):
-        setattr(Optimizer, name, inspect.unwrap(getattr(Optimizer, name)))
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

@@ -18,6 +18,7 @@ from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.imports import can_freeze, import_library, import_module, no_collection, set_aside
+from utils.late_compiler import import_compiler_late
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
@@ -274,6 +275,7 @@ def import_components() -> None:
 
     Raises UserError with the file and line of the user's code if an import fails.
     """
+    import_compiler_late()
     with no_collection():
         for folder in FOLDERS:
             for path in sorted((PROJECT / folder).glob("[!_.]*.py")):

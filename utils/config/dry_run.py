@@ -19,7 +19,7 @@ from utils.config.schedulers import make_scheduler
 from utils.device import pick_device
 from utils.errors import ConfigError
 from utils.nested_arguments import built
-from utils.optimizers import UnmarkedStep, import_compiler_late
+from utils.optimizers import UnmarkedStep
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.schema import KeyPath, is_below, name_and_args
 from utils.user_code import format_error
@@ -119,7 +119,6 @@ def _optimizer(
     path: KeyPath, name: str, args: dict[str, Any], *, step: bool, others: Mapping[str, Any] = MappingProxyType({})
 ) -> Optimizer:
     """Build an optimizer and step it, since some check arguments only then. others: known valid arguments."""
-    import_compiler_late()
     kind: Any = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 

@@ -15,7 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile
 
 from tests.helpers import ROOT, same
-from utils.optimizers import UnmarkedStep, import_compiler_late
+from utils.late_compiler import import_compiler_late
+from utils.optimizers import UnmarkedStep
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
@@ -156,7 +157,10 @@ SCHEDULE = 'lr_scheduler={"type": "OneCycleLR", "args": {"max_lr": 1e-6}, "inter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), (SCHEDULE, "trainer.clip_grad_norm=1", "trainer.ema.decay=0.9")])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), (SCHEDULE, "trainer.clip_grad_norm=1", "trainer.ema.decay=0.9"), ('metrics=["MeanSquaredError"]',)],
+)
 def test_a_run_does_not_import_the_compiler(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     script = """
         import sys, train
