@@ -55,6 +55,10 @@ def sgd() -> SGD:
     return SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
+def cross_entropy() -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.tensor([0]))
+
+
 def compiled() -> torch.nn.Module:
     module: Any = torch.compile(torch.nn.Linear(1, 1))
     assert isinstance(module, torch.nn.Module)
@@ -128,6 +132,18 @@ PRIVATE = [
             "_StorageInfo": lambda: hasattr(filesystem, "_StorageInfo"),
             "_MEM_FORMAT_ENCODING": lambda: hasattr(metadata, "_MEM_FORMAT_ENCODING"),
         }.items()
+    ),
+    Private(
+        "_saved_total_weight",
+        "base/training/loss.py",
+        lambda: hasattr(cross_entropy().grad_fn, "_saved_total_weight"),
+        "the targets of a cross entropy are counted once more",
+    ),
+    Private(
+        "_dynamo",
+        "utils/late_compiler.py",
+        lambda: hasattr(torch._dynamo.utils, "is_compile_supported"),
+        "torchvision is imported with torch's compiler, which takes a second",
     ),
     Private(
         "_opt_called",

@@ -126,8 +126,8 @@ def torch_divisor(loss: Tensor | None) -> Tensor | None:
     node = None if loss is None else loss.grad_fn
     if node is None or not node.name().startswith("NllLoss"):
         return None
-    total: Tensor = node._saved_total_weight  # type: ignore[attr-defined]
-    return None if total.dtype in HALF else total
+    total: Tensor | None = getattr(node, "_saved_total_weight", None)
+    return None if total is None or total.dtype in HALF else total
 
 
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
