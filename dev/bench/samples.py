@@ -35,6 +35,17 @@ class RowsWithNoise(Rows):
         return row + (random.random() + np.random.rand()) * torch.rand(()), target
 
 
+class Arrays(Rows):
+    """The same as NumPy arrays, with a number as the label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrays, self.labels = self.rows.numpy(), self.targets.tolist()
+
+    def __getitem__(self, index: int) -> Any:
+        return self.arrays[index], self.labels[index]
+
+
 class Texts(Dataset[int]):
     """A Python list of a million strings, of which a worker touches each once a pass: how much does it copy?"""
 
@@ -131,7 +142,9 @@ def main() -> None:
         growth(options.growth, 4)
         return
     print("| data set | workers | batch | by hand, us | ours, us | ratio |\n|---|---|---|---|---|---|")
-    for dataset, workers, batch in itertools.product((Rows(), Photographs(), RowsWithNoise()), (0, 2), (16, 64)):
+    for dataset, workers, batch in itertools.product(
+        (Rows(), Arrays(), Photographs(), RowsWithNoise()), (0, 2), (16, 64)
+    ):
         hand, own = turns(dataset, batch, workers, options.turns)
         name = (type(dataset).__doc__ or "").split("\n")[0].rstrip(".")
         cells = [f"{median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in (hand, own)]

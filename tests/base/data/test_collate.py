@@ -14,6 +14,7 @@ from base.data.batches import Batches
 from base.data.collate import SMALL, collate_samples
 from base.data.sample_source import SampleSource
 from tests.helpers import same
+from utils.tree import tensors
 
 
 class Named(NamedTuple):
@@ -26,6 +27,10 @@ SAMPLES: dict[str, Callable[[int], Any]] = {
     "tensor and number": lambda index: (torch.full((3,), float(index)), index),
     "numbers": lambda index: (index, index / 2, index % 2 == 0, str(index)),
     "arrays": lambda index: (np.full(3, index), np.float32(index)),
+    "arrays without dimensions": lambda index: (np.array(index), np.array(index / 2, np.float16)),
+    "arrays that begin elsewhere": lambda index: (np.arange(60.0).reshape(3, 4, 5)[:, ::2].transpose(2, 0, 1), index),
+    "images with the channels last": lambda index: (np.arange(24).reshape(2, 4, 3).transpose(2, 0, 1) + index, index),
+    "videos": lambda index: (np.arange(48.0).reshape(2, 2, 4, 3).transpose(3, 0, 1, 2) + index, index),
     "nested": lambda index: (torch.full((3,), index), {"box": torch.ones(4) * index, "name": str(index)}),
     "dict": lambda index: {"row": torch.full((3,), index), "label": index},
     "named tuple": lambda index: Named(torch.full((3,), index), index),
@@ -38,12 +43,19 @@ SAMPLES: dict[str, Callable[[int], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SAMPLES)
+MIXED: dict[str, Callable[[int], Any]] = {
+    "arrays of two dtypes": lambda index: (np.ones(2, [np.float32, np.int64][index % 2]), [1, 1.5][index % 2]),
+    "numbers of two kinds": lambda index: ([1, True][index % 2], [1.5, 1][index % 2], [True, 2][index % 2]),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES | MIXED)
 def test_a_batch_is_what_torch_makes_of_the_samples(kind: str) -> None:
-    samples = [SAMPLES[kind](index) for index in range(5)]
+    samples = [(SAMPLES | MIXED)[kind](index) for index in range(5)]
     made, expected = collate_samples(samples), default_collate(samples)
     assert type(made) is type(expected)
     assert same(made, expected)
+    assert [each.stride() for each in tensors(made)] == [each.stride() for each in tensors(expected)]
 
 
 @pytest.mark.parametrize("nest", [lambda row: row, lambda row: (row, 1), lambda row: ({"x": [row]}, 1)])
@@ -69,8 +81,15 @@ def test_rows_of_a_memory_mapped_file_give_no_warning(tmp_path: Path, nest: Call
         [{"row": torch.ones(2)}, {"raw": torch.ones(2)}],
         [{"row": torch.ones(2)}, {"row": torch.ones(3)}],
         [[torch.ones(2)], [torch.ones(3)]],
+        [(np.ones(2), 0), (np.ones(3), 1)],
+        [(np.array(["text"]), 0), (np.array(["text"]), 1)],
+        [(0, 0), (2**64, 1)],
+        [(0, 0), ("text", 1)],
     ],
-    ids=["shapes", "lengths", "kinds", "nothing", "sparse", "keys", "shapes in dicts", "shapes in lists"],
+    ids=[
+        *("shapes", "lengths", "kinds", "nothing", "sparse", "keys", "shapes in dicts", "shapes in lists"),
+        *("shapes of arrays", "texts in an array", "an integer of more than 64 bits", "number and text"),
+    ],
 )
 def test_samples_that_do_not_fit_raise_what_torch_raises(samples: list[Any]) -> None:
     with pytest.raises(Exception) as expected:  # noqa: PT011  (whatever torch raises)
