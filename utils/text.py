@@ -1,6 +1,7 @@
 """Formatting of numbers, times and tables, the same everywhere."""
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,11 @@ OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
 def number(value: float) -> str:
     """Format with four significant digits and trailing zeros, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")
+
+
+def number_or_dash(value: float | None) -> str:
+    """A number in a table, as by ``number``; "-" for a missing one: None or NaN."""
+    return "-" if value is None or math.isnan(value) else number(value)
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:

@@ -38,7 +38,7 @@ from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file, replace_files
 from utils.streams import say
-from utils.text import count, duration, number, table
+from utils.text import count, duration, number, number_or_dash, table
 
 TABLE = "comparison.csv"
 MEANS = "comparison_means.csv"
@@ -223,9 +223,9 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
     yield ["run", *(shortened(group.short_name(run), 34) for run in runs)]
     name = group.monitor.split()[1]
     best = [run.best(group.monitor) for run in runs]
-    yield ["best", *(number(pair[0]) if pair else "-" for pair in best)]
+    yield ["best", *(number_or_dash(pair[0] if pair else None) for pair in best)]
     lasts = [run.records[-1].get(name) if run.records else None for run in runs]
-    yield ["last", *("-" if last is None else number(last) for last in lasts)]
+    yield ["last", *map(number_or_dash, lasts)]
     states = [run.state() for run in runs]
     if set(states) != {"finished"}:
         yield ["state", *(shortened(state, 32) for state in states)]
@@ -251,13 +251,13 @@ def _columns(group: RunGroup) -> Iterator[list[str]]:
         if metric != name:
             monitor = f"{direction(metric, runs)} {metric}"
             bests = [run.best(monitor) for run in runs]
-            yield [monitor, *(number(pair[0]) if pair else "-" for pair in bests)]
+            yield [monitor, *(number_or_dash(pair[0] if pair else None) for pair in bests)]
     for key in keys[3:]:
         yield _key_column(key, group)
 
 
 def _test_column(name: str, runs: Sequence[Run]) -> list[str]:
-    return [f"test {name}", *(number(run.test[name]) if name in run.test else "-" for run in runs)]
+    return [f"test {name}", *(number_or_dash(run.test.get(name)) for run in runs)]
 
 
 def _key_column(key: str, group: RunGroup) -> list[str]:

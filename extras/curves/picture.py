@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from extras.axis import Axis, ticks
 from extras.pen import BLACK, COLOURS, GREY, GRID, Point, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
-from utils.text import number
+from utils.text import number, number_or_dash
 
 # in pixels
 PANEL = (500, 300)
@@ -103,7 +103,7 @@ def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -
         write(pen, (end + 12, top - 39), about, size=11, colour=GREY)
     x = left
     for place, (label, line) in enumerate(chart.lines.items()):
-        text = f"{label} {'-' if line[-1] is None else number(line[-1])}"
+        text = f"{label} {number_or_dash(line[-1])}"
         if x + 7 * len(text) > left + PANEL[0] - LEFT - RIGHT:
             write(pen, (x, top - 22), "…", size=11, colour=GREY)
             break

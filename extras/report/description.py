@@ -13,7 +13,7 @@ from extras.letters import shortened
 from extras.report.statistics import Classification, Regression
 from utils.run_folder import RunFolder, git_state
 from utils.schema import Component, Config
-from utils.text import count, number
+from utils.text import count, number, number_or_dash
 
 CURVES = "curves.png"
 MUCH = 10
@@ -85,7 +85,7 @@ def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, 
     for name, value in values.items():
         before = [record.get(name), record.get(f"val_{name}")]
         if any(item is not None for item in before):
-            rows.append([name, *("-" if item is None else number(item) for item in before), number(value)])
+            rows.append([name, *map(number_or_dash, [*before, value])])
     if rows or curves:
         yield Heading("Training and test")
     if rows:

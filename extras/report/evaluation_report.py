@@ -24,7 +24,7 @@ from utils.errors import DataError, TrainingError
 from utils.extras import find_extra
 from utils.files import atomic_write
 from utils.run_folder import replace_files
-from utils.text import count, number
+from utils.text import count, number_or_dash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,7 +145,7 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         if self.classification is not None and (only := self.classification.only_prediction()) is not None:
             yield Paragraph(f"The model predicts {self.class_names()[only]} for every sample.", strong=True)
-        yield Table(["metric", "value"], [[name, _digits(value)] for name, value in values.items()])
+        yield Table(["metric", "value"], [[name, number_or_dash(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
             what = count(found.not_finite, "sample" if self.classification is not None else "number")
             are = "is" if found.not_finite == 1 else "are"
@@ -267,11 +267,11 @@ def _classes(
     present = scores.support > 0
     columns = [scores.precision, scores.recall, scores.f1]
     rows = [
-        [name, *(_digits(value, ".3f") for value in values), f"{count:,}"]
+        [name, *(_share(value) for value in values), f"{count:,}"]
         for name, *values, count in zip(names, *columns, scores.support, strict=True)
     ]
     means = [float(np.nan_to_num(column[present]).mean()) if present.any() else math.nan for column in columns]
-    rows.append(["mean over classes", *(_digits(value, ".3f") for value in means), f"{found.samples:,}"])
+    rows.append(["mean over classes", *(_share(value) for value in means), f"{found.samples:,}"])
     yield Heading("Classes")
     yield Table(["class", "precision", "recall", "F1", "support"], rows)
     yield Picture("confusion matrix", "confusion_matrix.png")
@@ -316,13 +316,11 @@ def _residuals(found: Regression) -> Iterator[Block]:
         "largest absolute value": values.largest,
     }
     yield Heading("Residuals: predicted - true")
-    yield Table([f"of {found.numbers:,} values", ""], [[name, _digits(value)] for name, value in named.items()])
+    yield Table([f"of {found.numbers:,} values", ""], [[name, number_or_dash(value)] for name, value in named.items()])
     yield Picture("predicted and true values", "scatter.png")
     yield Picture("residuals", "residuals.png")
 
 
-def _digits(value: float, form: str = "") -> str:
-    """A number in a table; a dash where there is none. form: as of str.format; by default, four significant digits."""
-    if math.isnan(value):
-        return "-"
-    return format(value, form) if form else number(value)
+def _share(value: float) -> str:
+    """A number from 0 to 1 in a table; a dash if it is NaN."""
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from extras.sweep.sweep_folder import Spec, Trial, best_trial
 from logger.console import styled, unstyled
 from utils.streams import is_plain, say
-from utils.text import duration, number, printable, table
+from utils.text import duration, number, number_or_dash, printable, table
 
 MOST_ROWS = 16
 
@@ -86,7 +86,7 @@ class Display:
         name = self.spec.value_name
         cells = [["running", "epoch", name, "time", *map(self.spec.short, self.spec.keys)]]
         for row in sorted(rows, key=lambda row: row.trial.number)[:MOST_ROWS]:
-            value = "-" if row.value is None else number(row.value)
+            value = number_or_dash(row.value)
             epochs = f"{row.epochs}/{row.trial.values.get('trainer.epochs', self.spec.epochs)}"
             values = [short_value(row.trial.values[key]) for key in self.spec.keys]
             cells.append([row.trial.name, epochs, value, duration(row.seconds), *values])

@@ -10,7 +10,7 @@ from pathlib import Path
 from extras.sweep.display import short_value
 from extras.sweep.sweep_folder import Spec, Trial
 from utils.paths import PROJECT, display_path
-from utils.text import duration, number
+from utils.text import duration, number, number_or_dash
 
 # 97.5% quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
 T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -49,7 +49,7 @@ class Repeated:
     def row(self) -> list[str]:
         low, high = self.interval
         several = len(self.results) > 1
-        cells = [str(len(self.results)), number(self.mean), number(self.deviation) if several else "-"]
+        cells = [str(len(self.results)), number(self.mean), number_or_dash(self.deviation)]
         return [*map(short_value, self.values.values()), *cells, f"{number(low)} to {number(high)}" if several else "-"]
 
 
@@ -109,11 +109,10 @@ def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[li
     for trial in ranked:
         outcome = trial.outcome
         assert outcome is not None
-        value = "-" if outcome.value is None else number(outcome.value)
         epochs = [str(outcome.epoch or "-"), str(outcome.epochs)]
         values = [short_value(trial.values[key]) for key in spec.keys]
         seconds = duration(outcome.seconds, fine=True) if outcome.epochs else "-"  # only those of epochs are known
-        rows.append([trial.name, value, *epochs, seconds, *values, outcome.state])
+        rows.append([trial.name, number_or_dash(outcome.value), *epochs, seconds, *values, outcome.state])
     return header, rows
 
 

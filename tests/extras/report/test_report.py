@@ -614,13 +614,17 @@ class Softmax(BaseModel):
         return outputs
 
 
-def test_a_sample_that_is_not_finite_changes_no_other(fit: Fit) -> None:
+def test_a_sample_that_is_not_finite_changes_no_other(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     with temporarily(DATA_LOADERS, Broken), temporarily(MODELS, Softmax):
         keys = {"data_loader": {"type": "Broken", "args": {"batch_size": 16}}, "model": "Softmax"}
         run = fit("--lr=1e-9", "trainer.epochs=1", "trainer.monitor=null", loss="cross_entropy", metrics=[], **keys)
         test.main(["-r", str(run.run_dir)])
     text = sound(run.run_dir / "test")
     assert "1 sample is not finite in the outputs, and left out of what follows." in text
+    assert "nan" not in text.lower()  # in every table, a dash
+    assert "nan" not in capsys.readouterr().out
+    assert re.search(r"\| loss +\| +- \|", text)
+    assert re.search(r"\| loss +\| .* \| +- \| +- \|", text)
     first, second, *_ = csv.DictReader((run.run_dir / "test/predictions.csv").read_text().splitlines())
     assert (first["predicted"], first["p_0"]) == ("", "nan")
     inputs = Broken(batch_size=16).test_data().inputs
