@@ -1,6 +1,6 @@
 """Interprets the model's outputs: a class and its probability, values, masks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from base.training.library_metric import LOGITS, PROBABILITIES
 from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
 from utils.errors import DataError
-from utils.tree import describe_batch, map_tensors
+from utils.tree import describe_batch, map_tensors, tensors
 
 ADVICE = "define predict_step in the trainer to return the predictions (docs/predict.md)"
 
@@ -26,7 +26,7 @@ class Field:
     labels: Sequence[str] | None = None
     """Column names for an array of shape (B, D)."""
     digits: int = 9
-    """Significant digits of a float. Nine reproduce every float32."""
+    """Significant digits of a float. Nine reproduce every float32, 17 every float64."""
     prefix: str = ""
     """Placed before the labels in a table."""
 
@@ -96,7 +96,9 @@ class Interpreter:
                 yield from self._fields(value, count, task.part(str(key)), _joined(name, str(key)))
         elif isinstance(outputs, list) and len(outputs) == count and not isinstance(outputs[0], Tensor):
             plain = [map_tensors(lambda tensor: tensor.tolist(), each) for each in outputs]
-            yield Field(name or "outputs", plain)  # as for a detector: a dict for each picture
+            yield Field(
+                name or "outputs", plain, digits=_digits(tensors(outputs))
+            )  # as for a detector: a dict for each picture
         elif isinstance(outputs, (list, tuple)):
             names = getattr(outputs, "_fields", [str(place) for place in range(len(outputs))])
             for key, value in zip(names, outputs, strict=True):
@@ -118,7 +120,8 @@ class Interpreter:
             yield Field(_joined(name, "mask"), outputs.argmax(1).numpy().astype(kind_of_index))  # (B, H, W)
         else:
             values = outputs.numpy()
-            yield Field(name or "value", values[:, 0] if values.shape[1:] == (1,) else values)
+            values = values[:, 0] if values.shape[1:] == (1,) else values
+            yield Field(name or "value", values, digits=_digits([outputs]))
 
 
 def kind_of(outputs: Tensor, task: Task) -> str:
@@ -177,7 +180,12 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor  # NumPy lacks bfloat16
+
+
+def _digits(outputs: Iterable[Tensor]) -> int:
+    """Significant digits that reproduce all values."""
+    return 17 if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in outputs) else 9
 
 
 def _joined(name: str, last: str) -> str:

@@ -191,7 +191,7 @@ class Predictor:
         return f"\nIn training, the model took {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
-        """Convert a number to the dtype that the model takes, if that is lossless. Raises DataError."""
+        """Convert an input to the dtype that the model takes: integers unchanged, floats rounded. Raises DataError."""
         wanted = getattr(torch, self.task.dtype("inputs") or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
@@ -200,7 +200,16 @@ class Predictor:
         if not kept or (tensor.dtype == torch.uint8 and wanted.is_floating_point):
             hint = "; scale the bytes as in training" if tensor.dtype == torch.uint8 else ""
             raise DataError(f"the input is {name} of shape {tuple(tensor.shape)}{hint}.{self._takes()}")
-        return tensor.to(wanted)
+        fitting = tensor.to(wanted)
+        if tensor.is_floating_point():
+            changed = fitting.isinf() & tensor.isfinite()
+        else:
+            changed = fitting.to(tensor.dtype) != tensor
+        if changed.any():
+            raise DataError(
+                f"the input has the {name} value {tensor[changed][0].item()}, which is out of range.{self._takes()}"
+            )
+        return fitting
 
     def _check_shape(self, inputs: Any, file: str) -> None:
         """Raise DataError for inputs with other dimensions than in training, and warn once about another size."""

@@ -23,6 +23,7 @@ from base.data.sources import TensorSource
 from base.training.saved_data import SavedData
 from extras.predict.arrays import ArrayRows
 from extras.predict.outputs import Interpreter, Task
+from extras.predict.writing import opened
 from tests.helpers import ROOT, temporarily
 from trainer.trainer import Trainer
 from utils import cli
@@ -89,6 +90,41 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
     status, output, _ = ask(regression, "excel.csv", "--columns", "a,b,c")
     assert (status, values(output)) == (0, expected)
     assert [row["row"] for row in table(output)] == list("0123")
+
+
+def test_inputs_that_the_models_dtype_cannot_hold_are_refused(regression: Path, ask: Ask) -> None:
+    """Floats are rounded, as nearly all are; nothing else changes its value."""
+    np.save("rounded.npy", np.array([[0.1, 1e-60, np.nan]]))
+    np.save("exact.npy", np.array([[1, 2, 2**24]]))
+    for name in ("rounded.npy", "exact.npy"):
+        assert ask(regression, name)[0] == 0
+    np.save("inexact.npy", np.array([[1, 2, 2**24 + 1]]))
+    np.save("large.npy", np.array([[1.0, 2, 1e300]]))
+    for name, value in (("inexact.npy", "int64 value 16777217"), ("large.npy", "float64 value 1e+300")):
+        status, output, errors = ask(regression, name)
+        assert (status, output) == (2, "")
+        assert f"the input has the {value}, which is out of range.\nIn training, the model took float32" in errors
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
+def test_values_are_written_as_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = (torch.tensor([1 / 7, 2 / 7, 1e-30, -5], dtype=torch.float64) * 3**8).to(dtype)
+    found = Interpreter(Task()).fields(values, 4)
+    sources = [(name, None) for name in "abcd"]
+    for suffix in (".csv", ".json", ".npz"):
+        with opened(tmp_path / f"p{suffix}", as_json=suffix == ".json", with_rows=False) as add:
+            add(sources, found)
+    text = (tmp_path / "p.csv").read_text()
+    exact = torch.tensor([float(row["value"]) for row in table(text)], dtype=torch.float64).to(dtype)
+    assert exact.equal(values)
+    in_json = [row["value"] for row in json.loads((tmp_path / "p.json").read_text())]
+    assert torch.tensor(in_json, dtype=torch.float64 if dtype.is_floating_point else None).to(dtype).equal(values)
+    with np.load(tmp_path / "p.npz") as arrays:
+        kept = torch.from_numpy(arrays["value"])
+        assert kept.dtype == (torch.float32 if dtype.itemsize == 2 else dtype)
+        assert kept.to(dtype).equal(values)
 
 
 def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
