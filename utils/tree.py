@@ -6,11 +6,11 @@ it is.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Keys = tuple[Any, ...]
 """Path to a tensor in a nest: dict keys and positions."""
@@ -82,6 +82,42 @@ def tensors(nest: Any) -> Iterator[Tensor]:
         yield from tensors(list(fields(nest).values()))
 
 
+def named_tensors(nest: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
+    """Every tensor in a nest with its path, to describe it; also those in objects of other types (``attributes``)."""
+    if isinstance(nest, Tensor):
+        yield keys, nest
+    elif isinstance(nest, (list, tuple)):
+        for key, item in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
+            yield from named_tensors(item, (*keys, key))
+    else:
+        inside = attributes(nest)
+        keys = (*keys, type(nest).__name__) if inside else keys
+        for key, value in (nest if isinstance(nest, dict) else fields(nest) or inside).items():
+            yield from named_tensors(value, (*keys, key))
+
+
+def attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
+    """The attributes that hold tensors of an object that is not a nest, such as a graph; empty if there are none.
+
+    Those of its private attributes, such as the storage of a graph, count as its own, down to a depth.
+    """
+    if isinstance(leaf, (type, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
+        return {}
+    if isinstance(leaf, Mapping):  # such as the encodings of a tokenizer
+        return dict(leaf)
+    slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
+    found = dict[str, Any]()
+    for name in (*slots, *getattr(leaf, "__dict__", ())):
+        value = getattr(leaf, name, None)
+        if name.startswith("_") and isinstance(value, dict):
+            found |= {str(key): item for key, item in value.items() if next(tensors(item), None) is not None}
+        elif next(tensors(value), None) is not None:
+            found[name.lstrip("_")] = value
+        elif depth:
+            found |= attributes(value, depth - 1)
+    return found
+
+
 def size_of(nest: Any) -> int:
     """Bytes of all tensors in a nest; of a sparse one, as if it were dense."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
@@ -111,7 +147,7 @@ def describe_batch(batch: Any) -> str:
     """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
 
     Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64". A list of strings,
-    which cannot be a tensor, is "64 str".
+    which cannot be a tensor, is "64 str"; an object of another type is "Graph(x: (90, 7) float32)".
     """
     parts = [f"{name}: {part}" if name else part for name, part in _parts(batch, "")]
     more = [f"and {len(parts) - 8} more tensors"] if len(parts) > 9 else []
@@ -133,3 +169,5 @@ def _parts(nest: Any, name: str) -> Iterator[tuple[str, str]]:
                 yield from _parts(item, name)
     elif values := fields(nest):
         yield from _parts(values, name)
+    elif inside := attributes(nest):
+        yield name, f"{type(nest).__name__}({describe_batch(inside)})"

@@ -10,7 +10,7 @@ from torch import Tensor
 from extras.check.check_result import CheckResult
 from utils.device_errors import device_failure
 from utils.extras import find_extra
-from utils.tree import Keys, map_with_keys, tensors
+from utils.tree import named_tensors, tensors
 from utils.user_code import format_error_with_source, user_line
 
 ITEMS = 4
@@ -20,7 +20,10 @@ ITEMS = 4
 def check_batch(batch: Any) -> Iterator[CheckResult]:
     """Shape, dtype and range of everything in a batch; for a long list, the first items and any problems."""
     hidden = 0
-    for name, tensor in _named_tensors(batch).items():
+    found = _named_tensors(batch)
+    if not found:
+        yield CheckResult("batch", "ok", f"{type(batch).__name__}, in which no tensors were found")
+    for name, tensor in found.items():
         result = _check_tensor(name, tensor)
         beyond = any(key.isdigit() and int(key) >= ITEMS for key in name.split("."))
         hidden += beyond and result.verdict == "ok"
@@ -142,12 +145,9 @@ def _named_tensors(batch: Any) -> dict[str, Tensor]:
     """Every tensor in a batch by its path, as in "image.0"; in a pair, "inputs" and "targets" come first."""
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     named = {}
-
-    def take(keys: Keys, tensor: Tensor) -> None:
+    for keys, tensor in named_tensors(tuple(batch) if pair else batch):  # also without the names of a named tuple
         path = [str(key) for key in keys]
         if pair:
             path[0] = ("inputs", "targets")[keys[0]]
         named[".".join(path)] = tensor
-
-    map_with_keys(take, batch)
     return named

@@ -275,7 +275,7 @@ class Pair(NamedTuple):
 
 def test_named_tuples_stay_named_tuples() -> None:
     batch = (Pair(torch.rand(9, 2), torch.arange(9)), torch.arange(9))
-    assert list(_named_tensors(batch)) == ["inputs.0", "inputs.1", "targets"]
+    assert list(_named_tensors(batch)) == ["inputs.image", "inputs.sizes", "targets"]
     ((first,), targets) = (_first_samples((batch[0],), 4, 9), _first_samples(batch[1], 4, 9))
     assert isinstance(first, Pair)
     assert (len(first.image), len(first.sizes), len(targets)) == (4, 4, 4)
