@@ -218,7 +218,7 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
     at = ("data_loader", "args")
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
-        return {} if held_out is None else {"": held_out}
+        return {} if held_out is None else {"": _not_empty(loaded, held_out, data, at)}
     if held_out is not None:
         raise loaded.error(
             ("validation",),
@@ -239,7 +239,14 @@ def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, d
         held_out = loader.validation()
         return loader.test() if held_out is None else held_out
 
-    return call(loaded, (*path, "args"), component.type, make, Batches)
+    return _not_empty(loaded, call(loaded, (*path, "args"), component.type, make, Batches), loader, path)
+
+
+def _not_empty(loaded: LoadedConfig, batches: Batches, loader: BaseDataLoader, path: KeyPath) -> Batches:
+    """The validation batches. Raises ConfigError if a loader's own ``validation`` has returned some of no samples."""
+    if not batches.num_samples:
+        raise loaded.error(path, f"{type(loader).__name__}: the validation data is empty")
+    return batches
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:

@@ -71,23 +71,40 @@ class StreamSource:
 
     def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         numbers = as_tensor(indices).tolist()
-        name = type(self.samples).__name__
+        samples = self._samples(numbers, random.key)
+        try:
+            batch = (self.collate or collate_samples)(samples)
+        except Exception as error:
+            raise collate_error(error, type(self.samples).__name__, numbers) from error
+        return batch, self._take_snapshot()
+
+    def _samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
+        """The samples with consecutive numbers."""
+        samples = []
         with kept_generators():  # without workers, the model's dropout draws from the same generators
             try:
                 self._seek(numbers[0])
                 while self._position < numbers[0]:
-                    self._read(random.key)
-                samples = []
+                    self._read(key)
                 for _ in numbers:
-                    sample = self._read(random.key)
+                    sample = self._read(key)
                     samples.append(sample if self.transform is None else self.transform(sample))
             except Exception as error:
+                name = type(self.samples).__name__
                 raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
-        try:
-            batch = (self.collate or collate_samples)(samples)
-        except Exception as error:
-            raise collate_error(error, name, numbers) from error
-        return batch, self._take_snapshot()
+        return samples
+
+    def check_first_sample(self) -> None:
+        """Read the first sample, and go back to the start. Raises DataError if there is none, or if it cannot be read.
+
+        The stream is then closed: kept open for an epoch, a connection would end.
+        """
+        with one_thread():
+            self._samples([0], (0, "sample", 0))
+        if self._has_state():
+            self.samples.load_state_dict(copy.deepcopy(self._initial))
+        self._iterator = None
+        self._position = self._passes = 0
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")

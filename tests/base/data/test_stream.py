@@ -21,6 +21,7 @@ from tests.conftest import load_script
 from tests.helpers import needs_extra, state, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS
+from utils.tree import same
 
 pytestmark = pytest.mark.slow
 
@@ -242,6 +243,50 @@ def test_no_sample_of_a_validation_is_read_twice(there: int, says: str) -> None:
             list(batches.one_pass())
     whole = StreamBatches(StreamSource([torch.zeros(2)] * 4, length=4), batch_size=2)
     assert [len(list(whole.one_pass())) for _ in range(2)] == [2, 2]
+
+
+class NoValidation(Stream):
+    """Its validation stream has fewer samples than its length says."""
+
+    there = 0
+
+    def validation_data(self) -> StreamSource:
+        return StreamSource([(torch.zeros(6), 0)] * self.there, length=20)
+
+
+class Short(NoValidation):
+    there = 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_validation_stream_without_samples_is_found_before_the_first_step(
+    fit: Fit, tmp_path: Path, workers: int
+) -> None:
+    with (
+        temporarily(DATA_LOADERS, NoValidation),
+        pytest.raises(DataError, match="StreamSource: list ended after 0 samples; length is 20"),
+    ):
+        fit(*OFTEN, data_loader=data("NoValidation", num_workers=workers))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_an_epoch_is_saved_before_a_validation_stream_ends_too_early(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(DATA_LOADERS, Short), pytest.raises(DataError, match="ended after 3 samples; length is 20"):
+        fit(*OFTEN, data_loader=data("Short"))
+    assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
+    assert list(tmp_path.rglob("step-00000005.pth"))
+
+
+@pytest.mark.parametrize("kind", [Lines, ResumableLines, EpochLines])
+def test_the_first_sample_of_a_validation_can_be_looked_at(kind: type[Lines]) -> None:
+    looked_at, as_it_is = (StreamSource(kind(), length=20) for _ in range(2))
+    before = torch.get_rng_state()
+    looked_at.check_first_sample()
+    assert torch.get_rng_state().equal(before)
+    one, two = (list(StreamBatches(source, batch_size=8).one_pass()) for source in (looked_at, as_it_is))
+    assert all(same(each.data, other.data) for each, other in zip(one, two, strict=True))
 
 
 def test_streams_that_cannot_be_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from base.data.batches import StepBatches
+from base.data.batches import Batches, StepBatches
 from base.data.sources import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
@@ -131,11 +131,24 @@ class Empty(RandomTensorLoader):
         return TensorSource(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_validation_data_without_samples_are_refused(fit: Fit, separate: bool) -> None:
-    empty = {"validation" if separate else "data_loader": loader(20) | {"type": "Empty"}}
-    with temporarily(DATA_LOADERS, Empty), pytest.raises(UserError, match="Empty: the validation data is empty"):
-        train_on(fit, **empty)
+class NoBatches(RandomTensorLoader):
+    """Its own batches, of no samples."""
+
+    def validation(self) -> Batches:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Batches(self._source(augment=False), batch_size=4, indices=nothing)
+
+
+@pytest.mark.parametrize("kind", ["Empty", "NoBatches"])
+@pytest.mark.parametrize("where", ["data_loader", "validation", "validation by name"])
+def test_validation_data_without_samples_are_refused(fit: Fit, where: str, kind: str) -> None:
+    empty: Any = loader(20) | {"type": kind}
+    keys = {"validation": {"day": loader(20), "night": empty}} if "name" in where else {where: empty}
+    with (
+        temporarily(DATA_LOADERS, Empty, NoBatches),
+        pytest.raises(UserError, match=f"{kind}: the validation data is empty"),
+    ):
+        train_on(fit, **keys)
 
 
 def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
