@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from base.data.orders import Order, Shuffled, number_repeats
+from base.data.orders import Order, number_repeats
 from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
@@ -74,11 +74,11 @@ class Batches:
     """The batches of a data set, or of part of it.
 
     indices: the samples to use, integers of shape (N,); None: all.
-    shuffle: whether each pass has a new order, with every sample once.
-    order: a different order of each pass, replaces shuffle.
+    order: the order of each pass, as ``Shuffled(N, seed)``; None: that of the indices.
+    seed: determines the random numbers of the samples, as for augmentation.
     num_workers: processes that load batches; 0: this process loads them.
-    drop_last: skip an incomplete last batch, so that all have batch_size samples. If shuffled, each pass skips
-        different samples.
+    drop_last: skip an incomplete last batch, so that all have batch_size samples. With an order that changes, each pass
+        skips different samples.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class Batches:
         *,
         batch_size: int,
         indices: Tensor | None = None,
-        shuffle: bool = False,
         order: Order | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -99,7 +98,7 @@ class Batches:
         self.seed = seed
         self.num_workers = num_workers
         self.num_samples = len(source) if indices is None else len(indices)
-        self.order = Shuffled(self.num_samples, seed) if shuffle and order is None else order
+        self.order = order
         self.repeats = self.order is not None and self.order.repeats
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from base.data.batches import Batches
+from base.data.orders import Shuffled
 from base.data.sample_source import SampleSource
 from dev.bench.jobs import Photographs, Rows
 
@@ -68,7 +69,8 @@ def by_hand(dataset: Dataset[Any], batch: int, workers: int) -> Generator[Any, N
 
 def ours(dataset: Dataset[Any], batch: int, workers: int) -> Generator[Any, None, None]:
     """Batches without end, loaded by the epoch."""
-    batches = Batches(SampleSource(dataset), batch_size=batch, shuffle=True, seed=0, num_workers=workers)
+    source = SampleSource(dataset)
+    batches = Batches(source, batch_size=batch, order=Shuffled(len(source), 0), num_workers=workers)
     while True:
         yield from batches.one_pass()
 

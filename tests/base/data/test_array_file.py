@@ -14,6 +14,7 @@ from torch import Tensor
 from base import array_file
 from base.array_file import ArrayFile
 from base.data.batches import Batches, BatchRange
+from base.data.orders import Shuffled
 from base.data.sample_random import SampleRandom
 from base.data.sources import TensorSource
 from utils.errors import DataError
@@ -58,8 +59,9 @@ def test_batches_are_those_of_the_data_in_memory(tmp_path: Path, shuffle: bool, 
     file = ArrayFile.open(saved(tmp_path, array))
     sources = [TensorSource(inputs, labels, augment=jitter) for inputs in (torch.from_numpy(array), file)]
     part = torch.arange(3, 50, 2)
+    order = Shuffled(len(part), 1) if shuffle else None
     memory, disk = (
-        Batches(source, batch_size=5, indices=part, shuffle=shuffle, seed=1, num_workers=count)
+        Batches(source, batch_size=5, indices=part, order=order, seed=1, num_workers=count)
         for source, count in zip(sources, (0, workers), strict=True)
     )
     ranges = list(itertools.islice(memory.ranges(), 12))
@@ -108,7 +110,7 @@ def test_a_disk_that_gives_little_at_a_time_gives_all(tmp_path: Path, monkeypatc
     assert torch.equal(file.rows(torch.tensor([9, 2])), torch.from_numpy(array)[[9, 2]])
 
 
-def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_an_array_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, np.zeros((10, 4), np.uint8))
     whole = path.read_bytes()
     for damaged, reason in ((whole[:-1], "truncated: 167 bytes of 168"), (b"", "np.save"), (b"x" * 200, "np.save")):

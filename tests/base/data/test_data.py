@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
+from base.data.orders import Shuffled
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import TensorSource
@@ -84,7 +85,10 @@ def equal(left: list[Any], right: list[Any]) -> bool:
 
 @pytest.mark.parametrize("source", [numbers(), SampleSource(Photos())], ids=["in memory", "map-style"])
 def test_batches_are_the_same_for_any_number_of_workers(source: Any) -> None:
-    made = [Batches(source, batch_size=4, shuffle=True, seed=3, num_workers=workers) for workers in (0, 1, 2)]
+    made = [
+        Batches(source, batch_size=4, order=Shuffled(len(source), 3), seed=3, num_workers=workers)
+        for workers in (0, 1, 2)
+    ]
     alone, one, two = (passes(batches, 2) for batches in made)
     assert equal(alone, one)
     assert equal(alone, two)
@@ -94,11 +98,11 @@ def test_batches_are_the_same_for_any_number_of_workers(source: Any) -> None:
 @pytest.mark.parametrize("source", [numbers(), SampleSource(Photos())], ids=["in memory", "map-style"])
 @pytest.mark.parametrize("start", [0, 1, 5, 7])
 def test_batches_are_the_same_from_any_position(source: Any, start: int) -> None:
-    batches = Batches(source, batch_size=4, shuffle=True, seed=3)
+    batches = Batches(source, batch_size=4, order=Shuffled(len(source), 3), seed=3)
     ranges = list(itertools.islice(batches.ranges(), 12))
     loaded = [micro_batch.data for micro_batch in batches.load(ranges)]
     position = batches.after(ranges[start - 1]) if start else Position()
-    again = Batches(source, batch_size=4, shuffle=True, seed=3)
+    again = Batches(source, batch_size=4, order=Shuffled(len(source), 3), seed=3)
     later = list(itertools.islice(again.ranges(position), 12 - start))
     assert later == ranges[start:]
     assert equal([micro_batch.data for micro_batch in again.load(later)], loaded[start:])
@@ -168,7 +172,7 @@ def test_a_process_without_samples_loads_the_whole_batch(workers: int) -> None:
 
 
 def test_a_pass_holds_every_sample_once() -> None:
-    for _, targets in [*passes(Batches(numbers(), batch_size=50, shuffle=True), 2)]:
+    for _, targets in [*passes(Batches(numbers(), batch_size=50, order=Shuffled(23, 0)), 2)]:
         assert sorted(targets.tolist()) == list(range(23))
 
 
@@ -178,7 +182,7 @@ def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, tran
     stored, labels = torch.arange(23.0), torch.arange(23)
     source = TensorSource(stored, labels, transform=transform)
     with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
-        for micro_batch in Batches(source, batch_size=5, shuffle=shuffle).one_pass():
+        for micro_batch in Batches(source, batch_size=5, order=Shuffled(23, 0) if shuffle else None).one_pass():
             inputs, targets = micro_batch.data
             inputs.zero_()
             targets.zero_()
@@ -201,7 +205,7 @@ def test_augmentation_does_not_depend_on_the_batch() -> None:
 
 
 def test_another_seed_gives_another_order_and_another_augmentation() -> None:
-    one, two = (passes(Batches(numbers(), batch_size=23, shuffle=True, seed=seed), 1)[0] for seed in (0, 1))
+    one, two = (passes(Batches(numbers(), batch_size=23, order=Shuffled(23, seed), seed=seed), 1)[0] for seed in (0, 1))
     assert not torch.equal(one[1], two[1])
     assert not torch.equal(one[0][one[1].argsort()], two[0][two[1].argsort()])
 
@@ -307,7 +311,7 @@ def test_numbers_drawn_for_several_batches_are_those_that_each_would_draw(
         return inputs
 
     source = TensorSource(torch.zeros(samples), torch.zeros(samples), augment=augment)
-    batches = Batches(source, batch_size=batch_size, shuffle=shuffle, seed=7)
+    batches = Batches(source, batch_size=batch_size, order=Shuffled(samples, 7) if shuffle else None, seed=7)
     batches.divide(world_size - 1, world_size)
     for batch_range in itertools.islice(batches.ranges(), 5, len(batches) + 3):
         next(batches.load([batch_range]))

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from base.data.batches import START, Batches, Position
+from base.data.orders import Shuffled
 from base.data.sample_source import SampleSource
 from tests.helpers import same
 from utils.random import generator_states, global_generators, mix
@@ -95,7 +96,7 @@ def passes(batches: Batches, count: int, start: Position = START) -> list[Any]:
 
 
 def made(source: SampleSource, workers: int = 0) -> Batches:
-    return Batches(source, batch_size=4, shuffle=True, seed=5, num_workers=workers)
+    return Batches(source, batch_size=4, order=Shuffled(len(source), 5), seed=5, num_workers=workers)
 
 
 @pytest.mark.parametrize("kind", DRAWS)
