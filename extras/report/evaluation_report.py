@@ -91,7 +91,7 @@ class EvaluationReport(EvaluationStats):
 
     def _lists_samples(self) -> bool:
         """Whether there is a table of the samples."""
-        return self.predictions.begun and self.by_sample and not self.are_no_classes
+        return self.predictions.begun and self.by_sample and not self.are_not_classes
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""

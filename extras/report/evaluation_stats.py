@@ -80,14 +80,14 @@ class EvaluationStats(Observer):
         self._expected = 0
         self._names: list[str] = []
         self._given = False
-        self.are_no_classes = False
+        self.are_not_classes = False
         """Whether a target showed at last that what looked like a classification is none."""
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
-        self._begun, self._expected, self.are_no_classes = False, samples, False
+        self._begun, self._expected, self.are_not_classes = False, samples, False
         self._waiting, self._held = [], 0
         self._observed = self.wanted()
 
@@ -167,7 +167,7 @@ class EvaluationStats(Observer):
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
         if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:
-            self.classification, self.are_no_classes = None, True
+            self.classification, self.are_not_classes = None, True
 
     def add_probabilities(
         self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None

@@ -383,7 +383,7 @@ class FailingLoader(RandomTensorLoader):
 
 
 @pytest.mark.slow
-def test_a_mistake_in_a_data_set_is_no_worker_that_died(fit: Fit) -> None:
+def test_a_mistake_in_a_data_set_is_not_a_worker_that_died(fit: Fit) -> None:
     data = ("data_loader.type=FailingLoader", "data_loader.args.num_workers=1", "data_loader.args.validation_split=0")
     with (
         temporarily(DATA_LOADERS, FailingLoader),

@@ -44,7 +44,7 @@ def test_targets_that_are_not_probabilities_are_reported(criterion: Any) -> None
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
-def test_probabilities_are_no_mistake(criterion: Any) -> None:
+def test_probabilities_are_not_a_mistake(criterion: Any) -> None:
     mixed = torch.rand(64, 1000).softmax(1)
     for targets in (mixed, mixed.bfloat16(), torch.eye(5), torch.zeros(4, 3), torch.rand(2, 5, 4, 4).softmax(1)):
         assert not_probabilities(StepResult(torch.zeros(()), torch.zeros_like(targets), targets), criterion) is None
@@ -73,7 +73,7 @@ def test_a_sigmoid_before_a_loss_of_logits_is_reported() -> None:
         ("counts", 2, None, 7, False),  # mean and variance
     ],
 )
-def test_outputs_of_a_loss_of_ones_own_may_be_no_classes(
+def test_outputs_of_a_loss_of_ones_own_may_not_be_classes(
     loss: str, outputs: int, names: tuple[str, ...] | None, highest: int | None, expected: bool
 ) -> None:
     assert may_be_classes(loss, outputs, names, highest) is expected

@@ -117,7 +117,7 @@ def test_a_file_that_was_edited_since_its_import_is_named(
     del __import__("sys").modules["model.edited_net"]
 
 
-def test_the_home_of_nobody_is_no_traceback() -> None:
+def test_the_home_of_nobody_is_not_a_traceback() -> None:
     with pytest.raises(UserError, match="~nobody-here/data: there is no home directory of that name"):
         project_path("~nobody-here/data")
 

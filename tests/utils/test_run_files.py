@@ -58,7 +58,7 @@ def commands(run: Path) -> Iterator[Callable[[], Any]]:
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_named(run: Path, name: str, make: Callable[[Path], None]) -> None:
+def test_what_is_not_a_file_is_named(run: Path, name: str, make: Callable[[Path], None]) -> None:
     if make is os.mkdir and name in ("checkpoints", "test"):
         return
     path = run / name

@@ -565,7 +565,7 @@ def test_a_plateau_follows_the_values_of_the_finished_epochs(fit: Fit) -> None:
     monitor = "trainer.monitor=min val_loss"
     run = fit("trainer.epochs=3", monitor).run_dir
     train.main(["-r", str(run), "trainer.epochs=4", f"lr_scheduler={json.dumps(plateau)}"])
-    # each epoch after the first one was no improvement by 90 %, so that two cuts are laid out
+    # no epoch after the first one was an improvement by 90 %, so that two cuts are laid out
     assert lines(run)[3]["lr"] == pytest.approx(0.1 * 0.1**2)
 
 

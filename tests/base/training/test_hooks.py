@@ -164,7 +164,7 @@ def test_a_module_keeps_the_mode_of_the_epoch(
     assert modes == [f"modes {trained}"] * 2
 
 
-def test_what_is_no_image_is_refused(fit: Fit) -> None:
+def test_what_is_not_an_image_is_refused(fit: Fit) -> None:
     with pytest.raises(ConfigError, match=r"picture 'samples': expected images of shape \(B, C, H, W\), got \(3, 5\)"):
         fit("trainer.type=Wrong")
 

@@ -227,7 +227,7 @@ def test_a_trainer_says_what_its_loss_is_a_mean_over(fit: Fit) -> None:
         assert parts.last["val_loss"] == pytest.approx(one.last["val_loss"], rel=1e-5)
 
 
-def test_a_batch_in_which_nothing_counts_is_no_nan(fit: Fit) -> None:
+def test_a_batch_in_which_nothing_counts_is_not_nan(fit: Fit) -> None:
     """Samples 8 to 15 have no token that counts: a whole batch of 8."""
     for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted", "Undefined"):
         result = tokens(fit, 8, loss=loss)

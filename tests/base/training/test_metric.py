@@ -234,7 +234,7 @@ def test_a_metric_function_gives_one_number_a_sample() -> None:
         made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
 
 
-def test_a_library_metric_that_is_no_number_is_refused() -> None:
+def test_a_library_metric_that_is_not_a_number_is_refused() -> None:
     from torchmetrics import ConfusionMatrix
 
     made = metrics(library={"confusion": ConfusionMatrix(task="multiclass", num_classes=5)})

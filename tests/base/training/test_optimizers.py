@@ -597,7 +597,7 @@ def test_a_mistake_with_several_optimizers_is_told(fit: Fit, trainer: str, chang
         fit(f"trainer.type={trainer}", **{**GAN, **change})
 
 
-def test_a_rate_for_all_of_several_is_no_key(fit: Fit) -> None:
+def test_a_rate_for_all_of_several_is_not_a_key(fit: Fit) -> None:
     with pytest.raises(
         ConfigError, match=r"^override optimizer.args.lr=0.5: optimizer.args: there are several, gen\w+"
     ):

@@ -156,7 +156,7 @@ def test_a_monitor_of_an_unknown_set_is_located(fit: Fit) -> None:
         train_on(fit, "trainer.monitor=min val_dy_loss", validation={"day": loader(20)})
 
 
-def test_validation_within_an_epoch_is_no_training_time(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_within_an_epoch_is_not_training_time(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
     monkeypatch.setattr("base.training.training_log.time", clock)

@@ -342,6 +342,6 @@ def test_several_losses_by_name_pass(check: Check) -> None:
     assert status == 0, printed
 
 
-def test_a_buffer_that_grows_is_no_fault(check: Check) -> None:
+def test_a_buffer_that_grows_is_not_a_fault(check: Check) -> None:
     status, printed = check(**planted("grown"), data_loader={"type": "Made", "args": {"kind": ""}})
     assert status == 0, printed

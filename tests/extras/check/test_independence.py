@@ -35,7 +35,7 @@ def test_why_samples_cannot_be_compared_is_named(model: nn.Module, sizes: list[i
     )
 
 
-def test_rows_that_are_no_samples_are_not_compared() -> None:
+def test_rows_that_are_not_samples_are_not_compared() -> None:
     """As the nodes of graphs are."""
     trace, model = Trace(), nn.Linear(3, 2)
     with traced(model, trace):

@@ -124,7 +124,7 @@ def test_a_loss_that_neither_has_is_reported(check: Callable[..., tuple[int, str
 
 
 @pytest.mark.parametrize(("trainer", "advised"), [("Trainer", True), ("Unsupervised", False)])
-def test_constant_targets_are_no_mistake_if_nobody_uses_them(
+def test_constant_targets_are_not_a_mistake_if_nobody_uses_them(
     check: Callable[..., tuple[int, str]], trainer: str, advised: bool
 ) -> None:
     _, shown = check(trainer, constant=True, extra=False)

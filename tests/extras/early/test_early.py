@@ -199,7 +199,7 @@ def test_a_listing_is_kept_as_long_as_nothing_has_changed(project: Path, monkeyp
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"listings": {"LeNet 80": "x"}, "made_from": {"files": [1]}}', "null"]
 )
-def test_a_cache_of_something_else_is_no_cache(project: Path, content: str) -> None:
+def test_a_cache_of_something_else_is_not_a_cache(project: Path, content: str) -> None:
     cache.CACHE.write_text(content)
     assert cache.cached_listing("LeNet", 80) is None
     cache.keep_listing("LeNet", 80, "again")

@@ -298,7 +298,7 @@ def test_names_are_text(ask: Ask, two: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert ask(*names[:2], "--json")[0] == 0
 
 
-def test_a_name_that_is_no_utf8_is_written(ask: Ask, two: Path) -> None:
+def test_a_name_that_is_not_utf8_is_written(ask: Ask, two: Path) -> None:
     try:
         shutil.copy(os.fsencode(two / "0.png"), os.fsencode(two) + b"/\xff.png")
     except OSError:

@@ -1,4 +1,4 @@
-"""predict.py on arrays and tables, and for models that are no classifiers of pictures."""
+"""predict.py on arrays and tables, and for models that are not classifiers of pictures."""
 
 import csv
 import io
@@ -308,7 +308,7 @@ class BagOfTokens(BaseModel):
         return outputs
 
 
-def test_texts_of_any_length_are_no_surprise(fit: Fit, ask: Ask) -> None:
+def test_texts_of_any_length_are_not_a_surprise(fit: Fit, ask: Ask) -> None:
     with temporarily(DATA_LOADERS, Tokens), temporarily(MODELS, BagOfTokens):
         loader = {"type": "Tokens", "args": {"batch_size": 8}}
         run = fit("trainer.monitor=null", data_loader=loader, model="BagOfTokens").run_dir

@@ -129,7 +129,7 @@ def test_nothing_grows_with_the_samples() -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_a_target_that_is_no_class_is_left_out() -> None:
+def test_a_target_that_is_not_a_class_is_left_out() -> None:
     outputs, targets = outputs_and_targets()
     kept = targets.clone()
     kept[::3] = -100
@@ -245,7 +245,7 @@ def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, tas
 
 
 def test_each_mistake_keeps_its_own_picture() -> None:
-    """Inputs of several shapes, of which the second is no picture."""
+    """Inputs of several shapes, of which the second is not a picture."""
     runtime = SimpleNamespace(process_group=ProcessGroup())
     experiment: Any = SimpleNamespace(data=Noise(batch_size=1), criterion=cross_entropy, runtime=runtime)
     stats = EvaluationStats(experiment)
@@ -289,7 +289,7 @@ def test_inputs_as_pictures(channels: int, shown: int) -> None:
     assert pictures[0, :, :, 0].flatten().argmax() == grey[0].flatten().argmax()
 
 
-def test_inputs_that_are_no_pictures_and_pictures_as_they_are() -> None:
+def test_inputs_that_are_not_pictures_and_pictures_as_they_are() -> None:
     show = Noise(batch_size=1).pictures
     for inputs in (torch.randn(5, 10), torch.randn(5, 3, 8), torch.randn(5, 1, 2, 3, 4)):
         assert show(inputs) is None

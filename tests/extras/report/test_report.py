@@ -320,7 +320,7 @@ def test_a_foreign_event_file_is_no_trouble(other: Path) -> None:
     assert len(curves(other)["loss/test"]) == 1
 
 
-def test_values_that_are_no_numbers_are_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_numbers_are_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.two_layer_net.TwoLayerNet.forward", lambda self, x: x[:, :3] * float("nan"))
     test.main(["-r", str(run)])
     assert '"loss": null' in (run / "test" / "metrics.json").read_text()
@@ -477,7 +477,7 @@ def test_without_the_curves_extra_the_report_has_no_curves(run: Path, monkeypatc
     assert "| accuracy | " in sound(run / "test"), "training beside the test"
 
 
-def test_texts_are_no_markup_at_the_start_of_a_line() -> None:
+def test_texts_are_not_markup_at_the_start_of_a_line() -> None:
     assert escaped("- one") == r"\- one"
     assert escaped("1. one & <b>") == r"1\. one \& \<b\>"
     assert escaped("R² is -0.5 (no _ or 1.5)") == r"R² is -0.5 (no \_ or 1.5)"

@@ -79,7 +79,7 @@ def test_mistakes(words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["../data", "/data/../more", "..", "v1..v2", '"0..x"', "logcosh", "log/today"])
-def test_a_text_that_is_no_range(text: str) -> None:
+def test_a_text_that_is_not_a_range(text: str) -> None:
     assert parse_space(f"data_loader.args.data_dir={text}").values == (text,)
 
 

@@ -102,7 +102,7 @@ def test_a_zip_that_is_signed_but_no_checkpoint_is_refused(fit: Fit) -> None:
         {"file": "events.out.tfevents.9999999999.x", "bytes": 0},
     ],
 )
-def test_a_checkpoint_cannot_cut_a_file_that_is_no_log(trained: Path, tmp_path: Path, state: dict[str, Any]) -> None:
+def test_a_checkpoint_cannot_cut_a_file_that_is_not_a_log(trained: Path, tmp_path: Path, state: dict[str, Any]) -> None:
     (tmp_path / "runs").mkdir()
     run = copy_run(trained, tmp_path / "runs")
     for path in (tmp_path / "precious", run.parent / "precious"):

@@ -312,7 +312,7 @@ def test_a_name_that_the_library_has_for_other_inputs_says_so(
     assert "did you mean" not in str(error.value)
 
 
-def test_another_module_of_torch_is_no_loss(write_config: Callable[..., Path]) -> None:
+def test_another_module_of_torch_is_not_a_loss(write_config: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match='unknown loss "Linear"; ') as error:
         load_config(write_config(loss="Linear"))
     assert "two tensors" not in str(error.value)

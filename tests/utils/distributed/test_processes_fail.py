@@ -62,7 +62,7 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(write_config: Wri
     assert set(statuses) == {"1"}  # torchrun names the other one only if it failed before being terminated
 
 
-def test_a_loss_that_is_no_number_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:spoil")
     assert done.stderr.count("error:") == 1
     assert "error: the loss is nan at step 7 (epoch 2, samples" in done.stderr
