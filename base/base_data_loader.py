@@ -297,8 +297,6 @@ class BaseDataLoader(ABC):
         if isinstance(source, StreamSource):
             if source.length is None:
                 raise DataError("a stream for validation or test needs a length: the number of samples to take")
-            if phase == "validation":  # a test reads it at once
-                source.check_first_sample()
             return StreamBatches(source, batch_size=self.eval_batch_size, num_workers=self.num_workers)
         return Batches(source, batch_size=self.eval_batch_size, indices=indices, num_workers=self.num_workers)
 

@@ -22,7 +22,7 @@ from base.construct import (
     construct,
 )
 from base.data.batches import Batches
-from base.data.stream import StreamBatches
+from base.data.stream import StreamBatches, check_not_empty
 from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.metric import of_entry
@@ -188,6 +188,8 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     with process_group.main_process_first():
         batches = call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation = _validation(loaded, data)
+        for part in validation.values():
+            check_not_empty(part)
     if isinstance(batches, StreamBatches) and settings.steps_per_epoch is None:
         raise loaded.error(("trainer", "steps_per_epoch"), "a stream of unknown length needs trainer.steps_per_epoch")
     for part in (batches, *validation.values()):
@@ -218,7 +220,7 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
     at = ("data_loader", "args")
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
-        return {} if held_out is None else {"": _not_empty(loaded, held_out, data, at)}
+        return {} if held_out is None else {"": held_out}
     if held_out is not None:
         raise loaded.error(
             ("validation",),
@@ -239,14 +241,7 @@ def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, d
         held_out = loader.validation()
         return loader.test() if held_out is None else held_out
 
-    return _not_empty(loaded, call(loaded, (*path, "args"), component.type, make, Batches), loader, path)
-
-
-def _not_empty(loaded: LoadedConfig, batches: Batches, loader: BaseDataLoader, path: KeyPath) -> Batches:
-    """The validation batches. Raises ConfigError if a loader's own ``validation`` has returned some of no samples."""
-    if not batches.num_samples:
-        raise loaded.error(path, f"{type(loader).__name__}: the validation data is empty")
-    return batches
+    return call(loaded, (*path, "args"), component.type, make, Batches)
 
 
 def _build_all(*makes: Callable[[], Any]) -> list[Any]:

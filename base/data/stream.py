@@ -205,3 +205,11 @@ class StreamBatches(Batches):
             raise CheckpointError("the checkpoint has no valid stream position: data.stream")
         self.close()
         self._trained = self.source.snapshot = state
+
+
+def check_not_empty(batches: Batches) -> None:
+    """Raise DataError if validation batches have no samples. Of a stream, the first sample is read."""
+    if not batches.num_samples:
+        raise DataError("the validation data is empty: validation() returned batches without samples")
+    if isinstance(batches, StreamBatches):
+        batches.source.check_first_sample()
