@@ -74,7 +74,7 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         if len(misfits) > MOST_SHOWN:
             lines.append(f"  ... and {len(misfits) - MOST_SHOWN:,} more")
         # not while prefixes are misspelt: the advice would skip weights that were meant to be loaded
-        advice = [] if problems else [_advice(list(misfits), names)]
+        advice = [] if problems else [_other_prefix(own, taken) or _advice(list(misfits), names)]
         shown = "\n".join([*lines, *advice])
         message = f"the weights in {file} do not match this model, {loaded.config.model.type}:\n{shown}"
         problems.append(Problem((*AT, "file"), message))
@@ -109,7 +109,7 @@ def _renamed(
     weights: Mapping[str, Any], own: Mapping[str, Any], settings: WeightsConfig
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The weights renamed by the config, without torch's wrapper prefixes; and problems with "rename"."""
-    for wrapper in WRAPPED:
+    for wrapper in (*WRAPPED, *WRAPPED):  # in either order
         names = [*own, *settings.rename]
         if all(name.startswith(wrapper) for name in weights) and not any(name.startswith(wrapper) for name in names):
             weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
@@ -168,6 +168,18 @@ def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__ if value is not None else "its own state"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _other_prefix(own: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
+    """Advice if the names differ by a prefix, which a file of Lightning adds, say; else empty."""
+    missing, extra = own.keys() - taken.keys(), taken.keys() - own.keys()
+    for old in dict.fromkeys(prefix for name in extra for prefix in _prefixes(name)):
+        if missing and missing <= {name.removeprefix(old) for name in extra if name.startswith(old)}:
+            return f'The names match without a prefix: "rename": {{"{old}": ""}}'
+    for new in dict.fromkeys(prefix for name in missing for prefix in _prefixes(name)):
+        if extra and extra <= {name.removeprefix(new) for name in missing if name.startswith(new)}:
+            return f'The names match with a prefix: "rename": {{"": "{new}"}}'
+    return ""
 
 
 def _advice(misfits: list[str], names: Mapping[str, Any]) -> str:

@@ -6,12 +6,15 @@ import pickle
 import signal
 import struct
 import sys
+import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +88,9 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model": lambda found: {"model": found, "best": 0.5},
     "model_state_dict": lambda found: {"model_state_dict": found},
     "ddp": lambda found: {f"module.{name}": tensor for name, tensor in found.items()},
+    "only one": lambda found: {"params": found, "optimizer": {"state": {}, "param_groups": []}},
+    "twice": lambda found: {"state_dict": {"model": found}},
+    "ddp, compiled": lambda found: {f"_orig_mod.module.{name}": tensor for name, tensor in found.items()},
     "compiled ddp": lambda found: {
         "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in found.items()}
     },
@@ -289,7 +295,9 @@ def flipped(data: bytes) -> bytes:
     [
         (lambda data: data[: len(data) // 2], "is damaged: File is not a zip file"),
         (lambda data: data[:1], "is damaged, or"),
-        (lambda data: b"", "is damaged, or"),
+        (lambda data: b"", "is empty"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer; .* git lfs pull"),
+        (lambda data: b"<!DOCTYPE html><html>", "is a web page"),
         (flipped, "is damaged: weights/data/0 has a wrong checksum"),
         (lambda data: b"hello, world", "is damaged, or"),
         (lambda data: b"\x00" * 5000, "is damaged, or"),
@@ -323,6 +331,60 @@ def test_nothing_in_a_file_is_run(fit: Fit, tmp_path: Path) -> None:
 def test_a_file_without_weights_is_refused(fit: Fit, tmp_path: Path, value: Any, says: str) -> None:
     with pytest.raises(CheckpointError, match=f"contains no weights.*{says}"):
         fit(model=model(saved(tmp_path, value)))
+
+
+def test_what_a_file_holds_beside_weights_is_named(fit: Fit, tmp_path: Path) -> None:
+    value = {"state_dict": weights(), "args": Namespace(lr=0.1)}
+    with pytest.raises(
+        CheckpointError, match=r"plain values \(argparse\.Namespace\); nothing in it was run\. If you trust"
+    ):
+        fit(model=model(saved(tmp_path, value)))
+    with pytest.raises(CheckpointError, match=r"several state dicts \('netG', 'netD'\); save one of them alone"):
+        fit(model=model(saved(tmp_path, {"netG": weights(), "netD": weights(), "epoch": 3})))
+
+
+def test_other_archives_are_named(fit: Fit, tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", hidden=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"is a zip archive \(hidden\.npy\) that torch\.save did not write"):
+        fit(model=model(tmp_path / "weights.npz"))
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/data.pkl", b"")
+        archive.writestr("script/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match="is a TorchScript archive"):
+        fit(model=model(tmp_path / "script.pt"))
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["model.hidden.weight", "model.output.weight"], '"rename": {"model.": ""}'),
+        (["model.hidden.weight", "model.output.weight", "criterion.weight"], '"rename": {"model.": ""}'),
+    ],
+)
+def test_a_prefix_that_is_too_many_is_named(fit: Fit, tmp_path: Path, names: list[str], advice: str) -> None:
+    file = saved(tmp_path, dict(zip(names, [*weights().values(), torch.ones(3)], strict=False)))
+    with pytest.raises(ConfigError) as caught:
+        fit(model=model(file))
+    assert f"The names match without a prefix: {advice}" in str(caught.value)
+    run = fit(model=model(file, rename={"model.": ""}, **({"skip": ["criterion.*"]} if len(names) > 2 else {}))).run_dir
+    assert same(initial(run), weights())
+
+
+def test_a_prefix_that_is_missing_is_named(fit: Fit, tmp_path: Path) -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Net()
+
+        def forward(self, inputs: Tensor) -> Any:
+            return self.body(inputs)
+
+    file = saved(tmp_path, weights())
+    with temporarily(MODELS, Inside):
+        with pytest.raises(ConfigError, match=r'The names match with a prefix: "rename": \{"": "body\."\}'):
+            fit(model=model(file) | {"type": "Inside"})
+        run = fit(model=model(file, rename={"": "body."}) | {"type": "Inside"}).run_dir
+    assert set(initial(run)) == {"body.hidden.weight", "body.output.weight"}
 
 
 def test_a_damaged_checkpoint_of_ours_is_not_taken_for_a_foreign_file(fit: Fit, tmp_path: Path) -> None:
@@ -362,6 +424,41 @@ def test_safetensors_are_read_by_their_library(fit: Fit, tmp_path: Path, monkeyp
         monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
         monkeypatch.setitem(sys.modules, "safetensors.torch", library)
     assert same(initial(fit(model=model(file)).run_dir), weights())
+
+
+def test_the_content_tells_the_format(fit: Fit, tmp_path: Path) -> None:
+    """A name may have any suffix, as the .bin of Hugging Face."""
+    pytest.importorskip("safetensors")
+    for name in ("weights.bin", "weights.pth"):
+        assert same(initial(fit(model=model(write_safetensors(tmp_path / name, weights()))).run_dir), weights())
+    assert same(initial(fit(model=model(saved(tmp_path, weights(), "x.safetensors"))).run_dir), weights())
+
+
+def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": []}')
+    shards = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(weights(), start=1)}
+    for name, shard in shards.items():
+        write_safetensors(folder / shard, {name: weights()[name]})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert same(initial(fit(model=model(index)).run_dir), weights())
+    with pytest.raises(
+        CheckpointError, match=r"is not a run folder; name a file in it, such as model\.safetensors\.index"
+    ):
+        fit(model=model(folder))
+    (folder / shards["hidden.weight"]).unlink()
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors: no such file"):
+        fit(model=model(index))
+    for text, says in (
+        ("{}", "is not an index of shards"),
+        ('{"weight_map": {"a": "../a.pth"}}', "outside its folder"),
+    ):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=says):
+            fit(model=model(index))
 
 
 # ------------------------------------------------------------------ the config
