@@ -19,6 +19,10 @@ def file_signature(status: os.stat_result) -> FileSignature:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+_unfinished: dict[Path, int] = {}
+"""Temporary files that are being written, each with the process that writes it: a worker is a copy of its parent."""
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces this path once it is on disk. Raises OSError, and then leaves nothing behind."""
@@ -30,6 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Write files of one folder that replace these paths once all are on disk. Raises OSError as ``atomic_write``."""
     temporaries = [path.with_name(f".{path.name}.tmp") for path in paths]
+    _unfinished.update(dict.fromkeys(temporaries, os.getpid()))
     try:
         with contextlib.ExitStack() as stack:
             for temporary in temporaries:
@@ -48,6 +53,17 @@ def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise
+    finally:
+        for temporary in temporaries:
+            _unfinished.pop(temporary, None)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of this process, which ends at once."""
+    for temporary, process in list(_unfinished.items()):
+        if process == os.getpid():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def link(name: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
+from utils.files import remove_unfinished
 from utils.streams import prepare_streams
 
 # SIGHUP: the terminal or ssh connection was lost. Batch systems send the others before a job's time is up
@@ -48,6 +49,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
         _say_at_once(f"stopped; nothing was changed. To run it again:\n{command}\n")
+    remove_unfinished()
     os._exit(first_status)
 
 
@@ -103,6 +105,7 @@ class SignalWatch:
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
         _say_at_once(f"stopped immediately; earlier checkpoints are intact\n{self.advice}", before="\n")
         if self._before[number] is _end:
+            remove_unfinished()
             os._exit(128 + number)
         raise KeyboardInterrupt
 
