@@ -103,11 +103,11 @@ class WeightsConfig(Section):
     """Initial weights of a new run. A bare string is short for ``{"file": PATH}``."""
 
     file: Annotated[str, Field(min_length=1)]
-    """A run folder, a checkpoint, a state dict (.pth, .pt) or a .safetensors file."""
+    """A run folder, a checkpoint, a state dict (.pth, .pt), a .safetensors file, or the .index.json of several."""
     skip: list[str] = Field(default_factory=list)
     """Shell patterns (*, ?, [ab]) for parameters and buffers not to load; all others must match."""
     rename: dict[str, str] = Field(default_factory=dict)
-    """Prefixes of names in the file and their replacements, as in {"encoder.": "backbone."}."""
+    """Prefixes of names in the file and their replacements, as in {"encoder.": "backbone."}; "" adds one."""
 
     @model_validator(mode="before")
     @classmethod
