@@ -44,7 +44,7 @@ REPEATS = ("seed", f"{ARGUMENT}{FOLD}")
 ABOUT_TEST = {"checkpoint", "epoch", "step", "samples", "overrides"}
 # words in a metric's name that mean smaller is better
 LOWER_IS_BETTER = re.compile(
-    r"loss|error|perplexity|distance|divergence|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
+    r"loss|error|perplexity|distance|divergence|reconstruction|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
 )
 
 

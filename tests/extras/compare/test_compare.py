@@ -511,6 +511,7 @@ def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pyte
     ("name", "best"),
     [
         ("val_loss", "min"), ("MeanSquaredError", "min"), ("val_mae", "min"), ("top5_error", "min"),
+        ("val_reconstruction", "min"),
         ("accuracy", "max"), ("val_f1", "max"), ("format", "max"), ("BinaryAUROC", "max"),
     ],
 )  # fmt: skip
