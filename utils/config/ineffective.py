@@ -63,8 +63,7 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
     name, sets = part.name, SETS_RATE[part.name]
     given: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
     groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
-    one_per_group = isinstance(part.args.get(sets), list)
-    for place, args in (given if one_per_group else given | groups).items():
+    for place, args in (given | groups).items():
         if "lr" in args and (first or name == "OneCycleLR"):
             message = f"has no effect: {name} sets the learning rate itself, from {dotted((*part.at, sets))}"
             yield Problem((*place, "lr"), message)

@@ -103,6 +103,16 @@ def test_a_rate_that_the_scheduler_overrules_is_reported(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("most", [0.05, [0.05, 0.5]])
+def test_the_rate_of_a_group_that_the_scheduler_overrules_is_reported(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], most: Any
+) -> None:
+    optimizer = {"type": "SGD", "groups": [{"params": ["*.bias"], "args": {"lr": 0.3}}]}
+    scheduler = {"type": "OneCycleLR", "args": {"max_lr": most}, "interval": "step"}
+    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer=optimizer))])
+    assert "optimizer.groups.0.args.lr: has no effect: OneCycleLR sets the learning rate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
 )
