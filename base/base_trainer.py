@@ -307,9 +307,10 @@ class BaseTrainer(Checkpointed):
         """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
         self.finite.check(self)
+        with save_on_failure(self):
+            values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
+            monitored = self.monitored(values)
         progress.epochs += 1
-        values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
-        monitored = self.monitored(values)
         best = monitored is not None and progress.update_best(monitored, lower_is_better=settings.lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
         self.training.step_schedules(monitored)
@@ -324,5 +325,5 @@ class BaseTrainer(Checkpointed):
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
-            raise ConfigError(f"trainer.monitor: unknown value {name}; expected one of: {', '.join(values)}")
+            raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}")
         return values[name]

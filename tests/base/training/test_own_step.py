@@ -851,6 +851,29 @@ def test_a_mistake_in_the_validation_costs_no_epoch(
     assert trained.steps == whole.steps
 
 
+class Forgetful(Trainer):
+    """Does not log what it says."""
+
+    logs = ("beta",)
+
+
+def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = "trainer.monitor=min val_loss"
+    with temporarily(TRAINERS, Forgetful):
+        with pytest.raises(
+            ConfigError, match=r"trainer\.monitor: no step has logged val_beta; expected one of: loss, "
+        ):
+            fit("trainer.type=Forgetful", "trainer.epochs=2", "trainer.monitor=min val_beta")
+        assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
+        (run,) = (tmp_path / "saved/small").iterdir()
+        train.main(["-r", str(run), monitor])
+        whole = fit("trainer.type=Forgetful", "trainer.epochs=2", monitor)
+    assert same(state(run)["model"], state(whole.run_dir)["model"])
+    assert lines(run) == lines(whole.run_dir)
+
+
 def test_a_first_training_batch_after_a_validation_is_checked_as_one(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
