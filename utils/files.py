@@ -21,6 +21,8 @@ def file_signature(status: os.stat_result) -> FileSignature:
 
 _unfinished: dict[Path, int] = {}
 """Temporary files that are being written, each with the process that writes it: a worker is a copy of its parent."""
+_written: set[Path] = set()
+"""Files that this process has written."""
 
 
 @contextlib.contextmanager
@@ -46,6 +48,7 @@ def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
                 os.fsync(file.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
+            _written.add(path)
         for folder in {path.parent for path in paths}:
             sync_folder(folder)
     except BaseException:
@@ -56,6 +59,11 @@ def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     finally:
         for temporary in temporaries:
             _unfinished.pop(temporary, None)
+
+
+def has_written() -> bool:
+    """Whether this process has replaced or created a file by ``atomic_writes``."""
+    return bool(_written)
 
 
 def remove_unfinished() -> None:

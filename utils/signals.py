@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
-from utils.files import remove_unfinished
+from utils.files import has_written, remove_unfinished
 from utils.streams import prepare_streams
 
 # SIGHUP: the terminal or ssh connection was lost. Batch systems send the others before a job's time is up
@@ -48,7 +48,10 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
-        _say_at_once(f"stopped; nothing was changed. To run it again:\n{command}\n")
+        unchanged = (
+            "" if has_written() else "; nothing was changed"
+        )  # test.py writes several files, one after the other
+        _say_at_once(f"stopped{unchanged}. To run it again:\n{command}\n")
     remove_unfinished()
     os._exit(first_status)
 

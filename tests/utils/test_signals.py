@@ -74,6 +74,7 @@ with atomic_write(folder / "results.csv") as file:
     ended = python(code)
     assert ended.returncode == 128 + number, ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["done.csv"]
+    assert ended.stderr.startswith("stopped. To run it again:\n"), "a file was changed"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
