@@ -21,8 +21,7 @@ def file_signature(status: os.stat_result) -> FileSignature:
 
 _unfinished: dict[Path, int] = {}
 """Temporary files that are being written, each with the process that writes it: a worker is a copy of its parent."""
-_written: set[Path] = set()
-"""Files that this process has written."""
+_has_written = False
 
 
 @contextlib.contextmanager
@@ -35,6 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Write files of one folder that replace these paths once all are on disk. Raises OSError as ``atomic_write``."""
+    global _has_written
     temporaries = [path.with_name(f".{path.name}.tmp") for path in paths]
     _unfinished.update(dict.fromkeys(temporaries, os.getpid()))
     try:
@@ -48,7 +48,7 @@ def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
                 os.fsync(file.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
-            _written.add(path)
+            _has_written = True
         for folder in {path.parent for path in paths}:
             sync_folder(folder)
     except BaseException:
@@ -63,7 +63,7 @@ def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
 
 def has_written() -> bool:
     """Whether this process has replaced or created a file by ``atomic_writes``."""
-    return bool(_written)
+    return _has_written
 
 
 def remove_unfinished() -> None:

@@ -48,9 +48,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and os.environ.get("RANK", "0") == "0":
-        unchanged = (
-            "" if has_written() else "; nothing was changed"
-        )  # test.py writes several files, one after the other
+        unchanged = "" if has_written() else "; nothing was changed"  # test.py writes several files
         _say_at_once(f"stopped{unchanged}. To run it again:\n{command}\n")
     remove_unfinished()
     os._exit(first_status)

@@ -156,7 +156,7 @@ class EvaluationReport(EvaluationStats):
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
-            yield Paragraph("The task is neither classification nor regression, so the report has no figures of it.")
+            yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if not self.by_sample:
             yield Paragraph(
