@@ -14,7 +14,7 @@ from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
 from utils.nested_arguments import built
-from utils.paths import project_path
+from utils.paths import PROJECT, project_path
 from utils.registry import LOSSES, Registry, registry_inside
 from utils.schema import Component, KeyPath
 from utils.user_code import format_error_with_source, user_line
@@ -96,11 +96,19 @@ def call(
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        missing = isinstance(error, AttributeError) and "object has no attribute" in str(error)
-        hint = "\nDoes its __init__ call super().__init__ before it uses self?" if missing else ""
-        return format_error_with_source(error).removeprefix("ValueError: ") + hint
+        return format_error_with_source(error).removeprefix("ValueError: ") + _hint(error)
     found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
     return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
+
+
+def _hint(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, AttributeError) and ("has no attribute" in text or "before Module.__init__() call" in text):
+        return "\nDoes its __init__ call super().__init__ before it uses self?"
+    file = error.filename if isinstance(error, FileNotFoundError) else None
+    if isinstance(file, (str, Path)) and not Path(file).is_absolute() and Path.cwd() != PROJECT:
+        return f"\nLooked for in {Path.cwd()}: an argument annotated as Path is relative to the project's folder."
+    return ""
 
 
 def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:

@@ -294,3 +294,18 @@ def test_facts_that_draw_random_numbers_leave_a_resume_exact(fit: Fit, tmp_path:
         half = fork(whole, 3)
         train.main(["-r", half])
     equal(whole, half)
+
+
+class FromFile(BaseDataLoader):
+    def __init__(self, *, file: str, batch_size: int = 8) -> None:
+        super().__init__(batch_size=batch_size)
+        self.text = Path(file).read_text()
+
+    training_data = test_data = lambda self, **_: TensorSource(INPUTS, TARGETS)  # type: ignore[assignment]
+
+
+def test_a_relative_path_from_another_folder(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    says = f"Looked for in {tmp_path}: an argument annotated as Path is relative to the project's folder"
+    with temporarily(DATA_LOADERS, FromFile), pytest.raises(UserError, match=says):
+        fit(data_loader={"type": "FromFile", "args": {"file": "nowhere.txt"}})
