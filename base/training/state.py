@@ -81,8 +81,8 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
         except UserError:
             raise
         except Exception as error:  # any error: torch's and the user's code got untrusted values
-            what = format_error_with_source(error)
-            raise CheckpointError(f"the {name} in {source} does not match the config of this run: {what}") from error
+            what = f"the {name} in {source} does not match this run's config and code"
+            raise CheckpointError(f"{what}: {format_error_with_source(error)}") from error
 
 
 def load_part(part: Any, state: Any) -> None:
@@ -211,6 +211,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         _check(saved["random"], random, ("random",))
         if not len(saved["random"]):
             raise _Misfit(("random",), "empty")
+        _check_shapes(saved["model"], parts["model"])
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 _check_optimizer(saved[name], part, name)
@@ -220,7 +221,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     except _Misfit as error:
         part, where = error.keys[0], dotted(error.keys)
         raise CheckpointError(
-            f"the {part} in {source} does not match the config of this run: {where}: {error}"
+            f"the {part} in {source} does not match this run's config and code: {where}: {error}"
         ) from error
 
 
@@ -319,6 +320,15 @@ def _check_schedule(saved: Any, name: str) -> None:
         raise _Misfit((name, "moves"), f"{moves!r} is not a number of steps")
 
 
+def _check_shapes(saved: Any, model: nn.Module) -> None:
+    """Raise _Misfit for parameters of other shapes: else the optimizer's state, which has their shapes, is blamed."""
+    for name, parameter in model.named_parameters():
+        value = saved.get(name) if isinstance(saved, Mapping) else None
+        if isinstance(value, Tensor) and value.shape != parameter.shape:
+            shapes = f"{tuple(parameter.shape)}, got {tuple(value.shape)}"
+            raise _Misfit(("model", name), f"should have shape {shapes}; has the model's code changed since?")
+
+
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
     _check(saved, {"state": {}, "param_groups": []}, (name,))
     own = optimizer.state_dict()["param_groups"]
@@ -347,7 +357,7 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
             raise _Misfit(keys, f"should be a dict, got {_described(values)}")
         if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
             _check(values["step"], 0, (*keys, "step"))
-        for key in LIKE_PARAMETER & values.keys():
+        for key in sorted(LIKE_PARAMETER & values.keys()):
             shape = getattr(values[key], "shape", None)
             optional = key == "momentum_buffer" and values[key] is None
             if not optional and shape != parameters[index].shape:

@@ -20,13 +20,13 @@ from base.base_data_loader import BaseDataLoader
 from base.training.schedule import Schedule
 from base.training.schedule_state import ScheduleState
 from tests.conftest import small_config
-from tests.helpers import copy_run, lines, needs_extra, same, state
+from tests.helpers import copy_run, lines, needs_extra, same, state, temporarily
 from utils import arguments
 from utils.config.resume import rule_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
 from utils.errors import UserError
 from utils.optimizers import INITIAL_ONLY, adapt_state, missing_state
-from utils.registry import OPTIMIZERS, SCHEDULERS
+from utils.registry import MODELS, OPTIMIZERS, SCHEDULERS
 from utils.schema import Config, OnResume
 from utils.schema_fields import keys_of, section_at
 
@@ -630,3 +630,22 @@ def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.Captu
     train.main(["-r", str(run), "trainer.monitor=min val_loss", "--lr=0.5", "trainer.epochs=3"])
     assert "resumed with optimizer.args.lr 0.1 -> 0.5" in capsys.readouterr().out
     assert not same(state(run, "best.pth"), best)
+
+
+def test_a_model_whose_code_has_changed_is_named_before_the_optimizer(fit: Fit) -> None:
+    class Growing(nn.Module):
+        width = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, self.width), nn.Linear(self.width, 3))
+
+        def forward(self, x: Any) -> Any:
+            return self.layers(x)
+
+    with temporarily(MODELS, Growing):
+        run = fit(model="Growing", optimizer={"type": "Adam", "args": {"lr": 0.01}}).run_dir
+        Growing.width = 5
+        says = r"the model in .*: model\.layers\.0\.weight: should have shape \(5, 6\), got \(4, 6\); has the model"
+        with pytest.raises(UserError, match=says):
+            train.main(["-r", str(run), "trainer.epochs=9"])
