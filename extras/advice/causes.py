@@ -38,6 +38,12 @@ CAUSES = {  # by patterns of torch's and Python's messages
     r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
     "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
     "targets are numbers or tensors",
+    r"^\w+\(\): argument 'input'.* must be Tensor, not tuple": "a layer that gets a tuple: nn.RNN, nn.LSTM, nn.GRU and "
+    "nn.MultiheadAttention return their outputs with something else, so take the first: outputs, _ = layer(x)",
+    "'list' object has no attribute": "samples that are lists of numbers, of which collation makes a list of tensors: "
+    "let the data set return torch.tensor(...) or a NumPy array",
+    r"Expected input batch_size .* to match target batch_size": "outputs whose first axis was reshaped, but not that "
+    "of the targets, such as logits of (B * T, C) for targets of (B, T): cross_entropy takes (B, C, T) for these",
     r"invalid combination of arguments - got \((list|tuple|dict|str|NoneType)": "inputs that are not one tensor: let "
     "the data set return a tensor as input, or let the model or the step take it from the inputs",
     "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "

@@ -499,10 +499,6 @@ def one_too_high(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     return trainer.criterion(trainer.model(inputs), targets + 1)
 
 
-def inner_tuple(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
-    return trainer.criterion(nn.Linear(6, 3)((inputs, inputs)), targets)
-
-
 def inner_index(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     return inputs[0, 99]
 
@@ -653,7 +649,7 @@ def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
         fit("trainer.type=Unpacks")
 
 
-@pytest.mark.parametrize("step", [inner_tuple, inner_index, inner_parts])
+@pytest.mark.parametrize("step", [inner_index, inner_parts])
 def test_a_like_mistake_elsewhere_has_no_usual_cause(fit: Fit, step: Any) -> None:
     with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match="Do the shapes and dtypes"):
         fit("trainer.type=Own")

@@ -58,10 +58,13 @@ def in_place() -> None:
         (lambda: nn.Embedding(3, 2)(X), "floats where an embedding takes indices"),
         (lambda: nn.Conv2d(3, 4, 3)(cast("Any", [X, X])), "inputs that are not one tensor"),
         (lambda: nn.Conv2d(3, 4, 3)(cast("Any", "image")), "inputs that are not one tensor"),
+        (lambda: nn.Linear(3, 2)(nn.GRU(3, 3)(X)), "a layer that gets a tuple: nn.RNN"),
+        (lambda: cast("Any", [X, X]).flatten(1), "samples that are lists of numbers"),
+        (lambda: F.cross_entropy(LOGITS, LABELS[:2]), "outputs whose first axis was reshaped"),
     ],
 )
 def test_an_error_of_torch_has_a_usual_cause(step: Callable[[], Any], cause: str) -> None:
-    with pytest.raises((RuntimeError, ValueError, LookupError, TypeError)) as error:
+    with pytest.raises((RuntimeError, ValueError, LookupError, TypeError, AttributeError)) as error:
         step()
     assert usual_cause(error.value).startswith(cause), error.value
 
