@@ -57,7 +57,10 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
             if self.failure:
-                self.warn(f"{self.failure}; the older checkpoints are intact")
+                others = (
+                    "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run's folder is gone"
+                )
+                self.warn(f"{self.failure}; {others}")
         return self.failure is None
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:

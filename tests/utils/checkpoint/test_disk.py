@@ -163,7 +163,10 @@ def test_a_folder_that_is_removed_during_the_run(
     at_step(monkeypatch, {4: lambda: (tmp_path / "saved").rename(tmp_path / "gone")})
     with pytest.raises(TrainingError, match="the run ended, but checkpoint"):
         fit(*OFTEN)
-    assert "step-00000004.pth could not be written" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step-00000004.pth could not be written" in said
+    assert "the run's folder is gone" in said
+    assert "intact" not in said
 
 
 def test_checkpoints_that_are_removed_during_the_run_are_written_again(
