@@ -28,13 +28,18 @@ Sent as bytes, which takes half the time of a NumPy array; a tensor would have t
 which may have ended by then."""
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """Does nothing: torch would warn of too many workers twice for each loader; extras/advice does once."""
+
+
 class Workers:
     """Processes that load batches. repeats: whether a pass can contain a sample more than once."""
 
     def __init__(self, source: Source, count: int, seed: int, *, repeats: bool) -> None:
         end_workers_at_exit()
         self._sampler = _RequestSampler()
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader = _Loader(
             _BatchDataset(source, repeats),
             sampler=self._sampler,
             batch_size=None,
@@ -94,8 +99,12 @@ def start_method(workers: int) -> str | None:
 
 def worker_count(chunks: int) -> int:
     """Processes to read these chunks once: one per CPU; 0 if this process would finish before they start."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(processors, chunks) if processors > 1 and chunks > 1 else 0
+    return min(cpu_count(), chunks) if cpu_count() > 1 and chunks > 1 else 0
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[Any]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
+from base.data.workers import cpu_count
 from base.metric import StepResult
 from base.training.loss import no_loss
 from base.training.observer import Observer
@@ -17,7 +18,7 @@ from extras.classification import classification_warnings
 from utils.optimizers import parameters_in
 from utils.registry import SCHEDULERS
 from utils.schema import name_and_args
-from utils.text import listed
+from utils.text import count, listed
 
 
 class Advice(Observer):
@@ -95,6 +96,9 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
             f"not in any optimizer, so never changed: {listed(names)}. Create them in the model's constructor, or set "
             "requires_grad to False"
         )
+    if (workers := trainer.training.batches.num_workers) > cpu_count():
+        cpus = count(cpu_count(), "CPU")
+        yield f"data_loader.args.num_workers={workers} on {cpus}: more workers than CPUs take turns; try fewer"
     yield from _short_schedules(trainer)
     yield from _own_metrics(trainer)
     if getattr(trainer.criterion, "counts_differ", False):

@@ -96,6 +96,15 @@ def test_a_step_without_gradients_is_told(fit: Fit, capsys: pytest.CaptureFixtur
     )
 
 
+def test_more_workers_than_cpus_are_one_warning(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extras.advice.advice.cpu_count", lambda: 1)
+    monkeypatch.setattr("torch.utils.data.dataloader.DataLoader.check_worker_number_rationality", pytest.fail)
+    fit("data_loader.args.num_workers=2", "trainer.epochs=1")
+    assert capsys.readouterr().err.count("data_loader.args.num_workers=2 on 1 CPU: more workers than CPUs") == 1
+
+
 def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit("trainer.type=LateTrainer", model={"type": "Frozen"})
     expected = (
