@@ -1,6 +1,8 @@
 """``train.py --check``: a fault of each kind is found and its cause named; sound configs pass; nothing is written."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
 from utils.config import load_config
 from utils.errors import DataError
+from utils.paths import PROJECT
 from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
 from utils.text import printable
 
@@ -345,3 +348,11 @@ def test_several_losses_by_name_pass(check: Check) -> None:
 def test_a_buffer_that_grows_is_not_a_fault(check: Check) -> None:
     status, printed = check(**planted("grown"), data_loader={"type": "Made", "args": {"kind": ""}})
     assert status == 0, printed
+
+
+@pytest.mark.slow
+def test_it_does_not_import_the_compiler() -> None:
+    script = "import sys, train; train.main(['--check', 'runtime.device=cpu']); print('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert printed.splitlines()[-1] == "False"
