@@ -197,10 +197,10 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
     try:
         for name in (*parts, "random", "writers"):
             if name not in saved:
-                raise _Misfit((name,), "missing")
+                raise _Mismatch((name,), "missing")
         for name in saved:
             if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
-                raise _Misfit((name,), "stateful() of the trainer no longer returns it")
+                raise _Mismatch((name,), "stateful() of the trainer no longer returns it")
         _check_progress(progress, parts["progress"].state_dict())
         for name in [name for name in own if kind(name) == "schedule"]:
             _check_schedule(saved[name], name)
@@ -210,7 +210,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
             _check(saved[name], _loaded_metrics(saved[name], state) if name == "metrics" else state, (name,))
         _check(saved["random"], random, ("random",))
         if not len(saved["random"]):
-            raise _Misfit(("random",), "empty")
+            raise _Mismatch(("random",), "empty")
         _check_shapes(saved["model"], parts["model"])
         for name, part in parts.items():
             if isinstance(part, Optimizer):
@@ -218,7 +218,7 @@ def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequ
         _check(saved["data"], parts["data"].state_dict(), ("data",))
         parts["data"].load_state_dict(saved["data"])
         parts["data"].check_position(progress["samples"])
-    except _Misfit as error:
+    except _Mismatch as error:
         part, where = error.keys[0], dotted(error.keys)
         raise CheckpointError(
             f"the {part} in {source} does not match this run's config and code: {where}: {error}"
@@ -240,19 +240,19 @@ def kind(part: str) -> str:
     return part.partition(".")[0]
 
 
-class _Misfit(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
+class _Mismatch(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
     def __init__(self, keys: Keys, message: str) -> None:
         super().__init__(message)
         self.keys = keys
 
 
 def _check(saved: Any, own: Any, keys: Keys) -> None:
-    """Raise _Misfit if a value has another type than ours, or is a number too large for a tensor."""
+    """Raise _Mismatch if a value has another type than ours, or is a number too large for a tensor."""
     if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
         return
     name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
     if not fits(saved, own, keys):
-        raise _Misfit(keys, f"should be {name}, got {_described(saved)}")
+        raise _Mismatch(keys, f"should be {name}, got {_described(saved)}")
     if isinstance(own, Mapping):
         for key, value in own.items():
             if key in saved:
@@ -262,7 +262,7 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
             like = own[min(index, len(own) - 1)]
             _check(value, like, (*keys, index))
             if kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
-                raise _Misfit((*keys, index), f"should have the keys {', '.join(map(str, like))}")
+                raise _Mismatch((*keys, index), f"should have the keys {', '.join(map(str, like))}")
 
 
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
@@ -299,7 +299,7 @@ def _described(value: Any) -> str:
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if saved.keys() != own.keys():
-        raise _Misfit(("progress",), f"should have the keys {', '.join(own)}")
+        raise _Mismatch(("progress",), f"should have the keys {', '.join(own)}")
     for name, value in saved.items():
         if name in ("trained", "validating"):
             fits = isinstance(value, bool)
@@ -308,25 +308,25 @@ def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         else:
             fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
         if not fits:
-            raise _Misfit(("progress", name), f"cannot be {value!r}")
+            raise _Mismatch(("progress", name), f"cannot be {value!r}")
 
 
 def _check_schedule(saved: Any, name: str) -> None:
     _check(saved, {"moves": 0, "used": [0.0], "made_from": {}}, (name,))
     if missing := {"moves", "used", "made_from"} - saved.keys():
-        raise _Misfit((name,), f"missing {', '.join(sorted(missing))}")
+        raise _Mismatch((name,), f"missing {', '.join(sorted(missing))}")
     moves = saved["moves"]
     if type(moves) is not int or not 0 <= moves < 2**63:
-        raise _Misfit((name, "moves"), f"{moves!r} is not a number of steps")
+        raise _Mismatch((name, "moves"), f"{moves!r} is not a number of steps")
 
 
 def _check_shapes(saved: Any, model: nn.Module) -> None:
-    """Raise _Misfit for parameters of other shapes: else the optimizer's state, which has their shapes, is blamed."""
+    """Raise _Mismatch for parameters of other shapes: else the optimizer's state, which has their shapes, is blamed."""
     for name, parameter in model.named_parameters():
         value = saved.get(name) if isinstance(saved, Mapping) else None
         if isinstance(value, Tensor) and value.shape != parameter.shape:
             shapes = f"{tuple(parameter.shape)}, got {tuple(value.shape)}"
-            raise _Misfit(("model", name), f"should have shape {shapes}; has the model's code changed since?")
+            raise _Mismatch(("model", name), f"should have shape {shapes}; has the model's code changed since?")
 
 
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
@@ -336,14 +336,14 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
         keys: Keys = (name, "param_groups", index)
         _check(group, {}, keys)
         if missing := optimizer.defaults.keys() - group.keys():
-            raise _Misfit(keys, f"missing {', '.join(sorted(missing))}")
+            raise _Mismatch(keys, f"missing {', '.join(sorted(missing))}")
         for key in values.keys() & group.keys():
             if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before
                 _check(group[key], values[key], (*keys, key))
             if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]) and key != "params":
-                raise _Misfit((*keys, key), f"should have {len(values[key])} values")
+                raise _Mismatch((*keys, key), f"should have {len(values[key])} values")
         if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
-            raise _Misfit((*keys, "params"), "the parameters do not match")
+            raise _Mismatch((*keys, "params"), "the parameters do not match")
 
     parameters = parameters_in(optimizer)
     own_form = is_own(optimizer)  # may share values, or keep single tensors
@@ -352,13 +352,13 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
         if own_form and (isinstance(index, str) or not isinstance(values, Mapping)):
             continue
         if type(index) is not int or not 0 <= index < len(parameters):
-            raise _Misfit(keys, f"should have {len(parameters)} parameters")
+            raise _Mismatch(keys, f"should have {len(parameters)} parameters")
         if not isinstance(values, Mapping):
-            raise _Misfit(keys, f"should be a dict, got {_described(values)}")
+            raise _Mismatch(keys, f"should be a dict, got {_described(values)}")
         if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
             _check(values["step"], 0, (*keys, "step"))
         for key in sorted(LIKE_PARAMETER & values.keys()):
             shape = getattr(values[key], "shape", None)
             optional = key == "momentum_buffer" and values[key] is None
             if not optional and shape != parameters[index].shape:
-                raise _Misfit((*keys, key), f"should have shape {tuple(parameters[index].shape)}")
+                raise _Mismatch((*keys, key), f"should have shape {tuple(parameters[index].shape)}")
