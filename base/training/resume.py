@@ -118,7 +118,7 @@ def load_state(
     another = _monitors_another_metric(trainer, state["metrics"]["definitions"])
     if another:
         trainer.progress.reset_best()
-    _adopt(trainer, before.get("trainer.monitor"), folder)
+    _recompute_best_and_schedules(trainer, before.get("trainer.monitor"), folder)
     if trainer.finished():
         _refuse_another_best(loaded, changed, another_metric=another)
     # in this order: logs must remain as long as later checkpoints can be resumed
@@ -159,7 +159,7 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
     try:
         if file:
             return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, tensors))
-        return checkpoint.newest_sound(folder.checkpoints, trainer.console.warn, process_group, tensors)
+        return checkpoint.newest_intact(folder.checkpoints, trainer.console.warn, process_group, tensors)
     except CheckpointError as error:
         if file is None:
             advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
@@ -252,7 +252,7 @@ def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, ano
             raise config_error(loaded.document, [Problem(change.path, message)])
 
 
-def _adopt(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
+def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
     """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed or follows it.
 
     monitor: the checkpoint's; None if it had none.

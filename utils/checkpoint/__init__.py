@@ -10,13 +10,13 @@ shards          the folder with the tensors of a sharded checkpoint, in the form
 """
 
 from utils.checkpoint.file import file_name, snapshot, step_files, verify, write
-from utils.checkpoint.loading import newest_sound, read, read_together, saved_progress
+from utils.checkpoint.loading import newest_intact, read, read_together, saved_progress
 from utils.checkpoint.plain import check_parts, plain
 
 __all__ = [
     "check_parts",
     "file_name",
-    "newest_sound",
+    "newest_intact",
     "plain",
     "read",
     "read_together",

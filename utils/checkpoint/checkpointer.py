@@ -57,9 +57,7 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
             if self.failure:
-                others = (
-                    "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run's folder is gone"
-                )
+                others = "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run folder is gone"
                 self.warn(f"{self.failure}; {others}")
         return self.failure is None
 
@@ -135,7 +133,7 @@ class Checkpointer:
             return
         with contextlib.suppress(CheckpointError):
             step_file = self.folder / file_name(saved_progress(read_file(name), name)["steps"])
-            if not _is_sound(step_file):
+            if not _is_intact(step_file):
                 link(step_file, name)
 
     def _restore_best(self, step: int | None) -> None:
@@ -144,7 +142,7 @@ class Checkpointer:
         step_file = None if step is None else self.folder / file_name(step)
         if step_file and step_file.exists() and best.exists() and best.samefile(step_file):
             return
-        if step_file and _is_sound(step_file):
+        if step_file and _is_intact(step_file):
             link(best, step_file)
         elif best.exists():
             aside = self._set_aside(best)
@@ -159,12 +157,12 @@ class Checkpointer:
         aside = self.folder / ASIDE
         aside.mkdir(exist_ok=True)
         target = aside / path.name
-        if target.exists() and _is_sound(target) and not _is_sound(path):
+        if target.exists() and _is_intact(target) and not _is_intact(path):
             target = target.with_name(f"{target.name}.damaged")
         return path.replace(target)
 
 
-def _is_sound(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         verify(path)
     except CheckpointError:

@@ -54,7 +54,7 @@ def read_together(process_group: ProcessGroup, function: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def newest_sound(
+def newest_intact(
     folder: Path,
     warn: Callable[[str], None],
     process_group: ProcessGroup,
