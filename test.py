@@ -30,7 +30,7 @@ from base.base_model import count_parameters
 from base.construct import call
 from base.data.batches import Batches
 from base.load_run import load_trainer
-from base.training.evaluation import returned
+from base.training.evaluation import check_returned
 from base.training.observer import Observer
 from base.training.resume import latest_run
 from logger.writers import EventWriter
@@ -89,7 +89,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         report or contextlib.nullcontext(),
         contextlib.closing(test),
     ):
-        values = returned(run.trainer, "evaluate", run.trainer.evaluate(test, report or Observer()))
+        values = check_returned(run.trainer, "evaluate", run.trainer.evaluate(test, report or Observer()))
         if process_group.is_main_process:
             say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
             say(*table([("", name, f"{number_or_dash(value):>12}") for name, value in values.items()]), sep="\n")

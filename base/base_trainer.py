@@ -15,7 +15,7 @@ from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.metric import check_loss
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import returned
+from base.training.evaluation import check_returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_epoch_was_counted,
@@ -111,7 +111,7 @@ class BaseTrainer(Checkpointed):
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
                     with save_on_failure(self):
-                        validation = returned(self, "validate", self.validate())
+                        validation = check_returned(self, "validate", self.validate())
                 epochs = self.progress.epochs
                 self.end_epoch(validation)
                 check_epoch_was_counted(self, epochs)
@@ -211,7 +211,7 @@ class BaseTrainer(Checkpointed):
         total = self.begin_step(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
-            runtime.sync_gradients(number == step.count)  # only the last micro-batch reduces gradients over processes
+            runtime.sync_gradients(number == step.num_micro_batches)  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step, total, measure=measure)
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
@@ -225,7 +225,7 @@ class BaseTrainer(Checkpointed):
 
     def begin_step(self, step: StepBatches) -> StepLoss:
         """The loss accumulator of an optimizer step, before its first micro-batch."""
-        alone = step.count == 1 and self.runtime.process_group.world_size == 1
+        alone = step.num_micro_batches == 1 and self.runtime.process_group.world_size == 1
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
@@ -299,7 +299,7 @@ class BaseTrainer(Checkpointed):
         if not self.progress.trained:
             self.progress.validating = True
             with self.log.paused(), save_on_failure(self):
-                values = returned(self, "validate", self.validate())
+                values = check_returned(self, "validate", self.validate())
             self.log.validation(self.progress, values)
             self.progress.validating = False
 

@@ -63,7 +63,7 @@ class StepBatches:
 
     micro_batches: Iterable[MicroBatch]
     """Loaded one by one, since a whole step would need the memory that accumulation saves. Can be iterated once."""
-    count: int
+    num_micro_batches: int
     samples: int
     """Samples in all micro-batches and processes together."""
     position: Position

@@ -45,11 +45,11 @@ class EvaluationLoop(TrainerInterface):
         """
         sets, observer = self.training.validation, self.observer
         if "" in sets or not sets:
-            return returned(self, "evaluate", self.evaluate(sets[""], observer)) if sets else {}
+            return check_returned(self, "evaluate", self.evaluate(sets[""], observer)) if sets else {}
         values, over_all = dict[str, float](), self._new_metrics()
         for name, batches in sets.items():
             one = self.evaluate(batches, Observer() if values else observer, also=over_all)
-            found = returned(self, "evaluate", one)
+            found = check_returned(self, "evaluate", one)
             values |= {f"{name}_{key}": value for key, value in found.items()}
         return over_all.compute() | values
 
@@ -112,7 +112,7 @@ class EvaluationLoop(TrainerInterface):
                 module.training = training
 
 
-def returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
+def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
     """What ``validate`` or ``evaluate`` of a BaseTrainer returned. Raises ConfigError if it is not a dict."""
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"

@@ -95,9 +95,9 @@ class SeveralOptimizers:
         if self.current is not None:
             raise ConfigError(f"self.optimizing({name!r}) inside self.optimizing({self.current.name!r})")
         step = self.step
-        if step is not None and step.count > 1 and name in self._seen:
+        if step is not None and step.num_micro_batches > 1 and name in self._seen:
             raise ConfigError(
-                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps={step.count}"
+                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps above 1"
             )
         self._seen.add(name)
         if step is not None and self._number > 1 and name not in self._losses:
@@ -118,7 +118,7 @@ class SeveralOptimizers:
             self._waiting = []
             for parameter in others:
                 parameter.requires_grad_(True)
-        if step is not None and self._number == step.count:
+        if step is not None and self._number == step.num_micro_batches:
             self._move(optimizer)
 
     def backward(self, loss: Tensor) -> None:
@@ -146,7 +146,7 @@ class SeveralOptimizers:
     @staticmethod
     def _only_sometimes(name: str, step: StepBatches) -> ConfigError:
         return ConfigError(
-            f"self.optimizing({name!r}) is called for some of the {step.count} micro-batches of a step "
+            f"self.optimizing({name!r}) is called for some of the {step.num_micro_batches} micro-batches of a step "
             "(trainer.accumulate_steps), so that gradients would be lost; call it for each of them or for none, as by "
             "self.progress.steps, which counts whole steps"
         )
