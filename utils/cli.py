@@ -37,10 +37,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.ArgumentParser:
+def parser(about: str, *, inputs: str = "", values: str = "", device: bool = True) -> argparse.ArgumentParser:
     """A parser with the common arguments. about: what the script does, then its examples, shown at the end of the help.
 
     inputs: what positional arguments other than overrides are; empty if the script accepts only overrides.
+    values: what an override may give besides a value.
     device: whether to add --device.
     """
     description, _, examples = about.strip().partition("\n\n")
@@ -54,7 +55,7 @@ def parser(about: str, *, inputs: str = "", device: bool = True) -> argparse.Arg
         parser.add_argument(
             "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
         )
-    override = "override any key of the config, e.g. trainer.epochs=5"
+    override = f"override any key of the config, e.g. trainer.epochs=5{values}"
     words, about_words = ("INPUT", f"{inputs}; KEY=VALUE: {override}") if inputs else ("KEY=VALUE", override)
     parser.add_argument("overrides", nargs="*", metavar=words, help=about_words)
     return parser

@@ -68,10 +68,10 @@ def read_object(path: Path, name: str) -> Document:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        near = closest(path.name, [other.name for other in path.parent.glob("*.json")]) if path.name else None
+        near = closest(f"{path.stem}.json", [other.name for other in path.parent.glob("*.json")])
         hint = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
         if (path / "config.json").is_file():
-            hint = "; it is a run folder: use -r to resume it"
+            hint = "; give the config.json in it, or -r to resume the run that it is the folder of"
         raise ConfigError(f"{name}: the config cannot be read: {reason}{hint}") from error
     document = parse(_decode(data, name), name)
     if not isinstance(document.value, dict):

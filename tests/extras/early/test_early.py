@@ -67,10 +67,11 @@ def config(tmp_path: Path) -> Callable[..., Path]:
             'unknown model "TwoLayerNett"; did you mean "TwoLayerNet"?',
         ),
         (["-c", "config.jso"], 2, 'did you mean "config.json"?'),
+        (["-c", "configs/lenet_random"], 2, 'did you mean "lenet_random.json"?'),
         (["test.py", "--help"], 0, "a run folder, or a checkpoint file in one"),
         (["test.py", "-r", "x", "--compare", "y"], 2, "--compare: not allowed with argument -r/--resume"),
         (["predict.py", "--help"], 0, "a picture, a folder of pictures"),
-        (["sweep.py", "--help"], 0, "trials to run at once"),
+        (["sweep.py", "--help"], 0, "or the values to try"),
         (["export.py", "--help"], 0, "only the weights"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
             read_object(path, "x")
     (tmp_path / "config.json").touch()
-    with pytest.raises(ConfigError, match="use -r to resume it"):
+    with pytest.raises(ConfigError, match="in it, or -r to resume"):
         read_object(tmp_path, "x")
 
 
