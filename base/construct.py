@@ -81,7 +81,11 @@ def call(
     try:
         built = make()
     except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
-        raise type(error)(str(loaded.error(path, str(error)))) from error
+        message = str(error)
+        if message.startswith("data_loader.args."):  # of this data loader, which may be a validation set's
+            argument, _, message = message.removeprefix("data_loader.args.").partition(": ")
+            path = (*path, argument)
+        raise type(error)(str(loaded.error(path, message))) from error
     except UserError:
         raise
     except Exception as error:

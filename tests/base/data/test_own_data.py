@@ -309,3 +309,11 @@ def test_a_relative_path_from_another_folder(fit: Fit, tmp_path: Path, monkeypat
     says = f"Looked for in {tmp_path}: an argument annotated as Path is relative to the project's folder"
     with temporarily(DATA_LOADERS, FromFile), pytest.raises(UserError, match=says):
         fit(data_loader={"type": "FromFile", "args": {"file": "nowhere.txt"}})
+
+
+def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
+    with pytest.raises(DataError, match=r"split=300: data_loader\.args\.validation_split: 300 of \d+ training samples"):
+        fit("data_loader.args.validation_split=300")
+    args = {"batch_size": 8, "num_samples": 10, "input_shape": [6], "num_classes": 3, "folds": 50, "fold": 0}
+    with pytest.raises(DataError, match=r"config\.json:\d+:\d+: validation\.args\.folds: 10 training samples"):
+        fit("data_loader.args.validation_split=0", validation={"type": "RandomTensorLoader", "args": args})
