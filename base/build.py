@@ -30,9 +30,9 @@ from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.parameters import (
     Frozen,
-    Group,
     Mismatch,
-    divide,
+    ParameterGroup,
+    divide_parameters,
     parameters_of,
     replaced_arguments,
     unregistered_weights,
@@ -303,7 +303,7 @@ def _optimizers(
         raise loaded.error(("model",), f"{config.model.type} has no parameters to train")
     try:
         frozen = Frozen(experiment.model, parameters, config.trainer.freeze, epochs=config.trainer.epochs)
-        divided = divide(parameters, config.optimizers, frozen=frozen.names(config.trainer.epochs))
+        divided = divide_parameters(parameters, config.optimizers, frozen=frozen.names(config.trainer.epochs))
     except Mismatch as mismatch:
         raise config_error(loaded.document, [mismatch.problem]) from mismatch
     if unsaved := unsaved_weights(experiment.model, frozen.trainable - frozen.names(config.trainer.epochs)):
@@ -333,7 +333,7 @@ def _optimizers(
     return made, frozen
 
 
-def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[Group]) -> Optimizer:
+def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[ParameterGroup]) -> Optimizer:
     """The named optimizer ("" if there is only one) for its parameter groups."""
     component = loaded.config.optimizers[name]
     at: KeyPath = ("optimizer", name) if name else ("optimizer",)

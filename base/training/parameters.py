@@ -19,7 +19,7 @@ Parameters = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """A parameter group of an optimizer."""
 
     name: str
@@ -95,9 +95,9 @@ def instances(value: Any, kinds: type[Any] | tuple[type[Any], ...]) -> Iterator[
             yield from instances(item, kinds)
 
 
-def divide(
+def divide_parameters(
     parameters: Parameters, optimizers: Mapping[str, OptimizerConfig], *, frozen: Collection[str] = ()
-) -> dict[str, list[Group]]:
+) -> dict[str, list[ParameterGroup]]:
     """The parameter groups of each optimizer, by its name; parameters without a group come first.
 
     frozen: parameters that no optimizer needs to train.
@@ -146,8 +146,8 @@ def _check_patterns(patterns: Sequence[str], parameters: Parameters, at: KeyPath
             raise Mismatch((*at, index), no_match(pattern, parameters))
 
 
-def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[Group]:
-    left, groups = dict(parameters), list[Group]()
+def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[ParameterGroup]:
+    left, groups = dict(parameters), list[ParameterGroup]()
     names = dict[str, int]()
     for index, group in enumerate(config.groups):
         path = (*at, "groups", index)
@@ -160,13 +160,13 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
         name = group.name or re.sub(r"\W+", "_", group.params[0]).strip("_") or "group"
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}_{names[name]}"
-        groups.append(Group(name, list(taken.values()), group.args, (*path, "args")))
+        groups.append(ParameterGroup(name, list(taken.values()), group.args, (*path, "args")))
     if left:
-        groups.insert(0, Group("", list(left.values()), {}, (*at, "args")))
+        groups.insert(0, ParameterGroup("", list(left.values()), {}, (*at, "args")))
     return groups
 
 
-def replaced_arguments(optimizer: OptimizerConfig, groups: Sequence[Group]) -> Iterator[tuple[KeyPath, str]]:
+def replaced_arguments(optimizer: OptimizerConfig, groups: Sequence[ParameterGroup]) -> Iterator[tuple[KeyPath, str]]:
     """The paths of an optimizer's arguments that every group replaces by its own, with the reason."""
     for key in optimizer.args:
         if all(key in group.args for group in groups):
