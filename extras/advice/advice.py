@@ -17,7 +17,7 @@ from extras.advice.first_step import IdleOptimizers, OwnOptimizers, differing_pa
 from extras.classification import classification_warnings
 from utils.optimizers import parameters_in
 from utils.registry import SCHEDULERS
-from utils.schema import name_and_args
+from utils.schema import TrainerConfig, name_and_args
 from utils.text import count, listed
 
 
@@ -99,6 +99,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     if (workers := trainer.training.batches.num_workers) > cpu_count():
         cpus = count(cpu_count(), "CPU")
         yield f"data_loader.args.num_workers={workers} on {cpus}: more workers than CPUs take turns; try fewer"
+    yield from _wrong_direction(trainer.settings)
     yield from _short_schedules(trainer)
     yield from _own_metrics(trainer)
     if getattr(trainer.criterion, "counts_differ", False):
@@ -111,6 +112,14 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     yield from _broadcasting(trainer, result)
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
+
+
+def _wrong_direction(settings: TrainerConfig) -> Iterator[str]:
+    """A monitor that takes the epoch with the largest loss or the smallest accuracy as the best."""
+    name, lower = settings.monitored_name, settings.lower_is_better
+    if name.endswith("accuracy" if lower else "loss"):
+        extreme, meant = ("smallest", "max") if lower else ("largest", "min")
+        yield f'by trainer.monitor, the epoch with the {extreme} {name} is the best; did you mean "{meant} {name}"?'
 
 
 def _short_schedules(trainer: BaseTrainer) -> Iterator[str]:

@@ -96,6 +96,15 @@ def test_a_step_without_gradients_is_told(fit: Fit, capsys: pytest.CaptureFixtur
     )
 
 
+def test_a_monitor_in_the_wrong_direction(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("trainer.monitor=max val_loss")
+    assert 'the epoch with the largest val_loss is the best; did you mean "min val_loss"?' in capsys.readouterr().err
+    fit("trainer.monitor=min accuracy", metrics=["accuracy"])
+    assert 'the smallest accuracy is the best; did you mean "max accuracy"?' in capsys.readouterr().err
+    fit("trainer.monitor=max val_accuracy", metrics=["accuracy"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_more_workers_than_cpus_are_one_warning(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
