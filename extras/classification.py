@@ -7,10 +7,10 @@ from torch import Tensor
 
 from base.metric import StepResult
 from base.training.broadcast import name_of
-from base.training.library_metric import LOGITS
+from base.training.library_metric import CLASS_LOGITS, LOGITS
 
 SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
-CLASS_LOSSES = {"cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss", "MultiMarginLoss"}
+CLASS_LOSSES = CLASS_LOGITS | {"nll_loss", "NLLLoss", "MultiMarginLoss"}
 """Losses whose outputs, (B, C, ...), are scores of classes."""
 
 
@@ -70,7 +70,7 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
     outputs, targets = result.outputs, result.targets
     name = name_of(criterion)
     both = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape == targets.shape
-    if name not in ("cross_entropy", "CrossEntropyLoss") or not both or targets.dim() < 2:
+    if name not in CLASS_LOGITS or not both or targets.dim() < 2:
         return None
     others = "use mse_loss for numbers, BCEWithLogitsLoss for multi-label targets"
     if outputs.shape[1] == 1:
@@ -89,7 +89,7 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
 def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
     """A warning if a model's outputs, (B, C, ...), are probabilities, or seem to be, but the loss takes logits."""
     outputs, name = result.outputs, name_of(criterion)
-    if name not in ("cross_entropy", "CrossEntropyLoss") or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+    if name not in CLASS_LOGITS or not isinstance(outputs, Tensor) or outputs.dim() < 2:
         return None
     if outputs.shape[1] == 1:
         return None

@@ -29,6 +29,7 @@ from base.training.first_batch import (
     check_next_step,
     check_step_was_taken,
 )
+from base.training.library_metric import CLASS_LOGITS
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -50,7 +51,6 @@ from utils.tree import map_tensors, same, tensors
 from utils.user_code import format_error_with_source, user_line
 
 TIMED_STEPS = 10
-CLASSIFIES = {"cross_entropy", "CrossEntropyLoss", "NLLLoss"}
 
 
 def preflight(loaded: LoadedConfig) -> int:
@@ -257,8 +257,8 @@ class _Check:
         classes, names = data_checks.count_classes(outputs, targets), self.experiment.data.class_names
         if classes and may_be_classes(component.type, classes, names, int(targets.max()) if len(targets) else None):
             count = targets.numel() if self.experiment.sum_loss else 1
-            certain = component.type in CLASSIFIES
             nll = component.type == "NLLLoss"
+            certain = nll or component.type in CLASS_LOGITS
             return data_checks.check_first_loss(loss, classes=classes, count=count, certain=certain, nll=nll)
         baseline = math.nan
         same = isinstance(result.outputs, Tensor) and isinstance(result.targets, Tensor)
