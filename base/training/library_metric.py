@@ -122,9 +122,9 @@ class LibraryMetric:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
         outputs, targets = entries(self.name, self.entry, outputs, targets)
-        trial = LibraryMetric(self.name, copy, self.loss)
-        trial.reset()
-        for part in trial.parts.values():
+        tried = LibraryMetric(self.name, copy, self.loss)
+        tried.reset()
+        for part in tried.parts.values():
             part.distributed_available_fn = lambda: False  # other processes may have no samples in this batch
         what = f'the metric "{self.name}"'
         elementwise = type(copy).__module__.startswith("torchmetrics.regression")
@@ -132,23 +132,23 @@ class LibraryMetric:
             check_same_shape(what, phase, outputs.shape, targets.shape)
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
             with NoBroadcast(what, phase, outputs, targets) if self.own else nullcontext():
-                trial.update(outputs, targets, logits=logits)
+                tried.update(outputs, targets, logits=logits)
             try:
-                trial.compute()
+                tried.compute()
             except ConfigError:
-                trial.update(outputs, targets, logits=logits)  # some need two samples, but the batch may have one
-                trial.compute()
+                tried.update(outputs, targets, logits=logits)  # some need two samples, but the batch may have one
+                tried.compute()
             if self.own:
-                self._check_reset(trial, outputs, targets)
+                self._check_reset(tried, outputs, targets)
 
-    def _check_reset(self, trial: "LibraryMetric", outputs: Any, targets: Any) -> None:
+    def _check_reset(self, tried: "LibraryMetric", outputs: Any, targets: Any) -> None:
         """Raise ConfigError if the result depends on an attribute that grows with each update but is not a state.
 
-        trial: a copy that has been updated once.
+        tried: a copy that has been updated once.
         """
-        metric, once = trial.metric, _plain_attributes(trial.metric)
-        trial.reset()
-        trial.update(outputs, targets)
+        metric, once = tried.metric, _plain_attributes(tried.metric)
+        tried.reset()
+        tried.update(outputs, targets)
         grown = [name for name, value in _plain_attributes(metric).items() if not same(value, once.get(name))]
         if not grown:
             return

@@ -1,4 +1,4 @@
-"""A trainer's state: restored from a checkpoint, restored after a trial, and checks that a saved one matches the run.
+"""A trainer's state: restored from a checkpoint, restored after a dry run, and checks that a saved one matches the run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
@@ -127,7 +127,7 @@ def _owner(module: nn.Module, name: str) -> nn.Module | None:
     return owner if registered and isinstance(getattr(owner, leaf), (Tensor, type(None))) else None
 
 
-# ------------------------------------------------------------------ trial steps, whose effects are undone
+# ------------------------------------------------------------------ dry runs, whose effects are undone
 
 
 @contextmanager
