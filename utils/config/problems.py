@@ -52,6 +52,8 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
         return f"should be {PATTERNS[item['ctx']['pattern']]}"
     if item["type"] == "model_type" and path == ("model", "weights"):
         return WEIGHTS
+    if item["type"] == "model_type" and path == ("trainer",):
+        return 'should be an object with the name of the trainer as its "type": {"type": NAME, ...}'
     if item["type"] == "model_type":
         return COMPONENT if issubclass(section_at(path) or Component, Component) else "should be an object: { ... }"
     return in_json_words(item["msg"])

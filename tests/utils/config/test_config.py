@@ -94,6 +94,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("trainer", {"epochs": 1.5}, "trainer.epochs: should be an integer, got 1.5"),
         ("runtime", {"device": "cuda:x"}, "runtime.device: should be"),
         ("runtime", [], "runtime: should be an object"),
+        ("trainer", "Trainer", 'trainer: should be an object with the name of the trainer as its "type"'),
         (
             "runtime",
             {"compile": "fast"},
