@@ -81,7 +81,7 @@ def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
         rule = rule_of(here)
         inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "validation", "loss") else []
         rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
-        cells = [_type(field, below), _default(field, below), rule.value if rule and rules == {rule} else "", meaning]
+        cells = [_type(field, below), _default(field), rule.value if rule and rules == {rule} else "", meaning]
         name = dotted(part for part in here if part != 0)
         yield f"| `{name}` | {' | '.join(cells)} |"
         yield from inside
@@ -103,7 +103,7 @@ def _type(field: FieldInfo, below: type[BaseModel] | None) -> str:
     return f"{component}, or null" if type(None) in get_args(field.annotation) else component
 
 
-def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:
+def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     default = field.get_default(call_default_factory=True, validated_data={})

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.study import Study
 
-SAMPLERS = ("tpe", "random")
-PRUNERS = ("median", "hyperband", "none")
 INSTALL = "pip install optuna"
 
 
