@@ -91,13 +91,13 @@ class SampleSource:
 
     def _explained(self, error: Exception, indices: list[int]) -> Exception:
         """The error to raise for one that came up in loading a batch: names the sample that causes it, if any."""
-        name = type(self.dataset).__name__
+        name, samples = type(self.dataset).__name__, list[Any]()
         for index in indices:
             try:
-                self.dataset[index]
+                samples.append(self.dataset[index])
             except Exception as again:
                 return sample_error(again, f"{name}: sample {index} cannot be read")
-        return collate_error(error, name, indices)
+        return collate_error(error, name, indices, samples if self.collate is collate_samples else ())
 
     def _moved(self, before: dict[str, Any]) -> list[str]:
         """The generators that are not seeded and that something was drawn from."""

@@ -72,10 +72,12 @@ class StreamSource:
     def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         numbers = as_tensor(indices).tolist()
         samples = self._samples(numbers, random.key)
+        collate = self.collate or collate_samples
         try:
-            batch = (self.collate or collate_samples)(samples)
+            batch = collate(samples)
         except Exception as error:
-            raise collate_error(error, type(self.samples).__name__, numbers) from error
+            name = type(self.samples).__name__
+            raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
         return batch, self._take_snapshot()
 
     def _samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:

@@ -149,7 +149,10 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
     ("fault", "message"),
     [
         ("corrupt", rf"Samples: sample 17 cannot be read: OSError: image 17 is corrupt{HERE}raise OSError"),
-        ("sizes", r"Samples: samples [\d, ]+ and 3 more cannot be made into a batch. .*: RuntimeError: stack expects"),
+        (
+            "sizes",
+            r"samples [\d, ]+ and 3 more cannot be made into a batch. .*sample 17 is \(7,\) float32.*: RuntimeError: ",
+        ),
         (
             "objects",
             "Samples: samples .* cannot be made into a batch. .* define collate .*: TypeError: default_collate",
@@ -317,3 +320,10 @@ def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
     args = {"batch_size": 8, "num_samples": 10, "input_shape": [6], "num_classes": 3, "folds": 50, "fold": 0}
     with pytest.raises(DataError, match=r"config\.json:\d+:\d+: validation\.args\.folds: 10 training samples"):
         fit("data_loader.args.validation_split=0", validation={"type": "RandomTensorLoader", "args": args})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_of_another_shape_is_named_from_a_worker_too(fit: Fit, workers: int) -> None:
+    loader = {"type": "OwnData", "args": {"fault": "sizes", "num_workers": workers}}
+    with pytest.raises(DataError, match=r"\(sample \d+ is \(\d,\) float32, sample \d+ is \(\d,\) float32\)"):
+        fit(data_loader=loader)
