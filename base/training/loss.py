@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.metric import StepResult, outputs_and_targets
-from base.training.metrics import HALF, divisor, to_scalar
+from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.tree import tensors
@@ -99,17 +99,18 @@ class CountedLoss:
         outputs, targets = outputs_and_targets(args, kwargs)
         if isinstance(outputs, Tensor):
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
-        # on the CPU, torch's own count is free; elsewhere, its mean over nothing is NaN before the host could know
-        loss: Any = self.loss(*args, **kwargs) if self.total and getattr(targets, "is_cpu", False) else None
+        # torch's mean over nothing is NaN, which is replaced only where the host reads the count at once
+        summed = self.total is not None and isinstance(targets, Tensor) and not is_read_at_once(targets)
+        loss: Any = (self.total if summed else self.loss)(*args, **kwargs) if self.total else None
         count: Any = torch_divisor(loss)
         if count is None:
             count = self._count(outputs, targets)
         if count is not None:
             self.last_count = count = to_scalar(count)
-        if self.total and (isinstance(count, Tensor) or count == 0):
-            loss = self.total(*args, **kwargs) / divisor(count)
+        if summed:
+            loss = loss / divisor(count)
         elif not isinstance(count, Tensor) and count == 0:  # the loss, and its gradients, may be 0 / 0
-            loss = sum(each.sum() for each in tensors(outputs)) * 0.0
+            loss = self.total(*args, **kwargs) if self.total else sum(each.sum() for each in tensors(outputs)) * 0.0
         elif loss is None:
             loss = self.loss(*args, **kwargs)
         return with_count(loss, count)
@@ -119,11 +120,12 @@ class CountedLoss:
 
 
 def torch_divisor(loss: Tensor | None) -> Tensor | None:
-    """What ``torch.nn.functional.nll_loss`` divided its mean by, shape (), which it keeps for the backward pass.
+    """What ``torch.nn.functional.nll_loss`` divides its mean by, shape (), which it keeps for the backward pass.
 
-    None if the loss is not its result, or has no gradient, or the dtype would round the count.
+    None if the loss is not its result, or has no gradient, or the dtype would round the count. A sum has it too, except
+    on MPS.
     """
-    node = None if loss is None else loss.grad_fn
+    node = None if loss is None or loss.is_mps else loss.grad_fn
     if node is None or not node.name().startswith("NllLoss"):
         return None
     total: Tensor | None = getattr(node, "_saved_total_weight", None)

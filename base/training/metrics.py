@@ -19,15 +19,20 @@ from utils.tree import map_tensors
 HALF = (torch.float16, torch.bfloat16)
 
 
+def is_read_at_once(value: Tensor) -> bool:
+    """Whether the host reads a number in the step that computes it: on other devices, it would wait for the device."""
+    return value.is_cpu
+
+
 def to_scalar(value: Tensor | float) -> Tensor | float:
     """Prepare a number or tensor of shape () to be read later.
 
     On the CPU, returns a float: reading is free there, and keeping tensors would fragment memory. On other devices,
-    returns the detached tensor, since reading it would wait for the device.
+    returns the detached tensor.
     """
     if not isinstance(value, Tensor):
         return value
-    return value.item() if value.is_cpu else value.detach()
+    return value.item() if is_read_at_once(value) else value.detach()
 
 
 class Mean:
@@ -262,7 +267,7 @@ class StepLoss:
         weight = 1.0 if self.sum_loss and samples else count / self.samples
         self.count += count
         if isinstance(count, Tensor):
-            self.loss += torch.where(count > 0, weight * to_scalar(loss), 0.0)  # a loss may be NaN if nothing counts
+            self.loss += (weight * loss.detach()).masked_fill(count == 0, 0.0)  # may be NaN if nothing counts
         elif count > 0:
             self.loss += weight * to_scalar(loss)
         return weight
@@ -277,9 +282,8 @@ class StepLoss:
         scale: Tensor | float = self.samples / divisor(count)
         if not isinstance(scale, Tensor) and scale == 1.0:
             return self.loss
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        if gradients := [each.grad for each in parameters if each.grad is not None]:
+            torch._foreach_mul_(gradients, scale)  # a few kernels, for any number of parameters
         return scale * self.loss
 
 

@@ -34,7 +34,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "model with logits of (B, T, C) returns logits.transpose(1, 2)",
     r"result type Float can't be cast to the desired output type (Long|Int|Bool)": "integers as targets of a loss that "
     "takes floats: convert them in the data loader, for example with targets.float()",
-    r"(loss|entropy\w*)\(\): argument 'input'.* must be Tensor, not|"
+    r"(loss|entropy\w*)\(\): argument '(input|target)'.* must be Tensor, not|"
     r"'(tuple|list|dict|str|NoneType|float|ndarray)' object has no attribute '(size|dim|is_floating_point)'": "outputs "
     "or targets that are not tensors: a model returns the tensor alone, or train_step takes it from the outputs; "
     "targets are numbers or tensors",
