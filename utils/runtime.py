@@ -61,7 +61,8 @@ class Runtime:
 
     def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the fraction of the optimizer step that this loss makes up."""
-        weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
+        if self.process_group.world_size > 1:
+            weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
         # passed as the loss's gradient, the weight needs no operation of its own
