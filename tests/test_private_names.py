@@ -134,6 +134,18 @@ PRIVATE = [
         }.items()
     ),
     Private(
+        "_foreach_mul_",
+        "base/training/metrics.py",
+        lambda: hasattr(torch, "_foreach_mul_"),
+        "gradients over accumulated steps are not scaled: an error, at the first step",
+    ),
+    Private(
+        "_foreach_copy_",
+        "base/training/averaging.py",
+        lambda: hasattr(torch, "_foreach_copy_"),
+        "averages of integer buffers are not updated: an error, at the first step",
+    ),
+    Private(
         "_saved_total_weight",
         "base/training/loss.py",
         lambda: hasattr(cross_entropy().grad_fn, "_saved_total_weight"),

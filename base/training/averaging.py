@@ -29,6 +29,7 @@ class AveragedWeights:
     def update(self) -> None:
         """Call after each optimizer step."""
         averages, weights = list[Tensor](), list[Tensor]()
+        copies, integers = list[Tensor](), list[Tensor]()
         current = self._current()
         for name in self.averages.keys() - current.keys():  # a buffer that is None now
             del self.averages[name]
@@ -39,8 +40,11 @@ class AveragedWeights:
                 averages.append(self.averages[name])
                 weights.append(tensor)
             else:
-                self.averages[name].copy_(tensor)
+                copies.append(self.averages[name])
+                integers.append(tensor)
         self._average(averages, weights, 0)  # it ignores the number of updates
+        if copies:
+            torch._foreach_copy_(copies, integers)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
