@@ -30,6 +30,8 @@ class Runtime:
         self.process_group = get_process_group()
         self.process_group.connect(settings.timeout)
         self.device = self.process_group.device(pick_device(settings.device))
+        if self.device.index is not None:  # the generator and the memory that torch reports are the current device's
+            torch.accelerator.set_device_index(self.device.index)
         self.on_cpu = self.device.type == "cpu"
         self.sharded = settings.strategy == "fsdp"
         if self.sharded and not self.process_group.launched:

@@ -136,6 +136,17 @@ def assert_resume_is_exact(fit_there: Fit, *overrides: str) -> None:
     assert lines(whole.run_dir) == lines(half)
 
 
+def test_a_device_with_a_number_is_torchs_current_one(fit_there: Fit, only_accelerator: str) -> None:
+    """A checkpoint has the random generator of the current one, from which dropout must draw."""
+    before, last = torch.accelerator.current_device_index(), torch.accelerator.device_count() - 1
+    try:
+        result = fit_there("trainer.epochs=2", f"runtime.device={only_accelerator}:{last}")
+        assert torch.accelerator.current_device_index() == last
+    finally:
+        torch.accelerator.set_device_index(before)
+    assert {parameter.device.index for parameter in result.model.parameters()} == {last}
+
+
 @pytest.mark.usefixtures("only_accelerator")
 def test_matrix_products_pass_for_deterministic(fit_there: Fit) -> None:
     """In torch's eyes, and without its variable, which slows each of them."""

@@ -72,7 +72,6 @@ class TorchProcessGroup(ProcessGroup):
             raise ConfigError(
                 f"runtime.device: {self.local_rank + 1} processes or more on a machine with {available} devices"
             )
-        torch.accelerator.set_device_index(self.local_rank)
         return torch.device(device.type, self.local_rank)
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
