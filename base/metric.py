@@ -10,7 +10,7 @@ from utils.errors import ConfigError
 from utils.tree import describe_batch
 
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) -> float of shape (B,)."""
+"""(outputs, targets) -> float or bool of shape (B,)."""
 
 
 def entries(name: str, entry: str | None, outputs: Any, targets: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Metrics averaged over samples: each function returns one float per sample, shape (B,).
+"""Metrics averaged over samples: each function returns one float or bool per sample, shape (B,).
 
 For metrics that are not means over samples (F1, AUROC ...), name a class of torchmetrics in the config.
 """
@@ -13,21 +13,21 @@ from utils.registry import METRICS
 
 @METRICS.register
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 if the largest logit, shape (B, C), is that of the target class, int64 of shape (B,)."""
+    """True if the largest logit, shape (B, C), is that of the target class, int64 of shape (B,)."""
     _check_classes("accuracy", outputs, targets)
-    return (outputs.argmax(1) == targets).float()
+    return outputs.argmax(1) == targets
 
 
 @METRICS.register
 def top_k_accuracy(outputs: Tensor, targets: Tensor, *, k: PositiveInt = 5) -> Tensor:
-    """1 if the target class, int64 of shape (B,), is among the k largest logits, shape (B, C).
+    """True if the target class, int64 of shape (B,), is among the k largest logits, shape (B, C).
 
     k: number of largest logits to consider, at most C.
     """
     _check_classes("top_k_accuracy", outputs, targets)
     if k > outputs.shape[1]:
         raise ConfigError(f"metrics: top_k_accuracy: k = {k} is larger than the model's {outputs.shape[1]} classes")
-    return (outputs.topk(k, dim=1).indices == targets[:, None]).any(1).float()
+    return (outputs.topk(k, dim=1).indices == targets[:, None]).any(1)
 
 
 def _check_classes(name: str, outputs: Tensor, targets: Tensor) -> None:

@@ -113,7 +113,7 @@ def _read(scalars: list[Any]) -> list[float]:
 class Metrics:
     """The loss and metrics of one phase (training, validation or test).
 
-    functions: per-sample metrics by name, (outputs, targets) -> float of shape (B,).
+    functions: per-sample metrics by name, (outputs, targets) -> float or bool of shape (B,).
     library: torchmetrics metrics by name.
     sum_loss: the loss is a sum over samples, not a mean. It is logged as the sum over an optimizer step's samples in
         training, and over the data set in evaluation.
