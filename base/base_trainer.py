@@ -158,6 +158,7 @@ class BaseTrainer(Checkpointed):
                     self.validate_within_epoch()
                 if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
                     self.save()
+            self.log.wait()
         finally:
             self.log.end_training()
 

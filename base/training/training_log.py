@@ -79,11 +79,15 @@ class TrainingLog:
         points = {f"{name}/step": value for name, value in means.items()}
         self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
 
+    def wait(self) -> None:
+        """Wait for the device to finish the steps so far, whose time is otherwise that of what follows."""
+        if self._loss is not None:
+            float(self._loss)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Inside the block, nothing is trained: its time does not count as training time."""
-        if self._loss is not None:
-            float(self._loss)  # wait for the device to finish the steps before the block
+        self.wait()
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

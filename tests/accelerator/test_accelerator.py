@@ -25,6 +25,7 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange, StepBatches
 from base.metric import StepResult
+from base.training.training_log import TrainingLog
 from tests.helpers import ROOT, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed.process_group import ProcessGroup
@@ -205,6 +206,30 @@ def test_no_step_waits_for_the_device(
     fit_there("trainer.epochs=4", *overrides, metrics=["accuracy"])
     assert len(waits) >= 8
     assert not any(waits[3:]), waits
+
+
+def test_the_time_of_an_epoch_ends_when_the_device_has_finished(
+    fit_there: Fit,
+    host_waits: Callable[[], AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise what the host has only launched would count as validation."""
+    wait, end_training = TrainingLog.wait, TrainingLog.end_training
+    waits: list[int] = []
+
+    def counted(self: TrainingLog) -> None:
+        with host_waits() as found:
+            wait(self)
+        waits.append(len(found))
+
+    def ended(self: TrainingLog) -> None:
+        assert waits.pop() == 1
+        end_training(self)
+
+    monkeypatch.setattr(TrainingLog, "wait", counted)
+    monkeypatch.setattr(TrainingLog, "end_training", ended)
+    fit_there("trainer.epochs=2")
+    assert not waits
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
