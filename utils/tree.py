@@ -36,7 +36,8 @@ def to_device(nest: Any, device: torch.device) -> Any:
     An object with a method ``to``, such as a graph or a PackedSequence, is moved by it.
     """
     if isinstance(nest, Tensor):
-        return nest.to(device, non_blocking=device.type != "cpu")  # to the CPU, it could be read too early
+        # to the CPU, it could be read too early; MPS reads memory that was freed meanwhile (pytorch issue 189690)
+        return nest.to(device, non_blocking=device.type not in ("cpu", "mps"))
     if callable(getattr(type(nest), "to", None)):
         return nest.to(device)
     return _map_items(lambda _, item: to_device(item, device), nest)

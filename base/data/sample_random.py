@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.random import uniform
+from utils.tree import to_device
 
 RandomKey = tuple[int | str, ...]
 """What random numbers depend on besides the index of a sample: (seed, "sample", pass)."""
@@ -31,12 +32,12 @@ class SampleRandom:
         numbers = self._fresh(draws)
         if self.device is not None and self.device.type == "mps":
             numbers = numbers.float().clamp(max=1 - 2**-24)  # some would round to 1
-        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
+        return numbers if self.device is None else to_device(numbers, self.device)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """Fresh integers in [low, high), int64 of shape (draws, B)."""
         numbers = (self._fresh(draws) * (high - low)).long() + low
-        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
+        return numbers if self.device is None else to_device(numbers, self.device)
 
     def _fresh(self, draws: int) -> Tensor:
         self.calls += 1

@@ -10,7 +10,7 @@ from base.array_file import ArrayFile
 from base.data.errors import check_tensors, sample_error
 from base.data.sample_random import SampleRandom
 from base.data.views import Views
-from utils.tree import describe_batch
+from utils.tree import describe_batch, to_device
 
 
 class Source(Protocol):
@@ -69,7 +69,7 @@ class TensorSource:
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
             if isinstance(indices, Tensor):
-                indices = indices.to(self.inputs.device, non_blocking=True)  # once for both
+                indices = to_device(indices, self.inputs.device)  # once for both
         inputs = _copy(self.inputs, indices)
         targets = _copy(self.targets, indices)
         step = ""

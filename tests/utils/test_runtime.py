@@ -74,8 +74,10 @@ def test_objects_in_a_batch_move_to_the_device() -> None:
     assert packed.batch_sizes.is_cpu  # where torch needs it
 
 
-@pytest.mark.parametrize(("device", "non_blocking"), [("meta", True), ("cpu", False)])
-def test_a_copy_to_the_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch, device: str, non_blocking: bool) -> None:
+@pytest.mark.parametrize(("device", "non_blocking"), [("meta", True), ("cpu", False), ("mps", False)])
+def test_a_copy_is_waited_for_where_memory_could_be_used_too_early(
+    monkeypatch: pytest.MonkeyPatch, device: str, non_blocking: bool
+) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(torch.Tensor, "to", lambda _, device, **keys: seen.append(keys))
     to_device([torch.zeros(2)], torch.device(device))
