@@ -75,6 +75,7 @@ class EvaluationLoop(TrainerInterface):
                     raise forward_error(self, error, batches, micro_batch, "evaluation") from error
                 self.unchecked.discard("evaluation")
                 observer.evaluated(batches.part(batch_range), data, result)
+                del result  # its outputs would take memory while the next batch's are computed
         observer.end_evaluation()
         return metrics.compute()
 
