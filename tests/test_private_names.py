@@ -134,6 +134,12 @@ PRIVATE = [
         }.items()
     ),
     Private(
+        "_found_inf_per_device",
+        "utils/runtime.py",
+        lambda: hasattr(torch.amp.GradScaler, "_found_inf_per_device"),
+        "fp16 with a schedule by step fails, at the first step",
+    ),
+    Private(
         "_foreach_mul_",
         "base/training/metrics.py",
         lambda: hasattr(torch, "_foreach_mul_"),

@@ -96,10 +96,10 @@ class Runtime:
         if not self.scaled:
             UnmarkedStep.step(optimizer)
             return True
-        scale = self.scaler.get_scale() if wait else 0.0
         self.scaler.step(optimizer)
+        skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())
         self.scaler.update()
-        return not wait or self.scaler.get_scale() >= scale
+        return not skipped
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.scaler.state_dict()

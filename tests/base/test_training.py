@@ -200,18 +200,18 @@ def test_lower_precision_trains_nearly_as_well(fit: Fit, precision: str, capsys:
     ("schedule", "waits"),
     [(None, False), ({"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}, True)],
 )
-def test_fp16_reads_its_scale_only_for_a_schedule_by_step(
+def test_fp16_reads_whether_it_overflowed_only_for_a_schedule_by_step(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, schedule: Any, waits: bool
 ) -> None:
     """To read it from an accelerator, the host waits for the optimizer's step."""
-    read = torch.amp.GradScaler.get_scale
+    read = torch.amp.GradScaler._found_inf_per_device
     reads: list[int] = []
 
-    def counting(scaler: torch.amp.GradScaler) -> float:
+    def counting(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> Any:
         reads.append(1)
-        return read(scaler)
+        return read(scaler, optimizer)
 
-    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", counting)
+    monkeypatch.setattr(torch.amp.GradScaler, "_found_inf_per_device", counting)
     result = fit("runtime.precision=fp16", lr_scheduler=schedule)
     assert (len(reads) >= result.steps) == waits
 
