@@ -52,9 +52,9 @@ class Mean:
         self.sum = 0.0
         self.weight = 0.0
 
-    def add(self, value: Tensor | float, *, factor: Tensor | float = 1.0, weight: Tensor | float = 1.0) -> None:
-        """Add factor * value with a weight; all from ``to_scalar``."""
-        self._pending.append((value, factor, weight))
+    def add(self, value: Tensor | float, *, weight: Tensor | float, is_mean: bool = False) -> None:
+        """Add a value with a weight, both from ``to_scalar``. is_mean: over what the weight counts; otherwise a sum."""
+        self._pending.append((value, weight, is_mean))
         if len(self._pending) == self.MAX_PENDING:
             self._add_pending()
 
@@ -71,7 +71,7 @@ class Mean:
         return total / weight if weight else math.nan
 
     def drop_interval(self) -> None:
-        self._pending: list[tuple[Tensor | float, Tensor | float, Tensor | float]] = []
+        self._pending: list[tuple[Tensor | float, Tensor | float, bool]] = []
         self.interval_sum = 0.0
         self.interval_weight = 0.0
 
@@ -93,11 +93,13 @@ class Mean:
         self.interval_weight += state["interval"][1]
 
     def _add_pending(self) -> None:
-        values, factors, weights = (_read([each[column] for each in self._pending]) for column in range(3))
-        for value, factor, weight in zip(values, factors, weights, strict=True):
+        values, weights = (_read([each[column] for each in self._pending]) for column in range(2))
+        for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
             self.interval_weight += weight
-            if factor:  # else the mean over nothing, NaN in some losses
-                self.interval_sum += factor * value
+            if not is_mean:
+                self.interval_sum += value
+            elif weight:  # else the mean over nothing, NaN in some losses
+                self.interval_sum += weight * value
         self._pending = []
 
 
@@ -158,7 +160,7 @@ class Metrics:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
         else:
             weight = samples if result.count is None else result.count
-            self.means["loss"].add(to_scalar(result.loss), factor=weight, weight=weight)
+            self.means["loss"].add(to_scalar(result.loss), weight=weight, is_mean=True)
         if self.functions or self.library:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
                 self._measure(result.outputs, result.targets, samples)
@@ -166,7 +168,7 @@ class Metrics:
             number = to_scalar(logged_number(name, value, self.logs))
             count = getattr(value, "averaged_over", None)  # of a loss
             weight = samples if count is None else count
-            self.means[name].add(number, factor=weight, weight=weight)
+            self.means[name].add(number, weight=weight, is_mean=True)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         from_loss = [metric.gets_from_loss(outputs, targets) for metric in self.library.values()]

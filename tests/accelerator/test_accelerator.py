@@ -25,6 +25,7 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange, StepBatches
 from base.metric import StepResult
+from base.training.metrics import Mean
 from base.training.training_log import TrainingLog
 from tests.helpers import ROOT, lines, same, state, temporarily
 from trainer.trainer import Trainer
@@ -206,6 +207,26 @@ def test_no_step_waits_for_the_device(
     fit_there("trainer.epochs=4", *overrides, metrics=["accuracy"])
     assert len(waits) >= 8
     assert not any(waits[3:]), waits
+
+
+def test_the_values_of_a_log_interval_are_read_together(
+    fit_there: Fit,
+    host_waits: Callable[[], AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The losses, what each is averaged over, and the accuracies; not once per step."""
+    interval = Mean.interval
+    waits: list[int] = []
+
+    def counted(self: Mean) -> tuple[float, float]:
+        with host_waits() as found:
+            values = interval(self)
+        waits.append(len(found))
+        return values
+
+    monkeypatch.setattr(Mean, "interval", counted)
+    fit_there("trainer.epochs=1", "trainer.log_every_steps=4", metrics=["accuracy"])
+    assert [each for each in waits if each][:2] == [2, 1]
 
 
 def test_the_time_of_an_epoch_ends_when_the_device_has_finished(
