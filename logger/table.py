@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from logger.console import styled
-from utils.text import count, duration, number_or_dash
+from utils.text import count, duration, number
 
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME = 6  # as in "3.1 s"
@@ -108,4 +108,4 @@ def _columns(name: str, numbers: Mapping[str, float], gap: int, room: int) -> _C
 
 
 def _cell(value: float) -> str:
-    return next(text for text in (number_or_dash(value), f"{value:.2e}", f"{value:.1e}") if len(text) <= CELL)
+    return next(text for text in (number(value), f"{value:.2e}", f"{value:.1e}") if len(text) <= CELL)

@@ -1,7 +1,6 @@
 """Formatting of numbers, times and tables, the same everywhere."""
 
 import difflib
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,8 @@ def number(value: float) -> str:
 
 
 def number_or_dash(value: float | None) -> str:
-    """A number in a table, as by ``number``; "-" for a missing one: None or NaN."""
-    return "-" if value is None or math.isnan(value) else number(value)
+    """A number in a table, as by ``number``; "-" for a missing one. NaN is shown: it is what was computed."""
+    return "-" if value is None else number(value)
 
 
 def duration(seconds: float, *, fine: bool = False) -> str:

@@ -1,6 +1,7 @@
 """The head of a report: what was tested, and how it performed in training."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from extras.letters import shortened
 from extras.report.statistics import Classification, Regression
 from utils.run_folder import RunFolder, git_state
 from utils.schema import Component, Config
-from utils.text import count, number, number_or_dash
+from utils.text import count, number
 
 CURVES = "curves.png"
 MUCH = 10
@@ -78,6 +79,11 @@ def component(item: Component) -> str:
     return f"{item.type}({shortened(given, 160)})" if given else item.type
 
 
+def digits(value: float | None) -> str:
+    """A number in a table; a dash for one that is missing or NaN, such as the precision of a class without samples."""
+    return "-" if value is None or math.isnan(value) else number(value)
+
+
 def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, curves: bool) -> Iterator[Block]:
     """Each value in training, in validation and in the test. values: those of the test."""
     record = tested.epoch()
@@ -85,7 +91,7 @@ def in_training(tested: Tested, values: Mapping[str, float], *, sum_loss: bool, 
     for name, value in values.items():
         before = [record.get(name), record.get(f"val_{name}")]
         if any(item is not None for item in before):
-            rows.append([name, *map(number_or_dash, [*before, value])])
+            rows.append([name, *map(digits, [*before, value])])
     if rows or curves:
         yield Heading("Training and test")
     if rows:

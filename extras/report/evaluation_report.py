@@ -15,7 +15,7 @@ from torch import Tensor
 from base.data.batches import BatchRange
 from base.experiment import Experiment
 from extras.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from extras.report.description import CURVES, Tested, head, in_training, memorised
+from extras.report.description import CURVES, Tested, digits, head, in_training, memorised
 from extras.report.evaluation_stats import EvaluationStats
 from extras.report.statistics import Classification, Regression
 from extras.spreadsheets import csv_field
@@ -24,7 +24,7 @@ from utils.errors import DataError, TrainingError
 from utils.extras import find_extra
 from utils.files import atomic_write
 from utils.run_folder import replace_files
-from utils.text import count, number_or_dash
+from utils.text import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,7 +145,7 @@ class EvaluationReport(EvaluationStats):
         yield from memorised(tested, values.get("loss", math.nan), sum_loss=self.sum_loss, found=found)
         if self.classification is not None and (only := self.classification.only_prediction()) is not None:
             yield Paragraph(f"The model predicts {self.class_names()[only]} for every sample.", strong=True)
-        yield Table(["metric", "value"], [[name, number_or_dash(value)] for name, value in values.items()])
+        yield Table(["metric", "value"], [[name, digits(value)] for name, value in values.items()])
         if found is not None and found.not_finite:
             what = count(found.not_finite, "sample" if self.classification is not None else "number")
             are = "is" if found.not_finite == 1 else "are"
@@ -316,7 +316,7 @@ def _residuals(found: Regression) -> Iterator[Block]:
         "largest absolute value": values.largest,
     }
     yield Heading("Residuals: predicted - true")
-    yield Table([f"of {found.numbers:,} values", ""], [[name, number_or_dash(value)] for name, value in named.items()])
+    yield Table([f"of {found.numbers:,} values", ""], [[name, digits(value)] for name, value in named.items()])
     yield Picture("predicted and true values", "scatter.png")
     yield Picture("residuals", "residuals.png")
 

@@ -49,7 +49,7 @@ class Repeated:
     def row(self) -> list[str]:
         low, high = self.interval
         several = len(self.results) > 1
-        cells = [str(len(self.results)), number(self.mean), number_or_dash(self.deviation)]
+        cells = [str(len(self.results)), number(self.mean), number(self.deviation) if several else "-"]
         return [*map(short_value, self.values.values()), *cells, f"{number(low)} to {number(high)}" if several else "-"]
 
 

@@ -42,7 +42,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, count: int,
     assert "\x1b" not in "".join(lines)
     shown = " ".join(lines).split()
     left_out = int(lines[0].split()[0]) if "more value" in lines[0] else 0
-    for text in ["1.235", "0.4567", "-", "1.000e-05", "-inf", "-1.2e+100"][: count - left_out]:
+    for text in ["1.235", "0.4567", "nan", "1.000e-05", "-inf", "-1.2e+100"][: count - left_out]:
         assert shown.count(text) == 4, text
     assert not left_out or width < 120
 
@@ -66,8 +66,8 @@ def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns()
     assert table(3, rows=2) == [
         "               loss              accuracy         top_k_accuracy",
         "  epoch     train     valid     train     valid     train     valid   time",
-        "  1/100     1.235     1.235    0.4567    0.4567         -         -  1h02m best",
-        "  2/100     1.235     1.235    0.4567    0.4567         -         -  1h02m",
+        "  1/100     1.235     1.235    0.4567    0.4567       nan       nan  1h02m best",
+        "  2/100     1.235     1.235    0.4567    0.4567       nan       nan  1h02m",
     ]
 
 
