@@ -157,6 +157,15 @@ PRIVATE = [
         lambda: hasattr(cross_entropy().grad_fn, "_saved_total_weight"),
         "the targets of a cross entropy are counted once more",
     ),
+    *(
+        Private(
+            name,
+            "base/training/loss.py",
+            lambda: callable(torch._C._autograd._top_saved_tensors_default_hooks),
+            "the targets of a cross entropy are not counted: an error, at the first step",
+        )
+        for name in ("_C", "_autograd", "_top_saved_tensors_default_hooks")
+    ),
     Private(
         "_dynamo",
         "utils/late_compiler.py",

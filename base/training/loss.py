@@ -119,14 +119,17 @@ class CountedLoss:
         return getattr(self.__dict__["loss"], name)
 
 
-def torch_divisor(loss: Tensor | None) -> Tensor | None:
+def torch_divisor(loss: Any) -> Tensor | None:
     """What ``torch.nn.functional.nll_loss`` divides its mean by, shape (), which it keeps for the backward pass.
 
     None if the loss is not its result, or has no gradient, or the dtype would round the count. A sum has it too, except
-    on MPS.
+    on MPS. Also None inside ``saved_tensors_hooks``: reading what is kept would call the hook that gets it back, which
+    may serve once only, as in offloading, or compute the block again, as in gradient checkpointing.
     """
-    node = None if loss is None or loss.is_mps else loss.grad_fn
+    node = None if not isinstance(loss, Tensor) or loss.is_mps else loss.grad_fn
     if node is None or not node.name().startswith("NllLoss"):
+        return None
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return None
     total: Tensor | None = getattr(node, "_saved_total_weight", None)
     return None if total is None or total.dtype in HALF else total

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAUROC
 
 import train
@@ -266,6 +267,39 @@ def test_a_count_is_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
     loss = counted(nn.CrossEntropyLoss())
     loss(torch.randn(2049, 3, dtype=dtype, requires_grad=True), torch.randint(3, (2049,)))
     assert loss.last_count == 2049  # type: ignore[attr-defined]
+
+
+def test_counting_does_not_take_what_a_hook_keeps_for_the_backward_pass() -> None:
+    kept, outputs = dict[int, Tensor](), torch.randn(6, 3, requires_grad=True)
+
+    def keep(tensor: Tensor) -> int:
+        kept[len(kept)] = tensor
+        return len(kept) - 1
+
+    loss = counted(nn.CrossEntropyLoss())
+    with torch.autograd.graph.saved_tensors_hooks(keep, kept.pop):  # as a hook that moves activations to the CPU
+        value = loss(outputs, torch.tensor([0, 1, 2, 0, IGNORED, 1]))
+    value.backward()
+    assert loss.last_count == 5  # type: ignore[attr-defined]
+
+    calls = []
+
+    def block(outputs: Tensor) -> Tensor:
+        calls.append(1)
+        return loss(outputs, torch.tensor([0, 1, 2, 0, IGNORED, 1]))
+
+    value = checkpoint(block, outputs, use_reentrant=False)
+    assert len(calls) == 1
+    value.backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("result", [1.5, (torch.ones(()), {}), None])
+def test_a_cross_entropy_that_was_edited_to_return_something_else(fit: Fit, result: Any) -> None:
+    edited = functools.wraps(cross_entropy)(lambda *_, **__: result)
+    expected = f"type {type(result).__name__}; expected one number per batch"
+    with temporarily(LOSSES, edited), pytest.raises(UserError, match=expected):
+        fit()
 
 
 @pytest.mark.usefixtures("tensorboard")
