@@ -41,9 +41,14 @@ def _collate(column: Any, *, in_worker: bool) -> Any:
         dtype = first.dtype if isinstance(first, (np.ndarray, np.generic)) else NUMBERS.get(kind)
         if dtype is not None and (array := np.array(column)).dtype == dtype:  # else torch may promote to another one
             return torch.from_numpy(array)
-    if isinstance(first, np.ndarray) and not first.flags.writeable:
-        column = [np.array(row) for row in column]  # as of a memory-mapped file: torch would warn, then copy them too
-    return default_collate(column)
+    return default_collate([_readable(row) for row in column] if isinstance(first, np.ndarray) else column)
+
+
+def _readable(row: Any) -> Any:
+    """A copy of an array that is read-only, as of a memory-mapped file, or flipped: torch would warn, or refuse it."""
+    if isinstance(row, np.ndarray) and not (row.flags.writeable and min(row.strides, default=0) >= 0):
+        return np.array(row, order="C")
+    return row
 
 
 def send_small_tensors_by_value() -> None:

@@ -99,6 +99,16 @@ def test_samples_that_do_not_fit_raise_what_torch_raises(samples: list[Any]) -> 
     assert str(raised.value) == str(expected.value)
 
 
+def test_flipped_images_become_a_batch_of_any_size_with_and_without_workers() -> None:
+    """torch refuses arrays with negative strides, which NumPy reads: no batch may fail in a worker process alone."""
+    for size in (2, 300):
+        image = np.arange(size * size * 3.0).reshape(size, size, 3)
+        samples: Any = [(image, 0), (image[:, ::-1], 1)]
+        for count in (0, 1):
+            [loaded] = Batches(SampleSource(samples), batch_size=2, num_workers=count).one_pass()
+            assert loaded.data[0][1].equal(torch.from_numpy(image[:, ::-1].copy()))
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_workers_load_the_same_batches(kind: str) -> None:
     samples: Any = [SAMPLES[kind](index) for index in range(12)]
