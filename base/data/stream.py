@@ -59,7 +59,8 @@ class StreamSource:
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
-        self._initial: Any = None
+        self._initial: list[Any] = []
+        """The state before anything was read, once it is known."""
 
     def __len__(self) -> int:
         return ENDLESS if self.length is None else self.length
@@ -104,7 +105,7 @@ class StreamSource:
         with one_thread():
             self._samples([0], (0, "sample", 0))
         if self._has_state():
-            self.samples.load_state_dict(copy.deepcopy(self._initial))
+            self.samples.load_state_dict(copy.deepcopy(self._initial[0]))
         self._iterator = None
         self._position = self._passes = 0
 
@@ -128,9 +129,9 @@ class StreamSource:
     def _begin_pass(self, state: Any = None) -> None:
         """Start a new iterator. state: to restore; None: from the first sample."""
         if self._has_state():
-            if self._iterator is None:
-                self._initial = copy.deepcopy(self.samples.state_dict())
-            self.samples.load_state_dict(copy.deepcopy(self._initial))
+            # only once: Hugging Face's tells a state that was loaded only after the next iter()
+            self._initial = self._initial or [copy.deepcopy(self.samples.state_dict())]
+            self.samples.load_state_dict(copy.deepcopy(self._initial[0]))
         if hasattr(self.samples, "set_epoch"):  # after the initial state, which may hold the first pass's number
             self.samples.set_epoch(self._passes)
         if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass

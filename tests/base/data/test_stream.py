@@ -80,6 +80,13 @@ class EpochLines(ResumableLines):
         self.epoch = state["epoch"]
 
 
+class LateLines(ResumableLines):
+    """The same with a state that, like Hugging Face's, is that of the last sample read until it is iterated again."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = state["index"]
+
+
 def noisy(sample: Any) -> Any:
     return sample[0] + torch.rand(6) / 10, sample[1]
 
@@ -279,7 +286,7 @@ def test_an_epoch_is_saved_before_a_validation_stream_ends_too_early(
     assert list(tmp_path.rglob("step-00000005.pth"))
 
 
-@pytest.mark.parametrize("kind", [Lines, ResumableLines, EpochLines])
+@pytest.mark.parametrize("kind", [Lines, ResumableLines, EpochLines, LateLines])
 def test_the_first_sample_of_a_validation_can_be_looked_at(kind: type[Lines]) -> None:
     looked_at, as_it_is = (StreamSource(kind(), length=20) for _ in range(2))
     before = torch.get_rng_state()
