@@ -44,6 +44,8 @@ class TorchvisionFinder(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            if COMPILER in sys.modules:  # imported since, as before a lazy import is carried out
+                return execute(module)
             try:
                 with stand_in():
                     execute(module)

@@ -81,3 +81,20 @@ from torchvision.ops.roi_align import DONE
 print(DONE, hasattr(sys.modules["torch._dynamo"], "optimize"))
 """
     ) == ["True", "True", "2.0"]
+
+
+@pytest.mark.slow
+def test_a_lazy_import_keeps_the_compiler_that_was_imported_since() -> None:
+    assert run(
+        """
+import importlib.util, torchvision
+spec = importlib.util.find_spec("torchvision.tv_tensors")
+loader = importlib.util.LazyLoader(spec.loader)
+spec.loader = loader
+sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+loader.exec_module(module)
+import torch._dynamo
+before = sys.modules["torch._dynamo"]
+print(module.Image.__name__, sys.modules.get("torch._dynamo") is before)
+"""
+    ) == ["Image", "True", "2.0"]
