@@ -26,6 +26,7 @@ from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, same, state, temporarily
 from tests.utils.checkpoint.test_untrusted import Payload, sign
 from utils import checkpoint
+from utils.checkpoint.weights_file import read_weights
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.registry import MODELS
 
@@ -455,10 +456,22 @@ def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
     for text, says in (
         ("{}", "is not an index of shards"),
         ('{"weight_map": {"a": "../a.pth"}}', "outside its folder"),
+        ('{"weight_map": {"a": ""}}', "outside its folder"),
     ):
         index.write_text(text)
         with pytest.raises(CheckpointError, match=says):
             fit(model=model(index))
+    index.unlink()
+    index.symlink_to(os.devnull)
+    with pytest.raises(CheckpointError, match="is not a regular file"):  # as of a named pipe, which would block
+        read_weights(index)
+
+
+def test_a_dict_that_contains_itself_has_no_weights(tmp_path: Path) -> None:
+    inner = dict[str, Any]()
+    inner["model"] = {"state_dict": inner}
+    with pytest.raises(CheckpointError, match="a dict that contains itself"):
+        read_weights(saved(tmp_path, inner, "endless.pth"))
 
 
 # ------------------------------------------------------------------ the config

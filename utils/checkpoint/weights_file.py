@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.checkpoint.file import COMMENT_LENGTH, MARK, as_checkpoint_errors
 from utils.checkpoint.loading import read
 from utils.errors import CheckpointError
-from utils.files import open_regular
+from utils.files import open_regular, read_text
 from utils.run_folder import RunFolder
 from utils.text import listed
 from utils.user_code import format_error
@@ -74,14 +74,14 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _read_index(path: Path) -> dict[str, Any]:
     """The weights in the shards that an index lists, in its folder."""
     try:
-        files = set(json.loads(path.read_bytes())["weight_map"].values())
+        files = set(json.loads(read_text(path))["weight_map"].values())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file or run folder") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not an index of shards: {format_error(error)}") from error
     weights = dict[str, Any]()
     for name in sorted(map(str, files)):
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise CheckpointError(f"{path} names a shard outside its folder: {name}")
         weights |= _read_file(path.with_name(name))
     return weights
@@ -165,7 +165,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _state_dict(found: Any, path: Path) -> dict[str, Any]:
     """The state dict in a loaded file: the object itself, or one in it, under a usual key or as the only one."""
+    outer = list[Any]()
     while isinstance(found, Mapping) and not _has_tensors(found):
+        if any(found is each for each in outer):
+            raise CheckpointError(f"{path} contains no weights, but a dict that contains itself")
+        outer.append(found)
         inside = [key for key in WRAPPERS if isinstance(found.get(key), Mapping)][:1]
         inside = inside or [key for key, value in found.items() if _has_tensors(value)]
         if len(inside) > 1:
