@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,9 +83,8 @@ def call(
         built = make()
     except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
         message = str(error)
-        if message.startswith("data_loader.args."):  # of this data loader, which may be a validation set's
-            argument, _, message = message.removeprefix("data_loader.args.").partition(": ")
-            path = (*path, argument)
+        if named := re.match(r"data_loader\.args\.(\w+): ", message):  # of this one, which may be a validation set's
+            path, message = (*path, named[1]), message[named.end() :]
         raise type(error)(str(loaded.error(path, message))) from error
     except UserError:
         raise

@@ -322,6 +322,24 @@ def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
         fit("data_loader.args.validation_split=0", validation={"type": "RandomTensorLoader", "args": args})
 
 
+class Demanding(FromFile):
+    def __init__(self, *, batch_size: int = 8, says: str) -> None:
+        raise DataError(says)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("data_loader.args.says must be a number", "data_loader.args: data_loader.args.says must be a number"),
+        ("data_loader.args.says: not\na number", "data_loader.args.says: not\na number"),
+    ],
+)
+def test_what_a_data_loader_of_yours_says_of_an_argument_is_kept(fit: Fit, says: str, expected: str) -> None:
+    with temporarily(DATA_LOADERS, Demanding), pytest.raises(DataError) as raised:
+        fit(data_loader={"type": "Demanding", "args": {"says": says}})
+    assert expected in str(raised.value)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_of_another_shape_is_named_from_a_worker_too(fit: Fit, workers: int) -> None:
     loader = {"type": "OwnData", "args": {"fault": "sizes", "num_workers": workers}}
