@@ -7,6 +7,7 @@ it is.
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
 
     Those of its private attributes, such as the storage of a graph, count as its own, down to a depth.
     """
-    if isinstance(leaf, (type, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
+    if isinstance(leaf, (type, ModuleType, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
         return {}
     if isinstance(leaf, Mapping):  # such as the encodings of a tokenizer
         return dict(leaf)
