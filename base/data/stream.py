@@ -59,7 +59,7 @@ class StreamSource:
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
-        self._initial: list[Any] = []
+        self._initial: Any = None
         """The state before anything was read, once it is known."""
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class StreamSource:
 
     def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         numbers = as_tensor(indices).tolist()
-        samples = self._samples(numbers, random.key)
+        samples = self._read_samples(numbers, random.key)
         collate = self.collate or collate_samples
         try:
             batch = collate(samples)
@@ -81,7 +81,7 @@ class StreamSource:
             raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
         return batch, self._take_snapshot()
 
-    def _samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
+    def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
         samples = []
         with kept_generators():  # without workers, the model's dropout draws from the same generators
@@ -103,9 +103,9 @@ class StreamSource:
         The stream is then closed: kept open for an epoch, a connection would end.
         """
         with one_thread():
-            self._samples([0], (0, "sample", 0))
+            self._read_samples([0], (0, "sample", 0))
         if self._has_state():
-            self.samples.load_state_dict(copy.deepcopy(self._initial[0]))
+            self.samples.load_state_dict(copy.deepcopy(self._initial))
         self._iterator = None
         self._position = self._passes = 0
 
@@ -130,8 +130,9 @@ class StreamSource:
         """Start a new iterator. state: to restore; None: from the first sample."""
         if self._has_state():
             # only once: Hugging Face's tells a state that was loaded only after the next iter()
-            self._initial = self._initial or [copy.deepcopy(self.samples.state_dict())]
-            self.samples.load_state_dict(copy.deepcopy(self._initial[0]))
+            if self._initial is None:
+                self._initial = copy.deepcopy(self.samples.state_dict())
+            self.samples.load_state_dict(copy.deepcopy(self._initial))
         if hasattr(self.samples, "set_epoch"):  # after the initial state, which may hold the first pass's number
             self.samples.set_epoch(self._passes)
         if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
