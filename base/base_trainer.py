@@ -32,6 +32,7 @@ from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed, save_on_failure
+from base.training.schedule import gradient_norm
 from base.training.state import own_parts
 from base.training.training_log import TrainingLog
 from utils import checkpoint
@@ -292,7 +293,8 @@ class BaseTrainer(Checkpointed):
         """Log a point of the curves within the epoch."""
         self.finite.check(self)
         means = self.train_metrics.close_interval()
-        self.log.log_interval(self.progress, loss, means, self.training.rates())
+        norm = gradient_norm(self.training.parameters) if self.gradient_norm is None else self.gradient_norm
+        self.log.log_interval(self.progress, loss, means, self.training.rates(), norm)
         self.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:

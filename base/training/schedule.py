@@ -1,6 +1,6 @@
 """The learning rate schedule: when it steps, and how long it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,17 @@ class ScheduledOptimizer:
 
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients, shape ()."""
-        return nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+        return gradient_norm(self.parameters)
 
     def used_rates(self) -> dict[str, float]:
         """The learning rate of each parameter group in the last step, by group name."""
         return dict(zip(self.group_names, self.schedule.used(), strict=True))
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients of some parameters, shape ()."""
+    gradients = (each.grad for each in parameters if each.grad is not None)
+    return nn.utils.get_total_norm([each.coalesce().values() if each.is_sparse else each for each in gradients])
 
 
 class Schedule:
@@ -81,6 +87,8 @@ class Schedule:
             for group in optimizer.param_groups
         ]
         self.scheduler = make(optimizer) if make else None
+        self.follows_steps = per_step and make is not None
+        """Whether the learning rate changes with the optimizer's steps."""
         self.last_used: list[float] | None = None
 
     def after_step(self, *, stepped: bool) -> None:
@@ -88,11 +96,6 @@ class Schedule:
         self.last_used = None
         if stepped and self.follows_steps:
             self.step_scheduler(None)
-
-    @property
-    def follows_steps(self) -> bool:
-        """Whether the learning rate changes with the optimizer's steps."""
-        return self.per_step and self.scheduler is not None
 
     def used(self) -> list[float]:
         """The learning rate of each parameter group in the last optimizer step."""

@@ -63,11 +63,17 @@ class TrainingLog:
         self._bar.update()
 
     def log_interval(
-        self, progress: Progress, loss: Tensor | float, means: Mapping[str, float], rates: Mapping[str, float]
+        self,
+        progress: Progress,
+        loss: Tensor | float,
+        means: Mapping[str, float],
+        rates: Mapping[str, float],
+        gradient_norm: Tensor,
     ) -> None:
         """Log a point of the curves within an epoch.
 
-        means: since the previous point; rates: learning rates by parameter group; loss: as for ``step``.
+        means: since the previous point; rates: learning rates by parameter group; loss: as for ``step``;
+        gradient_norm: of the last step, before clipping, shape ().
         """
         if self.process_group.world_size > 1:  # the loss over all processes; an estimate until the next point
             self._loss = self._total(loss) / self.process_group.world_size
@@ -76,8 +82,8 @@ class TrainingLog:
             self._next_line = now + LINE_INTERVAL
             self.console.info(self._progress_line())
             self.table.interrupted()
-        points = {f"{name}/step": value for name, value in means.items()}
-        self.writers.scalars(progress.steps, points | _named("learning_rate", "/", rates))
+        points = {f"{name}/step": value for name, value in means.items()} | _named("learning_rate", "/", rates)
+        self.writers.scalars(progress.steps, points | {"gradient_norm": _read(gradient_norm)})
 
     def wait(self) -> None:
         """Wait for the device to finish the steps so far, whose time is otherwise that of what follows."""
@@ -189,6 +195,11 @@ class TrainingLog:
         if state["elapsed"] > 0 and (steps := state["n"] - state["initial"]):
             steps_per_second = state["rate"] or steps / state["elapsed"]
             self._rates = steps_per_second, steps_per_second * self._samples / steps
+
+
+def _read(value: Tensor) -> float:
+    """A number; with FSDP, all processes must call it, since each has a part."""
+    return float(getattr(value, "full_tensor", lambda: value)())
 
 
 def _tag(name: str) -> str:

@@ -93,7 +93,6 @@ class Board(Observer):
 
     def log_interval(self, trainer: BaseTrainer) -> None:
         progress = trainer.progress
-        self.events.scalars(progress.steps, histograms.gradient_norm(trainer))
         if progress.epoch_steps + self.config.trainer.log_every_steps > trainer.steps_per_epoch():  # the epoch's last
             self._write(progress.steps, histograms.gradients(trainer.experiment.model))
 

@@ -1,4 +1,4 @@
-"""Histograms of weights and gradients, the gradient norm, and memory use."""
+"""Histograms of weights and gradients, and memory use."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,6 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils import tensorboard
 
-from base.base_trainer import BaseTrainer
 from utils.determinism import fastest_kernels
 
 summary: Any = tensorboard.summary  # its functions are not typed
@@ -20,20 +19,6 @@ MEGABYTE = 2**20
 BUCKETS = 30
 FEWEST = 32
 """Minimum number of values for a useful histogram: about as many as it has bars."""
-
-
-def gradient_norm(trainer: BaseTrainer) -> dict[str, float]:
-    """The total norm of all gradients of the last step, before clipping.
-
-    Empty if this process has only a shard of them: the other processes do not take part here.
-    """
-    norm = trainer.gradient_norm
-    if norm is None:
-        gradients = [gradient for _, gradient in _gradients(trainer.experiment.model)]
-        if any(map(_is_sharded, gradients)):
-            return {}
-        norm = nn.utils.get_total_norm(gradients)
-    return {} if _is_sharded(norm) else {"gradient_norm": float(norm)}
 
 
 def weights(model: nn.Module) -> Iterator[Summary]:
@@ -120,11 +105,6 @@ def _resident() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _is_sharded(values: Tensor) -> bool:
-    """Whether a tensor is sharded over processes, as a DTensor, whose import would take 0.2 s."""
-    return hasattr(values, "to_local")
 
 
 def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

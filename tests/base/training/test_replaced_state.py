@@ -15,6 +15,7 @@ import train
 from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
+from base.training.schedule import gradient_norm
 from tests.base.training.test_resume import equal, fork
 from tests.helpers import curves, lines, needs_extra, state, temporarily
 from trainer.trainer import Trainer
@@ -304,6 +305,16 @@ def test_sparse_gradients_train_and_resume(fit: Fit, args: Any) -> None:
         half = fork(whole, 7)
         train.main(["-r", half])
         equal(whole, half)
+
+
+def test_the_norm_of_sparse_gradients_is_that_of_dense_ones() -> None:
+    norms = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table, out = nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 3)
+        out(table(torch.tensor([1, 5, 1]))).sum().backward()
+        norms.append(float(gradient_norm([*table.parameters(), *out.parameters()])))
+    assert norms[1] == pytest.approx(norms[0])
 
 
 @pytest.mark.parametrize("override", ["loss=LateLoss", "trainer.type=Anchored", "trainer.type=Critical"])

@@ -137,6 +137,7 @@ def test_a_service_gets_each_point_once(fit: Fit, tmp_path: Path, service: Recor
     assert len(service.runs) == 2, "resumed in the same run"
     assert killed == whole
     assert {step for step, _ in whole} == set(range(1, 16))
+    assert {"loss/step", "learning_rate", "gradient_norm"} <= {name for _, values in whole for name in values}
     assert service.closed == [True, False, True]  # the second kill came before anything new
 
 

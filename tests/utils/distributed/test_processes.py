@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests import forked
-from tests.helpers import ROOT, Json, lines, needs_extra, same, state
+from tests.helpers import ROOT, Json, curves, lines, needs_extra, same, state
 from utils.checkpoint.file import step_files
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ SUMS: Json = {
     "model": {"type": "TwoLayerNet", "args": {"in_features": 12, "hidden_features": 6, "out_features": 3}},
     "loss": {"type": "MSELoss", "args": {"reduction": "sum"}},
     "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
-    "trainer": {"epochs": 3, "accumulate_steps": 2, "tensorboard": False, "verbosity": 0},
+    "trainer": {"epochs": 3, "accumulate_steps": 2, "log_every_steps": 2, "tensorboard": False, "verbosity": 0},
     "runtime": {"device": "cpu", "timeout": 600},
 }
 RESTLESS: Json = {
@@ -155,7 +155,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
         1,
         {
             "images 1": new(IMAGES, *pictures),
-            "sums 1": new(SUMS),
+            "sums 1": new(SUMS, *pictures),
             "idle 1": new(IDLE),
             "lbfgs 1": new(LBFGS),
             "weights 1": new(WEIGHTS),
@@ -169,10 +169,10 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
         2,
         {
             "images 2": new(IMAGES, *pictures),
-            "sums 2": new(SUMS),
+            "sums 2": new(SUMS, *pictures),
             "restless 2": new(RESTLESS),
             "images 2 fsdp": new(IMAGES, *fsdp, *pictures),
-            "sums 2 fsdp": new(SUMS, *fsdp),
+            "sums 2 fsdp": new(SUMS, *fsdp, *pictures),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
             "idle 2 refused": new(IDLE),
@@ -287,6 +287,13 @@ def test_any_number_of_processes_gives_what_one_gives(runs: dict[str, Any], othe
     assert differences(lines(one), lines(run), rtol=1e-4) == []
     for part in ("model", "optimizer", "schedule", "progress"):
         assert differences(state(one)[part], state(run)[part], rtol=1e-3, at=part) == []
+
+
+@pytest.mark.parametrize("other", ["images 2", "images 2 fsdp", "sums 2", "sums 2 fsdp"])
+def test_the_gradient_norm_is_over_all_processes(runs: dict[str, Any], other: str) -> None:
+    expected = dict(curves(runs[f"{other.split()[0]} 1"])["gradient_norm"])
+    assert len(expected) > 1
+    assert dict(curves(runs[other])["gradient_norm"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
