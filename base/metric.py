@@ -47,6 +47,8 @@ def entry_advice(outputs: Any, targets: Any) -> str:
 
 def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Outputs and targets from a loss's arguments. As keywords, torch's losses call them ``input`` and ``target``."""
+    if len(args) > 1:
+        return args[0], args[1]
     named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
     outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
     return outputs, targets

@@ -214,7 +214,8 @@ class Batches:
     def _loaded_range(self, batch_range: BatchRange) -> tuple[int, BatchRange]:
         """The size of this process's part, and the range it loads: that part, or the whole batch if it is empty."""
         part = self.part(batch_range)
-        return part.size, part if part.size else batch_range
+        size = part.size
+        return size, part if size else batch_range
 
     # ------------------------------------------------------------------ worker processes
 

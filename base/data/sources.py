@@ -1,7 +1,7 @@
 """Sources of whole batches: here, tensors in memory or arrays on disk."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class TensorSource:
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
         if isinstance(indices, slice) and self.is_plain() and not torch.is_inference_mode_enabled():
-            return self._views.of(cast("Tensor", self.inputs), cast("Tensor", self.targets), indices)
+            return self._views.of(self.inputs, self.targets, indices)  # type: ignore[arg-type]
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
             if isinstance(indices, Tensor):

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -86,8 +86,11 @@ class LibraryMetric:
             outputs = outputs.softmax(1)
         elif self._guesses and isinstance(outputs, Tensor) and outputs.is_floating_point():
             self._note_guess(outputs)
-        with self._naming_errors("does not accept these outputs and targets", outputs, targets), self.kernels():
-            self.metric.update(outputs, targets)
+        try:
+            with self.kernels():
+                self.metric.update(outputs, targets)
+        except Exception as error:
+            self._fail(error, "does not accept these outputs and targets", outputs, targets)
 
     def _note_guess(self, outputs: Tensor) -> None:
         logits = ((outputs < 0) | (outputs > 1)).any()
@@ -105,8 +108,11 @@ class LibraryMetric:
                 "others, in which all outputs happen to be between 0 and 1, for probabilities; return probabilities in "
                 "StepResult (outputs.sigmoid()), or use BCEWithLogitsLoss as the config's loss"
             )
-        with self._naming_errors("cannot be computed"), self.kernels(), self._naming_warnings():
-            value = self.metric.compute()
+        try:
+            with self.kernels(), self._naming_warnings():
+                value = self.metric.compute()
+        except Exception as error:
+            self._fail(error, "cannot be computed")
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
         if isinstance(value, (int, float)):
@@ -165,16 +171,12 @@ class LibraryMetric:
             f'with self.add_state("{grown[0]}", default=..., dist_reduce_fx="sum")'
         )
 
-    @contextmanager
-    def _naming_errors(self, what: str, outputs: Any = None, targets: Any = None) -> Iterator[None]:
+    def _fail(self, error: Exception, what: str, outputs: Any = None, targets: Any = None) -> NoReturn:
         """Raise ConfigError with the name of the metric for an error of a library or the user's code."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, UserError) or current().peer_failure(error) or device_failure(error):
-                raise
-            advice = entry_advice(outputs, targets) or "Change its arguments, or remove it from the config."
-            raise ConfigError(f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n{advice}') from error
+        if isinstance(error, UserError) or current().peer_failure(error) or device_failure(error):
+            raise error
+        advice = entry_advice(outputs, targets) or "Change its arguments, or remove it from the config."
+        raise ConfigError(f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n{advice}') from error
 
     @contextmanager
     def _naming_warnings(self) -> Iterator[None]:

@@ -25,11 +25,12 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    counts = (result.count, take_count_of([result.loss], loss), taken)  # the second clears what the loss stored
-    count: Any = next((to_scalar(each) for each in counts if each is not None), None)
-    if take_parts := getattr(loss, "take_parts", None):
-        return result._replace(count=count, log={**take_parts(), **result.log})
-    return result if count is result.count else result._replace(count=count)
+    of_loss = take_count_of([result.loss], loss)  # also clears what the loss stored
+    count = of_loss if result.count is None else result.count
+    count = taken if count is None else to_scalar(count)
+    if take_parts := getattr(type(loss), "take_parts", None):  # losses by name
+        return result._replace(count=count, log={**take_parts(loss), **result.log})
+    return result if count is result.count else StepResult(*result[:-1], count)
 
 
 def take_count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
@@ -37,9 +38,10 @@ def take_count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None
 
     Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
     """
-    last = take_count(loss)
-    own = [each.averaged_over for each in losses if hasattr(each, "averaged_over")]
-    return own[-1] if own else last
+    count = take_count(loss)
+    for each in losses:
+        count = getattr(each, "averaged_over", count)
+    return count
 
 
 def take_count(loss: Loss) -> Tensor | float | None:
