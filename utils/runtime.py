@@ -80,8 +80,7 @@ class Runtime:
 
             average_gradients(parameters)
 
-    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        UnmarkedStep.zero_grad(optimizer)
+    zero_grad = staticmethod(UnmarkedStep.zero_grad)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """With fp16: divide the gradients by the loss scale."""

@@ -127,11 +127,11 @@ class Batches:
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""
-        passes, start = self.next_start(position)
         while True:
-            batch_range = BatchRange(passes, start, min(start + self.batch_size, self.num_samples))
-            yield batch_range
-            passes, start = self.after(batch_range)
+            passes, start = self.next_start(position)
+            stop = min(start + self.batch_size, self.num_samples)
+            yield BatchRange(passes, start, stop)
+            position = Position(passes, stop)
 
     def after(self, batch_range: BatchRange) -> Position:
         """The position after a batch."""
@@ -189,7 +189,7 @@ class Batches:
         steps, steps_ahead = itertools.tee(steps)  # worker processes load ahead
         loaded = self.load(itertools.chain.from_iterable(steps_ahead))
         for ranges in steps:
-            samples = sum([batch_range.size for batch_range in ranges])
+            samples = sum([stop - start for _, start, stop in ranges])
             micro_batches = itertools.islice(loaded, len(ranges))
             yield StepBatches(micro_batches, len(ranges), samples, self.after(ranges[-1]))
 
@@ -200,10 +200,8 @@ class Batches:
             return
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
-            passes, start, stop = loaded_range
-            key, draws = self._random_key(passes), self._draws(*loaded_range)
-            draws_of_pass = functools.partial(self._draws, passes)
-            uniform = functools.partial(self._random_blocks.uniform, draws_of_pass, key, start, stop)
+            draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)
+            uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
             random = SampleRandom(draws, key, uniform)
             yield MicroBatch(batch_range, size, self.source.batch(self._indices(draws), random))
 
@@ -214,7 +212,7 @@ class Batches:
     def _loaded_range(self, batch_range: BatchRange) -> tuple[int, BatchRange]:
         """The size of this process's part, and the range it loads: that part, or the whole batch if it is empty."""
         part = self.part(batch_range)
-        size = part.size
+        size = part.stop - part.start
         return size, part if size else batch_range
 
     # ------------------------------------------------------------------ worker processes

@@ -1,7 +1,6 @@
 """Samples into batches, and batches from worker processes to this one: like torch, but faster for small samples."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -22,20 +21,23 @@ NUMBERS = {int: np.dtype(np.int64), float: np.dtype(np.float64), bool: np.dtype(
 
 def collate_samples(samples: list[Any]) -> Any:
     """The batch that torch's ``default_collate`` makes; for arrays and numbers in a tenth to a third of the time."""
-    with suppress(Exception):  # default_collate says what is wrong
-        return _collate(samples, in_worker=get_worker_info() is not None)
+    try:
+        return _collate(samples)
+    except Exception:
+        pass  # default_collate says what is wrong
     return default_collate(samples)
 
 
-def _collate(column: Any, *, in_worker: bool) -> Any:
+def _collate(column: Any) -> Any:
     first = column[0]
     kind = type(first)
     if kind in (tuple, list) or hasattr(kind, "_fields"):
-        parts = [_collate(part, in_worker=in_worker) for part in zip(*column, strict=True)]
+        parts = [_collate(part) for part in zip(*column, strict=True)]
         return kind(*parts) if hasattr(kind, "_fields") else parts
     if kind is dict:
-        return {key: _collate([sample[key] for sample in column], in_worker=in_worker) for key in first}
-    if not (in_worker and getattr(first, "nbytes", 0) * len(column) > SMALL):  # else it is stacked in shared memory
+        return {key: _collate([sample[key] for sample in column]) for key in first}
+    large = getattr(first, "nbytes", 0) * len(column) > SMALL
+    if not (large and get_worker_info()):  # a worker process stacks it in shared memory
         if kind is Tensor and first.layout is torch.strided:
             return torch.stack(column)
         dtype = first.dtype if isinstance(first, (np.ndarray, np.generic)) else NUMBERS.get(kind)
@@ -63,12 +65,12 @@ def _reduce(tensor: Tensor) -> Any:
     return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+class OneThread:
     """Compute with one thread, as torch does in a worker process: with several, sums differ in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+
+    def __enter__(self) -> None:
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.threads)

@@ -62,20 +62,20 @@ class RandomBlocks:
 
     def uniform(
         self,
-        indices: Callable[[int, int], Tensor | slice],
+        indices: Callable[[int, int, int], Tensor | slice],
         key: RandomKey,
-        start: int,
-        stop: int,
+        batch_range: tuple[int, int, int],
         call: int,
         draws: int,
     ) -> Tensor:
-        """The numbers of the samples from start to stop of the pass, float64 of shape (draws, stop - start).
+        """The numbers of the samples of a range (passes, start, stop), float64 of shape (draws, stop - start).
 
-        indices: (start, stop) -> those of the samples, as in ``SampleRandom``.
+        indices: (passes, start, stop) -> those of the samples, as in ``SampleRandom``.
         """
+        passes, start, stop = batch_range
         if key != self._key or start < self._start or stop > self._stop:
             self._key, self._start, self._stop = key, start, max(stop, start + self._size)
-            self._indices = as_tensor(indices(start, self._stop))
+            self._indices = as_tensor(indices(passes, start, self._stop))
             self._drawn = {}
         if (call, draws) not in self._drawn:
             self._drawn[call, draws] = uniform(self._indices, *key, call, draws=draws)

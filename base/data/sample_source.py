@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.collate import collate_samples, one_thread
+from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
@@ -45,10 +45,6 @@ class SampleSource:
 
         Restores the generators' state afterwards: without workers, the model's dropout draws from the same generators.
         """
-        with one_thread():
-            return self._batch(indices, random)
-
-    def _batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
         numbers = as_tensor(indices).tolist()
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         generators = global_generators()
@@ -56,11 +52,13 @@ class SampleSource:
         try:
             if self._first:
                 self._first = False
-                self._try_sample(numbers[0], mix(*random.key, draws[0]))
+                with OneThread():
+                    self._try_sample(numbers[0], mix(*random.key, draws[0]))
                 for name, generator in generators.items():
                     generator.restore(before[name])
             while True:
-                batch = self._load(numbers, draws, random.key)
+                with OneThread():
+                    batch = self._load(numbers, draws, random.key)
                 moved = self._moved(before)
                 if not moved:
                     return batch

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import collate_samples, one_thread
+from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
@@ -67,7 +67,7 @@ class StreamSource:
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
-        with one_thread():
+        with OneThread():
             return self._batch(indices, random)
 
     def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
@@ -102,7 +102,7 @@ class StreamSource:
 
         The stream is then closed: kept open for an epoch, a connection would end.
         """
-        with one_thread():
+        with OneThread():
             self._read_samples([0], (0, "sample", 0))
         if self._has_state():
             self.samples.load_state_dict(copy.deepcopy(self._initial))

@@ -25,9 +25,12 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    of_loss = take_count_of([result.loss], loss)  # also clears what the loss stored
-    count = of_loss if result.count is None else result.count
-    count = taken if count is None else to_scalar(count)
+    last = take_count(loss)
+    if result.count is not None:
+        count: Any = to_scalar(result.count)
+    else:
+        count = getattr(result.loss, "averaged_over", last)
+        count = taken if count is None else count
     if take_parts := getattr(type(loss), "take_parts", None):  # losses by name
         return result._replace(count=count, log={**take_parts(loss), **result.log})
     return result if count is result.count else StepResult(*result[:-1], count)

@@ -4,6 +4,7 @@ Values stay on the device and are read only when logged.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,8 @@ from utils.tree import map_tensors
 HALF = (torch.float16, torch.bfloat16)
 
 
-def is_read_at_once(value: Tensor) -> bool:
-    """Whether the host reads a number in the step that computes it: on other devices, it would wait for the device."""
-    return value.is_cpu
+is_read_at_once = operator.attrgetter("is_cpu")
+"""Whether the host reads a number in the step that computes it: on other devices, it would wait for the device."""
 
 
 def to_scalar(value: Tensor | float) -> Tensor | float:
@@ -173,8 +173,7 @@ class Metrics:
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         from_loss = [metric.gets_from_loss(outputs, targets) for metric in self.library.values()]
         # squares and sums overflow in half precision, long before the result is out of range
-        outputs = map_tensors(_in_float32, outputs)
-        targets = map_tensors(_in_float32, targets)
+        outputs, targets = _in_float32(outputs), _in_float32(targets)
         if self.phase_to_check:
             phase, self.phase_to_check = self.phase_to_check, ""
             check_metrics(self.functions, zip(self.library.values(), from_loss, strict=True), phase, outputs, targets)
@@ -239,8 +238,11 @@ class Metrics:
         return {**self.means, **self.library}
 
 
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALF else tensor
+def _in_float32(nest: Any) -> Any:
+    """A nest of tensors, those in half precision in float32."""
+    if isinstance(nest, Tensor):
+        return nest.float() if nest.dtype in HALF else nest
+    return map_tensors(_in_float32, nest)
 
 
 class StepLoss:
