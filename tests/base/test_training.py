@@ -244,14 +244,18 @@ class OneBroken(RandomTensorLoader):
 
 
 @needs_extra("advice")
-@pytest.mark.parametrize("workers", [0, 1])
-def test_samples_with_values_that_are_not_finite_are_named(fit: Fit, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "log_every"), [(0, 20), (1, 20), (0, 1), (0, 2)])
+def test_samples_with_values_that_are_not_finite_are_named(fit: Fit, workers: int, log_every: int) -> None:
     args = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8, "num_workers": workers}
     with (
         temporarily(DATA_LOADERS, OneBroken),
         pytest.raises(TrainingError, match=r"in the data: values of 1 sample among these are not finite: 17.$"),
     ):
-        fit("trainer.monitor=null", data_loader={"type": "OneBroken", "args": args})
+        fit(
+            "trainer.monitor=null",
+            f"trainer.log_every_steps={log_every}",
+            data_loader={"type": "OneBroken", "args": args},
+        )
 
 
 def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(fit: Fit, tmp_path: Path) -> None:
