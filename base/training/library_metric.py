@@ -1,7 +1,7 @@
 """Metrics of torchmetrics, which need not be means over samples."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -50,6 +50,10 @@ class LibraryMetric:
         self.entry = entry
         self.parts = _parts(metric)
         self.own = not type(metric).__module__.startswith("torchmetrics.")
+        self.leader: LibraryMetric | None = None
+        """An earlier metric that adds up the same (``share_updates``)."""
+        self.follows = False
+        """Whether only the leader is updated, and this metric takes its state when it is read."""
         kinds = [
             (type(part).__name__, part)
             for part in self.parts.values()
@@ -102,6 +106,7 @@ class LibraryMetric:
         return getattr(entries(self.name, self.entry, outputs, targets)[0], "given_to_loss", False)
 
     def compute(self) -> float:
+        self._take_state()
         if self._guessed and all(map(bool, self._guessed.values())):
             _warn_once(
                 f'metrics: "{self.name}" depends on the batch size: torchmetrics took some batches for logits and '
@@ -191,10 +196,17 @@ class LibraryMetric:
 
     def reset(self) -> None:
         self._guessed = {}
+        self.follows = self.leader is not None
         for part in self.parts.values():
             part.reset()
 
+    def _take_state(self) -> None:
+        if self.leader is not None and self.follows:
+            self.load_state_dict(self.leader.state_dict())
+            self._guessed, self.follows = self.leader._guessed, True
+
     def state_dict(self) -> dict[str, Any]:
+        self._take_state()
         states: dict[str, Any] = {
             name: {"values": dict(part.metric_state), "updates": part.update_count} for name, part in self.parts.items()
         }
@@ -202,8 +214,9 @@ class LibraryMetric:
         return {**own, "parts": states} if states else own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if the state is from another metric."""
+        """Raises ValueError if the state is from another metric. Until the next reset, it follows no other."""
         self.reset()
+        self.follows = False
         states = _states(state)
         if states.keys() != self.parts.keys() and (len(states) > 1 or state["updates"]):
             raise ValueError(f"{self.name} is made of other metrics, {', '.join(filter(None, self.parts))}")
@@ -232,6 +245,41 @@ class LibraryMetric:
                     f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
                     "resume with the same number of processes, or with metrics=[]"
                 ) from error
+
+
+def share_updates(metrics: Sequence[LibraryMetric]) -> None:
+    """Let only the first be updated of those that add up the same, such as precision and recall of the same classes.
+
+    torchmetrics' MetricCollection also shares between metrics whose states agree after the first batch by chance.
+    """
+    leaders = list[LibraryMetric]()
+    for metric in metrics:
+        metric.leader = next((leader for leader in leaders if _add_up_the_same(leader, metric)), None)
+        metric.follows = metric.leader is not None
+        if metric.leader is None:
+            leaders.append(metric)
+
+
+def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
+    """Whether two metrics of torchmetrics run the same code on the same outputs and arguments when they are updated.
+
+    That code does not read what only one of them has, such as the F score's beta.
+    """
+    pair, kinds = (one, other), (type(one.metric), type(other.metric))
+    if any(each.own or len(each.parts) > 1 for each in pair) or kinds[0].update is not kinds[1].update:
+        return False
+    called = kinds[0].update.__code__.co_names
+    if any(getattr(kinds[0], name, None) is not getattr(kinds[1], name, None) for name in called):
+        return False
+    common = vars(one.metric).keys() & vars(other.metric).keys()
+    given = [
+        {
+            "outputs": (each.entry, each._independent, each._guesses, each._classes),
+            **{name: value for name in common if not callable(value := getattr(each.metric, name))},
+        }
+        for each in pair
+    ]
+    return same(*given)
 
 
 def _warn_once(message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from base.metric import MetricFunction, StepResult, check_values, logged_number
 from base.training.broadcast import check_metrics
-from base.training.library_metric import LibraryMetric
+from base.training.library_metric import LibraryMetric, share_updates
 from utils.distributed.process_group import ProcessGroup
 from utils.tree import map_tensors
 
@@ -137,6 +137,7 @@ class Metrics:
         self.logs = tuple(logs)
         self.functions = dict(functions)
         self.library = dict(library)
+        share_updates([*library.values()])
         self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
@@ -181,7 +182,8 @@ class Metrics:
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
         for metric, logits in zip(self.library.values(), from_loss, strict=True):
-            metric.update(outputs, targets, logits=logits)
+            if not metric.follows:
+                metric.update(outputs, targets, logits=logits)
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""

@@ -26,6 +26,7 @@ IMAGES: Json = {
     "metrics": [
         "accuracy",
         {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 10, "average": "macro"}},
+        {"type": "Precision", "args": {"task": "multiclass", "num_classes": 10, "average": "macro"}},
         {"type": "AUROC", "args": {"task": "multiclass", "num_classes": 10}},
     ],
     "optimizer": {"type": "SGD", "args": {"lr": 0.02, "momentum": 0.9}},
