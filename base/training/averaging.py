@@ -1,5 +1,6 @@
 """An exponential moving average of the weights, evaluated in their place."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._names, self._saved = list[str](), set[str]()  # of all tensors, and of those in the model's state
         self.restart()
 
     def restart(self) -> None:
@@ -70,9 +72,10 @@ class AveragedWeights:
 
     def _current(self) -> dict[str, Tensor]:
         """The tensors to average: each tensor of the model's state once, even if modules share it."""
-        saved = self.model.state_dict().keys()
-        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
-        return {name: tensor for name, tensor in tensors if name in saved}
+        tensors = dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
+        if (names := [*tensors]) != self._names:  # not in each step: the state takes longer to get than all else here
+            self._names, self._saved = names, {*self.model.state_dict()}
+        return {name: tensor for name, tensor in tensors.items() if name in self._saved}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, under all names in the model's state."""
