@@ -1,7 +1,7 @@
 """What changes from epoch to epoch, before the first step of each."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
@@ -24,17 +24,14 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
     data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
     data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
-    changes = data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch
-    with (
-        isolated(trainer.experiment.seed, "epoch", epochs),
-        begun_once(trainer, again=again) if changes else nullcontext(),
-    ):
-        if data_changes:
-            data.begin_epoch(epochs + 1)
-            trainer.close_workers()  # new worker processes get the data set as it is now
-        trainer.begin_epoch(epochs + 1)
-        if changes and data.device_cache:
-            data.device_cache.refresh()
+    if data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch:
+        with isolated(trainer.experiment.seed, "epoch", epochs), begun_once(trainer, again=again):
+            if data_changes:
+                data.begin_epoch(epochs + 1)
+                trainer.close_workers()  # new worker processes get the data set as it is now
+            trainer.begin_epoch(epochs + 1)
+            if data.device_cache:
+                data.device_cache.refresh()
     trainer.saved_data.check_lengths()
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
