@@ -17,6 +17,7 @@ from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_te
 from base.data.sources import Source
 from base.data.workers import Request, Workers
 from utils.errors import UserError
+from utils.tree import to_device
 
 
 class Position(NamedTuple):
@@ -104,6 +105,7 @@ class Batches:
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
         self._cached_order: tuple[int, Tensor] | None = None
+        self._cached_indices: tuple[int, Tensor] | None = None  # those of a pass, on a device
         self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
@@ -163,6 +165,17 @@ class Batches:
     def _indices(self, draws: Tensor | slice) -> Tensor | slice:
         return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
 
+    def _batch_indices(self, loaded_range: BatchRange, draws: Tensor | slice) -> Tensor | slice:
+        """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
+        device = getattr(self.source, "index_device", None)
+        if device is None or isinstance(draws, slice):
+            return self._indices(draws)
+        passes, start, stop = loaded_range
+        if self._cached_indices is None or self._cached_indices[0] != passes:
+            every: Any = self._indices(self._draws(passes, 0, self.num_samples))
+            self._cached_indices = passes, to_device(every, device)
+        return self._cached_indices[1][start:stop]
+
     def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
         """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
         positions = slice(start, stop)
@@ -203,7 +216,7 @@ class Batches:
             draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)
             uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
             random = SampleRandom(draws, key, uniform)
-            yield MicroBatch(batch_range, size, self.source.batch(self._indices(draws), random))
+            yield MicroBatch(batch_range, size, self.source.batch(self._batch_indices(loaded_range, draws), random))
 
     def one_pass(self) -> Iterator[MicroBatch]:
         """Load every sample once."""
