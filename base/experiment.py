@@ -12,7 +12,6 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import Frozen
 from base.training.schedule import ScheduledOptimizer
-from base.training.schedule_state import ScheduleState
 from logger.console import Console
 from logger.writers import Writers
 from utils.checkpoint.checkpointer import Checkpointer
@@ -67,7 +66,6 @@ class Training:
         of_model = set(map(id, self.frozen.model.parameters()))
         self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Parameters of the loss, whose gradients DDP and FSDP do not reduce."""
-        self.schedule_states = {name: ScheduleState(each.schedule) for name, each in self.optimizers.items()}
 
     def __bool__(self) -> bool:
         raise TypeError("self.training is the data and the optimizers of the run; ask self.model.training instead")
@@ -77,7 +75,7 @@ class Training:
         parts = dict[str, Any]()
         for name, each in self.optimizers.items():
             suffix = f".{name}" if name else ""
-            parts |= {f"optimizer{suffix}": each.optimizer, f"schedule{suffix}": self.schedule_states[name]}
+            parts |= {f"optimizer{suffix}": each.optimizer, f"schedule{suffix}": each.schedule}
         return parts
 
     @property

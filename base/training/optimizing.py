@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from base.data.batches import StepBatches
 from base.training.loss import take_count_of
 from base.training.metrics import StepLoss
-from base.training.schedule import ScheduledOptimizer
+from base.training.schedule import ScheduledOptimizer, gradient_norm
 from utils.errors import ConfigError
 from utils.random import generator_states, restore_generators
 
@@ -159,7 +159,7 @@ class SeveralOptimizers:
         logged = self.trainer.logs_this_step()
         norm = optimizer.clip_gradients(measure=logged)
         if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
-            self._norms[optimizer.name] = optimizer.gradient_norm() if norm is None else norm
+            self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
         if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
             self._skipped.add(optimizer.name)
 

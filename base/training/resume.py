@@ -106,7 +106,7 @@ def load_state(
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             suffix = f".{name}" if name else ""
-            made_from = trainer.training.schedule_states[name].made_from()
+            made_from = optimizer.schedule.made_from()
             if state[f"schedule{suffix}"]["made_from"]["initial"] != made_from["initial"]:
                 _refuse_optimizer(loaded, optimizer, changed, state[f"optimizer{suffix}"]["state"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -259,8 +259,8 @@ def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, fol
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor
-    every = trainer.training.schedule_states.values()
-    schedules = [each for each in every if each.changed or (judges and monitor and each.schedule.follows_monitor)]
+    every = [optimizer.schedule for optimizer in trainer.training.optimizers.values()]
+    schedules = [each for each in every if each.changed or (judges and monitor and each.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
