@@ -41,7 +41,6 @@ from base.training.parameters import (
 from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
-from utils.config.located_json import config_error
 from utils.config.resume import saved_values
 from utils.config.schedulers import contradiction, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
@@ -305,7 +304,7 @@ def _optimizers(
         frozen = Frozen(experiment.model, parameters, config.trainer.freeze, epochs=config.trainer.epochs)
         divided = divide_parameters(parameters, config.optimizers, frozen=frozen.names(config.trainer.epochs))
     except Mismatch as mismatch:
-        raise config_error(loaded.document, [mismatch.problem]) from mismatch
+        raise loaded.error(mismatch.path, str(mismatch)) from mismatch
     if unsaved := unsaved_weights(experiment.model, frozen.trainable - frozen.names(config.trainer.epochs)):
         message = (
             f"{config.model.type}.state_dict() leaves out {listed(unsaved)}, so a checkpoint would lack what is "

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from base.training.loss import CountedLoss
-from utils.config.located_json import Problem
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
 from utils.text import closest, listed
 from utils.tree import tensors
@@ -35,7 +34,7 @@ class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place 
 
     def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)
-        self.problem = Problem(path, message)
+        self.path = path
 
 
 def parameters_of(model: nn.Module, loss: Any) -> Parameters:

@@ -249,7 +249,7 @@ def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, ano
         if change.path == ("trainer", "monitor") or (another_metric and change.path[0] == "metrics"):
             values = f"this run has {shown(change.before)}, got {shown(change.after)}"
             message = f"cannot change once a run is finished: {values}; set trainer.epochs=N too, to train longer"
-            raise config_error(loaded.document, [Problem(change.path, message)])
+            raise loaded.error(change.path, message)
 
 
 def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

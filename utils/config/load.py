@@ -49,7 +49,7 @@ class LoadedConfig:
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error found only when the part at this path is built."""
-        return config_error(self.document, [Problem(path, message)])
+        return self.document.error(path, message)
 
     def gives(self, path: KeyPath) -> bool:
         """Whether the file or an override gives this path a value, rather than the default."""
@@ -66,7 +66,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
-        return [str(config_error(self.document, [each])) for each in ineffective(self.config)]
+        return [str(self.error(each.path, each.message)) for each in ineffective(self.config)]
 
 
 def load_config(

@@ -95,7 +95,8 @@ class Document:
         return source.locate(path, of_key=of_key)
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
-        return ConfigError(self.locate(path).show(message))
+        """An error about the value at a path."""
+        return config_error(self, [Problem(path, message)])
 
     def is_override(self, path: KeyPath) -> bool:
         """Whether the value at this path comes from the command line, rather than a file."""
