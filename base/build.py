@@ -42,7 +42,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
 from utils.config.resume import saved_values
-from utils.config.schedulers import contradiction, make_scheduler, with_mode
+from utils.config.schedulers import length_conflict, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, UserError
@@ -380,11 +380,11 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
         return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, epochs=epochs)
-    settings = with_mode(component.model_dump(), config.trainer.monitor)
     per_step = component.interval == "step"
     length = epochs * (steps if per_step else 1)
-    if problem := contradiction(settings, length, at):
+    if problem := length_conflict(component, at, length):
         raise loaded.error(problem.path, problem.message)
+    settings = with_mode(component.model_dump(), config.trainer.monitor)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
         own = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))

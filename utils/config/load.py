@@ -14,7 +14,7 @@ from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
 from utils.config.references import References, escaped
-from utils.config.schedulers import contradiction, monitor_conflict
+from utils.config.schedulers import length_conflict, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
@@ -167,7 +167,7 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
         length = _length(config, scheduler)
-        if length and (problem := contradiction(scheduler.model_dump(), length, path)):
+        if length and (problem := length_conflict(scheduler, path, length)):
             yield problem
         if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
             yield problem

@@ -77,11 +77,11 @@ def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
     return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
 
 
-def contradiction(entry: Any, length: int, path: KeyPath) -> Problem | None:
+def length_conflict(scheduler: SchedulerConfig, path: KeyPath, length: int) -> Problem | None:
     """A mistake if OneCycleLR has another length than the run, since stepping it past its end raises an error."""
-    name, args = name_and_args(entry) or ("", {})
+    args = scheduler.args
     given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
-    if name != "OneCycleLR" or not given or given == length:
+    if scheduler.type != "OneCycleLR" or not given or given == length:
         return None
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
     message = f'OneCycleLR is set to {given} steps, but the run has {length} with this "interval"; leave it out'

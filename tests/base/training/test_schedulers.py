@@ -10,10 +10,10 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCyc
 
 import train
 from utils.config.ineffective import SETS_RATE
-from utils.config.schedulers import contradiction, make_scheduler
+from utils.config.schedulers import length_conflict, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SCHEDULERS
-from utils.schema import KeyPath
+from utils.schema import KeyPath, SchedulerConfig
 
 
 def build(path: KeyPath, name: str, args: dict[str, Any]) -> Any:
@@ -82,7 +82,8 @@ def test_the_parts_of_a_sequence_last_until_the_next_milestone() -> None:
     ],
 )
 def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) -> None:
-    problem = contradiction({"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}, 8, ("lr_scheduler",))
+    scheduler = SchedulerConfig(type="OneCycleLR", args={"max_lr": 1.0, **args})
+    problem = length_conflict(scheduler, ("lr_scheduler",), 8)
     assert (problem and problem.path[-1]) == key
 
 
