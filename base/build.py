@@ -52,7 +52,7 @@ from utils.prepare import prepare_model, prepare_optimizer, supports_fused
 from utils.random import isolated, seed_generators
 from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TRAINERS
 from utils.runtime import Runtime
-from utils.schema import Component, KeyPath
+from utils.schema import Component, KeyPath, component_path
 from utils.signals import SignalWatch
 from utils.text import listed
 from utils.tree import to_device
@@ -226,7 +226,7 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
             f"{type(data).__name__} also has validation data; leave out this key, or its validation_split or folds",
         )
     return {
-        name: _validation_set(loaded, component, ("validation", name) if name else ("validation",), data.device)
+        name: _validation_set(loaded, component, component_path("validation", name), data.device)
         for name, component in loaded.config.validations.items()
     }
 
@@ -335,7 +335,7 @@ def _optimizers(
 def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[ParameterGroup]) -> Optimizer:
     """The named optimizer ("" if there is only one) for its parameter groups."""
     component = loaded.config.optimizers[name]
-    at: KeyPath = ("optimizer", name) if name else ("optimizer",)
+    at = component_path("optimizer", name)
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
     fused = supports_fused(experiment.runtime, component.type)
     if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):

@@ -168,6 +168,18 @@ OneOrSeveral = Annotated[
 """A component, or several by name."""
 
 
+def by_name(given: T | dict[str, T] | None) -> dict[str, T]:
+    """The components of a key in SEVERAL_BY_NAME; a single one has the name ""."""
+    if given is None:
+        return {}
+    return given if isinstance(given, dict) else {"": given}
+
+
+def component_path(key: str, name: str) -> KeyPath:
+    """The config path of one of those components."""
+    return (key, name) if name else (key,)
+
+
 class LossConfig(Component):
     """A loss, by name."""
 
@@ -339,21 +351,17 @@ class Config(Section):
     @property
     def losses(self) -> dict[str, LossConfig]:
         """Losses by name; a single one has the name ""."""
-        if self.loss is None:
-            return {}
-        return self.loss if isinstance(self.loss, dict) else {"": self.loss}
+        return by_name(self.loss)
 
     @property
     def validations(self) -> dict[str, Component]:
         """Loaders of separate validation sets by name; a single one has the name ""."""
-        if self.validation is None:
-            return {}
-        return self.validation if isinstance(self.validation, dict) else {"": self.validation}
+        return by_name(self.validation)
 
     @property
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Optimizers by name; a single one has the name ""."""
-        return self.optimizer if isinstance(self.optimizer, dict) else {"": self.optimizer}
+        return by_name(self.optimizer)
 
     def scheduler_of(self, optimizer: str) -> SchedulerConfig | None:
         """The scheduler of the named optimizer."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from base.training.loss import CountedLoss
-from utils.schema import FreezeConfig, KeyPath, OptimizerConfig
+from utils.schema import FreezeConfig, KeyPath, OptimizerConfig, component_path
 from utils.text import closest, listed
 from utils.tree import tensors
 
@@ -107,7 +107,7 @@ def divide_parameters(
     owners = dict[str, str]()
     divided = {}
     for optimizer, config in optimizers.items():
-        at: KeyPath = ("optimizer", optimizer) if optimizer else ("optimizer",)
+        at = component_path("optimizer", optimizer)
         own = _of_optimizer(parameters, optimizer, config, at)
         if twice := next((name for name in own if name in owners), None):
             message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; it can only be in one"

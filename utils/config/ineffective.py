@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS
 from utils.registry import SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, name_and_args
+from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path, name_and_args
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -24,13 +24,13 @@ def ineffective(config: Config) -> Iterator[Problem]:
         at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
         for number, part in enumerate(_parts(scheduler, at) if scheduler else ()):
             if part.name in SETS_RATE:
-                yield from _set_by_scheduler(optimizer, ("optimizer", *filter(None, [name])), part, first=number == 0)
+                yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
     yield from _clipping(config)
     yield from _outputs(config)
     for name, component in config.validations.items():
         for argument in ("drop_last", "balanced"):
             if component.args.get(argument) is True:
-                path = ("validation", *filter(None, [name]), "args", argument)
+                path = (*component_path("validation", name), "args", argument)
                 yield Problem(path, "has no effect: every validation sample is used once, in order")
     if config.runtime.unused_parameters and config.runtime.strategy == "fsdp":
         yield Problem(("runtime", "unused_parameters"), 'has no effect: "fsdp" has no such search, only "ddp"')
@@ -88,7 +88,7 @@ def _clipping(config: Config) -> Iterator[Problem]:
     """The trainer's clipping if each optimizer has its own."""
     for key in ("clip_grad_norm", "clip_grad_value"):
         if getattr(config.trainer, key) and all(getattr(each, key) for each in config.optimizers.values()):
-            own = [dotted(("optimizer", *filter(None, [name]), key)) for name in config.optimizers]
+            own = [dotted((*component_path("optimizer", name), key)) for name in config.optimizers]
             yield Problem(("trainer", key), f"has no effect: {' and '.join(own)} replaces it")
 
 

@@ -20,7 +20,7 @@ from utils.errors import ConfigError
 from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath, SchedulerConfig, is_below
+from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below
 from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
@@ -137,7 +137,7 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
         message = 'needs TensorBoard: "tensorboard" among the writers, and not "tensorboard": false'
         yield Problem(("trainer", "profile_steps"), message)
     for name, loss in config.losses.items() if "loss" not in flawed_keys else ():
-        path: KeyPath = ("loss", name) if name else ("loss",)
+        path = component_path("loss", name)
         if loss.type not in LOSSES.own():
             yield from _reduction_problems(loss, path)
         if not name and loss.weight != 1:
