@@ -205,9 +205,11 @@ class Frozen:
 
         Modules whose parameters are all frozen go into evaluation mode. Call it after ``model.train()``.
         """
-        frozen = self.names(epochs) if self.config else set()
+        if not self.config:
+            return False
+        frozen = self.names(epochs)
         changed = False
-        for name in self.trainable if self.config else ():
+        for name in self.trainable:
             parameter, requires_grad = self.parameters[name], name not in frozen
             changed |= parameter.requires_grad != requires_grad
             parameter.requires_grad_(requires_grad)
