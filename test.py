@@ -92,7 +92,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         values = check_returned(run.trainer, "evaluate", run.trainer.evaluate(test, report or Observer()))
         if process_group.is_main_process:
             say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
-            say(*table([("", name, f"{number_or_dash(value):>12}") for name, value in values.items()]), sep="\n")
+            say(*table([("", name, f"{number_or_dash(value):>12}") for name, value in values.items()]))
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}

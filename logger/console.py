@@ -40,9 +40,9 @@ def unstyled(text: str) -> str:
     return _STYLED.sub("", text)
 
 
-def in_notebook(stream: TextIO | None) -> bool:
-    """Whether a stream is the output of a notebook cell: not a terminal, but lines can be redrawn there too."""
-    return type(stream).__module__ == "ipykernel.iostream"
+def in_notebook() -> bool:
+    """Whether output goes to a notebook cell: not a terminal, but lines can be redrawn there too."""
+    return type(sys.stdout).__module__ == "ipykernel.iostream"
 
 
 @contextlib.contextmanager
@@ -170,12 +170,12 @@ class Console:
     def width(self) -> int:
         """Columns of the terminal; 80 in a file or a notebook."""
         # in a notebook, the stream's file is the terminal in which the server was started
-        return 80 if in_notebook(sys.stdout) else terminal_width()
+        return 80 if in_notebook() else terminal_width()
 
     @property
     def shows_bar(self) -> bool:
         """Whether progress within an epoch is a bar."""
-        return self.verbosity >= 2 and (not is_plain(sys.stdout) or in_notebook(sys.stdout))
+        return self.verbosity >= 2 and (not is_plain(sys.stdout) or in_notebook())
 
     @property
     def prints_progress(self) -> bool:

@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from traceback import format_exception
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from utils.text import printable
 
@@ -116,13 +116,13 @@ def _write_to_terminal(text: str) -> None:
             sys.stdout.flush()
 
 
-def say(*values: Any, sep: str = " ") -> None:
-    """Print without control characters, which class and file names may contain."""
+def say(*lines: str) -> None:
+    """Print lines without control characters, which class and file names may contain."""
     with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
-        print(*(printable(str(value)) for value in values), sep=sep, flush=True)
+        print(*map(printable, lines), sep="\n", flush=True)
 
 
-def say_error(*values: Any) -> None:
+def say_error(message: str) -> None:
     """Print to standard error without control characters, or nowhere if it is gone."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(*(printable(str(value)) for value in values), file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)

@@ -80,7 +80,7 @@ def preflight(loaded: LoadedConfig) -> int:
         say("\n".join(result.lines(width=width, plain=plain)))
 
     total = sum(parameter.numel() for parameter in experiment.model.parameters())
-    say("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "", sep="\n")
+    say("", *table([HEADER, *trace.rows, ("", "", "all", f"{total:,}")], right=[3]), "")
     failed, notes = (sum(result.verdict == verdict for result in results) for verdict in ("FAIL", "note"))
     worth = f"; worth a look: {count(notes, 'note')} above" if notes else ""
     say(f"{failed} of {count(len(results), 'check')} failed" if failed else f"all checks passed{worth}")

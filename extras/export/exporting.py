@@ -51,7 +51,7 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
         raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
     compared = _write(path, content, kind, exportable, expected)
     say(f"{display_path(trained.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({size(len(content))})")
-    say(*table([*_lines(about), ("", "compared", compared)]), sep="\n")
+    say(*table([*_lines(about), ("", "compared", compared)]))
     return path
 
 

@@ -55,7 +55,7 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
     except TrainingError as error:
         raise UserError(f"{error}. The trials are intact; continue the sweep to write its report") from error
     if not quiet:
-        say(*_lines(folder.path, spec, ranked, best, setting, seconds), sep="\n")
+        say(*_lines(folder.path, spec, ranked, best, setting, seconds))
     if best is None:
         raise TrainingError(f"no trial of {display_path(folder.path)} has a result; {_first_reason(trials)}")
     return Result(folder.path, list(trials), best)
