@@ -270,7 +270,7 @@ def environment(device: "torch.device", processes: int, seed: int) -> dict[str, 
     }
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two starts of a run that the last bits of its results depend on; "" if nothing does.
 
     before, now: from ``environment``; what one of them lacks is not compared.

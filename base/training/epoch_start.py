@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
-from base.training.state import kept, kind, own_parts
+from base.training.state import kept, own_parts, part_kind
 from base.training.trainer_interface import TrainerInterface
 from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
@@ -63,4 +63,4 @@ def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
 def _changeable(trainer: Any) -> dict[str, Any]:
     """The parts of the base class that ``begin_epoch`` may change; none with FSDP (a state needs all processes)."""
     kinds = () if trainer.runtime.sharded else ("model", "loss", AVERAGED, "optimizer", "schedule")
-    return {name: part for name, part in trainer.stateful().items() if kind(name) in kinds}
+    return {name: part for name, part in trainer.stateful().items() if part_kind(name) in kinds}

@@ -16,7 +16,7 @@ from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder, changes, environment
+from utils.run_folder import RunFolder, environment, environment_changes
 from utils.text import dotted
 
 
@@ -64,7 +64,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
         return
     now = environment(trainer.runtime.device, process_group.world_size, loaded.config.seed)
     now["from_data"] = list(map(dotted, loaded.from_data))
-    if changed := changes(folder.last_start(), now):
+    if changed := environment_changes(folder.last_start(), now):
         trainer.console.warn(f"resumed with {changed}: from here on, results are exact only up to rounding")
     folder.write_environment(now, note)
     text = to_json(loaded.config, folder=folder.path)

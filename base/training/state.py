@@ -5,7 +5,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,13 +41,13 @@ LIKE_PARAMETER = {
 def own_parts(trainer: Any) -> dict[str, Any]:
     """The parts that a subclass adds to ``stateful`` of a BaseTrainer."""
     parts = trainer.stateful() or {}  # if nothing is returned, check_parts says so
-    return {name: part for name, part in parts.items() if kind(name) not in STANDARD_PARTS}
+    return {name: part for name, part in parts.items() if part_kind(name) not in STANDARD_PARTS}
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
     """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
     parts = trainer.stateful()
-    check_state(state, parts, [generator_states()], source)
+    check_state(state, parts, source)
     trainer.outputs.writers.check(state["writers"])
 
     def restore_random(states: list[Any]) -> None:
@@ -185,30 +185,28 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 # ------------------------------------------------------------------ checks of a saved state
 
 
-def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], random: Sequence[Any], source: Path) -> None:
+def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], source: Path) -> None:
     """Raise CheckpointError naming a part whose saved state cannot belong to these parts of a run.
 
     A checksum does not prevent that: anybody can compute it. Called before anything is loaded or changed on disk.
-
-    random: current generator states, of one process or several.
     """
-    own = {name: part.state_dict() for name, part in parts.items() if kind(name) in PARTS}
+    own = {name: part.state_dict() for name, part in parts.items() if part_kind(name) in PARTS}
     progress = checkpoint.saved_progress(saved, source)
     try:
         for name in (*parts, "random", "writers"):
             if name not in saved:
                 raise _Mismatch((name,), "missing")
         for name in saved:
-            if name not in parts and kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
+            if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
                 raise _Mismatch((name,), "stateful() of the trainer no longer returns it")
         _check_progress(progress, parts["progress"].state_dict())
-        for name in [name for name in own if kind(name) == "schedule"]:
+        for name in [name for name in own if part_kind(name) == "schedule"]:
             _check_schedule(saved[name], name)
             if saved[name]["made_from"] != own[name]["made_from"]:  # a different schedule, recomputed on resume
                 del own[name]
         for name, state in own.items():
             _check(saved[name], _loaded_metrics(saved[name], state) if name == "metrics" else state, (name,))
-        _check(saved["random"], random, ("random",))
+        _check(saved["random"], [generator_states()], ("random",))
         if not len(saved["random"]):
             raise _Mismatch(("random",), "empty")
         _check_shapes(saved["model"], parts["model"])
@@ -231,11 +229,11 @@ def _loaded_metrics(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(before, Mapping):
         return own
     changed = {name for name, definition in own["definitions"].items() if before.get(name) != definition}
-    kept = [{name: state for name, state in part.items() if name not in changed} for part in own["processes"]]
-    return {"processes": kept, "definitions": {}}
+    unchanged = [{name: state for name, state in part.items() if name not in changed} for part in own["processes"]]
+    return {"processes": unchanged, "definitions": {}}
 
 
-def kind(part: str) -> str:
+def part_kind(part: str) -> str:
     """The kind of a checkpoint part: "optimizer" for "optimizer.generator"."""
     return part.partition(".")[0]
 
@@ -261,13 +259,13 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
         for index, value in enumerate(saved):
             like = own[min(index, len(own) - 1)]
             _check(value, like, (*keys, index))
-            if kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
+            if part_kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
                 raise _Mismatch((*keys, index), f"should have the keys {', '.join(map(str, like))}")
 
 
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
     if isinstance(saved, Tensor):
-        return kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
+        return part_kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
     if isinstance(saved, float):
         return not math.isfinite(saved) or abs(saved) < 2**63
     return isinstance(saved, int) and not isinstance(saved, bool) and abs(saved) < 2**63

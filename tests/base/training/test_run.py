@@ -14,7 +14,7 @@ from base.base_trainer import BaseTrainer
 from utils import files
 from utils.device import describe_device
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
-from utils.run_folder import changes
+from utils.run_folder import environment_changes
 
 Fit = Callable[..., train.Result]
 
@@ -53,8 +53,8 @@ def test_a_resume_says_what_its_last_bits_depend_on_and_differs(fit: Fit, capsys
         in warning
     )
     assert "exact only up to rounding" in warning
-    assert "resumed with device cuda (before: cpu)" in f"resumed with {changes(record, {**record, 'device': 'cuda:1'})}"
-    assert not changes({**record, "device": "cuda:0"}, {**record, "device": "cuda:1"})
+    assert environment_changes(record, {**record, "device": "cuda:1"}) == "device cuda (before: cpu)"
+    assert not environment_changes({**record, "device": "cuda:0"}, {**record, "device": "cuda:1"})
     # the last start counts, and what is missing or damaged is not compared
     assert "resumed with threads" in resumed(4, resumed=[{**record, "threads": 5}])
     broken: list[dict[str, Any]] = [{"resumed": [7]}, {"packages": 7}, {"packages": {}, "threads": None}]
