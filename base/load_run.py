@@ -69,8 +69,7 @@ def load_run(run: str | Path) -> LoadedRun:
     """
     import_components()
     path = project_path(str(run))
-    folder, _ = RunFolder.of(path)
-    file = RunFolder.checkpoint_of(path)
+    folder, file = RunFolder.with_checkpoint(path)
     loaded = load_config(folder.config, dry_run=False)
     with isolated(loaded.config.seed, "model"):
         model = build_model(loaded)
@@ -124,8 +123,7 @@ def load_trainer(
     training. Raises UserError if the run is missing, damaged or does not match its config.
     """
     import_components()
-    folder, _ = RunFolder.of(run)
-    file = RunFolder.checkpoint_of(run)
+    folder, file = RunFolder.with_checkpoint(run)
     # nothing is optimized here, and the weights are not sharded
     settings = [*overrides, *settings, "runtime.strategy=ddp"]
     loaded, data = with_facts(load_config(folder.config, settings, dry_run=False))

@@ -118,14 +118,14 @@ class RunFolder:
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
-    def checkpoint_of(cls, path: Path) -> Path:
-        """The checkpoint at a path: itself, or a run folder's best, or else its newest."""
+    def with_checkpoint(cls, path: Path) -> tuple["RunFolder", Path]:
+        """The run at a path, and the checkpoint to evaluate: the one at the path, or the best, or else the newest."""
         run, file = cls.of(path)
         if file is not None:
-            return file
+            return run, file
         for name in ("best.pth", "last.pth"):
             if (run.checkpoints / name).is_file():
-                return run.checkpoints / name
+                return run, run.checkpoints / name
         raise CheckpointError(f"{path} has no checkpoint yet")
 
     def epochs(self) -> list[dict[str, Any]]:

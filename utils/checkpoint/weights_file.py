@@ -90,7 +90,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 def _checkpoint_of(path: Path) -> Path:
     """The checkpoint in a run folder, or at a path in one."""
     try:
-        return RunFolder.checkpoint_of(path)
+        return RunFolder.with_checkpoint(path)[1]
     except CheckpointError as error:
         kinds = (f"*{INDEX}", "*.safetensors", "*.pth", "*.pt", "*.bin")
         if found := next((file for kind in kinds for file in sorted(path.glob(kind))), None):
