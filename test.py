@@ -33,7 +33,7 @@ from base.load_run import load_trainer
 from base.training.evaluation import check_returned
 from base.training.observer import Observer
 from base.training.resume import latest_run
-from logger.writers import EventWriter
+from logger.writers import EventWriter, points
 from utils import cli
 from utils.determinism import restore_kernels
 from utils.distributed import ProcessGroup, get_process_group
@@ -146,8 +146,9 @@ def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:
 
 def _write_points(board: Path, step: int, values: Mapping[str, float]) -> None:
     """Write one point per value for TensorBoard, replacing an earlier test's. Raises TrainingError."""
+    summary = points({f"{name}/test": value for name, value in values.items()})
     try:
-        EventWriter(board).replace_test(step, values)
+        EventWriter(board).replace("test", {"summary": summary}, step=step)
     except OSError as error:
         raise TrainingError(f"{board} cannot be written: {error.strerror}") from error
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write, size
 from utils.registry import WRITERS
+from utils.run_folder import EVENTS
 from utils.user_code import format_error_with_source
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # names of event files: creation time in seconds, and host
-EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})\..+")
+EVENT_FILE = re.compile(rf"{re.escape(EVENTS)}(\d{{10,}})\..+")
 VERSION = "brain.Event:2"
 # event files that are replaced as a whole and never truncated on resume; they sort before all others
-WHOLE = "events.out.tfevents.0000000000."
+WHOLE = f"{EVENTS}0000000000."
 
 
 class Writer:
@@ -139,7 +140,7 @@ class EventWriter(Writer):
         """Sizes of the files found on resume, to notice missing ones."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.event(step, summary=_points(values))
+        self.event(step, summary=points(values))
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
         self.event(step, summary=image_grid(tag, pictures))
@@ -152,11 +153,6 @@ class EventWriter(Writer):
         self._buffer.append(_event(step, **content))
         if time.monotonic() >= self._flushed + self.FLUSH:
             self.flush()
-
-    def replace_test(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of a test, replacing those of an earlier test. Raises OSError."""
-        points = _points({f"{name}/test": value for name, value in values.items()})
-        self.replace("test", {"summary": points}, step=step)
 
     def replace(self, name: str, *contents: Mapping[str, Any], step: int = 0) -> None:
         """Write a file that is replaced as a whole. contents: as for ``event``. Raises OSError."""
@@ -207,13 +203,13 @@ class EventWriter(Writer):
             self._file.sync()
 
     def _files(self) -> list[Path]:
-        found = self.folder.glob("events.out.tfevents.*")
-        return [path for path in found if EVENTS.fullmatch(path.name) and not path.name.startswith(WHOLE)]
+        found = self.folder.glob(f"{EVENTS}*")
+        return [path for path in found if EVENT_FILE.fullmatch(path.name) and not path.name.startswith(WHOLE)]
 
     def _new_name(self) -> str:
         """A name that sorts after all others, even within one second or after the clock was set back."""
         times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
-        return f"events.out.tfevents.{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
+        return f"{EVENTS}{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
 
 
 @WRITERS.register
@@ -238,7 +234,7 @@ def text(tag: str, markdown: str) -> "Summary":
     return made
 
 
-def _points(values: Mapping[str, float]) -> "Summary":
+def points(values: Mapping[str, float]) -> "Summary":
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
