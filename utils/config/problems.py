@@ -156,7 +156,7 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
         known.pop("schedulers", None)
-        yield from _inner_problems(name, args.get("schedulers"), (*path, "args", "schedulers"))
+        yield from _compound_problems(name, args.get("schedulers"), (*path, "args", "schedulers"))
         args = {key: value for key, value in args.items() if key != "schedulers"}
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
     for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
@@ -193,7 +193,7 @@ def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[s
             yield (*path, "groups", index, "args"), group["args"]
 
 
-def _inner_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:
+def _compound_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:
     """Problems with the schedulers inside a compound scheduler."""
     if not isinstance(schedulers, list) or not schedulers:
         example = '"schedulers": [{"type": "LinearLR", "args": {...}}, "CosineAnnealingLR"]'
