@@ -51,7 +51,7 @@ def unregistered_weights(model: nn.Module) -> str | None:
     known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            for part in modules_and_tensors(value):
+            for part in instances(value, (nn.Module, Tensor)):
                 weights = part.parameters() if isinstance(part, nn.Module) else [part]
                 if all(id(weight) in known or not (weight.requires_grad and weight.is_leaf) for weight in weights):
                     continue
@@ -78,11 +78,6 @@ def unsaved_weights(model: nn.Module, trained: Collection[str]) -> list[str]:
         for name, parameter in model.named_parameters()
         if name in trained and name not in state and parameter.data_ptr() not in pointers
     ]
-
-
-def modules_and_tensors(value: Any) -> Iterator[nn.Module | Tensor]:
-    """The modules and tensors in a value: itself, or those in a list, tuple or dict."""
-    return instances(value, (nn.Module, Tensor))
 
 
 def instances(value: Any, kinds: type[Any] | tuple[type[Any], ...]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from base.data.workers import cpu_count
 from base.metric import StepResult
 from base.training.loss import no_loss
 from base.training.observer import Observer
-from base.training.parameters import instances, modules_and_tensors
+from base.training.parameters import instances
 from extras.advice.first_step import IdleOptimizers, OwnOptimizers, differing_part_warnings
 from extras.classification import classification_warnings
 from utils.optimizers import parameters_in
@@ -187,11 +187,10 @@ def _untrained_parameters(trainer: BaseTrainer) -> list[str]:
     for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
         trained |= set(map(id, parameters_in(optimizer)))
     attributes = {**vars(trainer), "model": trainer.experiment.model}
-    modules = [(name, part) for name, value in attributes.items() for part in modules_and_tensors(value)]
+    modules = [(name, part) for name, value in attributes.items() for part in instances(value, nn.Module)]
     return [
         f"{name}.{inner}"
         for name, module in modules
-        if isinstance(module, nn.Module)
         for inner, parameter in module.named_parameters()
         # a trainer's own frozen model has no gradients
         if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
