@@ -67,19 +67,16 @@ class StreamSource:
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
-        with OneThread():
-            return self._batch(indices, random)
-
-    def _batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         numbers = as_tensor(indices).tolist()
-        samples = self._read_samples(numbers, random.key)
         collate = self.collate or collate_samples
-        try:
-            batch = collate(samples)
-        except Exception as error:
-            name = type(self.samples).__name__
-            raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
-        return batch, self._take_snapshot()
+        with OneThread():
+            samples = self._read_samples(numbers, random.key)
+            try:
+                batch = collate(samples)
+            except Exception as error:
+                name = type(self.samples).__name__
+                raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
+            return batch, self._take_snapshot()
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
