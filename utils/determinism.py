@@ -70,33 +70,30 @@ def accept_cublas(device: torch.device) -> None:
     if CUBLAS_VARIABLE in os.environ:
         return
     matrix = torch.ones(2, 2, device=device)
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode(DEBUG_MODES[True])
     os.environ[CUBLAS_VARIABLE] = ":4096:8"
-    try:
-        matrix @ matrix
-        if torch.version.hip is None:  # its workspace may be larger than that of the variable
-            del os.environ[CUBLAS_VARIABLE]
+    with _debug_mode(DEBUG_MODES[True]):
+        try:
             matrix @ matrix
-    except RuntimeError:  # this torch looks for it at each product
-        os.environ[CUBLAS_VARIABLE] = ":4096:8"
-    finally:
-        torch.set_deterministic_debug_mode(mode)
+            if torch.version.hip is None:  # its workspace may be larger than that of the variable
+                del os.environ[CUBLAS_VARIABLE]
+                matrix @ matrix
+        except RuntimeError:  # this torch looks for it at each product
+            os.environ[CUBLAS_VARIABLE] = ":4096:8"
 
 
 def fastest_kernels() -> AbstractContextManager[None]:
     """Without deterministic kernels, for whole numbers, whose sums do not depend on the order."""
-    return _any_kernels() if torch.are_deterministic_algorithms_enabled() else UNCHANGED
+    return _debug_mode(DEBUG_MODES[False]) if torch.are_deterministic_algorithms_enabled() else UNCHANGED
 
 
 @contextmanager
-def _any_kernels() -> Iterator[None]:
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode(0)
+def _debug_mode(mode: int) -> Iterator[None]:
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(mode)
+        torch.set_deterministic_debug_mode(before)
 
 
 def without_kernel(message: str) -> str:
