@@ -61,9 +61,9 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
     path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.
     """
     name, sets = part.name, SETS_RATE[part.name]
-    given: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
-    groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
-    for place, args in (given | groups).items():
+    places: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
+    places |= {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+    for place, args in places.items():
         if "lr" in args and (first or name == "OneCycleLR"):
             message = f"has no effect: {name} sets the learning rate itself, from {dotted((*part.at, sets))}"
             yield Problem((*place, "lr"), message)
@@ -71,7 +71,7 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
     if not arguments["cycle_momentum"]:
         return
     start = arguments["max_momentum"]
-    for place, args in (given | groups).items():
+    for place, args in places.items():
         for key in ("momentum", "betas"):
             momentum = args.get(key)
             value = momentum[0] if isinstance(momentum, list) and momentum else momentum
