@@ -18,6 +18,7 @@ MAX_DIGITS = 18  # every integer fits into 64 bits
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[^\s,:\[\]{}\"]*")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+LOOSE_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # .001, 1., +1: everywhere except in JSON
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u2018\u2019\u00ab\u00bb"  # quotation marks
@@ -282,7 +283,7 @@ def _not_a_value(word: str) -> str:
         return f"{word} is Python; in JSON, write {'null' if word.lower() == 'none' else word.lower()}"
     if word.startswith("'"):
         return "strings need double quotes in JSON, not single ones"
-    if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)(e[+-]?\d+)?", word, re.IGNORECASE):
+    if LOOSE_NUMBER.fullmatch(word):
         return f"{word[:40]} is not a JSON number; write {int(word) if word.lstrip('+-').isdigit() else float(word)}"
     if word[0] in TYPOGRAPHIC:
         return f'{word[0]} is a typographic quotation mark; in JSON, write "'

@@ -2,14 +2,13 @@
 
 import codecs
 import json
-import re
 from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 from utils.arguments import inside, json_type
-from utils.config.located_json import Document, Source, parse
+from utils.config.located_json import LOOSE_NUMBER, Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES, setting_at
@@ -17,7 +16,6 @@ from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several
 from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_BYTES = 1_000_000
 
 
@@ -223,7 +221,7 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
-        if NUMBER.fullmatch(text):  # .001, 1., +1: numbers everywhere except in JSON
+        if LOOSE_NUMBER.fullmatch(text):
             return float(text)
         if text[:1] not in ("{", "[", '"'):
             return text
