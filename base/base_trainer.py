@@ -80,7 +80,7 @@ class BaseTrainer(Checkpointed):
         for part in own_parts(self).values():
             if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
                 load_exactly(part)
-        watch_first_batch(self, training.batches, self.train_metrics, "train_step", "training")
+        watch_first_batch(self, training.batches, self.train_metrics, "training")
         self.log = TrainingLog(
             self.console,
             outputs.writers,

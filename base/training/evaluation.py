@@ -60,7 +60,7 @@ class EvaluationLoop(TrainerInterface):
         also: metrics to which the same batches are added, as a part of all validation data.
         """
         metrics = self._new_metrics()
-        watch_first_batch(self, batches, metrics, "eval_step", "evaluation")
+        watch_first_batch(self, batches, metrics, "evaluation")
         observer.begin_evaluation(batches.num_samples)
         with self.evaluating():
             for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):

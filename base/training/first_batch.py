@@ -29,17 +29,17 @@ DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, step: str, phase: str) -> None:
+def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, phase: str) -> None:
     """Check the next batch of a BaseTrainer as the first of these batches, unless that has been done before.
 
-    step: "train_step" or "eval_step", which gets the batch. phase: "training" or "evaluation".
+    phase: "training" or "evaluation".
     """
     if batches in trainer.watched:
         return
     trainer.watched.append(batches)
     trainer.unchecked.add(phase)
     metrics.phase_to_check = phase
-    check_next_step(trainer, step, phase)
+    check_next_step(trainer, "train_step" if phase == "training" else "eval_step", phase)
 
 
 def check_next_step(trainer: Any, name: str, phase: str) -> None:
