@@ -102,6 +102,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
         raise CheckpointError(f"the weights in {file} do not match this model, which has no {unexpected[0]}")
 
 
+def load_initial_weights_again(folder: RunFolder, experiment: Experiment) -> None:
+    """Load the weights that a run began with, if from a file, as the trainer's constructor may copy the model."""
+    if folder.initial.exists():
+        state = checkpoint.read_together(experiment.runtime.process_group, lambda: checkpoint.read(folder.initial))
+        load_weights(experiment.model, state["model"], folder.initial, partial=True)
+
+
 # ------------------------------------------------------------------ names
 
 
@@ -191,10 +198,3 @@ def _advice(misfits: list[str], names: Mapping[str, Any]) -> str:
         patterns[f"{glob.escape(whole)}*" if whole else glob.escape(name)] = None
     quoted = ", ".join(f'"{pattern}"' for pattern in patterns)
     return f'To leave out these weights: "skip": [{quoted}]; "rename" changes prefixes of its names'
-
-
-def load_initial_weights_again(folder: RunFolder, experiment: Experiment) -> None:
-    """Load the weights that a run began with, if from a file, as the trainer's constructor may copy the model."""
-    if folder.initial.exists():
-        state = checkpoint.read_together(experiment.runtime.process_group, lambda: checkpoint.read(folder.initial))
-        load_weights(experiment.model, state["model"], folder.initial, partial=True)
