@@ -379,7 +379,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
     epochs = config.trainer.epochs
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:
-        return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, epochs=epochs)
+        return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, length=epochs)
     per_step = component.interval == "step"
     length = epochs * (steps if per_step else 1)
     if problem := length_conflict(component, at, length):
@@ -393,4 +393,4 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)
 
-    return Schedule(optimizer, make, per_step=per_step, steps_per_epoch=steps, epochs=epochs, settings=settings)
+    return Schedule(optimizer, make, per_step=per_step, steps_per_epoch=steps, length=length, settings=settings)

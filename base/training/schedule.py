@@ -60,7 +60,7 @@ class Schedule:
     """A torch scheduler that steps after each optimizer step or after each epoch.
 
     make: builds the scheduler; None: constant learning rate.
-    steps_per_epoch, epochs: length of the run.
+    per_step: whether it steps after each optimizer step. length: of the run, in these steps or else in epochs.
     settings: the scheduler's config, from which ``changed`` tells whether a checkpoint has another schedule.
 
     Its state has everything the learning rates depend on.
@@ -73,12 +73,12 @@ class Schedule:
         *,
         per_step: bool,
         steps_per_epoch: int,
-        epochs: int,
+        length: int,
         settings: Any = None,
     ) -> None:
         self.optimizer, self.make = optimizer, make
         self.per_step, self.steps_per_epoch = per_step, steps_per_epoch
-        self.length = epochs * (steps_per_epoch if per_step else 1)
+        self.length = length
         self.settings = settings
         self.scheduler_steps = 0
         self.initial = [  # learning rate, momentum and so on of each parameter group

@@ -88,7 +88,7 @@ def preflight(loaded: LoadedConfig) -> int:
 
 
 def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
-    schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, epochs=1)
+    schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, length=1)
     return replace(optimizer, schedule=schedule)
 
 

@@ -385,7 +385,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     if key == "momentum_decay":
         value = 0.4
     before, old_parameter = made(name, args)
-    schedule = Schedule(before, None, per_step=False, steps_per_epoch=1, epochs=1)
+    schedule = Schedule(before, None, per_step=False, steps_per_epoch=1, length=1)
     steps(before, old_parameter, 3)
     saved = copy.deepcopy((before.state_dict(), schedule.state_dict()))
     weights = old_parameter.detach().clone()
@@ -393,7 +393,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     def resumed(args: dict[str, Any]) -> tuple[torch.Tensor, Any, Any]:
         after, parameter = made(name, args)
         parameter.data.copy_(weights)
-        schedule = Schedule(after, None, per_step=False, steps_per_epoch=1, epochs=1)
+        schedule = Schedule(after, None, per_step=False, steps_per_epoch=1, length=1)
         after.load_state_dict(copy.deepcopy(saved[0]))
         schedule.load_state_dict(saved[1])
         if schedule.changed:
@@ -502,7 +502,7 @@ def schedule_of(name: str, args: dict[str, Any]) -> Schedule:
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
 
-    return Schedule(optimizer, make, per_step=False, steps_per_epoch=1, epochs=12, settings=args)
+    return Schedule(optimizer, make, per_step=False, steps_per_epoch=1, length=12, settings=args)
 
 
 def move(schedule: Schedule, start: int, stop: int) -> list[Any]:
