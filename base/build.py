@@ -126,18 +126,17 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     make_metrics()  # to report mistakes now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     use_deterministic_kernels(config.runtime.deterministic, runtime.device, console.warn)
-    signals = SignalWatch(process_group)
     return Experiment(
-        saved_values(config.model_dump(by_alias=True)),
-        config.seed,
-        runtime,
-        data,
-        model,
-        criterion,
-        sum_loss,
-        make_metrics,
-        console,
-        signals,
+        saved_config=saved_values(config.model_dump(by_alias=True)),
+        seed=config.seed,
+        runtime=runtime,
+        data=data,
+        model=model,
+        criterion=criterion,
+        sum_loss=sum_loss,
+        make_metrics=make_metrics,
+        console=console,
+        signals=SignalWatch(process_group),
         supervised=getattr(TRAINERS[config.trainer.type], "supervised", True),
     )
 
@@ -318,16 +317,15 @@ def _optimizers(
             if loaded.is_override(path):
                 raise loaded.error(path, reason)
             experiment.console.warn(str(loaded.error(path, reason)))
-        schedule = _schedule(loaded, optimizer, name, batches)
         settings = config.optimizers[name]
         made[name] = ScheduledOptimizer(
             optimizer,
-            schedule,
-            [parameter for group in groups for parameter in group.parameters],
-            name,
-            ["_".join(filter(None, (name, group.name))) for group in groups],
-            settings.clip_grad_norm or config.trainer.clip_grad_norm,
-            settings.clip_grad_value or config.trainer.clip_grad_value,
+            schedule=_schedule(loaded, optimizer, name, batches),
+            parameters=[parameter for group in groups for parameter in group.parameters],
+            name=name,
+            group_names=["_".join(filter(None, (name, group.name))) for group in groups],
+            clip_norm=settings.clip_grad_norm or config.trainer.clip_grad_norm,
+            clip_value=settings.clip_grad_value or config.trainer.clip_grad_value,
         )
     return made, frozen
 
