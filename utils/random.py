@@ -54,7 +54,7 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 
 def seed_generators(*key: int | str) -> None:
     """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
-    seed_sample(*key)
+    seed_cpu_generators(*key)
     # torch.manual_seed would record its call stack for each kind of missing accelerator
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         device = torch.get_device_module(accelerator)
@@ -100,8 +100,8 @@ def isolated(*key: int | str) -> Iterator[None]:
         restore_generators(states)
 
 
-def seed_sample(*key: int | str) -> None:
-    """Seed the generators that a sample's transforms draw from. Cheap, since it skips accelerators."""
+def seed_cpu_generators(*key: int | str) -> None:
+    """Seed the generators that a sample's transforms draw from: all but those of accelerators, which take longer."""
     seed = mix(*key)
     for generator in global_generators().values():
         generator.seed(seed)

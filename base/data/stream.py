@@ -12,7 +12,7 @@ from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from utils.errors import CheckpointError, DataError
-from utils.random import kept_generators, seed_sample
+from utils.random import kept_generators, seed_cpu_generators
 from utils.text import count
 
 ENDLESS = 2**62
@@ -137,7 +137,7 @@ class StreamSource:
         self._iterator = iter(self.samples)
 
     def _read(self, key: RandomKey) -> Any:
-        seed_sample(*key, self._position)
+        seed_cpu_generators(*key, self._position)
         assert self._iterator is not None
         try:
             sample = next(self._iterator)
@@ -148,7 +148,7 @@ class StreamSource:
                 raise DataError(message) from None
             self._passes += 1
             self._begin_pass()
-            seed_sample(*key, self._position)
+            seed_cpu_generators(*key, self._position)
             sample = next(self._iterator, self)
             if sample is self:
                 raise DataError(f"StreamSource: {type(self.samples).__name__} has no samples") from None
