@@ -169,7 +169,6 @@ class BaseTrainer(Checkpointed):
             batches.close()
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
     def remaining_steps(self, progress: Progress) -> Iterator[list[BatchRange]]:

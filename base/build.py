@@ -371,7 +371,6 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
 
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Batches) -> Schedule:
-    """The schedule of the named optimizer."""
     config, component = loaded.config, loaded.config.scheduler_of(name)
     at: KeyPath = ("lr_scheduler", name) if isinstance(config.lr_scheduler, dict) else ("lr_scheduler",)
     epochs = config.trainer.epochs

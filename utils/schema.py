@@ -364,7 +364,6 @@ class Config(Section):
         return by_name(self.optimizer)
 
     def scheduler_of(self, optimizer: str) -> SchedulerConfig | None:
-        """The scheduler of the named optimizer."""
         return self.lr_scheduler.get(optimizer) if isinstance(self.lr_scheduler, dict) else self.lr_scheduler
 
     def schedulers(self) -> dict[KeyPath, SchedulerConfig]:

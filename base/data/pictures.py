@@ -53,7 +53,6 @@ class Shown:
         self._writer.images(step, tag, pictures)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Show a text."""
         self._writer.text(step, tag, markdown)
 
     @contextmanager

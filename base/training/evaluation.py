@@ -80,7 +80,6 @@ class EvaluationLoop(TrainerInterface):
         return metrics.compute()
 
     def _new_metrics(self) -> Metrics:
-        """Metrics of one evaluation."""
         metrics = self.experiment.make_metrics()
         criterion: Any = self.criterion
         if hasattr(criterion, "take_parts"):  # losses by name

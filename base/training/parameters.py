@@ -19,8 +19,6 @@ Parameters = dict[str, nn.Parameter]
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """A parameter group of an optimizer."""
-
     name: str
     """"" for parameters with the optimizer's own arguments."""
     parameters: list[nn.Parameter]

@@ -42,7 +42,6 @@ class Result:
 
 
 def new_folder(loaded: LoadedConfig, weights: InitialWeights | None) -> RunFolder:
-    """Create the folder of a new run."""
     prepare = functools.partial(prepare_folder, loaded, weights)
     return RunFolder.create(loaded.config.trainer.save_dir, loaded.config.name, prepare=prepare)
 

@@ -14,12 +14,9 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass
 class ScheduledOptimizer:
-    """An optimizer with its learning rate schedule."""
-
     optimizer: Optimizer
     schedule: "Schedule"
     parameters: list[nn.Parameter]
-    """The parameters it trains."""
     name: str = ""
     """Its name, if there are several."""
     group_names: Sequence[str] = ("",)
