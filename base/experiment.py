@@ -12,6 +12,7 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import Frozen
 from base.training.schedule import ScheduledOptimizer
+from base.training.state import part_name
 from logger.console import Console
 from logger.writers import Writers
 from utils.checkpoint.checkpointer import Checkpointer
@@ -74,8 +75,7 @@ class Training:
         """Optimizers and schedules for a checkpoint, as "optimizer" or, of several, "optimizer.NAME"."""
         parts = dict[str, Any]()
         for name, each in self.optimizers.items():
-            suffix = f".{name}" if name else ""
-            parts |= {f"optimizer{suffix}": each.optimizer, f"schedule{suffix}": each.schedule}
+            parts |= {part_name("optimizer", name): each.optimizer, part_name("schedule", name): each.schedule}
         return parts
 
     @property

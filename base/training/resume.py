@@ -14,6 +14,7 @@ import torch
 
 from base.base_trainer import BaseTrainer
 from base.training.schedule import ScheduledOptimizer
+from base.training.state import part_name
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
@@ -87,7 +88,7 @@ def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
     return changed
 
 
-def load_state(
+def load_checkpoint(
     loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None, changed: Sequence[Change]
 ) -> None:
     """Resume from this checkpoint or the newest intact one of the run; if there is none yet, from the start.
@@ -105,10 +106,9 @@ def load_state(
         _refuse_former_defaults(loaded, since, folder)
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
-            suffix = f".{name}" if name else ""
-            made_from = optimizer.schedule.made_from()
-            if state[f"schedule{suffix}"]["made_from"]["initial"] != made_from["initial"]:
-                _refuse_optimizer(loaded, optimizer, changed, state[f"optimizer{suffix}"]["state"])
+            made_from = state[part_name("schedule", name)]["made_from"]
+            if made_from["initial"] != optimizer.schedule.made_from()["initial"]:
+                _refuse_optimizer(loaded, optimizer, changed, state[part_name("optimizer", name)]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:

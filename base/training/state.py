@@ -233,6 +233,11 @@ def _loaded_metrics(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
     return {"processes": unchanged, "definitions": {}}
 
 
+def part_name(kind: str, name: str) -> str:
+    """The name of a checkpoint part, "optimizer.generator"; of the only optimizer, whose name is "", "optimizer"."""
+    return f"{kind}.{name}" if name else kind
+
+
 def part_kind(part: str) -> str:
     """The kind of a checkpoint part: "optimizer" for "optimizer.generator"."""
     return part.partition(".")[0]

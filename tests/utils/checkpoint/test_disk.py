@@ -88,13 +88,13 @@ def test_a_run_that_cannot_save_at_its_end_says_so_and_where(
     for path in checkpoint.step_files(run / "checkpoints"):
         checkpoint.verify(path)
     monkeypatch.undo()
-    load_state = vars(train)["load_state"]
+    load_checkpoint = vars(train)["load_checkpoint"]
 
     def load_and_fill(*arguments: Any) -> None:
-        load_state(*arguments)
+        load_checkpoint(*arguments)
         fill(small_disk)  # what was logged after the checkpoint is gone, and has left room
 
-    monkeypatch.setattr(train, "load_state", load_and_fill)
+    monkeypatch.setattr(train, "load_checkpoint", load_and_fill)
     with pytest.raises(TrainingError, match=r"cannot write .*environment.json: No space left"):
         train.main(["-r", str(run)])
     monkeypatch.undo()
