@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS
 from utils.registry import SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path, name_and_args
+from utils.schema import Config, KeyPath, OptimizerConfig, component_path, name_and_args
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -22,7 +22,7 @@ def ineffective(config: Config) -> Iterator[Problem]:
         scheduler = config.scheduler_of(name)
         several = isinstance(config.lr_scheduler, dict)
         at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
-        for number, part in enumerate(_parts(scheduler, at) if scheduler else ()):
+        for number, part in enumerate(_parts(scheduler.model_dump(), at) if scheduler else ()):
             if part.name in SETS_RATE:
                 yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
     yield from _clipping(config)
@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
 def _parts(entry: Any, at: KeyPath) -> Iterator[_Part]:
     """The simple schedulers that an entry is made of, in order."""
-    name, args = (entry.type, entry.args) if isinstance(entry, SchedulerConfig) else name_and_args(entry) or ("", {})
+    name, args = name_and_args(entry) or ("", {})
     if name not in COMPOUND_SCHEDULERS:
         yield _Part(name, args, at)
         return
