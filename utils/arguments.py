@@ -39,8 +39,6 @@ WORDS = {
     "dictionary": "object",
     "'": '"',
 }
-
-
 # what pydantic adds to the message of a validator in the user's code, and to its own
 _BEFORE = re.compile(r"(Value error|Assertion failed), ")
 _AFTER = re.compile(r" after validation, not \d+|, unable to parse string as .*")
