@@ -47,18 +47,18 @@ def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str]
 
 
 def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Checkpointer:
-    settings, processes = loaded.config.trainer, experiment.runtime.process_group
+    settings, process_group = loaded.config.trainer, experiment.runtime.process_group
     how: dict[str, Any] = {
         "keep_last": settings.keep_last,
         "warn": experiment.console.warn,
         "before_commit": writers.sync,
     }
     if settings.checkpoint == "full":
-        return Checkpointer(folder.checkpoints, main=processes.is_main_process, **how)
+        return Checkpointer(folder.checkpoints, main=process_group.is_main_process, **how)
     from utils.checkpoint.sharded import ShardedCheckpointer  # its imports take seconds
 
     parameters = {name for name, _ in experiment.model.named_parameters(remove_duplicate=False)}
-    return ShardedCheckpointer(folder.checkpoints, processes=processes, shared=parameters, **how)
+    return ShardedCheckpointer(folder.checkpoints, process_group=process_group, shared=parameters, **how)
 
 
 def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:

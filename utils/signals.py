@@ -71,8 +71,8 @@ class SignalWatch:
     advice: what a second SIGINT prints.
     """
 
-    def __init__(self, processes: ProcessGroup | None = None) -> None:
-        self.processes = processes or ProcessGroup()
+    def __init__(self, process_group: ProcessGroup | None = None) -> None:
+        self.process_group = process_group or ProcessGroup()
         self.received: int | None = None
         self.advice = ""
         self._first = 0.0  # time of the first signal, by the monotonic clock
@@ -91,7 +91,7 @@ class SignalWatch:
 
     def check(self) -> None:
         """Raise Stopped if any process received a signal."""
-        received = self.processes.signal(self.received)
+        received = self.process_group.signal(self.received)
         if received is not None:
             raise Stopped(received)
 
@@ -101,7 +101,7 @@ class SignalWatch:
             self._first = time.monotonic()
             return
         # a launcher forwards a Ctrl-C that the terminal already sent to all; it also kills slow processes
-        if number != signal.SIGINT or self.processes.launched or time.monotonic() < self._first + TOGETHER:
+        if number != signal.SIGINT or self.process_group.launched or time.monotonic() < self._first + TOGETHER:
             return
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
         _say_at_once(f"stopped immediately; earlier checkpoints are intact\n{self.advice}", before="\n")

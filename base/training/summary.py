@@ -45,8 +45,8 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
         patience = config.trainer.early_stop
         stop = f"; stops after {count(patience, 'epoch')} without improvement" if patience else ""
         yield _row("monitor", f"{config.trainer.monitored_name} ({better} is better){stop}")
-    processes = trainer.runtime.process_group
-    strategy = f", {processes.world_size} processes ({config.runtime.strategy})" if processes.launched else ""
+    group = trainer.runtime.process_group
+    strategy = f", {group.world_size} processes ({config.runtime.strategy})" if group.launched else ""
     device, precision = trainer.runtime.device, config.runtime.precision
     # LeNet takes 70 s in fp16 for what takes 2 s in bf16
     slow = " (slow on a CPU; bf16 is faster)" if (device.type, precision) == ("cpu", "fp16") else ""

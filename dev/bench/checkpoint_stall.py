@@ -100,7 +100,7 @@ def keeper_of(folder: Path, model: nn.Module, options: argparse.Namespace, runti
     from utils.checkpoint.sharded import ShardedCheckpointer
 
     names = {name for name, _ in model.named_parameters()}
-    return ShardedCheckpointer(folder, **how, processes=runtime.process_group, shared=names)
+    return ShardedCheckpointer(folder, **how, process_group=runtime.process_group, shared=names)
 
 
 def kept(keeper: Checkpointer, step: int, state: dict[str, Any]) -> None:

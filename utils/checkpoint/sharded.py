@@ -41,14 +41,14 @@ class ShardedCheckpointer(Checkpointer):
     options: of Checkpointer.
     """
 
-    def __init__(self, folder: Path, *, processes: ProcessGroup, shared: Collection[str], **options: Any) -> None:
-        super().__init__(folder, main=processes.is_main_process, **options)
+    def __init__(self, folder: Path, *, process_group: ProcessGroup, shared: Collection[str], **options: Any) -> None:
+        super().__init__(folder, main=process_group.is_main_process, **options)
         self.writes = True
-        self.process_group = processes
+        self.process_group = process_group
         self.shared = shared
         self.thread_group: Any = None
-        if processes.launched:  # separate from the training's: both communicate at the same time
-            self.thread_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=processes.timeout))
+        if process_group.launched:  # separate from the training's: both communicate at the same time
+            self.thread_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=process_group.timeout))
 
     def _copy(self, state: dict[str, Any]) -> Staged:
         quiet_dcp()
