@@ -55,54 +55,56 @@ def start_momentum(optimizer: Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-class UnmarkedStep:
-    """``optimizer.zero_grad()`` and ``optimizer.step()`` without their marks for torch's profiler.
+# ------------------------------------------------------------------ a step without torch's marks for its profiler
+# Even with no profiler running, the marks take 12 to 20 us and 20 to 60 us of the two-layer net's 400 us per step. To
+# remove these functions, call the optimizer's own methods in utils/runtime.py, which are also called if something needs
+# the marks (a profiler, a hook) or torch has changed.
 
-    Even with no profiler running, the marks take 12 to 20 us and 20 to 60 us of the two-layer net's 400 us per step. To
-    remove this class, call the optimizer's own methods in utils/runtime.py, which are also called if something needs
-    the marks (a profiler, a hook) or torch has changed.
-    """
 
-    @staticmethod
-    def zero_grad(optimizer: Optimizer) -> None:
-        if type(optimizer).zero_grad is not Optimizer.zero_grad:  # an override
-            optimizer.zero_grad()
-            return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+def zero_grad_unmarked(optimizer: Optimizer) -> None:
+    """``optimizer.zero_grad()``."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:  # an override
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
-    @staticmethod
-    def step(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
-        step: Any = type(optimizer).step
-        if not getattr(step, "hooked", False) or UnmarkedStep._is_watched(optimizer, step):
-            optimizer.step(*closure)
-            return
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
-        unmarked = step.__wrapped__
-        of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
-        if not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
-            unmarked(optimizer, *closure)
-            return
-        # torch's wrapper, which imports the compiler and sets the grad mode
-        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
-            unmarked.__wrapped__(optimizer, *closure)
 
-    @staticmethod
-    def _is_watched(optimizer: Optimizer, step: Any) -> bool:
-        """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
-        own = vars(optimizer)
-        replaced = own.get("step")
-        by_scheduler = getattr(replaced, "_wrapped_by_lr_sched", False) and getattr(replaced, "__wrapped__", 0) is step
-        if replaced is not None and not by_scheduler:
-            return True  # by the user
-        return bool(
-            getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
-            or own.get("_optimizer_step_pre_hooks", True)
-            or own.get("_optimizer_step_post_hooks", True)
-            or getattr(module, "_global_optimizer_pre_hooks", True)
-            or getattr(module, "_global_optimizer_post_hooks", True)
-        )
+def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
+    """``optimizer.step()``."""
+    step: Any = type(optimizer).step
+    if not getattr(step, "hooked", False) or _is_watched(optimizer, step):
+        optimizer.step(*closure)
+        return
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
+    unmarked = step.__wrapped__
+    of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
+    if not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
+        unmarked(optimizer, *closure)
+        return
+    # torch's wrapper, which imports the compiler and sets the grad mode
+    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+        unmarked.__wrapped__(optimizer, *closure)
+
+
+def _is_watched(optimizer: Optimizer, step: Any) -> bool:
+    """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
+    own = vars(optimizer)
+    replaced = own.get("step")
+    by_scheduler = getattr(replaced, "_wrapped_by_lr_sched", False) and getattr(replaced, "__wrapped__", 0) is step
+    if replaced is not None and not by_scheduler:
+        return True  # by the user
+    return bool(
+        getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
+        or own.get("_optimizer_step_pre_hooks", True)
+        or own.get("_optimizer_step_post_hooks", True)
+        or getattr(module, "_global_optimizer_pre_hooks", True)
+        or getattr(module, "_global_optimizer_post_hooks", True)
+    )
+
+
+# ------------------------------------------------------------------ the state of an optimizer
 
 
 def laid_out_like(value: Any, parameter: Tensor) -> Any:

@@ -11,7 +11,7 @@ from utils.device import pick_device
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import UnmarkedStep
+from utils.optimizers import step_unmarked, zero_grad_unmarked
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
 
@@ -80,7 +80,7 @@ class Runtime:
 
             average_gradients(parameters)
 
-    zero_grad = staticmethod(UnmarkedStep.zero_grad)
+    zero_grad = staticmethod(zero_grad_unmarked)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """With fp16: divide the gradients by the loss scale."""
@@ -93,7 +93,7 @@ class Runtime:
         wait: whether the result matters. To know it, the host waits for the device.
         """
         if not self.scaled:
-            UnmarkedStep.step(optimizer)
+            step_unmarked(optimizer)
             return True
         self.scaler.step(optimizer)
         skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())

@@ -12,7 +12,7 @@ from base.experiment import Training
 from base.training.state import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
-from utils.optimizers import UnmarkedStep
+from utils.optimizers import step_unmarked
 from utils.schema import Config
 from utils.text import count, duration, listed, size
 from utils.tree import map_tensors, size_of, tensors
@@ -148,7 +148,7 @@ def check_memorising(
             optimizer = torch.optim.Adam(trained, lr=rate)
             for _ in range(STEPS):
                 step()
-                UnmarkedStep.step(optimizer)  # as in training, without importing the compiler
+                step_unmarked(optimizer)  # as in training, without importing the compiler
             best = min(best, measure())
             load_part(model, copy.deepcopy(before))
 

@@ -19,7 +19,7 @@ from utils.config.schedulers import make_scheduler
 from utils.device import pick_device
 from utils.errors import ConfigError
 from utils.nested_arguments import built
-from utils.optimizers import UnmarkedStep
+from utils.optimizers import step_unmarked
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
 from utils.schema import KeyPath, is_below, name_and_args
 from utils.user_code import format_error
@@ -128,7 +128,7 @@ def _optimizer(
         # SparseAdam needs sparse gradients, "capturable" an accelerator
         elsewhere = args.get("capturable") and torch.accelerator.is_available()
         if step and name != "SparseAdam" and not elsewhere:
-            UnmarkedStep.step(optimizer, lambda: torch.ones(()))
+            step_unmarked(optimizer, lambda: torch.ones(()))
         return optimizer
 
     optimizer: Optimizer = _build(path, name, make, args)

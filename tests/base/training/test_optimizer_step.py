@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.helpers import ROOT, same
 from utils.late_compiler import import_compiler_late
-from utils.optimizers import UnmarkedStep
+from utils.optimizers import step_unmarked
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
@@ -49,7 +49,7 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_step_is_the_optimizers_own(kind: type[Optimizer], marks: list[str]) -> None:
     one, other = optimizer(kind), optimizer(kind)
     for _ in range(3):
-        UnmarkedStep.step(one)
+        step_unmarked(one)
     assert marks == []
     for _ in range(3):
         other.step()
@@ -61,11 +61,11 @@ def test_the_step_is_the_optimizers_own(kind: type[Optimizer], marks: list[str])
 @pytest.mark.parametrize("when", ["register_step_pre_hook", "register_step_post_hook"])
 def test_hooks_are_called(when: str) -> None:
     made, seen = optimizer(), []
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     handle = getattr(made, when)(lambda *_: seen.append(1))
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     handle.remove()
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     assert seen == [1]
 
 
@@ -73,16 +73,16 @@ def test_hooks_are_called(when: str) -> None:
 def test_hooks_of_all_optimizers_are_called(register: Any) -> None:
     made, seen = optimizer(), []
     handle = register(lambda *_: seen.append(1))
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     handle.remove()
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     assert seen == [1]
 
 
 def test_a_profiler_sees_the_step(marks: list[str]) -> None:
     made = optimizer()
     with profile(activities=[ProfilerActivity.CPU], acc_events=True):
-        UnmarkedStep.step(made)
+        step_unmarked(made)
     assert "Optimizer.step#SGD.step" in marks
 
 
@@ -90,7 +90,7 @@ def test_a_schedule_sees_the_first_step(marks: list[str]) -> None:
     made = optimizer()
     schedule = StepLR(made, step_size=1)
     for _ in range(3):  # it warns, which is an error here, if it moves before it saw a step
-        UnmarkedStep.step(made)
+        step_unmarked(made)
         schedule.step()
     assert not marks
     assert torch.allclose(weights(made), torch.arange(6.0) - 0.111)
@@ -99,10 +99,10 @@ def test_a_schedule_sees_the_first_step(marks: list[str]) -> None:
 def test_a_step_that_a_user_put_in_its_place_is_called() -> None:
     made, seen = optimizer(), []
     made.step = MethodType(lambda _: seen.append(1), made)  # type: ignore[method-assign]
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     StepLR(made, step_size=1)  # puts its own around it
-    UnmarkedStep.step(made)
-    UnmarkedStep.step(made)
+    step_unmarked(made)
+    step_unmarked(made)
     assert seen == [1, 1, 1]
     assert torch.equal(weights(made), torch.arange(6.0))
 
@@ -117,14 +117,14 @@ def test_a_wrapper_that_a_user_put_around_the_step_is_called() -> None:
 
     made.step = wrapper  # type: ignore[method-assign,assignment]
     for _ in range(2):
-        UnmarkedStep.step(made)
+        step_unmarked(made)
     assert seen == [1, 1]
 
 
 def test_where_torch_is_another_its_step_is_called(monkeypatch: pytest.MonkeyPatch, marks: list[str]) -> None:
     made = optimizer()
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
-    UnmarkedStep.step(made)
+    step_unmarked(made)
     assert marks == ["Optimizer.step#SGD.step"]
 
 
@@ -137,7 +137,7 @@ def test_a_step_without_the_compiler_is_the_optimizers_own(kind: type[Optimizer]
     import_compiler_late()
     states, ends = [], []
     # torch's own step imports the compiler
-    for step in (UnmarkedStep.step, kind.step, UnmarkedStep.step):
+    for step in (step_unmarked, kind.step, step_unmarked):
         made = optimizer(kind)
         for _ in range(3):
             step(made, lambda: 1.0)
