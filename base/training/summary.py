@@ -120,12 +120,11 @@ def tensorboard_address(monitor: str | None, *, validates: bool) -> str:
 
 def _how_to_train_longer(trainer: BaseTrainer) -> str:
     settings, progress = trainer.settings, trainer.progress
-    done = progress.epochs >= settings.epochs
     if not trainer.stopped_early():
         return "all epochs are done; set trainer.epochs=N to train longer"
-    change = f"trainer.early_stop=N with N > {progress.stale_epochs}, or null" + (
-        ", and trainer.epochs" if done else ""
-    )
+    change = f"trainer.early_stop=N with N > {progress.stale_epochs}, or null"
+    if progress.epochs >= settings.epochs:
+        change += ", and trainer.epochs"
     return f"stopped early: {settings.monitored_name} did not improve; set {change} to train longer"
 
 
