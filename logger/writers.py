@@ -333,10 +333,13 @@ class Writers(Writer):
         return returned
 
     def check(self, states: Any) -> None:
-        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of the writers."""
+        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of the writers.
+
+        What is in the state of an optional one is its own matter.
+        """
         if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
             raise CheckpointError(f"invalid checkpoint: state of the log files: {states!r:.80}")
-        for name in self.writers.keys() & states.keys():
+        for name in (self.writers.keys() & states.keys()).difference(self.optional):
             _length(states[name])
             earlier = states[name].get("earlier", {})
             if not isinstance(earlier, dict):

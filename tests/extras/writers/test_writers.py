@@ -266,6 +266,19 @@ def test_a_run_resumes_though_a_writer_returned_no_text(fit: Fit, capsys: pytest
     assert "training continues without it: TypeError: resume() returned bool; expected a str" in capsys.readouterr().err
 
 
+class KeepsTexts(Stateless):
+    """Has a state with the keys of our own writers, but other values."""
+
+    def state_dict(self) -> Any:
+        return {"file": None, "bytes": "1.5 kB", "earlier": [1]}
+
+
+def test_a_writer_chooses_the_keys_and_values_of_its_state(fit: Fit) -> None:
+    with temporarily(WRITERS, KeepsTexts):
+        run = fit('trainer.writers=["KeepsTexts"]', "trainer.epochs=1").run_dir
+        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+
+
 def test_only_the_main_process_writes(write_config: Callable[..., Path], tmp_path: Path, service: Recorded) -> None:
     loaded = load_config(write_config(), [TO_SERVICE])
     experiment = build_experiment(loaded)
