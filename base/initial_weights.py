@@ -1,7 +1,6 @@
 """Initial weights of a run from a file named in its config: what is loaded, and everything that does not match."""
 
 import glob
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig
-from utils.text import closest, count, listed
+from utils.text import at_most, closest, count, listed
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
@@ -70,9 +69,7 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     if not taken:
         problems.append(Problem((*AT, "skip"), f"this leaves no weights of {file} to load"))
     if misfits := dict(_misfits(own, taken, left)):
-        lines = [f"  {name}: {how}" for name, how in itertools.islice(misfits.items(), MOST_SHOWN)]
-        if len(misfits) > MOST_SHOWN:
-            lines.append(f"  ... and {len(misfits) - MOST_SHOWN:,} more")
+        lines = [f"  {line}" for line in at_most(MOST_SHOWN, [f"{name}: {how}" for name, how in misfits.items()])]
         # not while prefixes are misspelt: the advice would skip weights that were meant to be loaded
         advice = [] if problems else [_other_prefix(own, taken) or _advice(list(misfits), names)]
         shown = "\n".join([*lines, *advice])

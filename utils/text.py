@@ -105,6 +105,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def at_most(most: int, lines: Sequence[str]) -> list[str]:
+    """Lines for a message: the first of them, and the number of the rest."""
+    return [*lines[:most], *([f"... and {len(lines) - most:,} more"] if len(lines) > most else [])]
+
+
 def closest(word: str, *known: Iterable[str]) -> str | None:
     """The known word that a misspelt one probably means: a similar one, or the only one that contains it.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.text import dotted
+from utils.text import at_most, dotted
 from utils.tree import Keys
 
 MAX_DEPTH = 100
@@ -155,5 +155,4 @@ def _is_storable(value: Any) -> bool:
 
 
 def _listed(problems: list[str]) -> str:
-    more = len(problems) - MAX_NAMED
-    return "\n  ".join([*problems[:MAX_NAMED], *([f"and {more} more"] if more > 0 else [])])
+    return "\n  ".join(at_most(MAX_NAMED, problems))

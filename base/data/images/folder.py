@@ -19,6 +19,7 @@ from logger.console import counting
 from utils.errors import DataError
 from utils.paths import display_path
 from utils.streams import say_error
+from utils.text import at_most
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -238,12 +239,8 @@ def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
                 yield np.stack(items)
             advance(len(items))
     if broken:
-        more = f"\n... and {len(broken) - MOST_NAMED:,} more" if broken[MOST_NAMED:] else ""
-        raise DataError(
-            f"{len(broken):,} of {len(files):,} images cannot be read; repair or remove them:\n"
-            + "\n".join(broken[:MOST_NAMED])
-            + more
-        )
+        named = "\n".join(at_most(MOST_NAMED, broken))
+        raise DataError(f"{len(broken):,} of {len(files):,} images cannot be read; repair or remove them:\n{named}")
     seconds = time.perf_counter() - start
     if flat:
         more = f" and {len(flat) - MOST_FLAT:,} more" if flat[MOST_FLAT:] else ""
