@@ -76,7 +76,10 @@ class StreamSource:
             except Exception as error:
                 name = type(self.samples).__name__
                 raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
-            return batch, self._take_snapshot()
+            if not self._has_state():
+                return batch, None
+            state = copy.deepcopy(self.samples.state_dict())
+            return batch, {"position": self._position, "passes": self._passes, "state": state}
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
@@ -108,12 +111,6 @@ class StreamSource:
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
-
-    def _take_snapshot(self) -> Snapshot | None:
-        if not self._has_state():
-            return None
-        state = copy.deepcopy(self.samples.state_dict())
-        return {"position": self._position, "passes": self._passes, "state": state}
 
     def _seek(self, start: int) -> None:
         """Go to the last known position before a sample: the current one, the snapshot, or the start."""
