@@ -335,16 +335,10 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     component = loaded.config.optimizers[name]
     at = component_path("optimizer", name)
     args = arguments_of(loaded, OPTIMIZERS, component.type, component.args, (*at, "args"))
-    fused = supports_fused(experiment.runtime, component.type)
-    if fused and any("dampening" in given for given in (args, *(group.args for group in groups))):
-        fused = False  # see start_momentum
-    if fused and not all(parameter.is_floating_point() for group in groups for parameter in group.parameters):
-        fused = False  # complex numbers have no fused kernel
-    if fused and any(getattr(module, "sparse", False) for module in experiment.model.modules()):
-        fused = False  # nor have sparse gradients, as of Embedding
+    param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
+    fused = supports_fused(experiment.runtime, experiment.model, component.type, args, param_groups)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
-    param_groups: list[Any] = [{"params": group.parameters, **group.args} for group in groups]
     given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
     make = functools.partial(OPTIMIZERS[component.type], given, **args)
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)

@@ -1,6 +1,7 @@
 """Prepares a model and its optimizers for the device, the precision and the processes, before the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,11 +53,19 @@ def wrap_model(runtime: Runtime, model: nn.Module) -> nn.Module:
     return replicated
 
 
-def supports_fused(runtime: Runtime, optimizer: str) -> bool | None:
-    """Whether the named optimizer has a fused kernel on the device; None if it never has one."""
+def supports_fused(
+    runtime: Runtime, model: nn.Module, optimizer: str, args: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> bool | None:
+    """Whether the named optimizer has a fused kernel for these arguments and groups; None if it never has one."""
     if optimizer not in FUSED:
         return None
-    return runtime.device.type in FUSED_DEVICES and not (runtime.sharded and optimizer == "SGD")
+    if runtime.device.type not in FUSED_DEVICES or (runtime.sharded and optimizer == "SGD"):
+        return False
+    if any("dampening" in given for given in (args, *groups)):
+        return False  # see start_momentum
+    if any(getattr(module, "sparse", False) for module in model.modules()):
+        return False  # sparse gradients, as of Embedding
+    return all(parameter.is_floating_point() for group in groups for parameter in group["params"])  # not complex
 
 
 def prepare_optimizer(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> None:
