@@ -107,7 +107,7 @@ def load_checkpoint(
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             made_from = state[part_name("schedule", name)]["made_from"]
-            if made_from["initial"] != optimizer.schedule.made_from()["initial"]:
+            if made_from["initial"] != trainer.training.schedule_states[name].made_from()["initial"]:
                 _refuse_optimizer(loaded, optimizer, changed, state[part_name("optimizer", name)]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
@@ -259,8 +259,8 @@ def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, fol
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor
-    every = [optimizer.schedule for optimizer in trainer.training.optimizers.values()]
-    schedules = [each for each in every if each.changed or (judges and monitor and each.follows_monitor)]
+    every = trainer.training.schedule_states.values()
+    schedules = [each for each in every if each.changed or (judges and monitor and each.schedule.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)

@@ -1,6 +1,5 @@
-"""The learning rate schedule: when it steps, how long it is, and how a resumed run follows one that has changed."""
+"""The learning rate schedule: when it steps, and how long it is."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +57,7 @@ class Schedule:
 
     make: builds the scheduler; None: constant learning rate.
     per_step: whether it steps after each optimizer step. length: of the run, in these steps or else in epochs.
-    settings: the scheduler's config, from which ``changed`` tells whether a checkpoint has another schedule.
-
-    Its state has everything the learning rates depend on.
+    settings: the scheduler's config, for ``ScheduleState``.
     """
 
     def __init__(
@@ -86,8 +83,6 @@ class Schedule:
         self.follows_steps = per_step and make is not None
         """Whether the learning rate changes with the optimizer's steps."""
         self.last_used: list[float] | None = None
-        self.loaded: dict[str, Any] = {}
-        """The state that was loaded; empty in a new run."""
 
     def after_step(self, *, stepped: bool) -> None:
         """stepped: whether the optimizer stepped, rather than fp16 skipping the step."""
@@ -120,69 +115,3 @@ class Schedule:
             self.scheduler.step(monitored)
         else:
             self.scheduler.step()
-
-    # ------------------------------------------------------------------ the state in a checkpoint
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "moves": self.scheduler_steps,
-            "used": self.used(),
-            "made_from": self.made_from(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
-        self.loaded = state
-        self.last_used = state["used"]
-        self.scheduler_steps = state["moves"]
-        if not self.changed and self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
-
-    @property
-    def changed(self) -> bool:
-        """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
-        return bool(self.loaded) and self.loaded["made_from"] != self.made_from()
-
-    def made_from(self) -> dict[str, Any]:
-        """Everything the learning rates depend on."""
-        kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
-        return {
-            "settings": self.settings,
-            "per_step": self.per_step,
-            "steps_per_epoch": self.steps_per_epoch if self.per_step else None,
-            "length": self.length if self.scheduler and not self.follows_monitor else None,
-            "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
-        }
-
-    def lay_out(self, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
-        """Recompute the learning rates and other optimizer settings as if they had applied from the first step.
-
-        epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
-        """
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group.pop("initial_lr", None)
-            group.update(initial)
-        if self.make is None:
-            return
-        self.scheduler = self.make(self.optimizer)
-        self.scheduler_steps = 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
-            if self.follows_monitor:
-                for value in monitored:
-                    self.step_scheduler(value)
-            else:
-                for _ in range(min(self._steps_so_far(epochs, epoch_steps), self.length)):
-                    self.step_scheduler(None)
-        self.last_used = self.loaded["used"]
-
-    def _steps_so_far(self, epochs: int, epoch_steps: int) -> int:
-        """How often the schedule would have stepped."""
-        before, now = self.loaded["made_from"], self.made_from()
-        if not self.per_step:
-            return epochs
-        if before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
-            steps: int = self.loaded["moves"]  # fewer than the optimizer's if fp16 skipped some
-            return steps
-        return epochs * self.steps_per_epoch + epoch_steps
