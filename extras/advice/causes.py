@@ -104,7 +104,7 @@ def usual_cause(error: Exception) -> str:
     """The usual cause of an error in a step, and what to do; "" if there are many."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
     in_step = innermost.name in ("train_step", "eval_step")
-    if "values to unpack" in str(error) and in_step:
+    if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
     attribute = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
     if attribute and in_step and attribute[1] in FORMER_ATTRIBUTES:

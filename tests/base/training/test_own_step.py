@@ -649,6 +649,21 @@ def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
         fit("trainer.type=Unpacks")
 
 
+@needs_extra("advice")
+def test_a_batch_that_is_an_object_cannot_be_unpacked(fit: Fit) -> None:
+    class UnpacksAnObject(Trainer):
+        def train_step(self, batch: Any) -> StepResult:
+            graphs: Any = object()  # of a class of one's own
+            inputs, targets = graphs
+            return super().train_step((inputs, targets))
+
+    with (
+        temporarily(TRAINERS, UnpacksAnObject),
+        pytest.raises(UserError, match="The usual cause is a batch whose parts are not those that the step unpacks"),
+    ):
+        fit("trainer.type=UnpacksAnObject")
+
+
 @pytest.mark.parametrize("step", [inner_index, inner_parts])
 def test_a_like_mistake_elsewhere_has_no_usual_cause(fit: Fit, step: Any) -> None:
     with temporarily(TRAINERS, step_of(step)), pytest.raises(UserError, match="Do the shapes and dtypes"):
