@@ -40,6 +40,7 @@ from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
 from utils.prepare import wrap_model
 from utils.schema import TrainerConfig
+from utils.text import closest
 
 
 class BaseTrainer(Checkpointed):
@@ -103,7 +104,7 @@ class BaseTrainer(Checkpointed):
         """
         checkpointer = self.outputs.checkpointer
         try:
-            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self))
+            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self), owner=self)
             prepare_epoch(self, self.progress.epochs, again=True)  # the checks below try a step
             check_smallest_batch(self)
             self.state_dict()  # raises now if it could not be loaded
@@ -327,5 +328,9 @@ class BaseTrainer(Checkpointed):
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
-            raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}")
+            close = closest(name, values)
+            meant = f'; did you mean "{close}"?' if close else ""
+            raise ConfigError(
+                f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}{meant}"
+            )
         return values[name]

@@ -13,6 +13,7 @@ from utils.extras import find_extra
 from utils.tree import named_tensors, tensors
 from utils.user_code import format_error_with_source, user_line
 
+SAME = "all values are the same"
 ITEMS = 4
 """Maximum number of list items in a batch to show, as of a list of images."""
 
@@ -56,7 +57,7 @@ def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
     of_one_sample = any(key.isdigit() for key in name.split("."))  # in a list, as the classes of an image's boxes
     if low == high and tensor.numel() > 1 and not of_one_sample:
         cause = "data sorted by class but not shuffled" if name == "targets" else "a transform that returns a constant"
-        return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: all values are the same", cause)
+        return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: {SAME}", cause)
     if name == "targets" and _class_indices(tensor):
         return CheckResult("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
     if name == "inputs" and tensor.is_floating_point() and max(abs(low), abs(high)) > 30:

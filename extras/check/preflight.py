@@ -110,7 +110,7 @@ class _Check:
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
-        check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer))
+        check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer), owner=trainer)
         unbegun = dict(vars(trainer))
         prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
@@ -127,8 +127,12 @@ class _Check:
             yield CheckResult("batch", "FAIL", format_error_with_source(error), cause)
             return
         for found in data_checks.check_batch(self.batch):
-            unused = not self.trainer.supervised and found.text.startswith("targets") and found.verdict == "note"
-            yield replace(found, verdict="ok", cause="") if unused else found
+            if self.trainer.supervised or found.verdict == "ok" or data_checks.SAME not in found.text:
+                yield found
+            elif found.text.startswith("targets"):  # unused
+                yield replace(found, verdict="ok", cause="")
+            else:  # in place of data, as where the trainer makes them
+                yield replace(found, verdict="note")
         batch = self._copied()
         try:
             result = self._forward(batch, trace)

@@ -38,10 +38,10 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> None:
+def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any], owner: object = None) -> None:
     """Raise UserError if a part returns a state that it could not load, or a required one is missing or replaced.
 
-    parts, required: what ``stateful`` of a trainer and of its base class returned.
+    parts, required: what ``stateful`` of a trainer and of its base class returned. owner: the trainer.
     """
     missing = [name for name in required if not isinstance(parts, Mapping) or name not in parts]
     if missing:
@@ -57,6 +57,8 @@ def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any]) -> Non
             )
     problems = []
     for name, part in parts.items():
+        if part is owner:
+            problems.append(f"{name} is the trainer itself, whose state is that of its parts")
         if not callable(getattr(part, "load_state_dict", None)):
             problems.append(f"{name} has no load_state_dict(); its type is {type(part).__name__}")
         for inner, module in part.named_modules() if isinstance(part, nn.Module) else ():

@@ -946,4 +946,6 @@ def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit) -> None:
     overrides = ["data_loader.args.validation_split=0", "trainer.type=PlaysEpisodes", "trainer.monitor=max val_episode"]
     with temporarily(TRAINERS, PlaysEpisodes):
         run = fit(*overrides)
+        with pytest.raises(ConfigError, match=r'logged episode; expected one of: .*did you mean "val_episode"\?'):
+            fit(*overrides[:2], "trainer.monitor=max episode")
     assert run.best == max(epoch["val_episode"] for epoch in run.history)

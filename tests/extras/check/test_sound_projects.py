@@ -63,10 +63,16 @@ class Pairs(BaseDataLoader):
     """40 samples, the inputs and targets in a nest; with a generator of its own, if it is asked for."""
 
     def __init__(
-        self, *, batch_size: int = 10, own_random: bool = False, nested: bool = True, samples: int = 40
+        self,
+        *,
+        batch_size: int = 10,
+        own_random: bool = False,
+        nested: bool = True,
+        samples: int = 40,
+        constant: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, validation_split=9)
-        self.own_random, self.nested, self.samples = own_random, nested, samples
+        self.own_random, self.nested, self.samples, self.constant = own_random, nested, samples, constant
 
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         return _Pairs(self)
@@ -79,7 +85,7 @@ class _Pairs(Dataset[Any]):
     def __init__(self, loader: Pairs) -> None:
         self.loader = loader
         self.generator = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(loader.samples, 8, generator=self.generator)
+        self.inputs = torch.randn(loader.samples, 8, generator=self.generator) * (not loader.constant)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -322,6 +328,16 @@ def test_a_trainer_that_is_not_supervised_needs_no_loss_and_passes(check: Check)
     assert status == 0, report
     assert "learning" not in report
     assert "equally likely" not in report
+
+
+def test_constant_inputs_stand_in_for_data_of_a_trainer_that_makes_them(check: Check) -> None:
+    loader = {"data_loader": {"type": "Pairs", "args": {"nested": False, "constant": True}}}
+    status, report = check(**plain() | loader | UNSUPERVISED)
+    assert status == 0, report
+    assert "batch         note  inputs" in report
+    status, report = check(**plain() | loader)
+    assert status == 1
+    assert "batch         FAIL  inputs" in report
 
 
 @pytest.mark.usefixtures("check")

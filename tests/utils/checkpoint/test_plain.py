@@ -198,3 +198,5 @@ def test_a_part_of_a_trainer(fit: Fit, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(PartTrainer, "part", torch.Generator())
         says = r"mine has no load_state_dict\(\); its type is Generator\n.*return an object that holds it"
         refused(fit, tmp_path, says, trainer="PartTrainer")
+        monkeypatch.setattr(PartTrainer, "part", property(lambda self: self))
+        refused(fit, tmp_path, "mine is the trainer itself", trainer="PartTrainer")
