@@ -25,12 +25,11 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    last = take_count(loss)
+    count: Any = take_count_of([result.loss], loss)  # also if the result has its own: it clears what the loss stored
     if result.count is not None:
-        count: Any = to_scalar(result.count)
-    else:
-        count = getattr(result.loss, "averaged_over", last)
-        count = taken if count is None else count
+        count = to_scalar(result.count)
+    elif count is None:
+        count = taken
     if take_parts := getattr(type(loss), "take_parts", None):  # losses by name
         return result._replace(count=count, log={**take_parts(loss), **result.log})
     return result if count is result.count else StepResult(*result[:-1], count)

@@ -38,7 +38,7 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any], owner: object = None) -> None:
+def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any], owner: object) -> None:
     """Raise UserError if a part returns a state that it could not load, or a required one is missing or replaced.
 
     parts, required: what ``stateful`` of a trainer and of its base class returned. owner: the trainer.
