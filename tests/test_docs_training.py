@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import train
+from tests.conftest import load_script
 from tests.helpers import ROOT, copy_run, lines, same, state
 from utils.registry import MODELS, SCHEDULERS, TRAINERS
 
@@ -55,3 +56,10 @@ def test_the_rates_have_the_names_that_the_page_says(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     last = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}", "trainer.epochs=1"]).last
     assert {"lr", "lr_output"} <= last.keys()
+
+
+def test_an_evaluation_of_ones_own_is_that_of_test_too(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(next(config for config in CONFIGS if config["name"] == "neighbours")))
+    run = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}"]).run_dir
+    assert 0 <= load_script("test").main(["-r", str(run)])["neighbour"] <= 1

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from urllib.parse import quote
 
 from base.base_model import count_parameters
@@ -103,17 +103,18 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
-        validates = bool(trainer.training.validation) or name.startswith("val_")  # by a method of the trainer's own
-        yield _row("", tensorboard_address(settings.monitor, validates=validates))
+        logged = folder.epochs()[-1:]
+        yield _row("", tensorboard_address(settings.monitor, logged[0] if logged else {}))
 
 
-def tensorboard_address(monitor: str | None, *, validates: bool) -> str:
+def tensorboard_address(monitor: str | None, logged: Collection[str]) -> str:
     """URL of the curves page: unsmoothed, with the monitored value (or else the loss) pinned, training and validation.
 
-    monitor: as in the config. The port is TensorBoard's default.
+    monitor: as in the config. logged: names of the values of an epoch. The port is TensorBoard's default.
     """
     name = monitor.split()[1].removeprefix("val_") if monitor else "loss"
-    tags = [f"{name}/{phase}" for phase in (("train", "valid") if validates else ("train",))]
+    phases = {"train": name, "valid": f"val_{name}"}
+    tags = [f"{name}/{phase}" for phase, value in phases.items() if value in logged]
     cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in tags], separators=(",", ":"))
     return f"http://localhost:6006/?smoothing=0&pinnedCards={quote(cards, safe=':,')}#timeseries"
 

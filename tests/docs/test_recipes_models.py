@@ -1,5 +1,6 @@
 """The recipes of docs/recipes that are about models and trainers run as they are written there."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.helpers import curves, lines, same, state
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["gan", "fine_tuning", "segmentation", "gpt", "vae", "distillation"]
+NAMES = ["gan", "fine_tuning", "segmentation", "gpt", "vae", "distillation", "reinforcement_learning"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,6 +107,17 @@ def test_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         recipe.assert_resumes_exactly(step=20)
         assert notes(recipe.check(capsys)) == []
         assert recipe.test().keys() == {"loss", "reconstruction", "kl"}
+
+
+def test_reinforcement_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with installed("reinforcement_learning"):
+        sys.modules["trainer.reinforce"].ReinforceTrainer.max_steps = 50
+        recipe = RecipeRun(config("reinforcement_learning"), tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=15")
+        first, last = lines(recipe.run)
+        assert 9 < first["return"] < last["return"] <= last["val_return"] <= 50
+        recipe.assert_resumes_exactly(step=15)
+        assert not any("FAIL" in note for note in notes(recipe.check(capsys)))
+        assert recipe.test().keys() == {"loss", "return"}
 
 
 def test_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cifar10: Path) -> None:

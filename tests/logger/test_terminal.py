@@ -145,7 +145,7 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         f"  run       {run}",
         f"  test      python {script} -r {run}",
         "  view      tensorboard --logdir saved/small",
-        f"            {tensorboard_address('min val_loss', validates=True)}",
+        f"            {tensorboard_address('min val_loss', ('loss', 'val_loss'))}",
         "",
     ]
     assert log(result.run_dir) == screen[:-1]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -942,10 +943,13 @@ class PlaysEpisodes(Trainer):
             return {"episode": float(self.model(torch.randn(4, 6)).sum())}
 
 
-def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit) -> None:
+def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["data_loader.args.validation_split=0", "trainer.type=PlaysEpisodes", "trainer.monitor=max val_episode"]
     with temporarily(TRAINERS, PlaysEpisodes):
-        run = fit(*overrides)
+        run = fit(*overrides, "trainer.tensorboard=true")
         with pytest.raises(ConfigError, match=r'logged episode; expected one of: .*did you mean "val_episode"\?'):
             fit(*overrides[:2], "trainer.monitor=max episode")
     assert run.best == max(epoch["val_episode"] for epoch in run.history)
+    shown = unquote(capsys.readouterr().out)
+    assert '"tag":"episode/valid"' in shown
+    assert "episode/train" not in shown  # no training step logs it

@@ -220,7 +220,7 @@ def everything_is_read(address: str) -> bool:
 
 
 def test_the_address_that_the_console_prints_shows_the_monitored_value_first(page: Page, saved: Path) -> None:
-    page.open(tensorboard_address("min val_loss", validates=True).partition("6006/")[2])
+    page.open(tensorboard_address("min val_loss", ("loss", "val_loss")).partition("6006/")[2])
     page.has("loss/train", "loss/valid", "Pinned")
 
     def lacking() -> str:
