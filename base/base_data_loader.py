@@ -26,9 +26,9 @@ from base.data.orders import (
 )
 from base.data.sample_source import as_source
 from base.data.sources import Source
+from base.data.split import check_folds, check_split, split_at_random
 from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
-from utils.random import permutation
 from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
 
 MOST_CLASSES = 100_000
@@ -106,6 +106,15 @@ class BaseDataLoader(ABC):
     @abstractmethod
     def test_data(self) -> Source | Dataset[Any]:
         """The test data, never augmented. Only called by test.py and --check."""
+
+    def split(self, count: int) -> tuple[Tensor, Tensor]:
+        """Indices of the samples of ``training_data`` to train on, (N,), and of those to hold out, (M,).
+
+        By default held out at random, by ``validation_split`` or ``folds``. Override it to hold out all samples of some
+        people, or the latest: integers, or masks of shape (count,). Samples in neither are not used. It must always
+        return the same. Called after ``training_data``, which may call it for statistics of the training samples alone.
+        """
+        return split_at_random(count, validation_split=self.validation_split, folds=self.folds, fold=self.fold)
 
     def sample_weights(self) -> Tensor | None:
         """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of
@@ -216,16 +225,15 @@ class BaseDataLoader(ABC):
         """Batches of the validation data or of the held-out samples, or None if there are none."""
         data = self.validation_data()
         if data is not None:
-            if self.validation_split or self.folds is not None:
-                what = "validation_split" if self.validation_split else "folds"
-                raise DataError(
-                    f"data_loader.args.{what}: {type(self).__name__} has its own validation data; leave {what} out"
-                )
+            if what := self._holds_out():
+                where = "" if what == "split()" else f"data_loader.args.{what}: "
+                raise DataError(f"{where}{type(self).__name__} has its own validation data; leave {what} out")
             return self._evaluation(self._as_source(data), None)
-        if not self.validation_split and self.folds is None:
+        if not self._holds_out():
             return None
         source = self._source(augment=False)
-        return self._evaluation(source, self._split(len(source))[1])
+        _, held_out = self._split(len(source))
+        return None if held_out is None or not len(held_out) else self._evaluation(source, held_out)
 
     def test(self) -> Batches:
         """Batches of the test data. Raises DataError if there are none."""
@@ -273,8 +281,7 @@ class BaseDataLoader(ABC):
     def _check_stream(self, source: StreamSource) -> None:
         """Raise DataError if a stream for training is combined with options that need indices."""
         asked = {
-            "validation_split": self.validation_split,
-            "folds": self.folds,
+            self._holds_out(): bool(self._holds_out()),
             "balanced": self.balanced,
             "sample_weights()": self.sample_weights() is not None,
             "lengths()": self.lengths() is not None,
@@ -284,7 +291,7 @@ class BaseDataLoader(ABC):
                 where = "" if name.endswith("()") else "data_loader.args."
                 raise DataError(
                     f"{where}{name}: the training data is a stream, which has no indices; leave {name} out"
-                    + ("" if name not in ("validation_split", "folds") else ", and define validation_data() instead")
+                    + ("" if name != self._holds_out() else ", and define validation_data() instead")
                 )
         if source.length is not None:
             raise DataError(
@@ -344,47 +351,19 @@ class BaseDataLoader(ABC):
             )
         return balanced_weights(classes if train is None else classes[train])
 
+    def _holds_out(self) -> str:
+        """The argument or hook by which samples are held out; "" if none are."""
+        if type(self).split is not BaseDataLoader.split:
+            return "split()"
+        return "folds" if self.folds is not None else "validation_split" if self.validation_split else ""
+
     def _split(self, count: int) -> tuple[Tensor | None, Tensor | None]:
-        """Sorted indices of the training samples, (N,), and of those held out, (M,); None: all, none."""
+        """What ``split`` returns, checked; None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data is empty")
-        if not self.validation_split and self.folds is None:
+        if not self._holds_out():
             return None, None
-        held_out = self._held_out(count)
-        is_held_out = torch.zeros(count, dtype=torch.bool)
-        is_held_out[held_out.long()] = True
-        # sorted, so that the held-out samples are read in sequence
-        train = (~is_held_out).nonzero()[:, 0]
-        validation = is_held_out.nonzero()[:, 0]
-        return train.to(held_out.dtype), validation.to(held_out.dtype)
-
-    def _held_out(self, count: int) -> Tensor:
-        """Indices of the held-out samples out of ``count``, shape (M,). They do not depend on the run's seed."""
-        order = permutation(count, "validation")
-        if self.folds is not None and self.fold is not None:
-            if self.folds > count:
-                raise DataError(
-                    f"data_loader.args.folds: {count} training samples are not enough for {self.folds} folds"
-                )
-            return order[count * self.fold // self.folds : count * (self.fold + 1) // self.folds]
-        split = self.validation_split
-        held_out = max(1, round(split * count)) if isinstance(split, float) else split
-        if held_out >= count:
-            raise DataError(
-                f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
-            )
-        return order[:held_out]
-
-
-def check_folds(folds: int | None, fold: int | None, validation_split: float) -> None:
-    """Raise ValueError if these arguments contradict each other."""
-    if (folds is None) != (fold is None):
-        given, missing = ("folds", "fold") if fold is None else ("fold", "folds")
-        raise ValueError(f'"{given}" also needs "{missing}", as in "folds": 5, "fold": 0')
-    if folds is not None and fold is not None and fold >= folds:
-        raise ValueError(f'"fold" is {fold}, but the {folds} folds are numbered from 0 to {folds - 1}')
-    if folds is not None and validation_split:
-        raise ValueError('"folds" already holds out validation data; leave "validation_split" out, or set it to 0')
+        return check_split(self.split(count), count, by=type(self).__name__)
 
 
 def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:

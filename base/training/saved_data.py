@@ -18,11 +18,12 @@ from utils.errors import ConfigError, DataError
 from utils.text import count, listed
 from utils.tree import same, same_leaf
 
-MAX_HASHED = 10_000_000  # targets; takes 0.1 s
+MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 
 
 class SavedData:
-    """The number of samples, the classes, a hash of integer targets held in memory, and the position of a stream.
+    """The number of samples, the classes, hashes of the held-out indices and of integer targets in memory, and the
+    position of a stream.
 
     For predictions without the data set, also what the data loader needs to know about it, and the shapes and dtypes of
     the first batch.
@@ -42,7 +43,8 @@ class SavedData:
             "training": self.num_samples,
             "validation": training.validation_samples,
             "classes": None if names is None else [str(name) for name in names],
-            "targets": _hash(training.batches),
+            "targets": _targets_hash(training.batches),
+            "held_out": _hash(held_out.indices) if (held_out := training.validation.get("")) else None,
         }
         self._input_facts = data.input_facts()
         if not isinstance(self._input_facts, Mapping):
@@ -85,6 +87,8 @@ class SavedData:
             raise DataError(self._changed("other classes", listed([repr(name) for name in now["classes"]])))
         if None not in (state.get("targets"), now["targets"]) and state["targets"] != now["targets"]:
             raise DataError(self._changed("other targets", "these"))
+        if None not in (state.get("held_out"), now["held_out"]) and state["held_out"] != now["held_out"]:
+            raise DataError(self._changed("other samples held out", "these"))
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 
@@ -137,10 +141,14 @@ def _sample(value: Any) -> dict[str, Any] | None:
     return spec
 
 
-def _hash(batches: Batches) -> str | None:
+def _targets_hash(batches: Batches) -> str | None:
     targets = getattr(batches.source, "targets", None)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex() or targets.is_meta:
         return None
-    if not 0 < targets.numel() <= MAX_HASHED or targets.is_meta:
+    return _hash(targets)
+
+
+def _hash(values: Tensor | None) -> str | None:
+    if values is None or not 0 < values.numel() <= MAX_HASHED:
         return None
-    return blake2b(targets.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+    return blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()

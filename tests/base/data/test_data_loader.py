@@ -84,6 +84,67 @@ def test_a_run_keeps_its_fold(fit: Fit) -> None:
     equal(whole.run_dir, half)
 
 
+class Split(RandomTensorLoader):
+    """With a split of one's own, which ``returns`` gives."""
+
+    returns: Any = None
+
+    def split(self, count: int) -> tuple[Tensor, Tensor]:
+        return self.returns  # type: ignore[no-any-return]
+
+
+def split_loader(returns: Any, **args: Any) -> RandomTensorLoader:
+    loader = Split(**ARGS, **args)
+    loader.returns = returns
+    return loader
+
+
+EVEN = torch.arange(50) % 2 == 0
+
+
+def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
+    assert held_out(split_loader((~EVEN, EVEN))) == set(range(0, 50, 2))
+    loader = split_loader((torch.arange(10, 30), torch.tensor([7, 3])))  # the rest is not used
+    training, validation = loader.training(0), loader.validation()
+    assert validation is not None
+    assert (training.num_samples, validation.num_samples) == (20, 2)
+    targets: Any = loader.training_data(augment=False).targets
+    assert torch.equal(next(iter(validation.one_pass())).data[1], targets[[7, 3]])
+    facts = loader.facts()
+    assert facts["class_counts"] == targets[10:30].bincount(minlength=facts["num_classes"]).tolist()
+    assert split_loader((torch.arange(50), [])).validation() is None
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        (torch.arange(50), r"Split.split returned type Tensor; expected \(training, validation\) indices"),
+        (([0, 1], [1, 2]), "Split.split returned the index 1 more than once"),
+        (([0, 1], [50]), "returned the validation index 50; there are 50 samples"),
+        (([-1], [0]), "returned the training index -1"),
+        ((torch.rand(40), [0]), r"training indices of shape \(40,\), float32; expected integers of shape \(N,\)"),
+        ((EVEN[:40], [0]), r"training indices of shape \(40,\), bool; .* or a mask of shape \(50,\)"),
+        (([], [0, 1]), "leaves no samples to train on"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(returns: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        split_loader(returns).training(0)
+
+
+def test_a_run_keeps_its_split(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporarily(DATA_LOADERS, Split):
+        monkeypatch.setattr(Split, "returns", (~EVEN, EVEN))
+        whole = fit(*OFTEN, data_loader={"type": "Split", "args": ARGS})
+        half = fork(whole.run_dir, 6)
+        monkeypatch.setattr(Split, "returns", (EVEN, ~EVEN))
+        with pytest.raises(DataError, match="this run had other samples held out"):
+            train.main(["-r", str(half)])
+        monkeypatch.setattr(Split, "returns", (~EVEN, EVEN))
+        train.main(["-r", str(half)])
+    equal(whole.run_dir, half)
+
+
 def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     run = fit(*OFTEN, data_loader=RANDOM).run_dir
     saved = dict(state(run)["config"])

@@ -1,0 +1,86 @@
+"""Which samples of the training data are held out for validation."""
+
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+from utils.random import permutation
+
+
+def split_at_random(
+    count: int, *, validation_split: float, folds: int | None, fold: int | None
+) -> tuple[Tensor, Tensor]:
+    """Sorted indices of the training samples, (N,), and of those held out, (M,), out of ``count``.
+
+    The arguments are those of ``BaseDataLoader``. Raises DataError if too few samples are left.
+    """
+    is_held_out = torch.zeros(count, dtype=torch.bool)
+    is_held_out[_held_out(count, validation_split, folds, fold).long()] = True
+    return indices_of(~is_held_out), indices_of(is_held_out)  # sorted, so that samples are read in sequence
+
+
+def _held_out(count: int, validation_split: float, folds: int | None, fold: int | None) -> Tensor:
+    order = permutation(count, "validation")
+    if folds is not None and fold is not None:
+        if folds > count:
+            raise DataError(f"data_loader.args.folds: {count} training samples are not enough for {folds} folds")
+        return order[count * fold // folds : count * (fold + 1) // folds]
+    if not validation_split:
+        return order[:0]
+    split = validation_split
+    held_out = max(1, round(split * count)) if isinstance(split, float) else split
+    if held_out >= count:
+        raise DataError(
+            f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
+        )
+    return order[:held_out]
+
+
+def indices_of(mask: Tensor) -> Tensor:
+    """The indices at which a mask of shape (N,) is true: int32, or int64 if they are too large."""
+    indices = mask.nonzero()[:, 0]
+    return indices.to(torch.int32) if len(mask) <= 2**31 else indices
+
+
+def check_folds(folds: int | None, fold: int | None, validation_split: float) -> None:
+    """Raise ValueError if these arguments contradict each other."""
+    if (folds is None) != (fold is None):
+        given, missing = ("folds", "fold") if fold is None else ("fold", "folds")
+        raise ValueError(f'"{given}" also needs "{missing}", as in "folds": 5, "fold": 0')
+    if folds is not None and fold is not None and fold >= folds:
+        raise ValueError(f'"fold" is {fold}, but the {folds} folds are numbered from 0 to {folds - 1}')
+    if folds is not None and validation_split:
+        raise ValueError('"folds" already holds out validation data; leave "validation_split" out, or set it to 0')
+
+
+def check_split(parts: object, count: int, *, by: str) -> tuple[Tensor, Tensor]:
+    """The indices that a ``split`` of one's own returned, on the CPU. by: its class. Raises DataError."""
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+        raise DataError(f"{by}.split returned type {type(parts).__name__}; expected (training, validation) indices")
+    found = []
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        indices = torch.as_tensor(part).detach().cpu()
+        if not indices.numel():  # torch makes floats of []
+            indices = indices.long()
+        if indices.dtype == torch.bool and indices.shape == (count,):
+            indices = indices_of(indices)
+        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+            raise DataError(
+                f"{by}.split returned {name} indices of shape {tuple(indices.shape)}, {_dtype(indices)}; expected "
+                f"integers of shape (N,), or a mask of shape ({count},)"
+            )
+        wrong = indices[(indices < 0) | (indices >= count)]
+        if len(wrong):
+            raise DataError(f"{by}.split returned the {name} index {int(wrong[0])}; there are {count} samples")
+        found.append(indices)
+    train, held_out = found
+    used = torch.cat([train, held_out]).long().bincount(minlength=count)
+    if int(used.max()) > 1:
+        raise DataError(f"{by}.split returned the index {int(used.argmax())} more than once")
+    if not len(train):
+        raise DataError(f"{by}.split leaves no samples to train on")
+    return train, held_out
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
