@@ -176,12 +176,18 @@ class Predictor:
             outputs = trainer.predict_step(trainer.runtime.to_device(inputs))
         except FORWARD_ERRORS as error:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
-            csv = "\n--columns chooses the columns of a table that are inputs." if first.file.endswith(".csv") else ""
-            several = ""
-            if "missing" in str(error) and "required positional argument" in str(error):
-                several = f"\nOf a model with several inputs, {ADVICE}."
-            raise DataError(f"{first.file}: {what}{self._takes()}{csv}{several}") from error
+            raise DataError(f"{first.file}: {what}{self._takes()}{self._advice(error, first.file)}") from error
         return inputs, self.interpreter.fields(outputs, len(batch))
+
+    def _advice(self, error: Exception, file: str) -> str:
+        """What may help if the model fails on an input from this file."""
+        csv = "\n--columns chooses the columns of a table that are inputs." if file.endswith(".csv") else ""
+        if "missing" in str(error) and "required positional argument" in str(error):
+            return f"{csv}\nOf a model with several inputs, {ADVICE}."
+        if self.task.shape("inputs") is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
+            define = f"define prepare_input in {type(self.data).__name__} (docs/predict.md)"
+            return f"{csv}\nIn training, the inputs were not one tensor; {define}."
+        return csv
 
     def _takes(self) -> str:
         task = self.task

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import predict
 import train
@@ -555,3 +556,39 @@ def test_an_archive_is_read_a_part_at_a_time(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
+
+
+class Pairs(BaseDataLoader):
+    """Inputs of two parts, as a graph's nodes and edges."""
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+        return [((row, row.sum()), row[:1]) for row in rows]  # type: ignore[return-value]
+
+    def test_data(self) -> Dataset[Any]:
+        return self.training_data(augment=False)
+
+
+class OfPairs(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        rows, sums = pair
+        return self.layer(torch.cat([rows, sums[:, None]], 1))  # type: ignore[no-any-return]
+
+
+def test_inputs_of_several_parts_need_prepare_input(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, Pairs), temporarily(MODELS, OfPairs):
+        run = fit(
+            data_loader={"type": "Pairs", "args": {"batch_size": 8}},
+            model="OfPairs",
+            loss="mse_loss",
+            metrics=[],
+            trainer={"monitor": "min loss"},
+        ).run_dir
+        np.save("rows.npy", np.zeros((3, 4), np.float32))
+        status, _, error = ask(run, "rows.npy")
+    assert status == 2
+    assert "In training, the inputs were not one tensor; define prepare_input in Pairs" in error
