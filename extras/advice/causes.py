@@ -100,12 +100,14 @@ FORMER_ATTRIBUTES = {
 }
 
 
-def usual_cause(error: Exception) -> str:
-    """The usual cause of an error in a step, and what to do; "" if there are many."""
+def usual_cause(error: Exception, batch: Any = None) -> str:
+    """The usual cause of an error in a step for a batch, and what to do; "" if there are many."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
     in_step = innermost.name in ("train_step", "eval_step")
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
+    if isinstance(batch, dict) and re.search(r"\bstr\b", str(error)):
+        return f'"inputs, targets = batch", which gives the keys of a dict; read batch["{next(iter(batch))}"] instead'
     attribute = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
     if attribute and in_step and attribute[1] in FORMER_ATTRIBUTES:
         return f"self.{attribute[1]}, which a trainer does not have here; use {FORMER_ATTRIBUTES[attribute[1]]}"
@@ -117,13 +119,14 @@ def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:
     """What to do about an error in the step of a first batch: parts of the config probably do not match."""
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
-    if cause := usual_cause(error):
+    if cause := usual_cause(error, batch):
         return f"The usual cause is {cause}.{classes}"
-    as_dict = " The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
+    as_dict = "The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
     if isinstance(error, (AttributeError, NameError)):
-        return eager + (f'Did you mean "{close}"?' if (close := _meant(error)) else "") + as_dict
-    return f"{eager}{DO_THEY_MATCH}{classes}{as_dict}"
+        meant = f'Did you mean "{close}"?' if (close := _meant(error)) else ""
+        return f"{eager}{meant} {as_dict}".strip()
+    return f"{eager}{DO_THEY_MATCH}{classes} {as_dict}".strip()
 
 
 def _meant(error: AttributeError | NameError) -> str | None:

@@ -126,7 +126,7 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
     advice = find_extra("advice")
-    cause = (advice and advice.usual_cause(error)) or "shapes of data_loader, model and loss that do not match"
+    cause = (advice and advice.usual_cause(error, batch)) or "shapes of data_loader, model and loss that do not match"
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None:
