@@ -121,12 +121,17 @@ def logged_number(name: str, value: Any, names: Sequence[str]) -> Tensor | float
         raise ConfigError(
             f'the trainer logs "{name}", which is missing from its class attribute "logs": logs = ("{name}", ...)'
         )
+    return single_number(value, f'the trainer logs "{name}"')
+
+
+def single_number(value: Any, what: str) -> Tensor | float:
+    """A value to log as a float or a tensor of shape (). Raises ConfigError if it is anything else.
+
+    what: the beginning of the message.
+    """
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ConfigError(
-            f'the trainer logs "{name}" of shape {tuple(value.shape)}; a logged value is a single number, shape ()'
-        )
+        raise ConfigError(f"{what} of shape {tuple(value.shape)}; a logged value is a single number, shape ()")
     try:
         return value.squeeze() if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError) as error:
-        kind = type(value).__name__
-        raise ConfigError(f'the trainer logs "{name}" of type {kind}; expected a number') from error
+        raise ConfigError(f"{what} of type {type(value).__name__}; expected a number") from error

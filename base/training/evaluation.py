@@ -10,6 +10,7 @@ from torch import nn
 from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Training
+from base.metric import single_number
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
 from base.training.loss import LossParts, completed
@@ -113,11 +114,15 @@ class EvaluationLoop(TrainerInterface):
 
 
 def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
-    """What ``validate`` or ``evaluate`` of a BaseTrainer returned. Raises ConfigError if it is not a dict."""
+    """What ``validate`` or ``evaluate`` of a BaseTrainer returned, as floats.
+
+    Raises ConfigError if it is not a dict of numbers by name.
+    """
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise ConfigError(
             f"{type(trainer).__name__}.{method} returned {found}; expected a dict of numbers by name, as from "
             f"super().{method}"
         )
-    return values
+    returned = f"{type(trainer).__name__}.{method} returned"
+    return {str(name): float(single_number(value, f'{returned} "{name}"')) for name, value in values.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ import train
 from base.base_model import BaseModel
 from base.experiment import Experiment
 from base.metric import StepResult
+from tests.conftest import load_script
 from tests.helpers import keep_on_device, lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
@@ -797,6 +799,43 @@ class ValidatesForNothing(Trainer):
 class EvaluatesToANumber(Trainer):
     def evaluate(self, *args: Any, **more: Any) -> Any:
         return super().evaluate(*args, **more)["loss"]
+
+
+class AddsAValue(Trainer):
+    """Its validation also returns what ``value`` is."""
+
+    logs = ("spread",)
+    value: Any = None
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        return {**super().evaluate(*args, **more), "spread": self.value}
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), torch.tensor([0.5]), np.float32(0.5)], ids=repr)
+def test_a_validation_of_ones_own_may_return_a_tensor_of_one_number(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    monkeypatch.setattr(AddsAValue, "value", value)
+    with temporarily(TRAINERS, AddsAValue):
+        run = fit("trainer.type=AddsAValue")
+        assert [epoch["val_spread"] for epoch in run.history] == [0.5, 0.5]
+        assert load_script("test").main(["-r", str(run.run_dir)])["spread"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (torch.rand(3), r'AddsAValue.evaluate returned "spread" of shape \(3,\); a logged value is a single number'),
+        (None, 'returned "spread" of type NoneType; expected a number'),
+        ("high", 'returned "spread" of type str; expected a number'),
+    ],
+)
+def test_a_validation_of_ones_own_that_returns_no_number_is_named(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, value: Any, says: str
+) -> None:
+    monkeypatch.setattr(AddsAValue, "value", value)
+    with temporarily(TRAINERS, AddsAValue), pytest.raises(ConfigError, match=says):
+        fit("trainer.type=AddsAValue")
 
 
 @pytest.mark.parametrize("sets", ["one", "two", "within"])
