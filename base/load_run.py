@@ -14,6 +14,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_data_loader, build_experiment, build_model, build_trainer, with_facts
 from base.experiment import Experiment
 from base.initial_weights import load_initial_weights_again, load_weights
+from base.training.epoch_start import begin_epoch_again
 from base.training.state import load_for_evaluation
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
@@ -64,8 +65,9 @@ class LoadedRun:
 def load_run(run: str | Path) -> LoadedRun:
     """Load a run from its folder, or from a checkpoint in it, with the weights that its test evaluates.
 
-    Does not draw from the global random generators. Relative paths start at the project's folder. Raises
-    CheckpointError if the run is missing or damaged, or if its model has different shapes today.
+    Does not draw from the global random generators, nor call ``begin_epoch`` of the trainer: what that sets in the
+    model must be a buffer. Relative paths start at the project's folder. Raises CheckpointError if the run is missing
+    or damaged, or if its model has different shapes today.
     """
     import_components()
     path = project_path(str(run))
@@ -134,7 +136,9 @@ def load_trainer(
     trainer = build_trainer(loaded, experiment)
     load_weights(experiment.model, state["model"], file)
     load_for_evaluation(trainer, state, file)
-    return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))
+    progress = checkpoint.saved_progress(state, file)
+    begin_epoch_again(trainer, progress)
+    return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
 
 
 def refuse_unread(overrides: Sequence[str], unread: Sequence[str]) -> None:

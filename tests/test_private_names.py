@@ -86,6 +86,12 @@ PRIVATE = [
     ),
     Private(
         "_version",
+        "base/training/evaluation.py",
+        lambda: isinstance(torch.zeros(1)._version, int),
+        "validation fails: an evaluation that changes running statistics can no longer be noticed",
+    ),
+    Private(
+        "_version",
         "base/data/device_cache.py",
         lambda: isinstance(torch.zeros(1)._version, int),
         "keeping data on the device fails: changes by begin_epoch to the copy there can no longer be noticed",

@@ -1,6 +1,6 @@
 """What changes from epoch to epoch, before the first step of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -41,6 +41,26 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
         start_momentum(each.optimizer)
 
 
+def begin_epoch_again(trainer: Any, progress: Mapping[str, Any]) -> None:
+    """Call the ``begin_epoch`` of the epoch in which a checkpoint was saved, for an evaluation as in training.
+
+    progress: that of the checkpoint. It may use what only training has: then warns that its settings are missing.
+    """
+    if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
+        return
+    epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
+    try:
+        with isolated(trainer.experiment.seed, "epoch", epoch - 1), _without_effect(trainer):
+            trainer.begin_epoch(epoch)
+    except Stopped:
+        raise
+    except Exception as error:  # of the user's code
+        called = f"{type(trainer).__name__}.begin_epoch({epoch})"
+        trainer.console.warn(
+            f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
+        )
+
+
 @contextmanager
 def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
     """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
@@ -49,8 +69,7 @@ def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if again:
-            stack.enter_context(trainer.shown.to(None))
-            stack.enter_context(kept({**_changeable(trainer), **own_parts(trainer)}))
+            stack.enter_context(_without_effect(trainer))
         try:
             yield
         except Exception as error:  # of the user's code, such as one that samples from the model
@@ -58,6 +77,13 @@ def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
             if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
                 raise
             raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
+
+
+@contextmanager
+def _without_effect(trainer: Any) -> Iterator[None]:
+    """Shows nothing, and restores the parts of a checkpoint."""
+    with trainer.shown.to(None), kept({**_changeable(trainer), **own_parts(trainer)}):
+        yield
 
 
 def _changeable(trainer: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
@@ -104,13 +104,32 @@ class EvaluationLoop(TrainerInterface):
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
         try:
             # not in inference mode: a table that a model extends and keeps must work in training too
-            with averaged, isolated(self.experiment.seed, "evaluation", *key), torch.no_grad():
+            with (
+                averaged,
+                isolated(self.experiment.seed, "evaluation", *key),
+                torch.no_grad(),
+                same_statistics(self.model),
+            ):
                 yield
         finally:
             for root in (self.model, *others):
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
+
+
+@contextmanager
+def same_statistics(model: nn.Module) -> Iterator[None]:
+    """Raise ConfigError if a BatchNorm updates its running statistics inside the block."""
+    named = ((name, getattr(module, "num_batches_tracked", None)) for name, module in model.named_modules())
+    counts = [(name, tracked, tracked._version) for name, tracked in named if isinstance(tracked, Tensor)]
+    yield
+    for name, tracked, before in counts:
+        if tracked._version != before:
+            raise ConfigError(
+                f"evaluation changed the running statistics of {name}: in training mode, it learns from validation "
+                "data; leave the model in evaluation mode in eval_step, with NaN as the loss if it has none there"
+            )
 
 
 def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:

@@ -23,6 +23,7 @@ from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.epoch_start import prepare_epoch
+from base.training.evaluation import same_statistics
 from base.training.first_batch import (
     check_backward_was_called,
     check_loss_was_called,
@@ -219,7 +220,7 @@ class _Check:
 
     def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), same_statistics(self.model):
             return self.trainer.eval_step(batch)
 
     def _copied(self) -> Any:
@@ -362,7 +363,9 @@ class _Check:
             result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
-            cause = "validation data of a different kind than the training data"
+            cause = (
+                "" if isinstance(error, ConfigError) else "validation data of a different kind than the training data"
+            )
             yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
             return
         finally:

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import train
+from base.base_model import BaseModel
 from base.data.batches import Batches, StepBatches
 from base.data.sources import TensorSource
+from base.load_run import load_trainer
+from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
+from tests.conftest import load_script
 from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
 from trainer.trainer import Trainer
-from utils.errors import UserError
-from utils.registry import DATA_LOADERS, TRAINERS
+from utils.errors import ConfigError, UserError
+from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
 TRAINING: Json = {"args": {"validation_split": 0}}
@@ -189,3 +194,77 @@ def test_the_start_says_that_the_two_sums_of_a_loss_are_not_comparable(
     fit()
     fit("data_loader.args.validation_split=0", "optimizer.args.lr=0.001", loss=summed)
     assert says not in capsys.readouterr().out
+
+
+class Anneals(Trainer):
+    """Its loss depends on the epoch."""
+
+    weight = 1.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight = 1 / epoch
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(loss=result.loss * self.weight)
+
+
+class NeedsTraining(Anneals):
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight = 1 / (epoch + self.training.batches.num_samples)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_test_uses_what_begin_epoch_set(fit: Fit, capsys: pytest.CaptureFixture[str], every: int | None) -> None:
+    data = loader(30)
+    with temporarily(TRAINERS, Anneals), temporarily(TRAINERS, NeedsTraining):
+        run = train_on(
+            fit,
+            "trainer.type=Anneals",
+            "trainer.epochs=3",
+            f"trainer.save_every_steps={json.dumps(every)}",
+            "trainer.keep_last=null",
+            data_loader=data,
+            validation=data,
+        )
+        for epoch, line in enumerate(run.history, start=1):
+            file = run.run_dir / "checkpoints" / f"step-{line['step']:08}.pth"
+            assert load_script("test").main(["-r", str(file)])["loss"] == line["val_loss"], epoch
+        if every:  # within the second epoch
+            start = torch.load(run.run_dir / "checkpoints" / "step-00000006.pth", weights_only=True)["progress"]
+            assert start["epochs"] == 1
+            assert start["epoch_steps"] == 2
+            within = load_trainer(run.run_dir / "checkpoints" / "step-00000006.pth")
+            assert within.trainer.weight == 1 / 2  # type: ignore[attr-defined]
+        needs = train_on(fit, "trainer.type=NeedsTraining", data_loader=data, validation=data).run_dir
+        capsys.readouterr()
+        load_script("test").main(["-r", str(needs)])
+    assert "NeedsTraining.begin_epoch(2) failed without training (AttributeError: " in capsys.readouterr().err
+
+
+class TrainsInEvaluation(Trainer):
+    """Gets a loss in evaluation by training mode, as of torchvision's detectors."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        self.model.train()
+        result = super().eval_step(batch)
+        self.model.eval()
+        return result
+
+
+class Normalized(BaseModel):
+    def __init__(self, *, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(6, momentum=momentum), nn.Linear(6, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)  # type: ignore[no-any-return]
+
+
+def test_an_evaluation_in_training_mode_is_refused(fit: Fit) -> None:
+    with temporarily(TRAINERS, TrainsInEvaluation), temporarily(MODELS, Normalized):
+        assert fit(model="Normalized").steps
+        says = "evaluation changed the running statistics of layers.0: in training mode, it learns from validation data"
+        with pytest.raises(ConfigError, match=says):
+            fit("trainer.type=TrainsInEvaluation", model="Normalized")
+        assert fit("trainer.type=TrainsInEvaluation").steps  # a model in which it changes nothing
