@@ -37,6 +37,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult, Verdict
+from extras.check.validation_checks import check_own_validation, own_validation
 from extras.classification import classification_warnings, may_be_classes
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
@@ -140,7 +141,7 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
-        if not self.evaluates_training and not self.training.validation:
+        if not self.evaluates_training and not self.training.validation and not own_validation(self.trainer):
             text = "eval_step does not take training batches, and there is no validation data to try it on"
             yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")
         yield from self._likely_mistakes(batch, result)
@@ -162,6 +163,7 @@ class _Check:
         yield from self._backward()
         yield from self._smallest_batch()
         yield from self._validation_batch()
+        yield from check_own_validation(self.trainer)
         if self.trainer.supervised:
             yield self._memorising(result)
         yield from self._costs()
@@ -352,6 +354,8 @@ class _Check:
 
     def _validation_batch(self) -> Iterator[CheckResult]:
         """Check the first validation batch, which may have its own data set or collate; silent if it passes."""
+        if "evaluate" in own_validation(self.trainer):  # may not call eval_step
+            return
         for batches in self.training.validation.values():
             yield from self._check_validation(batches)
 

@@ -14,8 +14,10 @@ from torch.utils.data import Dataset
 import train
 from base.base_data_loader import BaseDataLoader
 from base.base_model import count_parameters
+from base.data import Batches
 from base.experiment import Experiment
 from base.metric import StepResult
+from base.training.observer import Observer
 from extras.check import preflight
 from extras.check.data_checks import check_batch
 from extras.layers import Trace, traced
@@ -387,3 +389,42 @@ def test_the_layers_have_all_parameters() -> None:
     with traced(model, trace):
         model(torch.zeros(2, 4, 8))
     assert sum(int(row[3].replace(",", "") or 0) for row in trace.rows) == count_parameters(model)
+
+
+class Evaluates(Trainer):
+    """With a validation of its own, which may do something wrong."""
+
+    logs = ("spread",)
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, mistake: str = "") -> None:
+        super().__init__(experiment, settings)
+        self.mistake, self.sizes = mistake, set[int]()
+
+    def eval_step(self, batch: Any) -> StepResult:
+        raise NotImplementedError
+
+    def evaluate(self, batches: Batches, observer: Observer, **more: Any) -> dict[str, float]:
+        with self.evaluating():
+            outputs = torch.cat([self.model(batch.data[0]) for batch in batches.one_pass()])
+        if self.mistake == "fails":
+            raise ValueError("no such file")
+        if self.mistake == "draws":
+            outputs = outputs + torch.rand(1)
+        return {"spread": outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("", ""),
+        ("fails", "validation    FAIL  ValueError: no such file"),
+        ("shape", 'validation    FAIL  Evaluates.evaluate returned "spread" of shape (9, 3)'),
+        ("draws", "exactness     note  evaluate draws random numbers of torch, as the training after it does"),
+    ],
+)
+def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str) -> None:
+    with temporarily(TRAINERS, Evaluates):
+        status, report = check(**plain() | {"trainer": {"type": "Evaluates", "args": {"mistake": mistake}}})
+    assert status == ("FAIL" in says), report
+    assert says in report
+    assert "eval_step" not in report

@@ -1,0 +1,52 @@
+"""Checks of a trainer's own ``validate`` or ``evaluate``, which otherwise first runs after an epoch."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from base.base_trainer import BaseTrainer
+from base.data.batches import Batches
+from base.data.stream import StreamBatches
+from base.training.evaluation import check_returned
+from extras.check.check_result import CheckResult
+from extras.check.exactness_checks import ADVICE
+from utils.random import global_generators
+from utils.text import listed
+from utils.user_code import format_error_with_source
+
+
+def own_validation(trainer: BaseTrainer) -> list[str]:
+    """Which of ``validate`` and ``evaluate`` the trainer defines itself."""
+    names = ("validate", "evaluate")
+    return [name for name in names if getattr(type(trainer), name) is not getattr(BaseTrainer, name)]
+
+
+def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
+    """Try a validation of the trainer's own on the first batches; silent if it passes, or if there is none."""
+    names, training, generators = own_validation(trainer), trainer.training, global_generators()
+    if not names or (not training.validation and "validate" not in names):
+        return
+    first = {name: _first_batches(batches) for name, batches in training.validation.items()}
+    before = {name: generator.state() for name, generator in generators.items()}
+    try:
+        trainer.training = replace(training, validation=first)
+        check_returned(trainer, "validate", trainer.validate())
+    except Exception as error:  # of the user's code
+        yield CheckResult("validation", "FAIL", format_error_with_source(error))
+        return
+    finally:
+        trainer.training = training
+    drawn = [name for name, generator in generators.items() if generator.state() != before[name]]
+    if drawn:
+        text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
+        cause = f"draws outside self.evaluating(), which seeds the generators; {ADVICE}"
+        yield CheckResult("exactness", "note", text, cause)
+
+
+def _first_batches(batches: Batches) -> Batches:
+    """The first two; all of a stream."""
+    if isinstance(batches, StreamBatches):
+        return batches
+    indices = torch.arange(len(batches.source)) if batches.indices is None else batches.indices
+    return Batches(batches.source, batch_size=batches.batch_size, indices=indices[: 2 * batches.batch_size])
