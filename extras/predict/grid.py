@@ -1,7 +1,7 @@
 """The image for --show: the first inputs with their predictions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,28 @@ from extras.predict.outputs import Field
 MOST = 24
 
 
-def shown(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field], first: int) -> list[Cell]:
-    """Pictures, uint8 of shape (B, H, W, 1 or 3), with the predictions for them. first: the number of the first."""
+def shown(
+    pictures: torch.Tensor,
+    names: Sequence[str],
+    fields: Sequence[Field],
+    first: int,
+    *,
+    outputs: Mapping[str, torch.Tensor] | None = None,
+) -> list[Cell]:
+    """Pictures, uint8 of shape (B, H, W, 1 or 3), with the predictions for them.
+
+    first: the number of the first. outputs: predicted pictures by the name of their field, each drawn after its input.
+    """
+    cells = _inputs(pictures, names, fields, first)
+    predicted = outputs or {}
+    return [
+        each
+        for place, cell in enumerate(cells)
+        for each in (cell, *(Cell(some[place].numpy(), [name], cell.below) for name, some in predicted.items()))
+    ]
+
+
+def _inputs(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field], first: int) -> list[Cell]:
     masks = next((field.values for field in fields if field.name.endswith("mask")), None)
     return [
         Cell(

@@ -242,7 +242,14 @@ class Predictor:
         if pictures is None:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
-        self.shown += shown(pictures, names, fields, len(self.shown))
+        arrays = {field.name: field.values[:left] for field in fields if _may_be_images(field.values)}
+        drawn = {name: pictures_of(self.data, torch.from_numpy(array)) for name, array in arrays.items()}
+        outputs = {name: each for name, each in drawn.items() if each is not None}
+        self.shown += shown(pictures, names, fields, len(self.shown), outputs=outputs)
+
+
+def _may_be_images(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 4 and values.shape[1] in (1, 3)
 
 
 def _not_finite(fields: Sequence[Field], count: int) -> int:

@@ -413,6 +413,15 @@ def test_long_names_in_the_picture_do_not_overlap() -> None:
     assert first.get_window_extent().x1 < second.get_window_extent().x0
 
 
+def test_a_predicted_picture_stands_beside_its_input() -> None:
+    from extras.predict.grid import shown
+
+    inputs = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
+    cells = shown(inputs, ["a.png", "b.png"], [], 0, outputs={"sharp": inputs + 10})
+    assert [int(cell.picture.max()) for cell in cells] == [0, 10, 1, 11]
+    assert [list(cell.above) for cell in cells] == [[], ["sharp"], [], ["sharp"]]
+
+
 def test_the_facts_are_kept_in_the_checkpoint(run: Run) -> None:
     data: Json = torch.load(run[0] / "checkpoints" / "best.pth", weights_only=True)["data"]
     assert data["first_batch"] == {

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import extras.predict.grid
 import predict
 import train
 from base.base_data_loader import BaseDataLoader, row_of_numbers
@@ -556,6 +557,40 @@ def test_an_archive_is_read_a_part_at_a_time(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
+
+
+class Brighter(BaseModel):
+    """Pictures to pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layer(pictures)  # type: ignore[no-any-return]
+
+
+class ToItself(Bright):
+    def training_data(self, *, augment: bool) -> TensorSource:
+        pictures = torch.rand(8, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+        return TensorSource(pictures, pictures)
+
+
+def test_predicted_pictures_are_shown(fit: Fit, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = list[Any]()
+
+    def grid(drawn: Sequence[Any], total: int) -> Any:
+        cells.extend(drawn)
+        return drawn_grid(drawn, total)
+
+    drawn_grid = extras.predict.grid.grid
+    monkeypatch.setattr(extras.predict.grid, "grid", grid)
+    with temporarily(MODELS, Brighter), temporarily(DATA_LOADERS, ToItself):
+        data = {"type": "ToItself", "args": {"batch_size": 4}}
+        run = fit(data_loader=data, model="Brighter", loss="mse_loss", metrics=[], trainer={"monitor": None}).run_dir
+        np.save("x.npy", np.random.default_rng(0).uniform(-1, 1, (3, 1, 6, 8)).astype(np.float32))
+        assert ask(run, "x.npy", "--out", "x.npz", "--show", "x.png")[0] == 0
+    assert [list(cell.above) for cell in cells] == [[], ["value"]] * 3
 
 
 class Pairs(BaseDataLoader):
