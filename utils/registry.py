@@ -159,6 +159,8 @@ class Registry:
         found = getattr(library, name, None)
         if not self.base or not inspect.isclass(found):
             return None
+        if found.__name__ == f"_{name}":  # torchmetrics' deprecated name for a class of torchmetrics.image, say
+            found = inspect.getmro(found)[1]
         base = getattr(library, self.base)
         return found if issubclass(found, base) and found is not base and self.accepts(found) else None
 
@@ -184,10 +186,9 @@ def _is_loss(module: Any) -> bool:
 
 
 def _is_metric(metric: Any) -> bool:
-    # wrappers take other metrics, aggregations take no targets, and the models do not output text
-    left_out = {"metric", "wrappers", "aggregation", "text"}
-    deprecated = metric.__name__.startswith("_")  # its public name is in another module
-    return not deprecated and metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
+    # wrappers take other metrics, aggregations take no targets, and those of text take strings, except for perplexity
+    left_out = {"metric", "wrappers", "aggregation", "text"} - {"text" if metric.__name__ == "Perplexity" else ""}
+    return metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
 
 
 def _is_schedule(schedule: Any) -> bool:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from extras.hints.former_names import FORMER_NAMES
@@ -32,6 +33,11 @@ def _left_out(registry: Registry, name: str) -> str:
     """Why a config cannot use the library's component of this name; empty if there is none, or another reason."""
     library = registry.import_library() if registry.library else None
     found = getattr(library, name, None)
+    if found is None and registry is METRICS and (package := _package_of(library, name)):
+        return (
+            f"it is in {package}: register a subclass of it in model/metric.py, with an update that takes (outputs, "
+            "targets) and a compute that returns a single number"
+        )
     if not inspect.isclass(found) or not registry.base or not issubclass(found, getattr(library, registry.base)):
         return ""
     if registry.kind == "scheduler" and not registry.accepts(found):
@@ -44,6 +50,12 @@ def _left_out(registry: Registry, name: str) -> str:
             f"{registry.kind} of your own, in model/{registry.kind}.py, or in train_step"
         )
     return f"{registry.library} has it, but {reason}"
+
+
+def _package_of(library: ModuleType | None, name: str) -> str:
+    """The package of torchmetrics with this metric, if the library itself does not have it; else ""."""
+    packages = [value for value in vars(library).values() if isinstance(value, ModuleType)] if library else []
+    return next((each.__name__ for each in packages if name in getattr(each, "__all__", ())), "")
 
 
 def single_task_hint(name: str, args: Mapping[str, Any]) -> str:

@@ -313,6 +313,25 @@ def test_a_name_that_the_library_has_for_other_inputs_says_so(
     assert "did you mean" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("PeakSignalNoiseRatio", {"data_range": 1.0}), ("StructuralSimilarityIndexMeasure", {}), ("Perplexity", {})],
+)
+def test_a_metric_with_a_deprecated_name_is_that_of_its_package(name: str, args: dict[str, Any]) -> None:
+    metric = METRICS[name]
+    assert metric.__name__ == name
+    metric(**args)  # without a warning
+    assert name in METRICS.names()
+
+
+@needs_extra("hints")
+def test_a_metric_of_a_package_of_torchmetrics_says_so(write_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(write_config(metrics=["PeakSignalNoiseRatioWithBlockedEffect"]))
+    assert "it is in torchmetrics.image: register a subclass of it in model/metric.py" in str(error.value)
+    assert "did you mean" not in str(error.value)
+
+
 def test_another_module_of_torch_is_not_a_loss(write_config: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match='unknown loss "Linear"; ') as error:
         load_config(write_config(loss="Linear"))
