@@ -145,7 +145,8 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
 
 def _reason(error: Exception) -> str:
     """The message of an error, without torch's list of the calls that it would have accepted."""
-    message = format_error(error) if isinstance(error, (KeyError, AssertionError)) else str(error)
+    bare = isinstance(error, (KeyError, AssertionError)) or not str(error)
+    message = format_error(error) if bare else str(error)
     return message.partition(", but expected one of:")[0]
 
 

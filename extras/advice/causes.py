@@ -40,6 +40,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "targets are numbers or tensors",
     r"^\w+\(\): argument 'input'.* must be Tensor, not tuple": "a layer that gets a tuple: nn.RNN, nn.LSTM, nn.GRU and "
     "nn.MultiheadAttention return their outputs with something else, so take the first: outputs, _ = layer(x)",
+    "'list' object has no attribute '(values|items|keys)'": "a list where the code expects a dict: torchvision's "
+    "detectors return losses in training, but detections in evaluation, where eval_step returns NaN as its loss",
     "'list' object has no attribute": "samples that are lists of numbers, of which collation makes a list of tensors: "
     "let the data set return torch.tensor(...) or a NumPy array",
     r"Expected input batch_size .* to match target batch_size": "outputs whose first axis was reshaped, but not that "
@@ -65,7 +67,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "Class values must be smaller than num_classes": "a class index that is not below num_classes: classes count "
     "from 0",
     "backward through the graph a second time": "a tensor that is kept from an earlier step with its graph, such as a "
-    "hidden state or a memory: keep tensor.detach()",
+    "hidden state or a memory: keep tensor.detach(). With several optimizers: outputs that two blocks of "
+    "self.optimizing share; compute them anew in each, or detach them in one",
     "modified by an inplace operation": "an operation in place, such as x += 1 or relu_(), on a value that a gradient "
     "needs: x = x + 1",
     r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)": r"a linear layer that gets \1 features, "
@@ -102,8 +105,10 @@ FORMER_ATTRIBUTES = {
 
 def usual_cause(error: Exception, batch: Any = None) -> str:
     """The usual cause of an error in a step for a batch, and what to do; "" if there are many."""
-    *_, innermost = traceback.extract_tb(error.__traceback__)
-    in_step = innermost.name in ("train_step", "eval_step")
+    called = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    in_step = called[-1] in ("train_step", "eval_step")
+    if "eval_step" in called and "does not require grad" in str(error):
+        return "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad()"
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
     if isinstance(batch, dict) and re.search(r"\bstr\b", str(error)):

@@ -16,6 +16,7 @@ from utils.errors import DataError
 from utils.run_folder import RunFolder
 from utils.schema import Config, TrainerConfig
 from utils.text import one_line
+from utils.user_code import format_error
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -128,6 +129,8 @@ class Board(Observer):
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
         if trainer.training.validation:
             self._draw(trainer, pictures.evaluation(stats))
+        elif type(trainer).validate is not BaseTrainer.validate:  # its eval_step may do nothing
+            return
         elif trainer.runtime.process_group.world_size == 1 and not isinstance(trainer.training.batches, StreamBatches):
             self._draw(trainer, _pictures_of_training(trainer, stats))
 
@@ -137,7 +140,7 @@ class Board(Observer):
         except Exception as error:  # a missing library or a broken font must not cost an epoch
             if isinstance(error, DataError) and not trainer.progress.steps:
                 raise  # from the user's code, before anything is lost
-            trainer.console.warn(f"TensorBoard's pictures could not be drawn: {error}")
+            trainer.console.warn(f"TensorBoard's pictures could not be drawn: {str(error) or format_error(error)}")
 
     def _write(self, step: int, written: "Iterable[Summary]") -> None:
         for summary in written:

@@ -992,3 +992,18 @@ def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit, capsys: pyt
     shown = unquote(capsys.readouterr().out)
     assert '"tag":"episode/valid"' in shown
     assert "episode/train" not in shown  # no training step logs it
+
+
+class OnlyPlays(PlaysEpisodes):
+    """Its eval_step does nothing, which base_trainer demands."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        raise NotImplementedError
+
+
+def test_a_validation_of_ones_own_without_data_needs_no_eval_step(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(TRAINERS, OnlyPlays):
+        run = fit("data_loader.args.validation_split=0", "trainer.type=OnlyPlays", "trainer.tensorboard=true")
+        assert "warning" not in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"failed in the model, the loss or a metric: NotImplementedError\n"):
+            load_script("test").main(["-r", str(run.run_dir)])

@@ -20,6 +20,11 @@ def twice() -> None:
     squares.backward()  # type: ignore[no-untyped-call]
 
 
+def eval_step() -> None:
+    with torch.no_grad():
+        torch.autograd.grad(LOGITS.square().sum(), LOGITS)
+
+
 def in_place() -> None:
     powers = LOGITS.exp()
     powers += 1
@@ -49,6 +54,9 @@ def in_place() -> None:
         (lambda: F.cross_entropy(LOGITS, LABELS, weight=torch.ones(5)), "class weights that are not one for each"),
         (lambda: F.one_hot(LABELS + 3, 2), "a class index that is not below num_classes"),
         (twice, "a tensor that is kept from an earlier step with its graph"),
+        (eval_step, "a gradient in eval_step, which runs without gradients"),
+        (lambda: sum(cast("Any", [X]).values()), "a list where the code expects a dict: torchvision's detectors"),
+        (lambda: cast("Any", [X]).shape, "samples that are lists of numbers"),
         (in_place, "an operation in place, such as x += 1"),
         (lambda: nn.Linear(5, 2)(X), "a linear layer that gets 3 features, but has in_features=5"),
         (
