@@ -90,7 +90,8 @@ def check_loss(loss: Any, what: str) -> None:
     """Raise ConfigError unless a loss is a tensor with one number. what: begins the message."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-        raise ConfigError(f"{what} of {found}; expected one number per batch, a tensor of shape ()")
+        add = ". Add losses up: sum(losses.values())" if isinstance(loss, dict) else ""
+        raise ConfigError(f"{what} of {found}; expected one number per batch, a tensor of shape (){add}")
 
 
 def check_values(name: str, values: Any, samples: int, outputs: Any, targets: Any) -> Tensor:

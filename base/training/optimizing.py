@@ -97,7 +97,8 @@ class SeveralOptimizers:
         step = self.step
         if step is not None and step.num_micro_batches > 1 and name in self._seen:
             raise ConfigError(
-                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps above 1"
+                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps above 1; "
+                "let the others step less often instead, as in: if (self.progress.steps + 1) % 5 == 0"
             )
         self._seen.add(name)
         if step is not None and self._number > 1 and name not in self._losses:

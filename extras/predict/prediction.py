@@ -194,7 +194,7 @@ class Predictor:
         shape = task.shape("inputs")
         if shape is None:
             return ""
-        return f"\nIn training, the model took {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
+        return f"\nIn training, the inputs were {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes: integers unchanged, floats rounded. Raises DataError."""

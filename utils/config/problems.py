@@ -138,7 +138,7 @@ def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:
         return
     known = _known(())
     if "loss" not in {_meant(key, known) for key in config if key not in known}:
-        yield Problem((), 'the key "loss" is missing')
+        yield Problem((), 'the key "loss" is missing; null if the trainer computes its own')
 
 
 def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:

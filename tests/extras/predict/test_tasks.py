@@ -105,7 +105,7 @@ def test_inputs_that_the_models_dtype_cannot_hold_are_refused(regression: Path, 
     for name, value in (("inexact.npy", "int64 value 16777217"), ("large.npy", "float64 value 1e+300")):
         status, output, errors = ask(regression, name)
         assert (status, output) == (2, "")
-        assert f"the input has the {value}, which is out of range.\nIn training, the model took float32" in errors
+        assert f"the input has the {value}, which is out of range.\nIn training, the inputs were float32" in errors
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), "the input has shape ().\nIn training, the model took float32 of shape (B, 3)."),
+        (np.zeros(3), "the input has shape ().\nIn training, the inputs were float32 of shape (B, 3)."),
         (np.zeros((2, 1, 3)), "the input has shape (1, 3)"),
         (np.zeros((2, 4)), "the model cannot take this input ((2, 4) float32)"),
         (np.zeros((2, 3), np.uint8), "the input is uint8 of shape (3,); scale the bytes as in training."),
@@ -188,7 +188,7 @@ def test_an_array_of_another_kind_is_told_what_the_model_takes(
     status, output, errors = ask(regression, "x.npy")
     assert (status, output) == (2, "")
     assert message in errors
-    assert "In training, the model took float32 of shape (B, 3)." in errors
+    assert "In training, the inputs were float32 of shape (B, 3)." in errors
     assert "Traceback" not in errors
 
 
