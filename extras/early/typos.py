@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from extras.early.names import OwnNames, is_known, own_names, variable_of
+from extras.early.names import OwnNames, in_a_package_of, is_known, own_names, variable_of
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
@@ -72,6 +72,8 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     """The message of utils/config. Raises ImportError if it depends on more than the names."""
     hints = find_extra("hints")
     if name in own.defined or _TASK.match(name) or "." in name or (hints and hints.files_in_subfolders()):
+        raise ImportError
+    if kind == "metrics" and in_a_package_of("torchmetrics", name):  # the message names it
         raise ImportError
     if hints and name in hints.FORMER_NAMES:
         hint = f"use {hints.FORMER_NAMES[name]}"
