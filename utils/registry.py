@@ -188,7 +188,8 @@ def _is_loss(module: Any) -> bool:
 def _is_metric(metric: Any) -> bool:
     # wrappers take other metrics, aggregations take no targets, and those of text take strings, except for perplexity
     left_out = {"metric", "wrappers", "aggregation", "text"} - {"text" if metric.__name__ == "Perplexity" else ""}
-    return metric.__module__.split(".")[1] not in left_out and _takes_two(metric.update)
+    takes_function = "metric_func" in inspect.signature(metric).parameters
+    return metric.__module__.split(".")[1] not in left_out and not takes_function and _takes_two(metric.update)
 
 
 def _is_schedule(schedule: Any) -> bool:

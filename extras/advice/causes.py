@@ -68,7 +68,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "from 0",
     "backward through the graph a second time": "a tensor that is kept from an earlier step with its graph, such as a "
     "hidden state or a memory: keep tensor.detach(). With several optimizers: outputs that two blocks of "
-    "self.optimizing share; compute them anew in each, or detach them in one",
+    "self.optimizing share; compute them again in each, or detach them in one",
     "modified by an inplace operation": "an operation in place, such as x += 1 or relu_(), on a value that a gradient "
     "needs: x = x + 1",
     r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)": r"a linear layer that gets \1 features, "
@@ -107,7 +107,7 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
     """The usual cause of an error in a step for a batch, and what to do; "" if there are many."""
     called = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     in_step = called[-1] in ("train_step", "eval_step")
-    if "eval_step" in called and "does not require grad" in str(error):
+    if "eval_step" in called and "train_step" not in called and "does not require grad" in str(error):
         return "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad()"
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS

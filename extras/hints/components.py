@@ -1,5 +1,6 @@
 """Unknown names of components: of a single task, of another project, not registered, of another kind, or left out."""
 
+import contextlib
 import inspect
 import json
 import re
@@ -19,6 +20,8 @@ from utils.user_code import in_project, where
 # torchmetrics' class for a single task, as MulticlassAccuracy, which Accuracy creates for its argument "task"
 _OF_TASK = re.compile(r"(Binary|Multiclass|Multilabel)(\w+)")
 _CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"num_labels": "..."}}
+
+UNLOADED = ("clustering", "segmentation", "shape")  # packages of torchmetrics that it does not import itself
 
 
 def component_hint(registry: Registry, name: str, args: Mapping[str, Any]) -> str:
@@ -54,7 +57,12 @@ def _left_out(registry: Registry, name: str) -> str:
 
 def _package_of(library: ModuleType | None, name: str) -> str:
     """The package of torchmetrics with this metric, if the library itself does not have it; else ""."""
-    packages = [value for value in vars(library).values() if isinstance(value, ModuleType)] if library else []
+    if not library:
+        return ""
+    for package in UNLOADED:
+        with contextlib.suppress(ImportError):  # an older torchmetrics does not have all of them
+            import_module(f"{library.__name__}.{package}")
+    packages = [value for value in vars(library).values() if isinstance(value, ModuleType)]
     return next((each.__name__ for each in packages if name in getattr(each, "__all__", ())), "")
 
 

@@ -55,6 +55,8 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "model_type" and path == ("trainer",):
         return 'should be an object with the name of the trainer as its "type": {"type": NAME, ...}'
     if item["type"] == "model_type":
+        if path == ("trainer", "ema"):
+            return 'should be an object, such as {"decay": 0.99}'
         return COMPONENT if issubclass(section_at(path) or Component, Component) else "should be an object: { ... }"
     return in_json_words(item["msg"])
 

@@ -325,10 +325,20 @@ def test_a_metric_with_a_deprecated_name_is_that_of_its_package(name: str, args:
 
 
 @needs_extra("hints")
-def test_a_metric_of_a_package_of_torchmetrics_says_so(write_config: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("image", "PeakSignalNoiseRatioWithBlockedEffect"),
+        ("segmentation", "MeanIoU"),  # torchmetrics does not import these two itself
+        ("clustering", "RandScore"),
+    ],
+)
+def test_a_metric_of_a_package_of_torchmetrics_says_so(
+    write_config: Callable[..., Path], package: str, name: str
+) -> None:
     with pytest.raises(ConfigError) as error:
-        load_config(write_config(metrics=["PeakSignalNoiseRatioWithBlockedEffect"]))
-    assert "it is in torchmetrics.image: register a subclass of it in model/metric.py" in str(error.value)
+        load_config(write_config(metrics=[name]))
+    assert f"it is in torchmetrics.{package}: register a subclass of it in model/metric.py" in str(error.value)
     assert "did you mean" not in str(error.value)
 
 
