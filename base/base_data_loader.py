@@ -363,7 +363,8 @@ class BaseDataLoader(ABC):
             raise DataError(f"{type(self).__name__}: the training data is empty")
         if not self._holds_out():
             return None, None
-        return check_split(self.split(count), count, by=type(self).__name__)
+        kind = type(self)  # the loader may keep an argument as self.split
+        return check_split(kind.split(self, count), count, by=kind.__name__)
 
 
 def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:

@@ -115,6 +115,12 @@ def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
     assert split_loader((torch.arange(50), [])).validation() is None
 
 
+def test_a_loader_may_keep_an_argument_as_its_split() -> None:
+    loader = RandomTensorLoader(**ARGS, validation_split=10)
+    loader.split = "train"  # type: ignore[assignment, method-assign]
+    assert loader.training(0).num_samples == 40
+
+
 @pytest.mark.parametrize(
     ("returns", "says"),
     [
