@@ -111,10 +111,11 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
     with record_outcome(trainer, folder), frozen():
         trainer.train()
     console.clear()
-    for line in end_summary(loaded, trainer, folder):
+    history = folder.epochs()
+    for line in end_summary(loaded, trainer, folder, history):
         console.info(line)
     model = trainer.experiment.model.eval()
-    return Result(folder.path, progress.epochs, progress.steps, progress.best, model, folder.epochs())
+    return Result(folder.path, progress.epochs, progress.steps, progress.best, model, history)
 
 
 if __name__ == "__main__":

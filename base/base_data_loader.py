@@ -280,8 +280,9 @@ class BaseDataLoader(ABC):
 
     def _check_stream(self, source: StreamSource) -> None:
         """Raise DataError if a stream for training is combined with options that need indices."""
+        held_out_by = self._holds_out()
         asked = {
-            self._holds_out(): bool(self._holds_out()),
+            held_out_by: bool(held_out_by),
             "balanced": self.balanced,
             "sample_weights()": self.sample_weights() is not None,
             "lengths()": self.lengths() is not None,
@@ -291,7 +292,7 @@ class BaseDataLoader(ABC):
                 where = "" if name.endswith("()") else "data_loader.args."
                 raise DataError(
                     f"{where}{name}: the training data is a stream, which has no indices; leave {name} out"
-                    + ("" if name != self._holds_out() else ", and define validation_data() instead")
+                    + ("" if name != held_out_by else ", and define validation_data() instead")
                 )
         if source.length is not None:
             raise DataError(

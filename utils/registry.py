@@ -187,9 +187,11 @@ def _is_loss(module: Any) -> bool:
 
 def _is_metric(metric: Any) -> bool:
     # wrappers take other metrics, aggregations take no targets, and those of text take strings, except for perplexity
-    left_out = {"metric", "wrappers", "aggregation", "text"} - {"text" if metric.__name__ == "Perplexity" else ""}
+    package = metric.__module__.split(".")[1]
+    if package in ("metric", "wrappers", "aggregation", "text") and metric.__name__ != "Perplexity":
+        return False
     takes_function = "metric_func" in inspect.signature(metric).parameters
-    return metric.__module__.split(".")[1] not in left_out and not takes_function and _takes_two(metric.update)
+    return not takes_function and _takes_two(metric.update)
 
 
 def _is_schedule(schedule: Any) -> bool:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from utils.errors import DataError
 from utils.random import permutation
+from utils.tree import describe_batch
 
 
 def split_at_random(
@@ -54,7 +55,7 @@ def check_folds(folds: int | None, fold: int | None, validation_split: float) ->
 
 
 def check_split(parts: object, count: int, *, by: str) -> tuple[Tensor, Tensor]:
-    """The indices that a ``split`` of one's own returned, on the CPU. by: its class. Raises DataError."""
+    """The indices returned by the ``split`` of a data loader, on the CPU. by: its class. Raises DataError."""
     if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         raise DataError(f"{by}.split returned type {type(parts).__name__}; expected (training, validation) indices")
     found = []
@@ -66,8 +67,8 @@ def check_split(parts: object, count: int, *, by: str) -> tuple[Tensor, Tensor]:
             indices = indices_of(indices)
         if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
             raise DataError(
-                f"{by}.split returned {name} indices of shape {tuple(indices.shape)}, {_dtype(indices)}; expected "
-                f"integers of shape (N,), or a mask of shape ({count},)"
+                f"{by}.split returned the {name} indices {describe_batch(indices)}; expected integers of shape (N,), "
+                f"or a mask of shape ({count},)"
             )
         wrong = indices[(indices < 0) | (indices >= count)]
         if len(wrong):
@@ -80,7 +81,3 @@ def check_split(parts: object, count: int, *, by: str) -> tuple[Tensor, Tensor]:
     if not len(train):
         raise DataError(f"{by}.split leaves no samples to train on")
     return train, held_out
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

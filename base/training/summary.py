@@ -3,7 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from base.base_model import count_parameters
@@ -86,8 +87,10 @@ def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
         yield "frozen", f"{', '.join(entry.params)}: {size:,} parameters, {how_long}"
 
 
-def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -> Iterator[str]:
-    """The result, its location, and the commands to inspect it."""
+def end_summary(
+    loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, history: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """The result, its location, and the commands to inspect it. history: the values of each epoch by name."""
     progress = trainer.progress
     name = loaded.config.trainer.monitored_name
     if trainer.stopped_early():
@@ -103,8 +106,7 @@ def end_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder) -
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
-        logged = folder.epochs()[-1:]
-        yield _row("", tensorboard_address(settings.monitor, logged[0] if logged else {}))
+        yield _row("", tensorboard_address(settings.monitor, history[-1] if history else {}))
 
 
 def tensorboard_address(monitor: str | None, logged: Collection[str]) -> str:

@@ -111,7 +111,7 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
         return "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad()"
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
-    if isinstance(batch, dict) and re.search(r"\bstr\b", str(error)):
+    if isinstance(batch, dict) and len(batch) == 2 and re.search(r"\bstr\b", str(error)):
         return f'"inputs, targets = batch", which gives the keys of a dict; read batch["{next(iter(batch))}"] instead'
     attribute = re.match(r"'(?!Tensor)[A-Z]\w*' object has no attribute '(\w+)'", str(error))
     if attribute and in_step and attribute[1] in FORMER_ATTRIBUTES:

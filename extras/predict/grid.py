@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,15 @@ def shown(
     first: int,
     *,
     outputs: Mapping[str, torch.Tensor] | None = None,
-) -> list[Cell]:
-    """Pictures, uint8 of shape (B, H, W, 1 or 3), with the predictions for them.
+) -> list[list[Cell]]:
+    """For each input, its picture with the predictions, and the predicted pictures.
 
-    first: the number of the first. outputs: predicted pictures by the name of their field, each drawn after its input.
+    pictures: uint8 of shape (B, H, W, 1 or 3). first: the number of the first. outputs: by the name of their field.
     """
-    cells = _inputs(pictures, names, fields, first)
     predicted = outputs or {}
     return [
-        each
-        for place, cell in enumerate(cells)
-        for each in (cell, *(Cell(some[place].numpy(), [name], cell.below) for name, some in predicted.items()))
+        [cell, *(Cell(output[place].numpy(), [name], cell.below) for name, output in predicted.items())]
+        for place, cell in enumerate(_inputs(pictures, names, fields, first))
     ]
 
 
@@ -75,10 +74,12 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
     return texts[:2]
 
 
-def grid(cells: Sequence[Cell], total: int) -> Figure:
-    """total: number of all inputs, of which these are the first."""
+def grid(inputs: Sequence[Sequence[Cell]], total: int) -> Figure:
+    """inputs: the cells of each, from ``shown``. total: number of all inputs, of which these are the first."""
+    cells, width = [*chain(*inputs)], len(inputs[0])
     columns = min(6, max(3, math.ceil(math.sqrt(1.5 * len(cells)))))
-    title = f"The first {len(cells)} of {total:,} predictions" if total > len(cells) else "Predictions"
+    columns = max(width, columns - columns % width)  # the cells of an input in one row
+    title = f"The first {len(inputs)} of {total:,} predictions" if total > len(inputs) else "Predictions"
     return picture_grid(cells, columns=columns, colour=COLOURS[0], title=title)
 
 

@@ -1,10 +1,11 @@
 """Problems with the keys, types and components of a config, in terms of the file rather than of pydantic."""
 
+import json
 from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
@@ -55,9 +56,8 @@ def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "model_type" and path == ("trainer",):
         return 'should be an object with the name of the trainer as its "type": {"type": NAME, ...}'
     if item["type"] == "model_type":
-        if path == ("trainer", "ema"):
-            return 'should be an object, such as {"decay": 0.99}'
-        return COMPONENT if issubclass(section_at(path) or Component, Component) else "should be an object: { ... }"
+        section = section_at(path) or Component
+        return COMPONENT if issubclass(section, Component) else f"should be an object, such as {_example(section)}"
     return in_json_words(item["msg"])
 
 
@@ -131,6 +131,12 @@ def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
         if name and name in names:
             yield Problem(path, f'"{name}" is listed twice')
         names.append(name)
+
+
+def _example(section: type[BaseModel]) -> str:
+    """An object with the first key of a section and its default."""
+    name, field = next(iter(keys_of(section).items()))
+    return f'{{"{name}": {"..." if field.is_required() else json.dumps(field.default)}}}'
 
 
 def _missing_loss(config: dict[str, Any]) -> Iterator[Problem]:

@@ -128,8 +128,8 @@ def test_a_loader_may_keep_an_argument_as_its_split() -> None:
         (([0, 1], [1, 2]), "Split.split returned the index 1 more than once"),
         (([0, 1], [50]), "returned the validation index 50; there are 50 samples"),
         (([-1], [0]), "returned the training index -1"),
-        ((torch.rand(40), [0]), r"training indices of shape \(40,\), float32; expected integers of shape \(N,\)"),
-        ((EVEN[:40], [0]), r"training indices of shape \(40,\), bool; .* or a mask of shape \(50,\)"),
+        ((torch.rand(40), [0]), r"training indices \(40,\) float32; expected integers of shape \(N,\)"),
+        ((EVEN[:40], [0]), r"training indices \(40,\) bool; .* or a mask of shape \(50,\)"),
         (([], [0, 1]), "leaves no samples to train on"),
     ],
 )

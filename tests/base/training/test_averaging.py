@@ -155,7 +155,7 @@ def test_the_weights_are_back_after_an_error_in_an_evaluation() -> None:
     ("value", "says"),
     [
         ('{"decay": 1}', "trainer.ema.decay: should be less than 1, got 1"),
-        ("0.99", 'trainer.ema: should be an object, such as {"decay": 0.99}'),
+        ("0.99", 'trainer.ema: should be an object, such as {"decay": 0.999}'),
         ('{"deca": 0.9}', 'trainer.ema.deca: unknown key "deca"; did you mean "decay"'),
     ],
 )

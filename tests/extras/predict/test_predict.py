@@ -414,12 +414,13 @@ def test_long_names_in_the_picture_do_not_overlap() -> None:
 
 
 def test_a_predicted_picture_stands_beside_its_input() -> None:
-    from extras.predict.grid import shown
+    from extras.predict.grid import grid, shown
 
     inputs = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
     cells = shown(inputs, ["a.png", "b.png"], [], 0, outputs={"sharp": inputs + 10})
-    assert [int(cell.picture.max()) for cell in cells] == [0, 10, 1, 11]
-    assert [list(cell.above) for cell in cells] == [[], ["sharp"], [], ["sharp"]]
+    assert [[int(cell.picture.max()) for cell in row] for row in cells] == [[0, 10], [1, 11]]
+    assert [[list(cell.above) for cell in row] for row in cells] == [[[], ["sharp"]]] * 2
+    assert grid(cells, 9).axes[0].get_title(loc="left") == "The first 2 of 9 predictions"  # inputs, not pictures
 
 
 def test_the_facts_are_kept_in_the_checkpoint(run: Run) -> None:

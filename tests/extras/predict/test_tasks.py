@@ -590,7 +590,7 @@ def test_predicted_pictures_are_shown(fit: Fit, ask: Ask, monkeypatch: pytest.Mo
         run = fit(data_loader=data, model="Brighter", loss="mse_loss", metrics=[], trainer={"monitor": None}).run_dir
         np.save("x.npy", np.random.default_rng(0).uniform(-1, 1, (3, 1, 6, 8)).astype(np.float32))
         assert ask(run, "x.npy", "--out", "x.npz", "--show", "x.png")[0] == 0
-    assert [list(cell.above) for cell in cells] == [[], ["value"]] * 3
+    assert [[list(cell.above) for cell in row] for row in cells] == [[[], ["value"]]] * 3
 
 
 class Pairs(BaseDataLoader):
