@@ -1,5 +1,6 @@
 """Any map-style data set as a source of batches: loaded sample by sample, with random generators seeded for each."""
 
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,7 +15,7 @@ from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from utils.errors import DataError
 from utils.random import global_generators, mix
-from utils.tree import map_tensors, tensors
+from utils.tree import tensors
 
 FAR = 2**61 - 1
 """Difference between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and large, so that
@@ -127,15 +128,25 @@ class SampleSource:
 
 def _as_bytes(sample: Any) -> bytes | None:
     """The content of a sample, for comparison; None if it cannot be serialised."""
-
-    def contents(tensor: Tensor) -> Any:
-        # not the tensor itself: pickle would write its address, and for a view the whole base tensor
-        return tensor.dtype, tensor.shape, tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
-
+    content = io.BytesIO()
     try:
-        return pickle.dumps(map_tensors(contents, sample))
+        _ContentPickler(content).dump(sample)
     except Exception:  # samples may contain anything
         return None
+    return content.getvalue()
+
+
+class _ContentPickler(pickle.Pickler):
+    """Writes the values of tensors, also of those in an object such as a graph.
+
+    torch would write the address of a tensor, and of a view the whole tensor that it is a view of.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return NotImplemented  # torch writes a sparse tensor as several dense ones
+        flat = value.detach().cpu().resolve_conj().reshape(-1).contiguous()  # a column of a table is not contiguous
+        return bytes, (flat.view(torch.uint8).numpy().tobytes(),), (value.dtype, value.shape)
 
 
 def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = collate_samples) -> Source:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from base.data.batches import START, Batches, Position
 from base.data.orders import Shuffled
-from base.data.sample_source import SampleSource
+from base.data.sample_source import SampleSource, _as_bytes
 from tests.helpers import same
 from utils.random import generator_states, global_generators, mix
 
@@ -187,24 +188,68 @@ def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
     assert set(source.drawn_from) == {"python", "numpy", "torch"}
 
 
-def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(monkeypatch: pytest.MonkeyPatch) -> None:
+class Graph:
+    """An object that holds tensors."""
+
+    def __init__(self, nodes: Tensor) -> None:
+        self.nodes = nodes
+
+
+MATRIX = torch.arange(40.0).reshape(8, 5)
+SAMPLES_BY_KIND: dict[str, Callable[[], Any]] = {
+    "a column": lambda: MATRIX[:, 1],
+    "a matrix transposed": lambda: MATRIX.t(),
+    "expanded": lambda: MATRIX[0].expand(3, 5),
+    "conjugated": lambda: torch.complex(MATRIX, MATRIX).conj(),
+    "sparse": lambda: MATRIX.to_sparse(),
+    "a packed sequence": lambda: pack_sequence([MATRIX[0], MATRIX[1, :2]]),
+    "an object": lambda: Graph(MATRIX[:, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES_BY_KIND)
+def test_no_kind_of_sample_is_taken_for_a_random_one(kind: str) -> None:
+    class Fixed(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            return SAMPLES_BY_KIND[kind]()
+
+    source = SampleSource(Fixed(""), collate=len)
+    passes(made(source), 1)
+    assert source.drawn_from == []
+
+
+@pytest.mark.parametrize("hold", [Graph, lambda view: view])
+def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(
+    hold: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Views(Drawing):
         numbers = torch.arange(1e6)
 
         def __getitem__(self, index: int) -> Any:
-            return self.numbers[index]
+            return hold(self.numbers[index : index + 2])
 
-    written: list[bytes] = []
-    dumps = pickle.dumps
+    written: list[bytes | None] = []
 
-    def noted(value: Any) -> bytes:
-        written.append(dumps(value))
+    def noted(sample: Any) -> bytes | None:
+        written.append(_as_bytes(sample))
         return written[-1]
 
-    monkeypatch.setattr("base.data.sample_source.pickle.dumps", noted)
-    passes(made(SampleSource(Views(""))), 1)
+    monkeypatch.setattr("base.data.sample_source._as_bytes", noted)
+    passes(made(SampleSource(Views(""), collate=len)), 1)
     assert len(written) == 2
-    assert all(len(text) < 10_000 for text in written)
+    assert all(content and len(content) < 10_000 for content in written)
+
+
+def test_an_object_that_depends_on_the_initial_seed_is_seeded() -> None:
+    """Though nothing is drawn from the generator."""
+
+    class Seeded(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            return Graph(torch.tensor(torch.initial_seed() / 2**63))
+
+    source = SampleSource(Seeded(""), collate=len)
+    passes(made(source), 1)
+    assert set(source.drawn_from) == {"python", "numpy", "torch"}
 
 
 def mixed(samples: list[Any]) -> Any:
