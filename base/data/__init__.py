@@ -7,6 +7,7 @@ indices of each range, and the source's data for them.
 batches         ``Batches``: which samples make up which batch, by (seed, pass, position), and loading them
 sources         a data set that returns whole batches: tensors in memory, arrays on disk
 sample_source   any map-style Dataset, loaded sample by sample
+seeding         which generators a data set draws from, and seeding those
 split           which samples are held out for validation
 orders          the order of samples in a pass: shuffled, weighted, by length
 stream          data that can only be read sequentially

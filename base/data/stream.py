@@ -11,12 +11,15 @@ from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBat
 from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
+from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
-from utils.random import kept_generators, seed_cpu_generators
+from utils.random import mix
 from utils.text import count
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
+PATIENCE = 1.0
+"""Seconds within which a stream must open to be opened again, to see which generators its samples are drawn from."""
 Snapshot = dict[str, Any]
 """Position in a stream: {"position": samples read, "passes": times it ended, "state": its own state_dict()}."""
 
@@ -33,8 +36,9 @@ class StreamSource:
     length: number of samples, from the start, used in validation or test. A stream for training has none.
     collate: builds a batch from samples; None: the data loader's ``collate``.
 
-    Python's, NumPy's and torch's generators are seeded for each sample, from the run's seed and the sample's number.
-    Raises DataError if the samples can be read only once, like those of a generator.
+    Each sample is as if Python's, NumPy's and torch's generators were seeded for it, from the run's seed and the
+    sample's number. If one that was not drawn from before is drawn from later, the stream is read again from its last
+    known position. Raises DataError if the samples can be read only once, like those of a generator.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class StreamSource:
         self.collate = collate
         self.snapshot: Snapshot | None = None
         """Where a resumed run may start to read."""
+        self.generators = DrawnGenerators()
+        self._tried = False
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -68,59 +74,74 @@ class StreamSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = as_tensor(indices).tolist()
-        collate = self.collate or collate_samples
         with OneThread():
-            samples = self._read_samples(numbers, random.key)
-            try:
-                batch = collate(samples)
-            except Exception as error:
-                name = type(self.samples).__name__
-                raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
-            if not self._has_state():
-                return batch, None
-            state = copy.deepcopy(self.samples.state_dict())
-            return batch, {"position": self._position, "passes": self._passes, "state": state}
+            batch = self.generators.load(lambda: self._load(numbers, random.key))
+        if not self._has_state():
+            return batch, None
+        state = copy.deepcopy(self.samples.state_dict())
+        self.snapshot = {"position": self._position, "passes": self._passes, "state": state}
+        return batch, self.snapshot
+
+    def _load(self, numbers: Sequence[int], key: RandomKey) -> Any:
+        """The samples with consecutive numbers as one batch."""
+        samples = self._read_samples(numbers, key)
+        collate = self.collate or collate_samples
+        self.generators.seed(key, numbers[0], "collate")
+        try:
+            return collate(samples)
+        except Exception as error:
+            name = type(self.samples).__name__
+            raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
         samples = []
-        with kept_generators():  # without workers, the model's dropout draws from the same generators
-            try:
-                self._seek(numbers[0])
-                while self._position < numbers[0]:
-                    self._read(key)
-                for _ in numbers:
-                    sample = self._read(key)
-                    samples.append(sample if self.transform is None else self.transform(sample))
-            except Exception as error:
-                name = type(self.samples).__name__
-                raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
+        try:
+            self._seek(numbers[0], key)
+            while self._position < numbers[0]:
+                self._read(key)
+            for _ in numbers:
+                sample = self._read(key)
+                samples.append(sample if self.transform is None else self.transform(sample))
+        except Exception as error:
+            name = type(self.samples).__name__
+            raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
         return samples
 
-    def check_first_sample(self) -> None:
-        """Read the first sample, and go back to the start. Raises DataError if there is none, or if it cannot be read.
+    def try_first_sample(self) -> None:
+        """Read the first sample, unless done before: which generators is it drawn from?
 
-        The stream is then closed: kept open for an epoch, a connection would end.
+        Raises DataError if there is none, or if it cannot be read. A stream that opens slowly is not opened again for
+        this. Afterwards it is closed: kept open for an epoch, a connection would end.
         """
+        if self._tried:
+            return
+        self._tried = True
+        key: RandomKey = (0, "sample", 0)
         with OneThread():
-            self._read_samples([0], (0, "sample", 0))
+            self.generators.try_sample(lambda: self._first_sample(key), mix(*key, 0), patience=PATIENCE)
         if self._has_state():
             self.samples.load_state_dict(copy.deepcopy(self._initial))
-        self._iterator = None
-        self._position = self._passes = 0
+
+    def _first_sample(self, key: RandomKey) -> Any:
+        try:
+            return self._read_samples([0], key)
+        finally:
+            self._iterator = None
+            self._position = self._passes = 0
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
 
-    def _seek(self, start: int) -> None:
+    def _seek(self, start: int, key: RandomKey) -> None:
         """Go to the last known position before a sample: the current one, the snapshot, or the start."""
         known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
         if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
             return
         self._position, self._passes = (known["position"], known["passes"]) if known else (0, 0)
-        self._begin_pass(known["state"] if known else None)
+        self._begin_pass(key, known["state"] if known else None)
 
-    def _begin_pass(self, state: Any = None) -> None:
+    def _begin_pass(self, key: RandomKey, state: Any = None) -> None:
         """Start a new iterator. state: to restore; None: from the first sample."""
         if self._has_state():
             # only once: Hugging Face's tells a state that was loaded only after the next iter()
@@ -131,10 +152,11 @@ class StreamSource:
             self.samples.set_epoch(self._passes)
         if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
             self.samples.load_state_dict(copy.deepcopy(state))
+        self.generators.seed(key, "pass", self._passes)  # __iter__ may draw an order
         self._iterator = iter(self.samples)
 
     def _read(self, key: RandomKey) -> Any:
-        seed_cpu_generators(*key, self._position)
+        self.generators.seed(key, self._position)
         assert self._iterator is not None
         try:
             sample = next(self._iterator)
@@ -144,8 +166,8 @@ class StreamSource:
                 message = f"StreamSource: {name} ended after {count(self._position, 'sample')}; length is {self.length}"
                 raise DataError(message) from None
             self._passes += 1
-            self._begin_pass()
-            seed_cpu_generators(*key, self._position)
+            self._begin_pass(key)
+            self.generators.seed(key, self._position)
             sample = next(self._iterator, self)
             if sample is self:
                 raise DataError(f"StreamSource: {type(self.samples).__name__} has no samples") from None
@@ -173,6 +195,7 @@ class StreamBatches(Batches):
         return self.batch_size if self.source.length is None else super().last_batch_size()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
+        self.source.try_first_sample()
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
@@ -210,4 +233,4 @@ def check_not_empty(batches: Batches) -> None:
     if not batches.num_samples:
         raise DataError("the validation data is empty: validation() returned batches without samples")
     if isinstance(batches, StreamBatches):
-        batches.source.check_first_sample()
+        batches.source.try_first_sample()

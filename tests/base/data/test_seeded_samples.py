@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 
 from base.data.batches import START, Batches, Position
 from base.data.orders import Shuffled
-from base.data.sample_source import SampleSource, _as_bytes
+from base.data.sample_source import SampleSource
+from base.data.seeding import as_bytes
 from tests.helpers import same
 from utils.random import generator_states, global_generators, mix
 
@@ -109,7 +110,7 @@ def test_samples_are_as_if_all_generators_were_seeded_for_each(kind: str) -> Non
     numbers = [float(number) for _, drawn in loaded for number in drawn]
     expected = [*all_seeded(kind, order[0], 0), *all_seeded(kind, order[1], 1)]
     assert numbers == pytest.approx(expected, abs=0)
-    assert set(source.drawn_from) == DRAWS[kind][1]
+    assert set(source.generators.names) == DRAWS[kind][1]
     assert equal(loaded[7:], passes(made(SampleSource(Drawing(kind))), 5, Position(1, 4))), "from another position"
 
 
@@ -175,7 +176,7 @@ def test_a_generator_of_its_own_does_not_make_all_be_seeded() -> None:
 
     source = SampleSource(Own(""))
     passes(made(source), 6)
-    assert source.drawn_from == []
+    assert source.generators.names == []
 
 
 def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
@@ -185,7 +186,7 @@ def test_samples_that_cannot_be_compared_are_all_seeded() -> None:
 
     source = SampleSource(Local(""), collate=lambda samples: [sample["call"]() for sample in samples])
     assert len(passes(made(source), 1)[0]) == 4
-    assert set(source.drawn_from) == {"python", "numpy", "torch"}
+    assert set(source.generators.names) == {"python", "numpy", "torch"}
 
 
 class Graph:
@@ -215,7 +216,7 @@ def test_no_kind_of_sample_is_taken_for_a_random_one(kind: str) -> None:
 
     source = SampleSource(Fixed(""), collate=len)
     passes(made(source), 1)
-    assert source.drawn_from == []
+    assert source.generators.names == []
 
 
 @pytest.mark.parametrize("hold", [Graph, lambda view: view])
@@ -231,10 +232,10 @@ def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(
     written: list[bytes | None] = []
 
     def noted(sample: Any) -> bytes | None:
-        written.append(_as_bytes(sample))
+        written.append(as_bytes(sample))
         return written[-1]
 
-    monkeypatch.setattr("base.data.sample_source._as_bytes", noted)
+    monkeypatch.setattr("base.data.seeding.as_bytes", noted)
     passes(made(SampleSource(Views(""), collate=len)), 1)
     assert len(written) == 2
     assert all(content and len(content) < 10_000 for content in written)
@@ -249,7 +250,7 @@ def test_an_object_that_depends_on_the_initial_seed_is_seeded() -> None:
 
     source = SampleSource(Seeded(""), collate=len)
     passes(made(source), 1)
-    assert set(source.drawn_from) == {"python", "numpy", "torch"}
+    assert set(source.generators.names) == {"python", "numpy", "torch"}
 
 
 def mixed(samples: list[Any]) -> Any:
@@ -300,7 +301,7 @@ def test_the_samples_are_the_same_where_the_state_is_not_found_in_memory(
 def test_a_source_can_be_sent_to_another_process() -> None:
     source = SampleSource(Drawing("all"))
     passes(made(source), 1)
-    assert pickle.loads(pickle.dumps(source)).drawn_from == source.drawn_from
+    assert pickle.loads(pickle.dumps(source)).generators.names == source.generators.names
 
 
 class Threads(Dataset[Tensor]):

@@ -3,10 +3,12 @@
 import gc
 import itertools
 import multiprocessing
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import needs_extra, state, temporarily
 from utils.errors import DataError, UserError
+from utils.random import global_generators, seed_generators
 from utils.registry import DATA_LOADERS
 from utils.tree import same
 
@@ -157,7 +160,8 @@ def test_a_state_saves_reading_again() -> None:
         assert part.state_dict() == {"position": 44, "passes": 1, "state": {"index": 7}}, "the first half of the batch"
         resumed.load_state_dict(part.state_dict())
         found = take(resumed, 6, 10)
-        assert lines.read == 36 - (4 if (rank, world_size) == (0, 2) else 0), "from sample 44 to the end"
+        twice = 2  # the first sample, to see which generators it is drawn from
+        assert lines.read - twice == 36 - (4 if (rank, world_size) == (0, 2) else 0), "from sample 44 to the end"
         for whole, own in zip(expected[6:], found, strict=True):
             size = 8 // world_size
             assert torch.equal(whole[0][rank * size : (rank + 1) * size], own[0])
@@ -289,11 +293,80 @@ def test_an_epoch_is_saved_before_a_validation_stream_ends_too_early(
 @pytest.mark.parametrize("kind", [Lines, ResumableLines, EpochLines, LateLines])
 def test_the_first_sample_of_a_validation_can_be_looked_at(kind: type[Lines]) -> None:
     looked_at, as_it_is = (StreamSource(kind(), length=20) for _ in range(2))
+    as_it_is._tried = True
     before = torch.get_rng_state()
-    looked_at.check_first_sample()
+    looked_at.try_first_sample()
     assert torch.get_rng_state().equal(before)
     one, two = (list(StreamBatches(source, batch_size=8).one_pass()) for source in (looked_at, as_it_is))
     assert all(same(each.data, other.data) for each, other in zip(one, two, strict=True))
+
+
+class Drawing:
+    """37 samples that draw as a function says. opened: how often it was iterated."""
+
+    def __init__(self, draw: Callable[[int], float], order: Callable[[], list[int]] = lambda: list(range(37))) -> None:
+        self.draw, self.order = draw, order
+        self.opened = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.opened += 1
+        order = self.order()  # drawn before the first sample is asked for
+        return (torch.tensor([index, self.draw(index)], dtype=torch.float64) for index in order)
+
+
+def now_and_then(index: int) -> float:
+    draws: dict[int, Callable[[], float]] = {3: random.random, 9: np.random.rand, 21: lambda: float(torch.rand(()))}
+    return draws.get(index, float)()
+
+
+def scaled(samples: list[Tensor]) -> Tensor:
+    return torch.stack(samples) * random.random()
+
+
+STREAMS: dict[str, tuple[Callable[[], StreamSource], set[str]]] = {
+    "nothing": (lambda: StreamSource(Drawing(float)), set()),
+    "one generator": (lambda: StreamSource(Drawing(lambda _: np.random.rand())), {"numpy"}),
+    "now and then": (lambda: StreamSource(Drawing(now_and_then)), {"python", "numpy", "torch"}),
+    "an order, at once": (lambda: StreamSource(Drawing(float, lambda: torch.randperm(37).tolist())), {"torch"}),
+    "a seed": (lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63)), {"python", "numpy", "torch"}),
+    "the collate function": (lambda: StreamSource(Drawing(float), collate=scaled), {"python"}),
+    "the transform": (lambda: StreamSource(Drawing(float), transform=lambda row: row * torch.rand(())), {"torch"}),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_whatever_a_stream_draws_from_it_resumes_exactly(kind: str, workers: int) -> None:
+    """Though only what it draws from is seeded, and whatever the state of the generators is then."""
+    make, drawn = STREAMS[kind]
+    all_seeded = make()
+    all_seeded._tried = True
+    expected = take(StreamBatches(all_seeded, batch_size=8, seed=3), 0, 14)
+    for start in (0, 6):
+        seed_generators("other", start)
+        source = make()
+        batches = StreamBatches(source, batch_size=8, seed=3, num_workers=workers)
+        found = take(batches, start, 14)
+        batches.close()
+        assert same(found, expected[start:])
+        if not workers:
+            assert set(source.generators.names) == drawn
+
+
+def test_drawing_leaves_the_generators_of_the_model_alone() -> None:
+    states = [generator.state() for generator in global_generators().values()]
+    take(StreamBatches(STREAMS["now and then"][0](), batch_size=8, seed=3), 0, 9)
+    assert [generator.state() for generator in global_generators().values()] == states
+
+
+@pytest.mark.parametrize(("patience", "opened"), [(60.0, 3), (-1.0, 2)])
+def test_a_stream_that_opens_slowly_is_not_opened_again(
+    patience: float, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("base.data.stream.PATIENCE", patience)
+    lines = Drawing(float)
+    take(StreamBatches(StreamSource(lines), batch_size=8), 0, 4)
+    assert lines.opened == opened
 
 
 def test_streams_that_cannot_be_are_refused() -> None:
