@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from base.data.collate import pickled
 from base.data.workers import read_once, worker_count
 from extras.predict.arrays import ArrayRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
 from utils.errors import DataError, UserError
-from utils.tree import map_tensors
 
 CHUNK = 16  # files per request to a worker
 FEW = 64  # up to this many files are read here: starting workers takes longer
@@ -128,7 +127,7 @@ class _Files(Dataset[Any]):
         if get_worker_info() is None or isinstance(value, (str, UserError)):
             return value
         # sent as bytes: tensors would need shared memory, which is scarce in containers
-        return pickle.dumps(map_tensors(Tensor.detach, value))
+        return pickled(value)
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
