@@ -93,7 +93,7 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
         return None
     if outputs.shape[1] == 1:
         return None
-    if not are_probabilities(outputs) and _are_between_0_and_1(outputs):
+    if not are_probabilities(outputs) and _seem_activated(outputs):
         return (
             f"the model's outputs are all between 0 and 1, but {name} takes logits, which may be any number, so the "
             "model would learn slowly; leave out its last activation (a sigmoid, a ReLU, a softmax over another axis)"
@@ -109,7 +109,7 @@ def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | No
 def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
     """A warning if all outputs are within 0 and 1, but the loss applies a sigmoid to them."""
     outputs, name = result.outputs, name_of(criterion)
-    if name not in LOGITS or not isinstance(outputs, Tensor) or not _are_between_0_and_1(outputs):
+    if name not in LOGITS or not isinstance(outputs, Tensor) or not _seem_activated(outputs):
         return None
     return (
         f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would learn "
@@ -117,11 +117,20 @@ def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
     )
 
 
-def _are_between_0_and_1(outputs: Tensor) -> bool:
-    """Whether all of at least 16 outputs are, and differ: logits of an untrained model are as often negative."""
+def _seem_activated(outputs: Tensor) -> bool:
+    """Whether at least 16 outputs, which differ, look like those of a sigmoid, a ReLU or a softmax over another axis.
+
+    It is not enough that all are between 0 and 1: without an activation, biases alone make all outputs of a small
+    untrained model positive. But those of a sigmoid are around 0.5, a ReLU has zeros, and a softmax sums to 1.
+    """
+    outputs = outputs.detach().float()
     if outputs.numel() < 16 or bool((outputs == outputs.flatten()[0]).all()):
         return False
-    return bool(((outputs >= 0) & (outputs <= 1)).all())
+    if not bool(((outputs >= 0) & (outputs <= 1)).all()):
+        return False
+    sums = [outputs.sum(axis) for axis in range(outputs.dim())]
+    softmax = any(bool(((each - 1).abs() <= SUM_TOLERANCE).all()) for each in sums)
+    return softmax or bool((outputs == 0).any()) or bool(((outputs.mean(0) - 0.5).abs() < 0.2).all())
 
 
 def logits_before_nll(result: StepResult, criterion: Any) -> str | None:

@@ -100,3 +100,11 @@ def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
         assert "leave out its last activation" in str(said(outputs))
     for outputs in (logits, logits.log_softmax(1), torch.zeros(8, 3), logits.sigmoid()[:5]):
         assert said(outputs) is None
+
+
+@pytest.mark.parametrize("criterion", [*ENTROPIES, nn.BCEWithLogitsLoss()])
+def test_outputs_that_are_positive_by_their_biases_are_not_reported(criterion: Any) -> None:
+    outputs = torch.linspace(-0.05, 0.05, 24).view(8, 3) + torch.tensor([0.1, 0.4, 0.2])
+    result = StepResult(torch.zeros(()), outputs, torch.zeros(8, dtype=torch.int64))
+    assert softmax_before_cross_entropy(result, criterion) is None
+    assert sigmoid_before_logits(result, criterion) is None
