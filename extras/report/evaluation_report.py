@@ -81,7 +81,7 @@ class EvaluationReport(EvaluationStats):
 
     def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         super().add_numbers(batch_range, outputs, targets)
-        if self._is_by_sample(batch_range, targets):
+        if self._is_by_sample(batch_range, targets) and self.regression and not self.regression.uneven:
             self.predictions.add_numbers(batch_range.start, outputs, targets)
 
     def _is_by_sample(self, batch_range: BatchRange, targets: Tensor) -> bool:
@@ -91,7 +91,7 @@ class EvaluationReport(EvaluationStats):
 
     def _lists_samples(self) -> bool:
         """Whether there is a table of the samples."""
-        return self.predictions.begun and self.by_sample and not self.are_not_classes
+        return self.predictions.begun and self.by_sample and not self.are_not_classes and not self.are_uneven
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""

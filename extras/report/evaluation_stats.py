@@ -48,8 +48,8 @@ class EvaluationStats(Observer):
 
     Integer targets (B,) with outputs (B, C) are a classification, if ``may_be_classes``, as are targets of 0 and 1 with
     one output for each sample and a loss of their probability. Float targets in the outputs' shape are a regression,
-    unless the loss treats them as probabilities. Anything else, and any trainer that is not supervised, has no
-    statistics.
+    unless the loss treats them as probabilities or samples differ in length. Anything else, and any trainer that is not
+    supervised, has no statistics.
 
     With several processes, each accumulates its own samples; at the end of an evaluation the main process has all.
     """
@@ -82,12 +82,14 @@ class EvaluationStats(Observer):
         self._given = False
         self.are_not_classes = False
         """Whether a target showed at last that what looked like a classification is none."""
+        self.are_uneven = False
+        """Whether samples of what looked like a regression have different numbers of values, such as frames."""
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
-        self._begun, self._expected, self.are_not_classes = False, samples, False
+        self._begun, self._expected, self.are_not_classes, self.are_uneven = False, samples, False, False
         self._waiting, self._held = [], 0
         self._observed = self.wanted()
 
@@ -168,6 +170,8 @@ class EvaluationStats(Observer):
             found.gather(self.processes)
         if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:
             self.classification, self.are_not_classes = None, True
+        if self.regression is not None and self.regression.uneven:
+            self.regression, self.are_uneven = None, True
 
     def add_probabilities(
         self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None

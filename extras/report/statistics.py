@@ -259,6 +259,8 @@ class Regression:
     def __init__(self, samples: int, width: int) -> None:
         self.width, self.not_finite = width, 0
         """not_finite: numbers left out, as they or their targets are not finite."""
+        self.uneven = False
+        """Whether samples have different widths, such as numbers of frames: they have no columns, so none are added."""
         self.pairs: Doubles = np.empty((2, 0))
         """The subset: predicted and true numbers, (2, at most KEPT)."""
         # coprime to the width, or only some of a sample's numbers would ever be kept
@@ -278,6 +280,9 @@ class Regression:
 
         Skips numbers that are not finite.
         """
+        self.uneven |= outputs.numel() != len(outputs) * self.width
+        if self.uneven:
+            return
         pair = np.stack([each.reshape(-1, self.width).double().numpy() for each in (outputs, targets)])  # (2, B, W)
         finite = np.isfinite(pair).all(0)  # (B, W)
         self.not_finite += int((~finite).sum())
@@ -301,6 +306,7 @@ class Regression:
                 self._absolute += other._absolute
                 self._largest = max(self._largest, other._largest)
                 self.not_finite += other.not_finite
+                self.uneven |= other.uneven
                 self._residuals.merge(other._residuals)
                 self._targets.merge(other._targets)
 

@@ -206,6 +206,17 @@ def test_numbers_that_are_not_finite_are_left_out() -> None:
     assert found.residuals().largest == 1
 
 
+@pytest.mark.parametrize("wider", [0, 1])
+def test_samples_of_different_widths_are_no_columns_in_any_process(wider: int) -> None:
+    halves = [Regression(8, 2), Regression(8, 2)]
+    for place, half in enumerate(halves):
+        rows = torch.ones(4, 4 if place == wider else 2)  # (4, 4) has as many numbers as (8, 2)
+        half.add(0, rows, rows)
+    assert [half.uneven for half in halves] == [wider == 0, wider == 1]
+    halves[0].gather(SimpleNamespace(gather=lambda own: halves))  # type: ignore[arg-type]
+    assert halves[0].uneven
+
+
 LABELS, SCORES = torch.zeros(6, dtype=torch.int64), torch.randn(6, 3)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 import train
 from base import load_run
@@ -516,6 +517,40 @@ def test_rows_that_are_not_samples_get_no_names_of_samples(
     assert "The rows of the outputs are not samples" in text
     assert re.search(rf"mean over classes .* {40 - 8 * first} \|", text)
     assert not (run / "test/predictions.csv").exists()
+
+
+class Padded(BaseDataLoader):
+    """Sequences of one to four numbers, padded to the longest in each batch."""
+
+    def training_data(self, *, augment: bool) -> list[Tensor]:  # type: ignore[override]
+        return [torch.ones(1 + index // 8) for index in range(32)]
+
+    def test_data(self) -> list[Tensor]:  # type: ignore[override]
+        return self.training_data(augment=False)
+
+    def collate(self, samples: list[Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = pad_sequence(samples, batch_first=True)  # (B, T)
+        return inputs, 2 * inputs
+
+
+class Factor(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@pytest.mark.usefixtures("report_pictures")
+def test_sequences_of_different_lengths_have_their_metrics(fit: Fit) -> None:
+    data = {"type": "Padded", "args": {"batch_size": 8, "validation_split": 24}}
+    with temporarily(DATA_LOADERS, Padded), temporarily(MODELS, Factor):
+        run = fit(data_loader=data, model="Factor", loss="mse_loss", metrics=["mean_absolute_error"]).run_dir
+        values = test.main(["-r", str(run)])
+    assert values.keys() == {"loss", "mean_absolute_error"}
+    assert names(run / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
+    assert "neither classification nor regression" in sound(run / "test")
 
 
 class TwoClasses(BaseDataLoader):
