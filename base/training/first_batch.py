@@ -119,10 +119,11 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
         )
     advice = find_extra("advice")
     if phase not in trainer.unchecked:
-        size = micro_batch.range.size
+        size, steps = micro_batch.range.size, trainer.progress.steps
+        when = f"{phase} failed" + (f" after step {steps:,}" if steps else "")  # none in test.py
         if size < batches.batch_size and not isinstance(error, IndexError):
             return TrainingError(
-                f"{phase} failed after step {trainer.progress.steps:,}, with the last batch of the data, which has "
+                f"{when}, with the last batch of the data, which has "
                 f"{count(size, 'sample')} instead of {batches.batch_size}: {_reason(error)}\n{line}\n"
                 "Does the code expect full batches, as with squeeze(), which removes a batch dimension of 1, or "
                 "view(64, ...)?" + (" data_loader.args.drop_last=true leaves it out." if phase == "training" else "")
@@ -131,14 +132,12 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
         if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
             return error
         samples = samples_of(batches, [micro_batch.range])
-        return TrainingError(
-            f"{phase} failed after step {trainer.progress.steps:,}, with {samples}: {error}\n{line}\n"
-            f"The usual cause is {cause}."
-        )
+        return TrainingError(f"{when}, with {samples}: {error}\n{line}\nThe usual cause is {cause}.")
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     line = line or f"  {format_error(error)}"
-    what = f"the first batch ({describe_batch(micro_batch.data)}) failed in the model, the loss or a metric"
+    first = "the first batch" if phase == "training" else f"the first batch of the {phase}"
+    what = f"{first} ({describe_batch(micro_batch.data)}) failed in the model, the loss or a metric"
     further = advice.step_advice(trainer, error, micro_batch.data) if advice else DO_THEY_MATCH
     return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{further}".rstrip())
 

@@ -21,6 +21,7 @@ from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
+from tests.conftest import load_script
 from tests.helpers import lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
@@ -513,6 +514,20 @@ def test_a_smaller_last_batch_that_fails_is_named(fit: Fit) -> None:
             fit(*options, "data_loader.args.num_samples=57", "data_loader.args.validation_split=17")
         assert f"evaluation {says}" in str(caught.value)
         assert "drop_last" not in str(caught.value)
+        sizes = ("num_samples=48", "validation_split=8", "num_test_samples=9")
+        run = fit(*options, *(f"data_loader.args.{size}" for size in sizes)).run_dir
+        with pytest.raises(TrainingError, match=r"^evaluation failed, with the last batch of the data, "):
+            load_script("test").main(["-r", str(run)])
+
+
+def test_a_first_batch_of_a_validation_that_fails_is_named(fit: Fit) -> None:
+    class FailsInEvaluation(Trainer):
+        def eval_step(self, batch: Any) -> StepResult:
+            raise ValueError("no evaluation")
+
+    says = r"^the first batch of the evaluation \(\(\d+, 6\) float32, .*\) failed in .*: no evaluation\n"
+    with temporarily(TRAINERS, FailsInEvaluation), pytest.raises(UserError, match=says):
+        fit("trainer.type=FailsInEvaluation", "trainer.epochs=1")
 
 
 def test_targets_that_are_one_hot_have_no_accuracy(fit: Fit) -> None:
