@@ -9,6 +9,7 @@ from torch import Tensor
 
 from extras.check.check_result import CheckResult
 from utils.device_errors import device_failure
+from utils.errors import ConfigError, UserError
 from utils.extras import find_extra
 from utils.tree import named_tensors, tensors
 from utils.user_code import format_error_with_source, user_line
@@ -140,6 +141,27 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     if training:
         where += "; it runs in evaluation but not in training"
     return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)
+
+
+def explain_validation(error: Exception) -> CheckResult:
+    """Why the first validation batch failed."""
+    advice, cause = find_extra("advice"), ""
+    if not isinstance(error, ConfigError):
+        cause = (advice and advice.usual_cause(error)) or "validation data of a different kind than the training data"
+    return CheckResult("validation", "FAIL", format_error_with_source(error), cause)
+
+
+def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:
+    """These results, up to an error in the user's code, which took the same batch before."""
+    try:
+        yield from results
+    except UserError:
+        raise
+    except Exception as error:
+        text = f"the first batch fails when it is used again: {format_error_with_source(error)}"
+        yield CheckResult(
+            "repetition", "note", text, "state of the trainer or the model that another batch has changed"
+        )
 
 
 def _named_tensors(batch: Any) -> dict[str, Tensor]:

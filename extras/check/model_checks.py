@@ -25,11 +25,11 @@ MEMORISED = 0.5
 NOT_TESTED = "cannot be tested"
 
 
-def check_independence(model: nn.Module, trace: Trace, samples: int) -> CheckResult:
+def check_independence(model: nn.Module, trace: Trace, samples: int, *, step: str = "eval_step") -> CheckResult:
     """Whether each output depends only on its own sample in evaluation: no gradient reaches another sample's inputs.
 
     samples: in the batch; not tested where the model's inputs have another number of rows, such as the nodes of graphs.
-    Inputs without a gradient, such as indices, are swapped between the other samples instead.
+    Inputs without a gradient, such as indices, are swapped between the other samples instead. step: what called it.
     """
     arguments = trace.arguments or ()
     count = _samples(trace)
@@ -39,7 +39,7 @@ def check_independence(model: nn.Module, trace: Trace, samples: int) -> CheckRes
     if count is None or count < 2:
         why = "the batch has only one sample"
         if trace.outputs is None:
-            why = "eval_step does not call the model itself"
+            why = f"{step} does not call the model itself"
         elif count is None:
             why = "the first dimension of the model's inputs differs from that of its outputs"
         return CheckResult("independence", "note", f"{NOT_TESTED}: {why}")

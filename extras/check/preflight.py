@@ -153,7 +153,8 @@ class _Check:
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
-        yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
+        step = "eval_step" if self.evaluates_training else "train_step"
+        yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size, step=step))
         try:
             self._gradients()
         except Exception as error:
@@ -164,9 +165,7 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation_batch()
         yield from check_own_validation(self.trainer)
-        if self.trainer.supervised:
-            yield self._memorising(result)
-        yield from self._costs()
+        yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
         yield from self._test_data()
@@ -305,8 +304,10 @@ class _Check:
         lenient = self.training.frozen.config or not self.config.losses or smooth or self.measures_training
         return replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
 
-    def _costs(self) -> Iterator[CheckResult]:
-        """Take a few steps with the config's optimizer: change of the loss, time and memory."""
+    def _costs(self, result: StepResult) -> Iterator[CheckResult]:
+        """Memorise the batch, and take a few steps with the config's optimizer: change of the loss, time and memory."""
+        if self.trainer.supervised:
+            yield self._memorising(result)
         start = self._measure()
         seconds = []
         for _ in range(TIMED_STEPS):
@@ -367,10 +368,7 @@ class _Check:
             result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
-            cause = (
-                "" if isinstance(error, ConfigError) else "validation data of a different kind than the training data"
-            )
-            yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
+            yield data_checks.explain_validation(error)
             return
         finally:
             batches.close()

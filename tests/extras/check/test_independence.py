@@ -35,6 +35,11 @@ def test_why_samples_cannot_be_compared_is_named(model: nn.Module, sizes: list[i
     )
 
 
+def test_the_step_that_did_not_call_the_model_is_named() -> None:
+    result = check_independence(nn.Linear(3, 2), Trace(), 4, step="train_step")
+    assert result.text == "cannot be tested: train_step does not call the model itself"
+
+
 def test_rows_that_are_not_samples_are_not_compared() -> None:
     """As the nodes of graphs are."""
     trace, model = Trace(), nn.Linear(3, 2)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import BaseDataLoader
@@ -68,6 +69,30 @@ class FailsInTraining(TrainsWithLoss):
         raise ValueError("no training")
 
 
+class Differentiates(Consistent):
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        torch.autograd.grad(result.loss, list(self.model.parameters()))
+        return result
+
+
+class Remembers(Trainer):
+    """Adds to the outputs those of the batch before, in a validation that starts without them."""
+
+    before: Tensor | None = None
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        self.before = None
+        return super().evaluate(*args, **more)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        if self.before is not None:
+            result = result._replace(outputs=result.outputs + self.before[: len(result.outputs)])
+        self.before = result.outputs
+        return result
+
+
 class Unsupervised(Trainer):
     supervised = False
 
@@ -78,7 +103,7 @@ def check(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str])
         loader = {"type": "HalfLabelled", "args": args}
         with (
             temporarily(DATA_LOADERS, HalfLabelled),
-            temporarily(TRAINERS, Consistent, TrainsWithLoss, FailsInTraining, Unsupervised),
+            temporarily(TRAINERS, Consistent, TrainsWithLoss, FailsInTraining, Differentiates, Remembers, Unsupervised),
         ):
             status = preflight(load_config(write_config(data_loader=loader, trainer={"type": trainer})))
         return status, capsys.readouterr().out
@@ -107,6 +132,24 @@ def test_a_step_that_fails_in_both_is_reported_as_in_evaluation(check: Callable[
     assert status == 1
     assert "forward       FAIL" in shown
     assert "runs in evaluation but not in training" not in shown
+
+
+def test_a_gradient_in_an_evaluation_is_named_as_the_cause(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("Differentiates")
+    assert status == 1
+    assert re.search(r"validation    FAIL  RuntimeError: .* does not require grad", shown)
+    assert "usually: a gradient in eval_step, which runs without gradients" in shown
+    assert "of a different kind" not in shown
+
+
+def test_a_batch_that_fails_after_others_is_a_note(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("Remembers", extra=False)
+    assert status == 0, shown
+    assert "repetition    note  the first batch fails when it is used again: RuntimeError: The size of tensor" in shown
+    assert (
+        "exactness     note  attributes of the trainer that change in training but are in no checkpoint: before"
+        in shown
+    )
 
 
 def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tuple[int, str]]) -> None:
