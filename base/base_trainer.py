@@ -75,6 +75,11 @@ class BaseTrainer(Checkpointed):
         self.training = training
         self.outputs = outputs
         self.observer = outputs.observer
+        if training.several and type(self).compute_gradients is not BaseTrainer.compute_gradients:
+            raise ConfigError(
+                f"{type(self).__name__}.compute_gradients is not called, since the config has several optimizers, each "
+                "with gradients of its own; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
+            )
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data)

@@ -92,6 +92,11 @@ class Idle(Careless):
         pass
 
 
+class OwnGradients(Adversarial):
+    def compute_gradients(self, *args: Any, **more: Any) -> Any:
+        raise NotImplementedError
+
+
 class PlainPair(BaseModel):
     """A pair without BatchNorm, whose result depends on how a batch is divided."""
 
@@ -222,6 +227,7 @@ def _registered() -> Iterator[None]:
             Careful,
             Careless,
             Idle,
+            OwnGradients,
             Steady,
             Layers,
             LayersAtOnce,
@@ -557,6 +563,7 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
     ("trainer", "change", "says"),
     [
         ("Careless", {}, "self.backward was called outside self.optimizing"),
+        ("OwnGradients", {}, "OwnGradients.compute_gradients is not called, since the config has several optimizers"),
         ("Idle", {}, "Idle.train_step steps none of them: with self.optimizing"),
         (
             "Adversarial",
