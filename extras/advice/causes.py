@@ -50,6 +50,8 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "the data set return a tensor as input, or let the model or the step take it from the inputs",
     "'TrainingLog' object is not callable": "self.log(name, value), as elsewhere: return StepResult(..., "
     "log={name: value}), and list the names in the class attribute logs",
+    r"Metrics\.update\(\) (takes|got|missing)": "self.train_metrics.update(name, value), as elsewhere: return "
+    "StepResult(..., log={name: value}), and list the names in the class attribute logs",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",
     "(must|to) have the same dtype|should be the same|does not match weight dtype|must have the type torch": "inputs "
@@ -93,8 +95,11 @@ FORMER_ATTRIBUTES = {
     "device": "self.runtime.device",
     "global_step": "self.progress.steps",
     "hparams": "arguments of its constructor, from trainer.args",
+    "data_loader": "self.experiment.data",
+    "len_epoch": "self.steps_per_epoch()",
     "log_dict": "StepResult(..., log={...}) and the class attribute logs",
     "logger": "self.picture, self.text, and StepResult(..., log={...})",
+    "lr_scheduler": '"lr_scheduler" in the config, which the loop steps',
     "manual_backward": "self.backward(loss)",
     "metric_ftns": '"metrics" in the config',
     "optimizers": "with self.optimizing(NAME), for each of several optimizers",

@@ -7,13 +7,14 @@ utils/config and utils/registry.py ask for these hints. Nothing here imports tor
 """
 
 from extras.hints.components import component_hint, files_in_subfolders, single_task_hint
-from extras.hints.former_names import FORMER_NAMES, key_meant
+from extras.hints.former_names import FORMER_NAMES, import_hint, key_meant
 from extras.hints.keys import key_hint, missing_type_hint, with_former_type
 
 __all__ = [
     "FORMER_NAMES",
     "component_hint",
     "files_in_subfolders",
+    "import_hint",
     "key_hint",
     "key_meant",
     "missing_type_hint",

@@ -122,6 +122,20 @@ def test_a_file_that_does_not_import(run_with: RunWith, text: str, expected: str
     assert expected in run_with("model/mine.py", text)
 
 
+@needs_extra("hints")
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("from base import BaseModel", "Here: from base.base_model import BaseModel"),
+        ("from utils import inf_loop, MetricTracker", "Leave it out: trainer.steps_per_epoch sets the length"),
+        ("from parse_config import ConfigParser", "Leave it out: a component gets its keys as arguments"),
+    ],
+)
+def test_an_import_of_another_template_has_a_hint(run_with: RunWith, line: str, hint: str) -> None:
+    stderr = run_with("model/mine.py", f"import torch\n{line}\n")
+    assert f"model/mine.py:2: {line}\n{hint}" in stderr
+
+
 def test_a_constructor_that_raises(run_with: RunWith) -> None:
     stderr = run_with("model/mine.py", MODEL, "model=Mine")
     assert (

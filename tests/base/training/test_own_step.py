@@ -615,13 +615,17 @@ def logged_elsewhere(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
 @needs_extra("advice")
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("current_epoch", "use self.progress.epochs"), ("manual_backward", r"use self.backward\(loss\)")],
+    [
+        ("current_epoch", "use self.progress.epochs"),
+        ("manual_backward", r"use self.backward\(loss\)"),
+        ("len_epoch", r"use self.steps_per_epoch\(\)"),
+    ],
 )
 def test_attributes_of_other_frameworks_have_an_equivalent(fit: Fit, name: str, says: str) -> None:
     class Own(Trainer):
         def train_step(self, batch: Any) -> StepResult:
-            if name == "current_epoch":
-                self.current_epoch  # type: ignore[attr-defined]  # noqa: B018
+            if name != "manual_backward":
+                getattr(self, name)
             return self.manual_backward(batch)  # type: ignore[attr-defined,no-any-return]
 
     with temporarily(TRAINERS, Own), pytest.raises(UserError, match=f"self.{name}, which a trainer .*; {says}"):
@@ -631,6 +635,15 @@ def test_attributes_of_other_frameworks_have_an_equivalent(fit: Fit, name: str, 
 @needs_extra("advice")
 def test_a_value_logged_as_elsewhere_has_an_equivalent(fit: Fit) -> None:
     with temporarily(TRAINERS, step_of(logged_elsewhere)), pytest.raises(UserError, match="return StepResult"):
+        fit("trainer.type=Own")
+
+
+@needs_extra("advice")
+def test_metrics_updated_as_elsewhere_have_an_equivalent(fit: Fit) -> None:
+    def tracked(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
+        trainer.train_metrics.update("loss", 1.0)
+
+    with temporarily(TRAINERS, step_of(tracked)), pytest.raises(UserError, match=r"is self\.train_metrics\.update"):
         fit("trainer.type=Own")
 
 
