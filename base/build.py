@@ -222,7 +222,8 @@ def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches
     if held_out is not None:
         raise loaded.error(
             ("validation",),
-            f"{type(data).__name__} also has validation data; leave out this key, or its validation_split or folds",
+            f"{type(data).__name__} also has validation data; leave out this key, or its validation_split, folds, "
+            "split() or validation_data()",
         )
     return {
         name: _validation_set(loaded, component, component_path("validation", name), data.device)
