@@ -58,6 +58,7 @@ class Kept:
         self.begun = [name for name, value in self._attributes().items() if value is not unbegun.get(name, unbegun)]
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self.buffers = {what: _content(_unsaved_buffers(module)) for what, module in self.modules.items()}
+        self.numbers = {what: _numbers(module) for what, module in self.modules.items()}
         self.noted: list[str] = []
         """Attributes that have a note."""
 
@@ -69,6 +70,11 @@ class Kept:
                     f"buffers of the {what} that change but are not persistent, so they are in no checkpoint: {names}"
                 )
                 yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
+            before = self.numbers[what]
+            if names := ", ".join(name for name, value in _numbers(module).items() if value != before.get(name)):
+                text = f"numbers in the {what} that change in training but are in no checkpoint: {names}"
+                cause = f"self.NAME = a number; register_buffer(NAME, torch.tensor(...)) is saved; {ADVICE}"
+                yield CheckResult("exactness", "note", text, cause)
         saved = _Saved(self.trainer)
         self.noted = [
             name
@@ -299,6 +305,17 @@ def _unsaved_buffers(module: nn.Module | None) -> dict[str, Tensor]:
         return {}
     saved = module.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+
+
+def _numbers(module: nn.Module | None) -> dict[str, float]:
+    """The plain numbers in a module of the user's, by name; not those in modules that save more than their tensors."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, each in ([] if module is None else module.named_modules())
+        if not type(each).__module__.startswith("torch.") and type(each).get_extra_state is nn.Module.get_extra_state
+        for name, value in vars(each).items()
+        if type(value) in (int, float)
+    }
 
 
 def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:

@@ -37,7 +37,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
 from extras.check.check_result import CheckResult, Verdict
-from extras.check.validation_checks import check_own_validation, own_validation
+from extras.check.validation_checks import check_monitor, check_own_validation, own_validation
 from extras.classification import classification_warnings, may_be_classes
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
@@ -102,6 +102,8 @@ class _Check:
         self.model, self.runtime = experiment.model, experiment.runtime
         self.first = next(training.batches.ranges())
         self.metrics_pass = True
+        self.logged = dict[str, set[str]]()
+        """The names of the values that each phase logs."""
         self.evaluates_training = True
         """Whether ``eval_step`` takes training batches."""
         self.measures_training = False
@@ -291,6 +293,7 @@ class _Check:
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
             self.metrics_pass = False
             return
+        self.logged.setdefault(phase, set()).update(values)
         if len(values) > 1 and phase == "training":
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
@@ -359,6 +362,8 @@ class _Check:
             return
         for batches in self.training.validation.values():
             yield from self._check_validation(batches)
+        if not own_validation(self.trainer):
+            yield from check_monitor(self.trainer, self.logged)
 
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         start = time.perf_counter()

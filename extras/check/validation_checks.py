@@ -1,6 +1,6 @@
 """Checks of a trainer's own ``validate`` or ``evaluate``, which otherwise first runs after an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -42,6 +42,20 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
         text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
         cause = f"draws outside self.evaluating(), which seeds the generators; {ADVICE}"
         yield CheckResult("exactness", "note", text, cause)
+
+
+def check_monitor(trainer: BaseTrainer, logged: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:
+    """A note if ``trainer.monitor`` names a value that steps may log, but those of its phase do not; silent otherwise.
+
+    logged: the names of the values in the first batch of "training" and "validation", if it passed.
+    """
+    name = trainer.settings.monitored_name
+    phase, step = ("validation", "eval_step") if name.startswith("val_") else ("training", "train_step")
+    sets = ["", *(f"{each}_" for each in trainer.training.validation)]
+    for log in trainer.train_metrics.logs:
+        if name.removeprefix("val_") in [each + log for each in sets] and log not in logged.get(phase, [log]):
+            text = f"trainer.monitor: {step} does not log {log} in its first batch, so {name} may have no value"
+            yield CheckResult("monitor", "note", text, f'a step without StepResult(..., log={{"{log}": value}})')
 
 
 def _first_batches(batches: Batches) -> Batches:

@@ -16,11 +16,12 @@ from base.data import TensorSource
 from base.experiment import Experiment
 from base.metric import StepResult
 from extras.check import preflight
+from model.two_layer_net import TwoLayerNet
 from tests.helpers import temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import UserError
-from utils.registry import DATA_LOADERS, TRAINERS
+from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 from utils.schema import TrainerConfig
 
 
@@ -280,3 +281,68 @@ def test_what_begin_epoch_computes_from_the_weights_is_noted(
     assert ("attributes that begin_epoch computes from the weights or other state: kept, scale" in shown) is not saved
     assert ("begin_epoch computes the training samples from the weights or other state" in shown) is not saved
     assert ("exactness" in shown) is not saved
+
+
+class Cooling(TwoLayerNet):
+    """Scales its outputs by a number that soon stays the same."""
+
+    def __init__(self) -> None:
+        super().__init__(in_features=6, hidden_features=4, out_features=3)
+        self.temperature = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.temperature = max(0.5, 0.7 * self.temperature)
+        return super().forward(x) / self.temperature
+
+
+class SavedCooling(Cooling):
+    def get_extra_state(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.temperature = state["temperature"]
+
+
+@pytest.mark.parametrize("kind", ["Cooling", "SavedCooling"])
+def test_a_number_in_the_model_that_no_checkpoint_has_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    with temporarily(MODELS, Cooling, SavedCooling):
+        preflight(load_config(write_config(model={"type": kind})))
+    shown = capsys.readouterr().out
+    noted = "numbers in the model that change in training but are in no checkpoint: temperature\n" in shown
+    assert noted == (kind == "Cooling"), shown
+    assert ("exactness" in shown) == noted
+
+
+class Measuring(Trainer):
+    """Logs a value in training. evaluates: in evaluation too."""
+
+    logs = ("spread",)
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, evaluates: bool) -> None:
+        super().__init__(experiment, settings)
+        self.evaluates = evaluates
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        return result._replace(log={"spread": result.outputs.std()})
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(log={"spread": result.outputs.std()}) if self.evaluates else result
+
+
+@pytest.mark.parametrize(
+    ("evaluates", "monitor", "noted"),
+    [(False, "min val_spread", True), (True, "min val_spread", False), (False, "min spread", False)],
+)
+def test_a_monitored_value_that_its_step_does_not_log_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], evaluates: bool, monitor: str, noted: bool
+) -> None:
+    trainer = {"type": "Measuring", "args": {"evaluates": evaluates}, "monitor": monitor, "epochs": 1}
+    with temporarily(TRAINERS, Measuring):
+        preflight(load_config(write_config(trainer=trainer)))
+    text = "trainer.monitor: eval_step does not log spread in its first batch, so val_spread may have no value"
+    assert (text in capsys.readouterr().out) == noted
