@@ -25,8 +25,13 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "and weight type": OTHER_DEVICE,
     "NVIDIA driver": OWN_CUDA,
     "not compiled with CUDA": OWN_CUDA,
-    "does not require grad": "a loss that is cut off from the weights, for example by detach(), argmax() or item()",
-    r"Target -?\d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
+    "differentiated Tensors does not require grad": "torch.autograd.grad for an input without a gradient: "
+    "x = x.detach().requires_grad_(), before it goes through the model",
+    "does not require grad": "a loss that is cut off from the weights, for example by detach(), argmax() or item(); "
+    "with several optimizers, also by being computed in another's block of self.optimizing",
+    r"Target -\d+ is out of bounds": "a target below 0 that the loss does not ignore: mark targets to ignore by -100, "
+    "or name theirs as ignore_index",
+    r"Target \d+ is out of bounds": "a class index that is not below the number of the model's outputs: classes "
     "count from 0",
     "index out of range in self": "an index that is not below the size of an embedding, such as a token that is not in "
     "the vocabulary",
@@ -112,8 +117,15 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
     """The usual cause of an error in a step for a batch, and what to do; "" if there are many."""
     called = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     in_step = called[-1] in ("train_step", "eval_step")
-    if "eval_step" in called and "train_step" not in called and "does not require grad" in str(error):
-        return "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad()"
+    if re.search(r"element \d+ of tensors does not require grad", str(error)):
+        second = "a second derivative needs create_graph=True in the first"
+        if "eval_step" in called and "train_step" not in called:
+            return (
+                "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad(); "
+                f"{second}, too"
+            )
+        if called[-2:-1] == ["grad"]:
+            return f"torch.autograd.grad of what has no graph: {second}"
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
     if isinstance(batch, dict) and len(batch) == 2 and re.search(r"\bstr\b", str(error)):

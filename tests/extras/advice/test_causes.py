@@ -25,6 +25,11 @@ def eval_step() -> None:
         torch.autograd.grad(LOGITS.square().sum(), LOGITS)
 
 
+def second_derivative() -> None:
+    [first] = torch.autograd.grad(LOGITS.pow(3).sum(), LOGITS)
+    torch.autograd.grad(first.sum(), LOGITS)
+
+
 def in_place() -> None:
     powers = LOGITS.exp()
     powers += 1
@@ -55,6 +60,9 @@ def in_place() -> None:
         (lambda: F.one_hot(LABELS + 3, 2), "a class index that is not below num_classes"),
         (twice, "a tensor that is kept from an earlier step with its graph"),
         (eval_step, "a gradient in eval_step, which runs without gradients"),
+        (lambda: torch.autograd.grad(LOGITS.sum(), X), "torch.autograd.grad for an input without a gradient"),
+        (second_derivative, "torch.autograd.grad of what has no graph: a second derivative needs create_graph=True"),
+        (lambda: F.cross_entropy(LOGITS, LABELS - 3), "a target below 0 that the loss does not ignore"),
         (lambda: sum(cast("Any", [X]).values()), "a list where the code expects a dict: torchvision's detectors"),
         (lambda: cast("Any", [X]).shape, "samples that are lists of numbers"),
         (in_place, "an operation in place, such as x += 1"),
