@@ -80,5 +80,6 @@ def traced(model: nn.Module, trace: Trace) -> Iterator[None]:
 
 def _shape(outputs: Any) -> str:
     """The shapes of all tensors in a nest, "(2, 10), (2, 5)"."""
-    shapes = [str(tuple(tensor.shape)) for tensor in tensors(outputs)]
+    # torch's encoder skips padding by nested tensors, which have no shape
+    shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors(outputs)]
     return ", ".join(shapes) or type(outputs).__name__

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extras.check.check_result import CheckResult
 from utils.device_errors import device_failure
-from utils.errors import ConfigError, UserError
+from utils.errors import UserError
 from utils.extras import find_extra
 from utils.tree import named_tensors, tensors
 from utils.user_code import format_error_with_source, user_line
@@ -126,8 +126,7 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     """Why a batch failed in the model or the loss."""
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
-    advice = find_extra("advice")
-    cause = (advice and advice.usual_cause(error, batch)) or "shapes of data_loader, model and loss that do not match"
+    cause = _cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None:
@@ -145,9 +144,7 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
 
 def explain_validation(error: Exception) -> CheckResult:
     """Why the first validation batch failed."""
-    advice, cause = find_extra("advice"), ""
-    if not isinstance(error, ConfigError):
-        cause = (advice and advice.usual_cause(error)) or "validation data of a different kind than the training data"
+    cause = _cause_of(error, None, otherwise="validation data of a different kind than the training data")
     return CheckResult("validation", "FAIL", format_error_with_source(error), cause)
 
 
@@ -162,6 +159,15 @@ def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:
         yield CheckResult(
             "repetition", "note", text, "state of the trainer or the model that another batch has changed"
         )
+
+
+def _cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
+    """The usual cause of an error in a step for a batch, or another one; "" if the message says all."""
+    if isinstance(error, UserError):
+        return ""
+    advice = find_extra("advice")
+    cause: str = advice.usual_cause(error, batch) if advice else ""
+    return cause or ("" if isinstance(error, (AttributeError, NameError)) else otherwise)
 
 
 def _named_tensors(batch: Any) -> dict[str, Tensor]:

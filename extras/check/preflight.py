@@ -147,10 +147,6 @@ class _Check:
             text = "eval_step does not take training batches, and there is no validation data to try it on"
             yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")
         yield from self._likely_mistakes(batch, result)
-        try:
-            check_loss_was_called(self.trainer)
-        except ConfigError as error:
-            yield CheckResult("loss", "FAIL", str(error).removeprefix("loss: "))
         yield self._first_loss(result)
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
@@ -158,12 +154,14 @@ class _Check:
         step = "eval_step" if self.evaluates_training else "train_step"
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size, step=step))
         try:
+            if self.evaluates_training:  # else this was its first step already
+                check_next_step(self.trainer, "train_step", "training")
             self._gradients()
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
             return
         yield self._lenient(model_checks.check_gradients(self.model))
-        yield from self._backward()
+        yield from self._calls()
         yield from self._smallest_batch()
         yield from self._validation_batch()
         yield from check_own_validation(self.trainer)
@@ -186,9 +184,8 @@ class _Check:
         """Turn a failure into a note if a trainer that is not supervised may intend it."""
         if self.trainer.supervised or "not finite" in result.text:
             return result
-        if result.text.startswith(
-            model_checks.NOT_TESTED
-        ):  # as for a detector, which returns losses and lists of boxes
+        # as for a detector, which returns losses and lists of boxes
+        if result.text.startswith(model_checks.NOT_TESTED):
             return replace(result, verdict="ok")
         return replace(result, verdict="note") if result.verdict == "FAIL" else result
 
@@ -210,21 +207,24 @@ class _Check:
             check_next_step(self.trainer, "eval_step", "training")
             with traced(self.model, trace):
                 return self._evaluate(batch)
-        except Exception:
+        except Exception as error:
             outputs, self.evaluates_training, self.measures_training = trace.outputs, False, True
             trace.layers.clear()
             try:
                 check_next_step(self.trainer, "train_step", "training")
                 with traced(self.model, trace):
                     return self._train()
-            except Exception:  # the error of eval_step says more: that of a forward pass alone
-                trace.outputs = outputs
+            except Exception:
+                if isinstance(error, NotImplementedError):  # the trainer has a validation of its own
+                    raise
+                trace.outputs = outputs  # the error of eval_step says more: that of a forward pass alone
             raise
 
     def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
         with torch.no_grad(), same_statistics(self.model):
-            return self.trainer.eval_step(batch)
+            result = self.trainer.eval_step(batch)
+        return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
 
     def _copied(self) -> Any:
         """The batch, which a step may change."""
@@ -243,19 +243,21 @@ class _Check:
         result = self.trainer.train_step(self._copied())
         return result._replace(loss=result.loss.detach())
 
-    def _backward(self) -> Iterator[CheckResult]:
-        """Whether the trainer calls ``self.backward``, where gradients are weighted or scaled."""
+    def _calls(self) -> Iterator[CheckResult]:
+        """Whether ``train_step`` calls the config's loss, and ``self.backward`` if gradients are weighted or scaled."""
         self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1
-        try:
-            check_backward_was_called(self.trainer)
-        except ConfigError as error:
-            yield CheckResult("gradients", "FAIL", str(error))
-        finally:
-            self.trainer.waits_for_count = False
+        for check, was_called in (("loss", check_loss_was_called), ("gradients", check_backward_was_called)):
+            try:
+                was_called(self.trainer)
+            except ConfigError as error:
+                yield CheckResult(check, "FAIL", str(error).removeprefix("loss: "))
+        self.trainer.waits_for_count = False
 
     def _first_loss(self, result: StepResult) -> CheckResult:
         loss, component = float(result.loss), self.config.losses.get("")
-        if math.isnan(loss) and math.isfinite(trained := self._loss_in_training()):
+        if math.isnan(loss) and (trained := self._loss_in_training()) is None:
+            return CheckResult("first loss", "note", "eval_step returns NaN, and train_step fails: see below")
+        if math.isnan(loss) and trained is not None and math.isfinite(trained):
             self.measures_training = True
             cause = "a model that computes its loss only in training, as torchvision's detectors do; or a division by 0"
             return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
@@ -275,12 +277,12 @@ class _Check:
             baseline = float(self.experiment.criterion(constant, targets))
         return data_checks.check_first_loss(loss, baseline=baseline)
 
-    def _loss_in_training(self) -> float:
-        """The loss of ``train_step``; NaN if it fails, which a later check reports."""
+    def _loss_in_training(self) -> float | None:
+        """The loss of ``train_step``; None if it fails, which a later check reports."""
         try:
             return float(self._train().loss)
         except Exception:
-            return math.nan
+            return None
 
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")

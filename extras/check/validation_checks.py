@@ -31,7 +31,9 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
     before = {name: generator.state() for name, generator in generators.items()}
     try:
         trainer.training = replace(training, validation=first)
-        check_returned(trainer, "validate", trainer.validate())
+        values = check_returned(trainer, "validate", trainer.validate())
+        if (trainer.settings.monitored_name or "").startswith("val_"):
+            trainer.monitored({f"val_{name}": value for name, value in values.items()})
     except Exception as error:  # of the user's code
         yield CheckResult("validation", "FAIL", format_error_with_source(error))
         return

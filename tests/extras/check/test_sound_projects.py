@@ -413,6 +413,102 @@ class Evaluates(Trainer):
         return {"spread": outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
 
 
+class Judges(Trainer):
+    """Has no loss in evaluation, computes one with a gradient there, or uses the config's only there."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, how: str) -> None:
+        super().__init__(experiment, settings)
+        self.how = how
+
+    def train_step(self, batch: Any) -> StepResult:
+        if self.how == "only in evaluation":
+            loss = F.cross_entropy(outputs := self.model(batch[0]), batch[1])
+            self.backward(loss)
+            return StepResult(loss, outputs, batch[1])
+        if self.how == "fails":
+            raise ValueError("no such file")
+        return super().train_step(batch)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        if self.how in ("nan", "fails"):
+            return StepResult(torch.tensor(torch.nan), self.model(batch[0]), batch[1])
+        if self.how == "not implemented":
+            raise NotImplementedError
+        if self.how == "without a graph" and len(batch[0]) == 9:  # the validation data
+            torch.autograd.grad(self.model(batch[0]).sum(), [*self.model.parameters()])
+        with torch.enable_grad():
+            return super().eval_step(batch)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "says"),
+    [
+        ("nan", 0, "first loss    note"),
+        ("with a graph", 0, "all checks passed"),
+        ("only in evaluation", 1, "loss          FAIL  Judges.train_step does not call self.criterion"),
+        ("fails", 1, "first loss    note  eval_step returns NaN, and train_step fails: see below"),
+        ("without a graph", 1, "usually: a gradient in eval_step, which runs without gradients"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_training_and_evaluation_are_judged_each_by_its_own_step(
+    check: Check, how: str, status: int, says: str
+) -> None:
+    with temporarily(TRAINERS, Judges):
+        found, report = check(**plain() | {"trainer": {"type": "Judges", "args": {"how": how}}})
+    assert found == status, report
+    assert says in report
+    assert report.count("FAIL") == status
+
+
+class Misspells(Judges):
+    def train_step(self, batch: Any) -> StepResult:
+        return self.lost  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_trainer_without_eval_step_is_shown_the_error_of_its_train_step(check: Check) -> None:
+    with temporarily(TRAINERS, Misspells):
+        _, report = check(**plain() | {"trainer": {"type": "Misspells", "args": {"how": "not implemented"}}})
+    assert "forward       FAIL  AttributeError: 'Misspells' object has no attribute 'lost'" in report
+    assert "usually" not in report
+
+
+def test_a_message_that_says_all_gets_no_usual_cause(check: Check) -> None:
+    with temporarily(TRAINERS, EachSample):
+        _, report = check(**plain() | {"trainer": {"type": "EachSample"}})
+    assert "forward       FAIL  EachSample.eval_step returned a loss of shape (10,)" in report
+    assert "usually" not in report
+
+
+class EachSample(Trainer):
+    def eval_step(self, batch: Any) -> StepResult:
+        return super().eval_step(batch)._replace(loss=torch.zeros(len(batch[0])))
+
+    train_step = eval_step
+
+
+class Encodes(nn.Module):
+    """A transformer whose padding torch skips by nested tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.encoder, self.out = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(len(x), 8, dtype=torch.bool)
+        padding[0, 5:] = True
+        return self.out(self.encoder(x[:, :, None].expand(-1, -1, 8), src_key_padding_mask=padding)[:, 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_in_a_model_can_be_shown() -> None:
+    model, trace = Encodes().eval(), Trace()
+    with traced(model, trace), torch.no_grad():
+        model(torch.zeros(4, 8))
+    assert "nested" in [row[2] for row in trace.rows]
+
+
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
@@ -428,3 +524,11 @@ def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str
     assert status == ("FAIL" in says), report
     assert says in report
     assert "eval_step" not in report
+
+
+def test_a_validation_of_ones_own_has_the_monitored_value(check: Check) -> None:
+    for monitor, says in (("min val_spread", ""), ("min val_loss", "no step has logged val_loss"), ("min loss", "")):
+        with temporarily(TRAINERS, Evaluates):
+            status, report = check(**plain() | {"trainer": {"type": "Evaluates", "monitor": monitor}})
+        assert status == bool(says), report
+        assert says in report

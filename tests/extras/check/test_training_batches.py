@@ -159,10 +159,10 @@ def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tu
     assert "nan" not in shown
 
 
-def test_a_loss_that_neither_has_is_reported(check: Callable[..., tuple[int, str]]) -> None:
+def test_an_error_in_training_is_not_blamed_on_evaluation(check: Callable[..., tuple[int, str]]) -> None:
     status, shown = check("FailsInTraining", extra=False)
     assert status == 1
-    assert "first loss    FAIL  the loss is nan before the first step" in shown
+    assert "first loss    note  eval_step returns NaN, and train_step fails: see below" in shown
     assert "ValueError: no training" in shown
 
 
