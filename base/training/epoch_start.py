@@ -9,9 +9,10 @@ from base.training.state import kept, own_parts, part_kind
 from base.training.trainer_interface import TrainerInterface
 from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
-from utils.errors import Stopped, UserError
+from utils.errors import ConfigError, Stopped, UserError
 from utils.optimizers import start_momentum
 from utils.random import isolated
+from utils.text import listed
 from utils.user_code import format_error, user_line
 
 
@@ -25,13 +26,16 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
     data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
     if data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch:
-        with isolated(trainer.experiment.seed, "epoch", epochs), begun_once(trainer, again=again):
-            if data_changes:
-                data.begin_epoch(epochs + 1)
-                trainer.close_workers()  # new worker processes get the data set as it is now
-            trainer.begin_epoch(epochs + 1)
-            if data.device_cache:
-                data.device_cache.refresh()
+        try:
+            with isolated(trainer.experiment.seed, "epoch", epochs), begun_once(trainer, again=again):
+                if data_changes:
+                    data.begin_epoch(epochs + 1)
+                    trainer.close_workers()  # new worker processes get the data set as it is now
+                trainer.begin_epoch(epochs + 1)
+                if data.device_cache:
+                    data.device_cache.refresh()
+        finally:  # says more than the error of a state that does not fit new parameters
+            check_parameters(trainer)
     trainer.saved_data.check_lengths()
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
@@ -39,6 +43,22 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
         trainer.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
     for each in trainer.training.optimizers.values():
         start_momentum(each.optimizer)
+
+
+def check_parameters(trainer: Any) -> None:
+    """Raise ConfigError if ``begin_epoch`` of a BaseTrainer gave the model parameters that no optimizer trains.
+
+    Not with FSDP, which replaces parameters itself.
+    """
+    known = set(map(id, trainer.training.frozen.parameters.values()))
+    named = () if trainer.runtime.sharded else trainer.experiment.model.named_parameters()
+    new = [name for name, parameter in named if id(parameter) not in known and parameter.requires_grad]
+    if new:
+        raise ConfigError(
+            f"begin_epoch gave the model new parameters, which no optimizer trains and no resumed run would have: "
+            f"{listed(new)}. Create them in the model's constructor and use them from this epoch on (docs/training.md: "
+            "What depends on the epoch), or start a new run from these weights with --init-from"
+        )
 
 
 def begin_epoch_again(trainer: Any, progress: Mapping[str, Any]) -> None:
