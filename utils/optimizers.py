@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as module
 
+from utils.errors import ConfigError
 from utils.tree import Keys, map_with_keys
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
@@ -86,6 +87,18 @@ def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
     # torch's wrapper, which imports the compiler and sets the grad mode
     with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
         unmarked.__wrapped__(optimizer, *closure)
+
+
+def explain_refusal(optimizer: Optimizer, error: RuntimeError) -> None:
+    """Raise ConfigError if an optimizer's step failed since it takes no gradients of this layout."""
+    if "sparse" not in str(error) and "dense" not in str(error):
+        return
+    raise ConfigError(
+        f"optimizer: {type(optimizer).__name__} cannot use these gradients: {error}\n"
+        "nn.Embedding(sparse=True) and its like have sparse gradients, everything else has dense ones. SparseAdam "
+        "takes only sparse ones, SGD and Adagrad without weight_decay take both, most others only dense ones: leave "
+        "out sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)"
+    ) from error
 
 
 def _is_watched(optimizer: Optimizer, step: Any) -> bool:

@@ -11,7 +11,7 @@ from utils.device import pick_device
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import step_unmarked, zero_grad_unmarked
+from utils.optimizers import explain_refusal, step_unmarked, zero_grad_unmarked
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
 
@@ -92,10 +92,14 @@ class Runtime:
 
         wait: whether the result matters. To know it, the host waits for the device.
         """
-        if not self.scaled:
-            step_unmarked(optimizer)
-            return True
-        self.scaler.step(optimizer)
+        try:
+            if not self.scaled:
+                step_unmarked(optimizer)
+                return True
+            self.scaler.step(optimizer)
+        except RuntimeError as error:
+            explain_refusal(optimizer, error)
+            raise
         skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())
         self.scaler.update()
         return not skipped

@@ -19,6 +19,7 @@ from base.training.schedule import gradient_norm
 from tests.base.training.test_resume import equal, fork
 from tests.helpers import curves, lines, needs_extra, state, temporarily
 from trainer.trainer import Trainer
+from utils.errors import ConfigError
 from utils.registry import LOSSES, MODELS, TRAINERS
 from utils.schema import TrainerConfig
 
@@ -305,6 +306,30 @@ def test_sparse_gradients_train_and_resume(fit: Fit, args: Any) -> None:
         half = fork(whole, 7)
         train.main(["-r", half])
         equal(whole, half)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SparseAdam"])
+@pytest.mark.parametrize("several", [False, True])
+def test_an_optimizer_that_does_not_take_the_gradients_is_named(fit: Fit, kind: str, several: bool) -> None:
+    optimizer: Any = {"type": kind, "args": {"lr": 0.05}}
+    if several:
+        optimizer = {"table": optimizer, "out": optimizer}
+    with (
+        temporarily(MODELS, Words),
+        temporarily(TRAINERS, Both),
+        pytest.raises(ConfigError, match=rf"optimizer: {kind} cannot use these gradients: .*\nnn.Embedding"),
+    ):
+        fit("trainer.type=Both" if several else "seed=0", model="Words", optimizer=optimizer)
+
+
+class Both(Trainer):
+    """Steps an optimizer for the embeddings and another one for all else."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        for name in ("table", "out"):
+            with self.optimizing(name):
+                result = super().train_step(batch)
+        return result
 
 
 def test_the_norm_of_sparse_gradients_is_that_of_dense_ones() -> None:
