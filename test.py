@@ -43,7 +43,7 @@ from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_files
 from utils.streams import clear_loading, say
-from utils.text import OVERRIDE, number_or_dash, table
+from utils.text import OVERRIDE, count, number_or_dash, table
 
 
 @restore_kernels()
@@ -91,7 +91,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     ):
         values = check_returned(run.trainer, "evaluate", run.trainer.evaluate(test, report or Observer()))
         if process_group.is_main_process:
-            say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {test.num_samples:,} test samples")
+            say(f"{display_path(run.checkpoint)} (epoch {about['epoch']}) on {count(test.num_samples, 'test sample')}")
             say(*table([("", name, f"{number_or_dash(value):>12}") for name, value in values.items()]))
             found = dict(values)
             if report:

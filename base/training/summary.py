@@ -32,7 +32,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     batches = training.batches
     left_out = batches.num_samples - batches.samples_per_pass
     dropped = f" ({left_out:,} of them left out of each pass by drop_last)" if left_out else ""
-    training_samples = "a stream" if isinstance(batches, StreamBatches) else f"{batches.num_samples:,} samples"
+    training_samples = "a stream" if isinstance(batches, StreamBatches) else count(batches.num_samples, "sample")
     samples = f"{training_samples} for training{dropped}{validation}"
     yield _row("data", f"{config.data_loader.type}, {samples}")
     length = f"{count(config.trainer.epochs, 'epoch')} of {count(trainer.steps_per_epoch(), 'step')}"

@@ -46,6 +46,14 @@ def test_a_data_set_of_its_own_is_validated_on(fit: Fit, capsys: pytest.CaptureF
     assert test_data.last["val_loss"] != result.last["val_loss"]
 
 
+def test_a_data_set_may_be_a_single_sample(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    data = loader(1)
+    run = fit("trainer.epochs=1", "data_loader.args.num_test_samples=1", data_loader=data).run_dir
+    assert "1 sample for training\n" in capsys.readouterr().out
+    load_script("test").main(["-r", str(run)])
+    assert "on 1 test sample\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", {"type": "CrossEntropyLoss", "args": {"reduction": "sum"}}])
 def test_several_sets_have_values_of_their_own_and_over_all(fit: Fit, loss: Any) -> None:
     sets = {"day": loader(30, split=9), "night": loader(60, split=21)}
