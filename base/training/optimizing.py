@@ -93,7 +93,10 @@ class SeveralOptimizers:
             raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {', '.join(optimizers)}")
         optimizer: ScheduledOptimizer = optimizers[name]
         if self.current is not None:
-            raise ConfigError(f"self.optimizing({name!r}) inside self.optimizing({self.current.name!r})")
+            raise ConfigError(
+                f"self.optimizing({name!r}) inside self.optimizing({self.current.name!r}); let one block follow the "
+                "other, and compute in each the loss that both train on"
+            )
         step = self.step
         if step is not None and step.num_micro_batches > 1 and name in self._seen:
             raise ConfigError(

@@ -628,6 +628,20 @@ def test_twice_in_a_step_and_accumulation_exclude_each_other(fit: Fit) -> None:
         fit("trainer.type=Careful", "trainer.accumulate_steps=2", **GAN)
 
 
+class Nested(Trainer):
+    """Would step both layers by one loss."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        with self.optimizing("first"), self.optimizing("second"):
+            return super().train_step(batch)
+
+
+def test_a_block_in_another_one_is_refused(fit: Fit) -> None:
+    message = r"'second'\) inside self.optimizing\('first'\); let one block follow the other, and compute in each"
+    with temporarily(TRAINERS, Nested), pytest.raises(ConfigError, match=message):
+        fit("trainer.type=Nested", **LAYERS)
+
+
 LAYERS: Json = {
     "loss": {"type": "cross_entropy", "args": {"weight": [0.1, 1.0, 10.0]}},
     "optimizer": {
