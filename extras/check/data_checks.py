@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extras.check.check_result import CheckResult
+from base.base_data_loader import BaseDataLoader
+from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
 from utils.extras import find_extra
@@ -146,6 +147,17 @@ def explain_validation(error: Exception) -> CheckResult:
     """Why the first validation batch failed."""
     cause = _cause_of(error, None, otherwise="validation data of a different kind than the training data")
     return CheckResult("validation", "FAIL", format_error_with_source(error), cause)
+
+
+def check_test_data(data: BaseDataLoader) -> Iterator[CheckResult]:
+    """Whether test.py would get test data; silent if it would. Last: a run does not read them."""
+    try:
+        data.test()
+    except Exception as error:
+        # raised by test_data itself if there are none yet; else it returned something that is not a data set
+        verdict: Verdict = "note" if user_line(error) else "FAIL"
+        text = f"test.py would fail: {format_error_with_source(error)}"
+        yield CheckResult("test data", verdict, text, "a test_data without return, or data that are missing")
 
 
 def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:

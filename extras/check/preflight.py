@@ -36,7 +36,7 @@ from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks
-from extras.check.check_result import CheckResult, Verdict
+from extras.check.check_result import CheckResult
 from extras.check.validation_checks import check_monitor, check_own_validation, own_validation
 from extras.classification import classification_warnings, may_be_classes
 from extras.layers import HEADER, Trace, traced
@@ -50,7 +50,7 @@ from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
 from utils.text import count, table
 from utils.tree import map_tensors, same, tensors
-from utils.user_code import format_error_with_source, user_line
+from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
 
@@ -168,7 +168,7 @@ class _Check:
         yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
-        yield from self._test_data()
+        yield from data_checks.check_test_data(self.experiment.data)
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
         """batch, result: of a copy of the first batch that was evaluated."""
@@ -382,16 +382,6 @@ class _Check:
         self.validation += (time.perf_counter() - start) * len(batches)
         if self.metrics_pass:
             yield from self._metrics(result, micro_batch.size, "validation")
-
-    def _test_data(self) -> Iterator[CheckResult]:
-        """Whether test.py would get test data; silent if it would. Last: a run does not read them."""
-        try:
-            self.experiment.data.test()
-        except Exception as error:
-            # raised by test_data itself if there are none yet; else it returned something that is not a data set
-            verdict: Verdict = "note" if user_line(error) else "FAIL"
-            text = f"test.py would fail: {format_error_with_source(error)}"
-            yield CheckResult("test data", verdict, text, "a test_data without return, or data that are missing")
 
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":
