@@ -5,7 +5,7 @@ The mathematics is in trainer/; training/ has the validation (evaluation.py) and
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -243,7 +243,7 @@ class BaseTrainer(Checkpointed):
         size, several = micro_batch.size, self.several_optimizers
         try:
             result = self.train_step(self.runtime.to_device(micro_batch.data))
-            result = completed(result, self.criterion, taken=several.count if several else None)
+            result = completed(result, self.criterion, taken=several.finish_step() if several else None)
             self.finish_backward(total.add(result.loss, result.count, size))
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)
@@ -271,20 +271,23 @@ class BaseTrainer(Checkpointed):
         else:
             self.runtime.backward(loss)
 
-    def optimizing(self, name: str) -> AbstractContextManager[None]:
-        """Let one of several optimizers step on the losses passed to ``backward`` inside the block:
+    def optimizing(self, *names: str) -> AbstractContextManager[None]:
+        """Let one of several optimizers, or some at once, step on the losses passed to ``backward`` inside the block:
 
             with self.optimizing("discriminator"):
                 self.backward(loss)
 
         The other optimizers' parameters get no gradients there. With accumulation, it steps at the last micro-batch.
+        Without names, all optimizers step; so they do for a supervised trainer that uses no block.
         """
-        if self.several_optimizers is None:
-            raise ConfigError(
-                f"the trainer steps the optimizer {name!r}, but the config's single optimizer has no name; name each: "
-                f'"optimizer": {{"{name}": {{"type": ..., "args": ...}}, ...}}'
-            )
-        return self.several_optimizers.optimizing(name)
+        if self.several_optimizers is not None:
+            return self.several_optimizers.optimizing(*names)
+        if not names:
+            return nullcontext()
+        raise ConfigError(
+            f"the trainer steps the optimizer {names[0]!r}, but the config's single optimizer has no name; name each: "
+            f'"optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}'
+        )
 
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""

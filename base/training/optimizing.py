@@ -1,7 +1,7 @@
 """Steps with several optimizers, and with one that evaluates the loss itself."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
 
 
 class SeveralOptimizers:
-    """The optimizers of a BaseTrainer over the micro-batches of a step, which ``train_step`` steps one by one.
+    """The optimizers of a BaseTrainer over the micro-batches of a step, in which ``train_step`` steps each or all.
 
     Each works like a single optimizer: cleared gradients, fp16 scale, clipping, schedule, and the gradients of all
     micro-batches and processes.
@@ -46,15 +46,17 @@ class SeveralOptimizers:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.current: ScheduledOptimizer | None = None
+        self.current: Sequence[ScheduledOptimizer] = ()
+        """Those of the open block."""
         self.step: StepBatches | None = None
         """The current step; None outside of a step, where gradients are computed without stepping."""
         self.count: Tensor | float | None = None
         """What the config's loss was averaged over in this micro-batch, once an optimizer has used it."""
         self._waiting: list[Tensor] = []  # losses whose backward pass comes at the end of the block
         self._size, self._number = 0, 0
-        self._losses = dict[str, StepLoss]()
-        self._seen = set[str]()
+        self._losses = dict[tuple[str, ...], StepLoss]()  # of each block, by the names of its optimizers
+        self._seen = set[tuple[str, ...]]()
+        self._without_block = ExitStack()  # has the block that ``backward`` opened
         self._skipped = set[str]()
         self._norms = dict[str, Tensor]()  # before clipping, if anything is clipped
 
@@ -74,7 +76,8 @@ class SeveralOptimizers:
                 if left_out := self._losses.keys() - self._seen:
                     raise self._only_sometimes(min(left_out), step)
         finally:
-            self.step = None
+            self.step, self.current = None, ()
+            self._without_block.pop_all()  # of a step that failed
         for optimizer in trainer.training.optimizers.values():
             optimizer.schedule.after_step(stepped=optimizer.name not in self._skipped)
         if trainer.runtime.process_group.world_size > 1:
@@ -86,86 +89,112 @@ class SeveralOptimizers:
         return total.finish([], trainer.runtime.process_group)
 
     @contextmanager
-    def optimizing(self, name: str) -> Iterator[None]:
-        """Inside the block, ``backward`` adds gradients to one optimizer's parameters; at the end, it steps."""
+    def optimizing(self, *names: str) -> Iterator[None]:
+        """Inside the block, ``backward`` adds gradients to the parameters of these optimizers; at the end, they step.
+
+        Without names: all of them.
+        """
         optimizers = self.trainer.training.optimizers
-        if name not in optimizers:
-            raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {', '.join(optimizers)}")
-        optimizer: ScheduledOptimizer = optimizers[name]
-        if self.current is not None:
+        for name in names:
+            if name not in optimizers:
+                expected = ", ".join(optimizers)
+                raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {expected}")
+        names = tuple(name for name in optimizers if name in names or not names)
+        if self.current:
             raise ConfigError(
-                f"self.optimizing({name!r}) inside self.optimizing({self.current.name!r}); let one block follow the "
-                "other, and compute in each the loss that both train on"
+                f"{_block(names)} inside {_block(each.name for each in self.current)}; let one block follow the other, "
+                f"and compute in each the loss that both train on, or step both at once: {_block(optimizers)}"
             )
         step = self.step
-        if step is not None and step.num_micro_batches > 1 and name in self._seen:
-            raise ConfigError(
-                f"self.optimizing({name!r}) cannot be used twice in a step with trainer.accumulate_steps above 1; "
-                "let the others step less often instead, as in: if (self.progress.steps + 1) % 5 == 0"
-            )
-        self._seen.add(name)
-        if step is not None and self._number > 1 and name not in self._losses:
-            raise self._only_sometimes(name, step)
-        if step is not None and self._number == 1:
-            self.trainer.runtime.zero_grad(optimizer.optimizer)
-            self._losses[name] = self.trainer.begin_step(step)
-        own = set(map(id, optimizer.parameters))
+        if step is not None:
+            self._begin_block(names, step)
+        current = [optimizers[name] for name in names]
+        own = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
         others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
-        self.current = optimizer
+        self.current = current
         try:
             for parameter in others:
                 parameter.requires_grad_(False)
             yield
-            self._finish_backward(optimizer)
+            self._finish_backward(names)
         finally:
-            self.current = None
+            self.current = ()
             self._waiting = []
             for parameter in others:
                 parameter.requires_grad_(True)
         if step is not None and self._number == step.num_micro_batches:
-            self._move(optimizer)
+            self._step_optimizers(names, current)
+
+    def _begin_block(self, names: tuple[str, ...], step: StepBatches) -> None:
+        if step.num_micro_batches > 1 and any(not set(names).isdisjoint(each) for each in self._seen):
+            raise ConfigError(
+                f"{_block(names)} cannot be used twice in a step with trainer.accumulate_steps above 1; "
+                "let the others step less often instead, as in: if (self.progress.steps + 1) % 5 == 0"
+            )
+        self._seen.add(names)
+        if self._number > 1 and names not in self._losses:
+            raise self._only_sometimes(names, step)
+        if self._number == 1:
+            for name in names:
+                self.trainer.runtime.zero_grad(self.trainer.training.optimizers[name].optimizer)
+            self._losses[names] = self.trainer.begin_step(step)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape () for the current optimizer."""
-        if self.current is None:
+        """Add the gradients of a loss of shape () for the current optimizers.
+
+        Outside of a block, a supervised trainer's loss is that of all optimizers.
+        """
+        if not self.current and not self.trainer.supervised:
+            names = self.trainer.training.optimizers
             raise ConfigError(
                 "self.backward was called outside self.optimizing(NAME), but the config has several optimizers: "
-                f"{', '.join(self.trainer.training.optimizers)}"
+                f"{', '.join(names)}; to step all of them on one loss: with {_block(names)}"
             )
+        if not self.current and self.step is not None:
+            self._without_block.enter_context(self.optimizing())
         if self.step is not None and self.trainer.waits_for_count:
             self._waiting.append(loss)
         else:
             self.trainer.runtime.backward(loss)
 
-    def _finish_backward(self, optimizer: ScheduledOptimizer) -> None:
+    def finish_step(self) -> Tensor | float | None:
+        """Close the block that ``backward`` opened, after ``train_step``. Returns ``count``."""
+        self._without_block.close()
+        return self.count
+
+    def _finish_backward(self, names: tuple[str, ...]) -> None:
         """The backward pass of the losses of a block whose gradients are a share of the step's."""
         if not self._waiting:
             return
         loss = sum(self._waiting[1:], self._waiting[0])
         count = take_count_of(self._waiting, self.trainer.criterion)
-        weight = self._losses[optimizer.name].add(loss, count, self._size)
+        weight = self._losses[names].add(loss, count, self._size)
         self.trainer.runtime.backward(loss, weight)
         self.count = self.count if count is None else count
 
     @staticmethod
-    def _only_sometimes(name: str, step: StepBatches) -> ConfigError:
+    def _only_sometimes(names: tuple[str, ...], step: StepBatches) -> ConfigError:
         return ConfigError(
-            f"self.optimizing({name!r}) is called for some of the {step.num_micro_batches} micro-batches of a step "
-            "(trainer.accumulate_steps), so that gradients would be lost; call it for each of them or for none, as by "
+            f"{_block(names)} is used for some of the {step.num_micro_batches} micro-batches of a step "
+            "(trainer.accumulate_steps), so that gradients would be lost; use it for each of them or for none, as by "
             "self.progress.steps, which counts whole steps"
         )
 
-    def _move(self, optimizer: ScheduledOptimizer) -> None:
+    def _step_optimizers(self, names: tuple[str, ...], optimizers: Sequence[ScheduledOptimizer]) -> None:
         runtime = self.trainer.runtime
-        runtime.average_gradients(optimizer.parameters)
-        runtime.unscale(optimizer.optimizer)
-        self._losses[optimizer.name].finish(optimizer.parameters, runtime.process_group)
+        parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
+        runtime.average_gradients(parameters)
+        for optimizer in optimizers:
+            runtime.unscale(optimizer.optimizer)
+        self._losses[names].finish(parameters, runtime.process_group)
         logged = self.trainer.logs_this_step()
-        norm = optimizer.clip_gradients(measure=logged)
-        if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
-            self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
-        if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
-            self._skipped.add(optimizer.name)
+        for optimizer in optimizers:
+            norm = optimizer.clip_gradients(measure=logged)
+            if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
+                self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
+        for optimizer in optimizers:
+            if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
+                self._skipped.add(optimizer.name)
 
     def check_use(self) -> None:
         """Raise ConfigError if the last ``train_step`` did not step any optimizer."""
@@ -174,3 +203,8 @@ class SeveralOptimizers:
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
             )
+
+
+def _block(names: Iterable[str]) -> str:
+    """A block as in code: "self.optimizing('generator')"."""
+    return f"self.optimizing({', '.join(map(repr, names))})"

@@ -559,6 +559,45 @@ def test_accumulated_steps_are_those_of_larger_batches(fit: Fit) -> None:
         assert torch.allclose(value, small["model"][name], atol=1e-6), name
 
 
+class AtOnce(Trainer):
+    """Steps both optimizers on one loss, by name."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        with self.optimizing("first", "second"):
+            return super().train_step(batch)
+
+
+class AllAtOnce(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        with self.optimizing():
+            return super().train_step(batch)
+
+
+ADAM = {"type": "AdamW", "args": {"lr": 0.05, "weight_decay": 0.1}}
+ONE_LOSS: Json = {
+    "optimizer": {"first": {**ADAM, "params": ["fc1.*"]}, "second": {**ADAM, "params": ["fc2.*"]}},
+    "metrics": [],
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("trainer", ["Trainer", "AtOnce", "AllAtOnce"])
+def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, accumulate: int) -> None:
+    accumulated = f"trainer.accumulate_steps={accumulate}"
+    with temporarily(TRAINERS, AtOnce, AllAtOnce):
+        several = fit(f"trainer.type={trainer}", accumulated, **ONE_LOSS)
+        one = fit(accumulated, optimizer=ADAM, metrics=[])
+    assert same(state(one.run_dir)["model"], state(several.run_dir)["model"])
+
+
+def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path) -> None:
+    muon = {"type": "Muon", "args": {"lr": 0.02}, "params": ["*.weight"], "clip_grad_norm": 1.0}
+    optimizer = {"matrices": muon, "others": {**ADAM, "params": ["*.bias"]}}
+    schedule = {"matrices": {"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}}
+    keys = {"optimizer": optimizer, "lr_scheduler": schedule}
+    assert_same(*stop_and_resume(fit, tmp_path, **keys))
+
+
 @pytest.mark.parametrize(
     ("trainer", "change", "says"),
     [
@@ -684,7 +723,7 @@ def test_each_loss_keeps_its_count_if_all_are_computed_before_a_step(fit: Fit) -
 @pytest.mark.parametrize("trainer", ["Sometimes", "SometimesOdd"])
 def test_an_optimizer_that_only_some_micro_batches_step_is_an_error(fit: Fit, trainer: str) -> None:
     fit(f"trainer.type={trainer}", **LAYERS)
-    with pytest.raises(ConfigError, match=r"self.optimizing\('second'\) is called for some of the 2 micro-batches"):
+    with pytest.raises(ConfigError, match=r"self.optimizing\('second'\) is used for some of the 2 micro-batches"):
         fit(f"trainer.type={trainer}", "trainer.accumulate_steps=2", **LAYERS)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.base.training.test_optimizers import GAN
+from tests.base.training.test_optimizers import GAN, ONE_LOSS
 from tests.helpers import Json, lines, same, state
 from tests.utils.distributed.test_processes import SUMS, Jobs, differences
 
@@ -33,6 +33,11 @@ CONFIGS: dict[str, Json] = {
         "model": "PlainPair",
         "lr_scheduler": None,
         "trainer": {**TRAINER, "type": "Steady", "accumulate_steps": 2},
+    },
+    "together": {
+        "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
+        **ONE_LOSS,
+        "trainer": {**TRAINER, "accumulate_steps": 2},
     },
     "learnt": {
         "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
