@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +121,8 @@ class BaseDataLoader(ABC):
         """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of
         ``training_data``, including those held out later. None: every sample once per pass.
 
-        With weights, a pass draws as many samples as there are, with replacement.
+        With weights, a pass draws as many samples as there are, with replacement. Called when a pass begins, so that
+        ``begin_epoch`` may change them.
         """
         return None
 
@@ -323,11 +325,17 @@ class BaseDataLoader(ABC):
             return None
         order: Order = Shuffled(len(source) if train is None else len(train), seed)
         if weights is not None:
-            order = Weighted(weights, seed)
+            order = Weighted(partial(self._pass_weights, source, train), seed)
         if lengths is None:
             return order
         lengths = check_lengths(lengths, len(source))
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
+
+    def _pass_weights(self, source: Source, train: Tensor | None) -> Tensor:
+        weights = self._weights(source, train)
+        if weights is None:
+            raise DataError("sample_weights() returned None, although it returned weights at the start")
+        return weights
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
         """The weights of the training samples, float64 of shape (N,); None if each is used once."""

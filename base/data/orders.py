@@ -5,7 +5,9 @@ Weighted    with replacement, in proportion to weights
 Bucketed    another order, rearranged into batches of similar length
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -45,16 +47,33 @@ class Shuffled:
         return permutation(self.count, self.seed, "order", passes)
 
 
-@dataclass(frozen=True, eq=False)
-class Weighted:
-    """As many draws as samples, with replacement. weights: float64 of shape (N,), from ``check_weights``."""
+Drawn = tuple[int, str]
+"""A pass, and a hash of the weights by which its samples were drawn."""
 
-    weights: Tensor
+
+@dataclass(eq=False)
+class Weighted:
+    """As many draws as samples, with replacement.
+
+    weights: returns the weights of a pass when it begins, float64 of shape (N,), from ``check_weights``.
+    """
+
+    weights: Callable[[], Tensor]
     seed: int
     repeats: bool = True
+    last: Drawn | None = None
+    resumed: Drawn | None = None
+    """Those of the pass in which the run was saved."""
 
     def __call__(self, passes: int) -> Tensor:
-        bounds = np.cumsum(self.weights.numpy())  # numbers between the previous bound and its own draw a sample
+        weights = self.weights().numpy()
+        self.last = passes, blake2b(weights.tobytes(), digest_size=16).hexdigest()
+        if self.resumed and self.resumed != self.last and self.resumed[0] == passes:
+            raise DataError(
+                "sample_weights() returns other weights than when this pass over the data began, so its samples cannot "
+                "be drawn again; let stateful() of the trainer return them, or what begin_epoch computes them from"
+            )
+        bounds = np.cumsum(weights)  # numbers between the previous bound and its own draw a sample
         generator = torch.Generator().manual_seed(mix(self.seed, "weighted order", passes))
         drawn = torch.rand(len(bounds), generator=generator, dtype=torch.float64).numpy() * bounds[-1]
         drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
@@ -89,6 +108,13 @@ class Bucketed:
         order = torch.cat([order[:start], order[start + rest :], order[start : start + rest]])
         whole = order[: batches * size].view(batches, size)[permutation(batches, self.seed, "buckets", passes)]
         return torch.cat([whole.flatten(), order[batches * size :]])
+
+
+def weighted(order: Order | None) -> Weighted | None:
+    """The order by weights in another one, if there is one."""
+    while order is not None and not isinstance(order, Weighted):
+        order = getattr(order, "order", None)
+    return order
 
 
 def number_repeats(indices: Tensor, count: int) -> Tensor:

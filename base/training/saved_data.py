@@ -10,6 +10,7 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
+from base.data.orders import weighted
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
@@ -22,8 +23,8 @@ MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 
 
 class SavedData:
-    """The number of samples, the classes, hashes of the held-out indices and of integer targets in memory, and the
-    position of a stream.
+    """The number of samples, the classes, hashes of the held-out indices, of integer targets in memory and of the
+    weights by which samples are drawn, and the position of a stream.
 
     For predictions without the data set, also what the data loader needs to know about it, and the shapes and dtypes of
     the first batch.
@@ -32,6 +33,7 @@ class SavedData:
     def __init__(self, training: Training, data: BaseDataLoader) -> None:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
+        self.weighted = weighted(training.batches.order)
         self.num_samples = training.batches.num_samples
         self._lengths = [
             (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
@@ -72,7 +74,9 @@ class SavedData:
             self._first_batch = {name: _sample(value) for name, value in named.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        added = {"input_facts": self._input_facts, "first_batch": self._first_batch}
+        added: dict[str, Any] = {"input_facts": self._input_facts, "first_batch": self._first_batch}
+        if self.weighted and self.weighted.last:
+            added["weights"] = list(self.weighted.last)
         state = self._facts | {name: value for name, value in added.items() if value}
         return state | ({"stream": self.stream.state_dict()} if self.stream else {})
 
@@ -89,6 +93,8 @@ class SavedData:
             raise DataError(self._changed("other targets", "these"))
         if None not in (state.get("held_out"), now["held_out"]) and state["held_out"] != now["held_out"]:
             raise DataError(self._changed("other samples held out", "these"))
+        if self.weighted and isinstance(weights := state.get("weights"), (list, tuple)):
+            self.weighted.resumed = tuple(weights)
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 

@@ -93,7 +93,7 @@ def test_batches_are_the_same_from_indices_on_the_device(rank: int, weights: Ten
     inputs, targets = torch.arange(50), -torch.arange(50)
     made = []
     for kind in (TensorSource, OnTheCPU):
-        order = Shuffled(50, 3) if weights is None else Weighted(weights, 3)
+        order = Shuffled(50, 3) if weights is None else Weighted(weights.clone, 3)
         batches = Batches(kind(inputs, targets), batch_size=8, order=order)
         batches.divide(rank, 2)
         made.append([each.data for each in itertools.islice(batches.load(batches.ranges()), 20)])

@@ -11,11 +11,13 @@ from torch import Tensor
 import train
 from base.data import Batches, SampleRandom, TensorSource
 from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights, number_repeats
+from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
-from tests.helpers import temporarily
+from tests.helpers import lines, temporarily
+from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 
 Fit = Callable[..., train.Result]
 
@@ -80,7 +82,7 @@ def indexed(count: int) -> TensorSource:
 
 def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
     weights = torch.tensor([0.0, 1.0, 2.0, 0.0, 5.0, 0.0]).repeat(100)
-    order = Weighted(check_weights(weights, 600), seed=1)
+    order = Weighted(lambda: check_weights(weights, 600), seed=1)
     drawn = torch.cat([order(passes) for passes in range(50)])
     counts = torch.bincount(drawn % 6, minlength=6)
     assert counts[weights[:6] == 0].sum() == 0
@@ -103,7 +105,7 @@ def test_balanced_draws_each_class_equally_often() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> None:
-    order = Weighted(torch.tensor([1.0, 0, 0, 0, 0, 1], dtype=torch.float64), seed=0)
+    order = Weighted(lambda: torch.tensor([1.0, 0, 0, 0, 0, 1], dtype=torch.float64), seed=0)
     batches = Batches(indexed(6), batch_size=4, order=order, num_workers=workers)
     batches_of_pass = list(batches.one_pass())
     inputs = torch.cat([micro_batch.data[0][:, 0] for micro_batch in batches_of_pass])
@@ -119,7 +121,7 @@ def test_draws_are_numbered() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [Weighted(torch.arange(23.0).double(), 3), Bucketed(Shuffled(23, 3), torch.arange(23) % 5, 4, 3)]
+    "order", [Weighted(torch.arange(23.0).double, 3), Bucketed(Shuffled(23, 3), torch.arange(23) % 5, 4, 3)]
 )
 def test_each_process_takes_its_part_of_the_same_order(order: Order) -> None:
     alone = Batches(indexed(23), batch_size=4, order=order, seed=3)
@@ -204,3 +206,70 @@ def test_balanced_needs_classes(fit: Fit) -> None:
     args = {"num_samples": 50, "input_shape": [6], "target_shape": [2], "batch_size": 8, "balanced": True}
     with pytest.raises(DataError, match="needs a class for each sample: integer targets"):
         fit(data_loader={"type": "RandomTensorLoader", "args": args})
+
+
+class Mined(RandomTensorLoader):
+    """Draws the samples of one class alone, another one in each epoch."""
+
+    only = 0
+    dtype = torch.float32
+
+    def __init__(self, **args: Any) -> None:
+        super().__init__(**args)
+        self.weights = torch.ones(self.num_samples, dtype=self.dtype)
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.source = super().training_data(augment=augment)
+        return self.source
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.weights[:] = self.source.targets == self.only + epoch - 1
+
+    def sample_weights(self) -> Tensor:
+        return self.weights
+
+
+class MinedInFloat64(Mined):
+    dtype = torch.float64
+
+
+class Drifting(Mined):
+    """The same with weights that change again when an epoch is resumed."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.weights += self.only
+
+
+class Recording(Trainer):
+    """Logs the mean class of its targets."""
+
+    logs = ("drawn",)
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        return result._replace(log={"drawn": batch[1].float().mean()})
+
+
+ARGS = {"num_samples": 60, "input_shape": [6], "num_classes": 3, "batch_size": 8, "validation_split": 10}
+OFTEN = ("trainer.type=Recording", "trainer.epochs=3", "trainer.save_every_steps=2", "trainer.keep_last=null")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["Mined", "MinedInFloat64"])
+def test_weights_may_change_with_the_epoch_and_resume_exactly(fit: Fit, kind: str, workers: int) -> None:
+    data = {"type": kind, "args": {**ARGS, "num_workers": workers}}
+    with temporarily(DATA_LOADERS, Mined, MinedInFloat64), temporarily(TRAINERS, Recording):
+        whole = fit(*OFTEN, data_loader=data, metrics=[]).run_dir
+        assert [line["drawn"] for line in lines(whole)] == [0, 1, 2]
+        half = fork(whole, 10)  # in mid-epoch
+        train.main(["-r", str(half)])
+    equal(whole, half)
+
+
+def test_a_pass_is_not_resumed_with_other_weights_than_it_began_with(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporarily(DATA_LOADERS, Drifting), temporarily(TRAINERS, Recording):
+        run = fit(*OFTEN, data_loader={"type": "Drifting", "args": ARGS}, metrics=[]).run_dir
+        monkeypatch.setattr(Drifting, "only", 1)
+        with pytest.raises(DataError, match="other weights than when this pass over the data began"):
+            train.main(["-r", str(fork(run, 10))])
