@@ -327,15 +327,19 @@ class BaseTrainer(Checkpointed):
         self.training.step_schedules(monitored)
         self.observer.end_epoch(self, values)
         self.train_metrics.reset()
+        self.unmeasured.clear()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % settings.save_period == 0:
             self.save()
 
     def monitored(self, values: dict[str, float]) -> float | None:
-        """The value named by ``trainer.monitor``; None if nothing is monitored."""
+        """The value named by ``trainer.monitor``; None if nothing is monitored, or if it was not measured this time."""
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
+            left_out = self.unmeasured | self.train_metrics.unmeasured
+            if any(f"_{name}".endswith(f"_{each}") for each in left_out):
+                return None
             close = closest(name, values)
             meant = f'; did you mean "{close}"?' if close else ""
             raise ConfigError(

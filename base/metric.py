@@ -63,7 +63,7 @@ class StepResult(NamedTuple):
     """Of shape (B, ...)."""
     targets: Tensor
     """Of shape (B, ...)."""
-    log: Mapping[str, Tensor | float] = MappingProxyType({})
+    log: Mapping[str, Tensor | float | None] = MappingProxyType({})
     """Additional values to log, of shape (), each a mean over the samples; named in the trainer's ``logs``."""
     count: Tensor | float | None = None  # type: ignore[assignment]  # tuple.count gives way
     """What the loss is averaged over, shape (), such as the tokens that are not padding; None: samples. Counted

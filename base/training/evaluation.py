@@ -34,6 +34,8 @@ class EvaluationLoop(TrainerInterface):
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.observer = Observer()  # that of the outputs, once training begins
+        self.unmeasured: set[str] = set()
+        """Names of values that are None this time, as they are not measured in every epoch."""
         self.unchecked: set[str] = set()
         """The phases whose first batch is next: "training", "evaluation"."""
         self.watched: list[Batches] = []  # batches whose first batch was checked, or is next
@@ -78,6 +80,7 @@ class EvaluationLoop(TrainerInterface):
                 observer.evaluated(batches.part(batch_range), data, result)
                 del result  # its outputs would take memory while the next batch's are computed
         observer.end_evaluation()
+        self.unmeasured |= metrics.unmeasured
         return metrics.compute()
 
     def _new_metrics(self) -> Metrics:
@@ -133,7 +136,7 @@ def same_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
-    """What ``validate`` or ``evaluate`` of a BaseTrainer returned, as floats.
+    """What ``validate`` or ``evaluate`` of a BaseTrainer returned, as floats, without what was not measured this time.
 
     Raises ConfigError if it is not a dict of numbers by name.
     """
@@ -144,4 +147,9 @@ def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
             f"super().{method}"
         )
     returned = f"{type(trainer).__name__}.{method} returned"
-    return {str(name): float(single_number(value, f'{returned} "{name}"')) for name, value in values.items()}
+    trainer.unmeasured |= {str(name) for name, value in values.items() if value is None}
+    return {
+        str(name): float(single_number(value, f'{returned} "{name}"'))
+        for name, value in values.items()
+        if value is not None
+    }

@@ -144,6 +144,8 @@ class Metrics:
         self.definitions = dict(definitions or {})
         self.loss_parts: Any = None
         """A LossParts if there are losses by name."""
+        self.unmeasured = set[str]()
+        """Names of values that a step logged as None."""
         self.phase_to_check = ""
         """The phase whose first batch is next; its shapes and values are then checked."""
 
@@ -166,6 +168,9 @@ class Metrics:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
                 self._measure(result.outputs, result.targets, samples)
         for name, value in result.log.items():
+            if value is None and name in self.logs:
+                self.unmeasured.add(name)
+                continue
             number = to_scalar(logged_number(name, value, self.logs))
             count = getattr(value, "averaged_over", None)  # of a loss
             weight = samples if count is None else count
@@ -203,6 +208,7 @@ class Metrics:
         return self.loss_parts.corrected(values, self.process_group) if self.loss_parts else values
 
     def reset(self) -> None:
+        self.unmeasured.clear()
         for metric in self._all().values():
             metric.reset()
 

@@ -95,7 +95,8 @@ class Schedule:
         return self.last_used or self.rates()
 
     def after_epoch(self, monitored: float | None) -> None:
-        if self.scheduler and not self.per_step:
+        """monitored: for ReduceLROnPlateau, which waits for the next epoch if it was not measured in this one."""
+        if self.scheduler and not self.per_step and not (self.follows_monitor and monitored is None):
             self.step_scheduler(monitored)
 
     def rates(self) -> list[float]:

@@ -839,7 +839,7 @@ def test_a_validation_of_ones_own_may_return_a_tensor_of_one_number(
     ("value", "says"),
     [
         (torch.rand(3), r'AddsAValue.evaluate returned "spread" of shape \(3,\); a logged value is a single number'),
-        (None, 'returned "spread" of type NoneType; expected a number'),
+        ([0.5], 'returned "spread" of type list; expected a number'),
         ("high", 'returned "spread" of type str; expected a number'),
     ],
 )
@@ -936,6 +936,45 @@ def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
         whole = fit("trainer.type=Forgetful", "trainer.epochs=2", monitor)
     assert same(state(run)["model"], state(whole.run_dir)["model"])
     assert lines(run) == lines(whole.run_dir)
+
+
+class Seldom(Trainer):
+    """Measures a value in every third epoch: by evaluate, or in each step."""
+
+    logs = ("score", "spread")
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def measured(self, value: Any) -> Any:
+        return value if self.epoch % 3 == 0 else None
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(log={"spread": self.measured(result.outputs.std())})
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, Any]:
+        return super().evaluate(*args, **more) | {"score": self.measured(float(self.epoch))}
+
+
+@pytest.mark.parametrize("name", ["score", "spread"])
+def test_a_monitored_value_need_not_be_measured_in_every_epoch(fit: Fit, name: str) -> None:
+    monitor = f"trainer.monitor=max val_{name}"
+    plateau = {"type": "ReduceLROnPlateau", "args": {"patience": 0}}
+    keys = ("trainer.type=Seldom", "trainer.epochs=7", monitor, "trainer.early_stop=2")
+    with temporarily(TRAINERS, Seldom):
+        run = fit(*keys, lr_scheduler=plateau)
+        tested = load_script("test").main(["-r", str(run.run_dir)])
+    logged = lines(run.run_dir)
+    assert [line["epoch"] for line in logged if f"val_{name}" in line] == [3, 6]
+    assert len(logged) == 7
+    assert run.best == max(line[f"val_{name}"] for line in logged if f"val_{name}" in line)
+    assert state(run.run_dir, "best.pth")["progress"]["epochs"] in (3, 6)
+    assert name in tested
+    with temporarily(TRAINERS, Seldom):
+        train.main(["-r", str(run.run_dir), "trainer.monitor=min val_loss", "trainer.epochs=8"])
+        train.main(["-r", str(run.run_dir), monitor, "trainer.epochs=9"])
+    assert len(lines(run.run_dir)) == 9
 
 
 def test_a_first_training_batch_after_a_validation_is_checked_as_one(
