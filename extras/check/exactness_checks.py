@@ -7,6 +7,7 @@ import functools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,32 @@ class Kept:
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
+
+
+class Evaluated:
+    """Which weights and buffers of a model an evaluation changes, as if it learned from validation data."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.changed: list[str] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Compare the model before and after the block, unless copies would be large."""
+        state = {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
+        before = {} if sum(tensor.nbytes for tensor in state.values()) > LARGE else _content(state)
+        yield
+        after = self.model.state_dict()
+        for name, value in before.items():
+            grown = name not in after or after[name].shape != value.shape  # such as a table of positions
+            if not grown and name not in self.changed and not same(value, after[name].detach()):
+                self.changed.append(name)
+
+    def results(self) -> Iterator[CheckResult]:
+        if self.changed:
+            text = f"eval_step changes the model: {listed(self.changed)}"
+            cause = "a model that learns in forward(), from validation and test data too: update it if self.training"
+            yield CheckResult("evaluation", "note", text, cause)
 
 
 def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:

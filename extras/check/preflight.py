@@ -101,6 +101,7 @@ class _Check:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
         self.first = next(training.batches.ranges())
+        self.evaluated = exactness_checks.Evaluated(self.model)
         self.metrics_pass = True
         self.logged = dict[str, set[str]]()
         """The names of the values that each phase logs."""
@@ -165,6 +166,7 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation_batch()
         yield from check_own_validation(self.trainer)
+        yield from self.evaluated.results()
         yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
@@ -205,7 +207,7 @@ class _Check:
         """
         try:
             check_next_step(self.trainer, "eval_step", "training")
-            with traced(self.model, trace):
+            with traced(self.model, trace), self.evaluated.watch():
                 return self._evaluate(batch)
         except Exception as error:
             outputs, self.evaluates_training, self.measures_training = trace.outputs, False, True
@@ -372,7 +374,8 @@ class _Check:
         try:
             micro_batch = next(batches.one_pass())
             check_next_step(self.trainer, "eval_step", "validation")
-            result = self._evaluate(self.runtime.to_device(micro_batch.data))
+            with self.evaluated.watch():
+                result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
             yield data_checks.explain_validation(error)

@@ -316,6 +316,30 @@ def test_a_number_in_the_model_that_no_checkpoint_has_is_noted(
     assert ("exactness" in shown) == noted
 
 
+class Codebook(TwoLayerNet):
+    """With means of its hidden values that it learns in forward: only in training, or always."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__(in_features=6, hidden_features=4, out_features=3)
+        self.always = always
+        self.register_buffer("means", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        if self.training or self.always:
+            self.means.lerp_(outputs.detach().mean(0), 0.1)  # type: ignore[operator]
+        return outputs
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_model_that_learns_from_validation_data_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], always: bool
+) -> None:
+    with temporarily(MODELS, Codebook):
+        preflight(load_config(write_config(model={"type": "Codebook", "args": {"always": always}})))
+    assert ("eval_step changes the model: means\n" in capsys.readouterr().out) == always
+
+
 class Measuring(Trainer):
     """Logs a value in training. evaluates: in evaluation too."""
 
