@@ -1,5 +1,6 @@
 """The learning rate schedule: when it steps, and how long it is."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from utils.errors import ConfigError
+
+ROUNDING = 1e-12
+"""How far below 0 torch's schedules end by rounding."""
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
@@ -116,3 +121,17 @@ class Schedule:
             self.scheduler.step(monitored)
         else:
             self.scheduler.step()
+        if self.scheduler_steps < self.length:  # else no step uses these
+            for group in self.optimizer.param_groups:
+                self._check_rate(group["lr"])
+
+    def _check_rate(self, rate: Any) -> None:
+        """Raise ConfigError for a learning rate that no optimizer can use, or that would increase the loss."""
+        if isinstance(rate, Tensor) or (isinstance(rate, (int, float)) and -ROUNDING <= rate < math.inf):
+            return
+        unit = "step" if self.per_step else "epoch"
+        raise ConfigError(
+            f"lr_scheduler: {type(self.scheduler).__name__} gives the learning rate {rate:.4g} after {unit} "
+            f"{self.scheduler_steps:,} of {self.length:,}; expected a finite number >= 0. Does it count on fewer "
+            f"{unit}s than the run has?"
+        )

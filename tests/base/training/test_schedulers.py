@@ -1,14 +1,17 @@
 """Schedulers from a config: what is left out follows from the length of the run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR
 
 import train
+from tests.helpers import temporarily
 from utils.config.ineffective import SETS_RATE
 from utils.config.schedulers import length_conflict, make_scheduler
 from utils.errors import ConfigError
@@ -125,3 +128,22 @@ def test_those_schedulers_do_overrule_it(name: str, args: dict[str, float]) -> N
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == rates[1]
     assert name in SETS_RATE
+
+
+class Poly(LambdaLR):
+    """(1 - step / length)^power, which is complex beyond its length, or negative with a power of 1."""
+
+    def __init__(self, optimizer: Optimizer, *, length: int, power: float) -> None:
+        super().__init__(optimizer, lambda step: (1 - step / length) ** power)
+
+
+@pytest.mark.parametrize(("power", "rate"), [(0.5, "0.05774j"), (1.0, "-0.03333")])
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_schedule_beyond_its_end_is_named(fit: Callable[..., Any], power: float, rate: str, interval: str) -> None:
+    schedule = {"type": "Poly", "args": {"length": 3, "power": power}, "interval": interval}
+    says = f"Poly gives the learning rate .*{re.escape(rate)} after {interval} 4 of .*expected a finite number >= 0"
+    with temporarily(SCHEDULERS, Poly):
+        with pytest.raises(ConfigError, match=says):
+            fit("trainer.epochs=6", lr_scheduler=schedule)
+        to_its_end = schedule | {"args": {"length": 5, "power": power}}
+        fit(f"trainer.epochs={5 if interval == 'epoch' else 1}", lr_scheduler=to_its_end)
