@@ -143,10 +143,10 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
 
 
 def _reason(error: Exception) -> str:
-    """The message of an error, without torch's list of the calls that it would have accepted."""
+    """The message of an error, without torch's list of the calls, or of all backends, that it would have accepted."""
     bare = isinstance(error, (KeyError, AssertionError)) or not str(error)
     message = format_error(error) if bare else str(error)
-    return message.partition(", but expected one of:")[0]
+    return message.partition(", but expected one of:")[0].partition(" This could be because the operator doesn't")[0]
 
 
 def check_smallest_batch(trainer: Any) -> None:

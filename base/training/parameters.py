@@ -1,5 +1,6 @@
 """Which optimizer and parameter group trains each parameter, and which parameters are frozen in an epoch."""
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,16 @@ def divide_parameters(
         raise Mismatch(
             ("optimizer",),
             f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
-            f'"trainer": {{"freeze": [{{"params": ["{left[0]}"]}}]}}',
+            f'"trainer": {{"freeze": [{{"params": ["{_pattern(left)}"]}}]}}, or requires_grad_(False) in the model',
         )
     return divided
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """A pattern for some parameters: of the module that they have in common, or else of the first one."""
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = list(itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+    return ".".join([*(part[0] for part in common), "*"]) if common else names[0]
 
 
 def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:

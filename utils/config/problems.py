@@ -14,7 +14,7 @@ from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.extras import find_extra
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, KeyPath, are_several, name_and_args
+from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, Config, KeyPath, are_several, name_and_args
 from utils.schema_fields import keys_of, section_at
 from utils.text import closest, dotted, hint
 
@@ -43,9 +43,17 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
         elif item["loc"] not in misspelt:
             hints = find_extra("hints")
             others = hints.missing_type_hint(path, config) if hints else ""
+            if not inside(config, path[:-1])[1] and len(path) == 2 and _optional(str(path[0])):
+                others = "; null leaves this part out"
             yield Problem(path[:-1], f'the key "{path[-1]}" is missing{others}')
     for place, reasons in wrong.items():
         yield Problem((*below, *place), f"{either(reasons)}, got {shortened(inside(value, place)[1])}")
+
+
+def _optional(section: str) -> bool:
+    """Whether null switches a section of the config off."""
+    field = Config.model_fields.get(section)
+    return field is not None and field.get_default(call_default_factory=True) is None
 
 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:

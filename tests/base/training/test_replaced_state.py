@@ -322,6 +322,11 @@ def test_an_optimizer_that_does_not_take_the_gradients_is_named(fit: Fit, kind: 
         fit("trainer.type=Both" if several else "seed=0", model="Words", optimizer=optimizer)
 
 
+def test_clipping_sparse_gradients_by_value_is_refused(fit: Fit) -> None:
+    with temporarily(MODELS, Words), pytest.raises(ConfigError, match="clip_grad_value cannot clip sparse gradients"):
+        fit("trainer.clip_grad_value=1", model="Words")
+
+
 class Both(Trainer):
     """Steps an optimizer for the embeddings and another one for all else."""
 

@@ -52,6 +52,7 @@ MISTAKES = [
     Mistake("A key of victoresque/pytorch-template", '"model"', '"arch"'),
     Mistake("A loss of victoresque/pytorch-template", '"cross_entropy"', '"nll_loss"'),
     Mistake("No such device", '"cpu"', '"cudda"'),
+    Mistake("An empty object for none", '{"type": "OneCycleLR", "args": {"max_lr": 0.05}, "interval": "step"}', "{}"),
     Mistake("An override is misspelt", overrides=("trainer.epoch=3",)),
     Mistake("An override without its section", overrides=("lr=0.1",)),
     Mistake("An override is out of range", overrides=("optimizer.args.lr=-1",)),
