@@ -118,6 +118,14 @@ ROWS = [
     *real("the end of 10 epochs", "epoch_end", "epoch end", ("x 1.02", "+ 0.4")),
     *real("own data set of 40,000 rows", "rows", "rows", ("x 1.05", "+ 0.4")),
     *real("own data set of 40,000 rows, 5 epochs", "rows", "rows, 5 epochs", ("x 1.05", "+ 0.4"), "trainer.epochs=5"),
+    *real(
+        *("own data set of 40,000 windows of a table, 5 epochs", "rows", "windows, 5 epochs", ("x 1.05", "+ 0.4")),
+        *("trainer.epochs=5", "data_loader.type=OwnWindows"),
+    ),
+    *real(
+        *("own stream of 40,000 rows, 5 epochs", "rows", "stream, 5 epochs", ("x 1.05", "+ 0.4")),
+        *("trainer.epochs=5", "data_loader.type=OwnStream", "trainer.steps_per_epoch=625"),
+    ),
     *real("own data set of 6,000 photographs", "photographs", "photographs", ("x 1.05", "+ 0.4")),
     *real("own data set of 40,000 rows, batch 16", "rows", "rows, batch 16", ("x 1.05", "+ 0.4"), SMALL_BATCH),
     *real(

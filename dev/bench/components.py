@@ -90,6 +90,20 @@ class OwnRows(Made):
 
 
 @DATA_LOADERS.register
+class OwnWindows(Made):
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        torch.manual_seed(0)
+        return jobs.Windows(self.count)
+
+
+@DATA_LOADERS.register
+class OwnStream(Made):
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        torch.manual_seed(0)
+        return jobs.RowStream(self.count)
+
+
+@DATA_LOADERS.register
 class OwnPhotographs(Made):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         return jobs.Photographs(self.count)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -143,6 +143,27 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> Any:
         return self.rows[index], self.targets[index]
+
+
+class Windows(Rows):
+    """Twenty consecutive values of one column of a table, as of a time series: views, not contiguous."""
+
+    def __init__(self, count: int = 20_000) -> None:
+        super().__init__(count)
+        self.table = torch.randn(count + 20, 4)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.table[index : index + 20, 1], self.targets[index]
+
+
+class RowStream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Tensors of 20 numbers, one after the other."""
+
+    def __init__(self, count: int = 20_000) -> None:
+        self.rows = Rows(count)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.rows.__getitem__, range(len(self.rows)))
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
@@ -286,7 +307,7 @@ def loaded(dataset: Dataset[Any], model: nn.Module, *, batch: int = 64, workers:
     """A user's data set, by torch's DataLoader."""
     model.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=True)
-    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers)
+    loader = DataLoader(dataset, batch, shuffle=not isinstance(dataset, IterableDataset), num_workers=workers)
     return Job(model, F.cross_entropy, optimizer, lambda: loader, None, Accuracy(), epochs=epochs)
 
 
@@ -299,6 +320,8 @@ JOBS: dict[str, Callable[[], Job]] = {
     "rows, 5 epochs": lambda: loaded(Rows(40_000), SmallNet(), epochs=5),
     "rows, batch 16": lambda: loaded(Rows(40_000), SmallNet(), batch=16),
     "rows, 2 workers": lambda: loaded(Rows(40_000), SmallNet(), workers=2),
+    "windows, 5 epochs": lambda: loaded(Windows(40_000), SmallNet(), epochs=5),
+    "stream, 5 epochs": lambda: loaded(RowStream(40_000), SmallNet(), epochs=5),
     "photographs": lambda: loaded(Photographs(6_000), LeNet()),
     "photographs, batch 16": lambda: loaded(Photographs(6_000), LeNet(), batch=16),
     "photographs, 2 workers": lambda: loaded(Photographs(6_000), LeNet(), workers=2),
