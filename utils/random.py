@@ -175,7 +175,7 @@ class NumpyGenerator:
     def restore(self, state: Any) -> None:
         if isinstance(state, bytes) and self.memory:
             np.random.seed(0)  # clears the cached normal number
-            self.memory.raw = state
+            self.memory.raw = self._without_normal = state
         else:
             name, words, *rest = state
             np.random.set_state((name, np.frombuffer(words, np.uint32), *rest))

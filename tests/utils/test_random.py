@@ -49,6 +49,21 @@ def test_each_draw_is_seen_and_undone(number: int, in_memory: bool, monkeypatch:
         assert np.array_equal(draw(), drawn) if drawn is not None else True
 
 
+def test_a_normal_number_is_not_lost_after_uniform_ones_were_undone() -> None:
+    """One normal number and two uniform ones leave the same words; only the first keeps another one for the next."""
+    np.random.seed(1)
+    expected = np.random.randn(2).tolist()
+    generator = NumpyGenerator()
+    generator.seed(1)
+    before = generator.state()
+    np.random.rand(2)
+    assert generator.state() != before
+    generator.restore(before)
+    found = [np.random.randn()]
+    generator.restore(generator.state())
+    assert [*found, np.random.randn()] == expected
+
+
 def states(*, without: str) -> dict[str, Any]:
     return {name: generator.state() for name, generator in global_generators().items() if name != without}
 
