@@ -12,7 +12,7 @@ from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
 from base.data.sources import Source
 from utils.errors import DataError
-from utils.random import mix
+from utils.random import kept_generators, mix
 from utils.tree import tensors
 
 
@@ -41,7 +41,7 @@ class SampleSource:
                     self.generators.try_sample(lambda: self.dataset[numbers[0]], mix(*random.key, draws[0]))
                 return self.generators.load(lambda: self._load(numbers, draws, random.key))
         except Exception as error:
-            raise self._explained(error, numbers) from error
+            raise self._explained(error, numbers, draws, random.key) from error
 
     def _load(self, indices: list[int], draws: list[int], key: RandomKey) -> Any:
         """draws: seed the samples, together with the key."""
@@ -55,14 +55,16 @@ class SampleSource:
         self.generators.seed(key, draws[0], "collate")
         return self.collate(samples)
 
-    def _explained(self, error: Exception, indices: list[int]) -> Exception:
+    def _explained(self, error: Exception, indices: list[int], draws: list[int], key: RandomKey) -> Exception:
         """The error to raise for one that came up in loading a batch: names the sample that causes it, if any."""
         name, samples = type(self.dataset).__name__, list[Any]()
-        for index in indices:
-            try:
-                samples.append(self.dataset[index])
-            except Exception as again:
-                return sample_error(again, f"{name}: sample {index} cannot be read")
+        with kept_generators():
+            for index, draw in zip(indices, draws, strict=True):
+                self.generators.seed(key, draw)
+                try:
+                    samples.append(self.dataset[index])
+                except Exception as again:
+                    return sample_error(again, f"{name}: sample {index} cannot be read")
         return collate_error(error, name, indices, samples if self.collate is collate_samples else ())
 
 

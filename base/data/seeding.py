@@ -44,11 +44,14 @@ class DrawnGenerators:
         before = self._states()
         try:
             while True:
-                batch = load()
-                moved = self._moved(before)
-                if not moved:
-                    return batch
-                self.names += moved
+                try:
+                    batch = load()
+                except Exception:
+                    if not self._has_moved(before):  # otherwise it may be due to what was drawn unseeded
+                        raise
+                else:
+                    if not self._has_moved(before):
+                        return batch
         finally:
             for name in self.names:
                 global_generators()[name].restore(before[name])
@@ -58,17 +61,24 @@ class DrawnGenerators:
 
         Also detects numbers that depend on a generator without advancing it, as from ``torch.initial_seed()`` or a
         generator that the sample restores itself. load: loads the sample; called two or three times, or once if that
-        takes longer than the patience, in seconds: then all generators are seeded.
+        fails or takes longer than the patience, in seconds: then all generators are seeded.
         """
-        self.names = []
+        self.names, others = [], True
         start = time.monotonic()
-        with kept_generators():
-            first = self._content(load, seed, seed)
-            slow = time.monotonic() - start > patience
-            unlike = not slow and first != self._content(load, seed, seed - FAR if seed >= FAR else seed + FAR)
-            # if samples differ with the same seeds, they use a generator of their own, which is up to the data set
-            if slow or first is None or (unlike and first == self._content(load, seed, seed)):
+        try:
+            with kept_generators():
+                first = self._content(load, seed, seed)
+                slow = time.monotonic() - start > patience
+                others = slow or first is None or self._depends_on_others(load, seed, first)
+        finally:
+            if others:
                 self.names = [*global_generators()]
+
+    def _depends_on_others(self, load: Callable[[], Any], seed: int, first: bytes) -> bool:
+        """Whether a sample depends on a generator that it was not seen to be drawn from. first: its content."""
+        unlike = first != self._content(load, seed, seed - FAR if seed >= FAR else seed + FAR)
+        # if samples differ with the same seeds, they use a generator of their own, which is up to the data set
+        return unlike and first == self._content(load, seed, seed)
 
     def _content(self, load: Callable[[], Any], seed: int, other: int) -> bytes | None:
         """The content of a sample. other: seed of the generators that were not seen to be drawn from."""
@@ -76,16 +86,18 @@ class DrawnGenerators:
             generator.seed(seed if name in self.names else other)
         before = self._states()
         sample = load()
-        self.names += self._moved(before)
+        self._has_moved(before)
         return as_bytes(sample)
 
     def _states(self) -> dict[str, Any]:
         return {name: generator.state() for name, generator in global_generators().items()}
 
-    def _moved(self, before: dict[str, Any]) -> list[str]:
-        """The generators that are not seeded and that something was drawn from."""
+    def _has_moved(self, before: dict[str, Any]) -> bool:
+        """Whether something was drawn from generators that are not seeded; from now on they are."""
         generators, seeded = global_generators(), self.names
-        return [name for name, state in before.items() if name not in seeded and generators[name].state() != state]
+        moved = [name for name, state in before.items() if name not in seeded and generators[name].state() != state]
+        self.names += moved
+        return bool(moved)
 
 
 def as_bytes(sample: Any) -> bytes | None:

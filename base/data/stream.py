@@ -95,17 +95,17 @@ class StreamSource:
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
-        samples = []
+        samples, number = list[Any](), numbers[0]
         try:
             self._seek(numbers[0], key)
-            while self._position < numbers[0]:
-                self._read(key)
-            for _ in numbers:
+            for number in range(self._position, numbers[-1] + 1):
                 sample = self._read(key)
-                samples.append(sample if self.transform is None else self.transform(sample))
+                if number >= numbers[0]:
+                    samples.append(sample if self.transform is None else self.transform(sample))
         except Exception as error:
+            self._iterator = None  # it may have ended
             name = type(self.samples).__name__
-            raise sample_error(error, f"{name}: sample {self._position} cannot be read") from error
+            raise sample_error(error, f"{name}: sample {number} cannot be read") from error
         return samples
 
     def try_first_sample(self) -> None:

@@ -19,6 +19,7 @@ from base.data.orders import Shuffled
 from base.data.sample_source import SampleSource
 from base.data.seeding import as_bytes
 from tests.helpers import same
+from utils.errors import DataError
 from utils.random import generator_states, global_generators, mix
 
 SAMPLES = 23
@@ -302,6 +303,38 @@ def test_a_source_can_be_sent_to_another_process() -> None:
     source = SampleSource(Drawing("all"))
     passes(made(source), 1)
     assert pickle.loads(pickle.dumps(source)).generators.names == source.generators.names
+
+
+class Unlucky(Dataset[int]):
+    """Sample 9 fails if the number that it draws is small; or each sample does."""
+
+    def __init__(self, bound: float, *, all_draw: bool = False) -> None:
+        self.bound, self.all_draw = bound, all_draw
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> int:
+        if (index == 9 or self.all_draw) and random.random() < self.bound:
+            raise ValueError("unlucky")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [{"bound": 0.2}, {"bound": 0.8}, {"bound": 0.2, "all_draw": True}])
+def test_which_sample_fails_does_not_depend_on_the_state_of_the_generators(kind: dict[str, Any], workers: int) -> None:
+    def load(start: int, *, all_seeded: bool = False) -> str:
+        source = SampleSource(Unlucky(**kind))
+        source._first = not all_seeded
+        random.seed(start)
+        try:
+            return str(passes(made(source, workers), 10))
+        except DataError as error:
+            return str(error).splitlines()[0]
+
+    expected = load(0, all_seeded=True)
+    assert "cannot be made into a batch" not in expected
+    assert {load(start) for start in range(6)} == {expected}
 
 
 class Threads(Dataset[Tensor]):

@@ -359,6 +359,45 @@ def test_drawing_leaves_the_generators_of_the_model_alone() -> None:
     assert [generator.state() for generator in global_generators().values()] == states
 
 
+def unlucky(seed: int) -> Callable[[Tensor], Tensor]:
+    """A transform that fails for sample 9 if the number that it then draws is small."""
+
+    def transform(row: Tensor) -> Tensor:
+        if row[0] == 9 and random.Random(seed + random.getrandbits(32)).random() < 0.5:
+            raise ValueError("unlucky")
+        return row
+
+    return transform
+
+
+def test_whether_a_sample_fails_does_not_depend_on_the_state_of_the_generators() -> None:
+    """Though nothing is drawn for the samples before it, and the iterator has ended when it is noticed."""
+
+    def read(seed: int, start: int, *, all_seeded: bool = False) -> str:
+        source = StreamSource(Drawing(float), transform=unlucky(seed))
+        source._tried = all_seeded
+        random.seed(start)
+        try:
+            rows = torch.cat(take(StreamBatches(source, batch_size=8, seed=3), 0, 4))
+        except DataError as error:
+            return str(error).splitlines()[0]
+        return str(rows[:, 0].tolist())
+
+    for seed in range(4):
+        expected = read(seed, 0, all_seeded=True)
+        assert {read(seed, start) for start in range(6)} == {expected}
+
+
+def test_an_error_names_the_sample_whose_transform_fails() -> None:
+    def fail(row: Tensor) -> Tensor:
+        if row[0] == 9:
+            raise ValueError("broken")
+        return row
+
+    with pytest.raises(DataError, match="sample 9 cannot be read: ValueError: broken"):
+        take(StreamBatches(StreamSource(Drawing(float), transform=fail), batch_size=8), 0, 2)
+
+
 @pytest.mark.parametrize(("patience", "opened"), [(60.0, 3), (-1.0, 2)])
 def test_a_stream_that_opens_slowly_is_not_opened_again(
     patience: float, opened: int, monkeypatch: pytest.MonkeyPatch
