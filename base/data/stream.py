@@ -13,7 +13,7 @@ from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
-from utils.random import mix
+from utils.random import kept_generators, mix
 from utils.text import count
 
 ENDLESS = 2**62
@@ -118,10 +118,10 @@ class StreamSource:
             return
         self._tried = True
         key: RandomKey = (0, "sample", 0)
-        with OneThread():
+        with OneThread(), kept_generators():  # its state may hold that of a generator
             self.generators.try_sample(lambda: self._first_sample(key), mix(*key, 0), patience=PATIENCE)
-        if self._has_state():
-            self.samples.load_state_dict(copy.deepcopy(self._initial))
+            if self._has_state():
+                self.samples.load_state_dict(copy.deepcopy(self._initial))
 
     def _first_sample(self, key: RandomKey) -> Any:
         try:
@@ -143,16 +143,18 @@ class StreamSource:
 
     def _begin_pass(self, key: RandomKey, state: Any = None) -> None:
         """Start a new iterator. state: to restore; None: from the first sample."""
+        self._iterator = None  # closes the former one, which may change the position that the data set keeps
         if self._has_state():
             # only once: Hugging Face's tells a state that was loaded only after the next iter()
             if self._initial is None:
                 self._initial = copy.deepcopy(self.samples.state_dict())
             self.samples.load_state_dict(copy.deepcopy(self._initial))
+        self.generators.seed(key, "set_epoch", self._passes)  # it may draw an order, as __iter__ may
         if hasattr(self.samples, "set_epoch"):  # after the initial state, which may hold the first pass's number
             self.samples.set_epoch(self._passes)
         if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
             self.samples.load_state_dict(copy.deepcopy(state))
-        self.generators.seed(key, "pass", self._passes)  # __iter__ may draw an order
+        self.generators.seed(key, "pass", self._passes)
         self._iterator = iter(self.samples)
 
     def _read(self, key: RandomKey) -> Any:

@@ -319,6 +319,14 @@ def now_and_then(index: int) -> float:
     return draws.get(index, float)()
 
 
+class DrawnEpoch(Drawing):
+    """Its ``set_epoch`` draws the order of the pass."""
+
+    def set_epoch(self, _: int) -> None:
+        order = torch.randperm(37).tolist()
+        self.order = lambda: order
+
+
 def scaled(samples: list[Tensor]) -> Tensor:
     return torch.stack(samples) * random.random()
 
@@ -328,6 +336,7 @@ STREAMS: dict[str, tuple[Callable[[], StreamSource], set[str]]] = {
     "one generator": (lambda: StreamSource(Drawing(lambda _: np.random.rand())), {"numpy"}),
     "now and then": (lambda: StreamSource(Drawing(now_and_then)), {"python", "numpy", "torch"}),
     "an order, at once": (lambda: StreamSource(Drawing(float, lambda: torch.randperm(37).tolist())), {"torch"}),
+    "an order in set_epoch": (lambda: StreamSource(DrawnEpoch(float)), {"torch"}),
     "a seed": (lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63)), {"python", "numpy", "torch"}),
     "the collate function": (lambda: StreamSource(Drawing(float), collate=scaled), {"python"}),
     "the transform": (lambda: StreamSource(Drawing(float), transform=lambda row: row * torch.rand(())), {"torch"}),
@@ -357,6 +366,50 @@ def test_drawing_leaves_the_generators_of_the_model_alone() -> None:
     states = [generator.state() for generator in global_generators().values()]
     take(StreamBatches(STREAMS["now and then"][0](), batch_size=8, seed=3), 0, 9)
     assert [generator.state() for generator in global_generators().values()] == states
+
+
+class ClosedLines(Lines):
+    """Keeps its position, which is the start again as soon as an iterator is closed."""
+
+    index = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for index in range(self.index, 37):
+                self.index = index + 1
+                yield torch.full((6,), now_and_then(index)), index
+        finally:
+            self.index = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+
+def test_an_iterator_is_closed_before_the_next_is_opened() -> None:
+    """When a generator is first drawn from, in the second batch, the stream is read again from the first one's end."""
+    rows = torch.cat([targets for _, targets in take(batches_of(ClosedLines()), 0, 9)])
+    assert rows.tolist() == [index % 37 for index in range(72)]
+
+
+class WithGenerator(ResumableLines):
+    """Its state also holds that of the generator from which it draws."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index, "generator": torch.get_rng_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        torch.set_rng_state(state["generator"])
+
+
+def test_a_state_that_holds_a_generator_leaves_that_of_the_model_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    take(batches_of(WithGenerator()), 0, 6)
+    assert torch.get_rng_state().equal(before)
 
 
 def unlucky(seed: int) -> Callable[[Tensor], Tensor]:
