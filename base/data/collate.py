@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -53,6 +54,14 @@ def _readable(row: Any) -> Any:
     if isinstance(row, np.ndarray) and not (row.flags.writeable and min(row.strides, default=0) >= 0):
         return np.array(row, order="C")
     return row
+
+
+def with_its_batch(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
+    """A sample, and what a function makes of it alone, unless that is ``collate_samples`` or it needs several."""
+    if collate is not collate_samples:
+        with suppress(Exception):
+            return sample, collate([sample])
+    return sample
 
 
 def send_small_tensors_by_value() -> None:

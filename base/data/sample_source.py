@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.collate import OneThread, collate_samples
+from base.data.collate import OneThread, collate_samples, with_its_batch
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
@@ -38,10 +38,13 @@ class SampleSource:
             with OneThread():
                 if self._first:
                     self._first = False
-                    self.generators.try_sample(lambda: self.dataset[numbers[0]], mix(*random.key, draws[0]))
+                    self.generators.try_sample(lambda: self._first_sample(numbers[0]), mix(*random.key, draws[0]))
                 return self.generators.load(lambda: self._load(numbers, draws, random.key))
         except Exception as error:
             raise self._explained(error, numbers, draws, random.key) from error
+
+    def _first_sample(self, index: int) -> Any:
+        return with_its_batch(self.dataset[index], self.collate)
 
     def _load(self, indices: list[int], draws: list[int], key: RandomKey) -> Any:
         """draws: seed the samples, together with the key."""

@@ -60,7 +60,7 @@ class DrawnGenerators:
         """Use one sample to detect which generators it is drawn from, to avoid loading a whole batch twice.
 
         Also detects numbers that depend on a generator without advancing it, as from ``torch.initial_seed()`` or a
-        generator that the sample restores itself. load: loads the sample; called two or three times, or once if that
+        generator that the sample restores itself. load: loads the sample; called two to four times, or once if that
         fails or takes longer than the patience, in seconds: then all generators are seeded.
         """
         self.names, others = [], True
@@ -76,9 +76,13 @@ class DrawnGenerators:
 
     def _depends_on_others(self, load: Callable[[], Any], seed: int, first: bytes) -> bool:
         """Whether a sample depends on a generator that it was not seen to be drawn from. first: its content."""
-        unlike = first != self._content(load, seed, seed - FAR if seed >= FAR else seed + FAR)
-        # if samples differ with the same seeds, they use a generator of their own, which is up to the data set
-        return unlike and first == self._content(load, seed, seed)
+        other = self._content(load, seed, seed - FAR if seed >= FAR else seed + FAR)
+        if other == first:
+            return False
+        again = self._content(load, seed, seed)
+        # the first one may have been drawn before it was known what to seed for a stream's order. If samples differ
+        # with the same seeds, they use a generator of their own, which is up to the data set
+        return again != other and (again == first or again == self._content(load, seed, seed))
 
     def _content(self, load: Callable[[], Any], seed: int, other: int) -> bytes | None:
         """The content of a sample. other: seed of the generators that were not seen to be drawn from."""

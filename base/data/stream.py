@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import OneThread, collate_samples
+from base.data.collate import OneThread, collate_samples, with_its_batch
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
@@ -125,7 +125,8 @@ class StreamSource:
 
     def _first_sample(self, key: RandomKey) -> Any:
         try:
-            return self._read_samples([0], key)
+            [sample] = self._read_samples([0], key)
+            return with_its_batch(sample, self.collate or collate_samples)
         finally:
             self._iterator = None
             self._position = self._passes = 0

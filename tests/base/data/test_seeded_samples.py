@@ -261,11 +261,19 @@ def mixed(samples: list[Any]) -> Any:
     return share * inputs + (1 - share) * inputs.flip(0), share.view(1)
 
 
+def mixed_by_own_generator(samples: list[Any]) -> Any:
+    """The same, with a generator that is seeded from torch's without moving it."""
+    inputs, _ = default_collate(samples)
+    share = torch.tensor(np.random.default_rng(torch.initial_seed()).random())
+    return share * inputs + (1 - share) * inputs.flip(0), share.view(1)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_collate_function_that_draws_is_exact_too(workers: int) -> None:
-    whole = passes(made(SampleSource(Drawing("nothing"), mixed)), 9)
-    torch.rand(3)
-    later = passes(made(SampleSource(Drawing("nothing"), mixed), workers), 4, Position(0, 20))
+@pytest.mark.parametrize("collate", [mixed, mixed_by_own_generator])
+def test_a_collate_function_that_draws_is_exact_too(collate: Callable[[list[Any]], Any], workers: int) -> None:
+    whole = passes(made(SampleSource(Drawing("nothing"), collate)), 9)
+    torch.manual_seed(3)
+    later = passes(made(SampleSource(Drawing("nothing"), collate), workers), 4, Position(0, 20))
     assert equal(whole[5:], later)
     assert len({float(share) for _, share in whole}) == 9
 

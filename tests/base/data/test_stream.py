@@ -327,6 +327,16 @@ class DrawnEpoch(Drawing):
         self.order = lambda: order
 
 
+def shuffled() -> list[int]:
+    order = list(range(37))
+    random.shuffle(order)
+    return order
+
+
+def shifted_by_seed(samples: list[Tensor]) -> Tensor:
+    return torch.stack(samples) + torch.initial_seed() / 2**63
+
+
 def scaled(samples: list[Tensor]) -> Tensor:
     return torch.stack(samples) * random.random()
 
@@ -338,6 +348,14 @@ STREAMS: dict[str, tuple[Callable[[], StreamSource], set[str]]] = {
     "an order, at once": (lambda: StreamSource(Drawing(float, lambda: torch.randperm(37).tolist())), {"torch"}),
     "an order in set_epoch": (lambda: StreamSource(DrawnEpoch(float)), {"torch"}),
     "a seed": (lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63)), {"python", "numpy", "torch"}),
+    "a seed, beside an order": (
+        lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63, shuffled)),
+        {"python", "numpy", "torch"},
+    ),
+    "a seed, in the collate function": (
+        lambda: StreamSource(Drawing(float), collate=shifted_by_seed),
+        {"python", "numpy", "torch"},
+    ),
     "the collate function": (lambda: StreamSource(Drawing(float), collate=scaled), {"python"}),
     "the transform": (lambda: StreamSource(Drawing(float), transform=lambda row: row * torch.rand(())), {"torch"}),
 }
