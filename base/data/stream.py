@@ -75,23 +75,23 @@ class StreamSource:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = as_tensor(indices).tolist()
         with OneThread():
-            batch = self.generators.load(lambda: self._load(numbers, random.key))
+            batch, state = self.generators.load(lambda: self._load(numbers, random.key))
         if not self._has_state():
             return batch, None
-        state = copy.deepcopy(self.samples.state_dict())
         self.snapshot = {"position": self._position, "passes": self._passes, "state": state}
         return batch, self.snapshot
 
-    def _load(self, numbers: Sequence[int], key: RandomKey) -> Any:
-        """The samples with consecutive numbers as one batch."""
+    def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Any]:
+        """The samples with consecutive numbers as one batch, and the state after it, which may hold a generator's."""
         samples = self._read_samples(numbers, key)
         collate = self.collate or collate_samples
         self.generators.seed(key, numbers[0], "collate")
         try:
-            return collate(samples)
+            batch = collate(samples)
         except Exception as error:
             name = type(self.samples).__name__
             raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
+        return batch, copy.deepcopy(self.samples.state_dict()) if self._has_state() else None
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""

@@ -426,8 +426,13 @@ class WithGenerator(ResumableLines):
 def test_a_state_that_holds_a_generator_leaves_that_of_the_model_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    take(batches_of(WithGenerator()), 0, 6)
+    batches = batches_of(WithGenerator())
+    take(batches, 0, 6)
     assert torch.get_rng_state().equal(before)
+    torch.manual_seed(2)
+    others = batches_of(WithGenerator())
+    take(others, 0, 6)
+    assert same(batches.state_dict(), others.state_dict()), "nor does it depend on that of the model"
 
 
 def unlucky(seed: int) -> Callable[[Tensor], Tensor]:
