@@ -37,8 +37,9 @@ class StreamSource:
     collate: builds a batch from samples; None: the data loader's ``collate``.
 
     Each sample is as if Python's, NumPy's and torch's generators were seeded for it, from the run's seed and the
-    sample's number. If one that was not drawn from before is drawn from later, the stream is read again from its last
-    known position. Raises DataError if the samples can be read only once, like those of a generator.
+    sample's number. If one that was not drawn from before is drawn from later, the stream is read again from where it
+    was begun: a state may lack something, such as a shuffle buffer. Raises DataError if the samples can be read only
+    once, like those of a generator.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class StreamSource:
         self.length = length
         self.collate = collate
         self.snapshot: Snapshot | None = None
-        """Where a resumed run may start to read."""
+        """Where a resumed run starts to read."""
         self.generators = DrawnGenerators()
         self._tried = False
         self._iterator: Iterator[Any] | None = None
@@ -78,8 +79,7 @@ class StreamSource:
             batch, state = self.generators.load(lambda: self._load(numbers, random.key))
         if not self._has_state():
             return batch, None
-        self.snapshot = {"position": self._position, "passes": self._passes, "state": state}
-        return batch, self.snapshot
+        return batch, {"position": self._position, "passes": self._passes, "state": state}
 
     def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Any]:
         """The samples with consecutive numbers as one batch, and the state after it, which may hold a generator's."""
@@ -135,7 +135,7 @@ class StreamSource:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
 
     def _seek(self, start: int, key: RandomKey) -> None:
-        """Go to the last known position before a sample: the current one, the snapshot, or the start."""
+        """Go to a known position before a sample: the current one, that where a run was resumed, or the start."""
         known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
         if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
             return

@@ -407,9 +407,47 @@ class ClosedLines(Lines):
 
 
 def test_an_iterator_is_closed_before_the_next_is_opened() -> None:
-    """When a generator is first drawn from, in the second batch, the stream is read again from the first one's end."""
-    rows = torch.cat([targets for _, targets in take(batches_of(ClosedLines()), 0, 9)])
-    assert rows.tolist() == [index % 37 for index in range(72)]
+    """When a generator is first drawn from, in the third batch, the stream is read again from where it was resumed."""
+    whole, resumed = batches_of(ClosedLines()), batches_of(ClosedLines())
+    take(whole, 0, 1)
+    resumed.load_state_dict(whole.state_dict())
+    rows = torch.cat([targets for _, targets in take(resumed, 1, 9)])
+    assert rows.tolist() == [index % 37 for index in range(8, 72)]
+
+
+class Buffered(Drawing):
+    """Shuffles in a buffer, which its state lacks."""
+
+    index = start = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order, buffer = random.Random(0), list[int]()
+        self.index = self.start
+        while self.index < 37:
+            buffer.append(self.index)
+            self.index += 1
+            if len(buffer) == 6:
+                yield self.row(buffer.pop(order.randrange(6)))
+        yield from map(self.row, buffer)
+
+    def row(self, index: int) -> Tensor:
+        return torch.tensor([index, self.draw(index)], dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = self.index = state["index"]
+
+
+def test_a_late_draw_loses_no_sample_of_a_buffer() -> None:
+    all_seeded = StreamSource(Buffered(now_and_then))
+    all_seeded._tried = True
+    found, expected = (
+        take(StreamBatches(source, batch_size=4, seed=3), 0, 9)
+        for source in (StreamSource(Buffered(now_and_then)), all_seeded)
+    )
+    assert same(found, expected)
 
 
 class WithGenerator(ResumableLines):
