@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
+from base.data.stream import StreamBatches
 from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.metric import check_loss
@@ -169,10 +170,11 @@ class BaseTrainer(Checkpointed):
         finally:
             self.log.end_training()
 
-    def close_workers(self) -> None:
-        """End the worker processes; the next batches start new ones."""
+    def close_workers(self, *, streams: bool = True) -> None:
+        """End the worker processes; the next batches start new ones. streams: also those that read streams."""
         for batches in (self.training.batches, *self.training.validation.values()):
-            batches.close()
+            if streams or not isinstance(batches, StreamBatches):
+                batches.close()
 
     def steps_per_epoch(self) -> int:
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)

@@ -17,6 +17,9 @@ FAR = 2**61 - 1
 """Difference between the seeds of a sample's two trials. It is prime, so that no remainder hides it, and large, so that
 no rounding does: ``torch.initial_seed() / 2**63`` is the same float for two neighbouring seeds."""
 
+LARGE = 2**26
+"""Bytes of a sample that is not compared: seeding all generators for it takes little of its time."""
+
 
 class DrawnGenerators:
     """Seeds the generators that a data set has been seen to draw from; all of them until a sample was tried.
@@ -104,9 +107,18 @@ class DrawnGenerators:
         return bool(moved)
 
 
+class _Content(io.BytesIO):
+    """Raises OverflowError for a sample that refers to all data, say, so that copies of it would take much memory."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > LARGE:
+            raise OverflowError
+        return super().write(data)
+
+
 def as_bytes(sample: Any) -> bytes | None:
-    """The content of a sample, for comparison; None if it cannot be serialised."""
-    content = io.BytesIO()
+    """The content of a sample, for comparison; None if it is large, or cannot be serialised."""
+    content = _Content()
     try:
         _ContentPickler(content).dump(sample)
     except Exception:  # samples may contain anything
@@ -123,5 +135,7 @@ class _ContentPickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             return NotImplemented  # torch writes a sparse tensor as several dense ones
+        if value.nbytes > LARGE:
+            raise OverflowError
         flat = value.detach().cpu().resolve_conj().reshape(-1).contiguous()  # a column of a table is not contiguous
         return bytes, (flat.view(torch.uint8).numpy().tobytes(),), (value.dtype, value.shape)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -198,7 +199,8 @@ class StreamBatches(Batches):
         return self.batch_size if self.source.length is None else super().last_batch_size()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
-        self.source.try_first_sample()
+        with suppress(Exception):  # then all generators are seeded; what is wrong is raised where it is read
+            self.source.try_first_sample()
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch

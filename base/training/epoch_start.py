@@ -28,9 +28,11 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
     if data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch:
         try:
             with isolated(trainer.experiment.seed, "epoch", epochs), begun_once(trainer, again=again):
-                for each in (data, trainer):
-                    each.begin_epoch(epochs + 1)
+                if data_changes:
+                    data.begin_epoch(epochs + 1)
                     trainer.close_workers()  # new worker processes get the data set as it is now
+                trainer.begin_epoch(epochs + 1)
+                trainer.close_workers(streams=False)  # which would be read again up to here
                 if data.device_cache:
                     data.device_cache.refresh()
         finally:  # says more than the error of a state that does not fit new parameters

@@ -242,6 +242,13 @@ def test_a_view_of_much_is_compared_without_what_it_is_a_view_of(
     assert all(content and len(content) < 10_000 for content in written)
 
 
+def test_a_sample_that_refers_to_much_is_not_copied_for_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("base.data.seeding.LARGE", 1000)
+    assert as_bytes(torch.zeros(200)) is not None
+    for large in (torch.zeros(300), Graph(torch.zeros(300)), ["text" * 20 + str(number) for number in range(20)]):
+        assert as_bytes(large) is None
+
+
 def test_an_object_that_depends_on_the_initial_seed_is_seeded() -> None:
     """Though nothing is drawn from the generator."""
 

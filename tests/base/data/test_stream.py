@@ -21,9 +21,10 @@ from base.data.stream import StreamBatches
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
 from tests.helpers import needs_extra, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
 from utils.random import global_generators, seed_generators
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 from utils.tree import same
 
 pytestmark = pytest.mark.slow
@@ -510,6 +511,51 @@ def test_an_error_names_the_sample_whose_transform_fails() -> None:
 
     with pytest.raises(DataError, match="sample 9 cannot be read: ValueError: broken"):
         take(StreamBatches(StreamSource(Drawing(float), transform=fail), batch_size=8), 0, 2)
+
+
+def test_a_first_sample_that_cannot_be_read_any_more_does_not_matter_to_a_resumed_run() -> None:
+    def draw(index: int) -> float:
+        if broken and index == 0:
+            raise OSError("gone")
+        return float(torch.rand(()))
+
+    broken = False
+    lines = Drawing(draw)
+    lines.state_dict = lambda: {"opened": 1}  # type: ignore[attr-defined]
+    lines.load_state_dict = lambda state: None  # type: ignore[attr-defined]
+    whole = StreamBatches(StreamSource(lines), batch_size=8, seed=3)
+    expected = take(whole, 0, 3)
+    broken = True
+    lines.order = lambda: list(range(16, 37))
+    resumed = StreamBatches(StreamSource(lines), batch_size=8, seed=3)
+    resumed.load_state_dict({"position": 16, "passes": 0, "state": {"opened": 1}})
+    assert same(take(resumed, 2, 3), expected[2:])
+    lines.order = lambda: list(range(37))
+    with pytest.raises(DataError, match="sample 0 cannot be read: OSError: gone"):
+        take(StreamBatches(StreamSource(lines), batch_size=8), 0, 1)
+
+
+class Scheduled(Trainer):
+    def begin_epoch(self, epoch: int) -> None:
+        self.weight = epoch
+
+
+@pytest.mark.parametrize("trainer", ["Trainer", "Scheduled"])
+def test_a_trainer_with_begin_epoch_reads_a_stream_once(fit: Fit, tmp_path: Path, trainer: str) -> None:
+    class Counted(Lines):
+        def lines(self, start: int) -> Iterator[Any]:
+            for sample in super().lines(start):
+                with (tmp_path / "read").open("a") as file:
+                    file.write("1")
+                yield sample
+
+    class CountedStream(Stream):
+        made = Counted
+
+    options = (f"trainer.type={trainer}", "trainer.epochs=3", "trainer.steps_per_epoch=2")
+    with temporarily(DATA_LOADERS, CountedStream), temporarily(TRAINERS, Scheduled):
+        fit(*options, data_loader=data("CountedStream", num_workers=1))
+    assert len((tmp_path / "read").read_text()) < 48 + 3 * 8 + 2 * 4, "six batches, those read ahead, and the trial"
 
 
 @pytest.mark.parametrize(("patience", "opened"), [(60.0, 3), (-1.0, 2)])
