@@ -98,9 +98,14 @@ class StreamSource:
         """The samples with consecutive numbers."""
         samples, number = list[Any](), numbers[0]
         try:
-            self._seek(numbers[0], key)
+            iterator = self._seek(numbers[0], key)
             for number in range(self._position, numbers[-1] + 1):
-                sample = self._read(key)
+                if self.generators.names:
+                    self.generators.seed(key, number)
+                sample = next(iterator, self)
+                if sample is self:
+                    iterator, sample = self._next_pass(key)
+                self._position = number + 1
                 if number >= numbers[0]:
                     samples.append(sample if self.transform is None else self.transform(sample))
         except Exception as error:
@@ -135,16 +140,16 @@ class StreamSource:
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
 
-    def _seek(self, start: int, key: RandomKey) -> None:
+    def _seek(self, start: int, key: RandomKey) -> Iterator[Any]:
         """Go to a known position before a sample: the current one, that where a run was resumed, or the start."""
         known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
         if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
-            return
+            return self._iterator
         self._position, self._passes = (known["position"], known["passes"]) if known else (0, 0)
-        self._begin_pass(key, known["state"] if known else None)
+        return self._begin_pass(key, known["state"] if known else None)
 
-    def _begin_pass(self, key: RandomKey, state: Any = None) -> None:
-        """Start a new iterator. state: to restore; None: from the first sample."""
+    def _begin_pass(self, key: RandomKey, state: Any = None) -> Iterator[Any]:
+        """A new iterator. state: to restore; None: from the first sample."""
         self._iterator = None  # closes the former one, which may change the position that the data set keeps
         if self._has_state():
             # only once: Hugging Face's tells a state that was loaded only after the next iter()
@@ -157,26 +162,23 @@ class StreamSource:
         if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
             self.samples.load_state_dict(copy.deepcopy(state))
         self.generators.seed(key, "pass", self._passes)
-        self._iterator = iter(self.samples)
+        iterator: Iterator[Any] = iter(self.samples)
+        self._iterator = iterator
+        return iterator
 
-    def _read(self, key: RandomKey) -> Any:
+    def _next_pass(self, key: RandomKey) -> tuple[Iterator[Any], Any]:
+        """The iterator of the next pass, and its first sample."""
+        name = type(self.samples).__name__
+        if self.length is not None:  # another pass would count samples twice
+            message = f"StreamSource: {name} ended after {count(self._position, 'sample')}; length is {self.length}"
+            raise DataError(message)
+        self._passes += 1
+        iterator = self._begin_pass(key)
         self.generators.seed(key, self._position)
-        assert self._iterator is not None
-        try:
-            sample = next(self._iterator)
-        except StopIteration:
-            if self.length is not None:  # another pass would count samples twice
-                name = type(self.samples).__name__
-                message = f"StreamSource: {name} ended after {count(self._position, 'sample')}; length is {self.length}"
-                raise DataError(message) from None
-            self._passes += 1
-            self._begin_pass(key)
-            self.generators.seed(key, self._position)
-            sample = next(self._iterator, self)
-            if sample is self:
-                raise DataError(f"StreamSource: {type(self.samples).__name__} has no samples") from None
-        self._position += 1
-        return sample
+        sample = next(iterator, self)
+        if sample is self:
+            raise DataError(f"StreamSource: {name} has no samples")
+        return iterator, sample
 
 
 class StreamBatches(Batches):
