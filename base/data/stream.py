@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.collate import OneThread, collate_samples, with_its_batch
 from base.data.errors import collate_error, sample_error
-from base.data.sample_random import RandomKey, SampleRandom, as_tensor
+from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
 from utils.random import kept_generators, mix
@@ -75,7 +75,7 @@ class StreamSource:
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
-        numbers = as_tensor(indices).tolist()
+        numbers = range(indices.start, indices.stop) if isinstance(indices, slice) else indices.tolist()
         with OneThread():
             batch, state = self.generators.load(lambda: self._load(numbers, random.key))
         if not self._has_state():
@@ -97,17 +97,18 @@ class StreamSource:
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
         samples, number = list[Any](), numbers[0]
+        first, transform, seeded = numbers[0], self.transform, bool(self.generators.names)
         try:
-            iterator = self._seek(numbers[0], key)
+            iterator = self._seek(first, key)
             for number in range(self._position, numbers[-1] + 1):
-                if self.generators.names:
+                if seeded:
                     self.generators.seed(key, number)
                 sample = next(iterator, self)
                 if sample is self:
-                    iterator, sample = self._next_pass(key)
-                self._position = number + 1
-                if number >= numbers[0]:
-                    samples.append(sample if self.transform is None else self.transform(sample))
+                    iterator, sample = self._next_pass(key, number)
+                if number >= first:
+                    samples.append(sample if transform is None else transform(sample))
+            self._position = number + 1
         except Exception as error:
             self._iterator = None  # it may have ended
             name = type(self.samples).__name__
@@ -166,15 +167,15 @@ class StreamSource:
         self._iterator = iterator
         return iterator
 
-    def _next_pass(self, key: RandomKey) -> tuple[Iterator[Any], Any]:
-        """The iterator of the next pass, and its first sample."""
+    def _next_pass(self, key: RandomKey, number: int) -> tuple[Iterator[Any], Any]:
+        """The iterator of the next pass, and its first sample. number: that of the sample in the run."""
         name = type(self.samples).__name__
         if self.length is not None:  # another pass would count samples twice
-            message = f"StreamSource: {name} ended after {count(self._position, 'sample')}; length is {self.length}"
+            message = f"StreamSource: {name} ended after {count(number, 'sample')}; length is {self.length}"
             raise DataError(message)
         self._passes += 1
         iterator = self._begin_pass(key)
-        self.generators.seed(key, self._position)
+        self.generators.seed(key, number)
         sample = next(iterator, self)
         if sample is self:
             raise DataError(f"StreamSource: {name} has no samples")
