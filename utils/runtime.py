@@ -87,10 +87,11 @@ class Runtime:
         if self.scaled:
             self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer, *, wait: bool = True) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer, *, wait: bool = True, last: bool = True) -> bool:
         """Update the parameters. Returns False if fp16 overflowed and the step was skipped.
 
-        wait: whether the result matters. To know it, the host waits for the device.
+        wait: whether the result matters. To know it, the host waits for the device. last: of several optimizers whose
+        gradients were unscaled together, after which the scale may change.
         """
         try:
             if not self.scaled:
@@ -101,7 +102,8 @@ class Runtime:
             explain_refusal(optimizer, error)
             raise
         skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())
-        self.scaler.update()
+        if last:
+            self.scaler.update()
         return not skipped
 
     def state_dict(self) -> dict[str, Any]:

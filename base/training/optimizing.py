@@ -193,7 +193,8 @@ class SeveralOptimizers:
             if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
                 self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
         for optimizer in optimizers:
-            if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps):
+            last = optimizer is optimizers[-1]
+            if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps, last=last):
                 self._skipped.add(optimizer.name)
 
     def check_use(self) -> None:

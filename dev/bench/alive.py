@@ -114,10 +114,10 @@ class Watch:
 def measure(name: str, overrides: tuple[str, ...]) -> Counter[str]:
     watch, step, evaluate = Watch(), Runtime.step, Trainer.eval_step
 
-    def watched_step(self: Runtime, optimizer: torch.optim.Optimizer, *, wait: bool = True) -> bool:
+    def watched_step(self: Runtime, optimizer: torch.optim.Optimizer, *, wait: bool = True, last: bool = True) -> bool:
         if name != "evaluation":
             watch.look()
-        return step(self, optimizer, wait=wait)
+        return step(self, optimizer, wait=wait, last=last)
 
     def watched_evaluation(self: Trainer, batch: Any) -> StepResult:
         result = evaluate(self, batch)

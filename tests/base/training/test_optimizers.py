@@ -580,13 +580,13 @@ ONE_LOSS: Json = {
 }
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(("precision", "accumulate"), [("fp32", 1), ("fp32", 3), ("fp16", 1)])
 @pytest.mark.parametrize("trainer", ["Trainer", "AtOnce", "AllAtOnce"])
-def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, accumulate: int) -> None:
-    accumulated = f"trainer.accumulate_steps={accumulate}"
+def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, precision: str, accumulate: int) -> None:
+    options = (f"runtime.precision={precision}", f"trainer.accumulate_steps={accumulate}")
     with temporarily(TRAINERS, AtOnce, AllAtOnce):
-        several = fit(f"trainer.type={trainer}", accumulated, **ONE_LOSS)
-        one = fit(accumulated, optimizer=ADAM, metrics=[])
+        several = fit(f"trainer.type={trainer}", *options, **ONE_LOSS)
+        one = fit(*options, optimizer=ADAM, metrics=[])
     assert same(state(one.run_dir)["model"], state(several.run_dir)["model"])
 
 
