@@ -1,7 +1,7 @@
 """How fast training is beside loops written by hand: ``python -m dev.bench``.
 
 ours               a job by the unchanged train.py; components registers the models and data of the configs
-hand_written       the best loops that we can write by hand; jobs has those of real users
+hand_written       the best loops that we can write by hand; jobs has those of real users, own_data their data sets
 parts              the parts of a step of ours
 peers              the same jobs with other frameworks
 

@@ -12,7 +12,7 @@ from base.base_model import BaseModel
 from base.data import SampleRandom, TensorSource
 from base.data.images.cache import Images
 from base.data.images.image_loader import ImageLoader
-from dev.bench import jobs
+from dev.bench import jobs, own_data
 from utils.registry import DATA_LOADERS, MODELS
 
 
@@ -86,24 +86,24 @@ class Discs(Made):
 class OwnRows(Made):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         torch.manual_seed(0)
-        return jobs.Rows(self.count)
+        return own_data.Rows(self.count)
 
 
 @DATA_LOADERS.register
 class OwnWindows(Made):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         torch.manual_seed(0)
-        return jobs.Windows(self.count)
+        return own_data.Windows(self.count)
 
 
 @DATA_LOADERS.register
 class OwnStream(Made):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
         torch.manual_seed(0)
-        return jobs.RowStream(self.count)
+        return own_data.RowStream(self.count)
 
 
 @DATA_LOADERS.register
 class OwnPhotographs(Made):
     def training_data(self, *, augment: bool) -> Dataset[Any]:
-        return jobs.Photographs(self.count)
+        return own_data.Photographs(self.count)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -28,8 +27,9 @@ from torch.utils.tensorboard import SummaryWriter
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hand_written import LeNet, Marks, clear_gradients, log, value  # type: ignore[import-not-found]  # beside this file
+from own_data import CLASSES, Photographs, Rows, RowStream, Windows  # type: ignore[import-not-found]
 
-CLASSES, VOCABULARY, LENGTH, IGNORED = 10, 65, 64, 255
+VOCABULARY, LENGTH, IGNORED = 65, 64, 255
 DEVICE = sys.argv[4] if __name__ == "__main__" and len(sys.argv) > 4 else "cpu"
 """Where the loops by hand train; the data in memory lie there."""
 SHORT_EPOCHS = 1 if DEVICE == "cpu" else 10
@@ -130,59 +130,6 @@ def discs(count: int) -> tuple[Tensor, Tensor]:
     noise = torch.randn(count, 16, 16, generator=generator)
     masks = (distances < 4).long().masked_fill((distances - 4).abs() < 0.5, IGNORED)
     return (noise + 2 * (distances < 4))[:, None], masks
-
-
-class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """Tensors of 20 numbers."""
-
-    def __init__(self, count: int = 20_000) -> None:
-        self.rows, self.targets = torch.randn(count, 20), torch.randint(0, CLASSES, (count,))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index], self.targets[index]
-
-
-class Windows(Rows):
-    """Twenty consecutive values of one column of a table, as of a time series: views, not contiguous."""
-
-    def __init__(self, count: int = 20_000) -> None:
-        super().__init__(count)
-        self.table = torch.randn(count + 20, 4)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.table[index : index + 20, 1], self.targets[index]
-
-
-class RowStream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Tensors of 20 numbers, one after the other."""
-
-    def __init__(self, count: int = 20_000) -> None:
-        self.rows = Rows(count)
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.rows.__getitem__, range(len(self.rows)))
-
-
-class Photographs(Dataset[tuple[Tensor, int]]):
-    """PIL images of 32x32: crop, flip, to tensor, normalise."""
-
-    def __init__(self, count: int = 1_500) -> None:
-        from PIL import Image
-        from torchvision.transforms import v2
-
-        pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        self.images = [Image.fromarray(image) for image in pixels]
-        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3)]
-        self.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *to_tensor])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(self.images[index]), index % CLASSES
 
 
 # ---------------------------------------------------------------------- loops by hand

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from hand_written import LeNet, Marks, TwoLayerNet  # type: ignore[import-not-found]  # beside this file
-from jobs import Photographs, Rows, SmallNet  # type: ignore[import-not-found]
+from jobs import SmallNet  # type: ignore[import-not-found]
+from own_data import Photographs, Rows  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split

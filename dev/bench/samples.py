@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from base.data.batches import Batches
 from base.data.orders import Shuffled
 from base.data.sample_source import SampleSource
-from dev.bench.jobs import Photographs, Rows
+from dev.bench.own_data import Photographs, Rows
 
 
 class RowsWithNoise(Rows):
