@@ -114,19 +114,21 @@ def divide_parameters(
         if parameter.requires_grad and name not in owners and name not in frozen
     ]
     if left:
+        pattern = _pattern(left, parameters)
         raise Mismatch(
             ("optimizer",),
             f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
-            f'"trainer": {{"freeze": [{{"params": ["{_pattern(left)}"]}}]}}, or requires_grad_(False) in the model',
+            f'"trainer": {{"freeze": [{{"params": ["{pattern}"]}}]}}, or requires_grad_(False) in the model',
         )
     return divided
 
 
-def _pattern(names: Sequence[str]) -> str:
-    """A pattern for some parameters: of the module that they have in common, or else of the first one."""
+def _pattern(names: Sequence[str], parameters: Parameters) -> str:
+    """A pattern for some parameters: of the module that has just these, or else of the first one."""
     parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    common = list(itertools.takewhile(lambda part: len(set(part)) == 1, parts))
-    return ".".join([*(part[0] for part in common), "*"]) if common else names[0]
+    common = [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
+    pattern = ".".join([*common, "*"])
+    return pattern if [name for name in parameters if matches(name, [pattern])] == list(names) else names[0]
 
 
 def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:

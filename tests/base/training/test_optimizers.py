@@ -628,6 +628,20 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
         ),
         (
             "Adversarial",
+            {
+                "optimizer": {
+                    "generator": {"type": "SGD", "args": {"lr": 1}},
+                    "discriminator": {
+                        "type": "SGD",
+                        "args": {"lr": 1},
+                        "params": ["discriminator.*.weight", "discriminator.0.*"],
+                    },
+                }
+            },
+            r"no optimizer trains discriminator\.2\.bias\. .*: \[.discriminator\.2\.bias.\]",
+        ),
+        (
+            "Adversarial",
             {"lr_scheduler": {"gen": {"type": "StepLR", "args": {"step_size": 1}}}},
             'unknown optimizer "gen"',
         ),
