@@ -40,7 +40,7 @@ from utils import checkpoint
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
 from utils.prepare import wrap_model
-from utils.schema import TrainerConfig
+from utils.schema import TrainerConfig, validation_names
 from utils.text import closest
 
 
@@ -245,7 +245,7 @@ class BaseTrainer(Checkpointed):
         size, several = micro_batch.size, self.several_optimizers
         try:
             result = self.train_step(self.runtime.to_device(micro_batch.data))
-            result = completed(result, self.criterion, taken=several.finish_step() if several else None)
+            result = completed(result, self.criterion, taken=several.after_train_step() if several else None)
             self.finish_backward(total.add(result.loss, result.count, size))
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step.samples)
@@ -339,8 +339,8 @@ class BaseTrainer(Checkpointed):
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
-            left_out = self.unmeasured | self.train_metrics.unmeasured
-            if any(f"_{name}".endswith(f"_{each}") for each in left_out):
+            sets, left_out = self.training.validation, self.train_metrics.unmeasured
+            if name in left_out or any(name in validation_names(each, sets) for each in self.unmeasured):
                 return None
             close = closest(name, values)
             meant = f'; did you mean "{close}"?' if close else ""

@@ -1,6 +1,7 @@
 """The keys of a config, with types, ranges and defaults. Editors and the README show these docstrings."""
 
 import enum
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from pydantic import (
@@ -371,3 +372,8 @@ class Config(Section):
         if isinstance(self.lr_scheduler, dict):
             return {("lr_scheduler", name): scheduler for name, scheduler in self.lr_scheduler.items()}
         return {("lr_scheduler",): self.lr_scheduler} if self.lr_scheduler else {}
+
+
+def validation_names(name: str, data_sets: Iterable[str]) -> list[str]:
+    """The names under which a value is logged in validation: over all data sets, and for each that has a name."""
+    return [f"val_{name}", *(f"val_{data_set}_{name}" for data_set in data_sets if data_set)]

@@ -156,6 +156,7 @@ class Metrics:
         share: the fraction of the optimizer step's, or the data set's, samples in this micro-batch.
         """
         if not samples:
+            self.unmeasured |= {name for name in self.logs if result.log.get(name, 0) is None}
             return
         if self.loss_parts:
             self.loss_parts.add(result.loss)

@@ -28,7 +28,7 @@ from utils.paths import PROJECT, display_path
 from utils.prepare import allocator
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
-from utils.schema import Config
+from utils.schema import Config, validation_names
 from utils.streams import say
 from utils.text import count, dotted, listed
 
@@ -224,9 +224,9 @@ def _refuse_optimizer(
 def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) -> bool:
     """Whether the monitored value has kept its name, but is now that of another metric. before: saved definitions."""
     now = trainer.train_metrics.definitions
-    prefixes = ["", "val_", *(f"val_{name}_" for name in trainer.training.validation if name)]
     changed = [name for name in now if name in before and before[name] != now[name]]
-    return trainer.settings.monitored_name in [f"{prefix}{name}" for prefix in prefixes for name in changed]
+    in_validation = [each for name in changed for each in validation_names(name, trainer.training.validation)]
+    return trainer.settings.monitored_name in [*changed, *in_validation]
 
 
 def _warn_of_partial(trainer: BaseTrainer, before: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from base.training.evaluation import check_returned
 from extras.check.check_result import CheckResult
 from extras.check.exactness_checks import ADVICE
 from utils.random import global_generators
+from utils.schema import validation_names
 from utils.text import listed
 from utils.user_code import format_error_with_source
 
@@ -53,9 +54,9 @@ def check_monitor(trainer: BaseTrainer, logged: Mapping[str, Collection[str]]) -
     """
     name = trainer.settings.monitored_name
     phase, step = ("validation", "eval_step") if name.startswith("val_") else ("training", "train_step")
-    sets = ["", *(f"{each}_" for each in trainer.training.validation)]
     for log in trainer.train_metrics.logs:
-        if name.removeprefix("val_") in [each + log for each in sets] and log not in logged.get(phase, [log]):
+        names = [log, *validation_names(log, trainer.training.validation)]
+        if name in names and log not in logged.get(phase, [log]):
             text = f"trainer.monitor: {step} does not log {log} in its first batch, so {name} may have no value"
             yield CheckResult("monitor", "note", text, f'a step without StepResult(..., log={{"{log}": value}})')
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from utils.config import LoadedConfig, load_config
 from utils.errors import ConfigError, UserError
-from utils.schema import Config
+from utils.schema import Config, validation_names
 from utils.text import OVERRIDE, closest
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -241,8 +241,8 @@ def check_monitor(config: Config, spaces: Sequence[Space]) -> None:
         # the weight of one of several losses changes their sum, but not its own value
         changed = [name for name in config.losses if key == "loss" or f"{key}.".startswith(f"loss.{name}.")]
         names = ["loss", *(name for name in changed if key != f"loss.{name}.weight")]
-        prefixes = ["", "val_", *(f"val_{name}_" for name in config.validations)]
-        if f"{key}.".startswith("loss.") and monitored in [f"{prefix}{name}" for prefix in prefixes for name in names]:
+        names += [each for name in names for each in validation_names(name, config.validations)]
+        if f"{key}.".startswith("loss.") and monitored in names:
             raise UserError(
                 f"space {key}={space.text}: trials with different losses cannot be compared by {monitored}; monitor a "
                 'metric instead, e.g. trainer.monitor="max val_accuracy"'

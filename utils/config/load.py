@@ -20,7 +20,7 @@ from utils.errors import ConfigError
 from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below
+from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below, validation_names
 from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
@@ -207,10 +207,9 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
         taken |= own
     if config.trainer.monitor:
         monitored = config.trainer.monitored_name
-        prefixes = ["val_", *(f"val_{name}_" for name in config.validations if name)]
         left_out = {metric.logged_name for metric in config.metrics if not metric.training}
         in_training = [name for name in logged if name not in left_out]
-        known = [*in_training, *(f"{prefix}{name}" for prefix in prefixes for name in logged)]
+        known = [*in_training, *(each for name in logged for each in validation_names(name, config.validations))]
         if monitored not in known:
             yield Problem(("trainer", "monitor"), f'no value is logged as "{monitored}"; {hint(monitored, known)}')
     elif config.trainer.early_stop:

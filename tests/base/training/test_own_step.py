@@ -938,6 +938,21 @@ def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
     assert lines(run) == lines(whole.run_dir)
 
 
+class Similar(Trainer):
+    """Measures a value in no epoch, and never logs one whose name has the same end."""
+
+    logs = ("my_bleu", "bleu")
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, Any]:
+        return super().evaluate(*args, **more) | {"bleu": None}
+
+
+def test_a_monitored_value_is_not_taken_for_one_with_the_same_end(fit: Fit) -> None:
+    missing = r"trainer\.monitor: no step has logged val_my_bleu"
+    with temporarily(TRAINERS, Similar), pytest.raises(ConfigError, match=missing):
+        fit("trainer.type=Similar", "trainer.epochs=1", "trainer.monitor=max val_my_bleu")
+
+
 class Seldom(Trainer):
     """Measures a value in every third epoch: by evaluate, or in each step."""
 
