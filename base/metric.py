@@ -16,7 +16,7 @@ MetricFunction = Callable[[Tensor, Tensor], Tensor]
 def entries(name: str, entry: str | None, outputs: Any, targets: Any) -> tuple[Any, Any]:
     """The entry of outputs and targets that a metric gets, of those that are dicts; None: all of both.
 
-    name: of the metric. Raises ConfigError if there is no such entry.
+    name: of the metric. Raises ConfigError for an unknown entry.
     """
     if entry is None:
         return outputs, targets

@@ -14,7 +14,7 @@ def project_path(path: str | Path) -> Path:
     try:
         return PROJECT / Path(path).expanduser()
     except RuntimeError as error:  # ~name
-        raise UserError(f"{path}: there is no home directory of that name; write out the path") from error
+        raise UserError(f"{path}: unknown home directory; write out the path") from error
 
 
 def code_version() -> str:

@@ -54,11 +54,13 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 
 def seed_generators(*key: int | str) -> None:
     """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
-    seed_cpu_generators(*key)
+    seed = mix(*key)
+    for generator in global_generators().values():
+        generator.seed(seed)
     # torch.manual_seed would record its call stack for each kind of missing accelerator
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         device = torch.get_device_module(accelerator)
-        getattr(device, "manual_seed_all", device.manual_seed)(mix(*key))
+        getattr(device, "manual_seed_all", device.manual_seed)(seed)
 
 
 def generator_states() -> dict[str, Any]:
@@ -98,13 +100,6 @@ def isolated(*key: int | str) -> Iterator[None]:
         yield
     finally:
         restore_generators(states)
-
-
-def seed_cpu_generators(*key: int | str) -> None:
-    """Seed the generators that a sample's transforms draw from: all but those of accelerators, which take longer."""
-    seed = mix(*key)
-    for generator in global_generators().values():
-        generator.seed(seed)
 
 
 # ------------------------------------------------------------------ the global generators, saved and restored quickly

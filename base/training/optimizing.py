@@ -157,8 +157,8 @@ class SeveralOptimizers:
         else:
             self.trainer.runtime.backward(loss)
 
-    def finish_step(self) -> Tensor | float | None:
-        """Close the block that ``backward`` opened, after ``train_step``. Returns ``count``."""
+    def after_train_step(self) -> Tensor | float | None:
+        """Close the block that ``backward`` opened. Returns ``count``."""
         self._without_block.close()
         return self.count
 

@@ -40,12 +40,13 @@ class ScheduledOptimizer:
         norm: Tensor | None = None
         if self.clip_value is not None:
             norm = gradient_norm(self.parameters) if measure else None
-            if any(each.grad is not None and each.grad.is_sparse for each in self.parameters):
+            try:
+                nn.utils.clip_grad_value_(self.parameters, self.clip_value)
+            except NotImplementedError as error:
                 raise ConfigError(
                     "clip_grad_value cannot clip sparse gradients, as those of nn.Embedding(sparse=True); use "
                     "clip_grad_norm, or leave out sparse=True"
-                )
-            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
+                ) from error
         if self.clip_norm is not None:
             clipped = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
             norm = clipped if norm is None else norm

@@ -145,7 +145,7 @@ class _Check:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
         if not self.evaluates_training and not self.training.validation and not own_validation(self.trainer):
-            text = "eval_step does not take training batches, and there is no validation data to try it on"
+            text = "eval_step does not take training batches, and the config has no validation data to try it on"
             yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")
         yield from self._likely_mistakes(batch, result)
         yield self._first_loss(result)

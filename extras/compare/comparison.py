@@ -89,7 +89,7 @@ class RunGroup:
 def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Print the table, and write it and the curves to a folder. Returns the table's file.
 
-    out: the folder; None: the one that contains all of these runs. Raises CheckpointError if there is no run.
+    out: the folder; None: the one that contains all of these runs. Raises CheckpointError without a run.
     """
     runs, others = find_runs(paths)
     others = [path for path in others if path.name not in (TABLE, MEANS, PICTURE)]  # from an earlier comparison

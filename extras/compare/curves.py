@@ -21,7 +21,7 @@ class Curve(NamedTuple):
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
-    """None if there is no value."""
+    """None without a value."""
     run: int = 0
     """Index of its run: determines colour and marker."""
     training: bool = False

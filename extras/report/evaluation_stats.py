@@ -19,7 +19,7 @@ from utils.errors import DataError
 from utils.tree import tensors
 
 MOST_CLASSES = 1000
-"""With more classes, there is no confusion matrix: its size is quadratic."""
+"""With more classes, the confusion matrix is left out: its size is quadratic."""
 
 # losses whose float targets are classes or class probabilities: the task is not a regression
 NO_REGRESSION = {

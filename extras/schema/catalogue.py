@@ -21,7 +21,7 @@ LEAST_WIDTH = 20
 def listing(name: str = "", *, width: int = 110) -> str:
     """All components, those of a kind ("models"), or the details of one, in lines of this width.
 
-    Raises UserError if there is no such name.
+    Raises UserError for an unknown name.
     """
     width = max(width, LEAST_WIDTH)
     listed = [(kind, registry) for kind, registry in REGISTRIES.items() if kind != "validation"]  # a data loader

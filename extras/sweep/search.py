@@ -1,6 +1,6 @@
 """Which values a trial tries, and whether to prune it: the grid's next point, or Optuna's choice.
 
-A choice depends only on the sweep's seed, the trial's number and the results so far. There is no other state, so a
+A choice depends only on the sweep's seed, the trial's number and the results so far. It has no other state, so a
 sweep that was killed makes the same choices as an uninterrupted one.
 """
 

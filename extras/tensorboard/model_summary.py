@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST = 5000
 """Maximum number of nodes; with more, as for a loop over a long sequence, browsers cannot draw the graph."""
 SAMPLES = 1000
-"""Number of training samples to evaluate if there is no validation data."""
+"""Number of training samples to evaluate without validation data."""
 
 
 def first_batch(trainer: BaseTrainer, samples: int) -> Any:

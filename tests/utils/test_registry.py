@@ -118,7 +118,7 @@ def test_a_file_that_was_edited_since_its_import_is_named(
 
 
 def test_the_home_of_nobody_is_not_a_traceback() -> None:
-    with pytest.raises(UserError, match="~nobody-here/data: there is no home directory of that name"):
+    with pytest.raises(UserError, match="~nobody-here/data: unknown home directory"):
         project_path("~nobody-here/data")
 
 

@@ -1,6 +1,5 @@
 """Batches are torch's own, and small tensors come from worker processes by value."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from torchvision.tv_tensors import Image
 
 from base.data.batches import Batches
-from base.data.collate import SMALL, collate_samples, pickled
+from base.data.collate import SMALL, collate_samples
 from base.data.sample_source import SampleSource
 from tests.helpers import same
 from utils.tree import tensors
@@ -161,27 +159,3 @@ def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     inputs, targets = loaded.data
     assert inputs.is_shared()
     assert not targets.is_shared()
-
-
-PICKLED: dict[str, tuple[Any, bool]] = {
-    "a tensor": (torch.rand(3, 4), True),
-    "a number": (torch.tensor(3), True),
-    "a view": (torch.rand(10_000)[::1000], True),
-    "of a gradient": (torch.rand(3, requires_grad=True) * 2, True),
-    "in a nest": ({"image": (torch.rand(2), "text")}, True),
-    "bfloat16": (torch.rand(3).bfloat16(), False),
-    "sparse": (torch.eye(3).to_sparse(), True),
-    "of a subclass": (Image(torch.zeros(3, 4, 4)), False),
-}
-
-
-@pytest.mark.parametrize("kind", PICKLED)
-def test_values_are_pickled_without_torch_where_numpy_has_them(kind: str) -> None:
-    value, by_value = PICKLED[kind]
-    content = pickled(value)
-    loaded = pickle.loads(content)
-    assert type(loaded) is type(value)
-    for one, other in zip(tensors(value), tensors(loaded), strict=True):
-        assert torch.equal(one.to_dense(), other.to_dense())
-    assert (b"torch.storage" not in content) == by_value
-    assert len(content) < 2_000

@@ -142,7 +142,7 @@ class Made(BaseDataLoader):
 
     def test_data(self) -> Dataset[Any]:
         if self.kind == "no test files":
-            raise DataError("there is no folder test/")
+            raise DataError("the folder test/ is missing")
         return None if self.kind == "no return" else self.training_data(augment=False)  # type: ignore[return-value]
 
 
@@ -192,7 +192,11 @@ def made(kind: str) -> dict[str, Any]:
         (made("unscaled"), "batch         note  inputs", "unscaled inputs"),
         (made("sorted"), "batch         note  targets", "sorted by class"),
         (made("no return"), "test data     FAIL  test.py would fail: the data is of type NoneType", "without return"),
-        (made("no test files"), "test data     note  test.py would fail: there is no folder", "data that are missing"),
+        (
+            made("no test files"),
+            "test data     note  test.py would fail: the folder test/ is missing",
+            "data that are missing",
+        ),
         (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
         ({**planted(""), "loss": "NLLLoss"}, "first loss    FAIL", "expects log_softmax"),
         (planted("in place"), "batch         note  the model, the loss or eval_step changes", "x = x.clone()"),

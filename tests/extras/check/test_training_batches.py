@@ -124,7 +124,9 @@ def test_without_validation_data_a_note_says_that_eval_step_was_not_tried(
 ) -> None:
     status, shown = check("Consistent", validates=False)
     assert status == 0
-    assert "forward       note  eval_step does not take training batches, and there is no validation data" in shown
+    assert (
+        "forward       note  eval_step does not take training batches, and the config has no validation data" in shown
+    )
 
 
 def test_a_step_that_fails_in_both_is_reported_as_in_evaluation(check: Callable[..., tuple[int, str]]) -> None:

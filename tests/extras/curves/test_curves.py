@@ -94,7 +94,7 @@ def test_each_metric_has_a_panel_with_both_lines(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_learning_rate_is_named_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule by steps may have its peak within an epoch, of which there is no point."""
+    """A schedule by steps may have its peak within an epoch, which no point shows."""
     texts = written(monkeypatch, records(loss=[3.0, 2.0], lr=[0.1, 0.01]), title="a")
     assert "learning rate (end of epoch)" in texts
 
