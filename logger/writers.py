@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # names of event files: creation time in seconds, and host
-EVENT_FILE = re.compile(rf"{re.escape(EVENTS)}(\d{{10,}})\..+")
+EVENT_FILE = re.compile(rf"{re.escape(EVENTS)}(\d{{10,}})\.[^~]+")
 VERSION = "brain.Event:2"
-# event files that are replaced as a whole and never truncated on resume; they sort before all others
+# event files that are replaced as a whole and never truncated on resume: this with a name, which sorts before all
+# others, or another file's with ~ and a name
 WHOLE = f"{EVENTS}0000000000."
 
 
@@ -155,10 +156,19 @@ class EventWriter(Writer):
             self.flush()
 
     def replace(self, name: str, *contents: Mapping[str, Any], step: int = 0) -> None:
-        """Write a file that is replaced as a whole. contents: as for ``event``. Raises OSError."""
+        """Write a file that is replaced as a whole. contents: as for ``event``. Raises OSError.
+
+        It sorts before the file of a run in progress, which TensorBoard stops reading once a later one exists. Where a
+        resume has begun a new file, its SessionLog.START would drop this step from all that sort before: it comes last.
+        """
         events = [_event(0, file_version=VERSION), *(_event(step, **content) for content in contents)]
-        with atomic_write(self.folder / f"{WHOLE}{name}") as file:
+        files = self._files()
+        path = self.folder / (f"{max(files).name}~{name}" if step and len(files) > 1 else f"{WHOLE}{name}")
+        with atomic_write(path) as file:
             file.write(_records(events))
+        for earlier in (self.folder / f"{WHOLE}{name}", *self.folder.glob(f"{EVENTS}*~{name}")):
+            if earlier != path:
+                earlier.unlink(missing_ok=True)
 
     def flush(self) -> None:
         self._flushed = time.monotonic()

@@ -79,7 +79,7 @@ def results(
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: record[name] for name in ("epoch", "step", "loss")} for record in epochs]
     assert list(folder.glob("events.out.tfevents.*"))
-    assert list(folder.glob("events.out.tfevents.*.test"))
+    assert list(folder.glob("events.out.tfevents.*test"))
     notes = "".join(line for line in trained.splitlines(keepends=True) if line.startswith("TensorBoard"))
     return notes, {name: metrics[name] for name in ("step", "samples", "loss")}, kept, others[1][1], others[2:]
 

@@ -11,6 +11,7 @@ import train
 from base.base_trainer import BaseTrainer
 from logger.writers import EventWriter
 from tests.campaign import records
+from tests.conftest import load_script
 from tests.helpers import TIMES, curves, needs_extra
 from tests.utils.checkpoint.test_exactness import killed_in
 from utils.errors import Stopped
@@ -101,6 +102,19 @@ def test_a_run_without_tensorboard_for_a_while_keeps_its_older_curves(fit: Fit) 
     train.main(["-r", str(run), "trainer.epochs=2", "trainer.tensorboard=false"])
     train.main(["-r", str(run), "trainer.epochs=3", "trainer.tensorboard=true"])
     assert [step for step, _ in curves(run)["loss/train"]] == [5, 15]
+
+
+def test_a_test_after_a_resume_is_not_dropped_by_what_the_resume_replaces(fit: Fit) -> None:
+    """Readers drop later steps of earlier files at the point where a resume began."""
+    run = fit("trainer.epochs=1").run_dir
+    for epochs in (1, 2, 3):
+        train.main(["-r", str(run), f"trainer.epochs={epochs}"])
+        for _ in range(2):
+            load_script("test").main(["-r", str(run / "checkpoints" / "last.pth")])
+        found = curves(run)
+        assert [step for step, _ in found["loss/test"]] == [5 * epochs]
+        assert [step for step, _ in found["loss/train"]] == [5 * epoch for epoch in range(1, epochs + 1)]
+        assert len(list(run.glob("events.out.tfevents.*test"))) == 1
 
 
 def test_other_files_in_the_folder_are_left_alone(fit: Fit) -> None:
