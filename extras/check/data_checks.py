@@ -1,7 +1,9 @@
 """Checks on one real batch before anything is trained."""
 
+import inspect
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -158,6 +160,19 @@ def check_test_data(data: BaseDataLoader) -> Iterator[CheckResult]:
         verdict: Verdict = "note" if user_line(error) else "FAIL"
         text = f"test.py would fail: {format_error_with_source(error)}"
         yield CheckResult("test data", verdict, text, "a test_data without return, or data that are missing")
+
+
+def check_own_split(data: BaseDataLoader) -> Iterator[CheckResult]:
+    """A note for arguments that a ``split`` of the data loader replaces; silent if its class mentions them."""
+    kind = type(data)
+    if kind.split is BaseDataLoader.split:
+        return
+    with suppress(OSError, TypeError):  # its source is not available
+        source = "".join(map(inspect.getsource, kind.__mro__[: kind.__mro__.index(BaseDataLoader)]))
+        for name in ("validation_split", "folds"):
+            if (value := getattr(data, name)) and name not in source and "super().split" not in source:
+                text = f"data_loader.args.{name}={value} has no effect: {kind.__name__}.split does not use it"
+                yield CheckResult("data loader", "note", text, f"a split() without self.{name}")
 
 
 def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:

@@ -170,6 +170,7 @@ class _Check:
         yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
+        yield from data_checks.check_own_split(self.experiment.data)
         yield from data_checks.check_test_data(self.experiment.data)
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
