@@ -62,7 +62,7 @@ class Running:
     read: int = -1
     """Bytes of metrics.jsonl read so far."""
     stopping: float | None = None
-    """When it was told to stop because of pruning."""
+    """When it was asked to stop because of pruning."""
     epochs: int = 0
     value: float | None = None
 

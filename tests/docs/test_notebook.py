@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb runs as it stands, and has the outputs that a reader sees.
+"""docs/notebook.ipynb runs without changes, and has the outputs that a reader sees.
 
 python -m tests.docs.test_notebook    # runs it and writes its outputs again
 """
@@ -34,7 +34,7 @@ def execute(project: Path) -> Any:
         notebook, timeout=PATIENCE, resources=place, coalesce_streams=True, record_timing=False
     ).execute()
     for cell in executed["cells"]:
-        if "outputs" in cell:  # how long the pictures took to read is told on stderr where it is long
+        if "outputs" in cell:  # stderr says how long the pictures took to read, if it is long
             cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
     return executed
 

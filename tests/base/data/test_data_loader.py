@@ -85,7 +85,7 @@ def test_a_run_keeps_its_fold(fit: Fit) -> None:
 
 
 class Split(RandomTensorLoader):
-    """With a split of one's own, which ``returns`` gives."""
+    """With its own split, which ``returns`` gives."""
 
     returns: Any = None
 

@@ -243,15 +243,15 @@ def test_a_changed_rate_is_that_of_the_next_step(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "told"),
+    ("section", "key", "value", "expected"),
     [
         ("optimizer", "args", {"lr": 0.5}, "optimizer.args.lr 0.1 -> 0.5"),
         ("trainer", "clip_grad_norm", 1.0, "trainer.clip_grad_norm null -> 1.0"),
         ("trainer", "keep_last", 7, "trainer.keep_last 3 -> 7"),
     ],
 )
-def test_what_was_edited_in_the_runs_own_config_is_told(
-    fit: Fit, capsys: pytest.CaptureFixture[str], section: str, key: str, value: Any, told: str
+def test_what_was_edited_in_the_runs_own_config_is_printed(
+    fit: Fit, capsys: pytest.CaptureFixture[str], section: str, key: str, value: Any, expected: str
 ) -> None:
     run = fit("trainer.epochs=1").run_dir
     config = json.loads((run / "config.json").read_text())
@@ -260,7 +260,7 @@ def test_what_was_edited_in_the_runs_own_config_is_told(
     capsys.readouterr()
     train.main(["-r", str(run), "trainer.epochs=2"])
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed with")]
-    assert shown == ["resumed with trainer.epochs 1 -> 2", f"resumed with {told}, as in config.json"]
+    assert shown == ["resumed with trainer.epochs 1 -> 2", f"resumed with {expected}, as in config.json"]
 
 
 def test_no_step_taken_leaves_the_config_as_it_was(fit: Fit) -> None:
@@ -282,7 +282,7 @@ def test_another_monitor_judges_the_finished_epochs_again(fit: Fit) -> None:
     assert best["epochs"] == accuracies.index(min(accuracies)) + 1
 
 
-def test_a_best_checkpoint_that_was_not_kept_is_told_of(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_best_checkpoint_that_was_not_kept_is_reported(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("trainer.monitor=max loss", "trainer.epochs=4", "trainer.keep_last=1").run_dir
     losses = [line["loss"] for line in lines(run)]
     assert losses[1] != min(losses)
@@ -609,8 +609,8 @@ def test_changed_metrics_are_shown_as_a_config_names_them(fit: Fit, capsys: pyte
     run = fit().run_dir
     metrics = 'metrics=["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
     train.main(["-r", str(run), "trainer.epochs=3", metrics])
-    told = 'resumed with metrics ["accuracy"] -> ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
-    assert told in capsys.readouterr().out
+    expected = 'resumed with metrics ["accuracy"] -> ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
+    assert expected in capsys.readouterr().out
 
 
 def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -669,7 +669,7 @@ def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
 def test_a_batch_that_is_an_object_cannot_be_unpacked(fit: Fit) -> None:
     class UnpacksAnObject(Trainer):
         def train_step(self, batch: Any) -> StepResult:
-            graphs: Any = object()  # of a class of one's own
+            graphs: Any = object()  # of a class of its own
             inputs, targets = graphs
             return super().train_step((inputs, targets))
 

@@ -315,9 +315,9 @@ def test_texts_of_any_length_are_not_a_surprise(fit: Fit, ask: Ask) -> None:
         loader = {"type": "Tokens", "args": {"batch_size": 8}}
         run = fit("trainer.monitor=null", data_loader=loader, model="BagOfTokens").run_dir
         np.save("short.npy", np.ones((2, 3), np.int64))
-        status, _, told = ask(run, "short.npy")
+        status, _, printed = ask(run, "short.npy")
     assert status == 0
-    assert "warning" not in told
+    assert "warning" not in printed
 
 
 def test_facts_of_before_a_resume_stay(fit: Fit) -> None:

@@ -70,13 +70,13 @@ class MadeUpProcess:
         reader, writer = os.pipe()
         os.close(writer)  # its end is to be read at once, as that of a process that has ended
         self.sentinel = reader
-        self.told: list[str] = []
+        self.requests: list[str] = []
 
     def terminate(self) -> None:
-        self.told.append("terminate")
+        self.requests.append("terminate")
 
     def kill(self) -> None:
-        self.told.append("kill")
+        self.requests.append("kill")
 
     def join(self, timeout: float | None = None) -> None:
         pass

@@ -292,7 +292,7 @@ def test_a_signal_stops_the_trials_first(make: Callable[[str, Spec], SweepFolder
     one.processes = Endless()  # type: ignore[assignment]
     with pytest.raises(Stopped):
         one.run()
-    assert [process.told for process in made] == [["terminate"]]
+    assert [process.requests for process in made] == [["terminate"]]
     assert results(folder)[0][1] is None
 
 

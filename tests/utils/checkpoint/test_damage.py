@@ -212,7 +212,7 @@ def test_a_sound_best_one_stays_while_training_goes_on_without_links(fit: Fit, m
 
 @pytest.mark.parametrize("numbers", [10, SMALL // 4 + 1])
 def test_a_file_is_the_same_whether_its_state_was_small(tmp_path: Path, numbers: int) -> None:
-    """A small state is serialized before the training goes on; a large one in the thread that writes it."""
+    """A small state is serialized before the training continues; a large one in the thread that writes it."""
     weights = torch.arange(float(numbers))
     state = {"model": {"weight": weights}, "step": 3}
     copied = staged(state)
