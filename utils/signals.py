@@ -130,8 +130,9 @@ def end_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
-    # torch's handler raises an error for killed workers, but these are killed on purpose
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        # torch's handler raises an error for killed workers, but these are killed on purpose
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -203,7 +203,8 @@ class Coordinator:
             may_pass = values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)
             return None if may_pass else self._check_refusals(reason)
         one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
-        one.starved += status == -signal.SIGKILL and oom_kills() > one.oom_kills
+        # the count is 0 where it is unknown, as on Windows, which lacks this signal
+        one.starved += oom_kills() > one.oom_kills and status == -signal.SIGKILL
         if one.starved >= MOST_STARVED:
             how = f"out of memory: the kernel killed its process {MOST_STARVED} times"
             return self._finish(one, Outcome("failed", *ended, how))
