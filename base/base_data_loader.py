@@ -24,6 +24,7 @@ from base.data.orders import (
     check_lengths,
     check_weights,
     class_indices,
+    once,
 )
 from base.data.sample_source import as_source
 from base.data.sources import Source
@@ -121,8 +122,8 @@ class BaseDataLoader(ABC):
         """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of
         ``training_data``, including those held out later. None: every sample once per pass.
 
-        With weights, a pass draws as many samples as there are, with replacement. Called when a pass begins, so that
-        ``begin_epoch`` may change them.
+        With weights, a pass draws as many samples as there are, with replacement. Called after each ``begin_epoch``,
+        which may change them; a pass keeps the weights of the epoch in which it begins.
         """
         return None
 
@@ -323,19 +324,18 @@ class BaseDataLoader(ABC):
                     f"data_loader.args.shuffle: {type(self).__name__}.{hook} the samples, so shuffle cannot be false"
                 )
             return None
-        order: Order = Shuffled(len(source) if train is None else len(train), seed)
-        if weights is not None:
-            order = Weighted(partial(self._pass_weights, source, train), seed)
+        count = len(source) if train is None else len(train)
+        order: Order = Shuffled(count, seed)
+        if weights is not None or type(self).sample_weights is not BaseDataLoader.sample_weights:
+            order = Weighted(partial(self._epoch_weights, source, train, count), seed)
         if lengths is None:
             return order
         lengths = check_lengths(lengths, len(source))
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
-    def _pass_weights(self, source: Source, train: Tensor | None) -> Tensor:
+    def _epoch_weights(self, source: Source, train: Tensor | None, count: int) -> Tensor:
         weights = self._weights(source, train)
-        if weights is None:
-            raise DataError("sample_weights() returned None, although it returned weights at the start")
-        return weights
+        return once(count) if weights is None else weights
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
         """The weights of the training samples, float64 of shape (N,); None if each is used once."""

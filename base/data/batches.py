@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from base.data.orders import Order, number_repeats
+from base.data.orders import Order, number_repeats, weighted
 from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
@@ -126,6 +126,11 @@ class Batches:
         self.rank, self.world_size = rank, world_size
 
     # ------------------------------------------------------------------ position -> ranges -> sample indices
+
+    def begin_epoch(self, position: Position) -> None:
+        """Ask for the weights of the samples, if there are any, before an epoch that begins at a position."""
+        if order := weighted(self.order):
+            order.begin_epoch(*self.next_start(position))
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""

@@ -5,10 +5,10 @@ Weighted    with replacement, in proportion to weights
 Bucketed    another order, rearranged into batches of similar length
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from base.array_file import ArrayFile
 from base.data.sources import Source
-from utils.errors import DataError
+from utils.errors import CheckpointError, DataError
 from utils.random import mix, permutation
 
 SMALLEST_POOL, LARGEST_POOL = 8, 50
@@ -47,37 +47,73 @@ class Shuffled:
         return permutation(self.count, self.seed, "order", passes)
 
 
-Drawn = tuple[int, str]
-"""A pass, and a hash of the weights by which its samples were drawn."""
-
-
 @dataclass(eq=False)
 class Weighted:
     """As many draws as samples, with replacement.
 
-    weights: returns the weights of a pass when it begins, float64 of shape (N,), from ``check_weights``.
+    A pass keeps the weights of the epoch in which it begins, and so does a checkpoint: they may follow from losses that
+    have changed since.
+
+    weights: returns those of a new epoch, float64 of shape (N,), from ``check_weights``, or ``once``.
     """
 
     weights: Callable[[], Tensor]
     seed: int
     repeats: bool = True
-    last: Drawn | None = None
-    resumed: Drawn | None = None
-    """Those of the pass in which the run was saved."""
+
+    def __post_init__(self) -> None:
+        self.first = self.weights()
+        """Before anything is trained. A checkpoint need not have them, which None stands for below."""
+        self.of_epoch: Tensor | None = None
+        """Those of the passes that begin in the current epoch."""
+        self.begun: tuple[int, Tensor | None] | None = None
+        """The pass that was going on when the epoch began, with its weights."""
+        self.first_saved = ""
+        """A hash of the first weights of the process that saved the run."""
+
+    def begin_epoch(self, passes: int, samples: int) -> None:
+        """Ask for the weights of an epoch. passes, samples: the position at which it begins."""
+        self.begun = (passes, self._of_pass(passes)) if samples else None
+        weights = self.weights()
+        self.of_epoch = None if torch.equal(weights, self.first) else weights
+        self.first_saved = ""
 
     def __call__(self, passes: int) -> Tensor:
-        weights = self.weights().numpy()
-        self.last = passes, blake2b(weights.tobytes(), digest_size=16).hexdigest()
-        if self.resumed and self.resumed != self.last and self.resumed[0] == passes:
-            raise DataError(
-                "sample_weights() returns other weights than when this pass over the data began, so its samples cannot "
-                "be drawn again; let stateful() of the trainer return them, or what begin_epoch computes them from"
-            )
-        bounds = np.cumsum(weights)  # numbers between the previous bound and its own draw a sample
+        weights = self._of_pass(passes)
+        weights = self.first if weights is None else weights
+        if weights.isinf().any():
+            return permutation(len(weights), self.seed, "order", passes)
+        bounds = np.cumsum(weights.numpy())  # numbers between the previous bound and its own draw a sample
         generator = torch.Generator().manual_seed(mix(self.seed, "weighted order", passes))
         drawn = torch.rand(len(bounds), generator=generator, dtype=torch.float64).numpy() * bounds[-1]
         drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
         return torch.from_numpy(np.searchsorted(bounds, drawn, side="right"))
+
+    def _of_pass(self, passes: int) -> Tensor | None:
+        weights = self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
+        if weights is None and self.first_saved not in ("", self._hash()):
+            raise DataError(
+                "sample_weights() returns other weights before the first epoch than when this run was saved, so the "
+                "samples of the current pass over the data cannot be drawn again; restore what it computes them from"
+            )
+        return weights
+
+    def _hash(self) -> str:
+        return blake2b(self.first.numpy().tobytes(), digest_size=16).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        passes, of_pass = self.begun or (None, None)
+        return {"first": self.first_saved or self._hash(), "epoch": self.of_epoch, "passes": passes, "pass": of_pass}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError if this is not the state of such weights."""
+        first, passes, weights = state.get("first"), state.get("passes"), [state.get("epoch"), state.get("pass")]
+        like = (self.first.shape, self.first.dtype)
+        valid = isinstance(first, str) and (passes is None or type(passes) is int)
+        if not valid or any(each is not None and (each.shape, each.dtype) != like for each in weights):
+            raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
+        self.first_saved, self.of_epoch = str(first), weights[0]
+        self.begun = None if passes is None else (passes, weights[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +174,7 @@ def check_weights(weights: Tensor, count: int) -> Tensor:
         raise DataError(
             f"sample_weights() returned shape {tuple(weights.shape)} for {count} training samples; expected ({count},)"
         )
-    weights = weights.detach().to("cpu", torch.float64)
+    weights = weights.detach().to("cpu", torch.float64, copy=True)  # the loader may change its own in place
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
@@ -146,6 +182,11 @@ def check_weights(weights: Tensor, count: int) -> Tensor:
             f"sample_weights() returned {float(weights[index])} for sample {index}; a weight is a finite number >= 0"
         )
     return weights
+
+
+def once(count: int) -> Tensor:
+    """What stands for weights where every sample is drawn once per pass."""
+    return torch.full((count,), torch.inf, dtype=torch.float64)
 
 
 def balanced_weights(targets: Tensor) -> Tensor:

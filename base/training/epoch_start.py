@@ -38,6 +38,8 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
         finally:  # says more than the error of a state that does not fit new parameters
             check_parameters(trainer)
     trainer.saved_data.check_lengths()
+    if not trainer.progress.epoch_steps:
+        trainer.training.batches.begin_epoch(trainer.progress.position)
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):

@@ -23,8 +23,8 @@ MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 
 
 class SavedData:
-    """The number of samples, the classes, hashes of the held-out indices, of integer targets in memory and of the
-    weights by which samples are drawn, and the position of a stream.
+    """The number of samples, the classes, hashes of the held-out indices and of integer targets in memory, the weights
+    by which samples are drawn, and the position of a stream.
 
     For predictions without the data set, also what the data loader needs to know about it, and the shapes and dtypes of
     the first batch.
@@ -75,8 +75,8 @@ class SavedData:
 
     def state_dict(self) -> dict[str, Any]:
         added: dict[str, Any] = {"input_facts": self._input_facts, "first_batch": self._first_batch}
-        if self.weighted and self.weighted.last:
-            added["weights"] = list(self.weighted.last)
+        if self.weighted:
+            added["sample_weights"] = self.weighted.state_dict()
         state = self._facts | {name: value for name, value in added.items() if value}
         return state | ({"stream": self.stream.state_dict()} if self.stream else {})
 
@@ -93,8 +93,8 @@ class SavedData:
             raise DataError(self._changed("other targets", "these"))
         if None not in (state.get("held_out"), now["held_out"]) and state["held_out"] != now["held_out"]:
             raise DataError(self._changed("other samples held out", "these"))
-        if self.weighted and isinstance(weights := state.get("weights"), (list, tuple)):
-            self.weighted.resumed = tuple(weights)
+        if self.weighted and isinstance(weights := state.get("sample_weights"), Mapping):
+            self.weighted.load_state_dict(weights)
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
 

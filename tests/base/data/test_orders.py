@@ -1,16 +1,18 @@
 """Orders of the samples in a pass: weighted, balanced, by length; each a function of (seed, pass)."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import train
 from base.data import Batches, SampleRandom, TensorSource
 from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights, number_repeats
+from base.experiment import Experiment
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
@@ -18,6 +20,7 @@ from tests.helpers import lines, temporarily
 from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
+from utils.schema import TrainerConfig
 
 Fit = Callable[..., train.Result]
 
@@ -233,12 +236,28 @@ class MinedInFloat64(Mined):
     dtype = torch.float64
 
 
-class Drifting(Mined):
-    """The same with weights that change again when an epoch is resumed."""
+class Growing(Mined):
+    """All samples equally often in the first epoch; then hard ones more often, by the losses of the trainer so far."""
+
+    hard: Tensor | None = None
 
     def begin_epoch(self, epoch: int) -> None:
-        super().begin_epoch(epoch)
-        self.weights += self.only
+        pass
+
+    def sample_weights(self) -> Tensor | None:  # type: ignore[override]
+        return self.hard
+
+
+class Edited(Mined):
+    """Weights that never change, unless somebody edits them."""
+
+    tilt = 1.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+    def sample_weights(self) -> Tensor:
+        return torch.linspace(1, self.tilt, self.num_samples)
 
 
 class Recording(Trainer):
@@ -267,9 +286,56 @@ def test_weights_may_change_with_the_epoch_and_resume_exactly(fit: Fit, kind: st
     equal(whole, half)
 
 
-def test_a_pass_is_not_resumed_with_other_weights_than_it_began_with(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    with temporarily(DATA_LOADERS, Drifting), temporarily(TRAINERS, Recording):
-        run = fit(*OFTEN, data_loader={"type": "Drifting", "args": ARGS}, metrics=[]).run_dir
-        monkeypatch.setattr(Drifting, "only", 1)
-        with pytest.raises(DataError, match="other weights than when this pass over the data began"):
-            train.main(["-r", str(fork(run, 10))])
+class Mining(Recording):
+    """Keeps the loss of each class."""
+
+    losses: Any
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.losses = nn.Module()
+        self.losses.register_buffer("of_class", torch.ones(3))
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "losses": self.losses}
+
+    def begin_epoch(self, epoch: int) -> None:
+        data: Any = self.experiment.data
+        data.hard = self.losses.of_class[data.source.targets] if epoch > 1 else None
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        self.losses.of_class[batch[1][0]] = result.loss.detach()
+        return result
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("epoch", ["null", "5", "11"])
+def test_a_pass_resumes_with_the_weights_that_it_began_with(fit: Fit, epoch: str, workers: int) -> None:
+    """They were computed from losses that have changed since; it may have begun in an earlier epoch."""
+    data = {"type": "Growing", "args": {**ARGS, "num_workers": workers}}
+    often = (*OFTEN[1:], "trainer.type=Mining", f"trainer.steps_per_epoch={epoch}")
+    with temporarily(DATA_LOADERS, Growing), temporarily(TRAINERS, Mining):
+        whole = fit(*often, data_loader=data, metrics=[]).run_dir
+        for step in (8, 10, 14):
+            half = fork(whole, step)
+            train.main(["-r", str(half)])
+            equal(whole, half)
+            shutil.rmtree(half)
+
+
+def test_without_weights_every_sample_is_drawn_once(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, Growing):
+        once = fit(data_loader={"type": "Growing", "args": ARGS}).run_dir
+    assert lines(once) == lines(fit(data_loader={"type": "RandomTensorLoader", "args": ARGS}).run_dir)
+
+
+def test_a_pass_is_not_resumed_with_edited_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporarily(DATA_LOADERS, Edited), temporarily(TRAINERS, Recording):
+        run = fit(*OFTEN, data_loader={"type": "Edited", "args": ARGS}, metrics=[]).run_dir
+        monkeypatch.setattr(Edited, "tilt", 2.0)
+        half = fork(run, 10)
+        with pytest.raises(DataError, match="cannot be drawn again; restore what it computes them from"):
+            train.main(["-r", str(half)])
+        shutil.rmtree(half)
+        train.main(["-r", str(fork(run, 14))])  # between two passes
