@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
+from utils.user_code import format_error_with_source
 
 ROUNDING = 1e-12
 """How far below 0 torch's schedules end by rounding."""
@@ -122,12 +123,14 @@ class Schedule:
         assert self.scheduler is not None
         self.last_used = self.rates()
         self.scheduler_steps += 1
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            assert monitored is not None
-            self.scheduler.step(monitored)
-        else:
-            self.scheduler.step()
-        if self.scheduler_steps < self.length:  # else no step uses these
+        arguments: Any = [monitored] if self.follows_monitor else []
+        is_last = self.scheduler_steps >= self.length  # no step uses its rates
+        try:
+            self.scheduler.step(*arguments)
+        except Exception as error:  # of torch or the user's code, for which the schedule has ended
+            if not is_last:
+                raise self._error("failed", f"\n{format_error_with_source(error)}") from error
+        if not is_last:
             for group in self.optimizer.param_groups:
                 self._check_rate(group["lr"])
 
@@ -135,9 +138,11 @@ class Schedule:
         """Raise ConfigError for a learning rate that no optimizer can use, or that would increase the loss."""
         if isinstance(rate, Tensor) or (isinstance(rate, (int, float)) and -ROUNDING <= rate < math.inf):
             return
+        raise self._error(f"gives the learning rate {rate:.4g}", " Expected a finite number >= 0")
+
+    def _error(self, what: str, why: str) -> ConfigError:
         unit = "step" if self.per_step else "epoch"
-        raise ConfigError(
-            f"lr_scheduler: {type(self.scheduler).__name__} gives the learning rate {rate:.4g} after {unit} "
-            f"{self.scheduler_steps:,} of {self.length:,}; expected a finite number >= 0. Does it count on fewer "
-            f"{unit}s than the run has?"
+        return ConfigError(
+            f"lr_scheduler: {type(self.scheduler).__name__} {what} after {unit} {self.scheduler_steps:,} of "
+            f"{self.length:,}. Does it count on fewer {unit}s than the run has?{why}"
         )

@@ -1,6 +1,6 @@
 """Learning rate schedulers from a config. Omitted arguments follow from the length of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +78,30 @@ def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
 
 
 def length_conflict(scheduler: SchedulerConfig, path: KeyPath, length: int) -> Problem | None:
-    """A mistake if OneCycleLR has another length than the run, since stepping it past its end raises an error."""
-    args = scheduler.args
+    """A mistake if OneCycleLR has another length than the run or, in SequentialLR, than its part of the run, since
+    stepping it past its end raises an error. Also if such parts overlap.
+    """
+    return _length_conflict(scheduler.type, scheduler.args, (*path, "args"), length)
+
+
+def _length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: int) -> Problem | None:
+    if name in COMPOUND_SCHEDULERS and isinstance(args.get("schedulers"), list):
+        milestones = args.get("milestones")
+        if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise(milestones)):
+            message = f"should increase, since each is where the next scheduler takes over, got {milestones}"
+            return Problem((*path, "milestones"), message)
+        lengths = _part_lengths(milestones, len(args["schedulers"]), length)
+        inner = zip(map(name_and_args, args["schedulers"]), lengths, strict=True)
+        parts = (
+            _length_conflict(*part, (*path, "schedulers", index, "args"), lasts)
+            for index, (part, lasts) in enumerate(inner)
+            if part
+        )
+        return next(filter(None, parts), None)
     given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
-    if scheduler.type != "OneCycleLR" or not given or given == length:
+    if name != "OneCycleLR" or not given or given == length:
         return None
     key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
-    message = f'OneCycleLR is set to {given} steps, but the run has {length} with this "interval"; leave it out'
-    return Problem((*path, "args", key), message)
+    lasts = "its part of the run" if "schedulers" in path else "the run"
+    message = f'OneCycleLR is set to {given} steps, but {lasts} has {length} with this "interval"; leave it out'
+    return Problem((*path, key), message)

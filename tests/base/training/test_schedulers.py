@@ -17,6 +17,7 @@ from utils.config.schedulers import length_conflict, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, SchedulerConfig
+from utils.text import dotted
 
 
 def build(path: KeyPath, name: str, args: dict[str, Any]) -> Any:
@@ -90,6 +91,27 @@ def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) ->
     assert (problem and problem.path[-1]) == key
 
 
+@pytest.mark.parametrize(
+    ("args", "milestones", "says"),
+    [
+        ({}, [3], ""),
+        ({"total_steps": 5}, [3], ""),
+        (
+            {"total_steps": 4},
+            [3],
+            "1.args.total_steps: OneCycleLR is set to 4 steps, but its part of the run has 5",
+        ),
+        ({}, [3, 3], "milestones: should increase"),
+    ],
+)
+def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], milestones: list[int], says: str) -> None:
+    parts = ["ConstantLR", {"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}]
+    scheduler = SchedulerConfig(type="SequentialLR", args={"schedulers": parts, "milestones": milestones})
+    problem = length_conflict(scheduler, ("lr_scheduler",), 8)
+    assert says in (f"{dotted(problem.path)}: {problem.message}" if problem else "")
+    assert bool(says) == bool(problem)
+
+
 def test_a_rate_that_the_scheduler_overrules_is_reported(
     write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,9 +163,29 @@ class Poly(LambdaLR):
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_a_schedule_beyond_its_end_is_named(fit: Callable[..., Any], power: float, rate: str, interval: str) -> None:
     schedule = {"type": "Poly", "args": {"length": 3, "power": power}, "interval": interval}
-    says = f"Poly gives the learning rate .*{re.escape(rate)} after {interval} 4 of .*expected a finite number >= 0"
+    says = f"Poly gives the learning rate .*{re.escape(rate)} after {interval} 4 of .*Expected a finite number >= 0"
     with temporarily(SCHEDULERS, Poly):
         with pytest.raises(ConfigError, match=says):
             fit("trainer.epochs=6", lr_scheduler=schedule)
         to_its_end = schedule | {"args": {"length": 5, "power": power}}
         fit(f"trainer.epochs={5 if interval == 'epoch' else 1}", lr_scheduler=to_its_end)
+
+
+class Table(LambdaLR):
+    """A rate for each step, and none after the last."""
+
+    def __init__(self, optimizer: Optimizer, *, rates: list[float]) -> None:
+        super().__init__(optimizer, lambda step: rates[step])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_schedule_may_end_with_the_run_and_not_before(fit: Callable[..., Any], interval: str) -> None:
+    schedule = {"type": "Table", "args": {"rates": [1.0, 0.5, 0.25, 0.2, 0.1]}, "interval": interval}
+    length = "trainer.steps_per_epoch=5" if interval == "step" else "trainer.epochs=5"
+    with temporarily(SCHEDULERS, Table):
+        assert fit("trainer.epochs=1", length, lr_scheduler=schedule).last["lr"] == pytest.approx(0.01)
+        says = (
+            f"Table failed after {interval} 5 of .*fewer {interval}s than the run has.\nIndexError: list index out of"
+        )
+        with pytest.raises(ConfigError, match=says):
+            fit("trainer.epochs=2", length.replace("5", "6"), lr_scheduler=schedule)
