@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,6 +72,15 @@ def zero_grad_unmarked(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def in_any_order(optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Inside the block, torch does not warn of a scheduler that steps before its optimizer has: one of several
+    optimizers may step later than others, and a schedule may be replayed without it.
+    """
+    if getattr(optimizer, "_opt_called", False):
+        return nullcontext()
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:

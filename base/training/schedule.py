@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
+from utils.optimizers import in_any_order
 from utils.user_code import format_error_with_source
 
 ROUNDING = 1e-12
@@ -126,7 +127,8 @@ class Schedule:
         arguments: Any = [monitored] if self.follows_monitor else []
         is_last = self.scheduler_steps >= self.length  # no step uses its rates
         try:
-            self.scheduler.step(*arguments)
+            with in_any_order(self.optimizer):
+                self.scheduler.step(*arguments)
         except Exception as error:  # of torch or the user's code, for which the schedule has ended
             if not is_last:
                 raise self._error("failed", f"\n{format_error_with_source(error)}") from error

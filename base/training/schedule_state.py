@@ -1,6 +1,5 @@
 """What a checkpoint keeps of a learning rate schedule, and how a resumed run follows one that has changed."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,14 +64,12 @@ class ScheduleState:
             return
         schedule.scheduler = schedule.make(schedule.optimizer)
         schedule.scheduler_steps = 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # replayed without optimizer steps
-            if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                for value in monitored:
-                    schedule.step_scheduler(value)
-            else:
-                for _ in range(min(self._moves(epochs, epoch_steps), schedule.length)):
-                    schedule.step_scheduler(None)
+        if isinstance(schedule.scheduler, ReduceLROnPlateau):
+            for value in monitored:
+                schedule.step_scheduler(value)
+        else:
+            for _ in range(min(self._moves(epochs, epoch_steps), schedule.length)):
+                schedule.step_scheduler(None)
         schedule.last_used = self.saved["used"]
 
     def _moves(self, epochs: int, epoch_steps: int) -> int:

@@ -524,6 +524,26 @@ def test_the_gradient_norm_of_several_optimizers_is_that_before_clipping(
     assert float(low) > 0.1
 
 
+class LateGenerator(Adversarial):
+    """Steps the generator in every third step, first in the third one."""
+
+    def optimizing(self, *names: str) -> Any:
+        waits = names == ("generator",) and (self.progress.steps + 1) % 3
+        return super().optimizing("discriminator" if waits else names[0])
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "ChainedScheduler"])
+def test_the_schedule_of_an_optimizer_that_steps_later_begins_with_the_run(fit: Fit, scheduler: str) -> None:
+    """Without torch's warning that the optimizer should step first."""
+    cycle: Json = {"type": "OneCycleLR", "args": {"max_lr": 0.02}}
+    schedule = cycle if scheduler == "OneCycleLR" else {"type": scheduler, "args": {"schedulers": [cycle]}}
+    late = {"lr_scheduler": {"generator": {**schedule, "interval": "step"}}}
+    with temporarily(TRAINERS, LateGenerator):
+        run = fit("trainer.type=LateGenerator", "trainer.epochs=2", **{**GAN, **late}).run_dir
+    always = fit("trainer.type=Adversarial", "trainer.epochs=2", **GAN).run_dir
+    assert [line["lr_generator"] for line in lines(run)] == [line["lr_generator"] for line in lines(always)]
+
+
 class Critic(Adversarial):
     """Steps the discriminator several times."""
 
