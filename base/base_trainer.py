@@ -339,12 +339,17 @@ class BaseTrainer(Checkpointed):
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
-            sets, left_out = self.training.validation, self.train_metrics.unmeasured
-            if name in left_out or any(name in validation_names(each, sets) for each in self.unmeasured):
-                return None
-            close = closest(name, values)
-            meant = f'; did you mean "{close}"?' if close else ""
-            raise ConfigError(
-                f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}{meant}"
+            sets = self.training.validation
+            unmeasured = {*self.train_metrics.unmeasured}.union(
+                *(validation_names(each, sets) for each in self.unmeasured)
             )
+            if name in unmeasured:
+                return None
+            names = [*values, *sorted(unmeasured)]
+            if any(name in validation_names(each, sets) for each in self.logs):
+                meant = f"; let {type(self).__name__} log it in each epoch, as None where it is not measured"
+            else:
+                close = closest(name, names)
+                meant = f'; did you mean "{close}"?' if close else ""
+            raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(names)}{meant}")
         return values[name]

@@ -99,7 +99,8 @@ def end_summary(
     if progress.best is not None:
         yield _row("best", f"{name} = {styled(number(progress.best), 'good')} in epoch {progress.best_epoch}")
     elif name:
-        yield _row("best", f"none: {name} was not finite in any epoch, so no best.pth was saved")
+        was = "finite" if any(name in epoch for epoch in history) else "measured"
+        yield _row("best", f"none: {name} was not {was} in any epoch, so no best.pth was saved")
     yield _row("run", display_path(folder.path))
     test = shlex.quote(display_path(PROJECT / "test.py"))
     yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")

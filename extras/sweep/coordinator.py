@@ -182,7 +182,8 @@ class Coordinator:
         if pruned is not None:
             return self._finish(one, Outcome("pruned", *ended))
         if status == 0 and value is None:
-            return self._finish(one, Outcome("failed", *ended, f"{self.spec.value_name} was not finite in any epoch"))
+            why = f"{self.spec.value_name} was not measured, or not finite, in any epoch"
+            return self._finish(one, Outcome("failed", *ended, why))
         if status == 0:
             return self._finish(one, Outcome("complete", *ended))
         if is_running(one.trial.run):  # its server was killed, not the trial itself

@@ -948,9 +948,18 @@ class Similar(Trainer):
 
 
 def test_a_monitored_value_is_not_taken_for_one_with_the_same_end(fit: Fit) -> None:
-    missing = r"trainer\.monitor: no step has logged val_my_bleu"
+    missing = r"trainer\.monitor: no step has logged val_my_bleu; .* let Similar log it in each epoch, as None where"
     with temporarily(TRAINERS, Similar), pytest.raises(ConfigError, match=missing):
         fit("trainer.type=Similar", "trainer.epochs=1", "trainer.monitor=max val_my_bleu")
+
+
+def test_a_value_that_is_measured_in_no_epoch_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("trainer.type=Similar", "trainer.epochs=2", "trainer.early_stop=1")
+    with temporarily(TRAINERS, Similar):
+        assert fit(*keys, "trainer.monitor=max val_bleu").epochs == 2
+        assert "none: val_bleu was not measured in any epoch, so no best.pth was saved" in capsys.readouterr().out
+        with pytest.raises(ConfigError, match=r'no step has logged bleu; .*, val_bleu; did you mean "val_bleu"\?'):
+            fit(*keys, "trainer.monitor=max bleu")
 
 
 class Seldom(Trainer):

@@ -194,8 +194,10 @@ def test_a_resumed_trial_that_diverges_or_gets_further_has_failed(
 def test_nan_in_every_epoch_is_a_failure(make: Callable[[str, Spec], SweepFolder]) -> None:
     folder = make("nan", spec("optimizer.args.lr=0.1,0.2"))
     trials = coordinator(folder, MadeUpProcesses(train=lambda values: [float("nan")] * 3)).run()
-    assert trials[0].outcome == Outcome("failed", None, 0, 3, 1.5, "loss was not finite in any epoch")
-    with pytest.raises(TrainingError, match=r"no trial of .* has a result; trial-000: loss was not finite"):
+    assert trials[0].outcome == Outcome("failed", None, 0, 3, 1.5, "loss was not measured, or not finite, in any epoch")
+    with pytest.raises(
+        TrainingError, match=r"no trial of .* has a result; trial-000: loss was not measured, or not finite"
+    ):
         finish(folder)
 
 
