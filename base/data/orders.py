@@ -169,7 +169,7 @@ def number_repeats(indices: Tensor, count: int) -> Tensor:
 
 def check_weights(weights: Tensor, count: int) -> Tensor:
     """Validate the weights of all training samples; float64 of shape (count,). Raises DataError."""
-    weights = torch.as_tensor(weights)
+    weights = _as_numbers("sample_weights()", weights)
     if weights.shape != (count,):
         raise DataError(
             f"sample_weights() returned shape {tuple(weights.shape)} for {count} training samples; expected ({count},)"
@@ -201,7 +201,7 @@ def balancing_weights(counts: Tensor) -> list[float]:
 
 def check_lengths(lengths: Tensor, count: int) -> Tensor:
     """Validate the lengths of all training samples, shape (count,). Raises DataError."""
-    lengths = torch.as_tensor(lengths).detach().cpu()
+    lengths = _as_numbers("lengths()", lengths).detach().cpu()
     if lengths.shape != (count,):
         raise DataError(
             f"lengths() returned shape {tuple(lengths.shape)} for {count} training samples; expected ({count},)"
@@ -209,6 +209,14 @@ def check_lengths(lengths: Tensor, count: int) -> Tensor:
     if lengths.is_complex() or bool(torch.isnan(lengths).any()):
         raise DataError("lengths() returned values that are not numbers")
     return lengths
+
+
+def _as_numbers(hook: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise DataError(f"{hook} returned type {kind}; expected one number per training sample, shape (N,)") from error
 
 
 def class_indices(source: Source) -> Tensor | None:

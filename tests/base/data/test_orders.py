@@ -42,7 +42,7 @@ class Uneven(RandomTensorLoader):
 
     def sample_weights(self) -> Tensor | None:
         if self.weights is not None:
-            return torch.tensor(self.weights)
+            return self.weights if isinstance(self.weights, str) else torch.tensor(self.weights)  # type: ignore[return-value]
         return torch.arange(50.0) if self.hook == "weights" else None
 
     def lengths(self) -> Tensor | None:
@@ -165,6 +165,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "negative": ([-1.0, *[1.0] * 49], r"sample_weights\(\) returned -1.0 for sample 0"),
     "nan": ([*[1.0] * 49, float("nan")], r"returned nan for sample 49"),
     "zero": ([0.0] * 50, "0 for every sample"),
+    "text": ("hard", r"sample_weights\(\) returned type str; expected one number per training sample"),
     "length": ([1.0] * 40, r"returned shape \(40,\) for 50 training samples; expected \(50,\)"),
 }
 
