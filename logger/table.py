@@ -14,6 +14,8 @@ HEADER_EVERY = 30  # lines, so that a header stays on screen
 
 Values = Mapping[str, Mapping[str, float]]
 """Numbers by name and column, as in {"loss": {"train": 1.9, "valid": 1.7}}; a name alone has the column ""."""
+Shown = Mapping[str, Mapping[str, float | None]]
+"""The same with None where nothing is known."""
 
 
 class _Columns(NamedTuple):
@@ -28,22 +30,25 @@ class _Columns(NamedTuple):
 class EpochTable:
     """One row per epoch, on two lines if the terminal is too narrow for one.
 
-    Values that do not fit on two lines are left out, and the header says so. monitored: a value that is always shown.
+    Values that do not fit on two lines are left out, and the header says so. A value that is measured in some epochs
+    keeps its columns, blank in the others. monitored: a value that is always shown.
     """
 
     def __init__(self, epochs: int, *, monitored: str = "") -> None:
         self.epochs = epochs
         self.monitored = monitored
         self.first = max(len("epoch"), 2 * len(str(epochs)) + 1)
+        self._seen: dict[str, Mapping[str, float]] = {}
         self._header: list[str] = []
         self._lines = 0  # printed since the header, other messages included
 
     def row(self, epoch: int, values: Values, *, seconds: float, best: bool, width: int) -> Iterator[str]:
         """The lines of an epoch, preceded by the header when due. width: columns of the terminal."""
-        lines, gap = self._divide(values, width)
+        shown = self._with_blanks(values)
+        lines, gap = self._divide(shown, width)
         if len(lines) > MAX_LINES:  # the monitored value follows the loss
             names = ("loss", self.monitored, self.monitored.removeprefix("val_"))
-            lines, gap = self._divide({**{name: values[name] for name in values if name in names}, **values}, width)
+            lines, gap = self._divide({**{name: shown[name] for name in shown if name in names}, **shown}, width)
         header = self._header_of(lines, gap)
         if header != self._header or self._lines >= HEADER_EVERY:
             self._header = header
@@ -65,7 +70,20 @@ class EpochTable:
         """Call when another line was printed, which moves the header up."""
         self._lines += 1
 
-    def _divide(self, values: Values, width: int) -> tuple[list[list[_Columns]], int]:
+    def _with_blanks(self, values: Values) -> Shown:
+        """The values with all columns so far."""
+        for name, numbers in values.items():
+            if len(numbers) >= len(self._seen.get(name, ())):
+                self._seen[name] = numbers
+        shown: dict[str, Mapping[str, float | None]] = {}
+        for name, seen in self._seen.items():
+            numbers = values.get(name, {})
+            if len(seen) > len(numbers) == 1:  # training alone
+                numbers = {next(iter(seen)): numbers[""]}
+            shown[name] = {column: numbers.get(column) for column in seen}
+        return shown
+
+    def _divide(self, values: Shown, width: int) -> tuple[list[list[_Columns]], int]:
         """The columns line by line, and the spaces between them: two if all values then fit on one line, else one."""
         for gap in (2, 1):
             room = width - 1 - self.first - TIME - MARK - 2 * gap
@@ -92,7 +110,7 @@ class EpochTable:
         return [styled(text, "dim") for text in header]
 
 
-def _columns(name: str, numbers: Mapping[str, float], gap: int, room: int) -> _Columns:
+def _columns(name: str, numbers: Mapping[str, float | None], gap: int, room: int) -> _Columns:
     """Columns as wide as their numbers and their name, if there is room."""
     wanted = -(-(len(name) - gap * (len(numbers) - 1)) // len(numbers))
     width = max(CELL, min(wanted, room // len(numbers) - gap))
@@ -107,5 +125,7 @@ def _columns(name: str, numbers: Mapping[str, float], gap: int, room: int) -> _C
     return _Columns(f"{'':{gap}}{name[:inner]:^{inner}}", line(numbers), cells)
 
 
-def _cell(value: float) -> str:
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
     return next(text for text in (number(value), f"{value:.2e}", f"{value:.1e}") if len(text) <= CELL)

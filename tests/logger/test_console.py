@@ -91,6 +91,28 @@ def test_the_header_is_repeated_when_it_has_left_the_screen_or_the_columns_chang
     assert "accuracy" in wider[0]
 
 
+def test_a_value_that_some_epochs_measure_keeps_its_columns() -> None:
+    made = EpochTable(9)
+    loss = {"train": 1.0, "valid": 2.0}
+    rows = [
+        list(made.row(epoch, values, seconds=1, best=False, width=80))
+        for epoch, values in enumerate(
+            [
+                {"loss": loss, "heat": {"": 3.0}},
+                {"loss": loss, "heat": {"train": 3.0, "valid": 4.0}, "val_bleu": {"": 5.0}},
+                {"loss": loss, "heat": {"": 3.0}},
+                {"loss": loss, "val_heat": {"": 4.0}},
+                {"loss": loss, "val_bleu": {"": 5.0}, "val_heat": {"": 4.0}},
+            ],
+            start=1,
+        )
+    ]
+    assert [len(lines) for lines in rows] == [3, 3, 1, 3, 1], "a header for a new column alone"
+    assert rows[1][2].split()[1:6] == ["1.000", "2.000", "3.000", "4.000", "5.000"]
+    assert rows[2][0].split()[1:4] == ["1.000", "2.000", "3.000"]
+    assert len(rows[2][0]) == len(rows[1][2]), "the time is in its column"
+
+
 def test_a_line_within_each_epoch_does_not_repeat_the_header_each_time() -> None:
     made, headers = EpochTable(100), 0
     for epoch in range(1, 31):
