@@ -16,6 +16,7 @@ from base.data.orders import Order, number_repeats, weighted
 from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
 from base.data.sources import Source
 from base.data.workers import Request, Workers
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
 from utils.tree import to_device
 
@@ -127,10 +128,14 @@ class Batches:
 
     # ------------------------------------------------------------------ position -> ranges -> sample indices
 
-    def begin_epoch(self, position: Position) -> None:
-        """Ask for the weights of the samples, if there are any, before an epoch that begins at a position."""
+    def begin_epoch(self, position: Position, process_group: ProcessGroup) -> None:
+        """Ask for the weights of the samples, if there are any, before an epoch that begins at a position.
+
+        Raises DataError if they differ between the processes.
+        """
         if order := weighted(self.order):
             order.begin_epoch(*self.next_start(position))
+            order.check_processes(process_group)
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from base.array_file import ArrayFile
 from base.data.sources import Source
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError, DataError
 from utils.random import mix, permutation
 
@@ -78,6 +79,15 @@ class Weighted:
         self.of_epoch = None if torch.equal(weights, self.first) else weights
         self.first_saved = ""
 
+    def check_processes(self, process_group: ProcessGroup) -> None:
+        """Raise DataError if the processes of a run would draw from different weights."""
+        weights = self.first if self.of_epoch is None else self.of_epoch
+        if process_group.world_size > 1 and len({*process_group.all_gather(_hash(weights))}) > 1:
+            raise DataError(
+                "sample_weights() differs between the processes, which would draw other samples each: compute it from "
+                "the samples of all, as with self.runtime.process_group.all_reduce_sum of the trainer"
+            )
+
     def __call__(self, passes: int) -> Tensor:
         weights = self._of_pass(passes)
         weights = self.first if weights is None else weights
@@ -91,19 +101,21 @@ class Weighted:
 
     def _of_pass(self, passes: int) -> Tensor | None:
         weights = self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
-        if weights is None and self.first_saved not in ("", self._hash()):
+        if weights is None and self.first_saved not in ("", _hash(self.first)):
             raise DataError(
                 "sample_weights() returns other weights before the first epoch than when this run was saved, so the "
                 "samples of the current pass over the data cannot be drawn again; restore what it computes them from"
             )
         return weights
 
-    def _hash(self) -> str:
-        return blake2b(self.first.numpy().tobytes(), digest_size=16).hexdigest()
-
     def state_dict(self) -> dict[str, Any]:
         passes, of_pass = self.begun or (None, None)
-        return {"first": self.first_saved or self._hash(), "epoch": self.of_epoch, "passes": passes, "pass": of_pass}
+        return {
+            "first": self.first_saved or _hash(self.first),
+            "epoch": self.of_epoch,
+            "passes": passes,
+            "pass": of_pass,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError if this is not the state of such weights."""
@@ -114,6 +126,10 @@ class Weighted:
             raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
         self.first_saved, self.of_epoch = str(first), weights[0]
         self.begun = None if passes is None else (passes, weights[1])
+
+
+def _hash(weights: Tensor) -> str:
+    return blake2b(weights.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

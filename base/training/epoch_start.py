@@ -39,7 +39,7 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
             check_parameters(trainer)
     trainer.saved_data.check_lengths()
     if not trainer.progress.epoch_steps:
-        trainer.training.batches.begin_epoch(trainer.progress.position)
+        trainer.training.batches.begin_epoch(trainer.progress.position, trainer.runtime.process_group)
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):

@@ -18,6 +18,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
 from tests.helpers import lines, temporarily
 from trainer.trainer import Trainer
+from utils.distributed.process_group import ProcessGroup, T
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
@@ -117,6 +118,26 @@ def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> 
     plain = Batches(indexed(6), batch_size=6)
     first = batches_of_pass[0].data
     assert first[0][0] in next(plain.one_pass()).data[0], "the first draw has the numbers of the sample's index"
+
+
+class OtherProcess(ProcessGroup):
+    """Two processes, of which the other one has this value."""
+
+    world_size = 2
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def all_gather(self, value: T) -> list[T]:
+        return [value, self.other or value]
+
+
+def test_processes_with_different_weights_are_refused() -> None:
+    order = Weighted(torch.arange(6.0).double, seed=0)
+    order.begin_epoch(0, 0)
+    order.check_processes(OtherProcess(None))
+    with pytest.raises(DataError, match="differs between the processes, which would draw other samples each"):
+        order.check_processes(OtherProcess("another hash"))
 
 
 def test_draws_are_numbered() -> None:
