@@ -120,12 +120,14 @@ class Weighted:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError if this is not the state of such weights."""
         first, passes, weights = state.get("first"), state.get("passes"), [state.get("epoch"), state.get("pass")]
-        like = (self.first.shape, self.first.dtype)
         valid = isinstance(first, str) and (passes is None or type(passes) is int)
-        if not valid or any(each is not None and (each.shape, each.dtype) != like for each in weights):
+        if not (valid and all(each is None or self._are_like(each) for each in weights)):
             raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
         self.first_saved, self.of_epoch = str(first), weights[0]
         self.begun = None if passes is None else (passes, weights[1])
+
+    def _are_like(self, weights: Any) -> bool:
+        return isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (self.first.shape, self.first.dtype)
 
 
 def _hash(weights: Tensor) -> str:

@@ -19,7 +19,7 @@ from tests.base.training.test_resume import equal, fork
 from tests.helpers import lines, temporarily
 from trainer.trainer import Trainer
 from utils.distributed.process_group import ProcessGroup, T
-from utils.errors import DataError, UserError
+from utils.errors import CheckpointError, DataError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
 
@@ -118,6 +118,18 @@ def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> 
     plain = Batches(indexed(6), batch_size=6)
     first = batches_of_pass[0].data
     assert first[0][0] in next(plain.one_pass()).data[0], "the first draw has the numbers of the sample's index"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"first": None}, {"passes": 1.0}, {"epoch": 3}, {"epoch": torch.ones(6)}, {"pass": torch.ones(5).double()}],
+)
+def test_a_state_that_is_not_of_these_weights_is_refused(change: dict[str, Any]) -> None:
+    order = Weighted(torch.arange(6.0).double, seed=0)
+    order.load_state_dict(order.state_dict() | {"epoch": torch.ones(6).double()})
+    assert len({*order(0).tolist()}) > 1
+    with pytest.raises(CheckpointError, match="no valid weights of samples"):
+        order.load_state_dict(order.state_dict() | change)
 
 
 class OtherProcess(ProcessGroup):
