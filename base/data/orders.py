@@ -7,6 +7,7 @@ Bucketed    another order, rearranged into batches of similar length
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -101,7 +102,7 @@ class Weighted:
 
     def _of_pass(self, passes: int) -> Tensor | None:
         weights = self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
-        if weights is None and self.first_saved not in ("", _hash(self.first)):
+        if weights is None and self.first_saved not in ("", self._first_hash):
             raise DataError(
                 "sample_weights() returns other weights before the first epoch than when this run was saved, so the "
                 "samples of the current pass over the data cannot be drawn again; restore what it computes them from"
@@ -110,12 +111,8 @@ class Weighted:
 
     def state_dict(self) -> dict[str, Any]:
         passes, of_pass = self.begun or (None, None)
-        return {
-            "first": self.first_saved or _hash(self.first),
-            "epoch": self.of_epoch,
-            "passes": passes,
-            "pass": of_pass,
-        }
+        first = self.first_saved or self._first_hash
+        return {"first": first, "epoch": self.of_epoch, "passes": passes, "pass": of_pass}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError if this is not the state of such weights."""
@@ -125,6 +122,10 @@ class Weighted:
             raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
         self.first_saved, self.of_epoch = str(first), weights[0]
         self.begun = None if passes is None else (passes, weights[1])
+
+    @cached_property
+    def _first_hash(self) -> str:
+        return _hash(self.first)
 
     def _are_like(self, weights: Any) -> bool:
         return isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (self.first.shape, self.first.dtype)
