@@ -12,7 +12,7 @@ import pytest
 import train
 from tests.conftest import load_script
 from tests.helpers import ROOT, copy_run, lines, same, state
-from utils.registry import MODELS, SCHEDULERS, TRAINERS
+from utils.registry import DATA_LOADERS, MODELS, SCHEDULERS, TRAINERS
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +23,14 @@ CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE,
 
 @pytest.fixture(autouse=True)
 def _components() -> Iterator[None]:
-    """The page's model, trainer and schedule, registered."""
+    """The components of the page, registered."""
     names: list[str] = []
     for number, block in enumerate(PYTHON):
         names += [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
         exec(compile(block, f"docs/training.md, block {number}", "exec"), {"__name__": f"docs_training_{number}"})
     yield
     for name in names:
-        next(each for each in (MODELS, TRAINERS, SCHEDULERS) if name in each.own()).unregister(name)
+        next(each for each in (DATA_LOADERS, MODELS, TRAINERS, SCHEDULERS) if name in each.own()).unregister(name)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["name"])
