@@ -92,7 +92,7 @@ class StreamSource:
         except Exception as error:
             name = type(self.samples).__name__
             raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
-        return batch, copy.deepcopy(self.samples.state_dict()) if self._has_state() else None
+        return batch, self._state() if self._has_state() else None
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
@@ -140,6 +140,15 @@ class StreamSource:
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
+
+    def _state(self) -> Any:
+        state = copy.deepcopy(self.samples.state_dict())
+        if state is None:
+            raise DataError(
+                f"StreamSource: {type(self.samples).__name__}.state_dict() returned None; expected its position. "
+                "Without state_dict and load_state_dict, a resumed run reads up to its position again"
+            )
+        return state
 
     def _seek(self, start: int, key: RandomKey) -> Iterator[Any]:
         """Go to a known position before a sample: the current one, that where a run was resumed, or the start."""

@@ -13,9 +13,10 @@ from base.training.saved_data import SavedData
 from base.training.state import load_state
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
-from utils.errors import Stopped
+from utils.errors import Stopped, UserError
 from utils.random import generator_states
 from utils.schema import TrainerConfig
+from utils.user_code import format_error_with_source
 
 
 class Checkpointed(EvaluationLoop):
@@ -73,7 +74,7 @@ class Checkpointed(EvaluationLoop):
 
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values. Raises UserError if there is anything else."""
-        state = {name: part.state_dict() for name, part in self.stateful().items()}
+        state = {name: _state_of(part, name) for name, part in self.stateful().items()}
         state["random"] = self.runtime.process_group.gather(generator_states())
         state["writers"] = self.outputs.writers.state_dict()
         return checkpoint.plain({**state, "config": self.experiment.saved_config})
@@ -82,6 +83,14 @@ class Checkpointed(EvaluationLoop):
         """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
         load_state(self, state, source)
         self._saved_progress = self.progress.state_dict()
+
+
+def _state_of(part: Any, name: str) -> Any:
+    """What ``state_dict`` of a part returns. Raises UserError if it fails, as for LambdaLR with a builtin function."""
+    try:
+        return part.state_dict()
+    except (AttributeError, TypeError, ValueError, LookupError) as error:  # others are of the device or a process
+        raise UserError(f"{name} cannot be saved: {format_error_with_source(error)}") from error
 
 
 @contextmanager

@@ -416,6 +416,19 @@ def test_an_iterator_is_closed_before_the_next_is_opened() -> None:
     assert rows.tolist() == [index % 37 for index in range(8, 72)]
 
 
+class WithoutPosition(ResumableLines):
+    def state_dict(self) -> Any:
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+def test_a_state_that_is_none_is_not_taken_for_a_position() -> None:
+    with pytest.raises(DataError, match=r"WithoutPosition.state_dict\(\) returned None; expected its position"):
+        take(batches_of(WithoutPosition()), 0, 1)
+
+
 class Buffered(Drawing):
     """Shuffles in a buffer, which its state lacks."""
 

@@ -14,7 +14,7 @@ import train
 from tests.helpers import temporarily
 from utils.config.ineffective import SETS_RATE
 from utils.config.schedulers import length_conflict, make_scheduler
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, SchedulerConfig
 from utils.text import dotted
@@ -189,3 +189,16 @@ def test_a_schedule_may_end_with_the_run_and_not_before(fit: Callable[..., Any],
         )
         with pytest.raises(ConfigError, match=says):
             fit("trainer.epochs=2", length.replace("5", "6"), lr_scheduler=schedule)
+
+
+class BuiltinTable(LambdaLR):
+    """The same by a builtin function, whose state torch cannot save."""
+
+    def __init__(self, optimizer: Optimizer, *, rates: list[float]) -> None:
+        super().__init__(optimizer, rates.__getitem__)
+
+
+def test_a_schedule_that_cannot_be_saved_is_named(fit: Callable[..., Any]) -> None:
+    says = r"schedule cannot be saved: AttributeError: .* object has no attribute '__dict__'"
+    with temporarily(SCHEDULERS, BuiltinTable), pytest.raises(UserError, match=says):
+        fit("trainer.epochs=1", lr_scheduler={"type": "BuiltinTable", "args": {"rates": [1.0, 0.5]}})
