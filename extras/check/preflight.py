@@ -35,7 +35,7 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
-from extras.check import data_checks, exactness_checks, model_checks
+from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
 from extras.check.validation_checks import check_monitor, check_own_validation, own_validation
 from extras.classification import classification_warnings, may_be_classes
@@ -152,6 +152,7 @@ class _Check:
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
+        yield from schedule_checks.check_schedules(self.training)
         step = "eval_step" if self.evaluates_training else "train_step"
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size, step=step))
         try:
