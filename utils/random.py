@@ -7,6 +7,7 @@ is saved in checkpoints; and a context in which the global generators are seeded
 import ctypes
 import functools
 import random
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,36 +146,30 @@ class NumpyGenerator:
     def __init__(self) -> None:
         self.bit_generator = numpy_random.get_bit_generator()
         self.memory = None
-        self._without_normal = b""
-        if isinstance(self.bit_generator, np.random.MT19937):
-            _, words, position, _, _ = numpy_random.get_state(legacy=True)
-            expected = np.array([*words, position], np.uint32)
-            self.memory = _memory_of(self.bit_generator.ctypes.state_address, expected)
+        if isinstance(self.bit_generator, np.random.MT19937) and sys.implementation.name == "cpython":
+            _, words, position, *normal = numpy_random.get_state(legacy=True)
+            address = self.bit_generator.ctypes.state_address
+            self.normal = _normal_of(address, tuple(normal))
+            if self.normal is not None:
+                self.memory = _memory_of(address, np.array([*words, position], np.uint32))
 
     def seed(self, seed: int) -> None:
         np.random.seed(seed % 2**32)
 
     def state(self) -> Any:
-        """The memory, and the normal number cached for the next call; None if there is none."""
         if numpy_random.get_bit_generator() is not self.bit_generator:
             self.__init__()  # type: ignore[misc]
-        memory = self.memory.raw if self.memory else None
-        # a normal number is cached only by a draw that changes the memory, so the slow path is rarely taken
-        if memory is None or memory != self._without_normal:
-            name, words, position, has_normal, normal = numpy_random.get_state(legacy=True)
-            if has_normal or memory is None:
-                return name, words.tobytes(), position, has_normal, normal
-            self._without_normal = memory
-        return memory
+        if self.memory is None:
+            name, words, *rest = numpy_random.get_state(legacy=True)
+            return name, words.tobytes(), *rest
+        return self.memory.raw, self.normal.raw
 
     def restore(self, state: Any) -> None:
-        if isinstance(state, bytes) and self.memory:
-            np.random.seed(0)  # clears the cached normal number
-            self.memory.raw = self._without_normal = state
-        else:
+        if self.memory is None:
             name, words, *rest = state
             np.random.set_state((name, np.frombuffer(words, np.uint32), *rest))
-            self._without_normal = b""
+        else:
+            self.memory.raw, self.normal.raw = state
 
 
 class TorchGenerator:
@@ -215,3 +210,19 @@ def _memory_of(address: int, expected: Any) -> Any:
     """The memory at an address, as a ctypes array of bytes, if it contains the expected words; otherwise None."""
     memory = (ctypes.c_char * (4 * (WORDS + 1))).from_address(address)
     return memory if memory.raw == expected.tobytes() else None
+
+
+def _normal_of(address: int, expected: tuple[int, float]) -> Any:
+    """The memory of the second normal number that NumPy keeps, and of whether it keeps one; None if it is not there.
+
+    address: of the state. The generator points to it; a pointer to that pointer precedes what is looked for.
+    """
+    generator: Any = numpy_random.rand.__self__
+    start = id(generator)
+    words = list((ctypes.c_uint64 * (type(generator).__basicsize__ // 8)).from_address(start))
+    try:
+        index = words.index(start + 8 * words.index(address)) + 1
+    except ValueError:  # laid out in another way
+        return None
+    memory = (ctypes.c_char * 16).from_address(start + 8 * index)
+    return memory if struct.unpack("i4xd", memory.raw) == expected else None

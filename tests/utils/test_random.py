@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from utils.random import GlobalGenerator, NumpyGenerator, PythonGenerator, global_generators, kept_generators
+from utils.random import (
+    GlobalGenerator,
+    NumpyGenerator,
+    PythonGenerator,
+    generator_states,
+    global_generators,
+    kept_generators,
+    restore_generators,
+    seed_generators,
+)
 
 DRAWS: list[tuple[str, Callable[[], Any]]] = [
     ("python", random.random),
@@ -62,6 +71,21 @@ def test_a_normal_number_is_not_lost_after_uniform_ones_were_undone() -> None:
     found = [np.random.randn()]
     generator.restore(generator.state())
     assert [*found, np.random.randn()] == expected
+
+
+def test_a_normal_number_is_not_lost_after_a_return_to_an_earlier_state() -> None:
+    """As of a run that is resumed in the process in which it was stopped."""
+    seed_generators(1)
+    np.random.randn()
+    saved = generator_states()
+    found = list[float]()
+    for _ in range(2):
+        restore_generators(saved)
+        for _ in range(2):
+            with kept_generators():
+                np.random.rand()
+            found.append(np.random.randn())
+    assert found[:2] == found[2:]
 
 
 def states(*, without: str) -> dict[str, Any]:
