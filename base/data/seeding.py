@@ -4,6 +4,7 @@ import io
 import pickle
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -64,7 +65,8 @@ class DrawnGenerators:
 
         Also detects numbers that depend on a generator without advancing it, as from ``torch.initial_seed()`` or a
         generator that the sample restores itself. load: loads the sample; called two to four times, or once if that
-        fails or takes longer than the patience, in seconds: then all generators are seeded.
+        fails or takes longer than the patience, in seconds: then all generators are seeded, as they are if it fails
+        only with another seed.
         """
         self.names, others = [], True
         start = time.monotonic()
@@ -72,7 +74,8 @@ class DrawnGenerators:
             with kept_generators():
                 first = self._content(load, seed, seed)
                 slow = time.monotonic() - start > patience
-                others = slow or first is None or self._depends_on_others(load, seed, first)
+                with suppress(Exception):
+                    others = slow or first is None or self._depends_on_others(load, seed, first)
         finally:
             if others:
                 self.names = [*global_generators()]

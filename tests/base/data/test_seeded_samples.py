@@ -352,6 +352,26 @@ def test_which_sample_fails_does_not_depend_on_the_state_of_the_generators(kind:
     assert {load(start) for start in range(6)} == {expected}
 
 
+@pytest.mark.parametrize("bound", [0.3, 0.6, 0.9])
+def test_a_sample_that_fails_only_when_it_is_tried_with_another_seed_does_not_fail(bound: float) -> None:
+    class Kept(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            if put_back(index) > bound:
+                raise ValueError("unlucky")
+            return put_back(index)
+
+    def load(seed: int, *, all_seeded: bool = False) -> str:
+        source = SampleSource(Kept(""))
+        source._first = not all_seeded
+        batches = Batches(source, batch_size=1, seed=seed)
+        try:
+            return str(passes(batches, 1))
+        except DataError as error:
+            return str(error).splitlines()[0]
+
+    assert [load(seed) for seed in range(8)] == [load(seed, all_seeded=True) for seed in range(8)]
+
+
 class Threads(Dataset[Tensor]):
     """Samples that are sums large enough for several threads, and the number of threads."""
 
