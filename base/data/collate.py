@@ -55,11 +55,16 @@ def _readable(row: Any) -> Any:
 
 
 def with_its_batch(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """A sample, and what a function makes of it alone, unless that is ``collate_samples`` or it needs several."""
-    if collate is not collate_samples:
-        with suppress(Exception):
-            return sample, collate([sample])
-    return sample
+    """A sample, and what a function makes of it alone, unless that is ``collate_samples``.
+
+    If it fails, since it needs several samples, say, they are something that cannot be serialised, nor compared.
+    """
+    if collate is collate_samples:
+        return sample
+    try:
+        return sample, collate([sample])
+    except Exception as error:
+        return error.__traceback__
 
 
 def send_small_tensors_by_value() -> None:
