@@ -44,11 +44,16 @@ def _collate(column: Any) -> Any:
         dtype = first.dtype if isinstance(first, (np.ndarray, np.generic)) else NUMBERS.get(kind)
         if dtype is not None and (array := np.array(column)).dtype == dtype:  # else torch may promote to another one
             return torch.from_numpy(array)
-    return default_collate([_readable(row) for row in column] if isinstance(first, np.ndarray) else column)
+    return default_collate([_readable(row) for row in column] if isinstance(first, (np.ndarray, Tensor)) else column)
 
 
 def _readable(row: Any) -> Any:
-    """A copy of an array that is read-only, as of a memory-mapped file, or flipped: torch would warn, or refuse it."""
+    """A copy of an array that is read-only, as of a memory-mapped file, or flipped: torch would warn, or refuse it.
+
+    Likewise of a tensor that is only marked as conjugated or negated, which torch refuses in a worker process.
+    """
+    if isinstance(row, Tensor):
+        return row.resolve_conj().resolve_neg()
     if isinstance(row, np.ndarray) and not (row.flags.writeable and min(row.strides, default=0) >= 0):
         return np.array(row, order="C")
     return row
@@ -73,6 +78,7 @@ def send_small_tensors_by_value() -> None:
 
 
 def _reduce(tensor: Tensor) -> Any:
+    tensor = tensor.resolve_conj().resolve_neg()  # torch would send the values without these marks
     small = tensor.layout is torch.strided and tensor.is_contiguous() and tensor.nbytes <= SMALL
     return (reduce_by_value(tensor) if small else None) or reduce_tensor(tensor)  # type: ignore[no-untyped-call]
 

@@ -140,5 +140,6 @@ class _ContentPickler(pickle.Pickler):
             return NotImplemented  # torch writes a sparse tensor as several dense ones
         if value.nbytes > LARGE:
             raise OverflowError
-        flat = value.detach().cpu().resolve_conj().reshape(-1).contiguous()  # a column of a table is not contiguous
+        plain = value.detach().cpu().resolve_conj().resolve_neg()
+        flat = plain.reshape(-1).contiguous()  # a column of a table is not contiguous
         return bytes, (flat.view(torch.uint8).numpy().tobytes(),), (value.dtype, value.shape)

@@ -109,6 +109,14 @@ def test_flipped_images_become_a_batch_of_any_size_with_and_without_workers() ->
             assert loaded.data[0][1].equal(torch.from_numpy(image[:, ::-1].copy()))
 
 
+@pytest.mark.parametrize("kind", [torch.conj, lambda row: row.conj().imag])
+def test_conjugated_tensors_become_a_batch_of_any_size_with_workers(kind: Callable[[Tensor], Tensor]) -> None:
+    for size in (2, SMALL):
+        samples: Any = [(kind(torch.full((size,), index * 1j)), index) for index in range(2)]
+        [loaded] = Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass()
+        assert same(loaded.data, default_collate(samples))
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_workers_load_the_same_batches(kind: str) -> None:
     samples: Any = [SAMPLES[kind](index) for index in range(12)]
@@ -129,6 +137,9 @@ SENT: dict[str, tuple[Tensor, bool]] = {
     # would lose its strides
     "channels last": (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), True),
     "requires grad": (torch.ones(3, requires_grad=True), True),
+    "conjugated": (torch.full((3,), 1j).conj(), False),
+    "negated": (torch.full((3,), 1j).conj().imag, False),
+    "conjugated, large": (torch.full((SMALL,), 1j).conj(), True),
 }
 """Tensors, and whether a worker sends them through shared memory."""
 
@@ -145,7 +156,7 @@ def test_small_tensors_come_from_a_worker_by_value(kind: str) -> None:
     [loaded] = Batches(SampleSource(samples, first), batch_size=1, num_workers=1).one_pass()
     found = loaded.data
     assert found.is_shared() == shared
-    assert found.stride() == sent.stride()
+    assert found.stride() == sent.resolve_neg().stride()
     assert same(found, sent)
     with torch.no_grad():
         found.zero_()  # may be written to

@@ -203,6 +203,7 @@ SAMPLES_BY_KIND: dict[str, Callable[[], Any]] = {
     "a matrix transposed": lambda: MATRIX.t(),
     "expanded": lambda: MATRIX[0].expand(3, 5),
     "conjugated": lambda: torch.complex(MATRIX, MATRIX).conj(),
+    "negated": lambda: torch.complex(MATRIX, MATRIX).conj().imag,
     "sparse": lambda: MATRIX.to_sparse(),
     "a packed sequence": lambda: pack_sequence([MATRIX[0], MATRIX[1, :2]]),
     "an object": lambda: Graph(MATRIX[:, 1]),
