@@ -60,16 +60,16 @@ def _readable(row: Any) -> Any:
 
 
 def with_its_batch(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """A sample, and what a function makes of it alone, unless that is ``collate_samples``.
+    """A sample, and what a function makes of it alone or, if it needs several, twice; not for ``collate_samples``.
 
-    If it fails, since it needs several samples, say, they are something that cannot be serialised, nor compared.
+    NotImplemented if that fails too: what the function draws cannot be tried.
     """
     if collate is collate_samples:
         return sample
-    try:
-        return sample, collate([sample])
-    except Exception as error:
-        return error.__traceback__
+    for count in (1, 2):
+        with suppress(Exception):
+            return sample, collate([sample] * count)
+    return NotImplemented
 
 
 def send_small_tensors_by_value() -> None:

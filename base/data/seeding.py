@@ -97,7 +97,7 @@ class DrawnGenerators:
         before = self._states()
         sample = load()
         self._has_moved(before)
-        return as_bytes(sample)
+        return None if sample is NotImplemented else as_bytes(sample)
 
     def _states(self) -> dict[str, Any]:
         return {name: generator.state() for name, generator in global_generators().items()}

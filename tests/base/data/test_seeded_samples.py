@@ -276,20 +276,38 @@ def mixed_by_own_generator(samples: list[Any]) -> Any:
     return share * inputs + (1 - share) * inputs.flip(0), share.view(1)
 
 
-def mixed_of_several(samples: list[Any]) -> Any:
+def mixed_of_two(samples: list[Any]) -> Any:
     """The same, which fails for a single sample."""
     assert len(samples) > 1
     return mixed_by_own_generator(samples)
 
 
+def mixed_of_three(samples: list[Any]) -> Any:
+    assert len(samples) > 2
+    return mixed_by_own_generator(samples)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("collate", [mixed, mixed_by_own_generator, mixed_of_several])
+@pytest.mark.parametrize("collate", [mixed, mixed_by_own_generator, mixed_of_two, mixed_of_three])
 def test_a_collate_function_that_draws_is_exact_too(collate: Callable[[list[Any]], Any], workers: int) -> None:
     whole = passes(made(SampleSource(Drawing("nothing"), collate)), 9)
     torch.manual_seed(3)
     later = passes(made(SampleSource(Drawing("nothing"), collate), workers), 4, Position(0, 20))
     assert equal(whole[5:], later)
     assert len({float(share) for _, share in whole}) == 9
+
+
+def pairs(samples: list[Any]) -> Any:
+    """Half of the samples with the other half, without a random number."""
+    assert len(samples) > 1
+    half = len(samples) // 2
+    return torch.stack([inputs for inputs, _ in samples[: 2 * half]]).view(2, half, -1)
+
+
+def test_a_collate_function_that_needs_several_samples_costs_no_seeding() -> None:
+    source = SampleSource(Drawing("nothing"), pairs)
+    passes(made(source), 2)
+    assert source.generators.names == []
 
 
 class AtOnce(Drawing):
