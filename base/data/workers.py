@@ -1,11 +1,13 @@
 """Processes that load batches in the background."""
 
+import io
 import multiprocessing
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any
 
@@ -142,14 +144,37 @@ class _BatchDataset(Dataset[Any]):
     def __init__(self, source: Source, repeats: bool) -> None:
         self.source = source
         self.repeats = repeats
+        self.is_first = True
 
     def __getitem__(self, request: Request) -> Any:
         draws = torch.frombuffer(bytearray(request[0]), dtype=torch.int64)
         indices = draws % len(self.source) if self.repeats else draws
         try:
-            return self.source.batch(indices, SampleRandom(draws, request[1]))
+            batch = self.source.batch(indices, SampleRandom(draws, request[1]))
+            if self.is_first:  # an error while it is sent would leave the main process waiting for ever
+                self.is_first = False
+                _check_sendable(batch)
         except UserError as error:
             return error  # torch would put the worker's traceback into its message
+        return batch
+
+
+class _TensorlessPickler(ForkingPickler):
+    """Pickles everything but tensors, whose values would be put into shared memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (int, ()) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _check_sendable(batch: Any) -> None:
+    """Raise DataError if a batch cannot be sent to another process."""
+    try:
+        _TensorlessPickler(io.BytesIO()).dump(batch)
+    except Exception as error:  # any error: pickle runs the objects' own code
+        raise DataError(
+            f"the first batch cannot be sent from a worker process: {error}\nLet collate return tensors, arrays, "
+            "numbers and strings, in lists, tuples and dicts, or set data_loader.args.num_workers to 0"
+        ) from error
 
 
 class _RequestSampler(Sampler[Any]):

@@ -14,6 +14,7 @@ from base.data.batches import Batches
 from base.data.collate import SMALL, collate_samples
 from base.data.sample_source import SampleSource
 from tests.helpers import same
+from utils.errors import DataError
 from utils.tree import tensors
 
 
@@ -170,3 +171,16 @@ def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     inputs, targets = loaded.data
     assert inputs.is_shared()
     assert not targets.is_shared()
+
+
+def functions(samples: list[Any]) -> Any:
+    """A batch that only this process can use."""
+    return [lambda: samples]
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_rather_than_a_wait_without_end() -> None:
+    samples: Any = [1, 2]
+    [here] = Batches(SampleSource(samples, functions), batch_size=2).one_pass()
+    assert here.data[0]() == [1, 2]
+    with pytest.raises(DataError, match=r"the first batch cannot be sent from a worker process: .*local object"):
+        list(Batches(SampleSource(samples, functions), batch_size=2, num_workers=1).one_pass())
