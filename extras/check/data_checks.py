@@ -151,8 +151,14 @@ def explain_validation(error: Exception) -> CheckResult:
     return CheckResult("validation", "FAIL", format_error_with_source(error), cause)
 
 
+def check_data_loader(data: BaseDataLoader) -> Iterator[CheckResult]:
+    """What a data loader does with its arguments, and its test data. Last: a run does not read them."""
+    yield from check_own_split(data)
+    yield from check_test_data(data)
+
+
 def check_test_data(data: BaseDataLoader) -> Iterator[CheckResult]:
-    """Whether test.py would get test data; silent if it would. Last: a run does not read them."""
+    """Whether test.py would get test data; silent if it would."""
     try:
         data.test()
     except Exception as error:

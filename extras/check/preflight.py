@@ -37,7 +37,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
-from extras.check.validation_checks import check_monitor, check_own_validation, own_validation
+from extras.check.validation_checks import check_monitor, check_own_validation, check_second_epoch, own_validation
 from extras.classification import classification_warnings, may_be_classes
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
@@ -171,8 +171,8 @@ class _Check:
         yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
-        yield from data_checks.check_own_split(self.experiment.data)
-        yield from data_checks.check_test_data(self.experiment.data)
+        yield from data_checks.check_data_loader(self.experiment.data)
+        yield from check_second_epoch(self.trainer)
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
         """batch, result: of a copy of the first batch that was evaluated."""

@@ -1,4 +1,4 @@
-"""Checks of a trainer's own ``validate`` or ``evaluate``, which otherwise first runs after an epoch."""
+"""Checks of what otherwise first runs after an epoch: a trainer's own validation, and the start of the next epoch."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -8,6 +8,7 @@ import torch
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
+from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import check_returned
 from extras.check.check_result import CheckResult
 from extras.check.exactness_checks import ADVICE
@@ -45,6 +46,15 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
         text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
         cause = f"draws outside self.evaluating(), which seeds the generators; {ADVICE}"
         yield CheckResult("exactness", "note", text, cause)
+
+
+def check_second_epoch(trainer: BaseTrainer) -> Iterator[CheckResult]:
+    """Try ``begin_epoch`` and ``sample_weights`` of a second epoch; silent if they pass. Last: they may change data."""
+    trainer.progress.epoch_steps = 0  # those of the other checks
+    try:
+        prepare_epoch(trainer, 1, again=True)
+    except Exception as error:  # of the user's code
+        yield CheckResult("second epoch", "FAIL", format_error_with_source(error.__cause__ or error))
 
 
 def check_monitor(trainer: BaseTrainer, logged: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:
