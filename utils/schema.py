@@ -135,7 +135,8 @@ class OptimizerConfig(Component):
     args: Changeable[dict[str, Any]] = Field(default_factory=dict)
     """Constructor arguments."""
     params: Fixed[Patterns | None] = None
-    """Patterns for the names of the parameters it trains; null: all, or NAME.* with several optimizers."""
+    """Patterns for the names of the parameters it trains; null: all, or NAME.* with several optimizers. ["*"]: all that
+    no other optimizer trains."""
     groups: Fixed[list[GroupConfig]] = Field(default_factory=list)
     """Parameter groups with different arguments; all other parameters use the optimizer's."""
     clip_grad_norm: Changeable[PositiveFloat | None] = None

@@ -16,6 +16,8 @@ from utils.tree import tensors
 
 Parameters = dict[str, nn.Parameter]
 """By name, as in ``model.named_parameters()``; names in the loss begin with "loss."."""
+REST = ["*"]
+"""The patterns of one of several optimizers that trains all that no other one does."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,13 @@ def divide_parameters(
     """
     owners = dict[str, str]()
     divided = {}
-    for optimizer, config in optimizers.items():
+    for optimizer, config in sorted(optimizers.items(), key=lambda item: item[1].params == REST):
         at = component_path("optimizer", optimizer)
         own = _of_optimizer(parameters, optimizer, config, at)
+        if config.params == REST:
+            own = {name: parameter for name, parameter in own.items() if name not in owners}
+            if not own:
+                raise Mismatch((*at, "params"), "the other optimizers already have all parameters; leave this one out")
         if twice := next((name for name in own if name in owners), None):
             message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; it can only be in one"
             raise Mismatch((*at, "params") if config.params else at, message)
@@ -120,7 +126,7 @@ def divide_parameters(
             f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
             f'"trainer": {{"freeze": [{{"params": ["{pattern}"]}}]}}, or requires_grad_(False) in the model',
         )
-    return divided
+    return {optimizer: divided[optimizer] for optimizer in optimizers}
 
 
 def _pattern(names: Sequence[str], parameters: Parameters) -> str:
@@ -136,7 +142,9 @@ def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at
         return parameters
     own = f"{name}.*"
     if config.params is None and not any(matches(each, [own]) for each in parameters):
-        raise Mismatch(at, f'{no_match(own, parameters)}; give its parameters with "params"')
+        raise Mismatch(
+            at, f'{no_match(own, parameters)}; give its parameters with "params", as in ["*"] for all that no other has'
+        )
     _check_patterns(config.params or (), parameters, (*at, "params"))
     return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [own])}
 

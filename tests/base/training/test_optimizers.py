@@ -610,9 +610,17 @@ def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, preci
     assert same(state(one.run_dir)["model"], state(several.run_dir)["model"])
 
 
+def test_one_of_several_optimizers_takes_what_the_others_leave(fit: Fit) -> None:
+    runs = []
+    for params in (["*"], ["*.bias"]):
+        weights = {"type": "SGD", "args": {"lr": 0.1}, "params": ["*.weight"]}
+        runs.append(fit(optimizer={"others": {**ADAM, "params": params}, "weights": weights}, metrics=[]))
+    assert same(state(runs[0].run_dir)["model"], state(runs[1].run_dir)["model"])
+
+
 def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path) -> None:
     muon = {"type": "Muon", "args": {"lr": 0.02}, "params": ["*.weight"], "clip_grad_norm": 1.0}
-    optimizer = {"matrices": muon, "others": {**ADAM, "params": ["*.bias"]}}
+    optimizer = {"others": {**ADAM, "params": ["*"]}, "matrices": muon}
     schedule = {"matrices": {"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}}
     keys = {"optimizer": optimizer, "lr_scheduler": schedule}
     assert_same(*stop_and_resume(fit, tmp_path, **keys))
@@ -635,12 +643,18 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
             "Adversarial",
             {
                 "optimizer": {
-                    "generator": {"type": "SGD", "args": {"lr": 1}, "params": ["*"]},
+                    "generator": {"type": "SGD", "args": {"lr": 1}, "params": ["generator.*", "*.0.*"]},
                     "discriminator": {"type": "SGD", "args": {"lr": 1}},
                 }
             },
             "discriminator.0.weight is in two optimizers, generator and discriminator",
         ),
+        (
+            "Adversarial",
+            {"optimizer": {**GAN["optimizer"], "third": {"type": "SGD", "args": {"lr": 1}, "params": ["*"]}}},
+            "optimizer.third.params: the other optimizers already have all parameters; leave this one out",
+        ),
+        ("Adversarial", {"model": "Parts"}, 'give its parameters with "params", as in .* for all that no other has'),
         (
             "Adversarial",
             {"optimizer": {"generator": {"type": "SGD", "args": {"lr": 1}}}},
