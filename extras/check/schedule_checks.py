@@ -31,9 +31,11 @@ def check_schedules(training: Training) -> Iterator[CheckResult]:
 
 def _rates(schedule: Schedule) -> list[list[float]]:
     """The learning rates of each parameter group in each step or epoch. Raises ConfigError."""
-    optimizer = copy.copy(schedule.optimizer)
-    groups = zip(schedule.optimizer.param_groups, schedule.initial, strict=True)
-    optimizer.param_groups = [{"params": group["params"], **copy.deepcopy(initial)} for group, initial in groups]
+    original = schedule.optimizer
+    groups = zip(original.param_groups, schedule.initial, strict=True)
+    settings = [{"params": group["params"], **copy.deepcopy(initial)} for group, initial in groups]
+    optimizer = object.__new__(type(original))  # copy.copy would add to the original's defaults, which it shares
+    vars(optimizer).update(vars(original), param_groups=settings, defaults=dict(original.defaults))
     whole = Schedule(optimizer, schedule.make, per_step=schedule.per_step, steps_per_epoch=1, length=schedule.length)
     rates = [whole.rates()]
     while len(rates) < schedule.length:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
+from torch.optim import SGD, Adam, Muon
 from torch.optim.lr_scheduler import OneCycleLR
 
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -77,15 +77,20 @@ def test_a_long_schedule_is_not_computed(check: Check, monkeypatch: pytest.Monke
     assert check("CosineAnnealingLR", optimizer={"type": "SGD", "args": {"lr": 0.1}}) == (0, [])
 
 
-def test_optimizer_and_schedule_stay_as_they_were() -> None:
-    weights = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(weights.parameters(), 0.1, momentum=0.9)
+@pytest.mark.parametrize("kind", [SGD, Muon, Adam])
+def test_optimizer_and_schedule_stay_as_they_were(kind: Any) -> None:
+    weights = nn.Linear(2, 1, bias=False)
+    optimizer = kind(weights.parameters(), lr=0.1)
     schedule = Schedule(
-        optimizer, lambda each: OneCycleLR(each, 0.5, total_steps=9), per_step=True, steps_per_epoch=9, length=9
+        optimizer,
+        lambda each: OneCycleLR(each, 0.5, total_steps=9, cycle_momentum=False),
+        per_step=True,
+        steps_per_epoch=9,
+        length=9,
     )
     scheduled = ScheduledOptimizer(optimizer, schedule, list(weights.parameters()))
     training: Any = SimpleNamespace(optimizers={"": scheduled})
-    before = copy.deepcopy((optimizer.param_groups, vars(schedule.scheduler)["last_epoch"]))
+    before = copy.deepcopy((optimizer.param_groups, optimizer.defaults, vars(schedule.scheduler)["last_epoch"]))
     assert len(list(schedule_checks.check_schedules(training))) == 1
-    assert same((optimizer.param_groups, vars(schedule.scheduler)["last_epoch"]), before)
+    assert same((optimizer.param_groups, optimizer.defaults, vars(schedule.scheduler)["last_epoch"]), before)
     assert schedule.scheduler_steps == 0
