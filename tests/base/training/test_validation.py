@@ -278,3 +278,17 @@ def test_an_evaluation_in_training_mode_is_refused(fit: Fit) -> None:
         with pytest.raises(ConfigError, match=says):
             fit("trainer.type=TrainsInEvaluation", model="Normalized")
         assert fit("trainer.type=TrainsInEvaluation").steps  # a model in which it changes nothing
+
+
+class WritesAgain(Normalized):
+    """Writes the values that its buffers have, as DDP of torch 2.9 does in a validation."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for buffer in self.buffers():
+            buffer.copy_(buffer.clone())
+        return super().forward(inputs)
+
+
+def test_statistics_that_are_written_again_with_the_same_values_are_unchanged(fit: Fit) -> None:
+    with temporarily(MODELS, WritesAgain):
+        assert fit(model="WritesAgain").steps
