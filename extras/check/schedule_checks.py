@@ -21,21 +21,25 @@ def check_schedules(training: Training) -> Iterator[CheckResult]:
         if schedule.make is None or schedule.follows_monitor or schedule.length > MOST_STEPS:
             continue
         try:
-            rates = _rates(schedule)
+            if rates := _rates(schedule):
+                yield CheckResult("schedule", "ok", _description(optimizer, rates))
         except ConfigError as error:
             cause = "a schedule that is shorter than the run"
             yield CheckResult("schedule", "FAIL", str(error).removeprefix("lr_scheduler: "), cause)
-        else:
-            yield CheckResult("schedule", "ok", _description(optimizer, rates))
 
 
 def _rates(schedule: Schedule) -> list[list[float]]:
-    """The learning rates of each parameter group in each step or epoch. Raises ConfigError."""
+    """The learning rates of each parameter group in each step or epoch. Raises ConfigError.
+
+    Empty for an optimizer that keeps its groups elsewhere, as one that wraps another: it cannot be copied without them.
+    """
     original = schedule.optimizer
     groups = zip(original.param_groups, schedule.initial, strict=True)
     settings = [{"params": group["params"], **copy.deepcopy(initial)} for group, initial in groups]
     optimizer = object.__new__(type(original))  # copy.copy would add to the original's defaults, which it shares
     vars(optimizer).update(vars(original), param_groups=settings, defaults=dict(original.defaults))
+    if optimizer.param_groups is not settings:
+        return []
     whole = Schedule(optimizer, schedule.make, per_step=schedule.per_step, steps_per_epoch=1, length=schedule.length)
     rates = [whole.rates()]
     while len(rates) < schedule.length:

@@ -15,7 +15,7 @@ from extras.check.exactness_checks import ADVICE
 from utils.random import global_generators
 from utils.schema import validation_names
 from utils.text import listed
-from utils.user_code import format_error_with_source
+from utils.user_code import format_error, format_error_with_source, user_line
 
 
 def own_validation(trainer: BaseTrainer) -> list[str]:
@@ -53,8 +53,13 @@ def check_second_epoch(trainer: BaseTrainer) -> Iterator[CheckResult]:
     trainer.progress.epoch_steps = 0  # those of the other checks
     try:
         prepare_epoch(trainer, 1, again=True)
-    except Exception as error:  # of the user's code
-        yield CheckResult("second epoch", "FAIL", format_error_with_source(error.__cause__ or error))
+    except Exception as error:
+        cause = error.__cause__ or error
+        if user_line(cause):  # the user's code may count on what a whole first epoch has set
+            advice = "a mistake in begin_epoch, unless it uses what only a finished epoch has set"
+            yield CheckResult("second epoch", "note", format_error_with_source(cause), advice)
+        else:
+            yield CheckResult("second epoch", "FAIL", format_error(error))
 
 
 def check_monitor(trainer: BaseTrainer, logged: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:

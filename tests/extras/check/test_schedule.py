@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 from torch.optim import SGD, Adam, Muon
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from base.training.schedule import Schedule, ScheduledOptimizer
 from extras.check import preflight, schedule_checks
@@ -94,3 +94,27 @@ def test_optimizer_and_schedule_stay_as_they_were(kind: Any) -> None:
     assert len(list(schedule_checks.check_schedules(training))) == 1
     assert same((optimizer.param_groups, optimizer.defaults, vars(schedule.scheduler)["last_epoch"]), before)
     assert schedule.scheduler_steps == 0
+
+
+class Wrapping(SGD):
+    """Has the groups of another optimizer, as Lookahead does."""
+
+    inner: SGD | None = None
+
+    @property
+    def param_groups(self) -> Any:
+        return self.inner.param_groups if self.inner else vars(self)["param_groups"]
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:
+        vars(self)["param_groups"] = groups
+
+
+def test_an_optimizer_that_wraps_another_is_left_alone() -> None:
+    weights = nn.Linear(2, 1)
+    optimizer = Wrapping(weights.parameters(), 0.1)
+    optimizer.inner = SGD(weights.parameters(), 0.1)
+    schedule = Schedule(optimizer, lambda each: StepLR(each, 1), per_step=True, steps_per_epoch=9, length=9)
+    training: Any = SimpleNamespace(optimizers={"": ScheduledOptimizer(optimizer, schedule, [])})
+    assert list(schedule_checks.check_schedules(training)) == []
+    assert schedule.rates() == [0.1]

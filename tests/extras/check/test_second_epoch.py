@@ -44,8 +44,8 @@ class TooFew(RandomTensorLoader):
 @pytest.mark.parametrize(
     ("trainer", "loader", "problem"),
     [
-        ("Late", "RandomTensorLoader", "AttributeError: 'Late' object has no attribute 'missing_name'"),
-        ("Sound", "TooFew", "sample_weights() returned shape (3,) for 50 training samples; expected (50,)"),
+        ("Late", "RandomTensorLoader", "note  AttributeError: 'Late' object has no attribute 'missing_name'"),
+        ("Sound", "TooFew", "FAIL  sample_weights() returned shape (3,) for 50 training samples; expected (50,)"),
         ("Sound", "RandomTensorLoader", ""),
     ],
 )
@@ -61,5 +61,5 @@ def test_a_second_epoch_is_begun(
         path = write_config(data_loader={"type": loader, "args": args}, trainer={"type": trainer})
         status = preflight(load_config(path))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("second epoch")]
-    assert lines == [f"second epoch  FAIL  {problem}"] * bool(problem)
-    assert status == bool(problem)
+    assert lines == [f"second epoch  {problem}"] * bool(problem)
+    assert status == ("FAIL" in problem)
