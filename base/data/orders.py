@@ -69,7 +69,7 @@ class Weighted:
         self.of_epoch: Tensor | None = None
         """Those of the passes that begin in the current epoch."""
         self.begun: tuple[int, Tensor | None] | None = None
-        """The pass that was going on when the epoch began, with its weights."""
+        """The pass that had begun when the epoch began, with its weights."""
         self.first_saved = ""
         """A hash of the first weights of the process that saved the run."""
 
