@@ -94,7 +94,8 @@ def end_summary(
     progress = trainer.progress
     name = loaded.config.trainer.monitored_name
     if trainer.stopped_early():
-        yield f"stopped early: {name} did not improve for {count(progress.stale_epochs, 'epoch')}"
+        unit = "epoch" if all(name in epoch for epoch in history) else "measured epoch"
+        yield f"stopped early: {name} did not improve for {count(progress.stale_epochs, unit)}"
     yield f"done after {count(progress.epochs, 'epoch')}, {count(progress.steps, 'step')}"
     if progress.best is not None:
         yield _row("best", f"{name} = {styled(number(progress.best), 'good')} in epoch {progress.best_epoch}")

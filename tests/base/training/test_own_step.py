@@ -1001,6 +1001,15 @@ def test_a_monitored_value_need_not_be_measured_in_every_epoch(fit: Fit, name: s
     assert len(lines(run.run_dir)) == 9
 
 
+def test_a_run_stops_early_by_the_measured_epochs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(TRAINERS, Seldom):
+        keys = ("trainer.type=Seldom", "trainer.epochs=9", "trainer.early_stop=1")
+        assert len(lines(fit(*keys, "trainer.monitor=min val_score").run_dir)) == 6
+        assert "stopped early: val_score did not improve for 1 measured epoch\n" in capsys.readouterr().out
+        fit(*keys, "trainer.monitor=max val_loss")
+        assert "stopped early: val_loss did not improve for 1 epoch\n" in capsys.readouterr().out
+
+
 def test_a_first_training_batch_after_a_validation_is_checked_as_one(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
