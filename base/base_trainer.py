@@ -16,7 +16,7 @@ from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.metric import check_loss
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import check_returned
+from base.training.evaluation import check_returned, check_unmeasured
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_epoch_was_counted,
@@ -40,8 +40,7 @@ from utils import checkpoint
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
 from utils.prepare import wrap_model
-from utils.schema import TrainerConfig, validation_names
-from utils.text import closest
+from utils.schema import TrainerConfig
 
 
 class BaseTrainer(Checkpointed):
@@ -339,17 +338,5 @@ class BaseTrainer(Checkpointed):
         if not (name := self.settings.monitored_name):
             return None
         if name not in values:
-            sets = self.training.validation
-            unmeasured = {*self.train_metrics.unmeasured}.union(
-                *(validation_names(each, sets) for each in self.unmeasured)
-            )
-            if name in unmeasured:
-                return None
-            names = [*values, *sorted(unmeasured)]
-            if any(name in validation_names(each, sets) for each in self.logs):
-                meant = f"; let {type(self).__name__} log it in each epoch, as None where it is not measured"
-            else:
-                close = closest(name, names)
-                meant = f'; did you mean "{close}"?' if close else ""
-            raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(names)}{meant}")
-        return values[name]
+            check_unmeasured(self, name, values)
+        return values.get(name)

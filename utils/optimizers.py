@@ -3,8 +3,8 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,9 +78,14 @@ def in_any_order(optimizer: Optimizer) -> AbstractContextManager[None]:
     """Inside the block, torch does not warn of a scheduler that steps before its optimizer has: one of several
     optimizers may step later than others, and a schedule may be replayed without it.
     """
-    if getattr(optimizer, "_opt_called", False):
-        return nullcontext()
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+    return nullcontext() if getattr(optimizer, "_opt_called", False) else _without_order_warning()
+
+
+@contextmanager
+def _without_order_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        yield
 
 
 def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:

@@ -1,6 +1,6 @@
 """The loop of validation and test."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,8 @@ from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
 from utils.random import isolated
-from utils.schema import TrainerConfig
+from utils.schema import TrainerConfig, validation_names
+from utils.text import closest
 
 
 class EvaluationLoop(TrainerInterface):
@@ -154,3 +155,19 @@ def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
         for name, value in values.items()
         if value is not None
     }
+
+
+def check_unmeasured(trainer: Any, name: str, values: Collection[str]) -> None:
+    """Raise ConfigError unless a monitored value that is not among the names of these was not measured this time."""
+    sets = trainer.training.validation
+    in_validation = (validation_names(each, sets) for each in trainer.unmeasured)
+    unmeasured = set[str](trainer.train_metrics.unmeasured).union(*in_validation)
+    if name in unmeasured:
+        return
+    names = [*values, *sorted(unmeasured)]
+    if any(name in validation_names(each, sets) for each in trainer.logs):
+        meant = f"; let {type(trainer).__name__} log it in each epoch, as None where it is not measured"
+    else:
+        close = closest(name, names)
+        meant = f'; did you mean "{close}"?' if close else ""
+    raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(names)}{meant}")
