@@ -1,6 +1,5 @@
 """Draws the curves of a run with Pillow: a panel per metric, as a PNG file."""
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from extras.axis import Axis, ticks
-from extras.pen import BLACK, COLOURS, GREY, GRID, Point, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, Point, png, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number, number_or_dash
 
@@ -51,9 +50,7 @@ def draw(records: Sequence[Record], *, title: str, monitor: str | None = None) -
         best = best_of(values[marked], monitor) if marked and monitor else None
         title = f"{name} (end of epoch)" if name == RATES else name  # of a schedule by steps, the rest is not shown
         _panel(image, corner, Chart(title, epochs, values, best))
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return png(image)
 
 
 def _varies(records: Sequence[Record], lines: dict[str, str]) -> bool:

@@ -1,6 +1,5 @@
 """Pictures of an evaluation at TensorBoard's size, drawn with Pillow: importing matplotlib takes 0.3 s."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from extras.axis import Axis, labelled, ticks
-from extras.pen import BLACK, COLOURS, GREY, GRID, legible, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, legible, png, write
 from utils.text import number
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def confusion_matrix(counts: "Counts", names: Sequence[str]) -> bytes:
         at = left + (column + 0.5) * cell, top + (row + 0.5) * cell
         colour = BLACK if share[row, column] > 0.3 else "white"
         write(pen, at, str(round(100 * share[row, column])), size=size, colour=colour, anchor="mm")
-    return _png(picture)
+    return png(picture)
 
 
 def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int = 4) -> bytes | None:
@@ -74,7 +73,7 @@ def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int =
         picture.paste(small.resize(size, Image.Resampling.NEAREST), corner)
         write(pen, (middle, top + SIDE + 28), f"true: {names[true]}", size=15, anchor="ma")
         write(pen, (middle, top + SIDE + 48), f"sample {sample}", size=12, colour=GREY, anchor="ma")
-    return _png(picture)
+    return png(picture)
 
 
 def scatter(found: "Regression") -> bytes:
@@ -107,7 +106,7 @@ def scatter(found: "Regression") -> bytes:
     dots = _dots((true - across.low) / (across.high - across.low), (up.high - predicted) / (up.high - up.low))
     picture.paste(Image.new("RGB", dots.size, COLOURS[0]), (left, top), dots)
     pen.rectangle((left, top, left + PLOT, top + PLOT), outline=GREY)
-    return _png(picture)
+    return png(picture)
 
 
 def _axis(values: npt.NDArray[np.float64]) -> Axis:
@@ -148,9 +147,3 @@ def _coloured(share: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     part = (place - low)[..., None]
     colours: npt.NDArray[np.uint8] = (SCALE[low] * (1 - part) + SCALE[low + 1] * part).round().astype(np.uint8)
     return colours
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()
