@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from extras.records import flat
 from logger.writers import RunInfo, Writer
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write
@@ -253,15 +254,9 @@ class Delivery(Writer):
             file.write(json.dumps({"id": self._id, "sent": self._sent}).encode())
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested objects, by dotted key; lists as JSON."""
-    found = dict[str, Any]()
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
-    return found
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by dotted key; lists as JSON."""
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(config) if value != {}}
 
 
 def _same(known: Entry, entry: Entry) -> bool:

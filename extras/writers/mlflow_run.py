@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from extras.writers.delivery import Delivery, Entry, Service, flat
+from extras.writers.delivery import Delivery, Entry, Service, parameters
 from logger.writers import RunInfo, Writer
 from utils.errors import UserError
 from utils.registry import WRITERS
@@ -101,7 +101,9 @@ class MLflow(Service):
         from mlflow.entities import Param, RunTag
 
         there = self.client.get_run(self.run_id).data.params
-        values = {_key(name): str(value)[:LONGEST] for name, value in flat(run.config).items() if value is not None}
+        values = {
+            _key(name): str(value)[:LONGEST] for name, value in parameters(run.config).items() if value is not None
+        }
         new = [Param(name, value) for name, value in values.items() if name not in there]
         for start in range(0, len(new), MOST_PARAMETERS):
             self.client.log_batch(self.run_id, params=new[start : start + MOST_PARAMETERS])

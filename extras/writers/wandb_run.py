@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from extras.writers.delivery import Delivery, Entry, Service, flat
+from extras.writers.delivery import Delivery, Entry, Service, parameters
 from logger.writers import RunInfo, Writer
 from utils.errors import UserError
 from utils.registry import WRITERS
@@ -57,7 +57,7 @@ class WeightsAndBiases(Service):
             name=run.folder.name,
             dir=str(run.folder),
             resume="allow",
-            config=flat(run.config),
+            config=parameters(run.config),
             allow_val_change=True,
             # without a terminal UI of its own, and without capturing ours
             settings=library.Settings(silent=True, console="off"),
