@@ -37,8 +37,7 @@ def listing(name: str = "", *, width: int = 110) -> str:
 
 def _kind_names(kind: str, registry: Registry) -> set[str]:
     """The names by which users can refer to a kind, as in "model", "models"."""
-    names = {kind, registry.kind.replace(" ", "_")}
-    return names | {plural(name) for name in names}
+    return {kind, registry.kind.replace(" ", "_"), registry.plural().replace(" ", "_")}
 
 
 def _further(name: str) -> str:
@@ -49,18 +48,12 @@ def _further(name: str) -> str:
     known = [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()]
     if hints and (task := hints.single_task_hint(name, {})):
         return str(task)
-    close = closest(name, [*known, *(plural(kind) for kind in REGISTRIES if kind not in ("validation", "metrics"))])
+    close = closest(name, [*known, *(registry.plural() for registry in REGISTRIES.values())])
     return f'did you mean "{close}"?' if close else "python train.py --list shows all"
 
 
-def plural(kind: str) -> str:
-    if kind.endswith("ss"):
-        return f"{kind}es"
-    return kind if kind.endswith("s") else f"{kind}s"
-
-
 def _kind(kind: str, registry: Registry, width: int) -> Iterator[str]:
-    yield f'{plural(registry.kind)}, for "{kind}"\n'
+    yield f'{registry.plural()}, for "{kind}"\n'
     for name in registry.names():
         yield _call(registry, name, width)
         if said := docstrings.paragraph(registry[name]):
