@@ -13,6 +13,7 @@ from base.training.state import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
 from utils.optimizers import step_unmarked
+from utils.random import isolated
 from utils.schema import Config
 from utils.text import count, duration, listed, size
 from utils.tree import map_tensors, size_of, tensors
@@ -26,12 +27,11 @@ NOT_TESTED = "cannot be tested"
 
 
 def check_independence(model: nn.Module, trace: Trace, samples: int, *, step: str = "eval_step") -> CheckResult:
-    """Whether each output depends only on its own sample in evaluation: no gradient reaches another sample's inputs.
+    """Whether an output depends only on its own sample in evaluation: it stays if copies of that replace the others.
 
     samples: in the batch; not tested where the model's inputs have another number of rows, such as the nodes of graphs.
-    Inputs without a gradient, such as indices, are swapped between the other samples instead. step: what called it.
+    step: what called it.
     """
-    arguments = trace.arguments or ()
     count = _samples(trace)
     if count is not None and count != samples:
         text = f"{NOT_TESTED}: the model's inputs have {count} rows for {samples} samples"
@@ -45,16 +45,17 @@ def check_independence(model: nn.Module, trace: Trace, samples: int, *, step: st
         return CheckResult("independence", "note", f"{NOT_TESTED}: {why}")
 
     kept = min(count, 8)
-    differentiable = any(tensor.is_floating_point() and len(tensor) == count for tensor in tensors(arguments))
-    mixes = _mixes_by_gradient if differentiable else _mixes_by_exchange
+    chosen = kept // 2
     model.eval()
     try:
-        mixed = mixes(model, _first_samples(arguments, kept, count), trace.keywords, kept)
+        before = _outputs(model, trace, torch.arange(kept), count)
+        after = _outputs(model, trace, torch.full((kept,), chosen), count)
+        mixed = not torch.allclose(before[chosen], after[chosen], rtol=1e-4, atol=1e-6, equal_nan=True)
     except Exception as error:  # from the user's own code, with inputs it was not written for
         return CheckResult("independence", "note", f"{NOT_TESTED}: {format_error(error).splitlines()[0]}")
     if mixed:
         cause = "a mean or a softmax over dimension 0, or a reshape or transpose that mixes the batch with features"
-        return CheckResult("independence", "FAIL", f"the output of sample {kept // 2} depends on other samples", cause)
+        return CheckResult("independence", "FAIL", f"the output of sample {chosen} depends on other samples", cause)
     return CheckResult("independence", "ok", "each output of the model depends only on its own sample")
 
 
@@ -67,42 +68,14 @@ def _samples(trace: Trace) -> int | None:
     return len(inputs)
 
 
-def _first_samples(arguments: Any, kept: int, count: int) -> Any:
-    """The first samples of every tensor that has one entry per sample."""
-    return map_tensors(
-        lambda tensor: tensor[:kept].detach() if tensor.dim() and len(tensor) == count else tensor, arguments
+def _outputs(model: nn.Module, trace: Trace, rows: Tensor, count: int) -> Tensor:
+    """The first output for these rows of every input that has one for each sample; with the same random numbers."""
+    arguments, keywords = map_tensors(
+        lambda tensor: tensor[rows.to(tensor.device)] if tensor.dim() and len(tensor) == count else tensor,
+        (trace.arguments, trace.keywords),
     )
-
-
-def _mixes_by_gradient(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
-    inputs = [tensor for tensor in tensors(arguments) if tensor.is_floating_point()]
-    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    # times one, since a model may modify its inputs in place
-    replaced = {id(tensor): leaf * 1 for tensor, leaf in zip(inputs, leaves, strict=True)}
-    outputs = model(*_replace(arguments, replaced), **keywords)
-    found = [tensor for tensor in tensors(outputs) if tensor.requires_grad and tensor.dim() and len(tensor) == count]
-    if not found:
-        raise ValueError("no output has a gradient for each sample")
-    chosen = found[0][count // 2]
-    gradients = torch.autograd.grad(chosen.sum(), leaves, allow_unused=True)
-    others = torch.arange(count, device=chosen.device) != count // 2
-    return any(
-        bool(gradient[others].any()) for gradient in gradients if gradient is not None and len(gradient) == count
-    )
-
-
-def _mixes_by_exchange(model: nn.Module, arguments: Any, keywords: Any, count: int) -> bool:
-    order = torch.tensor([count // 2 if i == count // 2 else (count - 1 if i == 0 else 0) for i in range(count)])
-    inputs = [tensor for tensor in tensors(arguments) if tensor.dim() and len(tensor) == count]
-    replaced = {id(tensor): tensor[order.to(tensor.device)] for tensor in inputs}
-    with torch.no_grad():
-        before = next(tensors(model(*arguments, **keywords)))[count // 2]
-        after = next(tensors(model(*_replace(arguments, replaced), **keywords)))[count // 2]
-    return not torch.allclose(before, after, rtol=1e-4, atol=1e-6)
-
-
-def _replace(arguments: Any, replaced: dict[int, Tensor]) -> Any:
-    return map_tensors(lambda tensor: replaced.get(id(tensor), tensor), arguments)
+    with torch.no_grad(), isolated(0, "check"):
+        return next(tensors(model(*arguments, **keywords)))
 
 
 def _values(gradient: Tensor) -> Tensor:
