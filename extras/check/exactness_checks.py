@@ -58,24 +58,19 @@ class Kept:
         self.attributes = {name: _content(value) for name, value in self._attributes().items()}
         self.begun = [name for name, value in self._attributes().items() if value is not unbegun.get(name, unbegun)]
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
-        self.buffers = {what: _content(_unsaved_buffers(module)) for what, module in self.modules.items()}
-        self.numbers = {what: _numbers(module) for what, module in self.modules.items()}
+        self.unsaved = {what: _content(_unsaved(module)) for what, module in self.modules.items()}
         self.noted: list[str] = []
         """Attributes that have a note."""
 
     def results(self) -> Iterator[CheckResult]:
         """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
         for what, module in self.modules.items():
-            if names := _changed(self.buffers[what], _unsaved_buffers(module)):
-                text = (
-                    f"buffers of the {what} that change but are not persistent, so they are in no checkpoint: {names}"
-                )
-                yield CheckResult("exactness", "note", text, f"register_buffer(..., persistent=False); {ADVICE}")
-            before = self.numbers[what]
-            if names := ", ".join(name for name, value in _numbers(module).items() if value != before.get(name)):
-                text = f"numbers in the {what} that change in training but are in no checkpoint: {names}"
-                cause = f"self.NAME = a number; register_buffer(NAME, torch.tensor(...)) is saved; {ADVICE}"
-                yield CheckResult("exactness", "note", text, cause)
+            before = self.unsaved[what]
+            changed = [name for name, value in _content(_unsaved(module)).items() if not same(before.get(name), value)]
+            if changed:
+                text = f"buffers or numbers of the {what} that change but are in no checkpoint: {', '.join(changed)}"
+                cause = "register_buffer(..., persistent=False), or self.NAME = a number; a persistent buffer is saved"
+                yield CheckResult("exactness", "note", text, f"{cause}; {ADVICE}")
         saved = _Saved(self.trainer)
         self.noted = [
             name
@@ -326,25 +321,20 @@ def _leaves(content: Any) -> Iterator[Any]:
         yield content
 
 
-def _unsaved_buffers(module: nn.Module | None) -> dict[str, Tensor]:
-    """The buffers of a module that are not in its state; none for a loss that is a function."""
+def _unsaved(module: nn.Module | None) -> dict[str, Any]:
+    """The buffers and plain numbers of a module, by name, that are not in its state; none for a function.
+
+    Not the numbers in modules of torch, and in those that save more than their tensors.
+    """
     if module is None:
         return {}
     saved = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
-
-
-def _numbers(module: nn.Module | None) -> dict[str, float]:
-    """The plain numbers in a module of the user's, by name; not those in modules that save more than their tensors."""
-    return {
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+    numbers = {
         f"{path}.{name}".lstrip("."): value
-        for path, each in ([] if module is None else module.named_modules())
+        for path, each in module.named_modules()
         if not type(each).__module__.startswith("torch.") and type(each).get_extra_state is nn.Module.get_extra_state
         for name, value in vars(each).items()
         if type(value) in (int, float)
     }
-
-
-def _changed(before: dict[str, Any], now: dict[str, Tensor]) -> str:
-    """The names of the tensors that have changed, joined."""
-    return ", ".join(name for name, tensor in now.items() if not same(before.get(name), tensor.detach()))
+    return buffers | numbers

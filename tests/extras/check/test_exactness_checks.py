@@ -311,7 +311,7 @@ def test_a_number_in_the_model_that_no_checkpoint_has_is_noted(
     with temporarily(MODELS, Cooling, SavedCooling):
         preflight(load_config(write_config(model={"type": kind})))
     shown = capsys.readouterr().out
-    noted = "numbers in the model that change in training but are in no checkpoint: temperature\n" in shown
+    noted = "buffers or numbers of the model that change but are in no checkpoint: temperature\n" in shown
     assert noted == (kind == "Cooling"), shown
     assert ("exactness" in shown) == noted
 
