@@ -40,9 +40,7 @@ def classification_warnings(result: StepResult, criterion: Any, class_names: Seq
     warnings = (
         surplus_outputs(result, class_names),
         not_probabilities(result, criterion),
-        softmax_before_cross_entropy(result, criterion),
-        sigmoid_before_logits(result, criterion),
-        logits_before_nll(result, criterion),
+        wrong_activation(result, criterion),
     )
     yield from filter(None, warnings)
 
@@ -86,35 +84,34 @@ def not_probabilities(result: StepResult, criterion: Any) -> str | None:
     )
 
 
-def softmax_before_cross_entropy(result: StepResult, criterion: Any) -> str | None:
-    """A warning if a model's outputs, (B, C, ...), are probabilities, or seem to be, but the loss takes logits."""
-    outputs, name = result.outputs, name_of(criterion)
-    if name not in CLASS_LOGITS or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+def wrong_activation(result: StepResult, criterion: Any) -> str | None:
+    """A warning if the model ends in an activation that the loss applies itself, or lacks one that the loss needs."""
+    outputs, name = result.outputs, name_of(criterion)  # (B, C, ...)
+    if not isinstance(outputs, Tensor):
         return None
-    if outputs.shape[1] == 1:
+    if name in ("nll_loss", "NLLLoss") and bool((outputs > 0).any()):  # the logarithm of a probability never is
+        return (
+            f"{name} expects log-probabilities, but some outputs are positive, so the loss has no lower bound; use "
+            "cross_entropy, or let the model end in log_softmax"
+        )
+    if name in LOGITS and _seem_activated(outputs):
+        return (
+            f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would "
+            "learn slowly, and metrics would be of the wrong probabilities; leave out its sigmoid"
+        )
+    if name not in CLASS_LOGITS or outputs.dim() < 2 or outputs.shape[1] == 1:
         return None
-    if not are_probabilities(outputs) and _seem_activated(outputs):
+    if are_probabilities(outputs):
+        return (
+            f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn "
+            "slowly; leave out its softmax"
+        )
+    if _seem_activated(outputs):
         return (
             f"the model's outputs are all between 0 and 1, but {name} takes logits, which may be any number, so the "
             "model would learn slowly; leave out its last activation (a sigmoid, a ReLU, a softmax over another axis)"
         )
-    if not are_probabilities(outputs):
-        return None
-    return (
-        f"the model's outputs are probabilities, but {name} applies a softmax itself, so the model would learn slowly; "
-        "leave out its softmax"
-    )
-
-
-def sigmoid_before_logits(result: StepResult, criterion: Any) -> str | None:
-    """A warning if all outputs are within 0 and 1, but the loss applies a sigmoid to them."""
-    outputs, name = result.outputs, name_of(criterion)
-    if name not in LOGITS or not isinstance(outputs, Tensor) or not _seem_activated(outputs):
-        return None
-    return (
-        f"the model's outputs are all between 0 and 1, but {name} applies a sigmoid itself, so the model would learn "
-        "slowly, and metrics would be of the wrong probabilities; leave out its sigmoid"
-    )
+    return None
 
 
 def _seem_activated(outputs: Tensor) -> bool:
@@ -131,14 +128,3 @@ def _seem_activated(outputs: Tensor) -> bool:
     sums = [outputs.sum(axis) for axis in range(outputs.dim())]
     softmax = any(bool(((each - 1).abs() <= SUM_TOLERANCE).all()) for each in sums)
     return softmax or bool((outputs == 0).any()) or bool(((outputs.mean(0) - 0.5).abs() < 0.2).all())
-
-
-def logits_before_nll(result: StepResult, criterion: Any) -> str | None:
-    """A warning if outputs are positive, which the logarithm of a probability never is."""
-    outputs, name = result.outputs, name_of(criterion)
-    if name not in ("nll_loss", "NLLLoss") or not isinstance(outputs, Tensor) or not bool((outputs > 0).any()):
-        return None
-    return (
-        f"{name} expects log-probabilities, but some outputs are positive, so the loss has no lower bound; use "
-        "cross_entropy, or let the model end in log_softmax"
-    )

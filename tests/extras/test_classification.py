@@ -9,12 +9,10 @@ from torch import nn
 
 from base.metric import StepResult
 from extras.classification import (
-    logits_before_nll,
     may_be_classes,
     not_probabilities,
-    sigmoid_before_logits,
-    softmax_before_cross_entropy,
     surplus_outputs,
+    wrong_activation,
 )
 from utils.registry import LOSSES
 
@@ -56,10 +54,10 @@ def test_a_sigmoid_before_a_loss_of_logits_is_reported() -> None:
     logits = torch.linspace(-2, 2, 16)[:, None]
     targets = torch.ones(16, 1)
     twice = StepResult(torch.zeros(()), logits.sigmoid(), targets)
-    assert "leave out its sigmoid" in str(sigmoid_before_logits(twice, nn.BCEWithLogitsLoss()))
-    assert sigmoid_before_logits(twice, nn.BCELoss()) is None
+    assert "leave out its sigmoid" in str(wrong_activation(twice, nn.BCEWithLogitsLoss()))
+    assert wrong_activation(twice, nn.BCELoss()) is None
     for outputs in (logits, logits.sigmoid()[:15], torch.zeros(16, 1)):  # logits, too few, and a head that begins at 0
-        assert sigmoid_before_logits(twice._replace(outputs=outputs), nn.BCEWithLogitsLoss()) is None
+        assert wrong_activation(twice._replace(outputs=outputs), nn.BCEWithLogitsLoss()) is None
 
 
 @pytest.mark.parametrize(
@@ -82,9 +80,9 @@ def test_outputs_of_a_loss_of_ones_own_may_not_be_classes(
 def test_logits_for_a_loss_of_log_probabilities_are_reported() -> None:
     logits = torch.randn(8, 3)
     result = StepResult(torch.zeros(()), logits, torch.zeros(8, dtype=torch.int64))
-    assert "expects log-probabilities" in str(logits_before_nll(result, nn.NLLLoss()))
-    assert logits_before_nll(result, nn.CrossEntropyLoss()) is None
-    assert logits_before_nll(result._replace(outputs=logits.log_softmax(1)), nn.NLLLoss()) is None
+    assert "expects log-probabilities" in str(wrong_activation(result, nn.NLLLoss()))
+    assert wrong_activation(result, nn.CrossEntropyLoss()) is None
+    assert wrong_activation(result._replace(outputs=logits.log_softmax(1)), nn.NLLLoss()) is None
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
@@ -93,7 +91,7 @@ def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
     targets = torch.zeros(8, dtype=torch.int64)
 
     def said(outputs: torch.Tensor) -> str | None:
-        return softmax_before_cross_entropy(StepResult(torch.zeros(()), outputs, targets), criterion)
+        return wrong_activation(StepResult(torch.zeros(()), outputs, targets), criterion)
 
     assert "leave out its softmax" in str(said(logits.softmax(1)))
     for outputs in (logits.sigmoid(), logits.softmax(0), logits.relu() / 2):
@@ -106,5 +104,4 @@ def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
 def test_outputs_that_are_positive_by_their_biases_are_not_reported(criterion: Any) -> None:
     outputs = torch.linspace(-0.05, 0.05, 24).view(8, 3) + torch.tensor([0.1, 0.4, 0.2])
     result = StepResult(torch.zeros(()), outputs, torch.zeros(8, dtype=torch.int64))
-    assert softmax_before_cross_entropy(result, criterion) is None
-    assert sigmoid_before_logits(result, criterion) is None
+    assert wrong_activation(result, criterion) is None
