@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from extras.document import Block, Command, Heading, Paragraph, Picture, Table, 
 from extras.spreadsheets import csv_table
 from extras.sweep.ranking import Repeated, best_setting, repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import INSTALL, direction, frozen
-from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
+from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, as_json, best_trial, rank
 from utils.errors import TrainingError, UserError
 from utils.files import read_text
 from utils.paths import PROJECT, display_path
@@ -85,9 +84,7 @@ def _best_config(best: Trial, folder: Path) -> str:
         config = json.loads(read_text(best.run.config))
     except (OSError, ValueError) as error:
         raise UserError(f"{best.run.config} is damaged: {error}") from error
-    if "$schema" in config:
-        config["$schema"] = Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()
-    return json.dumps(config, indent=2) + "\n"
+    return as_json(config, folder)
 
 
 def _lines(

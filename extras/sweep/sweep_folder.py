@@ -169,7 +169,7 @@ class SweepFolder:
         unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
         try:
             unnamed.mkdir(parents=True)
-            _write(unnamed / "base.json", _base_text(base, parent / "sweep"))
+            _write(unnamed / "base.json", as_json(base, parent / "sweep"))
             _write(unnamed / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
             for number in range(1, 1000):
                 path = parent / (f"sweep-{stamp}" if number == 1 else f"sweep-{stamp}-{number}")
@@ -224,7 +224,7 @@ class SweepFolder:
             if ours.get(key) != theirs.get(key):
                 asked, kept = theirs.get(key, "not searched"), ours.get(key, "not searched")
                 raise UserError(f"{self.path} is a different sweep: {key} is {kept} there, but {asked} here; {ADVICE}")
-        before, after = (dict(flat(json.loads(text))) for text in (read_text(self.base), _base_text(base, self.path)))
+        before, after = (dict(flat(json.loads(text))) for text in (read_text(self.base), as_json(base, self.path)))
         for key in {**before, **after}:
             if before.get(key) != after.get(key) and key != "$schema":
                 kept, asked = json.dumps(before.get(key)), json.dumps(after.get(key))
@@ -287,7 +287,7 @@ class SweepFolder:
         """A trial's config, in the form that ``train.py -c`` reads. folder: where it will be saved."""
         loaded = load_config(self.base, [f"{key}={value}" for key, value in values.items()], dry_run=False)
         if loaded.waits_for_data:  # the trial's own process replaces these references
-            return _base_text(loaded.unresolved.value, folder)
+            return as_json(loaded.unresolved.value, folder)
         return to_json(loaded.config, folder=folder)
 
     def claim(self, trial: Trial) -> bool:
@@ -329,9 +329,10 @@ def is_running(run: RunFolder) -> bool:
     return False
 
 
-def _base_text(base: dict[str, Any], folder: Path) -> str:
+def as_json(config: dict[str, Any], folder: Path) -> str:
+    """A config as it was written, in the form that ``train.py -c`` reads from a folder."""
     schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
-    return json.dumps({**base, **(schema if "$schema" in base else {})}, indent=2) + "\n"
+    return json.dumps({**config, **(schema if "$schema" in config else {})}, indent=2) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any]:
