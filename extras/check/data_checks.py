@@ -129,7 +129,7 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     """Why a batch failed in the model or the loss."""
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
-    cause = _cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
+    cause = cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None:
@@ -143,18 +143,6 @@ def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: boo
     if training:
         where += "; it runs in evaluation but not in training"
     return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)
-
-
-def explain_validation(error: Exception) -> CheckResult:
-    """Why the first validation batch failed."""
-    cause = _cause_of(error, None, otherwise="validation data of a different kind than the training data")
-    return CheckResult("validation", "FAIL", format_error_with_source(error), cause)
-
-
-def check_data_loader(data: BaseDataLoader) -> Iterator[CheckResult]:
-    """What a data loader does with its arguments, and its test data. Last: a run does not read them."""
-    yield from check_own_split(data)
-    yield from check_test_data(data)
 
 
 def check_test_data(data: BaseDataLoader) -> Iterator[CheckResult]:
@@ -194,7 +182,7 @@ def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:
         )
 
 
-def _cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
+def cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
     """The usual cause of an error in a step for a batch, or another one; "" if the message says all."""
     if isinstance(error, UserError):
         return ""

@@ -103,7 +103,7 @@ def check_gradients(model: nn.Module) -> CheckResult:
 
 
 def check_memorising(
-    model: nn.Module, step: Callable[[], Tensor], measure: Callable[[], float], numbers: int
+    model: nn.Module, step: Callable[[], object], measure: Callable[[], float], numbers: int
 ) -> CheckResult:
     """Whether the model memorises one batch with Adam at any of three learning rates; restores its weights afterwards.
 

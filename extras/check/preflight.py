@@ -131,13 +131,7 @@ class _Check:
             cause = "a data set or transform that does not match the samples"
             yield CheckResult("batch", "FAIL", format_error_with_source(error), cause)
             return
-        for found in data_checks.check_batch(self.batch):
-            if self.trainer.supervised or found.verdict == "ok" or data_checks.SAME not in found.text:
-                yield found
-            elif found.text.startswith("targets"):  # unused
-                yield replace(found, verdict="ok", cause="")
-            else:  # in place of data, as where the trainer makes them
-                yield replace(found, verdict="note")
+        yield from self._contents()
         batch = self._copied()
         try:
             result = self._forward(batch, trace)
@@ -158,7 +152,7 @@ class _Check:
         try:
             if self.evaluates_training:  # else this was its first step already
                 check_next_step(self.trainer, "train_step", "training")
-            self._gradients()
+            self._train()
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
             return
@@ -171,8 +165,19 @@ class _Check:
         yield from data_checks.noting_errors(self._costs(result))
         notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
         yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
-        yield from data_checks.check_data_loader(self.experiment.data)
+        yield from data_checks.check_own_split(self.experiment.data)
+        yield from data_checks.check_test_data(self.experiment.data)  # not earlier: a run does not read them
         yield from check_second_epoch(self.trainer)
+
+    def _contents(self) -> Iterator[CheckResult]:
+        """What is in the batch."""
+        for found in data_checks.check_batch(self.batch):
+            if self.trainer.supervised or found.verdict == "ok" or data_checks.SAME not in found.text:
+                yield found
+            elif found.text.startswith("targets"):  # unused
+                yield replace(found, verdict="ok", cause="")
+            else:  # in place of data, as where the trainer makes them
+                yield replace(found, verdict="note")
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
         """batch, result: of a copy of the first batch that was evaluated."""
@@ -237,11 +242,8 @@ class _Check:
     def _measure(self) -> float:
         return float((self._train() if self.measures_training else self._evaluate(self._copied())).loss)
 
-    def _gradients(self) -> Tensor:
-        """The gradients of the batch in training, as in the first step of a run."""
-        return self._train().loss
-
     def _train(self) -> StepResult:
+        """Compute the gradients of the batch in training, as in the first step of a run."""
         self.model.train()
         self.model.zero_grad()
         result = self.trainer.train_step(self._copied())
@@ -259,12 +261,15 @@ class _Check:
 
     def _first_loss(self, result: StepResult) -> CheckResult:
         loss, component = float(result.loss), self.config.losses.get("")
-        if math.isnan(loss) and (trained := self._loss_in_training()) is None:
-            return CheckResult("first loss", "note", "eval_step returns NaN, and train_step fails: see below")
-        if math.isnan(loss) and trained is not None and math.isfinite(trained):
-            self.measures_training = True
-            cause = "a model that computes its loss only in training, as torchvision's detectors do; or a division by 0"
-            return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
+        if math.isnan(loss):
+            try:
+                trained = float(self._train().loss)
+            except Exception:  # a later check reports it
+                return CheckResult("first loss", "note", "eval_step returns NaN, and train_step fails: see below")
+            if math.isfinite(trained):
+                self.measures_training = True
+                cause = "a model with a loss only in training, as torchvision's detectors are; or a division by 0"
+                return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
         outputs, targets = _only(result.outputs), _only(result.targets)
         if component is None or outputs is None or targets is None or not self.trainer.supervised:
             return data_checks.check_first_loss(loss)
@@ -280,13 +285,6 @@ class _Check:
             constant = targets.to(outputs.dtype).mean(0).expand_as(outputs)
             baseline = float(self.experiment.criterion(constant, targets))
         return data_checks.check_first_loss(loss, baseline=baseline)
-
-    def _loss_in_training(self) -> float | None:
-        """The loss of ``train_step``; None if it fails, which a later check reports."""
-        try:
-            return float(self._train().loss)
-        except Exception:
-            return None
 
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")
@@ -306,7 +304,7 @@ class _Check:
 
     def _memorising(self, result: StepResult) -> CheckResult:
         numbers = sum(tensor.numel() for tensor in tensors(result.targets))
-        memorised = model_checks.check_memorising(self.model, self._gradients, self._measure, numbers)
+        memorised = model_checks.check_memorising(self.model, self._train, self._measure, numbers)
         # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
         # as one with smoothed labels, or with a term for unlabelled samples
         smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
@@ -380,7 +378,9 @@ class _Check:
                 result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
-            yield data_checks.explain_validation(error)
+            otherwise = "validation data of a different kind than the training data"
+            cause = data_checks.cause_of(error, None, otherwise=otherwise)
+            yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
             return
         finally:
             batches.close()
