@@ -2,13 +2,10 @@
 
 import functools
 import io
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
-import numpy as np
-import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +26,6 @@ FONTS = (
     "Nanum Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Microsoft YaHei", "WenQuanYi Zen Hei",
     "Droid Sans Fallback", "Unifont",
 )  # fmt: skip
-WIDTH, SIDE = 1.6, 1.3  # of a cell of a grid, and of the picture in it, in inches
 STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
@@ -43,18 +39,6 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a $ in a class's name is a $
 }
-
-
-class Cell(NamedTuple):
-    """A picture with texts, in ``picture_grid``."""
-
-    picture: npt.NDArray[np.uint8]
-    """Of shape (H, W, 1 or 3)."""
-    above: Sequence[str]
-    below: Sequence[str]
-    """The last one is small."""
-    overlay: npt.NDArray[np.uint8] | None = None
-    """RGBA of shape (H, W, 4), drawn on top of the picture."""
 
 
 def drawn(make: Callable[P, R]) -> Callable[P, R]:
@@ -87,49 +71,6 @@ def labels(names: Sequence[str], longest: int = 18) -> list[str]:
     ]
 
 
-def file_label(name: str, otherwise: str) -> str:
-    """The end of a file name, which distinguishes it from others; ``otherwise`` if its characters cannot be drawn."""
-    name = " ".join(name.split())
-    if not drawable(name):
-        return otherwise
-    return name if len(name) <= 26 else f"…{name[-25:]}"
-
-
-@drawn
-def picture_grid(cells: Sequence[Cell], *, columns: int, colour: str, title: str) -> Figure:
-    """Pictures in rows, at least one. colour: of the texts above them."""
-    rows = math.ceil(len(cells) / columns)
-    above = max(len(cell.above) for cell in cells)
-    below = max(len(cell.below) for cell in cells)
-    height = 0.18 * (above + below) + SIDE + 0.26
-    figure = Figure(figsize=(columns * WIDTH, rows * height + 0.45))
-    axes = figure.add_subplot()  # one for all pictures: each costs 10 ms
-    for place, cell in enumerate(cells):
-        middle, top = (place % columns + 0.5) * WIDTH, place // columns * height
-        for line, text in enumerate(cell.above):
-            axes.text(middle, top + 0.18 * (line + 1), text, ha="center", fontsize=9, color=colour)
-        _paste(axes, cell, middle, top + 0.18 * above + 0.1)
-        for line, text in enumerate(cell.below):
-            style = {"fontsize": 9} if line + 1 < len(cell.below) else {"fontsize": 7, "color": GREY}
-            axes.text(middle, top + 0.18 * (above + line + 1) + SIDE + 0.09, text, ha="center", **style)
-    axes.set(xlim=(0, columns * WIDTH), ylim=(rows * height, 0), aspect="equal")
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=10)
-    return figure
-
-
-def _paste(axes: Axes, cell: Cell, middle: float, top: float) -> None:
-    """Draw a picture as large as fits in a square."""
-    height, width, channels = cell.picture.shape
-    scale = SIDE / max(height, width)
-    x, y = middle - width * scale / 2, top + (SIDE - height * scale) / 2
-    where = (x, x + width * scale, y + height * scale, y)
-    picture = cell.picture[:, :, 0] if channels == 1 else cell.picture
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=where)
-    if cell.overlay is not None:
-        axes.imshow(cell.overlay, interpolation="nearest", extent=where)
-
-
 def scale_values(axes: Axes, values: Sequence[float], *, factor: float = 1000) -> None:
     """Show values on the y axis plainly, on a logarithmic scale if they differ by more than this factor."""
     axes.grid(True)
@@ -145,11 +86,6 @@ def plain(axes: Axes) -> None:
     """Show numbers on the axes without offsets or powers, as far as possible."""
     axes.ticklabel_format(useOffset=False)
     axes.grid(True)
-
-
-def drawable(name: str) -> bool:
-    """Whether the installed fonts have all characters of a text."""
-    return all(letter.isspace() or ord(letter) in _letters() for letter in name)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from extras.letters import readable, shortened
+from utils.text import one_line
 
 Point = tuple[float, float]
 Font = ImageFont.FreeTypeFont
@@ -51,6 +52,7 @@ def png(image: Image.Image) -> bytes:
 
 def legible(text: str, *, size: int, longest: int, otherwise: str) -> str:
     """A text in characters that a font has, or ``otherwise``; its middle left out if it is longer."""
+    text = one_line(text)
     return shortened(readable(text, _font_of(text, size)[1], otherwise), longest)
 
 

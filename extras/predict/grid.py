@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from extras.drawing import Cell, drawable, file_label, labels, picture_grid
-from extras.pen import COLOURS
+from extras.letters import shortened
+from extras.pen import COLOURS, legible
+from extras.picture_grid import Cell, file_label, picture_grid
 from extras.predict.outputs import Field
 
 MOST = 24
@@ -41,7 +41,7 @@ def _inputs(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field
     return [
         Cell(
             picture.numpy(),
-            labels(_lines(fields, place), longest=20),
+            [shortened(line, 18) for line in _lines(fields, place)],
             [file_label(Path(name).name, f"input {first + place}")],
             None if masks is None or masks[place].ndim != 2 else _colours(masks[place]),
         )
@@ -54,8 +54,9 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
     names = next((list(field.labels) for field in fields if field.labels is not None), [])
 
     def name(text: str) -> str:
-        """A class, by its number if the fonts lack its characters."""
-        return text if drawable(text) or text not in names else f"class {names.index(text)}"
+        """A class, by its number if no font has its characters."""
+        number = f"class {names.index(text)}" if text in names else text
+        return legible(text, size=15, longest=40, otherwise=number)
 
     texts = list[str]()
     for field in fields:
@@ -74,8 +75,8 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
     return texts[:2]
 
 
-def grid(inputs: Sequence[Sequence[Cell]], total: int) -> Figure:
-    """inputs: the cells of each, from ``shown``. total: number of all inputs, of which these are the first."""
+def grid(inputs: Sequence[Sequence[Cell]], total: int) -> bytes:
+    """A PNG file. inputs: the cells of each, from ``shown``, the first of a total number."""
     cells, width = [*chain(*inputs)], len(inputs[0])
     columns = min(6, max(3, math.ceil(math.sqrt(1.5 * len(cells)))))
     columns = max(width, columns - columns % width)  # the cells of an input in one row

@@ -64,10 +64,9 @@ def predict(options: argparse.Namespace) -> None:
         say_error("stopped; nothing was written" if out else "stopped")
         raise
     if options.show is not None:
-        from extras.drawing import png
         from extras.predict.grid import grid
 
-        replace_file(options.show, png(grid(run.shown, run.done)))
+        replace_file(options.show, grid(run.shown, run.done))
     what = f"{count(run.done, 'prediction')} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']})"
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
     skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""

@@ -3,6 +3,7 @@
 evaluation_stats    observes an evaluation and recognises its task; statistics adds up batch by batch
 evaluation_report   also writes predictions.csv meanwhile, and at the end report.md and report.html
 figures             the figures of a report
+thumbnails          those that TensorBoard shows too
 description         its head: what was tested
 """
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from utils.extras import find_extra
 from utils.files import atomic_write
 from utils.run_folder import replace_files
 from utils.text import count
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png", "residuals.png", CURVES)
 
@@ -105,9 +102,7 @@ class EvaluationReport(EvaluationStats):
         beside: other files to write, by name. Raises TrainingError if a file cannot be written; an older report then
         remains as it was.
         """
-        from extras.drawing import png
-
-        pictures = {f"{name}.png": png(figure) for name, figure in self._figures().items()}
+        pictures = self._pictures()
         if curves := self._curves(tested):
             pictures[CURVES] = curves
         blocks = list(self._blocks(tested, values, pictures))
@@ -125,19 +120,20 @@ class EvaluationReport(EvaluationStats):
         extra = find_extra("curves")
         return extra.curves_png(tested.folder, tested.config.trainer.monitor) if extra else None
 
-    def _figures(self) -> "dict[str, Figure]":
-        from extras.report import figures
+    def _pictures(self) -> dict[str, bytes]:
+        from extras.drawing import png
+        from extras.report import figures, thumbnails
 
-        drawn: dict[str, Figure | None] = {}
+        drawn: dict[str, bytes | None] = {}
         if self.classification is not None:
-            names = self.class_names()
-            drawn["confusion_matrix"] = figures.confusion_matrix(self.classification.confusion, names)
-            drawn["mistakes"] = figures.mistakes_grid(self.mistakes(), names, self.files)
-            drawn["calibration"] = figures.reliability(self.classification)
+            names, found = self.class_names(), self.mistakes()
+            drawn["confusion_matrix.png"] = png(figures.confusion_matrix(self.classification.confusion, names))
+            drawn["mistakes.png"] = thumbnails.mistakes(found, names, self.files, columns=max(4, min(6, len(found))))
+            drawn["calibration.png"] = png(figures.reliability(self.classification))
         elif self.regression is not None:
-            drawn["scatter"] = figures.scatter(self.regression)
-            drawn["residuals"] = figures.residuals(self.regression)
-        return {name: figure for name, figure in drawn.items() if figure is not None}
+            drawn["scatter.png"] = thumbnails.scatter(self.regression)
+            drawn["residuals.png"] = png(figures.residuals(self.regression))
+        return {name: picture for name, picture in drawn.items() if picture is not None}
 
     def _blocks(self, tested: Tested, values: Mapping[str, float], pictures: Collection[str]) -> Iterator[Block]:
         found = self.classification or self.regression

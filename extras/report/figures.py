@@ -1,4 +1,4 @@
-"""The figures of an evaluation."""
+"""The figures of a report that TensorBoard does not show, or not with all numbers."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from extras.drawing import GREY, MAP, Cell, drawn, file_label, labels, picture_grid, plain
+from extras.drawing import GREY, MAP, drawn, labels, plain
 from extras.pen import COLOURS
-from extras.report.statistics import Classification, Counts, Doubles, Mistake, Regression
-from utils.text import number
+from extras.report.statistics import Classification, Counts, Doubles, Regression
 
 MOST_WRITTEN = 30
 """Maximum number of classes for which a confusion matrix's cells have room for numbers."""
@@ -79,23 +78,6 @@ def _short_count(count: int) -> str:
     return str(count) if count < 10_000 else f"{count / 1e3:.0f}k" if count < 1e6 - 500 else f"{count / 1e6:.3g}M"
 
 
-def mistakes_grid(
-    mistakes: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None
-) -> Figure | None:
-    """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
-    names = labels(names, longest=16)
-    cells = []
-    for sample, true, predicted, probability, picture, _ in mistakes:
-        if picture is not None:
-            number = f"sample {sample}"
-            file = number if files is None else file_label(files[sample], number)
-            cells.append(Cell(picture, [f"{names[predicted]} {probability:.0%}"], [f"true: {names[true]}", file]))
-    if not cells:
-        return None
-    title = "Most confident mistakes: predicted class above, true class below"
-    return picture_grid(cells, columns=max(4, min(6, len(cells))), colour=COLOURS[1], title=title)
-
-
 @drawn
 def reliability(found: Classification) -> Figure:
     """Accuracy by confidence, and a histogram of the confidence."""
@@ -120,28 +102,6 @@ def reliability(found: Classification) -> Figure:
 
 
 @drawn
-def scatter(found: Regression) -> Figure:
-    """Predicted over true values, with the identity line."""
-    figure = Figure(figsize=(5.2, 5))
-    axes = figure.add_subplot()
-    predicted, true = found.pairs
-    if len(true):
-        across, up, both = _ends(true), _ends(predicted), _ends(found.pairs)
-        axes.plot(both, both, color=GREY, linestyle="--", label="predicted = true")
-        axes.plot(true, predicted, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
-        if 0.2 < (up[1] - up[0]) / (across[1] - across[0]) < 5:
-            axes.set(xlim=both, ylim=both, aspect="equal")
-        else:  # on equal axes, one of them would collapse to a line
-            axes.set(xlim=across, ylim=up)
-        axes.legend(loc="upper left")
-    values = found.residuals()
-    axes.set(xlabel="true value (target units)", ylabel="predicted value (target units)")
-    axes.set_title(f"R² {number(values.r2)}, root mean squared error {number(values.rmse)}\n{found.extent()}")
-    plain(axes)
-    return figure
-
-
-@drawn
 def residuals(found: Regression) -> Figure:
     """Residuals by predicted value, and their histogram."""
     figure = Figure(figsize=(7, 4.2))
@@ -159,13 +119,6 @@ def residuals(found: Regression) -> Figure:
     plain(left)
     plain(right)
     return figure
-
-
-def _ends(values: Doubles) -> tuple[float, float]:
-    """The limits of an axis, with a small margin."""
-    low, high = float(values.min()), float(values.max())
-    room = (high - low) * 0.04 or max(abs(high) * 0.04, 1e-6)
-    return low - room, high + room
 
 
 def _opacity(points: int) -> float:

@@ -6,7 +6,6 @@ board            the observer in the process that writes event files: when what 
 model_summary    the table of layers, and the graph
 histograms       weights, gradients and memory
 pictures         training images; confusion matrix, mistakes and precision-recall curves, from extras/report
-thumbnails       pictures at TensorBoard's size, drawn with Pillow
 hyperparameters  the page of runs, and the overview of curves
 profile          a trace of some optimizer steps
 """

@@ -11,7 +11,6 @@ from torch.utils import tensorboard
 
 from base.base_data_loader import BaseDataLoader
 from base.data.pictures import pictures_of
-from extras.tensorboard import thumbnails
 from logger.writers import image_grid
 from utils.tree import map_with_keys
 
@@ -60,12 +59,14 @@ def precision_recall(stats: "EvaluationStats") -> Iterator[Summary]:
 
 def evaluation(stats: "EvaluationStats", phase: str = "evaluation") -> Iterator[Summary]:
     """The model's errors: confusion matrix and worst mistakes, or predicted over true values."""
+    from extras.report import thumbnails
+
     if stats.classification is None and stats.regression is None:
         return
     if (found := stats.classification) is not None and found.samples:
         names = stats.class_names()
         yield image(f"{phase}/confusion_matrix", thumbnails.confusion_matrix(found.confusion, names))
-        if (mistakes := thumbnails.mistakes(stats.mistakes(MISTAKES), names)) is not None:
+        if (mistakes := thumbnails.mistakes(stats.mistakes(MISTAKES), names, columns=4)) is not None:
             yield image(f"{phase}/mistakes", mistakes)
     if stats.regression is not None and stats.regression.numbers:
         yield image(f"{phase}/predicted_over_true", thumbnails.scatter(stats.regression))

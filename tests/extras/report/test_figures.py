@@ -12,7 +12,7 @@ from PIL import Image
 from extras import drawing
 from extras.compare.curves import Curve, curves
 from extras.report import figures
-from extras.report.statistics import Classification, Doubles, Mistake, Regression
+from extras.report.statistics import Classification, Doubles, Regression
 
 pytestmark = pytest.mark.slow
 
@@ -85,18 +85,6 @@ def test_the_colours_of_a_confusion_matrix_can_be_told_apart_in_the_middle() -> 
     assert (np.diff(lab[:, 0]) > 0).all(), "brighter and brighter"
 
 
-def test_mistakes_with_pictures_of_any_shape_and_without() -> None:
-    shapes = [(32, 32, 3), (8, 40, 1), (40, 8, 3), (1, 1, 1)]
-    mistakes = [Mistake(place, 0, 1, 0.9, np.full(shape, 200, np.uint8)) for place, shape in enumerate(shapes)]
-    for count in (1, 4):
-        figure = figures.mistakes_grid(mistakes[:count], NAMES)
-        assert figure is not None
-        size(figure)
-        assert written(figure)[:3] == ["a/b/c 90%", "true: plain", "sample 0"]
-    assert figures.mistakes_grid([Mistake(0, 0, 1, 0.9, None)], NAMES) is None
-    assert figures.mistakes_grid([], NAMES) is None
-
-
 def test_calibration_of_something_and_of_nothing() -> None:
     for samples in (0, 1, 50):
         found = Classification(2)
@@ -122,7 +110,6 @@ def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
 
     found = Regression(pairs.shape[1], 1)
     found.add(0, torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
-    size(figures.scatter(found))
     size(figures.residuals(found))
 
 

@@ -393,7 +393,7 @@ def test_pictures_that_cannot_be_drawn_stop_no_run(
     def broken(*_: Any) -> None:
         raise RuntimeError("the font is broken")
 
-    monkeypatch.setattr("extras.tensorboard.thumbnails.confusion_matrix", broken)
+    monkeypatch.setattr("extras.report.thumbnails.confusion_matrix", broken)
     assert fit("trainer.pictures_every=null").epochs == 2
     assert "could not be drawn: the font is broken" in capsys.readouterr().err
 

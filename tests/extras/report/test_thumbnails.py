@@ -1,4 +1,4 @@
-"""Pictures of an evaluation at TensorBoard's size."""
+"""Pictures of an evaluation, as TensorBoard and the report show them."""
 
 import io
 import subprocess
@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from extras import picture_grid
 from extras.axis import Axis, labelled, ticks
 from extras.pen import write as pen_write
+from extras.report import thumbnails
 from extras.report.statistics import Mistake, Regression
-from extras.tensorboard import thumbnails
 from tests.helpers import ROOT
 
 BEST, NOTHING = (253, 231, 37), (68, 1, 84)
@@ -43,27 +44,50 @@ def test_mistakes_are_shown_with_their_pictures() -> None:
     red = np.zeros((8, 4, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     blue = np.zeros((4, 8, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
     found = [Mistake(3, 0, 1, 0.9, red), Mistake(5, 1, 0, 0.8, None), Mistake(7, 1, 0, 0.7, blue)]
-    picture = np.asarray(opened(thumbnails.mistakes(found, ["cat", "dog"])))
+    picture = np.asarray(opened(thumbnails.mistakes(found, ["cat", "dog"], columns=4)))
     for colour, shape in (((255, 0, 0), (120, 60)), ((0, 0, 255), (60, 120))):
         rows, columns = np.nonzero((picture == colour).all(2))
         height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
         assert (height, width) == shape
-    assert thumbnails.mistakes(found[1:2], ["cat", "dog"]) is None
-    assert thumbnails.mistakes([], []) is None
+    assert thumbnails.mistakes(found[1:2], ["cat", "dog"], columns=4) is None
+    assert thumbnails.mistakes([], [], columns=4) is None
 
 
-def test_a_long_name_stays_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[float] = []
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What is written in a grid of pictures, and how wide it is."""
+    found: dict[str, float] = {}
 
     def write(pen: Any, at: Any, text: str, **options: Any) -> float:
         end = pen_write(pen, at, text, **options)
-        widths.append(end - at[0])
+        found[text] = end - at[0]
         return end
 
-    monkeypatch.setattr(thumbnails, "write", write)
+    monkeypatch.setattr(picture_grid, "write", write)
+    return found
+
+
+def test_a_long_name_stays_in_its_column(written: dict[str, float]) -> None:
     names = ["cat", "zebra_very_long_name_of_a_class"]
-    thumbnails.mistakes([Mistake(3, 0, 1, 1.0, np.zeros((4, 4, 1), np.uint8))], names)
-    assert max(widths[1:]) <= thumbnails.COLUMN, "all but the title"
+    files = [*map(str, range(3)), f"{'deep/' * 9}a.png"]
+    thumbnails.mistakes([Mistake(3, 0, 1, 1.0, np.zeros((4, 4, 1), np.uint8))], names, files, columns=4)
+    title, *texts = written
+    assert title.startswith("Most confident mistakes")
+    assert texts[1:] == ["true: cat", f"…{files[3][-23:]}"]
+    assert max(written[text] for text in texts) <= picture_grid.COLUMN
+
+
+def test_a_file_whose_name_no_font_has_is_a_number(written: dict[str, float]) -> None:
+    mistake = Mistake(0, 0, 1, 0.9, np.zeros((4, 4, 1), np.uint8))
+    thumbnails.mistakes([mistake], ["cat", "dog"], ["\U0010fffd.png"], columns=4)
+    assert list(written)[1:] == ["dog 90%", "true: cat", "sample 0"]
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (8, 400, 1), (400, 8, 3), (1, 1, 1)])
+def test_a_picture_of_any_shape_has_the_same_place(shape: tuple[int, int, int]) -> None:
+    picture = np.full(shape, 200, np.uint8)
+    drawn = opened(thumbnails.mistakes([Mistake(0, 0, 1, 0.9, picture)], ["cat", "dog"], columns=4))
+    assert drawn.size == (4 * 168, 34 + 196)
 
 
 def test_names_that_no_font_has_are_numbers() -> None:
@@ -72,7 +96,7 @@ def test_names_that_no_font_has_are_numbers() -> None:
     counts = np.eye(2, dtype=np.int64)
     assert thumbnails.confusion_matrix(counts, strange) == thumbnails.confusion_matrix(counts, plain)
     mistake = [Mistake(0, 0, 1, 0.9, np.zeros((4, 4, 1), np.uint8))]
-    assert thumbnails.mistakes(mistake, strange) == thumbnails.mistakes(mistake, plain)
+    assert thumbnails.mistakes(mistake, strange, columns=4) == thumbnails.mistakes(mistake, plain, columns=4)
 
 
 def dots(found: Regression) -> np.ndarray[Any, Any]:
@@ -133,7 +157,7 @@ def test_a_scatter_plot_of_any_numbers(predicted: list[float], true: list[float]
 @pytest.mark.slow
 def test_they_need_no_matplotlib() -> None:
     code = (
-        "import sys, numpy, torch, extras.tensorboard.thumbnails as t\n"
+        "import sys, numpy, torch, extras.report.thumbnails as t\n"
         "from extras.report.statistics import Regression\n"
         "t.confusion_matrix(numpy.eye(1, dtype=int), 'a'); found = Regression(2, 1); "
         "found.add(0, torch.zeros(2), torch.ones(2)); t.scatter(found); print('matplotlib' in sys.modules)"

@@ -1,8 +1,7 @@
-"""Pictures of an evaluation at TensorBoard's size, drawn with Pillow: importing matplotlib takes 0.3 s."""
+"""Pictures of an evaluation, for TensorBoard and the report, drawn with Pillow: importing matplotlib takes 0.3 s."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +9,12 @@ from PIL import Image, ImageDraw
 
 from extras.axis import Axis, labelled, ticks
 from extras.pen import BLACK, COLOURS, GREY, GRID, legible, png, write
+from extras.picture_grid import Cell, file_label, picture_grid
+from extras.report.statistics import Counts, Mistake, Regression
 from utils.text import number
-
-if TYPE_CHECKING:
-    from extras.report.statistics import Counts, Mistake, Regression
 
 # in pixels
 MATRIX = 520
-SIDE = 120  # of a mistake
-COLUMN, ROW = 168, 196
 MARGIN = 8
 PLOT = 440
 DOTS = (5, 9)  # diameters at twice the size, of many and of few
@@ -26,7 +22,7 @@ DOTS = (5, 9)  # diameters at twice the size, of many and of few
 SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 
 
-def confusion_matrix(counts: "Counts", names: Sequence[str]) -> bytes:
+def confusion_matrix(counts: Counts, names: Sequence[str]) -> bytes:
     """Per cent of each true class (row) by predicted class. counts: int64 (C, C). Above 12 classes, without numbers."""
     classes = len(counts)
     names = _legible(names, longest=10)
@@ -51,32 +47,24 @@ def confusion_matrix(counts: "Counts", names: Sequence[str]) -> bytes:
     return png(picture)
 
 
-def mistakes(found: Sequence["Mistake"], names: Sequence[str], *, columns: int = 4) -> bytes | None:
-    """The mistakes that have pictures, worst first; None if none has."""
-    shown = [mistake for mistake in found if mistake.picture is not None]
-    if not shown:
-        return None
+def mistakes(
+    found: Sequence[Mistake], names: Sequence[str], files: Sequence[str] | None = None, *, columns: int
+) -> bytes | None:
+    """The mistakes that have pictures, worst first; None if none has. files: the names of the samples."""
     names = _legible(names, longest=14)
-    picture = Image.new("RGB", (columns * COLUMN, 34 + math.ceil(len(shown) / columns) * ROW), "white")
-    pen = ImageDraw.Draw(picture)
+    cells = []
+    for sample, true, predicted, probability, picture, _ in found:
+        if picture is not None:
+            label = f"sample {sample}"
+            file = label if files is None else file_label(files[sample], label)
+            cells.append(Cell(picture, [f"{names[predicted]} {probability:.0%}"], [f"true: {names[true]}", file]))
+    if not cells:
+        return None
     title = "Most confident mistakes: predicted class above, true class below"
-    write(pen, (picture.width / 2, 8), title, size=17, anchor="ma", longest=80)
-    for place, (sample, true, predicted, probability, pixels, _) in enumerate(shown):
-        middle, top = (place % columns + 0.5) * COLUMN, 34 + place // columns * ROW
-        name = f"{names[predicted]} {probability:.0%}"
-        write(pen, (middle, top + 4), name, size=15, colour=COLOURS[1], anchor="ma")
-        assert pixels is not None
-        scale = SIDE / max(pixels.shape[:2])
-        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-        small = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        corner = round(middle - size[0] / 2), round(top + 24 + (SIDE - size[1]) / 2)
-        picture.paste(small.resize(size, Image.Resampling.NEAREST), corner)
-        write(pen, (middle, top + SIDE + 28), f"true: {names[true]}", size=15, anchor="ma")
-        write(pen, (middle, top + SIDE + 48), f"sample {sample}", size=12, colour=GREY, anchor="ma")
-    return png(picture)
+    return picture_grid(cells, columns=columns, colour=COLOURS[1], title=title)
 
 
-def scatter(found: "Regression") -> bytes:
+def scatter(found: Regression) -> bytes:
     """Predicted over true values, with the identity line."""
     predicted, true = found.pairs
     across, up, values = _axis(true), _axis(predicted), found.residuals()
