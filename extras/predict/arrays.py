@@ -2,8 +2,8 @@
 
 import contextlib
 import csv
+import io
 import math
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -114,16 +114,14 @@ class TableRows:
     def _opened(self) -> Iterator[tuple[Iterator[list[str]], list[str]]]:
         """The rows after the first, and the first row."""
         try:
-            with open_regular(Path(self._path)) as binary:
-                text = open(os.dup(binary.fileno()), encoding="utf-8-sig", newline="")  # noqa: PTH123, SIM115
-                with text:
-                    start = text.readline()
-                    text.seek(0)
-                    rows = csv.reader(text, delimiter=_delimiter(start), strict=True)
-                    first = next(filter(None, rows), None)
-                    if first is None:
-                        raise Unreadable("the table is empty")
-                    yield rows, first
+            with io.TextIOWrapper(open_regular(Path(self._path)), encoding="utf-8-sig", newline="") as text:
+                start = text.readline()
+                text.seek(0)
+                rows = csv.reader(text, delimiter=_delimiter(start), strict=True)
+                first = next(filter(None, rows), None)
+                if first is None:
+                    raise Unreadable("the table is empty")
+                yield rows, first
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
