@@ -88,7 +88,7 @@ class EvaluationReport(EvaluationStats):
 
     def _lists_samples(self) -> bool:
         """Whether there is a table of the samples."""
-        return self.predictions.begun and self.by_sample and not self.are_not_classes and not self.are_uneven
+        return self.predictions.begun and self.by_sample and (self.classification or self.regression) is not None
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""

@@ -78,18 +78,13 @@ class EvaluationStats(Observer):
         self._held = 0
         """Bytes of the batches that wait."""
         self._expected = 0
-        self._names: list[str] = []
         self._given = False
-        self.are_not_classes = False
-        """Whether a target showed at last that what looked like a classification is none."""
-        self.are_uneven = False
-        """Whether samples of what looked like a regression have different numbers of values, such as frames."""
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
-        self._begun, self._expected, self.are_not_classes, self.are_uneven = False, samples, False, False
+        self._begun, self._expected = False, samples
         self._waiting, self._held = [], 0
         self._observed = self.wanted()
 
@@ -169,9 +164,9 @@ class EvaluationStats(Observer):
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
         if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:
-            self.classification, self.are_not_classes = None, True
+            self.classification = None  # a target shows at last that these are not classes
         if self.regression is not None and self.regression.uneven:
-            self.regression, self.are_uneven = None, True
+            self.regression = None
 
     def add_probabilities(
         self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None
@@ -187,10 +182,9 @@ class EvaluationStats(Observer):
 
     def class_names(self) -> list[str]:
         """The data set's class names if it has one for every class, otherwise their numbers."""
-        if self.classification is not None and len(self._names) != self.classification.classes:
-            names, count = self.data.class_names, self.classification.classes
-            self._names = list(map(str, names if names is not None and len(names) == count else range(count)))
-        return self._names
+        assert self.classification is not None
+        names, count = self.data.class_names, self.classification.classes
+        return list(map(str, names if names is not None and len(names) == count else range(count)))
 
     def _recognise(self, result: StepResult) -> None:
         self._begun = True
