@@ -34,8 +34,8 @@ def ticks(axis: Axis, *, whole: bool = False) -> Iterable[float]:
     return [(math.ceil(axis.low / step) + place) * step for place in range(count)]
 
 
-def labelled(values: Iterable[float], *, most: int = 10) -> Iterator[tuple[float, str]]:
-    """Values with their labels, of five digits or as many as tell them apart, up to most."""
+def labelled(values: Iterable[float]) -> Iterator[tuple[float, str]]:
+    """Values with their labels, of five digits or as many as tell them apart, up to ten."""
     values = list(values)
-    digits = next((n for n in range(5, most) if len({f"{value:.{n}g}" for value in values}) == len(values)), most)
+    digits = next((n for n in range(5, 10) if len({f"{value:.{n}g}" for value in values}) == len(values)), 10)
     return ((value, f"{value:.{digits}g}") for value in values)

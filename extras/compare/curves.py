@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 
 @drawn
-def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -> Figure:
+def curves(charts: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
     """Charts below each other, each with its y-axis label and, on further lines, its title.
 
     Charts with a title have a legend.
@@ -40,7 +40,7 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]], *, x: str = "epoch") -
         for line in sorted(lines, key=lambda line: not line.training):
             _draw(axes, line)
         label, *above = name.split("\n")
-        axes.set(xlabel=x, ylabel=labels([label], longest=40)[0])
+        axes.set(xlabel="epoch", ylabel=labels([label], longest=40)[0])
         axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         scale_values(axes, [value for line in lines for value in line.values if value is not None])

@@ -31,6 +31,7 @@ FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png
 
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted class are written, to limit the file size."""
+MOST_CONFUSIONS = 5
 
 
 class EvaluationReport(EvaluationStats):
@@ -56,7 +57,7 @@ class EvaluationReport(EvaluationStats):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictions.close(kind, error, trace)
-        if not self._lists_samples() and error is None:  # found out after the first rows were written
+        if not self._lists_samples() and error is None:  # the file is an older report's, or was begun too early
             self.predictions.path.unlink(missing_ok=True)
 
     def begin_evaluation(self, samples: int) -> None:
@@ -112,8 +113,6 @@ class EvaluationReport(EvaluationStats):
         for file in FILES:
             if file not in pictures:
                 (self.folder / file).unlink(missing_ok=True)
-        if not self._lists_samples():
-            self.predictions.path.unlink(missing_ok=True)
 
     def _curves(self, tested: Tested) -> bytes | None:
         """The picture of the run's curves; None without extras/curves, or if no epoch is finished."""
@@ -289,11 +288,11 @@ def _classes(
     yield Picture("calibration", "calibration.png")
 
 
-def _confusions(found: Classification, names: list[str], most: int = 5) -> Iterator[Block]:
+def _confusions(found: Classification, names: list[str]) -> Iterator[Block]:
     wrong = found.confusion.copy()
     np.fill_diagonal(wrong, 0)
     rows = []
-    for index in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+    for index in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]:
         true, predicted = divmod(int(index), found.classes)
         if count := int(wrong[true, predicted]):
             share = count / int(found.confusion[true].sum())

@@ -18,7 +18,7 @@ MOST_WRITTEN = 30
 
 
 @drawn
-def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
+def confusion_matrix(counts: Counts, names: Sequence[str]) -> Figure:
     """counts: int64 (C, C), true by predicted. Colours show fractions of a true class.
 
     For up to 30 classes, cells have counts and percentages, and totals are shown beside them.
@@ -47,7 +47,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, title: str = "Conf
     axes.set_yticks(places, ticks, fontsize=text)
     axes.tick_params(length=0 if classes <= 100 else 2)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 4 / side + 0.3), aspect=30, pad=0.02)
     bar.set_label("fraction of the true class", fontsize=9)
     bar.outline.set_visible(False)

@@ -47,7 +47,7 @@ def config_schema() -> Schema:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "An experiment",
-        "description": _sentence(Config),
+        "description": inspect.cleandoc(Config.__doc__ or ""),
         "$comment": "Written by make schema; do not edit.",
         "madeWith": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
         "type": "object",
@@ -348,7 +348,3 @@ def _about(description: str | None, schema: Schema) -> Schema:
     text = " ".join(description.split())
     # draft 7 ignores all keys besides "$ref"
     return {"description": text, "allOf": [schema]} if "$ref" in schema else {**schema, "description": text}
-
-
-def _sentence(section: type[BaseModel]) -> str:
-    return inspect.cleandoc(section.__doc__ or "")

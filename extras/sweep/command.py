@@ -34,7 +34,7 @@ def sweep(options: argparse.Namespace) -> Result:
     if options.trials is not None and options.trials < 1:
         raise UserError(f"--trials {options.trials}: must be at least 1")
     job, first = _job(), os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    processes = TrialProcesses(None, 0)
+    processes = TrialProcesses()
     processes.prepare()
     import_components()
     folder = _continued(options) if options.resume else SweepFolder.create(*_asked(options), job=job)

@@ -42,9 +42,9 @@ class TrialProcesses:
     note: the label of their runs; None: keep their own.
     """
 
-    def __init__(self, threads: int | None, devices: int) -> None:
-        self.threads = threads
-        self.devices = devices
+    def __init__(self) -> None:
+        self.threads: int | None = None
+        self.devices = 0
         self.note: str | None = None
         self.context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         for name in [*LAUNCHER, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:

@@ -134,7 +134,7 @@ class Delivery(Writer):
         self._given += 1
         if self._ahead:
             known, at = self._ahead[0]
-            if _same(known, entry):
+            if _compared(known) == _compared(entry):
                 self._ahead.popleft()
                 if self._given <= self._sent:
                     return
@@ -259,12 +259,8 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(config) if value != {}}
 
 
-def _same(known: Entry, entry: Entry) -> bool:
-    """Whether two entries are from the same moment of the same run."""
-    return _compared(known) == _compared(entry)
-
-
 def _compared(entry: Entry) -> str:
+    """What is the same for two entries from the same moment of the same run."""
     values = entry.get("values", {})
     kept = {name: value for name, value in values.items() if not name.startswith(NOT_COMPARED)}
     # as text, in which a NaN equals itself
