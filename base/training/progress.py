@@ -1,25 +1,28 @@
 """Progress of a run: the counters from which the position in the data follows, and the best value."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from pydantic import ConfigDict, NonNegativeInt
+from pydantic.dataclasses import dataclass
 
 from base.data.batches import Position
 
 
-@dataclass
+@dataclass(config=ConfigDict(strict=True))
 class Progress:
     """Counters. They determine the position in the data, which is stored nowhere else."""
 
-    epochs: int = 0
+    epochs: NonNegativeInt = 0
     """Finished epochs."""
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Optimizer steps in the whole run."""
-    epoch_steps: int = 0
+    epoch_steps: NonNegativeInt = 0
     """Optimizer steps in the current epoch."""
-    passes: int = 0
+    passes: NonNegativeInt = 0
     """Complete passes over the training data."""
-    samples: int = 0
+    samples: NonNegativeInt = 0
     """Samples used in the current pass."""
     trained: bool = False
     """The epoch's training steps are done, but its validation is not."""
@@ -27,10 +30,10 @@ class Progress:
     """A validation within the epoch has begun, and is not done."""
     best: float | None = None
     """The best monitored value."""
-    best_epoch: int = 0
-    best_step: int | None = None
+    best_epoch: NonNegativeInt = 0
+    best_step: NonNegativeInt | None = None
     """Optimizer steps at the end of the best epoch, which name its checkpoint."""
-    stale_epochs: int = 0
+    stale_epochs: NonNegativeInt = 0
     """Epochs since the best one."""
 
     @property
@@ -70,4 +73,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        """Raises ValueError for a missing, unknown or impossible value."""
+        if state.keys() != asdict(self).keys():
+            raise ValueError(f"should have the keys {', '.join(asdict(self))}")
+        vars(self).update(asdict(Progress(**state)))

@@ -27,6 +27,8 @@ class ScheduleState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
+        if type(state["moves"]) is not int or state["moves"] < 0:
+            raise ValueError(f"moves: {state['moves']!r} is not a number of steps")
         self.saved = state
         self.schedule.last_used = state["used"]
         self.schedule.scheduler_steps = state["moves"]

@@ -26,7 +26,7 @@ from utils.tree import Keys, same
 from utils.user_code import format_error_with_source
 
 # our own parts, whose values keep their type; a user's part may change it
-PARTS = ("schedule", "runtime", "metrics")
+CHECKED_PARTS = ("data", "schedule", "runtime", "metrics")
 STANDARD_PARTS = {
     "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
 }  # fmt: skip
@@ -45,22 +45,30 @@ def own_parts(trainer: Any) -> dict[str, Any]:
 
 
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
+    """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match.
+
+    Values are checked too, as a checksum proves nothing: anybody can compute it. Changes nothing on disk.
+    """
     parts = trainer.stateful()
-    check_state(state, parts, source)
-    trainer.outputs.writers.check(state["writers"])
+    checkpoint.saved_progress(state, source)
+    if gone := [name for name in state if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS]:
+        raise _mismatch(gone[0], source, f"{gone[0]}: stateful() of the trainer no longer returns it")
 
     def restore_random(states: list[Any]) -> None:
         """Each process restores its own generators; a process that had none seeds new ones."""
+        _check(states, [generator_states()], ("random",))
+        if not states:
+            raise _Unlike(("random",), "empty")
         rank = trainer.runtime.process_group.rank
         if rank < len(states):
             restore_generators(states[rank])
         else:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
-    loads = {name: partial(load_part, part) for name, part in parts.items()}
-    _load({**loads, "random": restore_random}, state, source)
-    if warning := trainer.saved_data.changed_facts(state.get("data")):
+    loads = {name: partial(_load_checked, name, part) for name, part in parts.items()}
+    _load({**loads, "random": restore_random, "writers": trainer.outputs.writers.check}, state, source)
+    trainer.saved_data.check_position(trainer.progress.samples)
+    if warning := trainer.saved_data.changed_facts(state["data"]):
         trainer.console.warn(warning)
 
 
@@ -81,8 +89,12 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
         except UserError:
             raise
         except Exception as error:  # any error: torch's and the user's code got untrusted values
-            what = f"the {name} in {source} does not match this run's config and code"
-            raise CheckpointError(f"{what}: {format_error_with_source(error)}") from error
+            why = str(error) if isinstance(error, _Unlike) else format_error_with_source(error)
+            raise _mismatch(name, source, why) from error
+
+
+def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"the {part} in {source} does not match this run's config and code: {why}")
 
 
 def load_part(part: Any, state: Any) -> None:
@@ -185,42 +197,19 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 # ------------------------------------------------------------------ checks of a saved state
 
 
-def check_state(saved: Mapping[str, Any], parts: Mapping[str, Any], source: Path) -> None:
-    """Raise CheckpointError naming a part whose saved state cannot belong to these parts of a run.
-
-    A checksum does not prevent that: anybody can compute it. Called before anything is loaded or changed on disk.
-    """
-    own = {name: part.state_dict() for name, part in parts.items() if part_kind(name) in PARTS}
-    progress = checkpoint.saved_progress(saved, source)
-    try:
-        for name in (*parts, "random", "writers"):
-            if name not in saved:
-                raise _Mismatch((name,), "missing")
-        for name in saved:
-            if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
-                raise _Mismatch((name,), "stateful() of the trainer no longer returns it")
-        _check_progress(progress, parts["progress"].state_dict())
-        for name in [name for name in own if part_kind(name) == "schedule"]:
-            _check_schedule(saved[name], name)
-            if saved[name]["made_from"] != own[name]["made_from"]:  # a different schedule, recomputed on resume
-                del own[name]
-        for name, state in own.items():
-            _check(saved[name], _loaded_metrics(saved[name], state) if name == "metrics" else state, (name,))
-        _check(saved["random"], [generator_states()], ("random",))
-        if not len(saved["random"]):
-            raise _Mismatch(("random",), "empty")
-        _check_shapes(saved["model"], parts["model"])
-        for name, part in parts.items():
-            if isinstance(part, Optimizer):
-                _check_optimizer(saved[name], part, name)
-        _check(saved["data"], parts["data"].state_dict(), ("data",))
-        parts["data"].load_state_dict(saved["data"])
-        parts["data"].check_position(progress["samples"])
-    except _Mismatch as error:
-        part, where = error.keys[0], dotted(error.keys)
-        raise CheckpointError(
-            f"the {part} in {source} does not match this run's config and code: {where}: {error}"
-        ) from error
+def _load_checked(name: str, part: Any, saved: Any) -> None:
+    """Load a part of a checkpoint. Raises _Unlike first for values that it would not refuse."""
+    kind = part_kind(name)
+    if kind in CHECKED_PARTS:
+        own = part.state_dict()
+        if kind == "metrics":
+            own = _loaded_metrics(saved, own)
+        elif kind == "schedule" and isinstance(saved, Mapping) and saved.get("made_from") != own["made_from"]:
+            own |= {"scheduler": None, "made_from": {}}  # a different schedule, recomputed on resume
+        _check(saved, own, (name,))
+    if isinstance(part, Optimizer):
+        _check_optimizer(saved, part, name)
+    load_part(part, saved)
 
 
 def _loaded_metrics(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
@@ -243,19 +232,20 @@ def part_kind(part: str) -> str:
     return part.partition(".")[0]
 
 
-class _Mismatch(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
+class _Unlike(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
+    """A value, named by its keys, that cannot belong to this run."""
+
     def __init__(self, keys: Keys, message: str) -> None:
-        super().__init__(message)
-        self.keys = keys
+        super().__init__(f"{dotted(keys)}: {message}")
 
 
 def _check(saved: Any, own: Any, keys: Keys) -> None:
-    """Raise _Mismatch if a value has another type than ours, or is a number too large for a tensor."""
+    """Raise _Unlike if a value has another type than ours, or is a number too large for a tensor."""
     if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
         return
     name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
     if not fits(saved, own, keys):
-        raise _Mismatch(keys, f"should be {name}, got {_described(saved)}")
+        raise _Unlike(keys, f"should be {name}, got {_described(saved)}")
     if isinstance(own, Mapping):
         for key, value in own.items():
             if key in saved:
@@ -265,7 +255,7 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
             like = own[min(index, len(own) - 1)]
             _check(value, like, (*keys, index))
             if part_kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
-                raise _Mismatch((*keys, index), f"should have the keys {', '.join(map(str, like))}")
+                raise _Unlike((*keys, index), f"should have the keys {', '.join(map(str, like))}")
 
 
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
@@ -300,53 +290,20 @@ def _described(value: Any) -> str:
     return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if saved.keys() != own.keys():
-        raise _Mismatch(("progress",), f"should have the keys {', '.join(own)}")
-    for name, value in saved.items():
-        if name in ("trained", "validating"):
-            fits = isinstance(value, bool)
-        elif name == "best":
-            fits = value is None or type(value) in (int, float)
-        else:
-            fits = (type(value) is int and value >= 0) or (name == "best_step" and value is None)
-        if not fits:
-            raise _Mismatch(("progress", name), f"cannot be {value!r}")
-
-
-def _check_schedule(saved: Any, name: str) -> None:
-    _check(saved, {"moves": 0, "used": [0.0], "made_from": {}}, (name,))
-    if missing := {"moves", "used", "made_from"} - saved.keys():
-        raise _Mismatch((name,), f"missing {', '.join(sorted(missing))}")
-    moves = saved["moves"]
-    if type(moves) is not int or not 0 <= moves < 2**63:
-        raise _Mismatch((name, "moves"), f"{moves!r} is not a number of steps")
-
-
-def _check_shapes(saved: Any, model: nn.Module) -> None:
-    """Raise _Mismatch for parameters of other shapes: else the optimizer's state, which has their shapes, is blamed."""
-    for name, parameter in model.named_parameters():
-        value = saved.get(name) if isinstance(saved, Mapping) else None
-        if isinstance(value, Tensor) and value.shape != parameter.shape:
-            shapes = f"{tuple(parameter.shape)}, got {tuple(value.shape)}"
-            raise _Mismatch(("model", name), f"should have shape {shapes}; has the model's code changed since?")
-
-
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
-    _check(saved, {"state": {}, "param_groups": []}, (name,))
+    _check(saved, {"state": {}, "param_groups": [{}]}, (name,))
     own = optimizer.state_dict()["param_groups"]
     for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
         keys: Keys = (name, "param_groups", index)
-        _check(group, {}, keys)
         if missing := optimizer.defaults.keys() - group.keys():
-            raise _Mismatch(keys, f"missing {', '.join(sorted(missing))}")
+            raise _Unlike(keys, f"missing {', '.join(sorted(missing))}")
         for key in values.keys() & group.keys():
             if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before
                 _check(group[key], values[key], (*keys, key))
-            if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]) and key != "params":
-                raise _Mismatch((*keys, key), f"should have {len(values[key])} values")
-        if len(group.get("params", [])) == len(values["params"]) and list(group["params"]) != list(values["params"]):
-            raise _Mismatch((*keys, "params"), "the parameters do not match")
+            if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]):
+                raise _Unlike((*keys, key), f"should have {len(values[key])} values")
+        if group["params"] != values["params"]:
+            raise _Unlike((*keys, "params"), "the parameters do not match")
 
     parameters = parameters_in(optimizer)
     own_form = is_own(optimizer)  # may share values, or keep single tensors
@@ -355,13 +312,13 @@ def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
         if own_form and (isinstance(index, str) or not isinstance(values, Mapping)):
             continue
         if type(index) is not int or not 0 <= index < len(parameters):
-            raise _Mismatch(keys, f"should have {len(parameters)} parameters")
+            raise _Unlike(keys, f"should have {len(parameters)} parameters")
         if not isinstance(values, Mapping):
-            raise _Mismatch(keys, f"should be a dict, got {_described(values)}")
+            raise _Unlike(keys, f"should be a dict, got {_described(values)}")
         if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
             _check(values["step"], 0, (*keys, "step"))
         for key in sorted(LIKE_PARAMETER & values.keys()):
             shape = getattr(values[key], "shape", None)
             optional = key == "momentum_buffer" and values[key] is None
             if not optional and shape != parameters[index].shape:
-                raise _Mismatch((*keys, key), f"should have shape {tuple(parameters[index].shape)}")
+                raise _Unlike((*keys, key), f"should have shape {tuple(parameters[index].shape)}")
