@@ -7,7 +7,6 @@ Bucketed    another order, rearranged into batches of similar length
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -64,26 +63,22 @@ class Weighted:
     repeats: bool = True
 
     def __post_init__(self) -> None:
-        self.first = self.weights()
-        """Before anything is trained. A checkpoint need not have them, which None stands for below."""
-        self.of_epoch: Tensor | None = None
+        self.of_epoch = self.weights()
         """Those of the passes that begin in the current epoch."""
-        self.begun: tuple[int, Tensor | None] | None = None
+        self.begun: tuple[int, Tensor] | None = None
         """The pass that had begun when the epoch began, with its weights."""
-        self.first_saved = ""
-        """A hash of the first weights of the process that saved the run."""
 
     def begin_epoch(self, passes: int, samples: int) -> None:
         """Ask for the weights of an epoch. passes, samples: the position at which it begins."""
         self.begun = (passes, self._of_pass(passes)) if samples else None
-        weights = self.weights()
-        self.of_epoch = None if torch.equal(weights, self.first) else weights
-        self.first_saved = ""
+        self.of_epoch = self.weights()
 
     def check_processes(self, process_group: ProcessGroup) -> None:
         """Raise DataError if the processes of a run would draw from different weights."""
-        weights = self.first if self.of_epoch is None else self.of_epoch
-        if process_group.world_size > 1 and len({*process_group.all_gather(_hash(weights))}) > 1:
+        if process_group.world_size == 1:
+            return
+        digest = blake2b(self.of_epoch.numpy().tobytes(), digest_size=16).hexdigest()
+        if len({*process_group.all_gather(digest)}) > 1:
             raise DataError(
                 "sample_weights() differs between the processes, which would draw other samples each: compute it from "
                 "the samples of all, as with self.runtime.process_group.all_reduce_sum of the trainer"
@@ -91,7 +86,6 @@ class Weighted:
 
     def __call__(self, passes: int) -> Tensor:
         weights = self._of_pass(passes)
-        weights = self.first if weights is None else weights
         if weights.isinf().any():
             return permutation(len(weights), self.seed, "order", passes)
         bounds = np.cumsum(weights.numpy())  # numbers between the previous bound and its own draw a sample
@@ -100,39 +94,25 @@ class Weighted:
         drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
         return torch.from_numpy(np.searchsorted(bounds, drawn, side="right"))
 
-    def _of_pass(self, passes: int) -> Tensor | None:
-        weights = self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
-        if weights is None and self.first_saved not in ("", self._first_hash):
-            raise DataError(
-                "sample_weights() returns other weights before the first epoch than when this run was saved, so the "
-                "samples of the current pass over the data cannot be drawn again; restore what it computes them from"
-            )
-        return weights
+    def _of_pass(self, passes: int) -> Tensor:
+        return self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
 
     def state_dict(self) -> dict[str, Any]:
         passes, of_pass = self.begun or (None, None)
-        first = self.first_saved or self._first_hash
-        return {"first": first, "epoch": self.of_epoch, "passes": passes, "pass": of_pass}
+        return {"epoch": self.of_epoch, "passes": passes, "pass": of_pass}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError if this is not the state of such weights."""
-        first, passes, weights = state.get("first"), state.get("passes"), [state.get("epoch"), state.get("pass")]
-        valid = isinstance(first, str) and (passes is None or type(passes) is int)
-        if not (valid and all(each is None or self._are_like(each) for each in weights)):
+        passes, weights = state.get("passes"), list[Any]([state.get("epoch"), state.get("pass")])
+        valid = passes is None or (type(passes) is int and self._are_like(weights[1]))
+        if not (valid and self._are_like(weights[0])):
             raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
-        self.first_saved, self.of_epoch = str(first), weights[0]
+        self.of_epoch = weights[0]
         self.begun = None if passes is None else (passes, weights[1])
 
-    @cached_property
-    def _first_hash(self) -> str:
-        return _hash(self.first)
-
     def _are_like(self, weights: Any) -> bool:
-        return isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (self.first.shape, self.first.dtype)
-
-
-def _hash(weights: Tensor) -> str:
-    return blake2b(weights.numpy().tobytes(), digest_size=16).hexdigest()
+        own = self.of_epoch
+        return isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (own.shape, own.dtype)
 
 
 @dataclass(frozen=True, eq=False)
