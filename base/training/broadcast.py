@@ -213,21 +213,13 @@ class CheckedLoss:
 @contextmanager
 def torch_warnings(phase: str) -> Iterator[None]:
     """Raise ConfigError when torch warns that a loss broadcasts; let other warnings pass."""
-    with warnings.catch_warnings(record=True) as caught:
-        try:
-            yield
-        except UserWarning as warning:  # if warnings are errors
-            _check_warning(warning, phase)
-            raise
+    with warnings.catch_warnings(record=True, action="default") as caught:
+        yield
     for each in caught:
-        _check_warning(each.message, phase)
+        if found := _TORCH_WARNING.match(str(each.message)):
+            targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
+            check_same_shape("a loss", phase, outputs, targets)
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, source=each.source)
-
-
-def _check_warning(warning: Warning | str, phase: str) -> None:
-    if found := _TORCH_WARNING.match(str(warning)):
-        targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
-        check_same_shape("a loss", phase, outputs, targets)
 
 
 def name_of(function: Any) -> str:
