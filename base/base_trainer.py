@@ -325,7 +325,8 @@ class BaseTrainer(Checkpointed):
         progress.epochs += 1
         best = monitored is not None and progress.update_best(monitored, lower_is_better=settings.lower_is_better)
         self.log.end_epoch(progress, values, self.training.rates(), best=best)
-        self.training.step_schedules(monitored)
+        for optimizer in self.training.optimizers.values():
+            optimizer.schedule.after_epoch(monitored)
         self.observer.end_epoch(self, values)
         self.train_metrics.reset()
         self.unmeasured.clear()

@@ -87,12 +87,10 @@ class Training:
 
     def rates(self) -> dict[str, float]:
         """The learning rates in the last step, by parameter group."""
-        return {name: rate for each in self.optimizers.values() for name, rate in each.used_rates().items()}
-
-    def step_schedules(self, monitored: float | None) -> None:
-        """Call after an epoch. monitored: the value for ReduceLROnPlateau."""
-        for optimizer in self.optimizers.values():
-            optimizer.schedule.after_epoch(monitored)
+        rates = dict[str, float]()
+        for each in self.optimizers.values():
+            rates |= zip(each.group_names, each.schedule.used(), strict=True)
+        return rates
 
 
 @dataclass

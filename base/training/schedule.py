@@ -54,10 +54,6 @@ class ScheduledOptimizer:
             norm = clipped if norm is None else norm
         return norm
 
-    def used_rates(self) -> dict[str, float]:
-        """The learning rate of each parameter group in the last step, by group name."""
-        return dict(zip(self.group_names, self.schedule.used(), strict=True))
-
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients of some parameters, shape ()."""
