@@ -30,7 +30,7 @@ from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config, validation_names
 from utils.streams import say
-from utils.text import count, dotted, listed
+from utils.text import count, listed
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
@@ -103,7 +103,6 @@ def load_checkpoint(
     try:
         before, progress = state["config"], state["progress"]
         since = saved_changes(before, trainer.experiment.saved_config)
-        _refuse_former_defaults(loaded, since, folder)
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
         for name, optimizer in trainer.training.optimizers.items():
             made_from = state[part_name("schedule", name)]["made_from"]
@@ -173,27 +172,16 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
 
 def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, *, epoch_steps: int) -> None:
     """Raise ConfigError if something changed that cannot, after this many steps of an epoch."""
-    problems = list(filter(None, (change.refusal(epoch_steps) for change in changed)))
+    problems = [problem for change in changed if (problem := change.refusal(epoch_steps))]
     if not problems:
         return
-    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(folder)}")
-
-
-def _refuse_former_defaults(loaded: LoadedConfig, since: Sequence[Change], folder: RunFolder) -> None:
-    """Raise ConfigError if an argument omitted in the config had another default when the run began."""
-    former = [
-        change for change in since if change.refusal(0) and "args" in change.path and not loaded.gives(change.path)
-    ]
-    if not former:
-        return
-    lines = "\n".join(
-        f"  {dotted(change.path)}: was {shown(change.before)}, now {shown(change.after)}" for change in former
-    )
-    raise ConfigError(
-        "the config omits arguments that had other values when this run began (their defaults have changed, or they "
-        f"were removed):\n{lines}\n"
-        f"To resume the run as it was, put the former values into {display_path(folder.config)}. {_new_run(folder)}"
-    )
+    advice = ""
+    if any("args" in problem.path and not loaded.gives(problem.path) for problem in problems):
+        advice = (
+            "Defaults have changed, or arguments were removed. To resume the run as it was, put the former values into "
+            f"{display_path(folder.config)}. "
+        )
+    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{advice}{_new_run(folder)}")
 
 
 def _new_run(folder: RunFolder) -> str:
