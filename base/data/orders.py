@@ -168,12 +168,8 @@ def number_repeats(indices: Tensor, count: int) -> Tensor:
 
 def check_weights(weights: Tensor, count: int) -> Tensor:
     """Validate the weights of all training samples; float64 of shape (count,). Raises DataError."""
-    weights = _as_numbers("sample_weights()", weights)
-    if weights.shape != (count,):
-        raise DataError(
-            f"sample_weights() returned shape {tuple(weights.shape)} for {count} training samples; expected ({count},)"
-        )
-    weights = weights.detach().to("cpu", torch.float64, copy=True)  # the loader may change its own in place
+    weights = _as_numbers("sample_weights()", weights, count)
+    weights = weights.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
@@ -200,22 +196,23 @@ def balancing_weights(counts: Tensor) -> list[float]:
 
 def check_lengths(lengths: Tensor, count: int) -> Tensor:
     """Validate the lengths of all training samples, shape (count,). Raises DataError."""
-    lengths = _as_numbers("lengths()", lengths).detach().cpu()
-    if lengths.shape != (count,):
-        raise DataError(
-            f"lengths() returned shape {tuple(lengths.shape)} for {count} training samples; expected ({count},)"
-        )
+    lengths = _as_numbers("lengths()", lengths, count).cpu()
     if lengths.is_complex() or bool(torch.isnan(lengths).any()):
         raise DataError("lengths() returned values that are not numbers")
     return lengths
 
 
-def _as_numbers(hook: str, values: Any) -> Tensor:
+def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
+    """What a hook returned, as a tensor of shape (count,). Raises DataError."""
     try:
-        return torch.as_tensor(values)
+        numbers = torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(values).__name__
         raise DataError(f"{hook} returned type {kind}; expected one number per training sample, shape (N,)") from error
+    if numbers.shape != (count,):
+        shape = tuple(numbers.shape)
+        raise DataError(f"{hook} returned shape {shape} for {count} training samples; expected ({count},)")
+    return numbers
 
 
 def class_indices(source: Source) -> Tensor | None:
