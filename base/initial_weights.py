@@ -21,6 +21,7 @@ from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig
 from utils.text import at_most, closest, count, listed
+from utils.tree import describe_batch
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
@@ -169,9 +170,7 @@ def _fits(value: Any, own: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__ if value is not None else "its own state"
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return "its own state" if value is None else describe_batch(value)
 
 
 def _other_prefix(own: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
