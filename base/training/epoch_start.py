@@ -1,7 +1,7 @@
 """What changes from epoch to epoch, before the first step of each."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
@@ -90,9 +90,7 @@ def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
 
     It then shows nothing, and weights, optimizers and other parts of the checkpoint stay as they were.
     """
-    with ExitStack() as stack:
-        if again:
-            stack.enter_context(_without_effect(trainer))
+    with _without_effect(trainer) if again else nullcontext():
         try:
             yield
         except Exception as error:  # of the user's code, such as one that samples from the model

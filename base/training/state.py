@@ -6,7 +6,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,12 +154,10 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     modes = [(module, module.training) for module in modules]
     buffers = [(module, {name: (each, each.clone()) for name, each in _buffers(module)}) for module in modules]
-    with ExitStack() as stack:
-        stack.enter_context(kept(parts))
-        stack.enter_context(isolated(trainer.experiment.seed, *key))
-        stack.enter_context(torch.no_grad())
-        if trainer.runtime.settings.compile:  # which would take longer than the step
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    eager: Any = nullcontext()
+    if trainer.runtime.settings.compile:
+        eager = torch.compiler.set_stance("force_eager")  # compiling would take longer than the step
+    with kept(parts), isolated(trainer.experiment.seed, *key), torch.no_grad(), eager:
         try:
             yield
         finally:
