@@ -178,11 +178,14 @@ PRIVATE = [
         lambda: hasattr(torch._dynamo.utils, "is_compile_supported"),
         "torchvision is imported with torch's compiler, which takes a second",
     ),
-    Private(
-        "_opt_called",
-        "utils/optimizers.py",
-        lambda: "_opt_called" in vars(scheduled()),
-        "a scheduler warns in its first step that the optimizer has not stepped",
+    *(
+        Private(
+            "_opt_called",
+            file,
+            lambda: "_opt_called" in vars(scheduled()),
+            "a scheduler warns in its first step that the optimizer has not stepped",
+        )
+        for file in ("base/training/schedule.py", "utils/optimizers.py")
     ),
     Private(
         "_wrapped_by_lr_sched",

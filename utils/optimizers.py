@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,20 +70,6 @@ def zero_grad_unmarked(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-
-
-def in_any_order(optimizer: Optimizer) -> AbstractContextManager[None]:
-    """Inside the block, torch does not warn of a scheduler that steps before its optimizer has: one of several
-    optimizers may step later than others, and a schedule may be replayed without it.
-    """
-    return nullcontext() if getattr(optimizer, "_opt_called", False) else _without_order_warning()
-
-
-@contextmanager
-def _without_order_warning() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        yield
 
 
 def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
-from utils.optimizers import in_any_order
 from utils.user_code import format_error_with_source
 
 ROUNDING = 1e-12
@@ -88,6 +87,9 @@ class Schedule:
             {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
             for group in optimizer.param_groups
         ]
+        # otherwise torch warns of a scheduler that steps before its optimizer has: one of several optimizers may step
+        # later than others, and a schedule may be replayed without it
+        optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scheduler = make(optimizer) if make else None
         self.follows_steps = per_step and make is not None
         """Whether the learning rate changes with the optimizer's steps."""
@@ -123,8 +125,7 @@ class Schedule:
         arguments: Any = [monitored] if self.follows_monitor else []
         is_last = self.scheduler_steps >= self.length  # no step uses its rates
         try:
-            with in_any_order(self.optimizer):
-                self.scheduler.step(*arguments)
+            self.scheduler.step(*arguments)
         except Exception as error:  # of torch or the user's code, for which the schedule has ended
             if not is_last:
                 raise self._error("failed", f"\n{format_error_with_source(error)}") from error
