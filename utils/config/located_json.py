@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.schema import KeyPath, is_below
-from utils.text import dotted
+from utils.text import at_most, dotted
 
 MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
@@ -125,12 +125,10 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     shown = [
         location.show(f"{dotted(p.path)}: {p.message}" if p.path else p.message)
         + (_overrides_below(document, p.path) if location.line else "")
-        for location, p in located[:MOST_SHOWN]
+        for location, p in located
     ]
-    if len(located) > MOST_SHOWN:
-        shown.append(f"... and {len(located) - MOST_SHOWN:,} more")
     count = f"{len(located):,} mistakes in the config:\n\n" if len(located) > 1 else ""
-    return ConfigError(count + "\n\n".join(shown))
+    return ConfigError(count + "\n\n".join(at_most(MOST_SHOWN, shown)))
 
 
 def _overrides_below(document: Document, path: KeyPath) -> str:

@@ -25,26 +25,22 @@ TOO_EARLY = "facts of the data are known only after loading it: only arguments o
 CLASSES = "integer targets of shape (N,), as its attribute targets, or the data loader class_names"
 
 
-class _Wrong(ValueError):  # noqa: N818  (becomes a Problem at the reference)
-    pass
-
-
 class _Pending(Exception):  # noqa: N818  (not an error: the data loader is not built yet)
     pass
 
 
 def escaped(value: Any) -> Any:
     """A value in which no string can be read as a reference, as a config would write it."""
-    return _map_strings(lambda text: text.replace("${", "$${"), value)
+    return _map_strings(lambda text, path: text.replace("${", "$${"), value)
 
 
-def _map_strings(function: Callable[[str], Any], value: Any) -> Any:
-    """A value with the function applied to every string in it."""
+def _map_strings(function: Callable[[str, KeyPath], Any], value: Any, path: KeyPath = ()) -> Any:
+    """A value with the function applied to every string in it and the path of the string."""
     if isinstance(value, dict):
-        return {key: _map_strings(function, item) for key, item in value.items()}
+        return {key: _map_strings(function, item, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_map_strings(function, item) for item in value]
-    return function(value) if isinstance(value, str) else value
+        return [_map_strings(function, item, (*path, index)) for index, item in enumerate(value)]
+    return function(value, path) if isinstance(value, str) else value
 
 
 class References:
@@ -68,29 +64,23 @@ class References:
         value = self.document.value
         if not isinstance(value.get("variables", {}), (dict, type(None))):
             self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
-        values = {key: self._walk(item, (key,)) for key, item in value.items() if key != "variables"}
+        values = _map_strings(self._resolve, {key: item for key, item in value.items() if key != "variables"})
         for name in self.variables.keys() - self._used:
             message = f'"${{{name}}}" is not used' if _NAME.fullmatch(name) else "a name has letters, digits and _"
             self.problems.append(Problem(("variables", name), message, at_key=True))
         return Document(values, self.document.sources)
 
-    def _walk(self, value: Any, path: KeyPath) -> Any:
-        """Replace references in one part of the config. Fills ``problems`` and ``pending``."""
-        if isinstance(value, dict):
-            return {key: self._walk(item, (*path, key)) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._walk(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str):
-            return value
+    def _resolve(self, text: str, path: KeyPath) -> Any:
+        """A string of the config with its references replaced. Fills ``problems`` and ``pending``."""
         try:
-            return self._replaced(value, path, ())
-        except _Wrong as error:
+            return self._replaced(text, path, ())
+        except ConfigError as error:
             self.problems.append(Problem(path, str(error)))
         except _Pending:
             if "args" not in path[:-1] or (path[0] == "data_loader" and not self.partial):
                 self.problems.append(Problem(path, TOO_EARLY))
             self.pending.append(path)
-        return value
+        return text
 
     def _replaced(self, text: str, path: KeyPath, inside: tuple[str, ...]) -> Any:
         """A string with its references replaced. inside: the variables being expanded."""
@@ -109,31 +99,31 @@ class References:
         if isinstance(value, str):
             return value
         if value is None or isinstance(value, (dict, list)):
-            raise _Wrong(f"{found[0]} is {json.dumps(value)[:60]}, which cannot be part of a string")
+            raise ConfigError(f"{found[0]} is {json.dumps(value)[:60]}, which cannot be part of a string")
         return json.dumps(value)
 
     def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
         name = found[1]
         if not found[2]:
-            raise _Wrong(f'"{found[0][:40]}" is not closed by a "}}"; possible forms: {FORMS}')
+            raise ConfigError(f'"{found[0][:40]}" is not closed by a "}}"; possible forms: {FORMS}')
         if environment := _ENVIRONMENT.fullmatch(name):
             text = self._environment(environment, found[0])
             try:
                 return value_at(self.document.value, path, text, found[0])
             except ConfigError as error:
-                raise _Wrong(f"its text looks like JSON but is not valid: {str(error).splitlines()[0]}") from error
+                raise ConfigError(f"its text looks like JSON but is not valid: {str(error).splitlines()[0]}") from error
         kind, dot, fact = name.partition(".")
         if kind == "data" and dot:
             return self._fact(fact)
         if not _NAME.fullmatch(name):
-            raise _Wrong(f'"{found[0]}" is not a reference; possible forms: {FORMS}')
+            raise ConfigError(f'"{found[0]}" is not a reference; possible forms: {FORMS}')
         self._used.add(name)
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
-            raise _Wrong(f'unknown variable "{name}"; {known}')
+            raise ConfigError(f'unknown variable "{name}"; {known}')
         if name in inside:
-            raise _Wrong(f"circular variables: {' -> '.join([*inside, name])}")
-        return _map_strings(lambda text: self._replaced(text, path, (*inside, name)), self.variables[name])
+            raise ConfigError(f"circular variables: {' -> '.join([*inside, name])}")
+        return _map_strings(lambda text, _: self._replaced(text, path, (*inside, name)), self.variables[name])
 
     def _environment(self, found: re.Match[str], written: str) -> str:
         """The value of an environment variable, or the default given in the reference."""
@@ -144,7 +134,7 @@ class References:
             close = closest(found[1], os.environ)
             meant = f'Did you mean "{close}"? ' if close else ""
             default = f'Set it, or give a default: "{written[:-1]}:DEFAULT}}"'
-            raise _Wrong(f'the environment variable "{found[1]}" is not set. {meant}{default}')
+            raise ConfigError(f'the environment variable "{found[1]}" is not set. {meant}{default}')
         return text
 
     def _fact(self, name: str) -> Any:
@@ -153,10 +143,10 @@ class References:
         if name not in self.facts:
             of_classes = name == "num_classes" or name.startswith("class_")
             needs = f", for which the data set needs {CLASSES}" if of_classes else ""
-            raise _Wrong(f'the data loader does not provide "{name}"{needs}; {hint(name, self.facts)}')
+            raise ConfigError(f'the data loader does not provide "{name}"{needs}; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:
             return json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise _Wrong(f'the fact "{name}" of the data is not a number, string or list: {error}') from error
+            raise ConfigError(f'the fact "{name}" of the data is not a number, string or list: {error}') from error
