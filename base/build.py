@@ -366,8 +366,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
 
 
 def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Batches) -> Schedule:
-    config, component = loaded.config, loaded.config.scheduler_of(name)
-    at: KeyPath = ("lr_scheduler", name) if isinstance(config.lr_scheduler, dict) else ("lr_scheduler",)
+    config = loaded.config
+    at, component = config.scheduler_of(name)
     epochs = config.trainer.epochs
     steps = config.trainer.steps_per_epoch or batches.optimizer_steps(config.trainer.accumulate_steps)
     if component is None:

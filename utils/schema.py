@@ -365,14 +365,15 @@ class Config(Section):
         """Optimizers by name; a single one has the name ""."""
         return by_name(self.optimizer)
 
-    def scheduler_of(self, optimizer: str) -> SchedulerConfig | None:
-        return self.lr_scheduler.get(optimizer) if isinstance(self.lr_scheduler, dict) else self.lr_scheduler
+    def scheduler_of(self, optimizer: str) -> tuple[KeyPath, SchedulerConfig | None]:
+        """The config path of an optimizer's scheduler, and the scheduler."""
+        if isinstance(self.lr_scheduler, dict):
+            return ("lr_scheduler", optimizer), self.lr_scheduler.get(optimizer)
+        return ("lr_scheduler",), self.lr_scheduler
 
     def schedulers(self) -> dict[KeyPath, SchedulerConfig]:
         """Schedulers by their config paths."""
-        if isinstance(self.lr_scheduler, dict):
-            return {("lr_scheduler", name): scheduler for name, scheduler in self.lr_scheduler.items()}
-        return {("lr_scheduler",): self.lr_scheduler} if self.lr_scheduler else {}
+        return {component_path("lr_scheduler", name): each for name, each in by_name(self.lr_scheduler).items()}
 
 
 def validation_names(name: str, data_sets: Iterable[str]) -> list[str]:

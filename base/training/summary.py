@@ -66,7 +66,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
 def _optimizers(config: Config) -> Iterator[str]:
     """Each optimizer with its scheduler, as in "generator by Adam with StepLR" if there are several."""
     for name, optimizer in config.optimizers.items():
-        scheduler = config.scheduler_of(name)
+        _, scheduler = config.scheduler_of(name)
         text = optimizer.type + (f" with {scheduler.type}" if scheduler else "")
         yield f"{name} by {text}" if name else text
 

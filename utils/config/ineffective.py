@@ -19,10 +19,8 @@ SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 def ineffective(config: Config) -> Iterator[Problem]:
     """Every given key that has no effect, with the reason."""
     for name, optimizer in config.optimizers.items():
-        scheduler = config.scheduler_of(name)
-        several = isinstance(config.lr_scheduler, dict)
-        at: KeyPath = ("lr_scheduler", name, "args") if several else ("lr_scheduler", "args")
-        for number, part in enumerate(_parts(scheduler.model_dump(), at) if scheduler else ()):
+        at, scheduler = config.scheduler_of(name)
+        for number, part in enumerate(_parts(scheduler.model_dump(), (*at, "args")) if scheduler else ()):
             if part.name in SETS_RATE:
                 yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
     yield from _clipping(config)

@@ -61,7 +61,7 @@ def test_another_type_inherits_nothing(extend: Extend) -> None:
         optimizer={"type": "Adam"}, lr_scheduler={"type": "StepLR", "args": {"step_size": 1}}, loss="MSELoss"
     )
     assert config.optimizers[""].args == {}
-    scheduler = config.scheduler_of("")
+    _, scheduler = config.scheduler_of("")
     assert scheduler is not None
     assert (scheduler.args, scheduler.interval) == ({"step_size": 1}, "epoch")
     assert config.loss is not None
