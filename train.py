@@ -33,7 +33,7 @@ from utils import cli
 from utils.config import LoadedConfig, load_config
 from utils.determinism import restore_kernels
 from utils.distributed import get_process_group
-from utils.imports import frozen
+from utils.garbage_collection import frozen
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder

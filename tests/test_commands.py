@@ -270,7 +270,7 @@ sys.exit(cli.run(main))
 
 
 @pytest.mark.parametrize("opened", ["at the import", "later"])
-def test_a_file_of_a_module_that_is_set_aside_is_complete(tmp_path: Path, opened: str) -> None:
+def test_a_file_of_a_module_that_is_frozen_is_complete(tmp_path: Path, opened: str) -> None:
     script, component, written = tmp_path / "script.py", tmp_path / "component.py", tmp_path / "written.txt"
     at_import, later = ("OPEN()", "None") if opened == "at the import" else ("None", "OPEN()")
     component.write_text(
@@ -290,14 +290,13 @@ import gc, sys
 gc.disable()
 sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
 from utils import cli
-from utils.imports import can_freeze, no_collection, set_aside
+from utils.garbage_collection import frozen
 
 def main(argv):
-    with no_collection():
-        import component
-        forever = can_freeze()
-        print(forever)
-        set_aside(forever=forever)
+    import component
+    with frozen():
+        pass
+    print(gc.get_freeze_count() > 0)
     component.write()
 
 sys.exit(cli.run(main))

@@ -32,6 +32,6 @@ tree               nested structures of tensors
 paths              the project's folder
 streams            standard output and error that never fail
 user_code          the line of the user's code that raised an error
-imports            imports without garbage collection
+garbage_collection none of what a command has imported
 late_compiler      leaves torch's compiler unimported until something is compiled
 """

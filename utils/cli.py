@@ -19,7 +19,7 @@ from utils.device_errors import device_failure
 from utils.distributed import current, get_process_group
 from utils.errors import Stopped, TrainingError, UserError
 from utils.extras import find_extra, load_extra
-from utils.imports import leave_to_the_system
+from utils.garbage_collection import leave_to_the_system
 from utils.streams import clear_loading, flush_streams, say, say_error, say_loading, terminal_width
 from utils.text import OVERRIDE
 from utils.user_code import user_line
@@ -162,7 +162,7 @@ def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace
     """For the top of train.py and test.py: exit if the command is --help, has a typo, or asks for a cached list.
 
     Otherwise prints that it is loading. Does not import torch, which takes seconds. Until ``run``, garbage collection
-    is off: see utils/imports.py.
+    is off: see utils/garbage_collection.py.
     """
     if current().launched or "RANK" in os.environ:
         gc.disable()

@@ -1,16 +1,16 @@
 """The folders of extras/, any of which may be deleted."""
 
+import importlib
 from types import ModuleType
 
 from utils.errors import UserError
-from utils.imports import import_module
 
 
 def find_extra(folder: str) -> ModuleType | None:
     """The package ``extras.FOLDER``; None if it was deleted. Errors from importing it are raised."""
     name = f"extras.{folder}"
     try:
-        package = import_module(name)
+        package = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name not in ("extras", name):
             raise

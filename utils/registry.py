@@ -6,6 +6,7 @@
 A config's ``"type"`` is looked up only here, so a config can never import or run arbitrary code.
 """
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 from utils.arguments import of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.imports import can_freeze, import_library, import_module, no_collection, set_aside
 from utils.late_compiler import import_compiler_late
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
@@ -167,7 +167,7 @@ class Registry:
     def import_library(self) -> ModuleType | None:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
-        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else import_library(folder)
+        return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
 
 
 def _execution_of(component: Callable[..., Any]) -> object:
@@ -280,16 +280,14 @@ def import_components() -> None:
     Raises UserError with the file and line of the user's code if an import fails.
     """
     import_compiler_late()
-    with no_collection():
-        for folder in FOLDERS:
-            for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
-                _import_component(f"{folder}.{path.stem}", path)
-        set_aside(forever=can_freeze())
+    for folder in FOLDERS:
+        for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
+            _import_component(f"{folder}.{path.stem}", path)
 
 
 def _import_component(name: str, path: Path) -> None:
     try:
-        _warn_if_edited(import_module(name), path)
+        _warn_if_edited(importlib.import_module(name), path)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

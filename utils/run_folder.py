@@ -148,7 +148,7 @@ class RunFolder:
                 raise UserError(f"{path} cannot be written: permission denied; change it with chmod u+w")
         try:
             # not twice in one process: closing the second file would release the lock of the first. Unbuffered: nothing
-            # waits to be written to it, for which utils.imports would keep all objects
+            # waits to be written to it, for which utils.garbage_collection would keep all
             if own in _owned or not lock_file(file := (own / ".lock").open("ab", buffering=0)):
                 raise UserError(f"{self.path} is in use: another process {doing}")
         except OSError as error:

@@ -1,6 +1,7 @@
 """Unknown names of components: of a single task, of another project, not registered, of another kind, or left out."""
 
 import contextlib
+import importlib
 import inspect
 import json
 import re
@@ -12,7 +13,6 @@ from typing import Any
 
 from extras.hints.former_names import FORMER_NAMES
 from utils.arguments import parameters
-from utils.imports import import_module
 from utils.paths import PROJECT
 from utils.registry import FOLDERS, METRICS, REGISTRIES, Registry
 from utils.user_code import in_project, where
@@ -61,7 +61,7 @@ def _package_of(library: ModuleType | None, name: str) -> str:
         return ""
     for package in UNLOADED:
         with contextlib.suppress(ImportError):  # an older torchmetrics does not have all of them
-            import_module(f"{library.__name__}.{package}")
+            importlib.import_module(f"{library.__name__}.{package}")
     packages = [value for value in vars(library).values() if isinstance(value, ModuleType)]
     return next((each.__name__ for each in packages if name in getattr(each, "__all__", ())), "")
 
@@ -77,7 +77,7 @@ def single_task_hint(name: str, args: Mapping[str, Any]) -> str:
         return ""
     task = word[1].lower()
     differing = {}
-    of_task = getattr(import_module(f"{METRICS.library}.classification"), name, None)
+    of_task = getattr(importlib.import_module(f"{METRICS.library}.classification"), name, None)
     for key, parameter in (parameters(of_task) if of_task else {}).items():
         if key in known and key not in args and parameter.default not in (parameter.empty, known[key].default):
             differing[key] = parameter.default

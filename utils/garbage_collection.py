@@ -1,17 +1,16 @@
-"""Imports without garbage collection, which looks again and again through all that a library makes.
+"""Less garbage collection: it would look again and again through all that libraries make when they are imported.
 
-That takes 0.25 s of the 1.0 s for torch, 0.7 of the 2.4 s for torchmetrics, and at the end of a process 0.5 and 0.9 s.
+That takes 0.25 s of the 1.0 s for torch, and at the end of a process 0.5 s, or 0.9 s after torchmetrics. So commands
+import torch without it (``answer_early`` in utils/cli.py).
 """
 
 import atexit
 import contextlib
 import gc
-import importlib
 import io
 import itertools
-import sys
 from collections.abc import Iterator
-from types import GeneratorType, ModuleType
+from types import GeneratorType
 from typing import Any
 
 IDLE = {io.FileIO, io.BufferedReader, io.BytesIO, io.StringIO, GeneratorType}
@@ -20,54 +19,11 @@ OWN = ("torch.", "logger.", "utils.")
 """Where classes with a ``__del__`` have done at the end of a run what it would do."""
 
 
-def import_module(name: str) -> ModuleType:
-    """As that of importlib. What the module sets for garbage collection is kept, such as ``gc.disable()``."""
-    with no_collection():
-        return importlib.import_module(name)
-
-
-def import_library(name: str) -> ModuleType:
-    """As ``import_module``, for a library of many objects: torchmetrics makes 240,000."""
-    if name in sys.modules:
-        return sys.modules[name]
-    forever = can_freeze()
-    with no_collection():
-        library = importlib.import_module(name)
-        set_aside(forever=forever)
-    return library
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """No garbage collection inside the block."""
-    before = gc.get_threshold()
-    gc.set_threshold(0)
-    try:
-        yield
-    finally:
-        if gc.get_threshold()[0] == 0:
-            gc.set_threshold(*before)
-
-
-def can_freeze() -> bool:
-    """Whether this is the process of a command, and no object must be freed before it ends."""
-    return gc.get_freeze_count() > 0 and not _waits_to_be_freed()
-
-
-def set_aside(*, forever: bool) -> None:
-    """Take all objects out of the young generations, where collections would look through them twice.
-
-    forever: from ``can_freeze``; no collection looks through them again.
-    """
-    gc.freeze()
-    if not forever:
-        gc.unfreeze()  # into the oldest generation
-
-
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
     """Inside the block, collections ignore all earlier objects, in worker processes too, which would copy them."""
-    forever = can_freeze()
+    # for good in the process of a command, if no object must be freed before it ends
+    forever = gc.get_freeze_count() > 0 and not _waits_to_be_freed()
     gc.freeze()
     try:
         yield
