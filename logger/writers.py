@@ -136,9 +136,8 @@ class EventWriter(Writer):
         self._flushed = 0.0
         self._file: LogFile | None = None
         self._first_step = 0
-        self._resumed: dict[str, Any] = {}
-        self._earlier: dict[str, int] = {}
-        """Sizes of the files found on resume, to notice missing ones."""
+        self._state: dict[str, Any] = {"earlier": {}}
+        """Name and length of the last file, and the sizes of those found on resume, to notice missing ones."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.event(step, summary=points(values))
@@ -183,9 +182,9 @@ class EventWriter(Writer):
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        if self._file is None:  # nothing was written since the resume
-            return self._resumed
-        return {"file": self._file.path.name, "bytes": self._file.length(), "earlier": self._earlier}
+        if self._file is not None:
+            self._state |= {"file": self._file.path.name, "bytes": self._file.length()}
+        return dict(self._state)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
@@ -199,11 +198,11 @@ class EventWriter(Writer):
             length = expected.get(path.name, size(path) if path.name < kept else 0)
             LogFile(path).truncate(length)  # a shorter one may end in half an event, where readers take the next file
         left = {path.name: size(path) for path in self._files()}
-        self._earlier = {name: length for name, length in left.items() if length}
         self._buffer.clear()
-        self._file, self._resumed = None, {**state, "earlier": self._earlier}
+        self._file = None
+        self._state = {"earlier": {name: length for name, length in left.items() if length}}
         if kept:
-            self._resumed["bytes"] = left.get(kept, 0)
+            self._state |= {"file": kept, "bytes": left.get(kept, 0)}
         self._first_step = step + 1 if step else 0
         lost = [_lost(self.folder / name, left.get(name, 0), length) for name, length in expected.items()]
         return ", ".join(filter(None, lost))
