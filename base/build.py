@@ -315,7 +315,7 @@ def _optimizers(
     for name, groups in divided.items():
         optimizer = _optimizer(loaded, experiment, name, groups)
         for path, reason in replaced_arguments(config.optimizers[name], groups):
-            if loaded.is_override(path):
+            if loaded.document.is_override(path):
                 raise loaded.error(path, reason)
             experiment.console.warn(str(loaded.error(path, reason)))
         settings = config.optimizers[name]

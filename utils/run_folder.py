@@ -201,10 +201,6 @@ class RunFolder:
         except (OSError, ValueError):
             return ""
 
-    def write_config(self, text: str) -> None:
-        """Replace config.json atomically."""
-        replace_file(self.config, text)
-
     def read_environment(self) -> dict[str, Any]:
         """The content of environment.json; empty if it is missing or cannot be read."""
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):

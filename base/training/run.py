@@ -16,7 +16,7 @@ from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder, environment, environment_changes
+from utils.run_folder import RunFolder, environment, environment_changes, replace_file
 from utils.text import dotted
 
 
@@ -50,7 +50,7 @@ def prepare_folder(loaded: LoadedConfig, weights: InitialWeights | None, folder:
     """Write what a resume needs before the first checkpoint: the config and the weights that were loaded."""
     if weights is not None:
         checkpoint.write(folder.initial, {"model": weights.taken})
-    folder.write_config(to_json(loaded.config, folder=folder.path))
+    replace_file(folder.config, to_json(loaded.config, folder=folder.path))
 
 
 def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> None:
@@ -68,7 +68,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
     folder.write_environment(now, note)
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:
-        trainer.outputs.on_first_step = lambda: folder.write_config(text)
+        trainer.outputs.on_first_step = lambda: replace_file(folder.config, text)
 
 
 @contextmanager

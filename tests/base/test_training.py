@@ -318,7 +318,8 @@ def test_a_resumed_run_keeps_its_folder_even_if_nothing_is_in_it(fit: Fit) -> No
 
 def test_a_folder_that_holds_anything_else_stays(tmp_path: Path) -> None:
     def left(name: str) -> bool:
-        folder = RunFolder.create(str(tmp_path), "a", prepare=lambda folder: folder.write_config("{}"))
+        folder = RunFolder.create(str(tmp_path), "a")
+        folder.config.write_text("{}")
         (folder.path / name).touch()
         return not folder.remove_empty() and folder.config.exists()
 

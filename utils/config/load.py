@@ -55,10 +55,6 @@ class LoadedConfig:
         """Whether the file or an override gives this path a value, rather than the default."""
         return inside(self.document.value, path)[0] == path
 
-    def is_override(self, path: KeyPath) -> bool:
-        """Whether the value at this path comes from the command line."""
-        return self.document.is_override(path)
-
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
         filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
