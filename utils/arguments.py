@@ -84,7 +84,6 @@ def of_field(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-@functools.cache  # called for every argument of the config at each save
 def annotations(component: Callable[..., Any], name: str) -> tuple[Any, ...]:
     """The annotations of a parameter in a class's constructor, then in those of its base classes."""
     signatures = [signature.parameters for signature in _signatures(component)]

@@ -64,7 +64,7 @@ def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:
     variables, whose values are already where they are used.
     """
     left_out = (("name",), ("variables",), ("trainer", "save_dir"))
-    return {dotted(path): value for path, value, _ in _values((), _with_defaults(config)) if path not in left_out}
+    return {dotted(path): value for path, value in _values((), _with_defaults(config)) if path not in left_out}
 
 
 def saved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -139,15 +139,13 @@ def _change(path: KeyPath, before: Any, after: Any, component: str | None = None
     return Change(path, before, after, rule)
 
 
-def _values(path: KeyPath, value: Any, component: str | None = None) -> Iterator[tuple[KeyPath, Any, str | None]]:
-    """The leaves of a config (keys, and arguments as a whole), each with the component that an argument belongs to."""
+def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """The leaves of a config: keys, and arguments as a whole."""
     if not value or not _has_keys(path, value):
-        yield path, value, component
+        yield path, value
         return
-    inner = dict(enumerate(value)) if isinstance(value, list) else value
-    name = inner.get("type") if path[-1:] != ("args",) else component
-    for key in inner:
-        yield from _values((*path, key), inner[key], name)
+    for key, item in enumerate(value) if isinstance(value, list) else value.items():
+        yield from _values((*path, key), item)
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
