@@ -374,7 +374,7 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
         return Schedule(optimizer, None, per_step=False, steps_per_epoch=steps, length=epochs)
     per_step = component.interval == "step"
     length = epochs * (steps if per_step else 1)
-    if problem := length_conflict(component, at, length):
+    if problem := length_conflict(component.type, component.args, (*at, "args"), length):
         raise loaded.error(problem.path, problem.message)
     settings = with_mode(component.model_dump(), config.trainer.monitor)
 

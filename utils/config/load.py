@@ -163,7 +163,7 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
     for path, scheduler in config.schedulers().items():
         length = _length(config, scheduler)
-        if length and (problem := length_conflict(scheduler, path, length)):
+        if length and (problem := length_conflict(scheduler.type, scheduler.args, (*path, "args"), length)):
             yield problem
         if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
             yield problem

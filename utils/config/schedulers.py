@@ -77,14 +77,10 @@ def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
     return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
 
 
-def length_conflict(scheduler: SchedulerConfig, path: KeyPath, length: int) -> Problem | None:
+def length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: int) -> Problem | None:
     """A mistake if OneCycleLR has another length than the run or, in SequentialLR, than its part of the run, since
-    stepping it past its end raises an error. Also if such parts overlap.
+    stepping it past its end raises an error. Also if such parts overlap. path: of the arguments.
     """
-    return _length_conflict(scheduler.type, scheduler.args, (*path, "args"), length)
-
-
-def _length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: int) -> Problem | None:
     if name in COMPOUND_SCHEDULERS and isinstance(args.get("schedulers"), list):
         milestones = args.get("milestones")
         if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise(milestones)):
@@ -93,7 +89,7 @@ def _length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: 
         lengths = _part_lengths(milestones, len(args["schedulers"]), length)
         inner = zip(map(name_and_args, args["schedulers"]), lengths, strict=True)
         parts = (
-            _length_conflict(*part, (*path, "schedulers", index, "args"), lasts)
+            length_conflict(*part, (*path, "schedulers", index, "args"), lasts)
             for index, (part, lasts) in enumerate(inner)
             if part
         )

@@ -87,7 +87,7 @@ def test_the_parts_of_a_sequence_last_until_the_next_milestone() -> None:
 )
 def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) -> None:
     scheduler = SchedulerConfig(type="OneCycleLR", args={"max_lr": 1.0, **args})
-    problem = length_conflict(scheduler, ("lr_scheduler",), 8)
+    problem = length_conflict(scheduler.type, scheduler.args, ("lr_scheduler", "args"), 8)
     assert (problem and problem.path[-1]) == key
 
 
@@ -107,7 +107,7 @@ def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) ->
 def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], milestones: list[int], says: str) -> None:
     parts = ["ConstantLR", {"type": "OneCycleLR", "args": {"max_lr": 1.0, **args}}]
     scheduler = SchedulerConfig(type="SequentialLR", args={"schedulers": parts, "milestones": milestones})
-    problem = length_conflict(scheduler, ("lr_scheduler",), 8)
+    problem = length_conflict(scheduler.type, scheduler.args, ("lr_scheduler", "args"), 8)
     assert says in (f"{dotted(problem.path)}: {problem.message}" if problem else "")
     assert bool(says) == bool(problem)
 
