@@ -4,7 +4,6 @@
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -94,7 +93,7 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
 
 
 def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"the {part} in {source} does not match this run's config and code: {why}")
+    return CheckpointError(f"the part {part} in {source} does not match this run's config and code: {why}")
 
 
 def load_part(part: Any, state: Any) -> None:
@@ -238,7 +237,7 @@ class _Unlike(ValueError):  # noqa: N818  (becomes a CheckpointError with the pa
 
 
 def _check(saved: Any, own: Any, keys: Keys) -> None:
-    """Raise _Unlike if a value has another type than ours, or is a number too large for a tensor."""
+    """Raise _Unlike if a value has another type than ours, or is an integer too large for a tensor."""
     if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
         return
     name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
@@ -259,9 +258,7 @@ def _check(saved: Any, own: Any, keys: Keys) -> None:
 def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
     if isinstance(saved, Tensor):
         return part_kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
-    if isinstance(saved, float):
-        return not math.isfinite(saved) or abs(saved) < 2**63
-    return isinstance(saved, int) and not isinstance(saved, bool) and abs(saved) < 2**63
+    return isinstance(saved, float) or (type(saved) is int and abs(saved) < 2**63)
 
 
 def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:

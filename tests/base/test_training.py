@@ -16,7 +16,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import curves, lines, needs_extra, same, state, temporarily
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, TrainingError, UserError
-from utils.registry import DATA_LOADERS, OPTIMIZERS, SCHEDULERS
+from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, SCHEDULERS
 from utils.run_folder import RunFolder
 
 Fit = Callable[..., train.Result]
@@ -265,6 +265,18 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(fit: Fit, tmp_
     kept = sorted(tmp_path.glob("saved/small/*/checkpoints/step-*.pth"))
     assert kept
     assert all(int(path.stem.removeprefix("step-")) < step for path in kept)
+
+
+def large(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(targets),), 1e25)
+
+
+def test_a_run_with_very_large_values_resumes_within_an_epoch(fit: Fit) -> None:
+    with temporarily(METRICS, large):
+        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", metrics=["large"])
+        half = fork(whole, 7)
+        train.main(["-r", str(half)])
+    assert [line["large"] for line in lines(half)] == [line["large"] for line in lines(whole.run_dir)]
 
 
 REGRESSION: dict[str, Any] = {

@@ -128,8 +128,8 @@ def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (lambda state: state["writers"]["metrics"].update(bytes=-5), "length of a log file: -5 bytes"),
         (lambda state: state.pop("optimizer"), "has no part optimizer"),
-        (lambda state: state.update(model={"x": torch.zeros(1)}), "the model in .* does not match"),
-        (lambda state: state.update(random={"python": 3}), "the random in .* does not match"),
+        (lambda state: state.update(model={"x": torch.zeros(1)}), "the part model in .* does not match"),
+        (lambda state: state.update(random={"python": 3}), "the part random in .* does not match"),
     ],
 )
 def test_a_checkpoint_that_makes_no_sense_is_refused(
