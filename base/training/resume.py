@@ -15,7 +15,7 @@ import torch
 from base.base_trainer import BaseTrainer
 from base.training.schedule import ScheduledOptimizer
 from base.training.state import part_name
-from base.training.summary import resume_command
+from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import Problem, config_error
@@ -34,7 +34,6 @@ from utils.text import count, listed
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
-LENGTH = (("trainer", "epochs"), ("trainer", "early_stop"))
 """Keys that decide whether a run is finished."""
 
 
@@ -119,14 +118,14 @@ def load_checkpoint(
         trainer.progress.reset_best()
     _recompute_best_and_schedules(trainer, before.get("trainer.monitor"), folder)
     if trainer.finished():
-        _refuse_another_best(loaded, changed, another_metric=another)
+        _refuse_another_best(loaded, trainer, changed, another_metric=another)
     # in this order: logs must remain as long as later checkpoints can be resumed
     outputs, progress = trainer.outputs, trainer.progress
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     for change in changed:
-        if trainer.finished() and change.path not in LENGTH:
+        if trainer.finished() and not _finishes(trainer, change):
             trainer.console.warn(f"no effect, since the run is finished: {change}")
         else:
             trainer.console.info(f"resumed with {change}")
@@ -228,7 +227,18 @@ def _warn_of_partial(trainer: BaseTrainer, before: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, another_metric: bool) -> None:
+def _finishes(trainer: BaseTrainer, change: Change) -> bool:
+    """Whether a run is finished by this change, and was not before."""
+    if change.path == ("trainer", "epochs"):
+        return bool(change.before > trainer.progress.epochs >= change.after)
+    if change.path == ("trainer", "early_stop"):
+        return trainer.stopped_early() and (change.before is None or change.before > trainer.progress.stale_epochs)
+    return False
+
+
+def _refuse_another_best(
+    loaded: LoadedConfig, trainer: BaseTrainer, changed: Sequence[Change], *, another_metric: bool
+) -> None:
     """Raise ConfigError for a change of a finished run that would name another best epoch.
 
     The run's config.json is written with the next step, so that it would not say by which value.
@@ -236,7 +246,7 @@ def _refuse_another_best(loaded: LoadedConfig, changed: Sequence[Change], *, ano
     for change in changed:
         if change.path == ("trainer", "monitor") or (another_metric and change.path[0] == "metrics"):
             values = f"this run has {shown(change.before)}, got {shown(change.after)}"
-            message = f"cannot change once a run is finished: {values}; set trainer.epochs=N too, to train longer"
+            message = f"cannot change once a run is finished: {values}; {how_to_train_longer(trainer)}"
             raise loaded.error(change.path, message)
 
 

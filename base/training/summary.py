@@ -54,7 +54,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     yield _row("device", f"{device}, {precision}{slow}{strategy}")
     yield _row("run", display_path(folder.path))
     if trainer.finished():
-        yield _row("finished", _how_to_train_longer(trainer))
+        yield _row("finished", how_to_train_longer(trainer))
     elif progress.steps:
         epoch = min(progress.epochs + 1, config.trainer.epochs)
         yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
@@ -123,7 +123,8 @@ def tensorboard_address(monitor: str | None, logged: Collection[str]) -> str:
     return f"http://localhost:6006/?smoothing=0&pinnedCards={quote(cards, safe=':,')}#timeseries"
 
 
-def _how_to_train_longer(trainer: BaseTrainer) -> str:
+def how_to_train_longer(trainer: BaseTrainer) -> str:
+    """Why a run is finished, and what to change to train it for longer."""
     settings, progress = trainer.settings, trainer.progress
     if not trainer.stopped_early():
         return "all epochs are done; set trainer.epochs=N to train longer"

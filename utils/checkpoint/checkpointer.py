@@ -145,12 +145,10 @@ class Checkpointer:
         if step_file and _is_intact(step_file):
             link(best, step_file)
         elif best.exists():
-            aside = self._set_aside(best)
+            why = "no epoch so far counts as the best"
             if step_file:
-                self.warn(
-                    f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing; the "
-                    f"former best.pth is now {aside}, and the next better epoch writes a new one"
-                )
+                why = f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing"
+            self.warn(f"{why}; the former best.pth is now {self._set_aside(best)}")
 
     def _set_aside(self, path: Path) -> Path:
         """Move a checkpoint to the folder of those that no longer count. Returns where it is."""

@@ -632,6 +632,37 @@ def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.Captu
     assert not same(state(run, "best.pth"), best)
 
 
+def test_a_run_that_stopped_early_says_what_its_changes_do(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=9", "trainer.monitor=max loss", "trainer.early_stop=2", "--lr=0.1").run_dir
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.epochs=20"])
+    printed = capsys.readouterr()
+    assert "no effect, since the run is finished: trainer.epochs 9 -> 20" in printed.err
+    assert "resumed with" not in printed.out
+    changes = ["trainer.epochs=20", "trainer.early_stop=1", "trainer.monitor=max val_loss"]
+    with pytest.raises(UserError, match=r"monitor: cannot change .*; stopped early: .*early_stop=N"):
+        train.main(["-r", str(run), *changes])
+
+
+def test_an_earlier_end_takes_effect(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=3", "trainer.monitor=max loss").run_dir
+    (run / "checkpoints" / "last.pth").unlink()
+    for change, says in (
+        ("trainer.epochs=2", "no effect, since the run is finished: trainer.epochs 3 -> 2"),
+        ("trainer.early_stop=1", "resumed with trainer.early_stop null -> 1"),
+    ):
+        capsys.readouterr()
+        train.main(["-r", str(run), change])
+        assert says in "".join(capsys.readouterr())
+
+
+def test_a_best_checkpoint_is_not_set_aside_silently(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.monitor=min loss").run_dir
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.monitor=null", "trainer.epochs=3"])
+    assert "no epoch so far counts as the best; the former best.pth is now " in capsys.readouterr().err
+
+
 def test_a_model_whose_code_has_changed_is_named_before_the_optimizer(fit: Fit) -> None:
     class Growing(nn.Module):
         width = 4
