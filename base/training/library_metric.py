@@ -123,7 +123,9 @@ class LibraryMetric:
         if isinstance(value, (int, float)):
             return value
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        advice = 'try "average": "macro", or ' if hasattr(self.metric, "average") else ""
+        # curves, a tuple, have an average of their own, which gives no single number either
+        averages = isinstance(value, Tensor) and hasattr(self.metric, "average")
+        advice = 'try "average": "macro", or ' if averages else ""
         raise ConfigError(
             f'metrics: "{self.name}" gives {shape}, not a single number; {advice}write a metric of your own that '
             "reduces it to one number"

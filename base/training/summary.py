@@ -27,7 +27,9 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     training = trainer.training
     progress = trainer.progress
     yield config.name
-    yield _row("model", f"{config.model.type}, {count_parameters(trainer.model):,} parameters")
+    size, trainable = sum(each.numel() for each in trainer.model.parameters()), count_parameters(trainer.model)
+    fewer = f", {trainable:,} of them trainable" if trainable < size else ""
+    yield _row("model", f"{config.model.type}, {size:,} parameters{fewer}")
     validation = f", {training.validation_samples:,} for validation" if training.validation else ""
     batches = training.batches
     left_out = batches.num_samples - batches.samples_per_pass

@@ -108,7 +108,7 @@ class _Check:
         self.evaluates_training = True
         """Whether ``eval_step`` takes training batches."""
         self.measures_training = False
-        """Whether losses are those of ``train_step``, since ``eval_step`` takes no training batches or has no loss."""
+        """Whether losses are those of ``train_step``, since those of ``eval_step`` cannot follow the training."""
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule is unaffected: its length is that of the run
@@ -138,6 +138,7 @@ class _Check:
         except Exception as error:
             yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
             return
+        self.measures_training |= trace.outputs is None  # eval_step calls another model, as of averaged weights
         if not self.evaluates_training and not self.training.validation and not own_validation(self.trainer):
             text = "eval_step does not take training batches, and the config has no validation data to try it on"
             yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")

@@ -26,7 +26,11 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     """pydantic's errors about the value at a path. A key that is missing because it is misspelt counts once."""
     config = {} if below else value
     errors: list[dict[str, Any]] = [
-        {**item, "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]"))}
+        {
+            **item,
+            "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]")),
+            "about_key": item["loc"][-1:] == ("[key]",),
+        }
         for item in error.errors(include_url=False)
     ]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
@@ -37,6 +41,8 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
         path = (*below, *item["loc"])
         if item["type"] == "extra_forbidden":
             yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config), at_key=True)
+        elif item["about_key"]:
+            yield Problem(path, f"{_reason(path, item)}, got {shortened(path[-1])}", at_key=True)
         elif item["type"] != "missing":
             place, _ = inside(value, item["loc"])
             wrong.setdefault(place, []).append(_reason((*below, *place), item))

@@ -370,7 +370,7 @@ def failing_metric() -> type:
             {"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}},
             r"gives \(3, 3\), not a single number",
         ),
-        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not a single number"),
+        ({"type": "ROC", "args": {"task": "multiclass", "num_classes": 3}}, "gives tuple, not a single number; write"),
         ({"type": "Recall", "args": {"task": "multiclass", "num_classes": 3, "average": None}}, '"average": "macro"'),
         ("Failing", '"Failing" cannot be computed: KeyError'),
     ],

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import train
 from base.base_trainer import BaseTrainer
+from tests.helpers import temporarily
 from utils import files
 from utils.device import describe_device
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
+from utils.registry import MODELS
 from utils.run_folder import environment_changes
 
 Fit = Callable[..., train.Result]
@@ -117,3 +120,16 @@ def test_the_command_can_be_pasted(fit: Fit, monkeypatch: pytest.MonkeyPatch) ->
     assert environment(fit("trainer.epochs=1").run_dir)["command"].endswith(
         """train.py --note 'a b' 'metrics=["accuracy"]'"""
     )
+
+
+def test_the_start_names_all_parameters_and_those_that_are_trained(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Frozen(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(6, 4), nn.Linear(4, 3))
+            self[0].requires_grad_(False)
+
+    with temporarily(MODELS, Frozen):
+        fit(model="Frozen")
+    assert "model     Frozen, 43 parameters, 15 of them trainable\n" in capsys.readouterr().out

@@ -21,6 +21,7 @@ from base.training.observer import Observer
 from extras.check import preflight
 from extras.check.data_checks import check_batch
 from extras.layers import Trace, traced
+from tests.averaged import AveragedTrainer
 from tests.configs import sound
 from tests.conftest import load_script
 from tests.helpers import temporarily
@@ -272,6 +273,22 @@ def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     assert "exactness" not in check(**nested())[1]
     _, report = check(**plain() | {"loss": "MovingLoss"})
     assert "buffers or numbers of the loss that change but are in no checkpoint: count\n" in report
+
+
+class EvaluatesAverage(AveragedTrainer):
+    """Evaluates an average of the weights, which the steps of a check do not follow."""
+
+    def eval_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.ema(inputs)
+        return StepResult(self.criterion(outputs, targets), outputs, targets)
+
+
+def test_a_trainer_that_evaluates_another_model_is_judged_by_its_training(check: Check) -> None:
+    with temporarily(TRAINERS, EvaluatesAverage):
+        status, report = check(**plain(), trainer={"type": "EvaluatesAverage"})
+    assert status == 0, report
+    assert "learning      ok" in report
 
 
 @pytest.mark.parametrize("own_random", [True, False])

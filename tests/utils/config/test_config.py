@@ -103,6 +103,15 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("trainer", {"profile_steps": [1]}, "trainer.profile_steps: should have at least 2 items, got [1]"),
         ("trainer", {"save_dir": ""}, "trainer.save_dir: should have at least 1 character"),
         ("name", "../x", "name: should be a plain name"),
+        *(
+            (
+                key,
+                {"a b": sound()[key], "c": sound()[key]},
+                f'{key}.a b: should be a plain name: letters, digits and _, got "a b"',
+            )
+            for key in ("optimizer", "loss")
+        ),
+        ("validation", {"": sound()["data_loader"]}, 'should be a plain name: letters, digits and _, got ""'),
         ("extends", 3, "extends: should be the path"),
     ],
 )
