@@ -169,7 +169,7 @@ class Replaying(Trainer):
         ("left out", "3 steps, repeated from the restored state, end with a different model"),
         ("used up", "3 steps, repeated from the restored state, fail: IndexError: no more rows"),
         ("forgetful", "3 steps, repeated from the restored state, end with a different model, memory"),
-        ("broken", "the state cannot be loaded again: the memory in the state before does not match"),
+        ("broken", "the state cannot be loaded again: the part memory in the state before does not match"),
     ],
 )
 def test_state_that_attributes_do_not_show_is_found_by_repeating_steps(
