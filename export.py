@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
+from utils.errors import UserError
 from utils.extras import load_extra
 
 SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     cli.refuse_torchrun("export.py")
     with cli.loading():
         extra = load_extra("export", "export.py")
-    name = options.format or (SUFFIXES.get(options.out.suffix, "torch") if options.out else "torch")
+    if options.out and not options.format and options.out.suffix not in SUFFIXES:
+        raise UserError(f"--out {options.out}: the file name must end with one of {', '.join(SUFFIXES)}")
+    name = options.format or (SUFFIXES[options.out.suffix] if options.out else "torch")
     written: Path = extra.export(Path(options.resume), name, options.out, options.overrides)
     return written
 

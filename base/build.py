@@ -54,7 +54,7 @@ from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 from utils.runtime import Runtime
 from utils.schema import Component, KeyPath, component_path
 from utils.signals import SignalWatch
-from utils.text import listed
+from utils.text import count, listed
 from utils.tree import to_device
 
 
@@ -146,7 +146,7 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
     batch = loaded.config.data_loader.args.get("batch_size")
     if isinstance(batch, int) and batch < process_group.world_size:
         message = (
-            f"{batch} samples cannot be shared by {process_group.world_size} processes; "
+            f"{count(batch, 'sample')} cannot be shared by {process_group.world_size} processes; "
             "batch_size is the total over all processes"
         )
         raise loaded.error(("data_loader", "args", "batch_size"), message)

@@ -44,7 +44,7 @@ def update(project: Path) -> int:
     found = plan(project, before, after, YOURS)
     write(project, found)
     replace(project / ORIGIN, project_files.origin_text(head, minimal=minimal))
-    return report(project, found)
+    return report(project, found, minimal=minimal)
 
 
 def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def replace(path: Path, content: bytes) -> None:
     unfinished.replace(path)
 
 
-def report(project: Path, found: Update) -> int:
+def report(project: Path, found: Update, *, minimal: bool) -> int:
     """Print what an update did, and return the exit status: 1 if there are conflicts."""
     written = [name for name in found.writes if name not in found.conflicts]
     for what, names in (("updated", written), ("deleted", found.deleted), ("left unchanged", found.kept)):
@@ -171,8 +171,7 @@ def report(project: Path, found: Update) -> int:
     if not (found.writes or found.deleted):
         print(f"{project} is up to date")
         return 0
-    print(
-        f"Next, in {project}: {'resolve the conflicts, ' if found.conflicts else ''}make schema, make test, git commit"
-    )
+    resolve, schema = "resolve the conflicts, " * bool(found.conflicts), "" if minimal else "make schema, "
+    print(f"Next, in {project}: {resolve}{schema}make test, git commit")
     print("To undo it before that: git reset --hard && git clean -d --force")
     return 1 if found.conflicts else 0

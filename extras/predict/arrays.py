@@ -71,10 +71,12 @@ class ArrayRows:
     def _member(self, archive: zipfile.ZipFile) -> str:
         names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
         chosen = [self._name] if self._name else names if len(names) == 1 else [each for each in NAMES if each in names]
-        if not chosen or chosen[0] not in names:
-            listed, example = ", ".join(names[:10]) or "nothing", names[0] if names else "x"
-            raise DataError(f"{self._path} contains {listed}; name the array, as in {self._path}:{example}")
-        return f"{chosen[0]}.npy"
+        if chosen and chosen[0] in names:
+            return f"{chosen[0]}.npy"
+        contains = f"it contains {', '.join(names[:10]) or 'none'}"
+        if self._name:
+            raise DataError(f'{self._path} has no array "{self._name}"; {contains}')
+        raise DataError(f"{self._path}: {contains}; name the array, as in {self._path}:{names[0] if names else 'x'}")
 
 
 class TableRows:
@@ -147,7 +149,9 @@ def _is_number(cell: str) -> bool:
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of the array that follows. Raises Unreadable, ValueError."""
     shape, fortran, dtype = read_header(file)
-    if not shape or (fortran and len(shape) > 1):
+    if not shape:
+        raise Unreadable("the array is a single number; expected one row per input")
+    if fortran and len(shape) > 1:
         raise Unreadable("the array does not have contiguous rows; save np.ascontiguousarray(array)")
     try:
         torch.from_numpy(np.empty(0, dtype))

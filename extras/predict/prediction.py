@@ -176,6 +176,7 @@ class Predictor:
         except FORWARD_ERRORS as error:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
             raise DataError(f"{first.file}: {what}{self._takes()}{self._advice(error, first.file)}") from error
+        self._warn_of_size(inputs, first.file)
         return inputs, self.interpreter.fields(outputs, len(batch))
 
     def _advice(self, error: Exception, file: str) -> str:
@@ -217,19 +218,23 @@ class Predictor:
         return fitting
 
     def _check_shape(self, inputs: Any, file: str) -> None:
-        """Raise DataError for inputs with other dimensions than in training, and warn once about another size."""
+        """Raise DataError for inputs with another number of dimensions than in training."""
+        shape = self.task.shape("inputs")
+        if isinstance(inputs, Tensor) and shape is not None and inputs.dim() - 1 != len(shape):
+            rows = " An array has one row per input; use array[None] for a single input."
+            got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
+            raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
+
+    def _warn_of_size(self, inputs: Any, file: str) -> None:
+        """Warn once of inputs that the model takes, but that have another size than in training."""
         shape = self.task.shape("inputs")
         if not isinstance(inputs, Tensor) or shape is None or list(inputs.shape[1:]) == shape:
             return
-        got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
-        if inputs.dim() - 1 != len(shape):
-            rows = " An array has one row per input; use array[None] for a single input."
-            raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
-        if inputs.dim() == 2 and not inputs.is_floating_point():
-            return  # tokens, of which there may be any number
-        if not self._other_shapes and not self.tolerant:
+        tokens = inputs.dim() == 2 and not inputs.is_floating_point()  # of which there may be any number
+        if not tokens and not self._other_shapes and not self.tolerant:
             self._other_shapes = True
-            tqdm.write(_safe(f"warning: {got}. {self._takes().strip()}"), file=sys.stderr)
+            got = f"{file}: the input has shape {tuple(inputs.shape[1:])}. {self._takes().strip()}"
+            tqdm.write(_safe(f"warning: {got}"), file=sys.stderr)
 
     def _show(self, batch: Sequence[Item], inputs: Any, fields: Sequence[Field]) -> None:
         from extras.predict.grid import MOST, shown

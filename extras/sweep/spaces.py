@@ -101,7 +101,8 @@ def parse_space(word: str) -> Space:
         if high < low:
             raise ConfigError(f"{where}: the range is empty: {low} is greater than {high}; did you mean {high}..{low}?")
         if high - low >= MOST_TRIALS:
-            raise ConfigError(f"{where}: {high - low + 1:,} values are too many; lin:{text} with --trials samples them")
+            advice = "" if key.rpartition(".")[2] in REPLICATES else f"; lin:{text} with --trials samples them"
+            raise ConfigError(f"{where}: {high - low + 1:,} values are too many, the most are {MOST_TRIALS:,}{advice}")
         return Space(key, text, tuple(map(str, range(low, high + 1))))
     _check_meant(text, where=where)
     values = _split(text)

@@ -225,12 +225,15 @@ def test_a_project_that_is_not_in_git_is_refused(
     assert script.main(["--update", "--minimal", str(tmp_path / "mine")]) == 2
 
 
-def test_a_minimal_project_stays_minimal(make: Make, script: ModuleType, tmp_path: Path) -> None:
+def test_a_minimal_project_stays_minimal(
+    make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = make("--minimal")
     commit(tmp_path / "template", **{"extras/report.py": "new\n", "train.py": "new\n"})
     assert script.main(["--update", str(project)]) == 0
     assert not (project / "extras").exists()
     assert (project / "train.py").read_text() == "new\n"
+    assert "make schema" not in capsys.readouterr().out
 
 
 def test_an_update_that_is_killed_can_be_undone_and_repeated(

@@ -353,7 +353,7 @@ def test_a_mistake_is_one_message(run: Path, tmp_path: Path, capsys: Capture, mo
         (["-r", str(run), "model.args.kernel_size=3"], "do not match this model"),
         (["-r", str(run), "--out", str(tmp_path / "no" / "a.onnx")], f"no such folder: {tmp_path / 'no'}"),
         (["-r", str(run), "--out", str(tmp_path / "folder.onnx")], "is a folder; name a file"),
-        (["-r", str(run), "--out", str(run / "config.json")], "the file name must end with .pt2"),
+        (["-r", str(run), "--out", str(run / "config.json")], "must end with one of .pt2, .onnx, .safetensors"),
         (["-r", str(run), "--format", "onnx", "--out", "a.pt2"], "must end with .onnx"),
         (["-r", str(run), "--format", "tflite"], "invalid choice: 'tflite'"),
         (["-d", "cuda", "-r", str(run)], "unrecognized arguments: -d"),

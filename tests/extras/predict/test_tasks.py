@@ -170,6 +170,13 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: 
     assert errors.count("\n") == 3
 
 
+def test_an_array_of_one_number_has_no_rows(regression: Path, ask: Ask) -> None:
+    np.save("x.npy", np.float32(3))
+    status, _, errors = ask(regression, "x.npy")
+    assert status == 1
+    assert "skipped x.npy: the array is a single number; expected one row per input" in errors
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -188,7 +195,7 @@ def test_an_array_of_another_kind_is_told_what_the_model_takes(
     status, output, errors = ask(regression, "x.npy")
     assert (status, output) == (2, "")
     assert message in errors
-    assert "In training, the inputs were float32 of shape (B, 3)." in errors
+    assert errors.count("In training, the inputs were float32 of shape (B, 3).") == 1
     assert "Traceback" not in errors
 
 

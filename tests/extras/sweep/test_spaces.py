@@ -46,7 +46,7 @@ def test_a_single_value_holds_for_all_trials() -> None:
     ("words", "message"),
     [
         (["seed=4..0"], "the range is empty: 4 is greater than 0; did you mean 0..4?"),
-        (["seed=0..10000"], "10,001 values are too many"),
+        (["a=0..10000"], "10,001 values are too many, the most are 10,000; lin:0..10000 with --trials samples them"),
         (["a=0.1..0.2"], "a..b counts integers; for other numbers write lin:0.1..0.2 or log:0.1..0.2"),
         (["a=log:0..1"], "a logarithmic range must start above 0, got 0; or use lin:0..1"),
         (["a=log:-1..1"], "a logarithmic range must start above 0"),
@@ -154,3 +154,8 @@ def test_values_of_different_losses_are_not_compared(
     refused = pytest.raises(UserError, match=f"cannot be compared by {monitor}; monitor a metric instead, e.g. ")
     with contextlib.nullcontext() if comparable else refused:
         check_monitor(config, parse_spaces([space])[1])
+
+
+def test_too_many_seeds_are_not_to_be_sampled() -> None:
+    with pytest.raises(ConfigError, match=r"10,001 values are too many, the most are 10,000$"):
+        parse_spaces(["seed=0..10000"])
