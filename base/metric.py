@@ -1,9 +1,12 @@
 """The result of a step and the type of a metric, and checks of what yours return."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -79,11 +82,23 @@ def check_result(result: Any, step: str) -> None:
     check_loss(result.loss, f"{step} returned a loss")
     if not isinstance(result.log, Mapping):
         raise ConfigError(f"{step} returned a log of type {type(result.log).__name__}; expected a dict of values")
-    if isinstance(result.count, Tensor) and result.count.numel() != 1:
+    if result.count is not None and (wrong := _wrong_count(result.count)):
         raise ConfigError(
-            f"{step} returned a count of shape {tuple(result.count.shape)}; expected one number, what the loss is "
-            "averaged over"
+            f"{step} returned a count {wrong}; expected what the loss is averaged over: a finite number, 0 if nothing "
+            "counts"
         )
+
+
+def _wrong_count(count: Any) -> str:
+    """What is wrong with ``StepResult.count``; empty if nothing is. Reads its value."""
+    if isinstance(count, Tensor) and count.numel() != 1:
+        return f"of shape {tuple(count.shape)}"
+    if isinstance(count, Tensor) and (count.is_complex() or count.dtype == torch.bool):
+        return f"of dtype {str(count.dtype).removeprefix('torch.')}"
+    if isinstance(count, bool) or not isinstance(count, (Real, Tensor)):
+        return f"of type {type(count).__name__}"
+    value = float(count)
+    return "" if math.isfinite(value) and value >= 0 else f"of {value:g}"
 
 
 def check_loss(loss: Any, what: str) -> None:
@@ -130,8 +145,9 @@ def single_number(value: Any, what: str) -> Tensor | float:
 
     what: the beginning of the message.
     """
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ConfigError(f"{what} of shape {tuple(value.shape)}; a logged value is a single number, shape ()")
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
+        found = "complex dtype" if value.is_complex() else f"shape {tuple(value.shape)}"
+        raise ConfigError(f"{what} of {found}; a logged value is a single number, shape ()")
     try:
         return value.squeeze() if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError) as error:

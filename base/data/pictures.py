@@ -46,9 +46,11 @@ class Shown:
         """
         if self._pictured.get(tag) == step:
             return
-        pictures = pictures_of(self.data, images)
+        given = isinstance(images, Tensor) and images.numel()
+        pictures = pictures_of(self.data, images) if given else None
         if pictures is None:
-            raise ConfigError(f"picture {tag!r}: expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+            got = describe_batch(images) if isinstance(images, Tensor) else f"type {type(images).__name__}"
+            raise ConfigError(f"picture {tag!r}: expected a tensor of images of shape (B, C, H, W), got {got}")
         self._pictured[tag] = step
         self._writer.images(step, tag, pictures)
 

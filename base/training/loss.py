@@ -27,7 +27,7 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
     """
     count: Any = take_count_of([result.loss], loss)  # also if the result has its own: it clears what the loss stored
     if result.count is not None:
-        count = to_scalar(result.count)
+        count = to_scalar(result.count) if isinstance(result.count, Tensor) else float(result.count)
     elif count is None:
         count = taken
     if take_parts := getattr(type(loss), "take_parts", None):  # losses by name

@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,8 +49,10 @@ class Warming(Trainer):
 
 
 class Wrong(Warming):
+    images: ClassVar[Any] = None
+
     def eval_step(self, batch: Any) -> StepResult:
-        self.picture("samples", torch.rand(3, 5))
+        self.picture("samples", self.images)
         return super().eval_step(batch)
 
 
@@ -164,8 +167,19 @@ def test_a_module_keeps_the_mode_of_the_epoch(
     assert modes == [f"modes {trained}"] * 2
 
 
-def test_what_is_not_an_image_is_refused(fit: Fit) -> None:
-    with pytest.raises(ConfigError, match=r"picture 'samples': expected images of shape \(B, C, H, W\), got \(3, 5\)"):
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (torch.rand(3, 5), r"\(3, 5\) float32"),
+        (torch.rand(0, 3, 8, 8), r"\(0, 3, 8, 8\) float32"),
+        (np.zeros((2, 3, 8, 8)), "type ndarray"),
+        ([torch.rand(3, 8, 8)], "type list"),
+    ],
+)
+def test_what_is_not_an_image_is_refused(fit: Fit, monkeypatch: pytest.MonkeyPatch, images: Any, got: str) -> None:
+    monkeypatch.setattr(Wrong, "images", images)
+    says = rf"picture 'samples': expected a tensor of images of shape \(B, C, H, W\), got {got}"
+    with pytest.raises(ConfigError, match=says):
         fit("trainer.type=Wrong")
 
 

@@ -1,9 +1,10 @@
 """Common mistakes in your own step, loss, metric or model: each ends with one message that names it."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -65,6 +66,20 @@ class CountsEach(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         result = super().train_step(batch)
         return result._replace(count=torch.ones_like(result.targets))
+
+
+class CountsWrong(Trainer):
+    count: ClassVar[Any] = None
+
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)._replace(count=self.count)
+
+
+class LogsComplex(Trainer):
+    logs = ("phase",)
+
+    def train_step(self, batch: Any) -> StepResult:
+        return super().train_step(batch)._replace(log={"phase": torch.tensor(1j)})
 
 
 class StepsItself(Trainer):
@@ -286,6 +301,33 @@ def _registered() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        (-3, "of -3"),
+        (math.nan, "of nan"),
+        (math.inf, "of inf"),
+        (torch.tensor(-1.5), "of -1.5"),
+        (True, "of type bool"),
+        ("a", "of type str"),
+        (torch.tensor(1j), "of dtype complex64"),
+        (torch.tensor(True), "of dtype bool"),
+    ],
+)
+def test_a_count_that_is_not_a_number_is_refused(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, count: Any, found: str
+) -> None:
+    monkeypatch.setattr(CountsWrong, "count", count)
+    with pytest.raises(ConfigError, match=f"train_step returned a count {found}; expected what the loss is averaged"):
+        fit("trainer.type=CountsWrong")
+
+
+@pytest.mark.parametrize("count", [0, 4, np.int64(4), np.float32(4.0), torch.tensor(4)])
+def test_a_count_may_be_any_real_number(fit: Fit, monkeypatch: pytest.MonkeyPatch, count: Any) -> None:
+    monkeypatch.setattr(CountsWrong, "count", count)
+    assert fit("trainer.type=CountsWrong", "trainer.accumulate_steps=2").steps == 6
+
+
 RETURN = r"end it with: return StepResult\(loss, outputs, targets\)"
 ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
 
@@ -299,7 +341,8 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("ReturnsAFloat", rf"ReturnsAFloat.train_step returned a loss of type float; {ONE_NUMBER}"),
         ("LogsNothing", "LogsNothing.train_step returned a log of type NoneType; expected a dict"),
         ("LogsText", 'the trainer logs "note" of type str; expected a number'),
-        ("CountsEach", r"CountsEach.train_step returned a count of shape \(8,\); expected one number"),
+        ("CountsEach", r"CountsEach.train_step returned a count of shape \(8,\); expected what the loss is"),
+        ("LogsComplex", 'the trainer logs "phase" of complex dtype; a logged value is a single number'),
         ("StepsItself", r"StepsItself.train_step calls optimizer.step\(\), which the base class does"),
         (
             "StepsItsOwnOptimizer",
