@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -55,7 +56,7 @@ from utils.runtime import Runtime
 from utils.schema import Component, KeyPath, component_path
 from utils.signals import SignalWatch
 from utils.text import count, listed
-from utils.tree import to_device
+from utils.tree import has_strides, to_device
 
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
@@ -96,9 +97,16 @@ def build_model(loaded: LoadedConfig) -> nn.Module:
             f"{listed(lazy)}. Give their input sizes, or call the model on zeros once in its constructor"
         )
         raise loaded.error(("model",), message)
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    if without_values := [name for name, tensor in named if tensor.is_meta]:
+        message = (
+            f"{loaded.config.model.type} has tensors on device meta, without values: {listed(without_values)}. Create "
+            "them on the CPU in its constructor"
+        )
+        raise loaded.error(("model",), message)
     if unregistered := unregistered_weights(model):
         raise loaded.error(("model",), unregistered)
-    for buffer in model.buffers():
+    for buffer in filter(has_strides, model.buffers()):
         if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
             # an expanded buffer, whose elements share memory, cannot be loaded
             buffer.data = buffer.data.clone(memory_format=torch.contiguous_format)

@@ -31,6 +31,11 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
     return _map_items(lambda key, item: map_with_keys(function, item, (*keys, key)), nest)
 
 
+def copied(nest: Any) -> Any:
+    """A copy of a nest and of its tensors, of any layout; its other leaves are shared."""
+    return map_tensors(lambda tensor: tensor.detach().clone(), nest)
+
+
 def to_device(nest: Any, device: torch.device) -> Any:
     """The same nest on a device. The host does not wait for a copy to an accelerator from pinned memory.
 
@@ -120,6 +125,18 @@ def attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
     return found
 
 
+def has_strides(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are one block of memory: it is neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def stored_values(tensor: Tensor) -> Tensor:
+    """The values of a tensor; of a sparse or nested one, only those that it stores."""
+    if tensor.is_sparse:
+        return tensor.coalesce().values()
+    return tensor if tensor.layout is torch.strided else tensor.values()
+
+
 def size_of(nest: Any) -> int:
     """Bytes of all tensors in a nest; of a sparse one, as if it were dense."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(nest))
@@ -140,8 +157,12 @@ def same_leaf(one: Any, other: Any) -> bool:
     """Whether two tensors or other leaves are equal bit for bit; NaN equals itself."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and bool(one == other or one != one)
-    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+    if one.is_nested and other.is_nested:
+        return same([*one.unbind()], [*other.unbind()])
+    if (one.shape, one.dtype, one.device, one.layout) != (other.shape, other.dtype, other.device, other.layout):
         return False
+    if one.layout is not torch.strided:
+        one, other = one.to_dense(), other.to_dense()
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 

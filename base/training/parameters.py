@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from base.training.loss import CountedLoss
+from utils import checkpoint
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig, component_path
 from utils.text import closest, listed
-from utils.tree import tensors
+from utils.tree import has_strides, tensors
 
 Parameters = dict[str, nn.Parameter]
 """By name, as in ``model.named_parameters()``; names in the loss begin with "loss."."""
@@ -72,8 +73,8 @@ def unregistered_weights(model: nn.Module) -> str | None:
 
 def unsaved_weights(model: nn.Module, trained: Collection[str]) -> list[str]:
     """The trained parameters that the model's own ``state_dict`` leaves out, so that no checkpoint would have them."""
-    state = model.state_dict()
-    pointers = {tensor.data_ptr() for tensor in tensors(state)}  # it may have other names
+    state = checkpoint.plain({"model": model.state_dict()})["model"]  # raises if it cannot be saved
+    pointers = {tensor.data_ptr() for tensor in tensors(state) if has_strides(tensor)}  # it may have other names
     return [
         name
         for name, parameter in model.named_parameters()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
+from utils.tree import stored_values
 from utils.user_code import format_error_with_source
 
 ROUNDING = 1e-12
@@ -57,7 +58,7 @@ class ScheduledOptimizer:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients of some parameters, shape ()."""
     gradients = (each.grad for each in parameters if each.grad is not None)
-    return nn.utils.get_total_norm([each.coalesce().values() if each.is_sparse else each for each in gradients])
+    return nn.utils.get_total_norm([stored_values(each) for each in gradients])
 
 
 class Schedule:

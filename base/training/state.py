@@ -3,7 +3,6 @@
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,7 +20,7 @@ from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.text import dotted
-from utils.tree import Keys, same
+from utils.tree import Keys, copied, same
 from utils.user_code import format_error_with_source
 
 # our own parts, whose values keep their type; a user's part may change it
@@ -172,7 +171,7 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
 @contextmanager
 def kept(parts: dict[str, Any]) -> Iterator[None]:
     """Inside the block, these parts of a checkpoint may change; afterwards they are as they were."""
-    states = copy.deepcopy(_states(parts))
+    states = copied(_states(parts))
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.tree import named_tensors, tensors
+from utils.tree import named_tensors, stored_values, tensors
 from utils.user_code import format_error_with_source, user_line
 
 SAME = "all values are the same"
@@ -45,7 +45,7 @@ def _check_tensor(name: str, tensor: Tensor) -> CheckResult:
         # in a nest, parts may be empty, such as the boxes of images without objects
         empty = not tensor.numel() and "." not in name
         return CheckResult("batch", "FAIL" if empty else "ok", text)
-    return _check_values(name, tensor.detach(), text)
+    return _check_values(name, stored_values(tensor.detach()), text)
 
 
 def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:

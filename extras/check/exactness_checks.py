@@ -23,7 +23,7 @@ from base.training.parameters import loss_module
 from extras.check.check_result import CheckResult
 from utils.errors import UserError
 from utils.text import listed
-from utils.tree import fields, same, tensors
+from utils.tree import copied, fields, has_strides, same, size_of, tensors
 from utils.user_code import format_error_with_source
 
 SAMPLES = 8
@@ -154,7 +154,7 @@ class Evaluated:
     def watch(self) -> Iterator[None]:
         """Compare the model before and after the block, unless copies would be large."""
         state = {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
-        before = {} if sum(tensor.nbytes for tensor in state.values()) > LARGE else _content(state)
+        before = {} if size_of(state) > LARGE else _content(state)
         yield
         after = self.model.state_dict()
         for name, value in before.items():
@@ -198,14 +198,15 @@ def check_repetition(trainer: BaseTrainer, take_step: Callable[[], None]) -> Ite
     """
     exact = torch.get_deterministic_debug_mode() >= (1 if trainer.runtime.on_cpu else 2)
     start = trainer.state_dict()
-    if not exact or sum(tensor.nbytes for tensor in tensors(start)) > LARGE:
+    if not exact or size_of(start) > LARGE:
         return
-    start = copy.deepcopy(start)
+    start = copied(start)
 
     def steps() -> dict[str, Any]:
         for _ in range(REPEATED):
             take_step()
-        return copy.deepcopy({name: part for name, part in trainer.state_dict().items() if name not in _NOT_STEPPED})
+        stepped: dict[str, Any] = copied(trainer.state_dict())
+        return {name: part for name, part in stepped.items() if name not in _NOT_STEPPED}
 
     try:
         one = steps()
@@ -244,10 +245,9 @@ class _Saved:
     def __init__(self, trainer: BaseTrainer) -> None:
         self.parts = list(trainer.stateful().values())
         states = [part.state_dict() for part in self.parts]
-        self.pointers = {tensor.data_ptr() for tensor in tensors(states)}
-        self.pointers |= {
-            buffer.data_ptr() for part in self.parts if isinstance(part, nn.Module) for buffer in part.buffers()
-        }
+        self.pointers = set(map(_address, tensors(states)))
+        for part in self.parts:
+            self.pointers |= set(map(_address, part.buffers())) if isinstance(part, nn.Module) else set()
         further = [state for name, state in zip(trainer.stateful(), states, strict=True) if name not in _PARTS]
         leaves = list(_leaves(_content(further, copied=False)))
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -268,9 +268,14 @@ class _Saved:
         return leaf in self.values or str(leaf) in self.values
 
     def _has_tensor(self, tensor: Tensor) -> bool:
-        if not tensor.numel() or tensor.data_ptr() in self.pointers:
+        if not tensor.numel() or _address(tensor) in self.pointers:
             return True
         return any(same(tensor, other) for other in self.tensors)
+
+
+def _address(tensor: Tensor) -> int:
+    """What tells a tensor from others: where its values are, unless it is sparse or nested."""
+    return tensor.data_ptr() if has_strides(tensor) else id(tensor)
 
 
 # attributes of BaseTrainer, rather than of a trainer's own class

@@ -1,6 +1,5 @@
 """Whether a model can learn: independent samples, all parameters in use, one batch memorised; and what a run costs."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from utils.optimizers import step_unmarked
 from utils.random import isolated
 from utils.schema import Config
 from utils.text import count, duration, listed, size
-from utils.tree import map_tensors, size_of, tensors
+from utils.tree import copied, map_tensors, size_of, stored_values, tensors
 from utils.user_code import format_error
 
 # memorising one batch: this many steps at one of these rates must leave at most this fraction of the first loss
@@ -78,10 +77,6 @@ def _outputs(model: nn.Module, trace: Trace, rows: Tensor, count: int) -> Tensor
         return next(tensors(model(*arguments, **keywords)))
 
 
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
 def check_gradients(model: nn.Module) -> CheckResult:
     """Whether every parameter got a gradient in the last step."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -89,7 +84,7 @@ def check_gradients(model: nn.Module) -> CheckResult:
     if without:
         cause = "a layer unused by forward, or a detach(), item() or no_grad() on the way to the loss"
         return CheckResult("gradients", "FAIL", f"none for {listed(without)}", cause)
-    gradients = {name: _values(parameter.grad) for name, parameter in trained if parameter.grad is not None}
+    gradients = {name: stored_values(parameter.grad) for name, parameter in trained if parameter.grad is not None}
     not_finite = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     if not_finite:
         return CheckResult("gradients", "FAIL", f"not finite for {listed(not_finite)}", "a sqrt, log or division at 0")
@@ -114,7 +109,7 @@ def check_memorising(
     start = measure()
     best = math.inf
     goal = start - (1 - MEMORISED) * abs(start)  # a loss may be negative
-    before = copy.deepcopy(model.state_dict())  # not only tensors: get_extra_state may return anything
+    before = copied(model.state_dict())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for rate in RATES:
         if best >= goal:
@@ -123,7 +118,7 @@ def check_memorising(
                 step()
                 step_unmarked(optimizer)  # as in training, without importing the compiler
             best = min(best, measure())
-            load_part(model, copy.deepcopy(before))
+            load_part(model, copied(before))
 
     progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"
     if best < goal:

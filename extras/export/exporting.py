@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from base.initial_weights import load_weights
 from base.load_run import TrainedRun, class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
-from extras.export.formats import FORMATS, Exportable, Format, check_installed, copied, flat_names
+from extras.export.formats import FORMATS, Exportable, Format, check_installed, flat_names
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import to_json
 from utils.errors import UserError
@@ -21,7 +21,7 @@ from utils.paths import display_path
 from utils.run_folder import RunFolder
 from utils.streams import say
 from utils.text import count, size, table
-from utils.tree import tensors
+from utils.tree import copied, tensors
 
 TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""

@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from extras.export.calls import Call, dynamic_shapes
 from utils.errors import UserError
 from utils.text import dotted
-from utils.tree import Keys, map_with_keys, tensors
+from utils.tree import Keys, copied, map_with_keys, tensors
 from utils.user_code import in_project, user_line
 
 Run = Callable[[Call], list[Tensor]]
@@ -70,20 +70,19 @@ class Exportable:
     @functools.cached_property
     def program(self) -> ExportedProgram:
         """The model as traced by torch.export. Raises UserError naming what cannot be traced, and where."""
-        arguments = copied(self.calls[0].arguments)
+        arguments = copied(self.calls[0].arguments)  # a model may write to them
         # torch finds the limits of a length, such as the model's number of positions
         shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # any error: the model is the user's
+            if fixed := FIXED_BATCH.search(str(error)):
+                raise UserError(
+                    f"torch.export traces it for {fixed[1]} samples only: it depends on their number, as by a loop "
+                    f"over the samples, or view({fixed[1]}, ...)"
+                ) from error
             raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
-
-
-def copied(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Copies, since a model may write to its arguments."""
-    copy: dict[str, Any] = map_with_keys(lambda _, tensor: tensor.clone(), arguments)
-    return copy
 
 
 def flat_names(nest: Any, single: str = "") -> list[str]:
@@ -130,6 +129,10 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+FIXED_BATCH = re.compile(r"You marked batch as dynamic but your code specialized it to be a constant \((\d+)\)")
+"""In an error of torch.export, after its first line."""
+
+
 class Format(ABC):
     """One file format."""
 
@@ -158,8 +161,11 @@ class TorchFormat(Format):
     def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
         program = exportable.program
-        with quiet():
-            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
+        try:
+            with quiet():
+                torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
+        except Exception as error:  # any error, as for outputs of a type that torch cannot save
+            raise UserError(f"torch.export cannot save it (try --format onnx): {in_short(error)}") from error
         return buffer.getvalue()
 
     def load(self, path: Path, exportable: Exportable) -> Run:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import tensorboard
 
 from utils.determinism import fastest_kernels
+from utils.tree import stored_values
 
 summary: Any = tensorboard.summary  # its functions are not typed
 MEGABYTE = 2**20
@@ -110,4 +111,4 @@ def _resident() -> int:
 def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if (gradient := parameter.grad) is not None:
-            yield name, gradient.coalesce().values() if gradient.is_sparse else gradient
+            yield name, stored_values(gradient)

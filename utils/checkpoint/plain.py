@@ -128,6 +128,8 @@ class _Plain:
 
     def _tensor(self, value: Tensor, keys: Keys) -> Any:
         if type(value) is Tensor or isinstance(value, nn.Parameter) or hasattr(value, "device_mesh"):  # a DTensor
+            if value.is_nested and value.layout is torch.strided:
+                return self._refuse(value, keys, "a nested tensor, which torch loads only with layout=torch.jagged")
             return self._refuse(value, keys, "a tensor on device meta, without values") if value.is_meta else value
         if hasattr(value, "__tensor_flatten__"):  # a subclass composed of other tensors
             return value if _is_storable(value) else self._refuse(value, keys)

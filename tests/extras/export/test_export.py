@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime
 import pytest
@@ -26,6 +26,7 @@ from base.metric import StepResult
 from extras.export import calls
 from tests.conftest import small_config
 from tests.helpers import copy_run, state, temporarily
+from trainer.trainer import Trainer
 from utils import cli
 from utils.checkpoint.weights_file import read_weights
 from utils.config import load_config
@@ -220,6 +221,33 @@ class Bessel(Branching):
         return outputs
 
 
+class Looping(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.out(row) for row in x])
+
+
+class Named(NamedTuple):
+    outputs: Tensor
+
+
+class NamedNet(Branching):
+    def forward(self, x: Tensor) -> Any:
+        return Named(self.out(x))
+
+
+class NamedTrainer(Trainer):
+    """Takes the outputs from a named tuple."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = self.eval_step(batch)
+        self.backward(result.loss)
+        return result
+
+    def eval_step(self, batch: Any) -> StepResult:
+        outputs = self.model(batch[0]).outputs
+        return StepResult(self.criterion(outputs, batch[1]), outputs, batch[1])
+
+
 class Noisy(Branching):
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.out(x + torch.randn_like(x))
@@ -244,14 +272,17 @@ class PartsTrainer(PairTrainer):
     [
         (Branching, "torch", ("Branching cannot be exported to torch", "test_export.py:", "x if x.sum() > 0 else -x")),
         (Branching, "onnx", ("Branching cannot be exported to onnx", "x if x.sum() > 0 else -x")),
+        (Looping, "torch", ("Looping cannot be exported to torch", "samples only", "as by a loop over the samples")),
+        (NamedNet, "torch", ("NamedNet cannot be exported to torch: torch.export cannot save it", "--format onnx")),
         (Bessel, "onnx", ("Bessel cannot be exported to onnx", "test_export.py:", "torch.special.bessel_j0(x)")),
     ],
 )
 def test_a_model_that_cannot_be_exported_says_what_and_where(
     fit: Fit, model: type[nn.Module], kind: str, says: tuple[str, ...], capsys: Capture
 ) -> None:
-    with temporarily(MODELS, model):
-        folder = fit("trainer.epochs=1", model=model.__name__).run_dir
+    trainer = "NamedTrainer" if model is NamedNet else "Trainer"
+    with temporarily(MODELS, model), temporarily(TRAINERS, NamedTrainer):
+        folder = fit("trainer.epochs=1", f"trainer.type={trainer}", model=model.__name__).run_dir
         before = sorted(folder.iterdir())
         said = failure(capsys, "-r", str(folder), "--format", kind)
     assert all(text in said for text in says), said

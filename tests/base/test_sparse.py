@@ -1,0 +1,149 @@
+"""Sparse tensors, as in nets on graphs: in a model, in its state and in batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import train
+from base.base_data_loader import BaseDataLoader
+from tests.base.training.test_resume import fork
+from tests.conftest import load_script
+from tests.helpers import lines, needs_extra, state, temporarily
+from utils.errors import ConfigError, UserError
+from utils.registry import DATA_LOADERS, MODELS
+from utils.tree import same
+
+Fit = Callable[..., train.Result]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse .* tensor support:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+EDGES = torch.eye(6) + torch.eye(6).roll(1, 0)
+NESTED = [torch.ones(2), torch.ones(3)]
+BUFFERS: dict[str, Callable[[], Tensor]] = {
+    "coo": EDGES.to_sparse,
+    "csr": EDGES.to_sparse_csr,
+    "bsr": lambda: EDGES.to_sparse_bsr((2, 2)),
+    "jagged": lambda: torch.nested.nested_tensor(NESTED, layout=torch.jagged),
+    "nested": lambda: torch.nested.nested_tensor(NESTED),
+    "meta": lambda: torch.ones(3, device="meta"),
+}
+
+
+class OnGraph(nn.Module):
+    """(B, 6) -> (B, 3), with the edges of a graph in a buffer."""
+
+    def __init__(self, *, kind: str, extra: str = "") -> None:
+        super().__init__()
+        self.kind, self.extra = kind, extra
+        self.register_buffer("edges", BUFFERS[kind]())
+        self.linear = nn.Linear(6, 3)
+
+    def get_extra_state(self) -> Any:
+        state: dict[str, Any] = {"edges": EDGES.to_sparse()}
+        if self.extra == "itself":
+            state["state"] = state
+        return state
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear((self.edges @ x.T).T if self.kind in ("coo", "csr") else x)  # type: ignore[operator]
+        return outputs
+
+
+class Graphs(Dataset[Any]):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((6,), 0.1 * (index % 5)), torch.tensor(index % 3)
+
+
+class GraphLoader(BaseDataLoader):
+    """Batches with an adjacency matrix."""
+
+    def __init__(self, *, layout: str, **base: Any) -> None:
+        super().__init__(**base)
+        self.edges = EDGES.to_sparse() if layout == "coo" else EDGES.to_sparse_csr()
+
+    def training_data(self, *, augment: bool) -> Any:
+        return Graphs()
+
+    def test_data(self) -> Any:
+        return Graphs()
+
+    def collate(self, samples: list[Any]) -> Any:
+        features, classes = zip(*samples, strict=True)
+        return (torch.stack(features), self.edges), torch.stack(classes)
+
+
+class OfBatch(nn.Module):
+    """((B, 6), edges (6, 6)) -> (B, 3)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        outputs: Tensor = self.linear((inputs[1] @ inputs[0].T).T)
+        return outputs
+
+
+def model(kind: str, **args: Any) -> dict[str, Any]:
+    return {"type": "OnGraph", "args": {"kind": kind, **args}}
+
+
+@pytest.mark.parametrize("kind", ["coo", "csr", "bsr", "jagged"])
+def test_a_run_with_a_sparse_buffer_is_tested_and_resumes(fit: Fit, kind: str) -> None:
+    with temporarily(MODELS, OnGraph):
+        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", model=model(kind))
+        half = fork(whole.run_dir, 7)
+        train.main(["-r", str(half)])
+        load_script("test").main(["-r", str(half)])
+    assert lines(half) == lines(whole.run_dir)
+    assert same(state(half)["model"], state(whole.run_dir)["model"])
+
+
+@needs_extra("check")
+@pytest.mark.parametrize("kind", ["coo", "csr", "jagged"])
+def test_it_is_checked(fit: Fit, write_config: Callable[..., Any], kind: str) -> None:
+    with temporarily(MODELS, OnGraph):
+        assert train.main(["-c", str(write_config(model=model(kind))), "--check"]) == 0
+
+
+@needs_extra("check")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_batch_with_a_sparse_matrix_is_checked(
+    write_config: Callable[..., Any], capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    data = {"type": "GraphLoader", "args": {"layout": layout, "batch_size": 8, "validation_split": 0.2}}
+    with temporarily(MODELS, OfBatch), temporarily(DATA_LOADERS, GraphLoader):
+        path = write_config(data_loader=data, model="OfBatch")
+        assert train.main(["-c", str(path), "--check"]) == 0
+    assert "inputs.1 (6, 6) float32 in [1, 1]" in capsys.readouterr().out
+
+
+def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
+    with temporarily(MODELS, OnGraph):
+        with pytest.raises(UserError, match=r"model\.edges is a nested tensor, .* only with layout=torch\.jagged"):
+            fit(model=model("nested"))
+        with pytest.raises(ConfigError, match=r"OnGraph has tensors on device meta, without values: edges\. Create"):
+            fit(model=model("meta"))
+        with pytest.raises(UserError, match="contains itself"):
+            fit(model=model("coo", extra="itself"))
+
+
+def test_sparse_tensors_are_compared_by_their_values() -> None:
+    for make in (BUFFERS["coo"], BUFFERS["csr"], BUFFERS["bsr"], BUFFERS["jagged"]):
+        assert same(make(), make())
+    assert not same(EDGES.to_sparse(), (2 * EDGES).to_sparse())
+    assert not same(EDGES.to_sparse(), EDGES)
+    assert not same(BUFFERS["jagged"](), torch.nested.nested_tensor(NESTED[::-1], layout=torch.jagged))
