@@ -114,6 +114,12 @@ TRAINING_READS = (
     *(f"trainer.{key}" for key in TrainerConfig.model_fields if key not in EVALUATION_READS),
 )
 """Keys that have no effect without training."""
+EVALUATION_ONLY = (
+    *("loss", "metrics", "runtime.timeout"),
+    *("trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir"),
+    *(f"data_loader.args.{name}" for name in ("validation_split", "folds", "fold", "num_workers", "device_cache")),
+)
+"""Keys that have no effect where no data set of the run is evaluated either."""
 
 
 def load_trainer(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from base.initial_weights import load_weights
-from base.load_run import TrainedRun, class_names_of, load_trainer
+from base.load_run import EVALUATION_ONLY, TrainedRun, class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
 from extras.export.formats import FORMATS, Exportable, Format, check_installed, flat_names
 from utils.checkpoint.weights_file import evaluated_weights
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
 SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false", "runtime.deterministic=false")
 """Exports are in fp32 on the CPU, however the run was trained."""
-UNREAD = ("runtime", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir")
+UNREAD = (*EVALUATION_ONLY, "runtime", "data_loader.args.batch_size", "data_loader.args.eval_batch_size")
 """Keys that an export does not use."""
 
 

@@ -19,7 +19,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.images.folder import SUFFIXES
 from base.data.pictures import pictures_of
-from base.load_run import TrainedRun, load_trainer
+from base.load_run import EVALUATION_ONLY, TrainedRun, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.predict.arrays import Unreadable
 from extras.predict.inputs import Found, check_words, find_files, summary
@@ -36,10 +36,7 @@ from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
-UNREAD = (
-    *("name", "metrics", "trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir"),
-    "runtime.deterministic",
-)
+UNREAD = (*EVALUATION_ONLY, "name", "runtime.deterministic")
 """Keys that a prediction does not use."""
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
