@@ -1,5 +1,6 @@
 """CIFAR10: 60,000 photographs of ten classes, 32x32 (Krizhevsky 2009)."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,13 @@ class CIFAR10Loader(ImageLoader):
         """Read the images with torchvision, and cache them if the folder can be written."""
         from torchvision.datasets import CIFAR10
 
+        missing = [folder for folder in (self.data_dir, *self.data_dir.parents) if not folder.exists()]
         try:
             data: Any = CIFAR10(str(self.data_dir), train=train, download=self.download)
         except (RuntimeError, OSError) as error:
+            with suppress(OSError):  # torchvision creates them, empty if the download fails
+                for folder in missing:
+                    folder.rmdir()
             advice = 'Set data_loader.args.data_dir to the folder with "cifar-10-batches-py", or allow the download.'
             if (self.data_dir / "cifar-10-batches-py").is_dir():
                 advice = "Its files are not the official ones, by their md5 sums: remove them, and allow the download."

@@ -190,3 +190,16 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     with pytest.raises(DataError, match="leads back"):
         list(look(tmp_path))
+
+
+def test_a_failed_download_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(root: str, **_: Any) -> None:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
+    (tmp_path / "own").mkdir()
+    for folder in ("new/data", "own"):
+        with pytest.raises(DataError, match="no network"):
+            CIFAR10Loader(batch_size=10, data_dir=str(tmp_path / folder)).read(train=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
