@@ -127,7 +127,7 @@ def test_processes_that_do_not_have_the_same_are_refused(write_config: Write, tm
         f"{python} $RANK/train.py -c {config}": "error: process 0 and process 1 differ in their code",
         # a path that leads each process to another place, as a disk of its own would
         f"cd elsewhere/$RANK; {trains} trainer.save_dir=/proc/self/cwd/saved": "process 1 of 2 does not see the run",
-        f"{trains} --bs=1": "1 samples cannot be shared by 2 processes",
+        f"{trains} --bs=1": "1 sample cannot be shared by 2 processes",
         f"{trains} --bsize=1": "error: unrecognized arguments: --bsize=1",
         f"{python} {ROOT}/test.py --compare .": "error: --compare runs in a single process",
     }
