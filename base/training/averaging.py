@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from utils.tree import has_strides
+
 
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
     After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied, as are
-    buffers that the model has replaced by others of another shape or dtype.
+    buffers that the model has replaced by others of another shape or dtype. Sparse and nested ones stay the model's.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._names, self._saved = list[str](), set[str]()  # of all tensors, and of those in the model's state
+        # of all tensors, of those in the model's state, and of those among them that are averaged
+        self._names, self._saved, self._averaged = list[str](), set[str](), set[str]()
         self.restart()
 
     def restart(self) -> None:
@@ -75,7 +78,8 @@ class AveragedWeights:
         tensors = dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
         if (names := [*tensors]) != self._names:  # not in each step: the state takes longer to get than all else here
             self._names, self._saved = names, {*self.model.state_dict()}
-        return {name: tensor for name, tensor in tensors.items() if name in self._saved}
+            self._averaged = {name for name, tensor in tensors.items() if name in self._saved and has_strides(tensor)}
+        return {name: tensor for name, tensor in tensors.items() if name in self._averaged}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, under all names in the model's state."""
@@ -84,8 +88,9 @@ class AveragedWeights:
             *self.model.named_parameters(remove_duplicate=False),
             *self.model.named_buffers(remove_duplicate=False),
         )
-        # an evaluation may have created a buffer, which has no average yet
-        return {name: self.averages.get(names[id(tensor)], tensor) for name, tensor in every if id(tensor) in names}
+        saved = ((name, tensor) for name, tensor in every if name in self._saved)
+        # a sparse buffer has no average, nor has one that an evaluation has just created
+        return {name: self.averages.get(names.get(id(tensor), ""), tensor) for name, tensor in saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which may have replaced its buffers. Raises ValueError if it is from another model."""

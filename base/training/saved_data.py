@@ -17,7 +17,7 @@ from base.metric import StepResult
 from utils import checkpoint
 from utils.errors import ConfigError, DataError
 from utils.text import count, listed
-from utils.tree import same, same_leaf
+from utils.tree import has_strides, same, same_leaf
 
 MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 
@@ -139,10 +139,10 @@ def _sample(value: Any) -> dict[str, Any] | None:
     """Shape and dtype of one sample in a batch of shape (B, ...), or of each in a dict; None for anything else."""
     if isinstance(value, dict):
         return {"parts": {str(name): _sample(part) for name, part in value.items()}}
-    if not isinstance(value, Tensor) or not value.dim():
+    if not isinstance(value, Tensor) or value.is_nested or not value.dim():
         return None
     spec: dict[str, Any] = {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
-    if spec["shape"] == [] and spec["dtype"].startswith(("int", "uint")) and len(value):
+    if spec["shape"] == [] and has_strides(value) and spec["dtype"].startswith(("int", "uint")) and len(value):
         spec["highest"] = int(value.max())  # whether they may be class indices
     return spec
 
@@ -155,6 +155,6 @@ def _targets_hash(batches: Batches) -> str | None:
 
 
 def _hash(values: Tensor | None) -> str | None:
-    if values is None or not 0 < values.numel() <= MAX_HASHED:
+    if values is None or not has_strides(values) or not 0 < values.numel() <= MAX_HASHED:
         return None
     return blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()

@@ -14,7 +14,7 @@ from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.tree import named_tensors, stored_values, tensors
+from utils.tree import has_strides, named_tensors, stored_values, tensors
 from utils.user_code import format_error_with_source, user_line
 
 SAME = "all values are the same"
@@ -45,10 +45,11 @@ def _check_tensor(name: str, tensor: Tensor) -> CheckResult:
         # in a nest, parts may be empty, such as the boxes of images without objects
         empty = not tensor.numel() and "." not in name
         return CheckResult("batch", "FAIL" if empty else "ok", text)
-    return _check_values(name, stored_values(tensor.detach()), text)
+    return _check_values(name, stored_values(tensor.detach()), text, stored=not has_strides(tensor))
 
 
-def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
+def _check_values(name: str, tensor: Tensor, text: str, *, stored: bool) -> CheckResult:
+    """stored: whether these are only the values that a sparse or nested tensor stores."""
     finite = torch.isfinite(tensor)
     if not finite.all():
         cause = "missing values in the data, or a transform that divides by a standard deviation of 0"
@@ -58,8 +59,9 @@ def _check_values(name: str, tensor: Tensor, text: str) -> CheckResult:
     high = float(values.max())
     std = float(values.std(correction=0))
     text = f"{text} in [{low:.4g}, {high:.4g}], mean {float(values.mean()):.3g}, std {std:.3g}"
-    of_one_sample = any(key.isdigit() for key in name.split("."))  # in a list, as the classes of an image's boxes
-    if low == high and tensor.numel() > 1 and not of_one_sample:
+    # in a list, as the classes of an image's boxes, or those that a sparse tensor stores, as the edges of a graph
+    may_be_same = stored or any(key.isdigit() for key in name.split("."))
+    if low == high and tensor.numel() > 1 and not may_be_same:
         cause = "data sorted by class but not shuffled" if name == "targets" else "a transform that returns a constant"
         return CheckResult("batch", "FAIL" if name == "inputs" else "note", f"{text}: {SAME}", cause)
     if name == "targets" and _class_indices(tensor):

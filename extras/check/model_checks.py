@@ -15,7 +15,7 @@ from utils.optimizers import step_unmarked
 from utils.random import isolated
 from utils.schema import Config
 from utils.text import count, duration, listed, size
-from utils.tree import copied, map_tensors, size_of, stored_values, tensors
+from utils.tree import copied, has_strides, map_tensors, size_of, stored_values, tensors
 from utils.user_code import format_error
 
 # memorising one batch: this many steps at one of these rates must leave at most this fraction of the first loss
@@ -42,6 +42,9 @@ def check_independence(model: nn.Module, trace: Trace, samples: int, *, step: st
         elif count is None:
             why = "the first dimension of the model's inputs differs from that of its outputs"
         return CheckResult("independence", "note", f"{NOT_TESTED}: {why}")
+
+    if not all(map(has_strides, tensors((trace.arguments, trace.keywords)))):
+        return CheckResult("independence", "note", f"{NOT_TESTED}: an input of the model is sparse or nested")
 
     kept = min(count, 8)
     chosen = kept // 2

@@ -13,6 +13,7 @@ from base.base_data_loader import BaseDataLoader
 from tests.base.training.test_resume import fork
 from tests.conftest import load_script
 from tests.helpers import lines, needs_extra, state, temporarily
+from utils.distributed.parallel import replicate
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.tree import same
@@ -85,6 +86,27 @@ class GraphLoader(BaseDataLoader):
         return (torch.stack(features), self.edges), torch.stack(classes)
 
 
+class NestedLoader(GraphLoader):
+    """Batches of inputs of different lengths."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        features, classes = zip(*samples, strict=True)
+        lengths = [features[place][: 1 + place % 6] for place in range(len(features))]
+        return torch.nested.nested_tensor(lengths, layout=torch.jagged), torch.stack(classes)
+
+
+class OfNested(nn.Module):
+    """(B, any length) -> (B, 3)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(torch.stack([row.sum() for row in inputs.unbind()])[:, None])
+        return outputs
+
+
 class OfBatch(nn.Module):
     """((B, 6), edges (6, 6)) -> (B, 3)"""
 
@@ -101,10 +123,11 @@ def model(kind: str, **args: Any) -> dict[str, Any]:
     return {"type": "OnGraph", "args": {"kind": kind, **args}}
 
 
+@pytest.mark.parametrize("ema", ["null", '{"decay": 0.9}'])
 @pytest.mark.parametrize("kind", ["coo", "csr", "bsr", "jagged"])
-def test_a_run_with_a_sparse_buffer_is_tested_and_resumes(fit: Fit, kind: str) -> None:
+def test_a_run_with_a_sparse_buffer_is_tested_and_resumes(fit: Fit, kind: str, ema: str) -> None:
     with temporarily(MODELS, OnGraph):
-        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", model=model(kind))
+        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", f"trainer.ema={ema}", model=model(kind))
         half = fork(whole.run_dir, 7)
         train.main(["-r", str(half)])
         load_script("test").main(["-r", str(half)])
@@ -131,6 +154,17 @@ def test_a_batch_with_a_sparse_matrix_is_checked(
     assert "inputs.1 (6, 6) float32 in [1, 1]" in capsys.readouterr().out
 
 
+def test_batches_of_nested_tensors(fit: Fit, write_config: Callable[..., Any]) -> None:
+    keys: dict[str, Any] = {
+        "data_loader": {"type": "NestedLoader", "args": {"layout": "coo", "batch_size": 8, "validation_split": 0.2}},
+        "model": "OfNested",
+    }
+    with temporarily(MODELS, OfNested), temporarily(DATA_LOADERS, NestedLoader):
+        run = fit(**keys).run_dir
+        load_script("test").main(["-r", str(run)])
+        train.main(["-r", str(run), "trainer.epochs=3"])
+
+
 def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
     with temporarily(MODELS, OnGraph):
         with pytest.raises(UserError, match=r"model\.edges is a nested tensor, .* only with layout=torch\.jagged"):
@@ -139,6 +173,11 @@ def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
             fit(model=model("meta"))
         with pytest.raises(UserError, match="contains itself"):
             fit(model=model("coo", extra="itself"))
+
+
+def test_a_sparse_buffer_and_several_processes_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot send sparse or nested buffers .*: edges\. Keep"):
+        replicate(OnGraph(kind="coo"), torch.device("cpu"), unused_parameters=False)
 
 
 def test_sparse_tensors_are_compared_by_their_values() -> None:

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.checkpoint.file import TensorAllocator
 from utils.errors import UserError
 from utils.optimizers import load_exactly, parameters_in
-from utils.tree import Keys, map_tensors
+from utils.text import listed
+from utils.tree import Keys, has_strides, map_tensors
 
 GradientSync = Callable[[bool], None]
 """Called before a backward pass with whether gradients are summed over the processes in it."""
@@ -83,6 +84,11 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     """Keep the whole model in each process and sum gradients during the backward pass."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return model, lambda last: None
+    if unsent := [name for name, buffer in model.named_buffers() if not has_strides(buffer)]:
+        raise UserError(
+            f"torch cannot send sparse or nested buffers of a model to other processes: {listed(unsent)}. Keep their "
+            "indices and values as ordinary buffers, or train in one process"
+        )
     devices = None if device.type == "cpu" else [device]
     # buffers (such as BatchNorm's running means) are broadcast from the main process before each forward pass
     replicated = _Replicated(
