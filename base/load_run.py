@@ -109,7 +109,7 @@ class TrainedRun:
 
 EVALUATION_READS = ("type", "args", "ema", "writers", "tensorboard", "verbosity", "save_dir")
 TRAINING_READS = (
-    *("optimizer", "lr_scheduler", "validation", "runtime.strategy", "runtime.unused_parameters"),
+    *("model.weights", "optimizer", "lr_scheduler", "validation", "runtime.strategy", "runtime.unused_parameters"),
     *("data_loader.args.shuffle", "data_loader.args.drop_last", "data_loader.args.balanced"),
     *(f"trainer.{key}" for key in TrainerConfig.model_fields if key not in EVALUATION_READS),
 )

@@ -245,6 +245,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "optimizer.args.lr=5"], "override optimizer.args.lr=5: this command does not use optimizer.args.lr"),
         (["two", "trainer.epochs=5"], "override trainer.epochs=5: this command does not use trainer.epochs"),
         (["two", "metrics=[]"], "override metrics=[]: this command does not use metrics; leave it out"),
+        (["two", "model.weights=other.pth"], "this command does not use model.weights; leave it out"),
         (["two", "loss=mse_loss"], "this command does not use loss; leave it out"),
         (["two", "runtime.timeout=5"], "this command does not use runtime.timeout; leave it out"),
         (["two", "data_loader.args.fold=1"], "this command does not use data_loader.args.fold; leave it out"),
