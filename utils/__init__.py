@@ -32,6 +32,6 @@ tree               nested structures of tensors
 paths              the project's folder
 streams            standard output and error that never fail
 user_code          the line of the user's code that raised an error
-garbage_collection none of what a command has imported
+garbage_collection less of it, for what a command imports
 late_compiler      leaves torch's compiler unimported until something is compiled
 """

@@ -34,7 +34,6 @@ from utils.text import count, listed
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
-"""Keys that decide whether a run is finished."""
 
 
 def run_of_job(loaded: LoadedConfig) -> RunFolder | None:

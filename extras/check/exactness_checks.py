@@ -4,6 +4,7 @@ random generator. docs/exactness.md gives the remedies.
 
 import copy
 import functools
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -245,9 +246,8 @@ class _Saved:
     def __init__(self, trainer: BaseTrainer) -> None:
         self.parts = list(trainer.stateful().values())
         states = [part.state_dict() for part in self.parts]
-        self.pointers = set(map(_address, tensors(states)))
-        for part in self.parts:
-            self.pointers |= set(map(_address, part.buffers())) if isinstance(part, nn.Module) else set()
+        buffers = [part.buffers() for part in self.parts if isinstance(part, nn.Module)]
+        self.pointers = set(map(_address, itertools.chain(tensors(states), *buffers)))
         further = [state for name, state in zip(trainer.stateful(), states, strict=True) if name not in _PARTS]
         leaves = list(_leaves(_content(further, copied=False)))
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -19,7 +19,6 @@ from PIL import Image
 import predict
 import train
 from extras import picture_grid
-from extras.pen import write as pen_write
 from extras.predict import reading
 from tests.conftest import load_script, small_config
 from tests.helpers import Json
@@ -396,20 +395,6 @@ def test_the_picture_has_what_is_predicted(
     assert [int(cell.picture.mean().round()) for cell in cells] == [20, 200]
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What is written in the picture, and how wide it is."""
-    found: dict[str, float] = {}
-
-    def write(pen: Any, at: Any, text: str, **options: Any) -> float:
-        end = pen_write(pen, at, text, **options)
-        found[text] = end - at[0]
-        return end
-
-    monkeypatch.setattr(picture_grid, "write", write)
-    return found
 
 
 def test_long_names_in_the_picture_do_not_overlap(written: dict[str, float]) -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from extras import picture_grid
 from extras.axis import Axis, labelled, ticks
-from extras.pen import write as pen_write
 from extras.report import thumbnails
 from extras.report.statistics import Mistake, Regression
 from tests.helpers import ROOT
@@ -51,20 +50,6 @@ def test_mistakes_are_shown_with_their_pictures() -> None:
         assert (height, width) == shape
     assert thumbnails.mistakes(found[1:2], ["cat", "dog"], columns=4) is None
     assert thumbnails.mistakes([], [], columns=4) is None
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What is written in a grid of pictures, and how wide it is."""
-    found: dict[str, float] = {}
-
-    def write(pen: Any, at: Any, text: str, **options: Any) -> float:
-        end = pen_write(pen, at, text, **options)
-        found[text] = end - at[0]
-        return end
-
-    monkeypatch.setattr(picture_grid, "write", write)
-    return found
 
 
 def test_a_long_name_stays_in_its_column(written: dict[str, float]) -> None:

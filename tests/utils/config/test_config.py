@@ -366,3 +366,10 @@ def test_without_the_folder_of_hints_the_closest_name_is_named(
     assert 'unknown key "arch"; expected one of: ' in explain(sound() | {"arch": 1})
     assert 'unknown loss "nll_los"; did you mean' in explain(sound() | {"loss": "nll_los"})
     assert "SGD" in explain(SOUND, "optimizer.type=SGDD")
+
+
+def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(SOUND)
+    overrides = ["trainer.epochs=1", 'trainer={"epochs": 2}', "trainer.epochs=3"]
+    assert load_config(path, overrides).config.trainer.epochs == 3
