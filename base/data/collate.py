@@ -44,7 +44,9 @@ def _collate(column: Any) -> Any:
         dtype = first.dtype if isinstance(first, (np.ndarray, np.generic)) else NUMBERS.get(kind)
         if dtype is not None and (array := np.array(column)).dtype == dtype:  # else torch may promote to another one
             return torch.from_numpy(array)
-    return default_collate([_readable(row) for row in column] if isinstance(first, (np.ndarray, Tensor)) else column)
+    if kind is Tensor or isinstance(first, np.ndarray):  # not of torchvision, whose methods take 2 us each
+        column = [_readable(row) for row in column]
+    return default_collate(column)
 
 
 def _readable(row: Any) -> Any:

@@ -51,9 +51,10 @@ class SampleSource:
         if not self.generators.names:
             load_all = getattr(self.dataset, "__getitems__", None)
             return self.collate(load_all(indices) if load_all else [self.dataset[index] for index in indices])
+        seeds = [mix(*key, draw) for draw in draws]  # at once: between two samples, each would take 9 us instead of 1
         samples = []
-        for index, draw in zip(indices, draws, strict=True):
-            self.generators.seed(key, draw)
+        for index, seed in zip(indices, seeds, strict=True):
+            self.generators.set_seed(seed)
             samples.append(self.dataset[index])
         self.generators.seed(key, draws[0], "collate")
         return self.collate(samples)

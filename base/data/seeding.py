@@ -36,9 +36,13 @@ class DrawnGenerators:
 
     def seed(self, key: RandomKey, *more: int | str) -> None:
         if self.names:
-            generators, seed = global_generators(), mix(*key, *more)
-            for name in self.names:
-                generators[name].seed(seed)
+            self.set_seed(mix(*key, *more))
+
+    def set_seed(self, seed: int) -> None:
+        """seed: from ``mix``."""
+        generators = global_generators()
+        for name in self.names:
+            generators[name].seed(seed)
 
     def load(self, load: Callable[[], T]) -> T:
         """The batch that ``load`` returns, which seeds the generators by ``seed``; it may be called several times.
