@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.backward import backward_unchecked
 from utils.device import pick_device
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
@@ -69,9 +70,9 @@ class Runtime:
             loss = self.scaler.scale(loss)
         # passed as the loss's gradient, the weight needs no operation of its own
         if isinstance(weight, Tensor):
-            loss.backward(weight.to(loss.dtype))  # type: ignore[no-untyped-call]
+            backward_unchecked(loss, weight.to(loss.dtype))
         else:
-            loss.backward(None if weight == 1.0 else torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
+            backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """With several processes: average the gradients that neither DDP nor FSDP reduces."""
