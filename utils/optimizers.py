@@ -89,8 +89,14 @@ def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
         unmarked.__wrapped__(optimizer, *closure)
 
 
-def explain_refusal(optimizer: Optimizer, error: RuntimeError) -> None:
-    """Raise ConfigError if an optimizer's step failed since it takes no gradients of this layout."""
+def explain_refusal(optimizer: Optimizer, error: Exception) -> None:
+    """Raise ConfigError if an optimizer's step failed since it needs a closure, or other layouts of gradients."""
+    if is_own(optimizer) and ("closure" in str(error) or "'NoneType' object is not callable" in str(error)):
+        name = type(optimizer).__name__
+        raise ConfigError(
+            f"optimizer: {name}.step was called without a closure and failed: {error}\n"
+            "It gets one that evaluates the loss only if that parameter has no default: def step(self, closure)"
+        ) from error
     if "sparse" not in str(error) and "dense" not in str(error):
         return
     raise ConfigError(

@@ -99,7 +99,7 @@ class Runtime:
                 step_unmarked(optimizer)
                 return True
             self.scaler.step(optimizer)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AssertionError) as error:
             explain_refusal(optimizer, error)
             raise
         skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())

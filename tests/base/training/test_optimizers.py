@@ -200,6 +200,20 @@ class Twice(torch.optim.SGD):
         super().step()
 
 
+class Unasked(torch.optim.SGD):
+    """Needs a closure, but declares it as torch's optimizers do, which can do without."""
+
+    def step(self, closure: Any = None) -> Any:
+        closure()
+        return super().step()
+
+
+class Asserting(Unasked):
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None, "SAM requires closure, but it was not provided"
+        return super().step(closure)
+
+
 class LearntScale(nn.Module):
     """A loss whose temperature is learnt, and which counts its calls."""
 
@@ -219,7 +233,7 @@ class LearntScale(nn.Module):
 def _registered() -> Iterator[None]:
     with (
         temporarily(MODELS, Parts, Pair, PlainPair, Dropped),
-        temporarily(OPTIMIZERS, Twice),
+        temporarily(OPTIMIZERS, Twice, Unasked, Asserting),
         temporarily(LOSSES, LearntScale),
         temporarily(
             TRAINERS,
@@ -816,3 +830,10 @@ def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fi
     assert all(first == second for first, second in Twice.losses)
     assert len({first for first, _ in Twice.losses}) > 5, "each step draws its own"
     assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
+def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(fit: Fit, optimizer: str) -> None:
+    for option in ((), ("--check",)):
+        with pytest.raises(ConfigError, match=rf"{optimizer}.step was called without a closure(.|\n)*self, closure"):
+            fit(*option, optimizer={"type": optimizer, "args": {"lr": 0.1}})
