@@ -22,6 +22,7 @@ from base.training.first_batch import (
     check_epoch_was_counted,
     check_first_backward,
     check_first_batch,
+    check_gradients_agree,
     check_smallest_batch,
     check_step_was_taken,
     forward_error,
@@ -224,6 +225,8 @@ class BaseTrainer(Checkpointed):
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = total.finish(scheduled.parameters, runtime.process_group)
+        if not self.has_started:
+            check_gradients_agree(self)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
         return loss
 

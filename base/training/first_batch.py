@@ -200,6 +200,27 @@ def check_step_was_taken(trainer: Any, loss: Any, before: int) -> None:
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 
 
+def check_gradients_agree(trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's first gradients are not averaged by DDP. Compares their norms."""
+    runtime = trainer.runtime
+    if runtime.process_group.world_size == 1 or runtime.sharded:
+        return
+    gradients = {n: each.grad for n, each in trainer.experiment.model.named_parameters() if each.requires_grad}
+    unused = any(each is None for each in gradients.values()) and not runtime.settings.unused_parameters
+    norms = {name: 0.0 if each is None else float(each.norm()) for name, each in gradients.items()}
+    everyone = runtime.process_group.all_gather((unused, norms))
+    if any(unused for unused, _ in everyone):
+        return  # DDP waits for their gradients, and reports them in the next step
+    for _, other in everyone:
+        for name, norm in norms.items():
+            if abs(other[name] - norm) > 1e-3 * max(other[name], norm):
+                raise ConfigError(
+                    f"the gradients of {name} differ between the processes, so that their weights would, too: "
+                    f"{type(trainer).__name__}.train_step must call self.model, or its methods and submodules, not "
+                    "self.experiment.model, whose gradients are not averaged"
+                )
+
+
 def check_epoch_was_counted(trainer: Any, before: int) -> None:
     """Raise ConfigError if a BaseTrainer's own ``end_epoch`` does not call that of the base class, which counts.
 

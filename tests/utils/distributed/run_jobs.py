@@ -37,6 +37,7 @@ from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import leave_out_waste, load_script
 from tests.helpers import PATIENCE, ROOT
 from tests.small_data import SmallSamples, SmallTensors
+from trainer.trainer import Trainer
 from utils.checkpoint.file import file_name
 from utils.distributed import get_process_group
 from utils.errors import TrainingError, UserError
@@ -133,6 +134,16 @@ class CoderTrainer(BaseTrainer):
         return StepResult(self.criterion(outputs, batch[0]), outputs, batch[0])
 
 
+class DirectTrainer(Trainer):
+    """Calls the model itself, not DDP's wrapper."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        outputs = self.experiment.model(batch[0])
+        loss = self.criterion(outputs, batch[1])
+        self.backward(loss)
+        return StepResult(loss, outputs, batch[1])
+
+
 def copy_of(run: Path, step: int) -> Path:
     """A copy of a run in its own time, beside it; gives its checkpoint of a step."""
     number = len(list(run.parent.iterdir()))
@@ -170,6 +181,7 @@ def register() -> None:
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)
     TRAINERS.register(CoderTrainer)
+    TRAINERS.register(DirectTrainer)
     if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
         recipes = importlib.import_module("tests.docs.recipes")
         for name in recipes.NAMES:

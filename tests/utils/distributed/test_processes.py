@@ -64,6 +64,7 @@ RESTLESS: Json = {
 }
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
+DIRECT: Json = {**SUMS, "name": "direct", "trainer": {**SUMS["trainer"], "type": "DirectTrainer"}}
 LBFGS: Json = {
     **SUMS,
     "name": "lbfgs",
@@ -177,6 +178,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
             "idle 2 refused": new(IDLE),
+            "direct 2 refused": new(DIRECT),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on("restless 2"),
             "restless 2 to 2 fsdp": on("restless 2 fsdp"),
@@ -356,6 +358,12 @@ def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, An
 def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
     assert "UserError: some parameters of the model did not contribute to the loss" in runs["idle 2 refused"]
     assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
+
+
+def test_gradients_that_are_not_averaged_are_refused_before_the_first_step(runs: dict[str, Any]) -> None:
+    assert "ConfigError: the gradients of " in runs["direct 2 refused"]
+    assert "DirectTrainer.train_step must call self.model" in runs["direct 2 refused"]
+    assert "No step completed" in runs["direct 2 refused"]
 
 
 @needs_extra("report")
