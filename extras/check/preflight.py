@@ -294,7 +294,7 @@ class _Check:
             metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
         except Exception as error:
-            cause = "a metric for outputs or targets of a different shape"
+            cause = data_checks.cause_of(error, None, otherwise="a metric for outputs or targets of a different shape")
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
             self.metrics_pass = False
             return

@@ -229,6 +229,11 @@ def test_a_planted_fault_is_found(check: Check, keys: dict[str, Any], line: str,
     assert status == (1 if " FAIL " in report else 0)
 
 
+def test_a_metric_whose_message_says_why_it_fails_gets_no_usual_cause(check: Check) -> None:
+    matrix = {"type": "ConfusionMatrix", "args": {"task": "multiclass", "num_classes": 3}}
+    assert "usually" not in check(**{**planted(""), "metrics": [matrix]})[1]
+
+
 def test_a_sound_model_passes_and_is_shown_layer_by_layer(check: Check) -> None:
     status, report = check(**planted(""))
     assert status == 0
