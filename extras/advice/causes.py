@@ -126,6 +126,11 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
             )
         if called[-2:-1] == ["grad"]:
             return f"torch.autograd.grad of what has no graph: {second}"
+    if isinstance(error, NotImplementedError) and called[-1] == "eval_step":
+        return (
+            "a validation of its own in validate() alone: test.py calls evaluate(), which must return the same "
+            "(docs/training.md: A validation of your own)"
+        )
     if re.search("values to unpack|cannot unpack non-iterable", str(error)) and in_step:
         return OTHER_PARTS
     if isinstance(batch, dict) and len(batch) == 2 and re.search(r"\bstr\b", str(error)):
