@@ -238,8 +238,8 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter") -> str:
-    modules = {name.rpartition(".")[0] + ".*" for name in names if "." in name}
-    modules |= {name.partition(".")[0] + ".*" for name in names if "." in name}
+    paths = (itertools.accumulate(name.split(".")[:-1], "{}.{}".format) for name in names)
+    modules = dict.fromkeys(f"{module}.*" for module in itertools.chain.from_iterable(paths))
     close = closest(pattern, [*modules, *names])
     parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
     meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(list(parts))}"

@@ -14,6 +14,7 @@ import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.metric import StepResult
+from base.training.parameters import no_match
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
@@ -794,6 +795,11 @@ def test_one_optimizer_without_a_name_is_told_and_leaves_no_folder(fit: Fit, tmp
     with pytest.raises(ConfigError, match=r'"optimizer": {"discriminator": {"type"(.|\n)*removed the empty run folder'):
         fit("trainer.type=Adversarial", **one)
     assert not list(tmp_path.glob("saved/*/*"))
+
+
+def test_a_misspelt_pattern_is_corrected_to_the_module_that_was_meant() -> None:
+    names = [f"encoder.layers.{n}.{part}.weight" for n in range(3) for part in ("norm1", "linear1", "attention.out")]
+    assert no_match("encoder.layer.1.*", dict.fromkeys(names)).endswith('did you mean "encoder.layers.1.*"?')
 
 
 # ------------------------------------------------------------------ a loss with parameters
