@@ -23,7 +23,7 @@ def key_hint(key: str, parent: KeyPath, known: Sequence[str], config: Any) -> st
         return "it belongs at the top of a file and cannot be an override"
     if close := closest(key, known):
         return f'did you mean "{close}"?'
-    if home := _home(key, config):
+    if home := _home(key, parent, known, config):
         return f"it belongs {home}"
     if name := bare_name((*parent, key), config):
         by_name = json.dumps({key: {"type": name}})
@@ -31,8 +31,8 @@ def key_hint(key: str, parent: KeyPath, known: Sequence[str], config: Any) -> st
     return f"expected one of: {', '.join(known)}"
 
 
-def _home(key: str, config: Any) -> str | None:
-    """Where a misplaced key belongs."""
+def _home(key: str, parent: KeyPath, known: Sequence[str], config: Any) -> str | None:
+    """Where a misplaced key belongs. known: the keys of the object at ``parent``."""
     if key in keys_of(Config):
         return "at the top of the config"
     for name in ("trainer", "runtime"):
@@ -43,7 +43,8 @@ def _home(key: str, config: Any) -> str | None:
         entry = config.get(kind) if isinstance(config, dict) else None
         component = entry.get("type") if isinstance(entry, dict) else entry
         if isinstance(component, str) and key in registry.parameters(component):
-            return f"under {dotted((kind, 'args'))}"
+            own = "args" in known and parent[0] == kind  # as of a parameter group
+            return f"under {dotted((*(parent if own else (kind,)), 'args'))}"
     return None
 
 

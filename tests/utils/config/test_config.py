@@ -181,6 +181,11 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("optimizer.params=5", "optimizer.params: should be a list, got 5"),
         ("loss=5", "loss: should be a component"),
         pytest.param("optimizer.lr=1", "it belongs under optimizer.args", marks=needs_extra("hints")),
+        pytest.param(
+            'optimizer.groups=[{"params": ["*"], "lr": 1}]',
+            "it belongs under optimizer.groups.0.args",
+            marks=needs_extra("hints"),
+        ),
         ("metrics=[accuracy]", "Did the shell remove the quotes?"),
         ("loss=\udcff", "a character that cannot be printed"),
         pytest.param("extends=x.json", "it belongs at the top of a file", marks=needs_extra("hints")),
