@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import train
 from base.data.batches import StepBatches
 from base.experiment import Experiment
+from base.load_run import load_run
 from base.metric import StepResult
 from tests.helpers import copy_run, curves, lines, same, state, temporarily
 from tests.small_data import SmallSamples
@@ -249,6 +250,33 @@ def test_what_follows_an_optimizer_step_is_done_once_for_all_its_micro_batches_a
         own = fit("trainer.type=Following", *once)
     for name, follower in state(own.run_dir)["follower"].items():
         assert torch.allclose(follower, (state(initial)["model"][name] + state(one)["model"][name]) / 2)
+
+
+class Ending(Following):
+    """Adds the mean of the training data to a buffer at the end of each epoch."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.follower.register_buffer("means", torch.zeros(()))
+
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        loss = super().optimizer_step(step)
+        if self.progress.trained:
+            mean = torch.cat([batch.data[0] for batch in self.training.batches.one_pass()]).mean()
+            self.follower.means += mean  # type: ignore[operator]
+        return loss
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_what_ends_an_epoch_is_done_once_for_each_and_resumes(fit: Fit, tmp_path: Path, steps: int | None) -> None:
+    keys = {"type": "Ending", "epochs": 3, "steps_per_epoch": steps, "save_every_steps": 1, "keep_last": None}
+    with temporarily(TRAINERS, Ending):
+        whole = fit(trainer=keys).run_dir
+        at_the_end = resumed_in_mid_epoch(whole, tmp_path, steps or 5)
+        data = load_run(whole).data.training(0)
+    assert same(state(whole)["follower"], state(at_the_end)["follower"])
+    inputs = torch.cat([batch.data[0] for batch in data.one_pass()])
+    assert torch.allclose(state(whole)["follower"]["means"], 3 * inputs.mean())
 
 
 class Sampling(Trainer):
