@@ -54,7 +54,7 @@ class ProcessGroup:
         return [value]
 
     def all_gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, in every process."""
+        """The values of all processes by rank, in every process. UserError if a gradient should flow through them."""
         return [value]
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:

@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.distributed.process_group import LostError, ProcessGroup
 from utils.errors import ConfigError, UserError
+from utils.tree import tensors
 
 T = TypeVar("T")
 JOIN_SECONDS = 600.0
@@ -81,6 +82,11 @@ class TorchProcessGroup(ProcessGroup):
         return made[0]  # type: ignore[return-value]
 
     def all_gather(self, value: T) -> list[T]:
+        if any(tensor.grad_fn is not None for tensor in tensors(value)):
+            raise UserError(
+                "process_group.all_gather sends copies, through which no gradient flows: give it detached tensors, or "
+                "gather those of all processes with a function of torch that has a gradient (docs/distributed.md)"
+            )
         values: list[Any] = [None] * self.world_size
         with self._communication():
             dist.all_gather_object(values, value, group=self.control)

@@ -26,10 +26,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.nn.functional import all_gather
 
 import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
+from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
@@ -42,6 +44,7 @@ from utils.checkpoint.file import file_name
 from utils.distributed import get_process_group
 from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS, import_components
+from utils.schema import TrainerConfig
 
 DIGITS = 5  # of a port, padded with spaces
 # what the runs would import on the way, each process by itself
@@ -144,6 +147,25 @@ class DirectTrainer(Trainer):
         return StepResult(loss, outputs, batch[1])
 
 
+class GatheringTrainer(Trainer):
+    """Compares its outputs with those of all processes, as a contrastive loss does. how: by what it gathers them."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, how: str) -> None:
+        super().__init__(experiment, settings)
+        self.how = how
+
+    def train_step(self, batch: Any) -> StepResult:
+        outputs = self.model(batch[0])
+        everyone = [outputs]
+        if self.how == "objects":
+            everyone = self.runtime.process_group.all_gather(outputs)
+        elif self.runtime.process_group.world_size > 1:
+            everyone = list(all_gather(outputs))  # type: ignore[no-untyped-call]
+        loss = (outputs @ torch.cat(everyone).T).square().mean()
+        self.backward(loss)
+        return StepResult(loss, outputs, batch[1])
+
+
 def copy_of(run: Path, step: int) -> Path:
     """A copy of a run in its own time, beside it; gives its checkpoint of a step."""
     number = len(list(run.parent.iterdir()))
@@ -182,6 +204,7 @@ def register() -> None:
     TRAINERS.register(Steady)
     TRAINERS.register(CoderTrainer)
     TRAINERS.register(DirectTrainer)
+    TRAINERS.register(GatheringTrainer)
     if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
         recipes = importlib.import_module("tests.docs.recipes")
         for name in recipes.NAMES:

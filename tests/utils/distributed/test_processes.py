@@ -65,6 +65,16 @@ RESTLESS: Json = {
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 DIRECT: Json = {**SUMS, "name": "direct", "trainer": {**SUMS["trainer"], "type": "DirectTrainer"}}
+GATHERING: Json = {
+    **SUMS,
+    "name": "gathering",
+    "loss": None,
+    "data_loader": {
+        **SUMS["data_loader"],
+        "args": {**SUMS["data_loader"]["args"], "batch_size": 8, "drop_last": True, "validation_split": 0},
+    },
+    "trainer": {"type": "GatheringTrainer", "args": {"how": "with gradients"}, "verbosity": 0, "tensorboard": False},
+}
 LBFGS: Json = {
     **SUMS,
     "name": "lbfgs",
@@ -160,6 +170,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "sums 1": new(SUMS, *pictures),
             "idle 1": new(IDLE),
             "lbfgs 1": new(LBFGS),
+            "gathering 1": new(GATHERING),
             "weights 1": new(WEIGHTS),
             "images 1 sharded": new(IMAGES, *sharded),
             "images 1 fp16": new(IMAGES, *fp16),
@@ -179,6 +190,8 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
             "idle 2 refused": new(IDLE),
             "direct 2 refused": new(DIRECT),
+            "gathering 2": new(GATHERING),
+            "gathering 2 refused": new(GATHERING, "trainer.args.how=objects"),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on("restless 2"),
             "restless 2 to 2 fsdp": on("restless 2 fsdp"),
@@ -364,6 +377,12 @@ def test_gradients_that_are_not_averaged_are_refused_before_the_first_step(runs:
     assert "ConfigError: the gradients of " in runs["direct 2 refused"]
     assert "DirectTrainer.train_step must call self.model" in runs["direct 2 refused"]
     assert "No step completed" in runs["direct 2 refused"]
+
+
+def test_objects_are_not_gathered_where_a_gradient_should_flow(runs: dict[str, Any]) -> None:
+    assert "UserError: process_group.all_gather sends copies" in runs["gathering 2 refused"]
+    whole, parts = (state(runs[f"gathering {count}"])["model"] for count in (1, 2))
+    assert differences(whole, parts, rtol=1e-4) == []
 
 
 @needs_extra("report")
