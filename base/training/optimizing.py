@@ -72,7 +72,7 @@ class SeveralOptimizers:
                 self._size = micro_batch.size
                 self._seen = set()
                 self.count = None
-                trainer.run_micro_batch(micro_batch, step, total)
+                trainer.run_micro_batch(micro_batch, total)
                 if left_out := self._losses.keys() - self._seen:
                     raise self._only_sometimes(min(left_out), step)
         finally:
