@@ -120,9 +120,8 @@ class BaseTrainer(Checkpointed):
                     self.train_epoch()
                     with save_on_failure(self):
                         validation = check_returned(self, "validate", self.validate())
-                epochs = self.progress.epochs
                 self.end_epoch(validation)
-                check_epoch_was_counted(self, epochs)
+                check_epoch_was_counted(self)
             self.observer.end(self)
         except Stopped as stopped:
             self.save()
@@ -154,10 +153,9 @@ class BaseTrainer(Checkpointed):
                 self.validate_within_epoch()
             for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
                 self.experiment.signals.check()
-                before = self.progress.steps
                 loss = self.optimizer_step(step)
                 if not self.has_started:
-                    check_step_was_taken(self, loss, before)
+                    check_step_was_taken(self, loss, step)
                     self.start()
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from base.data.batches import Batches, BatchRange, MicroBatch
+from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
 from base.training.broadcast import CheckedLoss, name_of, torch_warnings
 from base.training.finite import samples_of
@@ -190,12 +190,12 @@ def check_first_batch(trainer: Any, result: StepResult) -> None:
     trainer.observer.first_batch(trainer, result)
 
 
-def check_step_was_taken(trainer: Any, loss: Any, before: int) -> None:
+def check_step_was_taken(trainer: Any, loss: Any, step: StepBatches) -> None:
     """Raise ConfigError if a BaseTrainer's own first optimizer_step neither calls that of the base class nor counts.
 
-    loss: what it returned. before: the number of steps until then.
+    loss: what it returned.
     """
-    if loss is None or trainer.progress.steps == before:
+    if loss is None or trainer.progress.position != step.position:
         name = type(trainer).__name__
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 
@@ -221,12 +221,9 @@ def check_gradients_agree(trainer: Any) -> None:
                 )
 
 
-def check_epoch_was_counted(trainer: Any, before: int) -> None:
-    """Raise ConfigError if a BaseTrainer's own ``end_epoch`` does not call that of the base class, which counts.
-
-    before: the number of epochs until then.
-    """
-    if trainer.progress.epochs == before:
+def check_epoch_was_counted(trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's own ``end_epoch`` does not call that of the base class, which counts."""
+    if trainer.progress.trained:
         raise ConfigError(f"{type(trainer).__name__}.end_epoch must call super().end_epoch(validation)")
 
 

@@ -332,8 +332,8 @@ class _Check:
 
     def _take_step(self) -> None:
         self.model.train()
-        before = self.trainer.progress.steps
-        check_step_was_taken(self.trainer, self.trainer.optimizer_step(self._step()), before)
+        step = self._step()
+        check_step_was_taken(self.trainer, self.trainer.optimizer_step(step), step)
 
     def _step(self) -> StepBatches:
         """An optimizer step with as many micro-batches as configured; always the same batch here."""
