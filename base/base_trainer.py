@@ -159,7 +159,7 @@ class BaseTrainer(Checkpointed):
                     self.start()
                 self.log.step(loss, step.samples)
                 if self.progress.steps % settings.log_every_steps == 0:
-                    self.log_interval(loss)
+                    self.log_interval()
                 if settings.validate_every_steps and self.progress.steps % settings.validate_every_steps == 0:
                     self.validate_within_epoch()
                 if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
@@ -297,12 +297,12 @@ class BaseTrainer(Checkpointed):
 
     # ------------------------------------------------------------------ the ends of intervals and epochs
 
-    def log_interval(self, loss: Tensor | float) -> None:
+    def log_interval(self) -> None:
         """Log a point of the curves within the epoch."""
         self.finite.check(self)
         means = self.train_metrics.close_interval()
         norm = gradient_norm(self.training.parameters) if self.gradient_norm is None else self.gradient_norm
-        self.log.log_interval(self.progress, loss, means, self.training.rates(), norm)
+        self.log.log_interval(means, self.training.rates(), norm)
         self.observer.log_interval(self)
 
     def validate_within_epoch(self) -> None:
@@ -311,7 +311,7 @@ class BaseTrainer(Checkpointed):
             self.progress.validating = True
             with self.log.paused(), save_on_failure(self):
                 values = check_returned(self, "validate", self.validate())
-            self.log.validation(self.progress, values)
+            self.log.validation(values)
             self.progress.validating = False
 
     def end_epoch(self, validation: dict[str, float]) -> None:
@@ -323,7 +323,7 @@ class BaseTrainer(Checkpointed):
             monitored = self.monitored(values)
         progress.epochs += 1
         best = monitored is not None and progress.update_best(monitored, lower_is_better=settings.lower_is_better)
-        self.log.end_epoch(progress, values, self.training.rates(), best=best)
+        self.log.end_epoch(values, self.training.rates(), best=best)
         for optimizer in self.training.optimizers.values():
             optimizer.schedule.after_epoch(monitored)
         self.observer.end_epoch(self, values)

@@ -62,28 +62,21 @@ class TrainingLog:
         self._samples += samples
         self._bar.update()
 
-    def log_interval(
-        self,
-        progress: Progress,
-        loss: Tensor | float,
-        means: Mapping[str, float],
-        rates: Mapping[str, float],
-        gradient_norm: Tensor,
-    ) -> None:
-        """Log a point of the curves within an epoch.
+    def log_interval(self, means: Mapping[str, float], rates: Mapping[str, float], gradient_norm: Tensor) -> None:
+        """Log a point of the curves within an epoch, after its step.
 
-        means: since the previous point; rates: learning rates by parameter group; loss: as for ``step``;
-        gradient_norm: of the last step, before clipping, shape ().
+        means: since the previous point; rates: learning rates by parameter group; gradient_norm: of the last step,
+        before clipping, shape ().
         """
-        if self.process_group.world_size > 1:  # the loss over all processes; an estimate until the next point
-            self._loss = self._total(loss) / self.process_group.world_size
+        if self._loss is not None and self.process_group.world_size > 1:  # an estimate until the next point
+            self._loss = self._total(self._loss) / self.process_group.world_size
         now = time.perf_counter()
         if now >= self._next_line and self.console.prints_progress:
             self._next_line = now + LINE_INTERVAL
             self.console.info(self._progress_line())
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()} | _named("learning_rate", "/", rates)
-        self.writers.scalars(progress.steps, points | {"gradient_norm": _read(gradient_norm)})
+        self.writers.scalars(self._progress.steps, points | {"gradient_norm": _read(gradient_norm)})
 
     def wait(self) -> None:
         """Wait for the device to finish the steps so far, whose time is otherwise that of what follows."""
@@ -98,9 +91,9 @@ class TrainingLog:
         yield
         self._paused += time.perf_counter() - start
 
-    def validation(self, progress: Progress, values: Mapping[str, float]) -> None:
+    def validation(self, values: Mapping[str, float]) -> None:
         """Log the values of a validation within an epoch."""
-        self.writers.scalars(progress.steps, {_tag(f"val_{name}"): value for name, value in values.items()})
+        self.writers.scalars(self._progress.steps, {_tag(f"val_{name}"): value for name, value in values.items()})
 
     def end_training(self) -> None:
         """Call when the training of an epoch ended or was interrupted; its validation follows."""
@@ -110,10 +103,9 @@ class TrainingLog:
         self.console.clear()
         del self._bar  # it refers to this object, and such a cycle would keep the writers' files open
 
-    def end_epoch(
-        self, progress: Progress, values: Mapping[str, float], rates: Mapping[str, float], *, best: bool
-    ) -> None:
+    def end_epoch(self, values: Mapping[str, float], rates: Mapping[str, float], *, best: bool) -> None:
         """Write the epoch's line in metrics.jsonl and on the console, and its points in TensorBoard."""
+        progress = self._progress
         speed = {"samples_per_second": self._samples / max(self._seconds, 1e-9)}
         position = {"epoch": progress.epochs, "step": progress.steps}
         self.writers.epoch({**position, **values, **_named("lr", "_", rates), **speed, "seconds": self._seconds})
