@@ -63,7 +63,8 @@ class BaseTrainer(Checkpointed):
         """Set if there are several optimizers."""
         self.waits_for_count = False
         """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
-        self._waiting: list[Tensor] = []
+        self.waiting_losses: list[Tensor] = []
+        """Losses whose backward pass waits."""
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -203,6 +204,7 @@ class BaseTrainer(Checkpointed):
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.follows_steps)
             schedule.after_step(stepped=stepped)
 
+        self.waits_for_count = False
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
@@ -265,9 +267,9 @@ class BaseTrainer(Checkpointed):
             check_first_backward(self)
         self.calls_backward = True
         if self.several_optimizers is not None:
-            self.several_optimizers.backward(loss)
-        elif self.waits_for_count:
-            self._waiting.append(loss)
+            self.several_optimizers.ensure_block()
+        if self.waits_for_count:
+            self.waiting_losses.append(loss)
         else:
             self.runtime.backward(loss)
 
@@ -291,7 +293,7 @@ class BaseTrainer(Checkpointed):
 
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting_losses = self.waiting_losses, []
         if waiting:  # summed: DDP allows one backward pass per forward pass
             self.runtime.backward(sum(waiting[1:], waiting[0]), weight)
 

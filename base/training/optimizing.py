@@ -52,7 +52,6 @@ class SeveralOptimizers:
         """The current step; None outside of a step, where gradients are computed without stepping."""
         self.count: Tensor | float | None = None
         """What the config's loss was averaged over in this micro-batch, once an optimizer has used it."""
-        self._waiting: list[Tensor] = []  # losses whose backward pass comes at the end of the block
         self._size, self._number = 0, 0
         self._losses = dict[tuple[str, ...], StepLoss]()  # of each block, by the names of its optimizers
         self._seen = set[tuple[str, ...]]()
@@ -119,7 +118,7 @@ class SeveralOptimizers:
             self._finish_backward(names)
         finally:
             self.current = ()
-            self._waiting = []
+            self.trainer.waiting_losses.clear()
             for parameter in others:
                 parameter.requires_grad_(True)
         if step is not None and self._number == step.num_micro_batches:
@@ -139,11 +138,8 @@ class SeveralOptimizers:
                 self.trainer.runtime.zero_grad(self.trainer.training.optimizers[name].optimizer)
             self._losses[names] = self.trainer.begin_step(step)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss of shape () for the current optimizers.
-
-        Outside of a block, a supervised trainer's loss is that of all optimizers.
-        """
+    def ensure_block(self) -> None:
+        """Before ``backward``: outside of a block, a supervised trainer's loss is that of all optimizers."""
         if not self.current and not self.trainer.supervised:
             names = self.trainer.training.optimizers
             raise ConfigError(
@@ -152,10 +148,6 @@ class SeveralOptimizers:
             )
         if not self.current and self.step is not None:
             self._without_block.enter_context(self.optimizing())
-        if self.step is not None and self.trainer.waits_for_count:
-            self._waiting.append(loss)
-        else:
-            self.trainer.runtime.backward(loss)
 
     def after_train_step(self) -> Tensor | float | None:
         """Close the block that ``backward`` opened. Returns ``count``."""
@@ -164,12 +156,12 @@ class SeveralOptimizers:
 
     def _finish_backward(self, names: tuple[str, ...]) -> None:
         """The backward pass of the losses of a block whose gradients are a share of the step's."""
-        if not self._waiting:
+        waiting = self.trainer.waiting_losses
+        if not waiting:
             return
-        loss = sum(self._waiting[1:], self._waiting[0])
-        count = take_count_of(self._waiting, self.trainer.criterion)
-        weight = self._losses[names].add(loss, count, self._size)
-        self.trainer.runtime.backward(loss, weight)
+        count = take_count_of(waiting, self.trainer.criterion)
+        loss = sum(waiting[1:], waiting[0])
+        self.trainer.finish_backward(self._losses[names].add(loss, count, self._size))
         self.count = self.count if count is None else count
 
     @staticmethod
