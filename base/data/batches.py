@@ -105,8 +105,8 @@ class Batches:
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
-        self._cached_order: tuple[int, Tensor] | None = None
-        self._cached_indices: tuple[int, Tensor] | None = None  # those of a pass, on a device
+        self._cached_order: tuple[int, Tensor] | None = None  # a pass, and all of its draws, integers of shape (N,)
+        self._cached_indices: tuple[int, Tensor] | None = None  # a pass, and its samples on a device
         self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
@@ -189,18 +189,14 @@ class Batches:
     def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
         """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
         positions = slice(start, stop)
-        if self.order is not None:
-            return self._order_of_pass(self.order, passes)[positions].long()
-        return positions if self.indices is None else self.indices[positions].long()
-
-    def _order_of_pass(self, order: Order, passes: int) -> Tensor:
-        """All draws of a pass in order, integers of shape (N,); cached until another pass is requested."""
+        if self.order is None:
+            return positions if self.indices is None else self.indices[positions].long()
         if self._cached_order is None or self._cached_order[0] != passes:
-            samples = order(passes)
+            samples = self.order(passes)
             if self.indices is not None:
                 samples = self.indices.index_select(0, samples)
             self._cached_order = passes, number_repeats(samples, len(self.source)) if self.repeats else samples
-        return self._cached_order[1]
+        return self._cached_order[1][positions].long()
 
     def _random_key(self, passes: int) -> RandomKey:
         return self.seed, "sample", passes
