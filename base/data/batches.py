@@ -101,7 +101,8 @@ class Batches:
         self.num_workers = num_workers
         self.num_samples = len(source) if indices is None else len(indices)
         self.order = order
-        self.repeats = self.order is not None and self.order.repeats
+        self.weighted = weighted(order)
+        """The order by weights, if there is one: only it can contain a sample more than once in a pass."""
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
@@ -133,9 +134,9 @@ class Batches:
 
         Raises DataError if they differ between the processes.
         """
-        if order := weighted(self.order):
-            order.begin_epoch(*self.next_start(position))
-            order.check_processes(process_group)
+        if self.weighted:
+            self.weighted.begin_epoch(*self.next_start(position))
+            self.weighted.check_processes(process_group)
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""
@@ -173,7 +174,7 @@ class Batches:
         return self._indices(self._draws(*batch_range))
 
     def _indices(self, draws: Tensor | slice) -> Tensor | slice:
-        return draws % len(self.source) if self.repeats and isinstance(draws, Tensor) else draws
+        return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
 
     def _batch_indices(self, loaded_range: BatchRange, draws: Tensor | slice) -> Tensor | slice:
         """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
@@ -195,7 +196,7 @@ class Batches:
             samples = self.order(passes)
             if self.indices is not None:
                 samples = self.indices.index_select(0, samples)
-            self._cached_order = passes, number_repeats(samples, len(self.source)) if self.repeats else samples
+            self._cached_order = passes, number_repeats(samples, len(self.source)) if self.weighted else samples
         return self._cached_order[1][positions].long()
 
     def _random_key(self, passes: int) -> RandomKey:
@@ -238,7 +239,7 @@ class Batches:
 
     def _load_in_workers(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         if self._workers is None:  # started once and kept across epochs
-            self._workers = Workers(self.source, self.num_workers, self.seed, repeats=self.repeats)
+            self._workers = Workers(self.source, self.num_workers, self.seed, repeats=self.weighted is not None)
         ranges, ranges_ahead = itertools.tee(ranges)
         requests = map(self._request, ranges_ahead)
         try:

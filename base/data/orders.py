@@ -8,7 +8,7 @@ Bucketed    another order, rearranged into batches of similar length
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +25,8 @@ SMALLEST_POOL, LARGEST_POOL = 8, 50
 fewer mix the samples better."""
 
 
-class Order(Protocol):
-    """Returns the samples of a pass as indices into those in use, integers of shape (N,)."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a sample can occur more than once in a pass."""
-        ...
-
-    def __call__(self, passes: int) -> Tensor: ...
+Order = Callable[[int], Tensor]
+"""Returns the samples of a pass, by its number, as indices into those in use, integers of shape (N,)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,6 @@ class Shuffled:
 
     count: int
     seed: int
-    repeats: bool = False
 
     def __call__(self, passes: int) -> Tensor:
         return permutation(self.count, self.seed, "order", passes)
@@ -60,7 +52,6 @@ class Weighted:
 
     weights: Callable[[], Tensor]
     seed: int
-    repeats: bool = True
 
     def __post_init__(self) -> None:
         self.of_epoch = self.weights()
@@ -126,10 +117,6 @@ class Bucketed:
     lengths: Tensor
     batch_size: int
     seed: int
-
-    @property
-    def repeats(self) -> bool:
-        return self.order.repeats
 
     def __call__(self, passes: int) -> Tensor:
         order = self.order(passes)

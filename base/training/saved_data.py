@@ -10,7 +10,6 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
-from base.data.orders import weighted
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
@@ -33,7 +32,7 @@ class SavedData:
     def __init__(self, training: Training, data: BaseDataLoader) -> None:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
-        self.weighted = weighted(training.batches.order)
+        self.weighted = training.batches.weighted
         self.num_samples = training.batches.num_samples
         self._lengths = [
             (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
