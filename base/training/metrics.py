@@ -195,17 +195,19 @@ class Metrics:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
         own = [number for mean in self.means.values() for number in mean.interval()]
         numbers = iter(self.process_group.all_reduce_sum(own))
-        totals = {name: (next(numbers), next(numbers)) for name in self.means}
-        means = {name: self.means[name].close_interval(*total) for name, total in totals.items()}
-        return {name: value for name, value in means.items() if name not in self.logs or totals[name][1]}
+        means = {}
+        for name, mean in self.means.items():
+            total, weight = next(numbers), next(numbers)
+            value = mean.close_interval(total, weight)
+            if weight or name not in self.logs:
+                means[name] = value
+        return means
 
     def compute(self) -> dict[str, float]:
         """Every value over everything added since the reset."""
         self.close_interval()
-        measured = {
-            name: metric for name, metric in self._all().items() if name not in self.logs or self.means[name].weight
-        }
-        values = {name: metric.compute() for name, metric in measured.items()}
+        unlogged = {name for name in self.logs if not self.means[name].weight}
+        values = {name: metric.compute() for name, metric in self._all().items() if name not in unlogged}
         return self.loss_parts.corrected(values, self.process_group) if self.loss_parts else values
 
     def reset(self) -> None:
@@ -233,15 +235,12 @@ class Metrics:
             if not saved or state["definitions"].get(name) != self.definitions.get(name):
                 continue
             metric.load_state_dict(saved[rank] if same else saved[0])
-            if not same:
-                self._merge_into_main(metric, saved)
-
-    def _merge_into_main(self, metric: Mean | LibraryMetric, saved: list[Any]) -> None:
-        """Merge the saved states of a different number of processes in the main process; the others start empty."""
-        for other in saved[1:]:
-            metric.merge(other)
-        if self.process_group.rank:
-            metric.drop_interval() if isinstance(metric, Mean) else metric.reset()
+            if same:
+                continue
+            for other in saved[1:]:
+                metric.merge(other)
+            if rank:  # the main process now has the states of all
+                metric.drop_interval() if isinstance(metric, Mean) else metric.reset()
 
     def _all(self) -> dict[str, Mean | LibraryMetric]:
         return {**self.means, **self.library}
