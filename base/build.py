@@ -28,6 +28,7 @@ from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.metric import of_entry
 from base.training.library_metric import LibraryMetric
+from base.training.loss import LossParts
 from base.training.metrics import Metrics
 from base.training.parameters import (
     Frozen,
@@ -289,13 +290,15 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
     if isinstance(logs, str):
         message = f'{loaded.config.trainer.type}.logs is a string; expected a tuple of names: logs = ("{logs}",)'
         raise loaded.error(("trainer",), message)
+    weights = {name: loss.weight for name, loss in losses.items() if name}
     return Metrics(
         functions,
         library,
         sum_loss=sum_loss,
         process_group=runtime.process_group,
         definitions=definitions,
-        logs=[*logs, *filter(None, losses)],
+        logs=[*logs, *weights],
+        loss_parts=LossParts(weights) if weights and not training else None,
     )
 
 

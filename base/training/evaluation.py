@@ -13,7 +13,7 @@ from base.experiment import Experiment, Training
 from base.metric import single_number
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
-from base.training.loss import LossParts, completed
+from base.training.loss import completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import loss_module
@@ -50,7 +50,7 @@ class EvaluationLoop(TrainerInterface):
         sets, observer = self.training.validation, self.observer
         if "" in sets or not sets:
             return check_returned(self, "evaluate", self.evaluate(sets[""], observer)) if sets else {}
-        values, over_all = dict[str, float](), self._new_metrics()
+        values, over_all = dict[str, float](), self.experiment.make_metrics()
         for name, batches in sets.items():
             one = self.evaluate(batches, Observer() if values else observer, also=over_all)
             found = check_returned(self, "evaluate", one)
@@ -63,7 +63,7 @@ class EvaluationLoop(TrainerInterface):
 
         also: metrics to which the same batches are added, as a part of all validation data.
         """
-        metrics = self._new_metrics()
+        metrics = self.experiment.make_metrics()
         watch_first_batch(self, batches, metrics, "evaluation")
         observer.begin_evaluation(batches.num_samples)
         with self.evaluating():
@@ -83,13 +83,6 @@ class EvaluationLoop(TrainerInterface):
         observer.end_evaluation()
         self.unmeasured |= metrics.unmeasured
         return metrics.compute()
-
-    def _new_metrics(self) -> Metrics:
-        metrics = self.experiment.make_metrics()
-        criterion: Any = self.criterion
-        if hasattr(criterion, "take_parts"):  # losses by name
-            metrics.loss_parts = LossParts(criterion.weights)
-        return metrics
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

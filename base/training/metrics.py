@@ -122,6 +122,7 @@ class Metrics:
     process_group: each process adds its own samples; sums are reduced when they are read.
     definitions: the config of each metric. A metric whose definition differs from a saved state's starts empty.
     logs: names of additional values that a step may log. Those that no step of the phase logs are left out.
+    loss_parts: a LossParts in evaluation, if there are losses by name.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Metrics:
         process_group: ProcessGroup | None = None,
         definitions: Mapping[str, Any] | None = None,
         logs: Sequence[str] = (),
+        loss_parts: Any = None,
     ) -> None:
         self.logs = tuple(logs)
         self.functions = dict(functions)
@@ -142,8 +144,7 @@ class Metrics:
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
-        self.loss_parts: Any = None
-        """A LossParts if there are losses by name."""
+        self.loss_parts = loss_parts
         self.unmeasured = set[str]()
         """Names of values that a step logged as None."""
         self.phase_to_check = ""
