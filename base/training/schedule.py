@@ -130,15 +130,13 @@ class Schedule:
         except Exception as error:  # of torch or the user's code, for which the schedule has ended
             if not is_last:
                 raise self._error("failed", f"\n{format_error_with_source(error)}") from error
-        if not is_last:
-            for group in self.optimizer.param_groups:
-                self._check_rate(group["lr"])
-
-    def _check_rate(self, rate: Any) -> None:
-        """Raise ConfigError for a learning rate that no optimizer can use, or that would increase the loss."""
-        if isinstance(rate, Tensor) or (isinstance(rate, (int, float)) and -ROUNDING <= rate < math.inf):
+        if is_last:
             return
-        raise self._error(f"gives the learning rate {rate:.4g}", " Expected a finite number >= 0")
+        for group in self.optimizer.param_groups:
+            rate = group["lr"]
+            # any other, no optimizer can use, or it would increase the loss
+            if not (isinstance(rate, Tensor) or (isinstance(rate, (int, float)) and -ROUNDING <= rate < math.inf)):
+                raise self._error(f"gives the learning rate {rate:.4g}", " Expected a finite number >= 0")
 
     def _error(self, what: str, why: str) -> ConfigError:
         unit = "step" if self.per_step else "epoch"
