@@ -201,7 +201,7 @@ class BaseTrainer(Checkpointed):
         else:
             loss = self.compute_gradients(step)
             schedule = self.training.scheduled.schedule
-            stepped = self.runtime.step(self.training.optimizer, wait=schedule.follows_steps)
+            stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)
 
         self.waits_for_count = False

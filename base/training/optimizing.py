@@ -186,7 +186,7 @@ class SeveralOptimizers:
                 self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
         for optimizer in optimizers:
             last = optimizer is optimizers[-1]
-            if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.follows_steps, last=last):
+            if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.per_step, last=last):
                 self._skipped.add(optimizer.name)
 
     def check_use(self) -> None:

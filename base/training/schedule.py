@@ -64,7 +64,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 class Schedule:
     """A torch scheduler that steps after each optimizer step or after each epoch.
 
-    make: builds the scheduler; None: constant learning rate.
+    make: builds the scheduler; None: constant learning rate, with per_step False.
     per_step: whether it steps after each optimizer step. length: of the run, in these steps or else in epochs.
     settings: the scheduler's config, for ``ScheduleState``.
     """
@@ -92,14 +92,12 @@ class Schedule:
         # later than others, and a schedule may be replayed without it
         optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scheduler = make(optimizer) if make else None
-        self.follows_steps = per_step and make is not None
-        """Whether the learning rate changes with the optimizer's steps."""
         self.last_used: list[float] | None = None
 
     def after_step(self, *, stepped: bool) -> None:
         """stepped: whether the optimizer stepped, rather than fp16 skipping the step."""
         self.last_used = None
-        if stepped and self.follows_steps:
+        if stepped and self.per_step:
             self.step_scheduler(None)
 
     def used(self) -> list[float]:
