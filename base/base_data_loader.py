@@ -316,29 +316,25 @@ class BaseDataLoader(ABC):
 
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
-        weights, lengths = self._weights(source, train), self.lengths()
+        lengths = self.lengths()
+        weighted = self.balanced or self.sample_weights() is not None
         if not self.shuffle:
-            if weights is not None or lengths is not None:
-                hook = "sample_weights() draws" if weights is not None else "lengths() sorts"
+            if weighted or lengths is not None:
+                hook = "sample_weights() draws" if weighted else "lengths() sorts"
                 raise DataError(
                     f"data_loader.args.shuffle: {type(self).__name__}.{hook} the samples, so shuffle cannot be false"
                 )
             return None
-        count = len(source) if train is None else len(train)
-        order: Order = Shuffled(count, seed)
-        if weights is not None or type(self).sample_weights is not BaseDataLoader.sample_weights:
-            order = Weighted(partial(self._epoch_weights, source, train, count), seed)
+        order: Order = Shuffled(len(source) if train is None else len(train), seed)
+        if weighted or type(self).sample_weights is not BaseDataLoader.sample_weights:
+            order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
         lengths = check_lengths(lengths, len(source))
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
-    def _epoch_weights(self, source: Source, train: Tensor | None, count: int) -> Tensor:
-        weights = self._weights(source, train)
-        return once(count) if weights is None else weights
-
-    def _weights(self, source: Source, train: Tensor | None) -> Tensor | None:
-        """The weights of the training samples, float64 of shape (N,); None if each is used once."""
+    def _weights(self, source: Source, train: Tensor | None) -> Tensor:
+        """The weights of the training samples in an epoch, float64 of shape (N,)."""
         given = self.sample_weights()
         if given is not None and self.balanced:
             raise DataError(
@@ -351,7 +347,7 @@ class BaseDataLoader(ABC):
                 raise DataError("sample_weights() is 0 for every sample to train on, so none can be drawn")
             return weights
         if not self.balanced:
-            return None
+            return once(len(source) if train is None else len(train))
         classes = class_indices(source)
         if classes is None:
             raise DataError(
