@@ -217,14 +217,14 @@ class BaseTrainer(Checkpointed):
         measure: whether its batches count in the metrics.
         """
         runtime, scheduled = self.runtime, self.training.scheduled
-        total = self.begin_step(step)
+        step_loss = self.begin_step(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == step.num_micro_batches)  # processes reduce gradients only in the last
-            self.run_micro_batch(micro_batch, total, measure=measure)
+            self.run_micro_batch(micro_batch, step_loss, measure=measure)
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
-        loss = total.finish(scheduled.parameters, runtime.process_group)
+        loss = step_loss.finish(scheduled.parameters, runtime.process_group)
         if not self.has_started:
             check_gradients_agree(self)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
@@ -240,15 +240,15 @@ class BaseTrainer(Checkpointed):
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
-    def run_micro_batch(self, micro_batch: MicroBatch, total: StepLoss, *, measure: bool = True) -> None:
+    def run_micro_batch(self, micro_batch: MicroBatch, step_loss: StepLoss, *, measure: bool = True) -> None:
         """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
         size, several = micro_batch.size, self.several_optimizers
         try:
             result = self.train_step(self.runtime.to_device(micro_batch.data))
             result = completed(result, self.criterion, taken=several.after_train_step() if several else None)
-            self.finish_backward(total.add(result.loss, result.count, size))
+            self.finish_backward(step_loss.add(result.loss, result.count, size))
             if measure:
-                self.train_metrics.update(result, samples=size, share=size / total.samples)
+                self.train_metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, self.training.batches, micro_batch, "training") from error
         if "training" in self.unchecked:

@@ -62,7 +62,7 @@ class SeveralOptimizers:
     def take_step(self, step: StepBatches) -> Tensor | float:
         """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
         trainer, self.step = self.trainer, step
-        total: StepLoss = trainer.begin_step(step)
+        step_loss: StepLoss = trainer.begin_step(step)
         self._losses, self._skipped, self._norms = {}, set(), {}
         for optimizer in trainer.training.optimizers.values():  # one may not step this time
             trainer.runtime.zero_grad(optimizer.optimizer)
@@ -71,7 +71,7 @@ class SeveralOptimizers:
                 self._size = micro_batch.size
                 self._seen = set()
                 self.count = None
-                trainer.run_micro_batch(micro_batch, total)
+                trainer.run_micro_batch(micro_batch, step_loss)
                 if left_out := self._losses.keys() - self._seen:
                     raise self._only_sometimes(min(left_out), step)
         finally:
@@ -85,7 +85,7 @@ class SeveralOptimizers:
             broadcast_buffers(trainer.experiment.model)
         norms = list(self._norms.values())
         trainer.gradient_norm = nn.utils.get_total_norm(norms) if norms else None
-        return total.finish([], trainer.runtime.process_group)
+        return step_loss.finish([], trainer.runtime.process_group)
 
     @contextmanager
     def optimizing(self, *names: str) -> Iterator[None]:
