@@ -47,14 +47,16 @@ class EvaluationLoop(TrainerInterface):
         With several data sets, returns each value for every set, as in day_loss, and over all of them. The observer
         sees the first set.
         """
-        sets, observer = self.training.validation, self.observer
-        if "" in sets or not sets:
-            return check_returned(self, "evaluate", self.evaluate(sets[""], observer)) if sets else {}
+        sets = self.training.validation
+        if not sets:
+            return {}
+        if "" in sets:
+            return check_returned(self, "evaluate", self.evaluate(sets[""], self.observer))
         values, over_all = dict[str, float](), self.experiment.make_metrics()
         for name, batches in sets.items():
-            one = self.evaluate(batches, Observer() if values else observer, also=over_all)
-            found = check_returned(self, "evaluate", one)
-            values |= {f"{name}_{key}": value for key, value in found.items()}
+            returned = self.evaluate(batches, Observer() if values else self.observer, also=over_all)
+            of_set = check_returned(self, "evaluate", returned)
+            values |= {f"{name}_{key}": value for key, value in of_set.items()}
         return over_all.compute() | values
 
     @naming_dead_worker()
