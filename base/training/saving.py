@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from base.experiment import Experiment, Outputs, Training
+from base.experiment import Experiment, Outputs
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
@@ -22,7 +22,6 @@ from utils.user_code import format_error_with_source
 class Checkpointed(EvaluationLoop):
     """The part of ``BaseTrainer`` that is saved and restored."""
 
-    training: Training
     outputs: Outputs
     saved_data: SavedData
 
