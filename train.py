@@ -108,7 +108,7 @@ def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str
         console.warn(warning)
     for line in start_summary(loaded, trainer, folder):
         console.info(line)
-    with record_outcome(trainer, folder), frozen():
+    with record_outcome(folder, trainer.runtime.process_group), frozen():
         trainer.train()
     console.clear()
     history = folder.epochs()

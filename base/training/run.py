@@ -14,6 +14,7 @@ from base.initial_weights import InitialWeights
 from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, to_json
+from utils.distributed import ProcessGroup
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, environment, environment_changes, replace_file
@@ -88,7 +89,7 @@ def log_to_file(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def record_outcome(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
+def record_outcome(folder: RunFolder, process_group: ProcessGroup) -> Iterator[None]:
     """Record in environment.json how the training inside the block ended. A killed run has no outcome there."""
     try:
         yield
@@ -99,7 +100,7 @@ def record_outcome(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
         outcome = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else f"{failed}: {first_line}"
         raise
     finally:
-        if trainer.runtime.process_group.is_main_process:
+        if process_group.is_main_process:
             folder.write_outcome(outcome)
 
 
