@@ -1,6 +1,5 @@
 """Ends the training at a loss that is not finite, and names its step."""
 
-import itertools
 import math
 from collections.abc import Iterable
 from copy import copy
@@ -26,7 +25,6 @@ class FiniteLosses:
         """Start an epoch, or the rest of one, after these steps."""
         self._losses: list[Tensor | float] = []  # this process's parts
         self._start = copy(progress)
-        self._checked = 0  # steps since then
 
     def add(self, loss: Tensor | float) -> None:
         """Add the loss of a step, by ``to_scalar``."""
@@ -34,16 +32,14 @@ class FiniteLosses:
 
     def check(self, trainer: Any) -> None:
         """Raise DivergedError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
-        losses, checked = self._losses, self._checked
-        self._losses = []
-        self._checked += len(losses)
+        losses, start = self._losses, self._start
+        self.begin(trainer.progress)
         if trainer.train_metrics.is_finite():
             return
         batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
         summed = trainer.runtime.process_group.all_reduce_sum([float(loss) for loss in losses])
-        unchecked = itertools.islice(trainer.remaining_steps(self._start), checked, None)
         # the losses end at the step of the check; the epoch may have later steps
-        steps = enumerate(zip(summed, unchecked, strict=False), start=self._start.steps + checked + 1)
+        steps = enumerate(zip(summed, trainer.remaining_steps(start), strict=False), start=start.steps + 1)
         found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
         if found is None:
             return
