@@ -265,7 +265,7 @@ class BaseTrainer(Checkpointed):
         check_loss(loss, "self.backward got a loss")
         if not self.calls_backward:
             check_first_backward(self)
-        self.calls_backward = True
+            self.calls_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.ensure_block()
         if self.waits_for_count:
