@@ -195,10 +195,9 @@ class Metrics:
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
         own = [number for mean in self.means.values() for number in mean.interval()]
-        numbers = iter(self.process_group.all_reduce_sum(own))
+        totals = self.process_group.all_reduce_sum(own)
         means = {}
-        for name, mean in self.means.items():
-            total, weight = next(numbers), next(numbers)
+        for (name, mean), total, weight in zip(self.means.items(), totals[::2], totals[1::2], strict=True):
             value = mean.close_interval(total, weight)
             if weight or name not in self.logs:
                 means[name] = value
