@@ -52,15 +52,27 @@ class Mean:
         self.sum = 0.0
         self.weight = 0.0
 
+    def drop_interval(self) -> None:
+        self._pending: list[tuple[Tensor | float, Tensor | float, bool]] = []
+        self.interval_sum = 0.0
+        self.interval_weight = 0.0
+
     def add(self, value: Tensor | float, *, weight: Tensor | float, is_mean: bool = False) -> None:
         """Add a value with a weight, both from ``to_scalar``. is_mean: over what the weight counts; otherwise a sum."""
         self._pending.append((value, weight, is_mean))
         if len(self._pending) == self.MAX_PENDING:
-            self._add_pending()
+            self.interval()
 
     def interval(self) -> tuple[float, float]:
-        """Sum and weight of the open interval in this process."""
-        self._add_pending()
+        """Add what is pending. Returns the sum and weight of the open interval in this process."""
+        values, weights = (_read([each[column] for each in self._pending]) for column in range(2))
+        for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
+            self.interval_weight += weight
+            if not is_mean:
+                self.interval_sum += value
+            elif weight:  # else the mean over nothing, NaN in some losses
+                self.interval_sum += weight * value
+        self._pending = []
         return self.interval_sum, self.interval_weight
 
     def close_interval(self, total: float, weight: float) -> float:
@@ -69,11 +81,6 @@ class Mean:
         self.sum += total
         self.weight += weight
         return total / weight if weight else math.nan
-
-    def drop_interval(self) -> None:
-        self._pending: list[tuple[Tensor | float, Tensor | float, bool]] = []
-        self.interval_sum = 0.0
-        self.interval_weight = 0.0
 
     def compute(self) -> float:
         """The mean of all closed intervals since the reset."""
@@ -91,16 +98,6 @@ class Mean:
         """Add another process's open interval. The total is the same in all processes."""
         self.interval_sum += state["interval"][0]
         self.interval_weight += state["interval"][1]
-
-    def _add_pending(self) -> None:
-        values, weights = (_read([each[column] for each in self._pending]) for column in range(2))
-        for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
-            self.interval_weight += weight
-            if not is_mean:
-                self.interval_sum += value
-            elif weight:  # else the mean over nothing, NaN in some losses
-                self.interval_sum += weight * value
-        self._pending = []
 
 
 def _read(scalars: list[Any]) -> list[float]:
