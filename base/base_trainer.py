@@ -337,8 +337,7 @@ class BaseTrainer(Checkpointed):
 
     def monitored(self, values: dict[str, float]) -> float | None:
         """The value named by ``trainer.monitor``; None if nothing is monitored, or if it was not measured this time."""
-        if not (name := self.settings.monitored_name):
-            return None
-        if name not in values:
+        name = self.settings.monitored_name
+        if name and name not in values:
             check_unmeasured(self, name, values)
         return values.get(name)
