@@ -21,6 +21,7 @@ from base.data.batches import Batches, BatchRange
 from base.metric import StepResult
 from base.training.epoch_start import prepare_epoch
 from base.training.parameters import loss_module
+from base.training.state import own_parts
 from extras.check.check_result import CheckResult
 from utils.errors import UserError
 from utils.text import listed
@@ -59,19 +60,15 @@ class Kept:
         self.attributes = {name: _content(value) for name, value in self._attributes().items()}
         self.begun = [name for name, value in self._attributes().items() if value is not unbegun.get(name, unbegun)]
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
+        parts = {f"part {name}": part for name, part in own_parts(trainer).items() if isinstance(part, nn.Module)}
+        self.modules |= {what: part for what, part in parts.items() if part not in self.modules.values()}
         self.unsaved = {what: _content(_unsaved(module)) for what, module in self.modules.items()}
         self.noted: list[str] = []
         """Attributes that have a note."""
 
     def results(self) -> Iterator[CheckResult]:
         """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
-        for what, module in self.modules.items():
-            before = self.unsaved[what]
-            changed = [name for name, value in _content(_unsaved(module)).items() if not same(before.get(name), value)]
-            if changed:
-                text = f"buffers or numbers of the {what} that change but are in no checkpoint: {', '.join(changed)}"
-                cause = "register_buffer(..., persistent=False), or self.NAME = a number; a persistent buffer is saved"
-                yield CheckResult("exactness", "note", text, f"{cause}; {ADVICE}")
+        yield from self.of_modules()
         saved = _Saved(self.trainer)
         self.noted = [
             name
@@ -82,6 +79,21 @@ class Kept:
             names = ", ".join(self.noted)
             text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
             yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
+
+    def of_modules(self) -> Iterator[CheckResult]:
+        """A note for each module with values that have changed since the last call, but are in no checkpoint."""
+        for what, module in self.modules.items():
+            before, self.unsaved[what] = self.unsaved[what], _content(_unsaved(module))
+            changed = [
+                name
+                for name, value in self.unsaved[what].items()
+                # a tensor that has come since then may be there to be shown
+                if not (isinstance(value, Tensor) and name not in before) and not same(before.get(name), value)
+            ]
+            if changed:
+                text = f"values of the {what} that change but are in no checkpoint: {', '.join(changed)}"
+                cause = "register_buffer(..., persistent=False), or self.NAME = a tensor or a number"
+                yield CheckResult("exactness", "note", text, f"{cause}; a persistent buffer is saved; {ADVICE}")
 
     def of_begin_epoch(self) -> Iterator[CheckResult]:
         """A note if what ``begin_epoch`` sets follows from earlier calls, which a resumed run does not repeat."""
@@ -139,6 +151,7 @@ class Kept:
         if not same(samples, load()):
             text = "begin_epoch computes the training samples from the weights or other state"
             yield CheckResult("exactness", "note", text, cause)
+        yield from self.of_modules()
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
@@ -327,19 +340,19 @@ def _leaves(content: Any) -> Iterator[Any]:
 
 
 def _unsaved(module: nn.Module | None) -> dict[str, Any]:
-    """The buffers and plain numbers of a module, by name, that are not in its state; none for a function.
+    """The buffers, plain tensors and numbers of a module, by name, that are not in its state; none for a function.
 
-    Not the numbers in modules of torch, and in those that save more than their tensors.
+    Not those in modules of torch, and in those that save more than their tensors.
     """
     if module is None:
         return {}
     saved = module.state_dict(keep_vars=True)
     buffers = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
-    numbers = {
+    plain = {
         f"{path}.{name}".lstrip("."): value
         for path, each in module.named_modules()
         if not type(each).__module__.startswith("torch.") and type(each).get_extra_state is nn.Module.get_extra_state
         for name, value in vars(each).items()
-        if type(value) in (int, float)
+        if type(value) in (int, float, Tensor)
     }
-    return buffers | numbers
+    return buffers | plain

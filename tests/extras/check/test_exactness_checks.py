@@ -311,9 +311,51 @@ def test_a_number_in_the_model_that_no_checkpoint_has_is_noted(
     with temporarily(MODELS, Cooling, SavedCooling):
         preflight(load_config(write_config(model={"type": kind})))
     shown = capsys.readouterr().out
-    noted = "buffers or numbers of the model that change but are in no checkpoint: temperature\n" in shown
+    noted = "values of the model that change but are in no checkpoint: temperature\n" in shown
     assert noted == (kind == "Cooling"), shown
     assert ("exactness" in shown) == noted
+
+
+class World(nn.Module):
+    """An environment whose state is a plain tensor, or a buffer."""
+
+    def __init__(self, *, buffer: bool) -> None:
+        super().__init__()
+        self.cells: Tensor
+        if buffer:
+            self.register_buffer("cells", torch.zeros(3))
+        else:
+            self.cells = torch.zeros(3)
+
+
+class Exploring(Trainer):
+    """Acts in an environment in each step, or at the start of an epoch."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, buffer: bool, when: str) -> None:
+        super().__init__(experiment, settings)
+        self.world, self.when = World(buffer=buffer), when
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "world": self.world}
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.world.cells += self.when == "epoch"
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.world.cells += self.when == "step"
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize("when", ["epoch", "step"])
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_tensor_of_a_part_that_is_no_buffer_is_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], buffer: bool, when: str
+) -> None:
+    with temporarily(TRAINERS, Exploring):
+        preflight(load_config(write_config(trainer={"type": "Exploring", "args": {"buffer": buffer, "when": when}})))
+    shown = capsys.readouterr().out
+    noted = "values of the part world that change but are in no checkpoint: cells\n" in shown
+    assert noted == (not buffer), shown
 
 
 class Codebook(TwoLayerNet):

@@ -269,10 +269,10 @@ def test_what_no_checkpoint_has_is_noted(check: Check) -> None:
     _, report = check(**plain(), trainer={"type": "Keeping", "args": {"saved": False}})
     assert "but are in no checkpoint: mean, critic\n" in report
     _, report = check(**(nested(moving=True)))
-    assert "buffers or numbers of the model that change but are in no checkpoint: calls\n" in report
+    assert "values of the model that change but are in no checkpoint: calls\n" in report
     assert "exactness" not in check(**nested())[1]
     _, report = check(**plain() | {"loss": "MovingLoss"})
-    assert "buffers or numbers of the loss that change but are in no checkpoint: count\n" in report
+    assert "values of the loss that change but are in no checkpoint: count\n" in report
 
 
 class EvaluatesAverage(AveragedTrainer):
