@@ -15,6 +15,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -57,6 +58,10 @@ LATE_IMPORTS = (
     "utils.distributed.parallel",
     "utils.distributed.torchrun",
 )
+
+
+documented: dict[str, Any] = {}
+"""What the page about several processes defines."""
 
 
 class Restless(BaseModel):
@@ -166,6 +171,25 @@ class GatheringTrainer(Trainer):
         return StepResult(loss, outputs, batch[1])
 
 
+class ReplayTrainer(Trainer):
+    """Keeps what its own process has seen, as docs/distributed.md does."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.replay = nn.Module()
+        self.replay.register_buffer("seen", torch.zeros(()))
+
+    def stateful(self) -> dict[str, Any]:
+        parts = super().stateful()
+        if hasattr(self, "training"):
+            parts["replay"] = documented["PerProcess"](self.replay, self.runtime.process_group)
+        return parts
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.replay.seen += batch[0].sum()
+        return super().train_step([batch[0] + self.replay.seen, batch[1]])
+
+
 def copy_of(run: Path, step: int) -> Path:
     """A copy of a run in its own time, beside it; gives its checkpoint of a step."""
     number = len(list(run.parent.iterdir()))
@@ -205,6 +229,8 @@ def register() -> None:
     TRAINERS.register(CoderTrainer)
     TRAINERS.register(DirectTrainer)
     TRAINERS.register(GatheringTrainer)
+    TRAINERS.register(ReplayTrainer)
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)[0], documented)
     if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
         recipes = importlib.import_module("tests.docs.recipes")
         for name in recipes.NAMES:

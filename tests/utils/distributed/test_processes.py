@@ -75,6 +75,11 @@ GATHERING: Json = {
     },
     "trainer": {"type": "GatheringTrainer", "args": {"how": "with gradients"}, "verbosity": 0, "tensorboard": False},
 }
+REPLAY: Json = {
+    **SUMS,
+    "name": "replay",
+    "trainer": {**SUMS["trainer"], "type": "ReplayTrainer", "save_every_steps": 4, "keep_last": None},
+}
 LBFGS: Json = {
     **SUMS,
     "name": "lbfgs",
@@ -191,6 +196,8 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "idle 2 refused": new(IDLE),
             "direct 2 refused": new(DIRECT),
             "gathering 2": new(GATHERING),
+            "replay 2": new(REPLAY),
+            "replay 2 to 2": on("replay 2"),
             "gathering 2 refused": new(GATHERING, "trainer.args.how=objects"),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on("restless 2"),
@@ -239,6 +246,8 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
         1,
         {
             "images 2 to 1": on(two["images 2"]),
+            "replay 2 to 1": on(two["replay 2"]),
+            "replay 2 tested": tested(two["replay 2"], "replay 2 tested"),
             "images 2 fsdp to 1": on(two["images 2 fsdp"], ddp),
             "images 3 sharded to 1": on(three["images 3 sharded"]),
             "images 3 fsdp sharded to 1": on(three["images 3 fsdp sharded"], ddp),
@@ -377,6 +386,14 @@ def test_gradients_that_are_not_averaged_are_refused_before_the_first_step(runs:
     assert "ConfigError: the gradients of " in runs["direct 2 refused"]
     assert "DirectTrainer.train_step must call self.model" in runs["direct 2 refused"]
     assert "No step completed" in runs["direct 2 refused"]
+
+
+def test_a_part_of_each_process_resumes_exactly_and_a_test_needs_none(runs: dict[str, Any]) -> None:
+    whole, resumed = (state(runs[f"replay 2{to}"]) for to in ("", " to 2"))
+    assert len({float(each["seen"]) for each in whole["replay"]["processes"]}) == 2
+    assert all(same(whole[part], resumed[part]) for part in ("model", "replay"))
+    assert "ValueError: saved by 2 processes" in runs["replay 2 to 1"]
+    assert (Path(runs["replay 2 tested"]) / "metrics.json").exists()
 
 
 def test_objects_are_not_gathered_where_a_gradient_should_flow(runs: dict[str, Any]) -> None:
