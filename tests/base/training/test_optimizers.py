@@ -18,7 +18,7 @@ from base.training.parameters import no_match
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
-from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
+from tests.helpers import Json, copy_run, curves, lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
@@ -838,8 +838,10 @@ def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fi
     assert_same(whole, resumed)
 
 
+@pytest.mark.parametrize("option", [(), pytest.param(("--check",), marks=needs_extra("check"))])
 @pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
-def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(fit: Fit, optimizer: str) -> None:
-    for option in ((), ("--check",)):
-        with pytest.raises(ConfigError, match=rf"{optimizer}.step was called without a closure(.|\n)*self, closure"):
-            fit(*option, optimizer={"type": optimizer, "args": {"lr": 0.1}})
+def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(
+    fit: Fit, optimizer: str, option: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{optimizer}.step was called without a closure(.|\n)*self, closure"):
+        fit(*option, optimizer={"type": optimizer, "args": {"lr": 0.1}})

@@ -1129,6 +1129,7 @@ class OnlyPlays(PlaysEpisodes):
         raise NotImplementedError
 
 
+@needs_extra("advice")
 def test_a_validation_of_ones_own_without_data_needs_no_eval_step(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     with temporarily(TRAINERS, OnlyPlays):
         run = fit("data_loader.args.validation_split=0", "trainer.type=OnlyPlays", "trainer.tensorboard=true")
