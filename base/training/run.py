@@ -112,7 +112,7 @@ def remove_if_empty(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     except (Stopped, TrainingError):
         raise
     except Exception as error:
-        if trainer.progress.steps or not trainer.runtime.process_group.is_main_process or not folder.remove_empty():
+        if trainer.has_started or not trainer.runtime.process_group.is_main_process or not folder.remove_empty():
             raise
         note = f"No step completed; removed the empty run folder {display_path(folder.path)}."
         if isinstance(error, UserError):

@@ -831,7 +831,7 @@ class ReturnsNoLoss(Trainer):
 @pytest.mark.parametrize("kind", [StepsAlone, ReturnsNoLoss])
 def test_an_optimizer_step_of_ones_own_must_call_the_base_class(fit: Fit, kind: type[Trainer]) -> None:
     name = kind.__name__
-    says = rf"{name}.optimizer_step must call super\(\).optimizer_step\(step\), and return what it returns"
+    says = rf"{name}.optimizer_step must call super\(\).optimizer_step\(step\), and return what it returns\nNo step c"
     with temporarily(TRAINERS, kind), pytest.raises(ConfigError, match=says):
         fit(f"trainer.type={name}", "trainer.epochs=1")
 
