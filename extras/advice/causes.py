@@ -150,13 +150,13 @@ def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:
         return f"The usual cause is {cause}.{classes}"
     as_dict = "The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
-    if isinstance(error, (AttributeError, NameError)):
+    if isinstance(error, (AttributeError, NameError, KeyError)):
         meant = f'Did you mean "{close}"?' if (close := _meant(error)) else ""
         return f"{eager}{meant} {as_dict}".strip()
     return f"{eager}{DO_THEY_MATCH}{classes} {as_dict}".strip()
 
 
-def _meant(error: AttributeError | NameError) -> str | None:
+def _meant(error: Exception) -> str | None:
     """The attribute that a misspelt one may stand for."""
     if not isinstance(error, AttributeError) or error.obj is None:
         return None

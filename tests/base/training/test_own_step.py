@@ -1100,6 +1100,19 @@ def test_a_misspelt_attribute_is_answered_with_the_likely_one(fit: Fit) -> None:
     assert "shapes" not in str(error.value)
 
 
+class ReadsOtherKey(Trainer):
+    def train_step(self, batch: Any) -> StepResult:
+        outputs = {"logits": self.model(batch[0])}
+        return StepResult(outputs["logit"].sum(), outputs["logit"], batch[1])
+
+
+@needs_extra("advice")
+def test_a_missing_key_is_not_blamed_on_shapes(fit: Fit) -> None:
+    with temporarily(TRAINERS, ReadsOtherKey), pytest.raises(UserError, match="KeyError: 'logit'") as error:
+        fit("trainer.type=ReadsOtherKey")
+    assert "shapes" not in str(error.value)
+
+
 class PlaysEpisodes(Trainer):
     """Validates without data."""
 
