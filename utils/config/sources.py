@@ -12,7 +12,7 @@ from utils.config.located_json import LOOSE_NUMBER, Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several
+from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several, is_below
 from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
@@ -27,8 +27,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
         # another file, such as environment.json: one message, not one per key
         wanted = ", ".join(f'"{kind}"' for kind in kinds)
         raise document.error((), f"a config has {wanted}; this object has none of them. Is this the wrong file?")
-    for override in overrides:
-        apply_override(document, override)
+    _apply_overrides(document, overrides)
     return document
 
 
@@ -163,8 +162,20 @@ def _is_argument(path: KeyPath) -> bool:
     return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
 
 
-def apply_override(document: Document, override: str) -> None:
-    """Set one key of a document; VALUE is JSON, or else a plain string. Raises ConfigError.
+def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Apply overrides in order. Raises ConfigError if a later one removes what an earlier one has set."""
+    paths = [apply_override(document, override) for override in overrides]
+    for number, path in enumerate(paths):
+        if inside(document.value, path)[0] != path:
+            removed_by = next(other for other in reversed(range(number, len(paths))) if is_below(path, paths[other]))
+            raise ConfigError(
+                f"override {overrides[number]}: has no effect, since {overrides[removed_by]} after it replaces "
+                f"{dotted(paths[removed_by])} as a whole; give it last, or leave it out"
+            )
+
+
+def apply_override(document: Document, override: str) -> KeyPath:
+    """Set one key of a document, and return its path; VALUE is JSON, or else a plain string. Raises ConfigError.
 
     A bare component name becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
     """
@@ -182,6 +193,7 @@ def apply_override(document: Document, override: str) -> None:
     path = (*path, _key(container, parts[-1], path, source))
     container[path[-1]] = value_at(document.value, path, text, source.name)
     document.set_source(path, source)
+    return path
 
 
 def _key(container: Any, part: str, path: KeyPath, source: Source) -> Any:
