@@ -137,18 +137,21 @@ class Checkpointer:
                 link(step_file, name)
 
     def _restore_best(self, step: int | None) -> None:
-        """Link best.pth to the best checkpoint again, or set it aside if that was not kept or there is none."""
+        """Link best.pth to the best checkpoint again. If that is gone or there is none, warn and set best.pth aside."""
         best = self.folder / "best.pth"
         step_file = None if step is None else self.folder / file_name(step)
         if step_file and step_file.exists() and best.exists() and best.samefile(step_file):
             return
         if step_file and _is_intact(step_file):
             link(best, step_file)
-        elif best.exists():
-            why = "no epoch so far counts as the best"
-            if step_file:
-                why = f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing"
+            return
+        why = "no epoch so far counts as the best"
+        if step_file:
+            why = f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing"
+        if best.exists():
             self.warn(f"{why}; the former best.pth is now {self._set_aside(best)}")
+        elif step_file:
+            self.warn(f"{why}; there is no best.pth until a better epoch")
 
     def _set_aside(self, path: Path) -> Path:
         """Move a checkpoint to the folder of those that no longer count. Returns where it is."""

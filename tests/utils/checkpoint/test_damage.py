@@ -177,6 +177,17 @@ def test_a_sound_best_one_is_never_replaced_by_a_damaged_one(fit: Fit, spoil: Ca
     assert (folder / f"step-{step:08d}.pth").read_bytes() == best
 
 
+def test_a_best_one_that_is_gone_under_both_names_is_missed(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise test.py would take the last one, and the end of the run would still name the best epoch."""
+    run = fit(*OFTEN, "trainer.epochs=3", "trainer.monitor=max val_loss").run_dir
+    (run / "checkpoints" / "best.pth").unlink()
+    (run / "checkpoints" / "step-00000005.pth").unlink()
+    capsys.readouterr()
+    train.main(["-r", str(run)])
+    why = "the best checkpoint so far, of step 5, was not kept (trainer.keep_last) or is missing"
+    assert f"{why}; there is no best.pth until a better epoch" in capsys.readouterr().err
+
+
 def test_a_sound_last_one_is_kept_where_its_step_file_is_damaged(fit: Fit) -> None:
     run = copied(fit(*OFTEN, "trainer.epochs=3").run_dir)
     folder = run / "checkpoints"
