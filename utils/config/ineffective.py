@@ -21,6 +21,8 @@ def ineffective(config: Config) -> Iterator[Problem]:
     for name, optimizer in config.optimizers.items():
         at, scheduler = config.scheduler_of(name)
         for number, part in enumerate(_parts(scheduler.model_dump(), (*at, "args")) if scheduler else ()):
+            if part.name == "OneCycleLR":
+                yield from _length(part)
             if part.name in SETS_RATE:
                 yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
     yield from _clipping(config)
@@ -51,6 +53,14 @@ def _parts(entry: Any, at: KeyPath) -> Iterator[_Part]:
         return
     for index, inner in enumerate(args["schedulers"]):
         yield from _parts(inner, (*at, "schedulers", index, "args"))
+
+
+def _length(part: _Part) -> Iterator[Problem]:
+    """What OneCycleLR ignores: it takes total_steps, which follows from the run, or else both of the others."""
+    given = {key for key in ("total_steps", "epochs", "steps_per_epoch") if part.args.get(key) is not None}
+    if given != {"epochs", "steps_per_epoch"}:
+        for key in sorted(given - {"total_steps"}):
+            yield Problem((*part.at, key), "has no effect: total_steps, which follows from the run, sets the length")
 
 
 def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *, first: bool) -> Iterator[Problem]:

@@ -83,8 +83,8 @@ def length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: i
     """
     if name in COMPOUND_SCHEDULERS and isinstance(args.get("schedulers"), list):
         milestones = args.get("milestones")
-        if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise(milestones)):
-            message = f"should increase, since each is where the next scheduler takes over, got {milestones}"
+        if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise([0, *milestones])):
+            message = f"should increase from 1 on, since each is where the next scheduler takes over, got {milestones}"
             return Problem((*path, "milestones"), message)
         lengths = _part_lengths(milestones, len(args["schedulers"]), length)
         inner = zip(map(name_and_args, args["schedulers"]), lengths, strict=True)

@@ -102,6 +102,7 @@ def test_a_length_that_is_not_the_runs(args: dict[str, Any], key: str | None) ->
             "1.args.total_steps: OneCycleLR is set to 4 steps, but its part of the run has 5",
         ),
         ({}, [3, 3], "milestones: should increase"),
+        ({}, [0], "milestones: should increase from 1 on"),
     ],
 )
 def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], milestones: list[int], says: str) -> None:

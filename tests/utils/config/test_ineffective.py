@@ -49,6 +49,10 @@ def with_args(**args: Any) -> dict[str, Any]:
             {"optimizer": {"type": "Adam", "args": {"betas": [0.8, 0.9]}}, "lr_scheduler": one_cycle()},
             ["optimizer.args.betas: 0.8 has no effect"],
         ),
+        (
+            {"optimizer": {"type": "SGD"}, "lr_scheduler": one_cycle(steps_per_epoch=99, cycle_momentum=False)},
+            ["lr_scheduler.args.steps_per_epoch: has no effect: total_steps, which follows from the run"],
+        ),
         ({"optimizer": SGD, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}}, []),
         ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_norm": 2.0}}, ["trainer.clip_grad_norm"]),
         ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_value": 2.0}}, []),
