@@ -382,4 +382,6 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
             raise ValueError(f"column {name}: {cells[name]!r} is not a number") from error
         except KeyError as error:
             raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
+        if abs(numbers[-1]) > torch.finfo(torch.float32).max:
+            raise ValueError(f"column {name}: {cells[name]!r} is out of range")
     return torch.tensor(numbers, dtype=torch.float32)

@@ -106,7 +106,7 @@ def _walk(folder: str, suffixes: Sequence[str], found: Found, above: tuple[tuple
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if Path(entry).is_dir():  # unlike entry.is_dir(), False for a link to itself
             _walk(entry.path, suffixes, found, (*above, identity))
         elif entry.name.lower().endswith(tuple(suffixes)):
             found.files.append(entry.path)

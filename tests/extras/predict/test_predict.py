@@ -186,6 +186,7 @@ def test_what_cannot_be_read_is_named_and_skipped(ask: Ask, two: Path, monkeypat
     (two / "short.png").write_bytes((two / "0.png").read_bytes()[:60])
     (two / "empty.jpg").touch()
     (two / "link.png").symlink_to(two / "nowhere.png")
+    (two / "self.png").symlink_to("self.png")
     os.mkfifo(two / "pipe.png")
     (two / "bomb.png").write_bytes(header_of_png(30_000, 30_000))
     names = "\n".join(str(two / name) for name in ("gone.png", "1.png"))
@@ -195,11 +196,11 @@ def test_what_cannot_be_read_is_named_and_skipped(ask: Ask, two: Path, monkeypat
     assert [Path(row["file"]).name for row in table((two.parent / "found.csv").read_text())] == [
         "0.png", "1.png", "1.png",
     ]  # fmt: skip
-    for name in ("text", "short", "link", "pipe", "bomb", "gone"):
+    for name in ("text", "short", "link", "self", "pipe", "bomb", "gone"):
         assert len([line for line in errors.splitlines() if line.startswith(f"skipped {two / name}.png: ")]) == 1
     assert f"skipped {two / 'empty.jpg'}: not an image" in errors
     assert "decompression bomb" in errors
-    assert errors.endswith("error: 7 inputs could not be read, as listed above; the others were predicted\n")
+    assert errors.endswith("error: 8 inputs could not be read, as listed above; the others were predicted\n")
     assert "Traceback" not in errors
 
 
