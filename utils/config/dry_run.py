@@ -122,13 +122,17 @@ def _optimizer(
     kind: Any = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
+    def closure() -> torch.Tensor:
+        parameter.grad = parameter.detach() / 2  # LBFGS uses its history only if it is not at the minimum at once
+        return parameter.detach().square().sum() / 4
+
     def make(**args: Any) -> Any:
         optimizer = kind([parameter], **{**others, **args})
-        parameter.grad = torch.ones(1, 1)
+        closure()
         # SparseAdam needs sparse gradients, "capturable" an accelerator
         elsewhere = args.get("capturable") and torch.accelerator.is_available()
         if step and name != "SparseAdam" and not elsewhere:
-            step_unmarked(optimizer, lambda: torch.ones(()))
+            step_unmarked(optimizer, closure)
         return optimizer
 
     optimizer: Optimizer = _build(path, name, make, args)

@@ -58,6 +58,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam rejects this"),
         ("optimizer", {"type": "Adam", "args": {"capturable": True}}, "optimizer.args.capturable: Adam rejects this"),
         ("optimizer", {"type": "AdamW", "args": {"fused": True, "foreach": True}}, "AdamW rejects this"),
+        ("optimizer", {"type": "LBFGS", "args": {"history_size": 0}}, "args.history_size: LBFGS rejects this"),
         ("optimizer", None, 'optimizer: should be a component: {"type": NAME, "args": {...}}, or just its name'),
         ("metrics", None, "metrics: should be a list, got null"),
         ("metrics", ["loss"], 'unknown metric "loss"'),
