@@ -322,6 +322,9 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
         (["trainer.epochs=", "3"], '"trainer.epochs= 3": leave out the spaces'),
         (["trainer.epochs", "=3"], '"trainer.epochs =3": leave out the spaces'),
         (["--init-from", "no_such.pth"], "--init-from no_such.pth: no such file or run folder"),
+        (["-r", "", "trainer.epochs=3"], "an argument after -r is empty; is a shell variable unset?"),
+        (["--check", "--note", "wider"], "--check does not take --note"),
+        (["--list", "--note", "wider"], "--list cannot be combined"),
     ],
 )
 def test_options_that_are_wrong_whatever_the_config_is(words: list[str], says: str) -> None:

@@ -76,6 +76,13 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     listed = "list the components a config can use, or describe one"
     add("--list", nargs="?", const="", metavar="NAME", help=listed)
     options = parse(made, argv)
+    others = options.overrides or options.config or options.check or options.init_from
+    if options.list is not None and (others or {options.resume, options.note} != {None}):
+        raise UserError("--list cannot be combined with other options")
+    if options.check and options.resume is not None:
+        raise UserError("--check does not take -r; it checks a config, such as RUN/config.json with -c")
+    if options.check and options.note is not None:
+        raise UserError("--check does not take --note; it starts no run")
     if options.resume is not None and options.init_from:
         raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
     if options.resume and options.config is not None:
@@ -107,11 +114,6 @@ def inspect(options: argparse.Namespace) -> int | None:
     from utils.paths import PROJECT
 
     refuse_torchrun("--check" if options.list is None else "--list")
-    others = options.overrides or options.config or options.check or options.resume is not None
-    if options.list is not None and others:
-        raise UserError("--list cannot be combined with other options")
-    if options.resume is not None:
-        raise UserError("--check does not take -r; it checks a config, such as RUN/config.json with -c")
     if options.list is not None:
         width = terminal_width(LIST_WIDTH)
         text = load_extra("schema", "--list").listing(options.list, width=width)
@@ -131,7 +133,11 @@ def parse(
 
     inputs: whether words that are not overrides, or that name a file, are inputs.
     """
-    options = parser.parse_intermixed_args(None if argv is None else list(map(str, argv)))
+    words = list(map(str, sys.argv[1:] if argv is None else argv))
+    for before, word in itertools.pairwise(["", *words]):
+        if not word and before != "--note":
+            raise UserError(f"an argument{f' after {before}' if before else ''} is empty; is a shell variable unset?")
+    options = parser.parse_intermixed_args(words)
     if inputs:
         options.inputs = [word for word in options.overrides if not OVERRIDE.match(word) or os.path.lexists(word)]
         options.overrides = [word for word in options.overrides if word not in options.inputs]

@@ -19,8 +19,7 @@ HEAVY = ("torch", "torchvision", "torchmetrics")
 def answer(options: argparse.Namespace) -> None:
     """Raise ConfigError for a typo, or print a --list and raise SystemExit. Returns if there is nothing to answer."""
     if options.list is not None:
-        further = options.overrides or options.config or options.check or options.resume is not None
-        text = None if further else cached_listing(options.list, terminal_width(cli.LIST_WIDTH))
+        text = cached_listing(options.list, terminal_width(cli.LIST_WIDTH))
         if text is not None:
             say(text)
             raise SystemExit(0)

@@ -15,7 +15,7 @@ from extras.early.typos import find_typos
 from tests.configs import SOUND, message
 from tests.helpers import PATIENCE, ROOT
 from utils import cli
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 
 # runs a script as the command does, and prints which heavy modules it has imported
 IMPORTED = """
@@ -216,8 +216,8 @@ def test_a_known_list_is_printed_at_once(
         answer(cli.train_options("about", ["--list", "LeNet"]))
     assert ended.value.code == 0
     assert capsys.readouterr().out == "the text\n"
-    answer(cli.train_options("about", ["--list", "LeNet", "seed=1"]))  # an error, which train.py raises
-    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="--list cannot be combined"):
+        cli.train_options("about", ["--list", "LeNet", "seed=1"])
 
 
 def test_a_config_from_a_pipe_is_left_for_the_run_to_read() -> None:
