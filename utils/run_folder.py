@@ -133,7 +133,10 @@ class RunFolder:
         records = []
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             for line in read_text(self.path / "metrics.jsonl").splitlines():
-                records.append(dict(json.loads(line)))
+                record = dict(json.loads(line))
+                if not all(value is None or isinstance(value, (int, float)) for value in record.values()):
+                    break
+                records.append(record)
         return records
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What lies in a run folder in place of a file: a folder, a pipe, what may not be read. One message, and no waiting."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -109,6 +110,13 @@ def test_an_environment_that_cannot_be_read_is_kept(run: Path) -> None:
     (run / "environment.json").write_text("[1, 2")
     train.main(["-r", str(run), "trainer.epochs=2"])
     assert (run / "environment.json.damaged").read_text() == "[1, 2"
+
+
+def test_an_edited_log_counts_up_to_the_first_value_that_is_not_a_number(run: Path) -> None:
+    records = [{"epoch": 1, "step": 5, "loss": None}, {"epoch": 2, "step": 10, "loss": "low"}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    assert [record["epoch"] for record in RunFolder(run).epochs()] == [1]
+    assert train.main(["-r", str(run), "trainer.epochs=3", "trainer.monitor=min loss"]).epochs == 3
 
 
 @needs_extra("compare")

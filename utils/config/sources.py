@@ -45,13 +45,13 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
     if not isinstance(name, str):
         raise document.error(at, 'should be the path of a config, as in "extends": "base.json"')
     extended = path.parent / name
+    if not extended.is_file():
+        message = f"file not found: {display_path(extended)}; the path is relative to this file"
+        raise document.error(at, message)
     extending = (*extending, path.resolve())
     if extended.resolve() in extending:
         circle = " -> ".join(display_path(file) for file in (*extending, extended))
         raise document.error(at, f"circular inheritance: {circle}")
-    if not extended.is_file():
-        message = f"file not found: {display_path(extended)}; the path is relative to this file"
-        raise document.error(at, message)
     base = _read_extended(extended, extending)
     base.value.pop("$schema", None)  # relative to the other file's folder
     _merge(base, document.sources[()], base.value, document.value, ())

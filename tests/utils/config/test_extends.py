@@ -132,6 +132,8 @@ def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> No
     assert "circle" in message(write("self.json", extends="self.json"))
     assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="no.json"))
     assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="."))
+    (path.parent / "loop.json").symlink_to("loop.json")
+    assert "e.json:2:13: extends: file not found" in message(write("e.json", extends="loop.json"))
     (path.parent / "broken.json").write_text("{")
     assert "broken.json:1:1" in message(write("d.json", extends="broken.json"))
 
