@@ -3,12 +3,14 @@
 They are too common in files to be errors, and cause warnings there; an override is expected to have an effect.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from utils.arguments import parameters
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS
-from utils.registry import SCHEDULERS, TRAINERS
+from utils.registry import METRICS, SCHEDULERS, TRAINERS
 from utils.schema import Config, KeyPath, OptimizerConfig, component_path, name_and_args
 from utils.text import dotted
 
@@ -25,6 +27,7 @@ def ineffective(config: Config) -> Iterator[Problem]:
                 yield from _length(part)
             if part.name in SETS_RATE:
                 yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
+    yield from _of_other_tasks(config)
     yield from _clipping(config)
     yield from _outputs(config)
     for name, component in config.validations.items():
@@ -90,6 +93,19 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
                     f"former, {start}, or {dotted((*part.at, 'cycle_momentum'))} to false"
                 )
                 yield Problem((*place, key), message)
+
+
+def _of_other_tasks(config: Config) -> Iterator[Problem]:
+    """Arguments that a metric of torchmetrics takes for other tasks only, such as the average of a binary F1Score."""
+    for index, metric in enumerate(config.metrics):
+        task, library = metric.args.get("task"), METRICS.from_library(metric.type)
+        of_task = getattr(sys.modules.get(getattr(library, "__module__", "")), f"{task}".title() + metric.type, None)
+        if of_task is None or metric.type in METRICS.own():
+            continue
+        used, known = parameters(of_task), METRICS.parameters(metric.type)
+        for name, value in metric.args.items():
+            if name in known.keys() - used.keys() - {"task"} and value != known[name].default:
+                yield Problem(("metrics", index, "args", name), f'has no effect with "task": "{task}"; leave it out')
 
 
 def _clipping(config: Config) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """Keys without effect: a warning for one in a file, an error for one on the command line."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.config.schedulers import make_scheduler
 from utils.errors import ConfigError
-from utils.registry import SCHEDULERS, TRAINERS
+from utils.registry import METRICS, SCHEDULERS, TRAINERS
 
 WriteConfig = Callable[..., Path]
 SGD = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}
@@ -26,6 +27,10 @@ LOADER: Any = {
 
 def one_cycle(**args: Any) -> dict[str, Any]:
     return {"type": "OneCycleLR", "args": {"max_lr": 0.1, **args}, "interval": "step"}
+
+
+def f1_score(task: str, **args: Any) -> dict[str, Any]:
+    return {"type": "F1Score", "args": {"task": task, **args}}
 
 
 def with_args(**args: Any) -> dict[str, Any]:
@@ -54,6 +59,12 @@ def with_args(**args: Any) -> dict[str, Any]:
             ["lr_scheduler.args.steps_per_epoch: has no effect: total_steps, which follows from the run"],
         ),
         ({"optimizer": SGD, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}}, []),
+        ({"metrics": [f1_score("binary", average="macro")]}, ['args.average: has no effect with "task": "binary"']),
+        ({"metrics": [f1_score("multiclass", average="macro", num_classes=3)]}, []),
+        (
+            {"metrics": [f1_score("multiclass", threshold=0.9, num_classes=3)]},
+            ["metrics.0.args.threshold: has no effect"],
+        ),
         ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_norm": 2.0}}, ["trainer.clip_grad_norm"]),
         ({"optimizer": {**SGD, "clip_grad_norm": 1.0}, "trainer": {"clip_grad_value": 2.0}}, []),
         ({"trainer": {**OFF, "pictures_every": 2}}, ["trainer.pictures_every: has no effect without TensorBoard"]),
@@ -77,6 +88,13 @@ def test_warnings_for_a_file(write_config: WriteConfig, keys: dict[str, Any], sa
     warnings = load_config(write_config(**keys), dry_run=False).warnings()
     assert len(warnings) == len(says)
     assert all(text in warning for text, warning in zip(says, warnings, strict=True))
+
+
+def test_each_metric_with_a_task_has_a_class_for_it() -> None:
+    """By whose name the arguments without effect are found."""
+    for name in METRICS.names():
+        if "task" in METRICS.parameters(name) and name not in METRICS.own():
+            assert hasattr(sys.modules[METRICS[name].__module__], f"Multiclass{name}"), name
 
 
 def test_an_override_without_effect_is_an_error(write_config: WriteConfig) -> None:
