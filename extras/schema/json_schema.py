@@ -35,7 +35,7 @@ PARTIAL = ".partial"  # for a config that extends another, in which nothing is r
 def config_schema() -> Schema:
     """The whole schema, as JSON Schema draft 7, which all editors support."""
     about = "A variable, an environment variable, or a fact of the data: ${NAME}, ${env:NAME}, ${data.NAME}."
-    definitions: Schema = {"reference": {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": about}}
+    definitions: Schema = {"reference": {"type": "string", "pattern": r"\$\{[^{}]+\}", "description": about}}
     for kind, registry in REGISTRIES.items():
         if kind == "validation":  # a data loader
             continue
@@ -135,7 +135,8 @@ def _one_or_several(kind: str, reference: Schema) -> Schema:
         "type": "object",
         "minProperties": 1,
         "properties": dict.fromkeys(keys_of(section), False),
-        "additionalProperties": {"type": "object"},
+        "additionalProperties": {"type": ["object", "string"]},
+        "anyOf": [{"minProperties": 2}, {"additionalProperties": {"type": "object"}}],  # one string: a misspelt "type"
     }
     several = {"type": "object", "additionalProperties": reference}
     return {"if": by_name, "then": several, "else": reference}
