@@ -98,9 +98,12 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *,
 def _of_other_tasks(config: Config) -> Iterator[Problem]:
     """Arguments that a metric of torchmetrics takes for other tasks only, such as the average of a binary F1Score."""
     for index, metric in enumerate(config.metrics):
-        task, library = metric.args.get("task"), METRICS.from_library(metric.type)
+        task = metric.args.get("task")
+        if task is None or metric.type in METRICS.own():  # looking for others imports torchmetrics
+            continue
+        library = METRICS.from_library(metric.type)
         of_task = getattr(sys.modules.get(getattr(library, "__module__", "")), f"{task}".title() + metric.type, None)
-        if of_task is None or metric.type in METRICS.own():
+        if of_task is None:
             continue
         used, known = parameters(of_task), METRICS.parameters(metric.type)
         for name, value in metric.args.items():
