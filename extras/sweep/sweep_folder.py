@@ -20,7 +20,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from extras.letters import short_key
 from extras.records import flat
@@ -31,6 +33,7 @@ from utils.files import lock_file, read_text
 from utils.paths import PROJECT, display_path, project_path
 from utils.run_folder import RunFolder, replace_file
 
+Record = TypeVar("Record")
 TRIAL = re.compile(r"trial-(\d{3,})")
 LOCK_WAIT = 60.0
 """Seconds to wait for another coordinator's claim, which takes milliseconds."""
@@ -77,8 +80,7 @@ class Spec:
 class Outcome:
     """How a trial ended."""
 
-    state: str
-    """ "complete", "pruned" or "failed"."""
+    state: Literal["complete", "pruned", "failed"]
     value: float | None
     """The best monitored value; None if there was none."""
     epoch: int
@@ -93,6 +95,15 @@ class Outcome:
     @property
     def headline(self) -> str:
         return self.reason.partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a trial tries: the content of trial.json."""
+
+    number: int
+    values: dict[str, str]
+    """By key, in override notation."""
 
 
 @dataclass
@@ -204,13 +215,7 @@ class SweepFolder:
 
     def read_spec(self) -> Spec:
         """Raises UserError if sweep.json is damaged."""
-        path = self.path / "sweep.json"
-        try:
-            values = json.loads(read_text(path))
-            values["spaces"] = [Space(**{**space, "values": tuple(space["values"])}) for space in values["spaces"]]
-            return Spec(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+        return _read(self.path / "sweep.json", Spec)
 
     def write_spec(self, spec: Spec) -> None:
         _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
@@ -255,12 +260,12 @@ class SweepFolder:
                 self._trials[int(found[1])] = self._read_trial(self.path / name)
         for trial in self._trials.values():
             if trial.outcome is None and (trial.run.path / "outcome.json").exists():
-                trial.outcome = Outcome(**_read(trial.run.path / "outcome.json"))
+                trial.outcome = _read(trial.run.path / "outcome.json", Outcome, advice=ADVICE_FOR_TRIAL)
         return [self._trials[number] for number in sorted(self._trials)]
 
     def _read_trial(self, path: Path) -> Trial:
-        content = _read(path / "trial.json")
-        return Trial(content["number"], content["values"], RunFolder(path))
+        content = _read(path / "trial.json", Values, advice=ADVICE_FOR_TRIAL)
+        return Trial(content.number, content.values, RunFolder(path))
 
     def create_trial(self, number: int, values: dict[str, str]) -> Trial:
         """Create the run of a trial, for ``train.py -r``. It appears completely or not at all.
@@ -314,6 +319,7 @@ class SweepFolder:
 
 
 ADVICE = "start a new sweep, without -r"
+ADVICE_FOR_TRIAL = "remove the folder of this trial to run it again"
 
 
 def is_running(run: RunFolder) -> bool:
@@ -335,14 +341,16 @@ def as_json(config: dict[str, Any], folder: Path) -> str:
     return json.dumps({**config, **(schema if "$schema" in config else {})}, indent=2) + "\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:
+    """Read what was written as JSON from an object of this class. Raises UserError."""
     try:
-        content = json.loads(read_text(path))
+        return TypeAdapter(kind).validate_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Remove the folder {path.parent} to run this trial again"
-        ) from error
-    return dict(content)
+        reason: object = error
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise UserError(f"{path} is damaged: {reason}; {advice}") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -210,8 +210,17 @@ def test_mistakes(done: Done, capsys: pytest.CaptureFixture[str], words: list[st
 
 
 def test_a_damaged_folder_is_named(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, message in (("sweep.json", "sweep.json is damaged"), ("trial-002/trial.json", "to run this trial again")):
-        copy = shutil.copytree(done.folder, tmp_path / name.replace("/", "-") / "sweep")
-        (copy / name).write_text("{")
+    whole = json.loads((done.folder / "sweep.json").read_text())
+    for number, (name, content, message) in enumerate(
+        (
+            ("sweep.json", "{", "sweep.json is damaged"),
+            ("sweep.json", json.dumps({**whole, "monitor": 3}), "sweep.json is damaged: monitor: "),
+            ("trial-002/trial.json", "{", "remove the folder of this trial to run it again"),
+            ("trial-002/trial.json", "{}", "trial.json is damaged: number: "),
+            ("trial-002/outcome.json", '{"state": "done"}', "outcome.json is damaged: state: "),
+        )
+    ):
+        copy = shutil.copytree(done.folder, tmp_path / str(number) / "sweep")
+        (copy / name).write_text(content)
         assert cli.run(sweep.main, ["-r", str(copy)]) == 2
         assert message in capsys.readouterr().err
