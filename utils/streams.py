@@ -12,6 +12,7 @@ from traceback import format_exception
 from types import TracebackType
 from typing import TextIO
 
+from utils.errors import UserError
 from utils.text import printable
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
@@ -117,9 +118,16 @@ def _write_to_terminal(text: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print lines without control characters, which class and file names may contain."""
-    with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
+    """Print lines without control characters, which class and file names may contain.
+
+    Raises UserError if they cannot be written, as to a file on a full disk.
+    """
+    try:
         print(*map(printable, lines), sep="\n", flush=True)
+    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
+        pass
+    except OSError as error:
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def say_error(message: str) -> None:

@@ -1,5 +1,7 @@
 """Output that nobody takes, in any encoding, with names that would steer a terminal: nothing fails or gets through."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -90,6 +92,16 @@ def test_a_name_that_the_encoding_does_not_have(write_config: Write) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     assert done.stdout.startswith(b"\\uc2e4\\ud5d8\n")
+
+
+def test_a_result_that_cannot_be_printed_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(UserError, match="standard output cannot be written: No space left on device"):
+        train.main(["--list", "LeNet"])
 
 
 @pytest.mark.slow
