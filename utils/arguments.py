@@ -59,8 +59,7 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     If a constructor takes **kwargs, the named parameters of its base classes are included.
     """
     if inspect.isclass(component) and issubclass(component, BaseModel):
-        fields = [of_field(name, field) for name, field in component.model_fields.items()]
-        return {field.name: field for field in fields}
+        return {field.alias or name: of_field(field) for name, field in component.model_fields.items()}
     found: dict[str, inspect.Parameter] = {}
     for signature in _signatures(component):
         for name, parameter in signature.parameters.items():
@@ -74,14 +73,12 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def of_field(name: str, field: FieldInfo) -> inspect.Parameter:
-    """A field of a pydantic model as a parameter of its constructor."""
+def of_field(field: FieldInfo) -> inspect.Parameter:
+    """A field of a pydantic model as a parameter. Without its name: an alias such as "lambda" cannot be one."""
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     default = field.get_default(call_default_factory=True, validated_data={})
     default = inspect.Parameter.empty if field.is_required() else default
-    return inspect.Parameter(
-        field.alias or name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return inspect.Parameter("field", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def annotations(component: Callable[..., Any], name: str) -> tuple[Any, ...]:
@@ -145,7 +142,7 @@ def problems(
     """
     for name, value in args.items():
         if name in known:
-            yield from _type_problems(known[name], value)
+            yield from _type_problems(name, known[name], value)
         elif not takes_any:
             instead = hint(name, known).replace("expected one of:", "it takes:")
             yield (name,), f'{component} has no argument "{name}"; {instead}'
@@ -159,11 +156,11 @@ def problems(
             yield (), f'{component} needs the argument "{name}"{how}{cannot}'
 
 
-def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Problems with the type of an argument's value, one per path."""
+def _type_problems(name: str, parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Problems with the type of the named argument's value, one per path."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
-        yield (parameter.name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
+        yield (name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
         return
     if parameter.default is None and value is None:
         return
@@ -176,7 +173,7 @@ def _type_problems(parameter: inspect.Parameter, value: Any) -> Iterator[tuple[K
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
         for path, messages in found.items():
-            yield (parameter.name, *path), f"{either(messages)}, got {shortened(inside(value, path)[1])}"
+            yield (name, *path), f"{either(messages)}, got {shortened(inside(value, path)[1])}"
 
 
 def in_json_words(message: str) -> str:

@@ -247,7 +247,7 @@ REGISTRIES: dict[str, Registry] = {
 def setting_at(path: KeyPath, component: str | None) -> inspect.Parameter | None:
     """The key of the schema at a path, or the argument of the named component, with its type and default."""
     if field := field_at(path):
-        return of_field(str(path[-1]), field)
+        return of_field(field)
     return REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
 
 

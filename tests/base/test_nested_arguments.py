@@ -211,6 +211,21 @@ def test_a_validator_of_ones_own_speaks_for_itself(fit: Fit) -> None:
         fit(model={"type": "Halved", "args": {"width": 3}})
 
 
+def test_a_setting_may_have_a_name_that_python_reserves(fit: Fit) -> None:
+    class Penalty(pydantic.BaseModel):
+        strength: float = pydantic.Field(1.0, alias="lambda")
+
+    class Penalised(nn.Linear):
+        def __init__(self, *, penalty: Penalty) -> None:
+            super().__init__(6, 3)
+            self.strength = penalty.strength
+
+    with temporarily(MODELS, Penalised):
+        assert fit(model={"type": "Penalised", "args": {"penalty": {"lambda": 2.0}}}).model.strength == 2.0
+        with pytest.raises(ConfigError, match=r'penalty\.lambda: should be a number, got "x"'):
+            fit(model={"type": "Penalised", "args": {"penalty": {"lambda": "x"}}})
+
+
 def test_a_loss_is_made_of_losses(fit: Fit) -> None:
     losses = {"a": "cross_entropy", "b": {"type": "CrossEntropyLoss", "args": {"weight": [1.0, 1.0, 1.0]}}}
     summed = fit(loss={"type": "SumOfLosses", "args": {"losses": losses, "weights": {"a": 0.25, "b": 0.75}}})

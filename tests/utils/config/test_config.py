@@ -273,6 +273,7 @@ def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
         ("name=12345", ("name",), "12345"),
         ("name=1e5", ("name",), "1e5"),
         ("name=true", ("name",), "true"),
+        ("$schema=3", ("schema_path",), "3"),
         ("trainer.save_dir=.5", ("trainer", "save_dir"), ".5"),
         ("trainer.monitor=null", ("trainer", "monitor"), None),
         ("trainer.epochs=3", ("trainer", "epochs"), 3),
